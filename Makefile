@@ -1,0 +1,51 @@
+# For people and for CI alike. Every target first sets up .venv, once, and again when
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+READY := .venv/.ready
+
+# Nothing here may need a model hub: what runs is in the packages and in the repository.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## index a small corpus, ask it questions, show what was reused
+	$(BIN)/ragcache demo
+
+test: $(READY) ## run the tests that need neither a GPU nor minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## run the tests that take minutes (one downloads packages)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(READY) ## formatting, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+bench: $(READY) ## print the tables of numbers
+	$(BIN)/python -m bench
+
+clean: ## remove build products, caches and the demo's store; .venv stays
+	rm -rf build dist ragcache.egg-info .demo .mypy_cache .ruff_cache .pytest_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first, and pinned, so that no other package pulls another build of it.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ragcache needs Python 3.11 or newer, which '$(PYTHON)' is not." \
+	       "Name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  echo "creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "installing torch (the largest download: 200 MB, or some GB where it is the CUDA build) ..."
+	@$(PIP) install --constraint constraints.txt torch
+	@echo "installing ragcache and what it needs (about 220 MB) ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+	@echo "ready: .venv"

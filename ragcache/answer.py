@@ -1,0 +1,225 @@
+"""One question over given chunks: resolve, fuse, decode, account."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ragcache.blend import Blender
+from ragcache.blend.fuse import Fused, fuse
+from ragcache.engine.base import Engine, Prefilled, Step
+from ragcache.errors import ConfigError, StoreError
+from ragcache.precompute import precompute
+from ragcache.resolve import Resolved, StoreSource, chunk_keys, resolve
+from ragcache.store.base import ChunkStore
+from ragcache.store.key import ChunkKey
+from ragcache.types import Answer, ChunkReport, Passage, Prompt, Report, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What it takes to answer: a model, its chunks' KV, and whose they are."""
+
+    engine: Engine
+    store: ChunkStore
+    tenant: str = ""
+    store_misses: bool = True  # keep the KV of chunks that were not at hand, for next time
+
+    def stream(
+        self,
+        prompt: Prompt,
+        blender: Blender,
+        sampling: Sampling,
+        *,
+        passages: Sequence[Passage] = (),
+        retrieval_s: float = 0.0,
+    ) -> AnswerStream:
+        """Start answering. Nothing runs until the stream is read."""
+        return AnswerStream(self, prompt, blender, sampling, tuple(passages), retrieval_s)
+
+
+class AnswerStream:
+    """Pieces of the answer's text as they come; ``answer`` once they are through."""
+
+    def __init__(
+        self,
+        answering: Answering,
+        prompt: Prompt,
+        blender: Blender,
+        sampling: Sampling,
+        passages: tuple[Passage, ...],
+        retrieval_s: float,
+    ) -> None:
+        self._with, self._prompt, self._blender = answering, prompt, blender
+        self._sampling, self._passages, self._retrieval_s = sampling, passages, retrieval_s
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        began = time.perf_counter()
+        fusion = _Fusion(self._with, self._prompt, self._blender, self._sampling.max_tokens)
+        steps: list[Step] = []
+        ttft = 0.0
+        for step in self._with.engine.decode(fusion.prefilled, self._sampling):
+            ttft = ttft or time.perf_counter() - began
+            steps.append(step)
+            if step.text:
+                yield step.text
+        total = time.perf_counter() - began
+        if self._with.store_misses:
+            fusion.store_misses()
+        report = replace(
+            fusion.report(self._passages),
+            ttft_s=ttft,
+            total_s=total,
+            retrieval_s=self._retrieval_s,
+        )
+        self._answer = Answer(
+            text="".join(step.text for step in steps),
+            tokens=tuple(step.token for step in steps),
+            stopped=steps[-1].stopped or "length",
+            passages=self._passages,
+            report=report,
+        )
+
+    @property
+    def answer(self) -> Answer:
+        """The finished answer; reads the rest of the stream if nobody has begun to."""
+        if self._answer is None:
+            for _ in self:
+                pass
+        assert self._answer is not None
+        return self._answer
+
+
+class _Fusion:
+    """The prefill of one request, with what went otherwise than asked."""
+
+    def __init__(self, given: Answering, prompt: Prompt, blender: Blender, room: int) -> None:
+        self.given, self.blender, self.room = given, blender, room
+        self.fallbacks: list[str] = []
+        self.rotten: list[ChunkKey] = []  # records that failed while they were read
+        self.resolved, self.fused = self._run(self._with_all_chunks(prompt))
+
+    @property
+    def prefilled(self) -> Prefilled:
+        return self.fused.prefilled
+
+    def _with_all_chunks(self, prompt: Prompt) -> Prompt:
+        """Overlapping chunks cannot be computed in place: encode what is missing first."""
+        if self.blender.placement == "overlapping":
+            _check_window(self.given.engine, prompt)
+            keys = chunk_keys(
+                prompt, self.given.engine.fingerprint, self.blender.behind, self.given.tenant
+            )
+            done = precompute(self.given.engine, self.given.store, keys)
+            if done.encoded:
+                self.fallbacks.append(f"{done.encoded} chunks were not stored: encoded first")
+        return prompt
+
+    def _run(self, prompt: Prompt) -> tuple[Resolved, Fused]:
+        """Fuse; a record that fails while it is read is dropped, and the fusion begins again."""
+        given, unusable = self.given, set[bytes]()
+        while True:
+            resolved = resolve(
+                prompt,
+                self.blender,
+                given.store,
+                given.engine.fingerprint,
+                tenant=given.tenant,
+                unusable=unusable,
+            )
+            try:
+                return resolved, self._fuse(resolved)
+            except StoreError as error:
+                if error.key is None or error.key in unusable:
+                    raise
+                unusable.add(error.key)
+                number = resolved.number_of(error.key)
+                self.rotten.append(resolved.prefix_key if number is None else resolved.keys[number])
+                what = "the prefix" if number is None else f"chunk {number + 1}"
+                self.fallbacks.append(f"{what} was recomputed: {error}")
+
+    def _fuse(self, resolved: Resolved) -> Fused:
+        capture = sorted(resolved.misses) if self.blender.behind == "context" else []
+        with StoreSource(self.given.store, resolved.stored) as source:
+            return fuse(
+                self.given.engine,
+                self.blender,
+                resolved.layout,
+                source,
+                room=self.room,
+                capture=capture if self.given.store_misses else (),
+            )
+
+    def store_misses(self) -> None:
+        """Store the KV of the chunks, and of the prefix, that were not at hand."""
+        engine, store = self.given.engine, self.given.store
+        if self.blender.behind == "nothing":
+            return
+        for key in self.rotten:
+            store.delete(key)
+        if self.fused.captured:
+            missed = [self.resolved.keys[i] for i in sorted(self.resolved.misses)]
+            for key, kv in zip(missed, self.fused.captured, strict=True):
+                store.put(key, kv)
+        elif self.resolved.misses:
+            precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
+        if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
+            precompute(engine, store, [self.resolved.prefix_key])
+
+    def report(self, passages: Sequence[Passage]) -> Report:
+        fused, layout, prompt = self.fused, self.fused.layout, self.fused.layout.prompt
+        names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
+        chunks = tuple(
+            self._chunk_report(i, name) for i, name in enumerate(names[: len(prompt.chunks)])
+        )
+        recomputed = len(fused.chosen[-1])
+        return Report(
+            mode=self.blender.name,
+            parameters=self.blender.parameters,
+            prefix_tokens=len(prompt.prefix),
+            chunk_tokens=sum(map(len, prompt.chunks)),
+            question_tokens=len(prompt.question),
+            reused_tokens=len(layout.reusable) - recomputed,
+            recomputed_tokens=recomputed,
+            charged_budget=fused.charged_budget,
+            bytes_loaded=sum(layer.load_bytes for layer in fused.layers),
+            ttft_s=0.0,
+            total_s=0.0,
+            chunks=chunks,
+            layers=fused.layers,
+            fallbacks=(*self.fallbacks, *self._missed()),
+        )
+
+    def _missed(self) -> list[str]:
+        """One sentence per reason why chunks of this prompt were computed and not loaded."""
+        if self.blender.behind == "nothing":
+            return []
+        misses = list(self.resolved.misses.values())
+        first = {miss.reason: miss for miss in reversed(misses)}
+        count = Counter(miss.reason for miss in misses)
+        return [
+            f"{count[reason]} of {len(self.resolved.keys)} chunks computed, not loaded: {reason}"
+            + (f" ({miss.detail})" if miss.detail else "")
+            for reason, miss in first.items()
+        ]
+
+    def _chunk_report(self, index: int, name: str) -> ChunkReport:
+        start, stop = self.fused.layout.prompt.spans[index]
+        tokens = stop - start
+        if (miss := self.resolved.misses.get(index)) is not None:
+            return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
+        rows = [int(((c >= start) & (c < stop)).sum()) for c in self.fused.chosen]
+        return ChunkReport(name, tokens, rows[-1], sum(rows) / (tokens * len(rows)))
+
+
+def _check_window(engine: Engine, prompt: Prompt) -> None:
+    """Raise ConfigError where overlapping positions would fool a sliding window."""
+    window = engine.sliding_window
+    if window is not None and len(prompt) > window:
+        raise ConfigError(
+            f"overlapping positions cannot be used: {engine.name} has layers that see {window} "
+            f"tokens, and this prompt has {len(prompt)}. Use positions=consecutive."
+        )

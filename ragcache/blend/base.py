@@ -1,0 +1,137 @@
+"""The contract of a blender: where stored KV goes, and which of its rows are computed afresh."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from ragcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.types import Prompt
+
+#: What a chunk's stored KV must have been computed behind: the prompt's prefix alone, everything
+#: that stands before the chunk in this prompt, or nothing stored is used at all.
+Behind = Literal["prefix", "context", "nothing"]
+Positions = Literal["consecutive", "overlapping"]
+
+
+class KVSource(Protocol):
+    """Stored KV of a prompt's loaded parts, asked for layer by layer, in order, once each."""
+
+    def layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Per loaded part, keys before RoPE and values, each (kv_heads, n, head_dim)."""
+
+    @property
+    def bytes_loaded(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt with what is known of it. Row sets are sorted int64 tensors on the CPU."""
+
+    prompt: Prompt
+    loaded: tuple[bool, ...]  # per chunk: is its KV at hand?
+    prefix_loaded: bool
+    positions: tuple[int, ...]  # of every row
+
+    @cached_property
+    def reusable(self) -> Tensor:
+        """Rows of chunks whose KV is loaded. A blender chooses among these, and no others."""
+        import torch
+
+        spans = zip(self.prompt.spans, self.loaded, strict=True)
+        rows = [torch.arange(a, b) for (a, b), here in spans if here]
+        return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+
+    @cached_property
+    def fresh(self) -> Tensor:
+        """Rows computed at every layer whatever the blender says: question and missing parts."""
+        import torch
+
+        every = torch.ones(len(self.prompt), dtype=torch.bool)
+        every[self.reusable] = False
+        if self.prefix_loaded:
+            every[: len(self.prompt.prefix)] = False
+        return every.nonzero()[:, 0]
+
+
+class Selector(ABC):
+    """Names the reusable rows that are computed, layer by layer. The set only shrinks."""
+
+    @abstractmethod
+    def first(self) -> Tensor:
+        """Reusable rows computed at layer 0; sorted int64."""
+
+    def compares(self, layer: int) -> bool:
+        """Whether :meth:`narrow` is to be called at this layer."""
+        return False
+
+    def narrow(self, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        """Rows to go on with from the next layer: a sorted subset of ``rows``.
+
+        ``fresh`` and ``stored`` are keys (after RoPE) and values of ``rows`` at this layer, as
+        computed now and as loaded, each (kv_heads, len(rows), head_dim).
+        """
+        raise NotImplementedError
+
+
+KVPair = tuple["Tensor", "Tensor"]
+
+
+@dataclass(frozen=True)
+class Chosen(Selector):
+    """The same rows at every layer."""
+
+    rows: Tensor
+
+    def first(self) -> Tensor:
+        return self.rows
+
+
+@dataclass(frozen=True)
+class Blender(ABC):
+    """A fusion method. Fields are its paper's parameters, with the paper's defaults."""
+
+    name: ClassVar[str]
+    behind: ClassVar[Behind] = "prefix"
+
+    @abstractmethod
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        """Choose rows for one prompt of a model of ``layers`` layers.
+
+        Raises ConfigError, before any work, if the method cannot be used with this model.
+        """
+
+    @property
+    def placement(self) -> Positions:
+        """``overlapping``: every chunk starts right after the prefix, the question behind the
+        longest of them. Such a prompt needs the KV of all its chunks."""
+        return "consecutive"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def check_ratio(ratio: float, name: str = "recompute_ratio") -> None:
+    """Raise ConfigError unless ``ratio`` is in [0, 1]."""
+    if not (isinstance(ratio, (int, float)) and 0 <= ratio <= 1):
+        raise ConfigError(
+            f"{name} is {ratio}: it is the share of chunk tokens to recompute, from 0 to 1"
+        )
+
+
+def positions(prompt: Prompt, placement: Positions) -> tuple[int, ...]:
+    """The position of every row of ``prompt`` (see :attr:`Blender.placement`)."""
+    if placement == "consecutive":
+        return tuple(range(len(prompt)))
+    start = len(prompt.prefix)
+    end = start + max(map(len, prompt.chunks), default=0)
+    chunks = (range(start, start + len(chunk)) for chunk in prompt.chunks)
+    rows = [*range(start), *(p for chunk in chunks for p in chunk)]
+    return (*rows, *range(end, end + len(prompt.question)))

@@ -1,0 +1,91 @@
+"""CacheBlend: recompute the tokens whose KV deviates most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_ratio
+from ragcache.errors import ConfigError
+
+Deviation = Literal["v", "k", "kv"]
+
+
+@dataclass(frozen=True)
+class CacheBlend(Blender):
+    """Recompute the tokens whose KV deviates most from full prefill.
+
+    Yao et al., EuroSys 2025, arXiv:2405.16444. The first layers are computed in full up to
+    ``check_layer``; there the deviation of a token is the squared difference of its fresh and
+    stored KV, summed over heads and dimensions, and the ``recompute_ratio`` of the chunk tokens
+    with the highest go on.
+
+    ``deviation``: of values (``v``, the released code), keys (``k``, LMCache) or both (``kv``,
+    the paper). ``gradual``: the paper's gradual filtering, which keeps a little more than the
+    ratio at the check layer and drops the least deviating survivors at every layer after it, so
+    that the mean over those layers is the ratio; ``False`` is the single cut of the released
+    code. Needs more layers than ``check_layer`` + 1.
+    """
+
+    recompute_ratio: float = 0.15
+    deviation: Deviation = "v"
+    gradual: bool = False
+    check_layer: int = 1
+    name: ClassVar[str] = "cacheblend"
+
+    def __post_init__(self) -> None:
+        check_ratio(self.recompute_ratio)
+        if self.deviation not in get_args(Deviation):
+            known = ", ".join(get_args(Deviation))
+            raise ConfigError(f"deviation is {self.deviation!r}: it must be one of {known}")
+        if self.check_layer < 0:
+            raise ConfigError(f"check_layer is {self.check_layer}: it must be 0 or more")
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        if layers < self.check_layer + 2:
+            raise ConfigError(
+                f"cacheblend checks layer {self.check_layer} and needs a layer behind it, but the "
+                f"model has {layers}. Use a lower check_layer, or mode reuse or full."
+            )
+        if self.recompute_ratio == 0:  # nothing will be chosen: do not pay for looking
+            return Chosen(layout.reusable[:0])
+        after = layers - self.check_layer - 1
+        ratios = _gradual(self.recompute_ratio, after) if self.gradual else [self.recompute_ratio]
+        counts = [int(r * len(layout.reusable)) for r in ratios]
+        return _MostDeviating(layout.reusable, counts, self.check_layer, self.deviation)
+
+
+def _gradual(ratio: float, layers: int) -> list[float]:
+    """Ratios falling in equal steps over ``layers``, their mean ``ratio``, none above 1."""
+    spread = min(ratio / 2, 1 - ratio)
+    steps = torch.linspace(spread, -spread, layers, dtype=torch.float64)
+    return [ratio + float(s) for s in steps]
+
+
+@dataclass
+class _MostDeviating(Selector):
+    """Keeps ``counts[i]`` rows at the i-th comparison; counts never grow."""
+
+    every: Tensor
+    counts: list[int]
+    check_layer: int
+    deviation: Deviation
+    _done: int = field(default=0, init=False)
+
+    def first(self) -> Tensor:
+        return self.every
+
+    def compares(self, layer: int) -> bool:
+        return 0 <= layer - self.check_layer < len(self.counts)
+
+    def narrow(self, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        count = self.counts[self._done]
+        self._done += 1
+        difference = torch.zeros(len(rows), device=fresh[0].device)
+        for which, new, old in zip("kv", fresh, stored, strict=True):
+            if which in self.deviation:
+                difference += (new.float() - old.float()).square().sum((0, 2))
+        return rows[difference.topk(min(count, len(rows))).indices.sort().values.cpu()]

@@ -1,0 +1,19 @@
+"""Full prefill: the reference for quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ragcache.blend.base import Behind, Blender, Chosen, Layout, Selector
+
+
+@dataclass(frozen=True)
+class Full(Blender):
+    """Compute every row of the prompt; load nothing."""
+
+    name: ClassVar[str] = "full"
+    behind: ClassVar[Behind] = "nothing"
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        return Chosen(layout.reusable)

@@ -1,0 +1,136 @@
+"""Fusion: walk the layers once, placing stored KV and computing the rows that were chosen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ragcache.blend.base import Blender, KVPair, KVSource, Layout, Selector
+from ragcache.types import ChunkKV, LayerTrace
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import Engine, LayerView, Prefilled
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A fused prompt, ready to decode, and the account of how it came to be."""
+
+    prefilled: Prefilled
+    layout: Layout
+    layers: tuple[LayerTrace, ...]
+    chosen: tuple[Tensor, ...]  # per layer, the reusable rows that were computed
+    captured: tuple[ChunkKV, ...] = ()  # of the chunks that were asked for
+
+    @property
+    def charged_budget(self) -> float:
+        """sum_l |A_l & reusable| / (L * reusable); 1 where nothing was reusable."""
+        reusable = len(self.layout.reusable)
+        if reusable == 0:
+            return 1.0
+        return sum(map(len, self.chosen)) / (len(self.chosen) * reusable)
+
+
+def fuse(
+    engine: Engine,
+    blender: Blender,
+    layout: Layout,
+    source: KVSource,
+    *,
+    room: int = 1,
+    capture: Sequence[int] = (),
+) -> Fused:
+    """Prefill ``layout.prompt`` with the stored KV of ``source`` under ``blender``.
+
+    ``source`` yields the prefix first, if it is loaded, then the loaded chunks in order. Every
+    question row is computed at every layer, and so is every row whose KV is not at hand.
+    ``capture`` numbers chunks whose KV, as it comes to stand in this prompt, is to be returned.
+    Raises StoreError if ``source`` cannot read what it had promised.
+    """
+    walk = FusionWalk(blender.selector(layout, engine.spec.layers), layout, source, capture)
+    prefilled = engine.prefill(layout.prompt.tokens, walk, positions=layout.positions, room=room)
+    return Fused(prefilled, layout, walk.finish(), tuple(walk.chosen), walk.captured())
+
+
+class FusionWalk:
+    """The Walk of one fusion. At layer l it computes ``fresh | chosen_l``."""
+
+    def __init__(
+        self, selector: Selector, layout: Layout, source: KVSource, capture: Sequence[int] = ()
+    ) -> None:
+        self.selector, self.layout, self.source = selector, layout, source
+        self._captured: dict[int, list[KVPair]] = {index: [] for index in capture}
+        self.chosen: list[Tensor] = []
+        self._next = selector.first()
+        self._starts = _starts(layout)
+        self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
+        self._traces: list[LayerTrace] = []
+        self._began = self._waited = 0.0
+        self._bytes = 0
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        self._close()
+        self._began = time.perf_counter()
+        chosen = self._next
+        self.chosen.append(chosen)
+        parts = self.source.layer(layer) if self._starts else []
+        self._waited = time.perf_counter() - self._began
+        for start, (keys, values) in zip(self._starts, parts, strict=True):
+            kv.place(start, keys, values)
+        self._view = kv
+        self._stored = kv.read(chosen) if self.selector.compares(layer) else None
+        self._rows = torch.cat([self.layout.fresh, chosen]).sort().values
+        return self._rows
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        for index, taken in self._captured.items():
+            taken.append(self._view.take(*self.layout.prompt.spans[index]))
+        if self._stored is None:
+            return
+        local = torch.searchsorted(self._rows, self.chosen[-1]).to(keys.device)
+        fresh = keys.index_select(1, local), values.index_select(1, local)
+        self._next = self.selector.narrow(self.chosen[-1], fresh, self._stored)
+        self._stored = None
+
+    def finish(self) -> tuple[LayerTrace, ...]:
+        """The trace, once the walk is over."""
+        self._close()
+        return tuple(self._traces)
+
+    def captured(self) -> tuple[ChunkKV, ...]:
+        """KV of the chunks to capture, in the order they were asked for."""
+        return tuple(
+            ChunkKV(
+                self.layout.prompt.chunks[index],
+                tuple(k for k, _ in taken),
+                tuple(v for _, v in taken),
+            )
+            for index, taken in self._captured.items()
+        )
+
+    def _close(self) -> None:
+        """Write down the layer that has just been computed."""
+        if len(self._traces) == len(self.chosen):
+            return
+        loaded = self.source.bytes_loaded if self._starts else 0
+        trace = LayerTrace(
+            rows=len(self._rows),
+            charged=len(self.chosen[-1]),
+            load_bytes=loaded - self._bytes,
+            wait_s=self._waited,
+            compute_s=time.perf_counter() - self._began - self._waited,
+        )
+        self._bytes = loaded
+        self._traces.append(trace)
+
+
+def _starts(layout: Layout) -> list[int]:
+    """First row of every loaded part, in the source's order."""
+    spans = zip(layout.prompt.spans, layout.loaded, strict=True)
+    prefix = [0] if layout.prefix_loaded and layout.prompt.prefix else []
+    return prefix + [start for (start, _), here in spans if here]

@@ -1,0 +1,34 @@
+"""Naive reuse: the fastest, and the floor for quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from ragcache.blend.base import Blender, Chosen, Layout, Positions, Selector
+from ragcache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Reuse(Blender):
+    """Place every chunk's KV and compute nothing but the question.
+
+    ``positions``: ``consecutive`` puts chunks where they stand in the prompt; ``overlapping``
+    starts every chunk right after the prefix (parallel encoding: APE with T = S = 1, Yang et
+    al., ICLR 2025, arXiv:2502.05431).
+    """
+
+    positions: Positions = "consecutive"
+    name: ClassVar[str] = "reuse"
+
+    def __post_init__(self) -> None:
+        if self.positions not in get_args(Positions):
+            known = " or ".join(get_args(Positions))
+            raise ConfigError(f"positions is {self.positions!r}: it must be {known}")
+
+    @property
+    def placement(self) -> Positions:
+        return self.positions
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        return Chosen(layout.reusable[:0])

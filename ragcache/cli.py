@@ -1,0 +1,210 @@
+"""The command line: index, query, eval, demo, models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ragcache import show
+from ragcache.errors import RagCacheError
+from ragcache.settings import Settings
+
+app = typer.Typer(
+    help="Reuse the KV of retrieved chunks in any RAG prompt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Model folder or hub name; default: the store's own, or `tiny`."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Ratio = Annotated[float | None, typer.Option(help="Share of chunk tokens to recompute, 0 to 1.")]
+
+
+def main() -> None:
+    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback."""
+    try:
+        app()
+    except RagCacheError as error:
+        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    embedder: Annotated[str | None, typer.Option(help="sentence-transformers model.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
+    skip_errors: Annotated[
+        bool, typer.Option(help="Report documents that cannot be read, and go on.")
+    ] = False,
+) -> None:
+    """Split, embed and precompute documents. Run again, it does only what is missing."""
+    from ragcache.retriever.source import read
+
+    errors: list[Any] = []
+    documents = list(read(paths, on_error=errors.append if skip_errors else None))
+    for error in errors:
+        err.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
+    settings = Settings.load(
+        store=store,
+        model=model,
+        device=device,
+        dtype=dtype,
+        embedder=embedder,
+        chunk_tokens=chunk_tokens,
+    )
+    with _opened(settings) as cache, show.progress(err) as told:
+        added = cache.add(documents, progress=told)
+    done = added.precomputed
+    out.print(
+        f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "
+        f"unchanged; KV of {done.encoded} chunks computed ({done.tokens} tokens, "
+        f"{show.size(done.payload_bytes)}), {done.stored} were there; {done.seconds:.1f} s",
+        highlight=False,
+    )
+
+
+@app.command()
+def query(
+    question: str,
+    store: Store = None,
+    model: Model = None,
+    mode: Annotated[
+        str | None, typer.Option(help="full, prefix, reuse, cacheblend or random.")
+    ] = None,
+    ratio: Ratio = None,
+    top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    explain: Annotated[bool, typer.Option(help="Show what was reused, and the cost.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer a question from the indexed documents; the answer streams."""
+    from ragcache.types import Sampling
+
+    settings = Settings.load(
+        store=store,
+        model=model,
+        mode=mode,
+        ratio=ratio,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        device=device,
+        dtype=dtype,
+    )
+    sampling = Sampling(
+        settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
+    )
+    with _opened(settings, must_exist=True) as cache:
+        stream = cache.stream(question, sampling=sampling)
+        for piece in stream:
+            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        out.print()
+    answer = stream.answer
+    for note in answer.report.fallbacks:
+        err.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+    if explain:
+        out.print(show.summary(answer), highlight=False)
+        out.print(show.chunk_table(answer))
+        out.print(show.layer_table(answer.report))
+
+
+@app.command("eval")
+def evaluate(
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="prompts.jsonl or CacheBlend's JSON; default: the small world."),
+    ] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="Modes; default: all.")] = None,
+    ratio: Ratio = None,
+    limit: Annotated[int | None, typer.Option(help="Questions; default: all.")] = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """Quality and cost of every mode over questions with given chunks."""
+    from ragcache.dataset import load, take
+    from ragcache.evaluate import compare, modes
+    from ragcache.models import world
+
+    settings = Settings.load(model=model, device=device, dtype=dtype)
+    chosen = modes(mode, ratio)
+    path = dataset or world("prompts.jsonl")
+    contexts = load(path)
+    contexts = take(contexts, limit) if limit is not None else contexts
+    with show.progress(err) as told:
+        scores = compare(settings, contexts, chosen, max_tokens=max_tokens, progress=told)
+    out.print(show.score_table(scores, path.name))
+    if json_file is not None:
+        json_file.write_text(json.dumps([s.summary() for s in scores], indent=2) + "\n")
+
+
+@app.command()
+def demo(
+    questions: Annotated[int, typer.Option(help="Held-out questions in the table.")] = 200,
+) -> None:
+    """Index, precompute, ask in every mode, compare: no GPU, no model hub."""
+    from ragcache.demo import run
+
+    run(out, err, questions)
+
+
+@app.command()
+def models(model: Model = None, store: Store = None, device: Device = None) -> None:
+    """What a model's KV depends on, what it costs, and how much of a store it can use."""
+    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.models import TINY, model_path
+    from ragcache.store.lmdb import LmdbStore
+
+    settings = Settings.load(model=model, store=store, device=device)
+    name = settings.model or TINY
+    engine = TransformersEngine.load(model_path(name), device=settings.device)
+    spec = engine.spec
+    out.print(f"[bold]{engine.fingerprint}[/]", highlight=False)
+    out.print(
+        f"{spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, {spec.dtype}; "
+        f"{show.size(spec.chunk_bytes(1))} per token; context of {engine.context_tokens} tokens",
+        highlight=False,
+    )
+    for key, value in engine.fingerprint.fields:
+        out.print(f"  {key:10} {value}", highlight=False, soft_wrap=True)
+    if settings.store.exists():
+        with LmdbStore(settings.store, readonly=True) as chunks:
+            for built, count in chunks.stats().fingerprints.items():
+                out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
+
+
+def _opened(settings: Settings, *, must_exist: bool = False) -> Any:
+    from ragcache.errors import StoreError
+    from ragcache.pipeline import RagCache
+
+    if must_exist and not settings.store.exists():
+        raise StoreError(
+            f"there is no store in {settings.store}. Make one: ragcache index PATH... "
+            f"--store {settings.store}"
+        )
+    return RagCache.open(settings.store, settings=settings)

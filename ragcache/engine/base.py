@@ -1,0 +1,109 @@
+"""The contract of an engine: what fusion needs of whatever runs the model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.engine.template import PromptTemplate
+    from ragcache.types import ChunkKV, Fingerprint, KVSpec, Sampling, Tokens
+
+
+class LayerView(Protocol):
+    """One layer's KV of the prompt, while the walk stands in front of that layer."""
+
+    def place(self, start: int, keys: Tensor, values: Tensor) -> None:
+        """Write stored KV into rows ``start:start + n``.
+
+        ``keys`` (before RoPE) and ``values`` are (kv_heads, n, head_dim), on any device; keys are
+        rotated to the positions of those rows, in float32, and cast once.
+        """
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of keys (after RoPE) and values of ``rows``, each (kv_heads, n, head_dim)."""
+
+    def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The inverse of ``place``: keys before RoPE and values of rows ``start:stop``, on the
+        host. Fresh rows are there once ``Walk.after`` is called."""
+
+
+class Walk(Protocol):
+    """Decides which rows are computed. An engine calls it around every layer, in order."""
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        """Place what is known of this layer; return the rows to compute.
+
+        Rows are a sorted int64 tensor on any device, a subset of those of the layer before, and
+        end with the prompt's last row. Every row that is not returned must have been placed.
+        """
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Fresh keys (after RoPE) and values of those rows, each (kv_heads, n, head_dim).
+
+        Called before attention; they are in the layer's KV already.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A prompt that is ready to be continued. Used up by one ``decode``."""
+
+    logits: Tensor  # (vocabulary,), float32, of the prompt's last row
+    kv: Any  # the engine's own; rows for the answer are reserved in it
+    next_position: int  # of the first generated token
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoded token. ``text`` may be empty while a character or stop string is open."""
+
+    token: int
+    text: str
+    stopped: Literal["", "eos", "stop", "length"] = ""
+
+
+class Engine(ABC):
+    """A loaded model."""
+
+    name: str
+    spec: KVSpec
+    fingerprint: Fingerprint
+    template: PromptTemplate
+    context_tokens: int  # longest prompt and answer together
+    sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
+
+    @abstractmethod
+    def tokenize(self, text: str) -> Tokens:
+        """Ids of ``text`` alone: no BOS, no EOS, nothing added."""
+
+    @abstractmethod
+    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+        """KV of every chunk, each computed behind ``behind`` alone, whose rows are dropped.
+
+        Keys are before RoPE. Raises PromptError for an empty chunk or one beyond the context.
+        """
+
+    @abstractmethod
+    def prefill(
+        self,
+        tokens: Tokens,
+        walk: Walk | None = None,
+        *,
+        positions: Sequence[int] | None = None,
+        room: int = 1,
+    ) -> Prefilled:
+        """Run the prompt through the model; ``walk=None`` computes every row (full prefill).
+
+        ``positions`` (one per token, default 0, 1, ...) must not decrease over computed rows.
+        ``room`` rows are reserved for the answer. Raises PromptError when the prompt and ``room``
+        do not fit the context.
+        """
+
+    @abstractmethod
+    def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
+        """Generate until EOS, a stop string or ``sampling.max_tokens``; the last step says why."""

@@ -1,0 +1,115 @@
+"""Streaming decode from a prefilled prompt: sampling, stop strings, whole characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from ragcache.engine.base import Prefilled, Step
+from ragcache.types import Sampling
+
+
+def decode(model: Any, tokenizer: Any, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
+    """See :meth:`Engine.decode`. The EOS token itself is a step without text, and bytes that do
+    not make a whole character by the end are left out."""
+    pick = _Sampler(sampling)
+    stream = DecodeStream(skip_special_tokens=True)
+    stops = StopStrings(tuple(sampling.stop))
+    ends = _eos(model, tokenizer)
+    logits, position = prefilled.logits, prefilled.next_position
+    for count in range(1, sampling.max_tokens + 1):
+        token = pick(logits)
+        if token in ends:
+            yield Step(token, stops.flush(), "eos")
+            return
+        text, hit = stops.push(stream.step(tokenizer.backend_tokenizer, token) or "")
+        if hit:
+            yield Step(token, text, "stop")
+            return
+        if count == sampling.max_tokens:
+            yield Step(token, text + stops.flush(), "length")
+            return
+        yield Step(token, text)
+        logits, position = _next(model, prefilled.kv, token, position), position + 1
+
+
+@torch.inference_mode()
+def _next(model: Any, kv: Any, token: int, position: int) -> Tensor:
+    """Logits (vocabulary,) behind one more token."""
+    kv.begin(1)
+    ids = torch.tensor([[token]], device=model.device)
+    place = torch.tensor([[position]], device=model.device)
+    out = model(ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1)
+    logits: Tensor = out.logits[0, -1].float()
+    return logits
+
+
+class _Sampler:
+    """Greedy at temperature 0; else temperature, then top-p, then a seeded draw."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        self.warpers: list[Any] = []
+        self.greedy = sampling.temperature == 0
+        if not self.greedy:
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
+        self.random = torch.Generator()
+        if sampling.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(sampling.seed)
+
+    def __call__(self, logits: Tensor) -> int:
+        if self.greedy:
+            return int(logits.argmax())
+        scores = logits[None].cpu()
+        for warp in self.warpers:
+            scores = warp(None, scores)
+        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.random))
+
+
+class StopStrings:
+    """Lets text through until a stop string appears; holds back what may be the start of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that is safe to show, and whether a stop string ended it (it is not shown)."""
+        self.held += text
+        hits = [at for s in self.stops if (at := self.held.find(s)) >= 0]
+        if hits:
+            shown, self.held = self.held[: min(hits)], ""
+            return shown, True
+        keep = max((_overlap(self.held, s) for s in self.stops), default=0)
+        cut = len(self.held) - keep
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown, False
+
+    def flush(self) -> str:
+        """What was held back, when no more text will come."""
+        shown, self.held = self.held, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )
+
+
+def _eos(model: Any, tokenizer: Any) -> set[int]:
+    """End tokens of the generation config and the tokenizer."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = set(ids) if isinstance(ids, (list, tuple)) else {ids}
+    ends.add(tokenizer.eos_token_id)
+    return {e for e in ends if e is not None}

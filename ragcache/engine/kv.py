@@ -1,0 +1,84 @@
+"""The KV of one prompt, in place from the first layer to the last generated token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+Fresh = Callable[[int, Tensor, Tensor], None]
+
+
+class PlacedKV(Cache):
+    """A Hugging Face cache whose rows have their place before they are computed.
+
+    Per layer one buffer of ``capacity`` rows. ``rows`` names the rows that the running forward
+    computes (None: the last ones, in order); ``update`` scatters their KV there and hands the
+    attention all ``length`` rows. Nothing is copied between prefill and decode.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        super().__init__(layers=[])
+        self.capacity = capacity
+        self.length = 0  # rows that attention sees
+        self.start = 0  # first row of the running forward
+        self.rows: Tensor | None = None
+        self.on_fresh: Fresh | None = None
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+
+    def begin(self, tokens: int) -> None:
+        """Open a forward over the next ``tokens`` rows."""
+        assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
+        self.start, self.length = self.length, self.length + tokens
+
+    def buffers(self, layer: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The layer's (batch, kv_heads, capacity, head_dim) buffers, made on first use."""
+        keys, values = self._keys[layer], self._values[layer]
+        if keys is None or values is None:
+            keys, values = (
+                torch.zeros(*t.shape[:2], self.capacity, t.shape[3], dtype=t.dtype, device=t.device)
+                for t in like
+            )
+            self._keys[layer], self._values[layer] = keys, values
+        return keys, values
+
+    def filled(self, layer: int) -> bool:
+        """Whether the model has ever asked for this layer."""
+        return self._keys[layer] is not None
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self.buffers(layer_idx, (key_states, value_states))
+        if self.rows is None:
+            end = self.start + key_states.shape[2]
+            keys[:, :, self.start : end] = key_states
+            values[:, :, self.start : end] = value_states
+        else:
+            keys.index_copy_(2, self.rows, key_states)
+            values.index_copy_(2, self.rows, value_states)
+        if self.on_fresh is not None:
+            self.on_fresh(layer_idx, key_states, value_states)
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.start
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return self.capacity
+
+    @property
+    def is_compileable(self) -> bool:
+        return False

@@ -1,0 +1,84 @@
+"""From texts to a Prompt: the chat template split once, every part tokenised alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ragcache.errors import ModelError, PromptError
+from ragcache.types import Prompt, Tokens
+
+SYSTEM = "Use the notes to answer the question."
+SEPARATOR = "\n\n"  # ends the instructions and every chunk
+_MARK = "<<ragcache-context>>"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What stands before the chunks and behind the question.
+
+    A prompt reads ``before | chunk SEPARATOR | ... | Question: question after``. The parts are
+    tokenised one by one and their ids concatenated, so a chunk has the same ids in every prompt.
+    """
+
+    before: str
+    after: str
+    tokenize: Callable[[str], Tokens]
+
+    @cached_property
+    def prefix(self) -> Tokens:
+        return self.tokenize(self.before)
+
+    def chunk(self, text: str) -> Tokens:
+        """Ids of one chunk, its separator included. PromptError if the text is blank."""
+        if not text.strip():
+            raise PromptError("a chunk is empty: leave it out, or give it text")
+        return self.tokenize(text.strip() + SEPARATOR)
+
+    def question(self, text: str) -> Tokens:
+        """Ids of the question and of what the template puts behind it."""
+        if not text.strip():
+            raise PromptError("the question is empty: ask something")
+        return self.tokenize(f"Question: {text.strip()}{self.after}")
+
+    def prompt(self, chunks: Sequence[str], question: str) -> Prompt:
+        return Prompt(self.prefix, tuple(map(self.chunk, chunks)), self.question(question))
+
+
+def split_chat_template(tokenizer: Any, tokenize: Callable[[str], Tokens]) -> PromptTemplate:
+    """Render the tokenizer's chat template around a mark and cut it there.
+
+    Templates without a system role get the instructions at the head of the user's turn; a
+    tokenizer without a template gets a plain layout. Raises ModelError if a template drops,
+    repeats or changes the user's text.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        bos = tokenizer.bos_token or ""
+        return PromptTemplate(f"{bos}{SYSTEM}{SEPARATOR}", "\nAnswer:", tokenize)
+    system = SYSTEM + SEPARATOR
+    rendered = _render(
+        tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": _MARK}]
+    )
+    if rendered is None or SYSTEM not in rendered:
+        rendered = _render(tokenizer, [{"role": "user", "content": system + _MARK}])
+    if rendered is None or rendered.count(_MARK) != 1 or SYSTEM not in rendered:
+        raise ModelError(
+            "the chat template does not carry the user's text unchanged, so chunks cannot be "
+            "placed in it. Give the tokenizer a template that does (tokenizer.chat_template)."
+        )
+    before, after = rendered.split(_MARK)
+    return PromptTemplate(before, after, tokenize)
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+    """The rendered text, or None where the template refuses these roles."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+    except TemplateError:
+        return None

@@ -1,0 +1,409 @@
+"""The embedded engine: any Hugging Face RoPE decoder, driven through its own forward.
+
+No model code is copied and nothing stays patched. For the length of one prefill, pre-hooks on
+the decoder layers cut hidden states, positions, rotary embeddings and mask down to the rows that
+a ``Walk`` names, and a ``Cache`` scatters their fresh KV among the placed rows. Embedding
+scales, per-layer RoPE, windows and soft caps stay the model's business.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ragcache.engine.base import Engine, Prefilled, Step, Walk
+from ragcache.engine.check import check_engine
+from ragcache.engine.decode import decode
+from ragcache.engine.fingerprint import fingerprint
+from ragcache.engine.kv import PlacedKV
+from ragcache.engine.rope import Rope
+from ragcache.engine.template import split_chat_template
+from ragcache.errors import ConfigError, ModelError, PromptError
+from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: RoPE whose angles depend on the length of the prompt: stored keys cannot be moved.
+_LENGTH_DEPENDENT = {"dynamic", "longrope"}
+
+
+class TransformersEngine(Engine):
+    """A model and tokenizer of the transformers library. Not thread-safe: one prompt at a time."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str = "") -> None:
+        """Take a loaded causal language model; raise ModelError if it would be got wrong."""
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self._layers = _decoder_layers(self.model, self.name)
+        _refuse_length_dependent_rope(self.model.config, self.name)
+        self._rope = Rope.of(self._layers[0])
+        self._rotates = [True] * len(self._layers)
+        self.context_tokens = int(model.config.max_position_embeddings)
+        self.sliding_window = _sliding_window(model.config)
+        self.template = split_chat_template(tokenizer, self.tokenize)
+        self._rotates, self.spec = self._probe()
+        check_engine(self)
+        self.fingerprint = fingerprint(model, tokenizer, self.name)
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, device: str = "auto", dtype: str = "auto"
+    ) -> TransformersEngine:
+        """Load a model by hub name or local folder. ModelError says what is wrong and the fix.
+
+        ``device`` auto: CUDA where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on
+        CUDA.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = _device(device)
+        if dtype == "auto":
+            dtype = "bfloat16" if where.type == "cuda" else "float32"
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
+        try:
+            with _bars_for_terminals_only():
+                tokenizer = AutoTokenizer.from_pretrained(str(name), use_fast=True)
+                model: Any = AutoModelForCausalLM.from_pretrained(str(name), dtype=_DTYPES[dtype])
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]} Give a folder "
+                "with config.json, safetensors and tokenizer.json, or a name that the model hub "
+                "can reach; `tiny` is the small model that ships with ragcache."
+            ) from error
+        return cls(
+            model.to(device=where), tokenizer, name=Path(name).name if Path(name).exists() else ""
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return cast(torch.device, self.model.device)
+
+    def tokenize(self, text: str) -> Tokens:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.inference_mode()
+    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+        if not chunks:
+            return []
+        if not all(chunks):
+            raise PromptError("a chunk has no tokens: leave it out")
+        width = max(map(len, chunks))
+        self._check_length(len(behind) + width, "a chunk behind its prefix")
+        # Padding stands on the right, where a causal model's earlier rows cannot see it.
+        rows = [[*behind, *chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
+        capture = _Capture()
+        self._forward(rows, capture, range(len(rows[0])), room=0)
+        dtype = self.model.dtype
+        return [
+            ChunkKV(
+                chunk,
+                tuple(_cut(k[i], len(behind), len(chunk), dtype) for k in capture.keys),
+                tuple(_cut(v[i], len(behind), len(chunk), dtype) for v in capture.values),
+            )
+            for i, chunk in enumerate(chunks)
+        ]
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        tokens: Tokens,
+        walk: Walk | None = None,
+        *,
+        positions: Sequence[int] | None = None,
+        room: int = 1,
+    ) -> Prefilled:
+        positions = range(len(tokens)) if positions is None else positions
+        if not tokens:
+            raise PromptError("the prompt is empty")
+        self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
+        driver = _Single(walk) if walk is not None else None
+        logits, kv = self._forward([list(tokens)], driver, positions, room)
+        return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1)
+
+    def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
+        return decode(self.model, self.tokenizer, prefilled, sampling)
+
+    def _check_length(self, tokens: int, what: str) -> None:
+        if tokens > self.context_tokens:
+            raise PromptError(
+                f"{what} need {tokens} tokens, but {self.name} has a context of "
+                f"{self.context_tokens}. Retrieve fewer chunks (--top-k), make them smaller, or "
+                "ask for a shorter answer."
+            )
+
+    def _forward(
+        self,
+        rows: list[list[int]],
+        driver: _Driver | None,
+        positions: Sequence[int],
+        room: int,
+    ) -> tuple[Tensor, PlacedKV]:
+        """One forward over all layers: logits (batch, 1, vocabulary) of the last row, and KV."""
+        ids = torch.tensor(rows, device=self.device)
+        kv = PlacedKV(len(self._layers), ids.shape[1] + room)
+        kv.begin(ids.shape[1])
+        place = torch.tensor(positions, device=self.device)[None]
+        with self._hooked(kv, driver, ids.shape[1]):
+            out = self.model(
+                ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1
+            )
+        kv.rows = None
+        return cast(Tensor, out.logits), kv
+
+    @contextmanager
+    def _hooked(self, kv: PlacedKV, driver: _Driver | None, total: int) -> Iterator[None]:
+        if driver is None:
+            yield
+            return
+        cutter = _Cutter(self, kv, driver, total)
+        handles = [
+            layer.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
+            for index, layer in enumerate(self._layers)
+        ]
+        kv.on_fresh = driver.after
+        try:
+            yield
+        finally:
+            kv.on_fresh = None
+            for handle in handles:
+                handle.remove()
+
+    @torch.inference_mode()
+    def _probe(self) -> tuple[list[bool], KVSpec]:
+        """Find the KV's shape, and which layers rotate their keys (some have no RoPE at all).
+
+        The same tokens at positions 0.. and 7..: attention is relative, so hidden states agree
+        and only rotated keys differ.
+        """
+        ids = list(range(1, 9))
+        keys = []
+        for shift in (0, 7):
+            capture = _Capture(unrotate=False)
+            try:
+                self._forward([ids], capture, range(shift, shift + len(ids)), room=0)
+            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+                raise ModelError(_unfit(self.name, f"its layers cannot be driven ({error})")) from (
+                    error
+                )
+            keys.append(capture.keys)
+        if len(keys[0]) != len(self._layers) or len({k.shape for k in keys[0]}) != 1:
+            raise ModelError(_unfit(self.name, "its layers do not all keep KV of one shape"))
+        rotates = [_differ(a, b) for a, b in zip(*keys, strict=True)]
+        if not any(rotates):
+            raise ModelError(_unfit(self.name, "none of its layers rotates its keys (no RoPE)"))
+        self._rope = self._rope.fitted(keys[0][0], *capture.view.angles)
+        _, heads, _, dim = keys[0][0].shape
+        dtype = str(keys[0][0].dtype).removeprefix("torch.")
+        return rotates, KVSpec(len(self._layers), heads, dim, dtype)
+
+
+class _Driver:
+    """What the hooks call: a Walk over batched tensors."""
+
+    def before(self, layer: int, view: _View) -> Tensor:
+        raise NotImplementedError
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        raise NotImplementedError
+
+
+class _Single(_Driver):
+    """A public Walk over a batch of one."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+
+    def before(self, layer: int, view: _View) -> Tensor:
+        return self.walk.before(layer, view)
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.walk.after(layer, keys[0], values[0])
+
+
+class _Capture(_Driver):
+    """Computes every row and keeps every layer's fresh KV, keys before RoPE."""
+
+    def __init__(self, unrotate: bool = True) -> None:
+        self.unrotate = unrotate
+        self.keys: list[Tensor] = []  # per layer, (batch, kv_heads, n, head_dim)
+        self.values: list[Tensor] = []
+
+    def before(self, layer: int, view: _View) -> Tensor:
+        self.view = view
+        return view.all_rows
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.keys.append(self.view.unrotate(keys) if self.unrotate else keys)
+        self.values.append(values)
+
+
+class _View:
+    """A LayerView: one layer's buffers with that layer's own cos and sin."""
+
+    def __init__(
+        self, engine: TransformersEngine, kv: PlacedKV, layer: int, angles: tuple[Tensor, Tensor]
+    ) -> None:
+        self._engine, self._kv, self._layer = engine, kv, layer
+        self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim)
+        self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
+
+    def place(self, start: int, keys: Tensor, values: Tensor) -> None:
+        device = self._cos.device
+        keys, values = keys.to(device)[None], values.to(device)[None]
+        k, v = self._kv.buffers(self._layer, (keys, values))
+        span = slice(start, start + keys.shape[2])
+        if self._engine._rotates[self._layer]:
+            keys = self._engine._rope.rotate(keys, self._cos[:, span], self._sin[:, span])
+        k[:, :, span] = keys
+        v[:, :, span] = values
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self._buffers()
+        rows = rows.to(k.device)
+        return k[0].index_select(1, rows), v[0].index_select(1, rows)
+
+    def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        k, v = (t[:, :, start:stop] for t in self._buffers())
+        k = self.unrotate(k, start)
+        return _cut(k[0], 0, stop - start, v.dtype), _cut(v[0], 0, stop - start, v.dtype)
+
+    def unrotate(self, keys: Tensor, start: int = 0) -> Tensor:
+        """Keys of the rows from ``start`` on, (batch, kv_heads, n, head_dim), before RoPE."""
+        if not self._engine._rotates[self._layer]:
+            return keys
+        span = slice(start, start + keys.shape[2])
+        return self._engine._rope.unrotate(keys, self._cos[:, span], self._sin[:, span])
+
+    def _buffers(self) -> tuple[Tensor, Tensor]:
+        spec, model = self._engine.spec, self._engine.model
+        like = torch.empty(
+            1, spec.kv_heads, 0, spec.head_dim, dtype=model.dtype, device=model.device
+        )
+        return self._kv.buffers(self._layer, (like, like))
+
+
+class _Cutter:
+    """Pre-hooks that cut a layer's inputs down to the rows that its driver names."""
+
+    def __init__(self, engine: TransformersEngine, kv: PlacedKV, driver: _Driver, total: int):
+        self.engine, self.kv, self.driver, self.total = engine, kv, driver, total
+        self.rows: Tensor | None = None  # of the layer before; None while all are computed
+        self._causal: Tensor | None = None
+
+    def hook(self, layer: int) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            angles = kwargs["position_embeddings"]
+            view = _View(self.engine, self.kv, layer, angles)
+            rows = self.driver.before(layer, view).to(angles[0].device)
+            if len(rows) == self.total:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = hidden.index_select(1, self._local(rows))
+            cut = {**kwargs, **self._cut(rows, kwargs)}
+            if args:
+                return (hidden, *args[1:]), cut
+            return args, {**cut, "hidden_states": hidden}
+
+        return before
+
+    def _local(self, rows: Tensor) -> Tensor:
+        """Where ``rows`` stand among the rows of the layer before."""
+        local = rows if self.rows is None else torch.searchsorted(self.rows, rows)
+        if self.rows is None or len(rows) != len(self.rows):
+            self._causal = None
+        self.rows = self.kv.rows = rows
+        return local
+
+    def _cut(self, rows: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "position_embeddings": tuple(
+                t.index_select(1, rows) for t in kwargs["position_embeddings"]
+            )
+        }
+        if kwargs.get("position_ids") is not None:
+            out["position_ids"] = kwargs["position_ids"].index_select(1, rows)
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            out["attention_mask"] = mask.index_select(2, rows)
+            return out
+        if self._causal is None:  # the model left causality to its kernel: say it for these rows
+            every = torch.arange(self.total, device=rows.device)
+            self._causal = (every[None] <= rows[:, None])[None, None]
+        out["attention_mask"] = self._causal
+        return out
+
+
+def _cut(t: Tensor, start: int, length: int, dtype: torch.dtype) -> Tensor:
+    """Rows of (heads, n, dim), on the host, owning their memory."""
+    return t[:, start : start + length].to(device="cpu", dtype=dtype, copy=True).contiguous()
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    a, b = a.float(), b.float()
+    return bool((a - b).norm() > 0.05 * a.norm())
+
+
+def _unfit(name: str, why: str) -> str:
+    return (
+        f"{name} cannot be used: {why}. ragcache drives decoder-only models with rotary position "
+        "embeddings and one KV shape, such as Llama, Qwen, Mistral, Gemma or Phi."
+    )
+
+
+def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    layers = getattr(decoder, "layers", None)
+    if not layers:
+        raise ModelError(_unfit(name, "its decoder layers cannot be found"))
+    return cast(Sequence[nn.Module], layers)
+
+
+def _refuse_length_dependent_rope(config: Any, name: str) -> None:
+    """Raise ModelError where cos and sin depend on the length of the prompt."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    per_layer = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    found = {p.get("rope_type") for p in per_layer} & _LENGTH_DEPENDENT
+    if found:
+        why = f"its RoPE ({found.pop()}) changes with the prompt's length, so keys cannot move"
+        raise ModelError(_unfit(name, why))
+
+
+def _sliding_window(config: Any) -> int | None:
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window else None
+
+
+@contextmanager
+def _bars_for_terminals_only() -> Iterator[None]:
+    """Keep transformers' progress bars out of logs and pipes."""
+    from transformers.utils import logging
+
+    quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is unknown: use auto, cpu or cuda") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch finds no GPU: use cpu")
+    return where

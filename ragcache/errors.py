@@ -1,0 +1,48 @@
+"""What can go wrong, in one tree.
+
+::
+
+    RagCacheError
+    ├── ConfigError   a setting, mode, ratio or option that cannot be (also a ValueError)
+    ├── ModelError    a model that cannot be loaded, or that the engine would get wrong
+    ├── PromptError   a question or prompt that cannot be answered (also a ValueError)
+    ├── SourceError   a document that cannot be read
+    └── StoreError    a store that cannot be opened, read or written
+
+Every message says what happened, why, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RagCacheError(Exception):
+    """Base of everything ragcache raises on purpose."""
+
+
+class ConfigError(RagCacheError, ValueError):
+    """A setting, mode, ratio or option that cannot be."""
+
+
+class ModelError(RagCacheError):
+    """A model that cannot be loaded, or that the engine would get wrong."""
+
+
+class PromptError(RagCacheError, ValueError):
+    """A question or prompt that cannot be answered."""
+
+
+class SourceError(RagCacheError):
+    """A document that cannot be read."""
+
+
+class StoreError(RagCacheError):
+    """A store that cannot be opened, read or written.
+
+    ``key`` and ``reason`` are set where one chunk's record turned out unusable after it had been
+    resolved: the caller drops that chunk, counts the miss and goes on.
+    """
+
+    def __init__(self, message: str, *, key: bytes | None = None, reason: str | None = None):
+        super().__init__(message)
+        self.key = key
+        self.reason = reason

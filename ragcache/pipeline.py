@@ -1,0 +1,292 @@
+"""RagCache: documents in, fused answers out. The façade that CLI, API and LangChain call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from blake3 import blake3
+
+from ragcache.answer import Answering, AnswerStream
+from ragcache.blend import Blender, blender
+from ragcache.engine.base import Engine
+from ragcache.engine.template import SEPARATOR
+from ragcache.errors import ConfigError, PromptError, StoreError
+from ragcache.models import TINY, model_path
+from ragcache.precompute import Precomputed, precompute
+from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
+from ragcache.retriever.search import Retriever
+from ragcache.retriever.split import Splitter
+from ragcache.settings import Settings
+from ragcache.store.catalog import Catalog
+from ragcache.store.key import ChunkKey
+from ragcache.store.lmdb import LmdbStore
+from ragcache.types import Answer, Chunk, Document, Passage, Sampling
+
+#: Told what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+_EMBED_BATCH = 64  # chunks embedded and committed at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What adding documents did."""
+
+    documents: int  # new or changed
+    unchanged: int
+    chunks: int  # of the new or changed ones
+    precomputed: Precomputed
+
+
+class RagCache:
+    """A folder of documents, their chunks' KV, and a model that answers from them.
+
+    >>> from ragcache import Document, RagCache
+    >>> import tempfile
+    >>> with RagCache.open(tempfile.mkdtemp()) as cache:
+    ...     added = cache.add([Document("a", "Mira Holt lives in Oslo.")])
+    ...     answer = cache.ask("Where does Mira Holt live?")
+    >>> added.documents, answer.report.mode
+    (1, 'cacheblend')
+    """
+
+    def __init__(
+        self, engine: Engine, store: LmdbStore, embedder: Embedder, path: Path, settings: Settings
+    ) -> None:
+        self.engine, self.store, self.settings = engine, store, settings
+        self._checked = False
+        self.catalog = Catalog(store)
+        self.splitter = Splitter(
+            lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
+            _chunk_tokens(self.catalog, engine, settings),
+            tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
+        )
+        self.retriever = Retriever(self.catalog, embedder, path / "vectors.index", settings.index)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, model: str | None = None, settings: Settings | None = None
+    ) -> Self:
+        """Open, or make, the store in folder ``path``.
+
+        The model and the embedder are those the store was built with unless ``model`` or
+        ``settings`` name others; a new store takes the small model that ships. Chunks computed by
+        another model are misses, never answers. Raises StoreError, ModelError or ConfigError.
+        """
+        from ragcache.engine.transformers import TransformersEngine
+
+        settings = settings or Settings.load()
+        path = Path(path)
+        store = LmdbStore(path)
+        try:
+            catalog = Catalog(store)
+            name = model or settings.model or catalog.get_setting("model") or TINY
+            engine = TransformersEngine.load(
+                model_path(name), device=settings.device, dtype=settings.dtype
+            )
+            embedder = _embedder(catalog, settings)
+            cache = cls(engine, store, embedder, path, settings)
+        except BaseException:
+            store.close()
+            raise
+        for key, value in {"model": name, "embedder": embedder.name}.items():
+            if catalog.get_setting(key) is None:
+                catalog.put_setting(key, value)
+        return cache
+
+    def add(self, documents: Iterable[Document], *, progress: Progress | None = None) -> Added:
+        """Split, embed and store documents, and precompute their chunks' KV.
+
+        A document whose id and text are already there is left alone; one whose text changed is
+        replaced. Killed at any point, a second call does only what is missing: documents are
+        committed a batch at a time, chunks one by one.
+        """
+        report = progress or (lambda *_: None)
+        given = list(documents)
+        digests = {d.id: self._digest(d) for d in given}
+        changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
+        chunks = self._index(changed, digests, report)
+        self.retriever.refresh()
+        keys = [key for d in given for key in self.keys(d.id)]
+        done = precompute(
+            self.engine,
+            self.store,
+            [self._prefix_key(), *keys] if keys else [],
+            progress=lambda n, total: report("precompute", n, total),
+        )
+        return Added(len(changed), len(given) - len(changed), chunks, done)
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """Retrieve, fuse, answer. Options as for :meth:`stream`."""
+        return self.stream(question, **options).answer
+
+    def stream(
+        self,
+        question: str,
+        *,
+        mode: str | Blender | None = None,
+        ratio: float | None = None,
+        top_k: int | None = None,
+        neighbours: int | None = None,
+        chunks: Sequence[str | Chunk | Passage] | None = None,
+        sampling: Sampling | None = None,
+    ) -> AnswerStream:
+        """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
+
+        ``chunks`` are used instead of retrieval. What is not given comes from the settings.
+        Raises ConfigError or PromptError before any work is done.
+        """
+        with_mode = self._blender(mode, ratio)
+        began = time.perf_counter()
+        if not question.strip():
+            raise PromptError("the question is empty: ask something")
+        if chunks is None:
+            self._check_usable(with_mode)
+            passages = self.retrieve(question, top_k, neighbours)
+        else:
+            passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
+        retrieval_s = time.perf_counter() - began
+        prompt = self.engine.template.prompt([p.chunk.text for p in passages], question)
+        return Answering(self.engine, self.store).stream(
+            prompt,
+            with_mode,
+            sampling or self._sampling(),
+            passages=passages,
+            retrieval_s=retrieval_s if chunks is None else 0.0,
+        )
+
+    def retrieve(
+        self, question: str, top_k: int | None = None, neighbours: int | None = None
+    ) -> list[Passage]:
+        """The nearest chunks with their neighbours, chunks of a document in its order."""
+        top_k = self.settings.top_k if top_k is None else top_k
+        neighbours = self.settings.neighbours if neighbours is None else neighbours
+        return self.retriever.retrieve(question, top_k, neighbours=neighbours)
+
+    def keys(self, document: str) -> list[ChunkKey]:
+        """Keys of a document's chunks, as precomputed behind the prompt's prefix."""
+        template = self.engine.template
+        rows = self.catalog.rows_of(document)
+        return [
+            ChunkKey(self.engine.fingerprint, template.chunk(chunk.text), template.prefix)
+            for chunk in self.catalog.chunks(rows)
+        ]
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def usable(self) -> tuple[int, int]:
+        """Stored chunks that the open model can use, and all stored chunks."""
+        stored = self.store.stats().fingerprints
+        mine = str(self.engine.fingerprint).rpartition("@")[2]
+        usable = sum(n for name, n in stored.items() if name.rpartition("@")[2] == mine)
+        return usable, sum(stored.values())
+
+    def _check_usable(self, mode: Blender) -> None:
+        """Refuse to answer from a store that was built with another model altogether."""
+        if mode.behind == "nothing" or self._checked:
+            return
+        usable, total = self.usable()
+        if total and not usable:
+            built = ", ".join(self.store.stats().fingerprints)
+            raise StoreError(
+                f"0 of {total} stored chunks are usable: built for {built}, the engine is "
+                f"{self.engine.fingerprint}. Open the store with the model that built it, or run "
+                "`ragcache index` with this one, which adds its KV and keeps what is there."
+            )
+        self._checked = True
+
+    def _index(self, documents: list[Document], digests: dict[str, bytes], report: Progress) -> int:
+        """Split, embed and commit documents; the number of their chunks."""
+        done = total = 0
+        if documents:
+            report("index", 0, len(documents))
+        for batch in _batches(((d, self.splitter.split(d)) for d in documents), _EMBED_BATCH):
+            texts = [chunk.text for _, chunks in batch for chunk in chunks]
+            vectors = self.retriever.embedder.embed(texts)
+            at = 0
+            for document, chunks in batch:
+                part = vectors[at : at + len(chunks)]
+                self.catalog.put_document(document, chunks, part, digests[document.id])
+                at += len(chunks)
+            done += len(batch)
+            total += len(texts)
+            report("index", done, len(documents))
+        return total
+
+    def _digest(self, document: Document) -> bytes:
+        """Everything that a document's chunks and vectors depend on."""
+        h = blake3()
+        metadata = (f"{k}={v}" for k, v in sorted(document.metadata.items()))
+        settings = (self.splitter.describe(), self.retriever.embedder.name)
+        for text in (document.text, *metadata, *settings):
+            raw = text.encode()
+            h.update(len(raw).to_bytes(8, "little") + raw)
+        return h.digest()
+
+    def _prefix_key(self) -> ChunkKey:
+        return ChunkKey(self.engine.fingerprint, self.engine.template.prefix)
+
+    def _blender(self, mode: str | Blender | None, ratio: float | None) -> Blender:
+        if mode is None:
+            return blender(self.settings.mode, self.settings.ratio if ratio is None else ratio)
+        return blender(mode, ratio)
+
+    def _sampling(self) -> Sampling:
+        s = self.settings
+        return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
+
+
+def _passage(chunk: str | Chunk | Passage, number: int) -> Passage:
+    if isinstance(chunk, Passage):
+        return chunk
+    if isinstance(chunk, str):
+        chunk = Chunk("given", number, chunk)
+    return Passage(chunk, 0.0)
+
+
+def _batches(
+    items: Iterable[tuple[Document, list[Chunk]]], size: int
+) -> Iterable[list[tuple[Document, list[Chunk]]]]:
+    """Documents in groups of at least ``size`` chunks, the last one excepted."""
+    batch: list[tuple[Document, list[Chunk]]] = []
+    for item in items:
+        batch.append(item)
+        if sum(len(chunks) for _, chunks in batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
+    """The setting, else what the store was built with, else what the packaged embedder reads whole,
+    and little enough that 32 chunks fit a context."""
+    if settings.chunk_tokens is not None:
+        return settings.chunk_tokens
+    recorded = catalog.get_setting("chunk_tokens")
+    chosen = int(recorded) if recorded else min(256, engine.context_tokens // 32)
+    if recorded is None:
+        catalog.put_setting("chunk_tokens", str(chosen))
+    return chosen
+
+
+def _embedder(catalog: Catalog, settings: Settings) -> Embedder:
+    """The setting, else the store's own, else the packaged one; ConfigError if they differ."""
+    recorded = catalog.get_setting("embedder")
+    if settings.embedder and recorded and settings.embedder != recorded:
+        raise ConfigError(
+            f"the store was embedded with {recorded!r}, and vectors of {settings.embedder!r} "
+            "cannot be compared with those. Use the store's own, or index into a new folder."
+        )
+    name = settings.embedder or recorded
+    return SentenceTransformerEmbedder(name) if name else SentenceTransformerEmbedder()

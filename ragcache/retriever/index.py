@@ -1,0 +1,256 @@
+"""Vectors to nearest ids: the contract, a plain numpy index that defines it, and FAISS.
+
+An index is a cache of the catalog's vectors: a file that is checked whole when it is opened
+(:mod:`ragcache.retriever.indexfile`), and rebuilt rather than repaired.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ragcache.errors import ConfigError
+from ragcache.retriever import indexfile
+
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+
+class VectorIndex(ABC):
+    """Normalised vectors under integer ids, searched by inner product, which is their cosine.
+
+    Every implementation gives the same ids and the same scores: a score is the inner product
+    taken in float64 and rounded to float32, and among equal scores the smaller id comes first.
+    Any number of threads may search; changes need the index for themselves.
+    """
+
+    kind: ClassVar[int]
+
+    def __init__(self, dimension: int):
+        if dimension < 1:
+            raise ConfigError(f"dimension is {dimension}: it must be at least 1")
+        self.dimension = dimension
+
+    @property
+    @abstractmethod
+    def ids(self) -> Ids:
+        """All ids, ascending, (n,)."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
+        """Put vectors (n, dimension) under ids (n,); an id that is there already is replaced.
+
+        Raises ValueError, and changes nothing, for an id given twice or below 0, for another
+        shape, and for a vector that is not finite or longer than 1. The zero vector is allowed.
+        """
+        wanted, rows = np.asarray(ids, np.int64), self._checked(vectors)
+        if wanted.shape != (len(rows),):
+            raise ValueError(f"{len(rows)} vectors but ids of shape {wanted.shape}")
+        if len(np.unique(wanted)) != len(wanted) or (wanted < 0).any():
+            raise ValueError("ids must be distinct and not below 0")
+        self.remove(wanted)
+        self._add(wanted, rows)
+
+    @abstractmethod
+    def _add(self, ids: Ids, vectors: Vectors) -> None:
+        """Add checked vectors under ids that are not in the index."""
+
+    @abstractmethod
+    def remove(self, ids: ArrayLike) -> int:
+        """Take ids out; those that are not in are ignored. How many were in."""
+
+    def search(self, queries: ArrayLike, k: int) -> tuple[Vectors, Ids]:
+        """Scores and ids of the nearest to each of queries (q, dimension), best first.
+
+        Both are (q, min(k, len(self))): an index with fewer than k vectors gives all it has, and
+        nothing is padded. Raises ConfigError for k < 1, ValueError for queries as :meth:`add`.
+        """
+        if k < 1:
+            raise ConfigError(f"k is {k}: ask for at least 1")
+        rows, k = self._checked(queries), min(k, len(self))
+        scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
+        for at, query in enumerate(rows if k else ()):
+            scores[at], ids[at] = self._search(query, k)
+        return scores, ids
+
+    @abstractmethod
+    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
+        """Scores and ids, (k,) each, of one checked query; 1 <= k <= len(self)."""
+
+    @abstractmethod
+    def _pack(self) -> bytes: ...
+
+    @classmethod
+    @abstractmethod
+    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
+        """The index that :meth:`_pack` made bytes of; None if it is not as announced."""
+
+    def save(self, path: Path, generation: int) -> None:
+        """Write the index to one file, readable by its owner only, durable on return.
+
+        Whoever opens the path meanwhile, or after a crash, finds the old file or the new one.
+        Raises OSError.
+        """
+        meta = indexfile.Meta(self.kind, self.dimension, generation, len(self))
+        indexfile.write(path, meta, self._pack())
+
+    @classmethod
+    def load(cls, path: Path, *, dimension: int, generation: int) -> tuple[Self | None, str]:
+        """The saved index and "", or None and the reason why the file is of no use.
+
+        A file is of use only whole, of this kind, dimension and generation. Never raises for
+        what a file holds: the caller rebuilds from the catalog.
+        """
+        found = indexfile.read(path)
+        if isinstance(found, str):
+            return None, found
+        meta, payload = found
+        if (meta.kind, meta.dimension) != (cls.kind, dimension):
+            kind = f"kind {meta.kind}, dimension {meta.dimension}"
+            return None, f"it is of {kind}, not {cls.kind}, {dimension}"
+        if meta.generation != generation:
+            return None, f"it is of generation {meta.generation}, not {generation}"
+        index = cls._unpack(payload, dimension, meta.vectors)
+        return (index, "") if index is not None else (None, "its payload is not what it says")
+
+    def _checked(self, vectors: ArrayLike) -> Vectors:
+        rows = np.ascontiguousarray(vectors, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.dimension:
+            raise ValueError(f"vectors of shape {rows.shape}, expected (n, {self.dimension})")
+        if not np.isfinite(rows).all():
+            raise ValueError("a vector is not finite")
+        if (np.einsum("nd,nd->n", rows, rows) > 1.001).any():
+            raise ValueError("a vector is longer than 1: normalise vectors before indexing them")
+        return rows
+
+
+def score(vectors: Vectors, query: Vectors) -> Vectors:
+    """Inner products of vectors (n, d) with query (d,), (n,): what every index calls a score.
+
+    Row by row in float64, so that equal vectors have equal scores wherever they stand, which a
+    matrix product does not promise.
+    """
+    products = vectors.astype(np.float64) * query.astype(np.float64)
+    scores: Vectors = products.sum(axis=1).astype(np.float32)
+    return scores
+
+
+def _best(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
+    order = np.lexsort((ids, -scores))[:k]
+    return scores[order], ids[order]
+
+
+class NumpyIndex(VectorIndex):
+    """Looks at every vector: the definition of the right answer, and always installed."""
+
+    kind = 1
+    _BLOCK = 65_536  # vectors scored at a time: 200 MB of float64 at 384 dimensions
+
+    def __init__(self, dimension: int):
+        super().__init__(dimension)
+        self._ids: Ids = np.empty(0, np.int64)  # ascending
+        self._vectors: Vectors = np.empty((0, dimension), np.float32)
+
+    @property
+    def ids(self) -> Ids:
+        return self._ids
+
+    def _add(self, ids: Ids, vectors: Vectors) -> None:
+        ids = np.concatenate([self._ids, ids])
+        order = np.argsort(ids)
+        self._vectors = np.concatenate([self._vectors, vectors])[order]
+        self._ids = ids[order]
+
+    def remove(self, ids: ArrayLike) -> int:
+        kept = ~np.isin(self._ids, np.asarray(ids, np.int64))
+        self._ids, self._vectors = self._ids[kept], self._vectors[kept]
+        return int(len(kept) - kept.sum())
+
+    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
+        starts = range(0, len(self._ids), self._BLOCK)
+        scores = [score(self._vectors[at : at + self._BLOCK], query) for at in starts]
+        return _best(np.concatenate(scores), self._ids, k)
+
+    def _pack(self) -> bytes:
+        return self._ids.astype("<i8").tobytes() + self._vectors.astype("<f4").tobytes()
+
+    @classmethod
+    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
+        if len(payload) != count * (8 + 4 * dimension):
+            return None
+        index = cls(dimension)
+        index._ids = np.frombuffer(payload, "<i8", count).astype(np.int64)
+        rows = np.frombuffer(payload, "<f4", offset=8 * count).astype(np.float32)
+        index._vectors = rows.reshape(count, dimension)
+        return index
+
+
+class FaissIndex(VectorIndex):
+    """FAISS, exact: what its factory calls ``IDMap2,Flat``, by inner product."""
+
+    kind = 2
+
+    def __init__(self, dimension: int):
+        import faiss
+
+        super().__init__(dimension)
+        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+
+    @property
+    def ids(self) -> Ids:
+        import faiss
+
+        return np.sort(faiss.vector_to_array(self._index.id_map))
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def _add(self, ids: Ids, vectors: Vectors) -> None:
+        self._index.add_with_ids(vectors, ids)
+
+    def remove(self, ids: ArrayLike) -> int:
+        import faiss
+
+        selector = faiss.IDSelectorBatch(np.asarray(ids, np.int64))
+        return int(self._index.remove_ids(selector))
+
+    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
+        # FAISS adds up in float32 and leaves the order of ties open. So more is fetched than
+        # asked for, until what was left out is too far behind for rounding to bring it in; what
+        # was fetched is scored exactly.
+        slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
+        fetch = min(k + 16, len(self))
+        while True:
+            rough, ids = self._index.search(query[None], fetch)
+            if fetch == len(self) or rough[0, -1] < rough[0, k - 1] - slack:
+                break
+            fetch = min(2 * fetch, len(self))
+        return _best(score(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
+
+    def _pack(self) -> bytes:
+        import faiss
+
+        return bytes(faiss.serialize_index(self._index).tobytes())
+
+    @classmethod
+    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
+        import faiss
+
+        try:
+            found = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
+        except RuntimeError:  # another version of FAISS may not know the payload's format
+            return None
+        expected = (dimension, count, faiss.METRIC_INNER_PRODUCT)
+        if not isinstance(found, faiss.IndexIDMap2) or expected != (
+            *(found.d, found.ntotal, found.metric_type),
+        ):
+            return None
+        index = cls(dimension)
+        index._index = found
+        return index

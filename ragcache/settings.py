@@ -1,0 +1,81 @@
+"""Settings from flags, environment (``RAGCACHE_*``) and a file, in that order of precedence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ragcache.errors import ConfigError
+
+PREFIX = "RAGCACHE_"
+FILE = "ragcache.toml"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Unknown keys are errors wherever they stand."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    store: Path = Field(Path("ragcache-store"), description="folder of the store")
+    model: str = Field("", description="folder or hub name; empty: what the store was built with")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    embedder: str = Field("", description="sentence-transformers model; empty: the store's own")
+    index: Literal["faiss", "numpy"] = Field("faiss", description="vector index")
+    chunk_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="longest chunk; default: the store's own, or the smaller of 256 "
+        "and a 32nd of the model's context",
+    )
+    mode: str = Field("cacheblend", description="blender and its parameters")
+    ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")
+    top_k: int = Field(4, ge=1, description="chunks retrieved")
+    neighbours: int = Field(1, ge=0, description="chunks before and after each that come along")
+    max_tokens: int = Field(64, ge=1, description="longest answer")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Merge flags, environment and ``ragcache.toml`` of the working directory.
+
+        ``None`` means not given. Raises ConfigError naming the key, its value and what is
+        allowed.
+        """
+        known = set(cls.model_fields)
+        for name in os.environ:
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in known:
+                raise ConfigError(
+                    f"the environment sets {name}, which is no setting. Known: "
+                    + ", ".join(sorted(PREFIX + key.upper() for key in known))
+                )
+        try:
+            return cls(**{key: value for key, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or FILE
+            raise ConfigError(
+                f"setting {key} = {first.get('input')!r} cannot be: {first['msg'].lower()}. "
+                f"It comes from a flag, {PREFIX}{key.upper()}, or {FILE}."
+            ) from error
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(FILE))

@@ -1,0 +1,23 @@
+"""Where chunks' KV is kept, and the catalog of what was indexed.
+
+A :class:`ChunkStore` maps a :class:`ChunkKey` to KV; a :class:`LayerReader` streams it.
+"""
+
+from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats
+from ragcache.store.catalog import Catalog
+from ragcache.store.key import ChunkKey
+from ragcache.store.lmdb import LmdbStore
+from ragcache.store.memory import MemoryStore
+from ragcache.store.reader import LayerReader
+
+__all__ = [
+    "Catalog",
+    "ChunkKey",
+    "ChunkStore",
+    "LayerReader",
+    "LmdbStore",
+    "MemoryStore",
+    "Miss",
+    "Stored",
+    "StoreStats",
+]

@@ -1,0 +1,178 @@
+"""The contract of a chunk store: where KV is kept, and what a caller may rely on.
+
+A chunk is there whole or not at all. A record that is corrupt, stale, foreign or truncated is a
+miss with a counted reason: a store never returns KV that is not what was put under that key.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, TypeVar, cast
+
+from ragcache.errors import StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+    from ragcache.types import ChunkKV, KVSpec, MissReason
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record that exists and whose header is sound. Its payload is checked when it is read."""
+
+    key: ChunkKey
+    spec: KVSpec
+    tokens: int
+
+    @property
+    def layer_bytes(self) -> int:
+        return self.spec.layer_bytes(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No usable record, and why. ``detail`` is a sentence for people."""
+
+    reason: MissReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Counts since the store was opened, and what it holds now."""
+
+    chunks: int
+    payload_bytes: int
+    hits: int
+    misses: Counter[MissReason]
+    fingerprints: dict[str, int]  # printable fingerprint -> chunks stored for it
+
+
+class Tally:
+    """Hits and misses since a store was opened. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hits = 0
+        self._misses: Counter[MissReason] = Counter()
+
+    def count(self, found: Found) -> Found:
+        """Count a Miss under its reason, anything else as a hit, and hand it back."""
+        with self._lock:
+            if isinstance(found, Miss):
+                self._misses[found.reason] += 1
+            else:
+                self._hits += 1
+        return found
+
+    def snapshot(self) -> tuple[int, Counter[MissReason]]:
+        with self._lock:
+            return self._hits, self._misses.copy()
+
+
+def stale(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
+    """The miss of ``key`` where the same tokens are stored for another model, mode or prefix.
+
+    ``fingerprint`` (printable) and ``mode`` are those of the record that is there.
+    """
+    wanted = str(key.fingerprint)
+    if fingerprint != wanted:
+        return Miss("stale", f"these tokens are stored for {fingerprint}, asked for {wanted}")
+    if mode != key.mode:
+        return Miss("stale", f"these tokens are stored in mode {mode}, asked for mode {key.mode}")
+    return Miss("stale", f"these tokens are stored for {wanted}, but behind another prefix")
+
+
+def unusable(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
+    """The error that ``ChunkStore.layer`` raises for a record that turned out unusable."""
+    return StoreError(
+        f"layer {layer} of chunk {key.digest.hex()[:12]} is {miss.reason}: {miss.detail}. "
+        "Count it as a miss and compute the chunk again.",
+        key=key.digest,
+        reason=miss.reason,
+    )
+
+
+def check_layer(layer: int, layers: int) -> None:
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer {layer} of a chunk that has layers 0 to {layers - 1}")
+
+
+class ChunkStore(ABC):
+    """Keys to KV. Thread-safe; one writer process, any number of readers."""
+
+    @abstractmethod
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        """Store all layers of a chunk, or none. Replaces what was there. Durable on return.
+
+        Raises ValueError where ``kv`` cannot be what ``key`` names (other tokens) or cannot be
+        stored (no tokens, mixed or unsupported dtypes).
+        """
+
+    @abstractmethod
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        """Look at the header only. Counts a hit, or a miss under its reason."""
+
+    @abstractmethod
+    def has(self, key: ChunkKey) -> bool:
+        """Would ``find`` hit? Counts nothing: for jobs that fill the store."""
+
+    @abstractmethod
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values of one layer, each (kv_heads, tokens, head_dim).
+
+        The tensors own their memory. Raises StoreError with ``key`` and ``reason`` set, and
+        counts the miss, when the record is gone or its checksum does not match; ValueError for
+        a layer that the chunk does not have.
+        """
+
+    @abstractmethod
+    def delete(self, key: ChunkKey) -> bool:
+        """Remove a chunk; True if it was there."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[bytes]:
+        """Digests of all stored chunks, in byte order.
+
+        A chunk that is put or deleted meanwhile may or may not appear.
+        """
+
+    @abstractmethod
+    def stats(self) -> StoreStats: ...
+
+    @abstractmethod
+    def verify(self, *, repair: bool = False) -> dict[str, str]:
+        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Closing twice is allowed; use after it raises StoreError."""
+
+    def get(self, key: ChunkKey) -> ChunkKV | Miss:
+        """The whole chunk, every layer verified."""
+        from ragcache.types import ChunkKV
+
+        found = self.find(key)
+        if isinstance(found, Miss):
+            return found
+        try:
+            pairs = [self.layer(key, layer) for layer in range(found.spec.layers)]
+        except StoreError as error:
+            if error.reason is None:
+                raise
+            return Miss(cast("MissReason", error.reason), str(error))
+        return ChunkKV(key.tokens, tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

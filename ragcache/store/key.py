@@ -1,0 +1,52 @@
+"""What a chunk's KV depends on, and so its name in every store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from blake3 import blake3
+
+from ragcache.types import Fingerprint, Tokens
+
+
+def digest_tokens(tokens: Tokens) -> bytes:
+    """blake3 over the ids as little-endian u32, 32 bytes."""
+    return blake3(b"".join(t.to_bytes(4, "little") for t in tokens)).digest()
+
+
+@dataclass(frozen=True)
+class ChunkKey:
+    """Identity of one chunk's KV.
+
+    ``mode`` is the compile mode (``prefix``: computed behind ``behind``, whose rows are dropped).
+    """
+
+    fingerprint: Fingerprint
+    tokens: Tokens  # the chunk's own ids
+    behind: Tokens = ()  # ids it was computed behind
+    mode: str = "prefix"
+    tenant: str = ""
+
+    @cached_property
+    def content(self) -> bytes:
+        """Digest of what does not depend on the model: tenant and the chunk's own tokens.
+
+        Lets a store tell *stale* (these tokens, another model or prefix) from *absent*.
+        """
+        tenant = self.tenant.encode()
+        return blake3(
+            len(tenant).to_bytes(4, "little") + tenant + digest_tokens(self.tokens)
+        ).digest()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """blake3(fingerprint | mode | behind | content), each part of fixed or stated length."""
+        mode = self.mode.encode()
+        return blake3(
+            self.fingerprint.digest
+            + len(mode).to_bytes(4, "little")
+            + mode
+            + digest_tokens(self.behind)
+            + self.content
+        ).digest()

@@ -1,0 +1,120 @@
+"""A store in memory: the reference that every other store is tested against."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ragcache.errors import StoreError
+from ragcache.store.base import (
+    ChunkStore,
+    Miss,
+    Stored,
+    StoreStats,
+    Tally,
+    check_layer,
+    stale,
+    unusable,
+)
+from ragcache.store.codec import check_kv
+from ragcache.store.tables import MemoryTables
+from ragcache.types import ChunkKV
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+
+
+class MemoryStore(ChunkStore):
+    """Chunks in a dict, copied on the way in and on the way out. Lost on close.
+
+    Its misses are *absent* and *stale*: nothing can damage a record. ``tables`` is where a
+    catalog can live beside it.
+    """
+
+    def __init__(self) -> None:
+        self.tables = MemoryTables()
+        self._chunks: dict[bytes, tuple[ChunkKey, ChunkKV]] = {}
+        self._lock = threading.Lock()
+        self._tally = Tally()
+        self._closed = False
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self._check_open()
+        check_kv(key, kv)
+        copy = ChunkKV(kv.tokens, tuple(map(_clone, kv.keys)), tuple(map(_clone, kv.values)))
+        with self._lock:
+            self._chunks[key.digest] = (key, copy)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        self._check_open()
+        return self._tally.count(self._find(key))
+
+    def has(self, key: ChunkKey) -> bool:
+        self._check_open()
+        return isinstance(self._find(key), Stored)
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        self._check_open()
+        with self._lock:
+            _, kv = self._chunks.get(key.digest, (key, None))
+        if kv is None:
+            miss = self._absent(key)
+            self._tally.count(miss)
+            raise unusable(key, layer, miss)
+        check_layer(layer, len(kv.keys))
+        return _clone(kv.keys[layer]), _clone(kv.values[layer])
+
+    def delete(self, key: ChunkKey) -> bool:
+        self._check_open()
+        with self._lock:
+            return self._chunks.pop(key.digest, None) is not None
+
+    def keys(self) -> Iterator[bytes]:
+        self._check_open()
+        with self._lock:
+            return iter(sorted(self._chunks))
+
+    def stats(self) -> StoreStats:
+        self._check_open()
+        with self._lock:
+            chunks = list(self._chunks.values())
+        return StoreStats(
+            len(chunks),
+            sum(kv.spec.chunk_bytes(len(kv.tokens)) for _, kv in chunks),
+            *self._tally.snapshot(),
+            dict(Counter(str(key.fingerprint) for key, _ in chunks)),
+        )
+
+    def verify(self, *, repair: bool = False) -> dict[str, str]:
+        self._check_open()
+        return {}
+
+    def close(self) -> None:
+        self._closed = True
+        self.tables.close()
+        self._chunks.clear()
+
+    def _find(self, key: ChunkKey) -> Stored | Miss:
+        with self._lock:
+            _, kv = self._chunks.get(key.digest, (key, None))
+        return self._absent(key) if kv is None else Stored(key, kv.spec, len(kv.tokens))
+
+    def _absent(self, key: ChunkKey) -> Miss:
+        with self._lock:
+            same = [other for other, _ in self._chunks.values() if other.content == key.content]
+        if not same:
+            return Miss("absent", "these tokens are not stored")
+        first = min(same, key=lambda other: other.digest)
+        return stale(key, str(first.fingerprint), first.mode)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed: open it again")
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()

@@ -1,0 +1,226 @@
+"""The vocabulary of ragcache: what every module says to every other.
+
+Nothing here computes, and nothing here imports torch: ``import ragcache`` stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tokens = tuple[int, ...]
+
+#: Why a chunk's KV could not be used. Every miss is counted under one of these.
+MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A source text before it is split. ``id`` is unique in a store; the same id replaces."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document: the unit of retrieval and of KV reuse."""
+
+    document: str  # id of its document
+    ordinal: int  # place in its document, from 0
+    text: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return f"{self.document}#{self.ordinal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrieved chunk and its similarity to the question (cosine, in [-1, 1])."""
+
+    chunk: Chunk
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """Shape of a model's KV: what one token costs in a store."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str  # "float32" | "bfloat16" | "float16"
+
+    @property
+    def itemsize(self) -> int:
+        return {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
+
+    def layer_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values of one layer for ``tokens`` tokens."""
+        return 2 * self.kv_heads * self.head_dim * tokens * self.itemsize
+
+    def chunk_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values of all layers for ``tokens`` tokens."""
+        return self.layers * self.layer_bytes(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Everything about a model that its KV depends on. Equal fingerprints, interchangeable KV.
+
+    ``fields`` maps a field's name (``weights``, ``config``, ``tokenizer``, ``template``,
+    ``dtype``, ``codec``, ``adapter``, ``format``) to its value or digest; ``name`` is for people
+    and takes no part in equality.
+    """
+
+    fields: tuple[tuple[str, str], ...]
+    name: str = field(default="", compare=False)
+
+    @property
+    def digest(self) -> bytes:
+        """blake3 over the fields, 32 bytes."""
+        from blake3 import blake3
+
+        h = blake3()
+        for key, value in sorted(self.fields):
+            for text in (key, value):
+                raw = text.encode()
+                h.update(len(raw).to_bytes(4, "little") + raw)
+        return h.digest()
+
+    def __str__(self) -> str:
+        return f"{self.name or 'model'}@{self.digest.hex()[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkKV:
+    """The KV of one chunk, as it is stored: keys before RoPE, so that a load may move them."""
+
+    tokens: Tokens
+    keys: tuple[Tensor, ...]  # per layer, (kv_heads, len(tokens), head_dim), RoPE not applied
+    values: tuple[Tensor, ...]  # same shape
+
+    def __post_init__(self) -> None:
+        if len(self.keys) != len(self.values) or not self.keys:
+            raise ValueError(f"{len(self.keys)} key layers but {len(self.values)} value layers")
+        shape = self.keys[0].shape
+        if any(t.shape != shape for t in (*self.keys, *self.values)):
+            raise ValueError("all layers of a ChunkKV must have one shape")
+        if shape[1] != len(self.tokens):
+            raise ValueError(f"{len(self.tokens)} tokens but KV of {shape[1]}")
+
+    @property
+    def spec(self) -> KVSpec:
+        heads, _, dim = self.keys[0].shape
+        return KVSpec(len(self.keys), heads, dim, str(self.keys[0].dtype).removeprefix("torch."))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids in three parts. The prompt *is* the concatenation; text is never joined."""
+
+    prefix: Tokens
+    chunks: tuple[Tokens, ...]
+    question: Tokens
+
+    @property
+    def tokens(self) -> Tokens:
+        return sum(self.chunks, self.prefix) + self.question
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Half-open row range of every chunk in :attr:`tokens`."""
+        out, at = [], len(self.prefix)
+        for chunk in self.chunks:
+            out.append((at, at + len(chunk)))
+            at += len(chunk)
+        return tuple(out)
+
+    @property
+    def question_start(self) -> int:
+        return len(self.prefix) + sum(map(len, self.chunks))
+
+    def __len__(self) -> int:
+        return self.question_start + len(self.question)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to decode. ``temperature`` 0 is greedy; ``seed`` makes sampling repeatable."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}: ask for at least 1")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}: it must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: it must be in (0, 1]")
+        if isinstance(self.stop, str) or any(not s for s in self.stop):
+            raise ValueError("stop must be a list of strings, none of them empty")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTrace:
+    """What one layer of a fused prefill did."""
+
+    rows: int  # rows computed, of all kinds
+    charged: int  # of these, rows of chunks whose KV had been loaded
+    load_bytes: int
+    wait_s: float  # time the walk stood still for this layer's load
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """What became of one chunk of a prompt."""
+
+    id: str
+    tokens: int
+    recomputed: int  # its rows still computed at the last layer; all of them on a miss
+    charged: float  # mean share of its rows computed, over layers, in [0, 1]
+    miss: str | None = None  # a MissReason, or None where stored KV was used
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was reused for an answer and what it cost. Times in seconds."""
+
+    mode: str
+    parameters: Mapping[str, Any]
+    prefix_tokens: int
+    chunk_tokens: int
+    question_tokens: int
+    reused_tokens: int  # rows taken from the store, not computed at the last layer
+    recomputed_tokens: int  # reusable rows that were computed at the last layer all the same
+    charged_budget: float  # sum_l |A_l & reusable| / (L * reusable), in [0, 1]; 1 for full
+    bytes_loaded: int
+    ttft_s: float  # from the moment the chunks are known to the first token
+    total_s: float  # to the last token
+    chunks: tuple[ChunkReport, ...] = ()
+    layers: tuple[LayerTrace, ...] = ()
+    retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
+    fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and the account of how it came to be."""
+
+    text: str
+    tokens: Tokens
+    stopped: Literal["eos", "stop", "length"]
+    passages: tuple[Passage, ...]
+    report: Report

@@ -1,0 +1,109 @@
+"""Which rows a method chooses, what that is charged, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ragcache.blend import BLENDERS, blender
+from ragcache.blend.base import Layout, positions
+from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.random import Random
+from ragcache.blend.reuse import Reuse
+from ragcache.engine.transformers import TransformersEngine
+from ragcache.errors import ConfigError
+from tests import models
+from tests.blend import matrix, scene
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return models.engine("llama", num_hidden_layers=6)
+
+
+def layout() -> Layout:
+    return Layout(scene.PROMPT, (True,) * 3, True, positions(scene.PROMPT, "consecutive"))
+
+
+def test_every_method_is_in_the_test_matrix() -> None:
+    tested = {type(b) for b in matrix.AT_ONE + matrix.PARTIAL}
+    assert tested == set(BLENDERS.values())
+    assert all(name == cls.name for name, cls in BLENDERS.items())
+
+
+def test_cacheblend_takes_the_most_deviating_rows(engine: TransformersEngine) -> None:
+    """Against the deviation written out: fresh KV of layer 1 from a full prefill."""
+    fused = scene.run(engine, CacheBlend(0.2, deviation="kv"))
+    full = engine.prefill(scene.PROMPT.tokens).kv.buffers(1, ())
+    reused = scene.run(engine, Reuse()).prefilled.kv.buffers(1, ())
+    deviation = sum((a - b).square().sum((0, 1, 3)) for a, b in zip(full, reused, strict=True))
+    assert isinstance(deviation, torch.Tensor)
+    reusable = fused.layout.reusable
+    count = int(0.2 * len(reusable))
+    want = reusable[deviation[reusable].topk(count).indices].sort().values
+    assert all(torch.equal(rows, want) for rows in fused.chosen[2:])
+    assert all(torch.equal(rows, reusable) for rows in fused.chosen[:2])
+
+
+def test_the_first_chunk_deviates_least(engine: TransformersEngine) -> None:
+    """It stands where it was encoded: its rows are exact and never worth recomputing."""
+    fused = scene.run(engine, CacheBlend(0.3))
+    assert int(fused.chosen[-1].min()) >= scene.PROMPT.spans[1][0]
+
+
+def test_charged_budget_counts_full_layers_in_full(engine: TransformersEngine) -> None:
+    n = len(layout().reusable)
+    single = scene.run(engine, CacheBlend(0.25))
+    assert single.charged_budget == pytest.approx((2 * n + 4 * int(0.25 * n)) / (6 * n))
+    same = scene.run(engine, Random(0.25, full_layers=2))
+    assert same.charged_budget == single.charged_budget
+    assert scene.run(engine, Reuse()).charged_budget == 0
+
+
+def test_gradual_filtering_shrinks_and_keeps_the_mean(engine: TransformersEngine) -> None:
+    sizes = [len(rows) for rows in scene.run(engine, CacheBlend(0.4, gradual=True)).chosen]
+    n = len(layout().reusable)
+    assert sizes[:2] == [n, n] and sizes[2:] == sorted(sizes[2:], reverse=True)
+    assert sizes[2] > 0.4 * n > sizes[-1]
+    assert sum(sizes[2:]) / 4 == pytest.approx(0.4 * n, abs=1)
+
+
+def test_random_is_repeatable_and_follows_its_seed() -> None:
+    first = [Random(0.3, seed=s).selector(layout(), 6).first().tolist() for s in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+    assert len(first[0]) == int(0.3 * len(layout().reusable))
+
+
+def test_modes_read_from_text() -> None:
+    assert blender("cacheblend", 0.3) == CacheBlend(0.3)
+    mode = "cacheblend:deviation=kv,gradual=true,check_layer=2"
+    assert blender(mode) == CacheBlend(deviation="kv", gradual=True, check_layer=2)
+    assert blender("reuse:positions=overlapping") == Reuse("overlapping")
+    assert blender(Reuse()) == Reuse()
+
+
+@pytest.mark.parametrize(
+    ("mode", "ratio", "message"),
+    [
+        ("blend", None, "mode 'blend' is unknown: use one of full, prefix"),
+        ("cacheblend", 1.5, "recompute_ratio is 1.5: it is the share .* from 0 to 1"),
+        ("cacheblend", float("nan"), "recompute_ratio is nan"),
+        ("random", -0.1, "recompute_ratio is -0.1"),
+        ("reuse", 0.2, "mode 'reuse' has no parameter 'recompute_ratio': it takes positions"),
+        ("full", 0.2, "mode 'full' has no parameter 'recompute_ratio': it takes nothing"),
+        ("cacheblend:depth=3", None, "no parameter 'depth'"),
+        ("cacheblend:gradual=maybe", None, "gradual='maybe' cannot be read as bool"),
+        ("cacheblend:deviation=q", None, "deviation is 'q': it must be one of v, k, kv"),
+        ("reuse:positions=upside-down", None, "must be consecutive or overlapping"),
+        ("random:full_layers=-1", None, "full_layers is -1"),
+        ("cacheblend:check_layer=-1", None, "check_layer is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused(mode: str, ratio: float | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        blender(mode, ratio)
+
+
+def test_too_few_layers_are_refused_before_any_work() -> None:
+    with pytest.raises(ConfigError, match="checks layer 1 and needs a layer behind it"):
+        CacheBlend().selector(layout(), layers=2)

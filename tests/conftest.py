@@ -1,0 +1,22 @@
+"""What every test may ask for. The environment is set here, before anything imports torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # torch's threads
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir() -> Path:
+    """The small model that ships with the package."""
+    path = ROOT / "ragcache" / "models" / "tiny"
+    if not (path / "config.json").is_file():
+        pytest.skip(f"no model in {path}: examples/train_tiny makes it")
+    return path

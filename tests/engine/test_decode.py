@@ -1,0 +1,88 @@
+"""Sampling, stop strings and whole characters."""
+
+from __future__ import annotations
+
+import pytest
+
+from ragcache.engine.decode import StopStrings
+from ragcache.engine.transformers import TransformersEngine
+from ragcache.types import Sampling
+from tests import models
+
+IDS = tuple(range(3, 23))
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return models.engine("llama")
+
+
+def generate(engine: TransformersEngine, **options: object) -> tuple[str, list[int], str]:
+    sampling = Sampling(**options)  # type: ignore[arg-type]
+    steps = list(engine.decode(engine.prefill(IDS, room=sampling.max_tokens), sampling))
+    return "".join(s.text for s in steps), [s.token for s in steps], steps[-1].stopped
+
+
+def test_greedy_is_repeatable_and_stops_at_length(engine: TransformersEngine) -> None:
+    text, tokens, stopped = generate(engine, max_tokens=7)
+    assert len(tokens) == 7 and stopped == "length"
+    assert generate(engine, max_tokens=7) == (text, tokens, stopped)
+
+
+def test_seed_repeats_a_sample_and_another_seed_does_not(engine: TransformersEngine) -> None:
+    hot = {"max_tokens": 12, "temperature": 1.5}
+    assert generate(engine, **hot, seed=1) == generate(engine, **hot, seed=1)
+    assert generate(engine, **hot, seed=1)[1] != generate(engine, **hot, seed=2)[1]
+
+
+def test_a_tiny_nucleus_is_greedy(engine: TransformersEngine) -> None:
+    sampled = generate(engine, max_tokens=8, temperature=1.0, top_p=1e-6, seed=3)
+    assert sampled == generate(engine, max_tokens=8)
+
+
+def test_stop_string_ends_the_text_before_itself(engine: TransformersEngine) -> None:
+    text, tokens, _ = generate(engine, max_tokens=10)
+    stop = text[3:6]
+    stopped_text, stopped_tokens, stopped = generate(engine, max_tokens=10, stop=[stop])
+    assert stopped == "stop" and stop not in stopped_text
+    assert stopped_text == text[: text.find(stop)]
+    assert len(stopped_tokens) < len(tokens)
+
+
+def test_eos_ends_without_text(engine: TransformersEngine) -> None:
+    _, tokens, _ = generate(engine, max_tokens=3)
+    engine.model.generation_config.eos_token_id = [2, tokens[1]]
+    try:
+        text, short, stopped = generate(engine, max_tokens=3)
+    finally:
+        engine.model.generation_config.eos_token_id = 2
+    assert (short, stopped) == (tokens[:2], "eos")
+    whole = engine.tokenizer.decode(tokens[:1])
+    assert text == whole.rstrip("\N{REPLACEMENT CHARACTER}")  # an open character is left out
+
+
+def test_stop_strings_hold_back_what_may_become_one() -> None:
+    stops = StopStrings(("END", "\n\n"))
+    assert stops.push("the E") == ("the ", False)
+    assert stops.push("N") == ("", False)
+    assert stops.push("d") == ("ENd", False)
+    assert stops.push("\n") == ("", False)
+    assert stops.flush() == "\n"
+    assert stops.push("a\n\nb END") == ("a", True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"stop": "END"},
+        {"stop": ["a", ""]},
+    ],
+)
+def test_sampling_that_cannot_be(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Sampling(**options)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""Another model, however like, has another fingerprint."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from ragcache.engine.fingerprint import fingerprint
+from tests import models
+
+
+def changed(what: str) -> tuple[Any, Any]:
+    """A model and tokenizer that differ from the plain ones in one thing."""
+    model, tokenizer = models.model("llama"), copy.deepcopy(models.tokenizer())
+    if what == "weights":  # same shape, one number
+        with torch.no_grad():
+            model.model.layers[3].mlp.up_proj.weight[0, 0] += 1e-3
+    elif what == "other weights":
+        model = models.model("llama", seed=1)
+    elif what == "config":
+        model.config.rms_norm_eps *= 2
+    elif what == "rope":
+        model = models.model("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    elif what == "tokenizer":
+        tokenizer.add_tokens(["<new>"])
+    elif what == "template":
+        tokenizer.chat_template = "{{ messages }}"
+    elif what == "dtype":
+        model = model.to(torch.bfloat16)
+    return model, tokenizer
+
+
+def test_the_same_model_has_the_same_fingerprint() -> None:
+    first = fingerprint(models.model("llama"), models.tokenizer(), "a")
+    again = fingerprint(models.model("llama"), models.tokenizer(), "b")
+    assert first == again and first.digest == again.digest
+    assert str(first).startswith("a@")
+
+
+@pytest.mark.parametrize(
+    "what", ["weights", "other weights", "config", "rope", "tokenizer", "template", "dtype"]
+)
+def test_one_change_is_another_fingerprint(what: str) -> None:
+    plain = fingerprint(*changed("nothing"), "model")
+    other = fingerprint(*changed(what), "model")
+    assert plain != other and plain.digest != other.digest
+
+
+def test_codec_counts() -> None:
+    model, tokenizer = changed("nothing")
+    raw, int8 = (fingerprint(model, tokenizer, "m", codec=c) for c in ("raw", "int8"))
+    assert raw.digest != int8.digest

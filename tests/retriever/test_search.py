@@ -1,0 +1,195 @@
+"""The right chunks in reading order, from an index that is never older than its catalog."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from ragcache.errors import ConfigError, PromptError
+from ragcache.retriever.embed import HashEmbedder, Vectors
+from ragcache.retriever.search import Retriever
+from tests.retriever.conftest import ListCatalog
+
+Kind = Literal["faiss", "numpy"]
+EMBEDDER = HashEmbedder(4096)  # wide, so that no two words of these tests share a place
+
+RIVER = ["the river rose", "bridge gone", "ferryman missing", "boat of apples", "river fell"]
+MILL = ["old mill", "miller heard singing", "river river"]
+
+
+@pytest.fixture
+def catalog() -> ListCatalog:
+    made = ListCatalog(EMBEDDER)
+    made.put("river", RIVER)
+    made.put("mill", MILL)
+    return made
+
+
+@pytest.fixture(params=["faiss", "numpy"])
+def retriever(request: pytest.FixtureRequest, catalog: ListCatalog, tmp_path: Path) -> Retriever:
+    return Retriever(catalog, EMBEDDER, tmp_path / "vectors", request.param)
+
+
+def texts(retriever: Retriever, question: str, k: int, neighbours: int = 0) -> list[str]:
+    return [p.chunk.text for p in retriever.retrieve(question, k, neighbours=neighbours)]
+
+
+def test_nearest_chunk_with_its_cosine(retriever: Retriever) -> None:
+    (passage,) = retriever.retrieve("Which ferryman?", 1)
+    assert passage.chunk.id == "river#2"
+    assert passage.score == pytest.approx(0.5)  # one word shared of two and two
+
+
+def test_documents_by_best_score_chunks_in_document_order(retriever: Retriever) -> None:
+    # river river 1.0; river fell 0.71; the river rose 0.58
+    assert texts(retriever, "river", 3) == ["river river", "the river rose", "river fell"]
+    scores = [p.score for p in retriever.retrieve("river", 3)]
+    np.testing.assert_allclose(scores, [1, 1 / 3**0.5, 1 / 2**0.5], atol=1e-6)
+
+
+def test_neighbours_come_with_the_score_of_their_hit(retriever: Retriever) -> None:
+    found = retriever.retrieve("apples", 1, neighbours=1)
+    assert [p.chunk.text for p in found] == RIVER[2:5]
+    assert {round(p.score, 5) for p in found} == {round(1 / 3**0.5, 5)}
+
+
+def test_neighbours_are_not_repeated_and_hits_keep_their_score(retriever: Retriever) -> None:
+    found = retriever.retrieve("river", 3, neighbours=3)
+    assert [p.chunk.text for p in found] == [*MILL, *RIVER]
+    expected = [1] * 3 + [3**-0.5, 2**-0.5, 2**-0.5, 2**-0.5, 2**-0.5]
+    np.testing.assert_allclose([p.score for p in found], expected, atol=1e-6)
+
+
+def test_more_than_there_is(retriever: Retriever) -> None:
+    assert texts(retriever, "mill", 100) == [*MILL, *RIVER]
+
+
+def test_equal_scores_follow_the_catalog(retriever: Retriever) -> None:
+    assert texts(retriever, "zebra", 2) == RIVER[:2]
+
+
+@pytest.mark.parametrize("question", ["", " \n\t"])
+def test_empty_question(retriever: Retriever, question: str) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        retriever.retrieve(question, 1)
+
+
+def test_impossible_numbers(retriever: Retriever) -> None:
+    with pytest.raises(ConfigError, match="k is 0"):
+        retriever.retrieve("river", 0)
+    with pytest.raises(ConfigError, match="neighbours is -1"):
+        retriever.retrieve("river", 1, neighbours=-1)
+
+
+def test_empty_catalog(tmp_path: Path) -> None:
+    assert Retriever(ListCatalog(), HashEmbedder(), tmp_path / "v").retrieve("river", 3) == []
+
+
+def test_unknown_kind(catalog: ListCatalog, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'hnsw': choose one of faiss, numpy"):
+        Retriever(catalog, EMBEDDER, tmp_path / "v", "hnsw")  # type: ignore[arg-type]
+
+
+def test_embedder_of_another_dimension(catalog: ListCatalog, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="4096 dimensions, those of hash-64 64"):
+        Retriever(catalog, HashEmbedder(64), tmp_path / "v")
+
+
+def test_saved_index_is_used_again(
+    catalog: ListCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Retriever(catalog, EMBEDDER, tmp_path / "v")
+    monkeypatch.setattr(catalog, "vectors", None)  # not even asked for
+    again = Retriever(catalog, EMBEDDER, tmp_path / "v")
+    assert again.retrieve("river", 3) == first.retrieve("river", 3)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "old", "kind"])
+def test_unusable_index_is_rebuilt_and_said_so(
+    catalog: ListCatalog, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "v"
+    expected = Retriever(catalog, EMBEDDER, path).retrieve("river", 3)
+    raw = path.read_bytes()
+    kind: Kind = "numpy" if damage == "kind" else "faiss"
+    if damage == "flip":
+        path.write_bytes(raw[:100] + bytes([raw[100] ^ 1]) + raw[101:])
+    elif damage == "cut":
+        path.write_bytes(raw[:-1])
+    elif damage == "old":
+        catalog.generation += 1
+    with caplog.at_level(logging.INFO, "ragcache.retriever.search"):
+        again = Retriever(catalog, EMBEDDER, path, kind)
+        assert again.retrieve("river", 3) == expected
+        assert "v is rebuilt from the catalog: it" in caplog.text
+        caplog.clear()
+        Retriever(catalog, EMBEDDER, path, kind)  # the rebuilt index was saved
+        assert caplog.text == ""
+
+
+def test_changes_are_found_at_once(retriever: Retriever, catalog: ListCatalog) -> None:
+    catalog.put("river", ["nothing here"])
+    assert texts(retriever, "river", 1) == ["river river"]
+    catalog.drop("mill")
+    assert texts(retriever, "river", 5) == ["nothing here"]
+    catalog.drop("river")
+    assert retriever.retrieve("river", 5) == []
+
+
+def test_refresh_saves(retriever: Retriever, catalog: ListCatalog, tmp_path: Path) -> None:
+    assert retriever.refresh() is False
+    catalog.put("new", ["zebra"])
+    before = (tmp_path / "vectors").read_bytes()
+    assert retriever.refresh() is True
+    assert retriever.generation == catalog.generation and len(retriever) == 9
+    assert (tmp_path / "vectors").read_bytes() != before
+
+
+def test_index_that_cannot_be_written_is_only_logged(
+    catalog: ListCatalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Retriever(catalog, EMBEDDER, tmp_path / "no" / "such" / "folder")
+    assert "cannot be written (No such file or directory)" in caplog.text
+    assert texts(made, "apples", 1) == ["boat of apples"]
+
+
+def test_chunk_that_goes_during_a_search_is_left_out(
+    retriever: Retriever, catalog: ListCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = retriever._current[1].search
+
+    def search_and_lose(queries: Vectors, k: int) -> object:
+        found = search(queries, k)
+        catalog.drop("mill")
+        return found
+
+    monkeypatch.setattr(retriever._current[1], "search", search_and_lose)
+    assert texts(retriever, "river", 3) == ["the river rose", "river fell"]
+
+
+def test_embedder_with_a_way_of_its_own_for_questions(catalog: ListCatalog, tmp_path: Path) -> None:
+    class Contrary(HashEmbedder):
+        def embed_question(self, question: str) -> Vectors:
+            row: Vectors = self.embed(["apples"])[0]
+            return row
+
+    made = Retriever(catalog, Contrary(4096), tmp_path / "v")
+    assert texts(made, "bridge", 1) == ["boat of apples"]
+
+
+def test_threads_may_retrieve_while_the_catalog_changes(
+    retriever: Retriever, catalog: ListCatalog
+) -> None:
+    def ask(_: int) -> bool:
+        return texts(retriever, "apples", 1) == ["boat of apples"]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(ask, range(200))
+        for number in range(20):
+            catalog.put(f"extra {number}", ["zebra"])
+        assert all(answers)

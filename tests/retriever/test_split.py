@@ -1,0 +1,114 @@
+"""Chunks fit, end where sentences end, and together are the document."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from tokenizers import Tokenizer
+
+from ragcache.errors import ConfigError
+from ragcache.retriever.split import Splitter
+from ragcache.types import Document
+from tests.retriever.conftest import SENTENCES
+
+STORY = Document("story.txt", "\n\n".join([" ".join(SENTENCES)] * 5), {"source": "story.txt"})
+
+
+def bare(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def count(tokenizer: Tokenizer, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def noise(seed: int) -> str:
+    letters = random.Random(seed)
+    return "".join(letters.choices("ab de. F\n\n!?🙂é ,中文#-*`|>1)\t\u00a0", k=400))
+
+
+def test_chunks_are_runs_of_whole_sentences(tokenizer: Tokenizer) -> None:
+    chunks = Splitter(tokenizer, 48).split(STORY)
+    assert len(chunks) > 5
+    for chunk in chunks:
+        assert chunk.text.startswith(SENTENCES) and chunk.text.endswith(SENTENCES)
+    assert [c.ordinal for c in chunks] == list(range(len(chunks)))
+    assert {c.document for c in chunks} == {"story.txt"}
+    assert all(c.metadata == STORY.metadata for c in chunks)
+
+
+def test_paragraphs_stay_together_where_they_fit(tokenizer: Tokenizer) -> None:
+    paragraph = " ".join(SENTENCES)
+    splitter = Splitter(tokenizer, count(tokenizer, paragraph) + 5)
+    assert [c.text for c in splitter.split(STORY)] == [paragraph] * 5
+
+
+def test_split_is_deterministic(tokenizer: Tokenizer) -> None:
+    again = Tokenizer.from_str(tokenizer.to_str())
+    assert Splitter(tokenizer, 30).split(STORY) == Splitter(again, 30).split(STORY)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+@pytest.mark.parametrize("size", [8, 21, 64])
+def test_nothing_is_lost_and_nothing_too_long(tokenizer: Tokenizer, form: str, size: int) -> None:
+    for text in [STORY.text, *map(noise, range(20))]:
+        chunks = Splitter(tokenizer, size).split(Document("d", text, {"format": form}))
+        assert bare("".join(c.text for c in chunks)) == bare(text)
+        assert all(0 < count(tokenizer, c.text) <= size for c in chunks)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_overlap_repeats_whole_sentences_within_the_limit(tokenizer: Tokenizer, form: str) -> None:
+    story = Document("d", STORY.text, {"format": form})
+    chunks = Splitter(tokenizer, 60, overlap_tokens=30).split(story)
+    shared = 0
+    for a, b in zip(chunks, chunks[1:], strict=False):
+        first = next(s for s in SENTENCES if b.text.startswith(s))
+        shared += first in a.text
+        assert count(tokenizer, b.text) <= 60
+    assert shared > 3
+
+
+def test_markdown_splits_at_headings() -> None:
+    text = "# One\n\nshort text here\n\n# Two\n\nmore short text"
+    splitter = Splitter(lambda s: len(s.split()), 6)
+    texts = [c.text for c in splitter.split(Document("d", text, {"format": "markdown"}))]
+    assert texts == ["# One\n\nshort text here", "# Two\n\nmore short text"]
+
+
+@pytest.mark.parametrize("text", ["", " \n\t ", "\n\n"])
+def test_no_text_no_chunks(tokenizer: Tokenizer, text: str) -> None:
+    assert Splitter(tokenizer, 8).split(Document("d", text)) == []
+
+
+def test_truncation_and_padding_of_the_tokenizer_do_not_count(tokenizer: Tokenizer) -> None:
+    cut = Tokenizer.from_str(tokenizer.to_str())
+    cut.enable_truncation(4)
+    cut.enable_padding(length=16)
+    assert Splitter(cut, 30).split(STORY) == Splitter(tokenizer, 30).split(STORY)
+    assert cut.truncation is not None and cut.padding is not None
+    assert Splitter(cut, 30).describe() == Splitter(tokenizer, 30).describe()
+
+
+def test_a_character_longer_than_a_chunk_is_an_error(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"d: '🙂' is 4 tokens and cannot be cut to 2. Raise"):
+        Splitter(tokenizer, 2).split(Document("d", "a 🙂 b"))
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(0, 0), (-1, 0), (8, -1), (8, 8)])
+def test_impossible_settings(size: int, overlap: int) -> None:
+    with pytest.raises(ConfigError, match="_tokens is"):
+        Splitter(len, size, overlap)
+
+
+def test_description_tells_settings_apart(tokenizer: Tokenizer) -> None:
+    splitters = [
+        *(Splitter(tokenizer, 64), Splitter(tokenizer, 65), Splitter(tokenizer, 64, 8)),
+        *(Splitter(len, 64), Splitter(len, 64, tokenizer_name="characters")),
+    ]
+    assert len({s.describe() for s in splitters}) == 5
+    assert Splitter(len, 64).describe() == (
+        "split v1 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
+    )

@@ -1,0 +1,33 @@
+"""A small RagCache over a random model: everything real but the weights and the embedder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ragcache.pipeline import RagCache
+from ragcache.retriever.embed import HashEmbedder
+from ragcache.settings import Settings
+from ragcache.store.lmdb import LmdbStore
+from ragcache.types import Document
+from tests import models
+
+DOCUMENTS = [
+    Document("holt", "Mira Holt keeps a parrot. She plays the cello and lives by the sea."),
+    Document("mill", "The old mill in Bexley stands on the river Avon. It grinds no more."),
+    Document("boats", "Her father built boats in Oslo. The boats were small and fast."),
+]
+
+
+def small(path: Path, *, seed: int = 0, **settings: object) -> RagCache:
+    """A store in ``path`` with a Llama whose weights follow ``seed``; answers of 6 tokens."""
+    given = {"max_tokens": 6, "top_k": 2, **settings}
+    engine = models.engine("llama", seed=seed)
+    store = LmdbStore(path)
+    return RagCache(engine, store, HashEmbedder(), path, Settings(**given))  # type: ignore[arg-type]
+
+
+def save_model(path: Path, *, seed: int = 0) -> Path:
+    """The same model as a folder that from_pretrained loads."""
+    models.model("llama", seed=seed).save_pretrained(path)
+    models.tokenizer().save_pretrained(path)
+    return path

@@ -1,0 +1,44 @@
+"""Every store there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ragcache.store import ChunkStore, LmdbStore, MemoryStore
+from tests.store.samples import ONE, TWO, make_kv
+
+STORES: dict[str, Callable[[Path], ChunkStore]] = {
+    "memory": lambda path: MemoryStore(),
+    "lmdb": lambda path: LmdbStore(path / "store"),
+}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChunkStore]:
+    """One store of every kind, empty."""
+    with STORES[request.param](tmp_path) as store:
+        yield store
+
+
+@pytest.fixture
+def reference() -> Iterator[MemoryStore]:
+    """What ``store`` has to equal after the same calls."""
+    with MemoryStore() as store:
+        yield store
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[LmdbStore]:
+    with LmdbStore(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def two(disk: LmdbStore) -> LmdbStore:
+    """A store of two chunks."""
+    for key in (ONE, TWO):
+        disk.put(key, make_kv(key))
+    return disk

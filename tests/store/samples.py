@@ -1,0 +1,55 @@
+"""Small keys and KV that the store's tests are made of, and damage to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ragcache.store import LmdbStore, Miss
+from ragcache.store.key import ChunkKey
+from ragcache.types import ChunkKV, Fingerprint, Tokens
+
+MODEL = Fingerprint((("weights", "a8b6"), ("dtype", "float32")), "tiny")
+OTHER = Fingerprint((("weights", "9f11"), ("dtype", "float32")), "tiny")
+
+LAYERS, HEADS, DIM = 3, 2, 8
+
+
+def make_key(first: int = 0, fingerprint: Fingerprint = MODEL, behind: Tokens = ()) -> ChunkKey:
+    """A key of 5 tokens, which begin with ``first``."""
+    return ChunkKey(fingerprint, tuple(range(first, first + 5)), behind)
+
+
+def make_kv(key: ChunkKey, seed: int = 0, dtype: torch.dtype = torch.float32) -> ChunkKV:
+    """Random KV of 3 layers for the tokens of ``key``; other seeds, other values."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + key.tokens[0])
+
+    def layers() -> tuple[Tensor, ...]:
+        shape = (HEADS, len(key.tokens), DIM)
+        return tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(LAYERS))
+
+    return ChunkKV(key.tokens, layers(), layers())
+
+
+def same(left: ChunkKV | Miss, right: ChunkKV | Miss) -> bool:
+    """Equal bit for bit, dtype included; misses by reason and detail."""
+    if isinstance(left, Miss) or isinstance(right, Miss):
+        return left == right
+    pairs = zip((*left.keys, *left.values), (*right.keys, *right.values), strict=True)
+    return left.tokens == right.tokens and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
+    )
+
+
+ONE, TWO = make_key(1), make_key(2)
+CHUNK_BYTES = make_kv(ONE).spec.chunk_bytes(5)
+
+
+def rewrite(store: LmdbStore, table: str, key: bytes, change: Callable[[bytes], bytes]) -> None:
+    """Change a record behind the store's back."""
+    with store.tables.write() as txn:
+        record = txn.get(table, key)
+        assert record is not None
+        txn.put(table, key, change(record))

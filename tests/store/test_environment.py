@@ -1,0 +1,151 @@
+"""The directory of a store: what is refused, what the error says, who may look in."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from ragcache.errors import StoreError
+from ragcache.store import LmdbStore, Miss
+from tests.store.samples import ONE, make_key, make_kv, rewrite, same
+
+
+def test_a_full_map_says_so_and_keeps_what_was_there(tmp_path: Path) -> None:
+    with LmdbStore(tmp_path / "store", map_size=1 << 18) as store:
+        with pytest.raises(StoreError, match="map_size.*Delete chunks"):
+            for first in range(1000):
+                store.put(make_key(first), make_kv(make_key(first)))
+        assert store.verify() == {} and store.stats().chunks > 5
+        assert not store.has(make_key(store.stats().chunks))
+
+
+def test_permissions(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        LmdbStore(tmp_path / "store").close()
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+    modes = {f.name: f.stat().st_mode & 0o777 for f in (tmp_path / "store").iterdir()}
+    assert modes == {"data.mdb": 0o600, "lock.mdb": 0o600, "writer.lock": 0o600}
+
+
+def test_an_empty_directory_becomes_private(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o755)
+    LmdbStore(tmp_path / "store").close()
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_file_is_sparse(two: LmdbStore) -> None:
+    assert (two.tables.path / "data.mdb").stat().st_size < 1 << 20
+
+
+def open_error(path: Path, readonly: bool = False) -> str:
+    with pytest.raises(StoreError) as caught:
+        LmdbStore(path, readonly=readonly)
+    return str(caught.value)
+
+
+def test_places_that_hold_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in open_error(tmp_path / "file")
+    assert "no store in" in open_error(tmp_path / "file", readonly=True)
+    assert "no store in" in open_error(tmp_path / "nothing", readonly=True)
+    assert not (tmp_path / "nothing").exists()
+    assert "is not empty and holds no store" in open_error(tmp_path)
+    assert "cannot open" in open_error(Path("/proc/store"))
+
+
+def test_another_programs_lmdb_is_left_alone(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "theirs"), max_dbs=4) as env:
+        env.open_db(b"things")
+    for readonly in (False, True):
+        assert "not a ragcache store" in open_error(tmp_path / "theirs", readonly)
+
+
+def test_a_newer_store_is_refused(disk: LmdbStore) -> None:
+    rewrite(disk, "meta", b"format", lambda r: r[:8] + struct.pack("<I", 2))
+    disk.close()
+    assert "has format 2, this ragcache reads up to 1: upgrade" in open_error(disk.tables.path)
+
+
+def test_a_damaged_file_is_refused(two: LmdbStore) -> None:
+    two.close()
+    (two.tables.path / "data.mdb").write_bytes(random.Random(1).randbytes(20000))
+    for readonly in (False, True):
+        assert "is not a store or is damaged" in open_error(two.tables.path, readonly)
+
+
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.99])
+def test_a_truncated_file_is_refused(two: LmdbStore, left: float) -> None:
+    two.close()
+    data = two.tables.path / "data.mdb"
+    os.truncate(data, max(100, int(left * data.stat().st_size)))
+    for readonly in (False, True):
+        assert "data.mdb is" in (message := open_error(two.tables.path, readonly))
+        assert "delete the" in message
+
+
+def test_what_is_left_of_a_truncated_file_is_whole(disk: LmdbStore) -> None:
+    keys = [make_key(first) for first in range(30)]
+    for key in keys:
+        disk.put(key, make_kv(key))
+    disk.close()
+    data = disk.tables.path / "data.mdb"
+    size = data.stat().st_size
+    os.truncate(data, size - 8192)
+    command = open_error(disk.tables.path).split("`")[1].split()
+    assert command == ["truncate", "-s", str(size), str(data)]
+    subprocess.run(command, check=True)
+    with LmdbStore(disk.tables.path) as store:
+        for key in keys:
+            try:
+                assert isinstance(found := store.get(key), Miss) or same(found, make_kv(key))
+            except StoreError as error:  # a page of a tree is gone
+                assert "damaged" in str(error)
+
+
+def test_the_file_covers_its_pages_after_every_commit(disk: LmdbStore) -> None:
+    rng = random.Random(3)
+    for _ in range(40):
+        with disk.tables.write() as txn:
+            txn.put("layers", b"scratch", bytes(rng.randrange(200_000)))
+            txn.delete("layers", b"scratch")
+            txn.put("layers", rng.randbytes(8), bytes(rng.randrange(9_000)))
+        info, file = disk.tables._env.info(), disk.tables.path / "data.mdb"
+        assert file.stat().st_size >= (info["last_pgno"] + 1) * 4096
+
+
+def test_twice_in_one_process(two: LmdbStore) -> None:
+    path = two.tables.path
+    assert "open for writing in this process" in open_error(path)
+    assert "already open in this process" in open_error(path, readonly=True)
+    assert "open for writing in this process" in open_error(path / ".." / "store")
+    two.close()
+    with LmdbStore(path) as again:
+        assert again.has(ONE)
+
+
+def test_readonly_store_refuses_to_write(two: LmdbStore) -> None:
+    two.close()
+    with LmdbStore(two.tables.path, readonly=True) as store:
+        assert same(store.get(ONE), make_kv(ONE)) and store.verify() == {}
+        with pytest.raises(StoreError, match="readonly=True"):
+            store.delete(ONE)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may open everything")
+def test_a_directory_of_somebody_else(two: LmdbStore) -> None:
+    two.close()
+    two.tables.path.chmod(0)
+    try:
+        for readonly in (False, True):
+            assert "who owns it" in open_error(two.tables.path, readonly)
+    finally:
+        two.tables.path.chmod(0o700)

@@ -1,0 +1,176 @@
+"""Layers in order, a bounded number of bytes ahead, and errors where they are asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ragcache.errors import StoreError
+from ragcache.store import ChunkKey, ChunkStore, LayerReader, LmdbStore, MemoryStore, Stored
+from ragcache.types import KVSpec
+from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv
+
+KEYS = [make_key(first) for first in range(3)]
+SPEC = KVSpec(LAYERS, HEADS, DIM, "float32")
+LAYER_BYTES = 3 * SPEC.layer_bytes(5)
+
+
+class Watched(MemoryStore):
+    """Notes which layers were asked for; reads wait while ``gate`` is shut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        for key in KEYS:
+            self.put(key, make_kv(key))
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        self.asked.append(layer)
+        assert self.gate.wait(10)
+        return super().layer(key, layer)
+
+
+def settled(store: Watched, reads: int) -> bool:
+    """Were exactly so many layers asked for, once nothing moves any more?"""
+    until = time.monotonic() + 5
+    while len(store.asked) < reads and time.monotonic() < until:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    return len(store.asked) == reads
+
+
+def resolve(store: ChunkStore, keys: list[ChunkKey] = KEYS) -> list[Stored]:
+    return [found for key in keys if isinstance(found := store.find(key), Stored)]
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+@pytest.mark.parametrize("ahead", [0, LAYER_BYTES, 1 << 30])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_every_layer_of_every_chunk_in_order(store: ChunkStore, ahead: int, workers: int) -> None:
+    for key in KEYS:
+        store.put(key, make_kv(key))
+    with LayerReader(store, resolve(store), workers=workers, ahead_bytes=ahead) as reader:
+        for layer in range(LAYERS):
+            for key, (keys, values) in zip(KEYS, reader.layer(layer), strict=True):
+                kv = make_kv(key)
+                assert torch.equal(keys, kv.keys[layer])
+                assert torch.equal(values, kv.values[layer])
+            assert reader.bytes_loaded == (layer + 1) * LAYER_BYTES
+    assert len(reader.waits) == LAYERS and min(reader.waits) >= 0
+
+
+def test_it_reads_ahead_before_anything_is_asked(watched: Watched) -> None:
+    with LayerReader(watched, resolve(watched)):
+        assert settled(watched, LAYERS * len(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "layers"), [(0, 1), (2 * LAYER_BYTES - 1, 1), (2 * LAYER_BYTES, 2)]
+)
+def test_it_holds_no_more_than_ahead_bytes(watched: Watched, ahead: int, layers: int) -> None:
+    with LayerReader(watched, resolve(watched), ahead_bytes=ahead) as reader:
+        assert settled(watched, layers * len(KEYS))
+        reader.layer(0)
+        assert settled(watched, (layers + 1) * len(KEYS))
+
+
+def test_waiting_is_timed(watched: Watched) -> None:
+    watched.gate.clear()
+    with LayerReader(watched, resolve(watched)) as reader:
+        threading.Timer(0.05, watched.gate.set).start()
+        reader.layer(0)
+        assert 0.02 < reader.waits[0] < 5
+
+
+def test_layers_are_asked_for_once_in_order(watched: Watched) -> None:
+    with LayerReader(watched, resolve(watched)) as reader:
+        with pytest.raises(ValueError, match="the next of 3 is 0"):
+            reader.layer(1)
+        for layer in range(LAYERS):
+            reader.layer(layer)
+        for layer in (0, LAYERS):
+            with pytest.raises(ValueError, match="the next of 3 is 3"):
+                reader.layer(layer)
+
+
+def test_an_unreadable_record_surfaces_where_it_is_asked_for(disk: LmdbStore) -> None:
+    for key in KEYS:
+        disk.put(key, make_kv(key))
+    found = resolve(disk)
+    with disk.tables.write() as txn:
+        txn.put("layers", KEYS[1].digest + b"\0\1", b"damage")
+    with LayerReader(disk, found) as reader:
+        reader.layer(0)
+        with pytest.raises(StoreError) as caught:
+            reader.layer(1)
+        assert (caught.value.key, caught.value.reason) == (KEYS[1].digest, "truncated")
+        with pytest.raises(StoreError, match="reader is closed"):
+            reader.layer(1)
+
+
+def test_a_chunk_deleted_meanwhile_is_absent(watched: Watched) -> None:
+    found = resolve(watched)
+    watched.delete(KEYS[2])
+    with LayerReader(watched, found) as reader:
+        with pytest.raises(StoreError) as caught:
+            reader.layer(0)
+    assert (caught.value.key, caught.value.reason) == (KEYS[2].digest, "absent")
+
+
+def test_a_chunk_replaced_by_another_shape_is_foreign(watched: Watched) -> None:
+    wide = [replace(found, spec=replace(SPEC, head_dim=2 * DIM)) for found in resolve(watched)]
+    with LayerReader(watched, wide) as reader:
+        with pytest.raises(StoreError) as caught:
+            reader.layer(0)
+    assert caught.value.reason == "foreign"
+
+
+def test_leaving_drops_what_is_outstanding(watched: Watched) -> None:
+    watched.gate.clear()
+    with LayerReader(watched, resolve(watched), workers=1) as reader:
+        assert settled(watched, 1)
+        threading.Timer(0.02, watched.gate.set).start()
+    assert watched.asked == [0]
+    with pytest.raises(StoreError, match="reader is closed"):
+        reader.layer(0)
+
+
+def test_a_shared_pool_outlives_its_readers(watched: Watched) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            with LayerReader(watched, resolve(watched), pool=pool) as reader:
+                reader.layer(0)
+        assert pool.submit(int, "1").result() == 1
+
+
+def test_the_store_may_be_closed_right_after(tmp_path: Path) -> None:
+    for turn in range(5):
+        with LmdbStore(tmp_path / f"{turn}") as store:
+            for key in KEYS:
+                store.put(key, make_kv(key))
+            with LayerReader(store, resolve(store)) as reader:
+                reader.layer(0)
+
+
+def test_no_chunks_no_layers_to_load(watched: Watched) -> None:
+    with LayerReader(watched, []) as reader:
+        assert [reader.layer(layer) for layer in range(5)] == [[]] * 5
+        assert reader.bytes_loaded == 0
+
+
+def test_chunks_of_another_spec_are_refused(watched: Watched) -> None:
+    with pytest.raises(ValueError, match="among chunks of"):
+        LayerReader(watched, resolve(watched), replace(SPEC, layers=9))

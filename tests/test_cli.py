@@ -1,0 +1,146 @@
+"""The command line, as a person meets it: what it prints, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ragcache import cli, pipeline
+from ragcache.retriever.embed import HashEmbedder
+from tests import scene
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``ragcache ARGS`` in an empty folder: exit code, what it printed, what it complained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+
+    def ragcache(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ragcache", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return ragcache
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return scene.save_model(tmp_path / "llama")
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for document in scene.DOCUMENTS:
+        (folder / f"{document.id}.txt").write_text(document.text)
+    return folder
+
+
+def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
+    code, out, _ = run("index", notes, "--model", model)
+    assert code == 0 and out.startswith("3 documents indexed")
+    code, out, _ = run("index", notes)
+    assert code == 0 and out.startswith("0 documents indexed (0 chunks), 3 unchanged; KV of 0")
+    code, out, err = run("query", "Where does Mira live?", "--explain", "--max-tokens", 4)
+    assert code == 0 and err == ""
+    assert "cacheblend: " in out and "charged" in out and "layers" in out and "stored" in out
+    code, out, _ = run("query", "Where?", "--mode", "reuse", "--top-k", 1)
+    assert code == 0 and "charged" not in out
+
+
+def test_models_says_what_the_store_can_use(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--model", model)
+    code, out, _ = run("models", "--model", model)
+    assert code == 0
+    assert "4 layers, 2 KV heads of 16, float32" in out
+    assert all(f in out for f in ("weights", "tokenizer", "template", "chunks built for llama@"))
+
+
+def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Path) -> None:
+    context = {
+        "chunks": ["Mira plays.", "She sings."],
+        "questions": [{"question": "Who?", "answers": ["Mira"], "kind": "split"}],
+    }
+    (tmp_path / "q.jsonl").write_text(json.dumps(context) + "\n")
+    code, out, _ = run(
+        "eval", "--dataset", "q.jsonl", "--model", model, "--json", "out.json", "--max-tokens", 2
+    )
+    assert code == 0 and "split" in out and "cacheblend" in out
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert {f["mode"] for f in figures} >= {"full", "reuse", "cacheblend"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["query", "Who?", "--mode", "blend"], "mode 'blend' is unknown: use one of full"),
+        (["query", "Who?", "--ratio", "1.5"], "setting ratio = 1.5 cannot be"),
+        (["query", " "], "the question is empty"),
+        (["query", "Who?", "--top-k", "0"], "setting top_k = 0 cannot be"),
+        (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 cannot be"),
+        (["query", "Who?", "--store", "nowhere"], "there is no store in nowhere. Make one"),
+        (["query", "Who?", "--model", "no/such-model"], "cannot load the model 'no/such-model'"),
+        (["index", "missing.txt"], "missing.txt"),
+        (["eval", "--dataset", "missing.json"], "cannot read the questions in missing.json"),
+        (["eval", "--limit", "0"], "the limit is 0"),
+    ],
+)
+def test_errors_are_one_message(
+    run: Run, notes: Path, model: Path, args: list[str], message: str
+) -> None:
+    run("index", notes, "--model", model)
+    code, out, err = run(*args)
+    assert code == 1 and out == ""
+    assert err.startswith("error: ") and message in err and "Traceback" not in err
+    code, out, _ = run("index", notes)
+    assert "KV of 0 chunks computed" in out  # nothing was lost
+
+
+def test_an_unreadable_pdf_is_named_and_nothing_is_lost(run: Run, notes: Path, model: Path) -> None:
+    (notes / "broken.pdf").write_bytes(b"%PDF-1.7\nnot a pdf at all")
+    code, _, err = run("index", notes, "--model", model)
+    assert code == 1 and "broken.pdf" in err
+    code, out, err = run("index", notes, "--model", model, "--skip-errors")
+    assert code == 0 and out.startswith("3 documents indexed") and "skipped: " in err
+
+
+def test_another_model_or_tokenizer_is_refused(
+    run: Run, notes: Path, model: Path, tmp_path: Path
+) -> None:
+    run("index", notes, "--model", model)
+    weights = scene.save_model(tmp_path / "other", seed=1)
+    tokenizer = scene.save_model(tmp_path / "retokenized")
+    from transformers import AutoTokenizer
+
+    changed = AutoTokenizer.from_pretrained(tokenizer)
+    changed.add_tokens(["<new>"])
+    changed.save_pretrained(tokenizer)
+    for other in (weights, tokenizer):
+        code, _, err = run("query", "Who?", "--model", other)
+        assert code == 1 and "stored chunks are usable: built for llama@" in err
+    assert run("query", "Who?")[0] == 0
+
+
+def test_a_truncated_store_is_refused(run: Run, notes: Path, model: Path, tmp_path: Path) -> None:
+    run("index", notes, "--model", model)
+    data = next((tmp_path / "ragcache-store").rglob("data.mdb"))
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 3])
+    code, _, err = run("query", "Who?")
+    assert code == 1 and err.startswith("error: ") and "ragcache-store" in err
+    data.write_bytes(whole)
+    assert run("query", "Who?")[0] == 0

@@ -1,0 +1,220 @@
+"""The package as a whole: a light import, one version, imports that point one way."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import ragcache
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ragcache"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+#: A module may import from its own layer and from those after it.
+LAYERS = (
+    {"cli", "demo", "show", "api", "langchain", "__main__"},
+    {"pipeline", "precompute", "evaluate", "dataset", "answer", "resolve"},
+    {"settings"},
+    {"blend", "store", "retriever", "engine", "models"},
+    {"types", "errors"},
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+#: Within a layer, what still must not be imported: blend reads KV through a KVSource.
+APART = {("blend", "store"), ("engine", "blend")}
+
+#: These run code that they read, or can.
+UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "torch.load"}
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def part_of(path: Path) -> str:
+    """``ragcache/blend/fuse.py`` → ``blend``; ``ragcache/__init__.py`` → ``__init__``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def part_named(name: str) -> str:
+    """The part that ``from ragcache import name`` reaches."""
+    if name in RANK:
+        return name
+    value = getattr(ragcache, name, None) if name != "RagCache" else None
+    module = "ragcache.pipeline" if name == "RagCache" else getattr(value, "__module__", "")
+    return module.split(".")[1] if module.startswith("ragcache.") else "errors"
+
+
+def imports(path: Path, tree: ast.Module) -> Iterator[tuple[str, str | None]]:
+    """Every import, wherever it stands: (module, name), relative ones resolved."""
+    package = ["ragcache", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def parts_imported(path: Path, tree: ast.Module) -> Iterator[str]:
+    for module, name in imports(path, tree):
+        names = module.split(".")
+        if names[0] == "ragcache" and len(names) > 1:
+            yield names[1]
+        elif names[0] == "ragcache" and name is not None:
+            yield part_named(name)
+
+
+def normal(distribution: str) -> str:
+    """Name of a distribution, or of a requirement, as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[ <>=!~;\[]", distribution)[0]).lower()
+
+
+def wrong_way(part: str, imported: str) -> bool:
+    return RANK[imported] < RANK[part] or (part, imported) in APART
+
+
+def unsafe(path: Path, tree: ast.Module) -> Iterator[str]:
+    for module, name in imports(path, tree):
+        if module.split(".")[0] in UNSAFE_MODULES or (module, name) == ("torch", "load"):
+            yield f"imports {module}"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        if (called := ast.unparse(node.func)) in UNSAFE_CALLS:
+            yield f"line {node.lineno} calls {called}"
+        for keyword in node.keywords:
+            if keyword.arg in {"trust_remote_code", "allow_pickle"} and (
+                not isinstance(keyword.value, ast.Constant) or keyword.value.value
+            ):
+                yield f"line {node.lineno} may pass {keyword.arg}=True"
+
+
+def test_import_is_light() -> None:
+    heavy = "torch", "transformers", "numpy", "faiss", "sentence_transformers", "pydantic"
+    code = f"import sys, ragcache; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_exported_name_is_there() -> None:
+    assert [name for name in ragcache.__all__ if not hasattr(ragcache, name)] == []
+    assert set(ragcache.__all__) <= set(dir(ragcache))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Ragcache'"):
+        ragcache.Ragcache  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert ragcache.__version__ == project["version"] == metadata.version("ragcache")
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    users = [extra for name, extra in extras.items() if name != "dev"]
+    declared = {normal(line) for line in sum(users, project["dependencies"])}
+    distributions = metadata.packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {top}"
+        for path in SOURCES
+        for module, _ in imports(path, parse(path))
+        if (top := module.split(".")[0]) not in sys.stdlib_module_names | {"ragcache"}
+        and declared.isdisjoint(map(normal, distributions.get(top, [top])))
+    }
+    assert undeclared == set()
+
+
+@pytest.mark.parametrize("name", ["api", "blend", "retriever", "store"])
+def test_root_folders_are_links_into_the_package(name: str) -> None:
+    link = ROOT / name
+    assert link.is_symlink(), f"{name} at the root must stay a link"
+    assert link.readlink() == Path("ragcache") / name
+
+
+def test_nothing_imports_through_the_links() -> None:
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in SOURCES
+        for module, _ in imports(path, parse(path))
+        if module.split(".")[0] in {"api", "blend", "retriever", "store"}
+    ]
+    assert found == [], "import these as ragcache.*"
+
+
+def test_every_module_has_a_layer() -> None:
+    unknown = {part_of(path) for path in SOURCES} - RANK.keys() - {"__init__"}
+    assert unknown == set(), "say in LAYERS what these may import"
+
+
+def test_imports_point_one_way() -> None:
+    found = [
+        f"{path.relative_to(ROOT)} imports ragcache.{imported}"
+        for path in SOURCES
+        if (part := part_of(path)) in RANK
+        for imported in parts_imported(path, parse(path))
+        if imported in RANK and wrong_way(part, imported)
+    ]
+    assert found == []
+
+
+def test_nothing_runs_code_that_it_reads() -> None:
+    found = [
+        f"{path.relative_to(ROOT)} {what}" for path in SOURCES for what in unsafe(path, parse(path))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "expected"),
+    [
+        ("blend/x.py", "import ragcache.store.lmdb", True),
+        ("blend/x.py", "from ..store.base import Store", True),
+        ("blend/x.py", "from ragcache import store", True),
+        ("blend/x.py", "from ragcache import RagCache", True),
+        ("blend/x.py", "def f():\n    from ragcache.settings import Settings", True),
+        ("engine/vllm/x.py", "from ...blend import base", True),
+        ("types.py", "from . import pipeline", True),
+        ("blend/x.py", "from .base import Blender\nfrom ragcache.engine.base import Engine", False),
+        ("blend/x.py", "from ragcache import Chunk, StoreError, __version__", False),
+        ("pipeline.py", "from ragcache.settings import Settings", False),
+        ("cli.py", "from ragcache import RagCache\nfrom ragcache.api.app import app", False),
+    ],
+)
+def test_the_import_check_sees(file: str, code: str, expected: bool) -> None:
+    path = PACKAGE / file
+    found = [wrong_way(part_of(path), part) for part in parts_imported(path, ast.parse(code))]
+    assert any(found) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import pickle", True),
+        ("from torch import load", True),
+        ("torch.load(path)", True),
+        ("eval('1')", True),
+        ("f(trust_remote_code=True)", True),
+        ("f(trust_remote_code=flag)", True),
+        ("numpy.load(path, allow_pickle=True)", True),
+        ("model.eval(); numpy.load(path, allow_pickle=False); f(trust_remote_code=False)", False),
+    ],
+)
+def test_the_safety_check_sees(code: str, expected: bool) -> None:
+    assert any(unsafe(PACKAGE / "x.py", ast.parse(code))) is expected

@@ -1,0 +1,204 @@
+"""Documents in, fused answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ragcache.errors import ConfigError, PromptError, StoreError
+from ragcache.pipeline import RagCache
+from ragcache.store.base import Miss
+from ragcache.types import Document, Sampling
+from tests import scene
+
+MODES = ["full", "prefix", "reuse", "reuse:positions=overlapping", "random", "cacheblend"]
+QUESTION = "Where does Mira Holt live?"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[RagCache]:
+    with scene.small(tmp_path) as cache:
+        cache.add(scene.DOCUMENTS)
+        yield cache
+
+
+def test_add_precomputes_every_chunk_once(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        check_adding(cache)
+
+
+def check_adding(cache: RagCache) -> None:
+    first = cache.add(scene.DOCUMENTS)
+    assert first.documents == 3 and first.precomputed.encoded == first.chunks + 1  # the prefix
+    again = cache.add(scene.DOCUMENTS)
+    assert (again.documents, again.unchanged, again.precomputed.encoded) == (0, 3, 0)
+    changed = Document("holt", "Mira Holt moved to Bexley.")
+    third = cache.add([changed])
+    assert (third.documents, third.precomputed.encoded) == (1, third.chunks)
+    texts = [p.chunk.text for p in cache.retrieve("Mira Holt", 9)]
+    assert "Mira Holt moved to Bexley." in texts and not any("parrot" in t for t in texts)
+
+
+def test_reopened_it_has_lost_nothing(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        cache.add(scene.DOCUMENTS)
+        before = cache.ask(QUESTION)
+    with scene.small(tmp_path) as cache:
+        after = cache.ask(QUESTION)
+        assert cache.add(scene.DOCUMENTS).precomputed.encoded == 0
+    assert after.text == before.text
+    assert after.report.chunks == before.report.chunks
+    assert all(chunk.miss is None for chunk in after.report.chunks)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_answers_and_accounts(cache: RagCache, mode: str) -> None:
+    answer = cache.ask(QUESTION, mode=mode)
+    report = answer.report
+    assert len(answer.tokens) <= 6 and answer.stopped in ("eos", "length")
+    assert 0 < report.ttft_s <= report.total_s
+    assert report.chunk_tokens == sum(chunk.tokens for chunk in report.chunks)
+    assert [chunk.id for chunk in report.chunks] == [p.chunk.id for p in answer.passages]
+    assert len(report.layers) == cache.engine.spec.layers
+    reusable = report.reused_tokens + report.recomputed_tokens
+    if mode == "full":
+        assert (reusable, report.bytes_loaded, report.charged_budget) == (0, 0, 1.0)
+    else:
+        loaded = report.prefix_tokens + reusable
+        assert report.bytes_loaded == cache.engine.spec.chunk_bytes(loaded)
+        charged = sum(layer.charged for layer in report.layers)
+        assert report.charged_budget == pytest.approx(charged / (len(report.layers) * reusable))
+
+
+def test_ratio_1_gives_full_prefills_answer(cache: RagCache) -> None:
+    full = cache.ask(QUESTION, mode="full")
+    for mode in ("cacheblend", "random"):
+        assert cache.ask(QUESTION, mode=mode, ratio=1.0).tokens == full.tokens
+    assert cache.ask(QUESTION, mode="prefix").tokens == full.tokens
+
+
+def test_prefix_mode_reuses_an_earlier_prompt_whole(cache: RagCache) -> None:
+    passages = cache.retrieve(QUESTION)
+    first = cache.ask(QUESTION, mode="prefix", chunks=passages).report
+    again = cache.ask("And where is Bexley?", mode="prefix", chunks=passages).report
+    assert first.reused_tokens < first.chunk_tokens
+    assert again.reused_tokens == again.chunk_tokens
+    full = cache.ask(QUESTION, mode="full", chunks=passages)
+    assert cache.ask(QUESTION, mode="prefix", chunks=passages).tokens == full.tokens
+
+
+def test_stream_gives_the_answer_in_pieces(cache: RagCache) -> None:
+    stream = cache.stream(QUESTION)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.answer.text == cache.ask(QUESTION).text
+
+
+def test_given_chunks_are_computed_once_and_kept(cache: RagCache) -> None:
+    texts = ["A chunk nobody indexed.", "And another one."]
+    first = cache.ask(QUESTION, chunks=texts)
+    assert [chunk.miss for chunk in first.report.chunks] == ["absent", "absent"]
+    assert first.tokens == cache.ask(QUESTION, chunks=texts, mode="full").tokens
+    assert "2 of 2 chunks computed, not loaded: absent" in first.report.fallbacks[0]
+    again = cache.ask(QUESTION, chunks=texts[::-1]).report
+    assert [chunk.miss for chunk in again.chunks] == [None, None] and not again.fallbacks
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "chunks", [[], ["one chunk"], ["twice the same"] * 2], ids=["none", "one", "repeated"]
+)
+def test_any_number_of_chunks(cache: RagCache, mode: str, chunks: list[str]) -> None:
+    for _ in range(2):  # not stored, then stored
+        answer = cache.ask(QUESTION, mode=mode, chunks=chunks)
+        assert len(answer.report.chunks) == len(chunks)
+    if mode in ("full", "prefix"):
+        assert answer.tokens == cache.ask(QUESTION, mode="full", chunks=chunks).tokens
+
+
+def test_overlapping_encodes_what_is_missing_and_says_so(cache: RagCache) -> None:
+    report = cache.ask(QUESTION, mode="reuse:positions=overlapping", chunks=["new"]).report
+    assert report.chunks[0].miss is None
+    assert report.fallbacks == ("1 chunks were not stored: encoded first",)
+
+
+def test_a_record_that_rots_is_recomputed_and_said(
+    cache: RagCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third layer of one chunk fails its checksum while the prompt is being fused."""
+    want = cache.ask(QUESTION, mode="cacheblend", ratio=1.0)
+    key = cache.keys(want.passages[0].chunk.document)[want.passages[0].chunk.ordinal]
+    with cache.store.tables.write() as txn:
+        name = key.digest + (2).to_bytes(2, "big")
+        raw = bytearray(txn.get("layers", name) or b"")
+        raw[17] ^= 1
+        txn.put("layers", name, bytes(raw))
+    answer = cache.ask(QUESTION, mode="cacheblend", ratio=1.0)
+    assert answer.tokens == want.tokens
+    assert answer.report.chunks[0].miss == "corrupt"
+    assert any("chunk 1 was recomputed" in note for note in answer.report.fallbacks)
+    assert cache.store.stats().misses["corrupt"] >= 1
+    healed = cache.ask(QUESTION, mode="cacheblend", ratio=1.0)
+    assert healed.report.chunks[0].miss is None  # computed again and stored
+
+
+def test_another_models_store_is_refused_and_kept(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        stored = cache.add(scene.DOCUMENTS).precomputed.encoded
+    with scene.small(tmp_path, seed=1) as other:
+        with pytest.raises(StoreError, match=f"0 of {stored} stored chunks are usable: built for"):
+            other.ask(QUESTION)
+        assert other.usable() == (0, stored)
+        key = other.keys("holt")[0]
+        miss = other.store.find(key)
+        assert isinstance(miss, Miss) and miss.reason == "stale"
+        other.add(scene.DOCUMENTS)  # adds its own KV beside the other's
+        assert other.usable() == (stored, 2 * stored)
+        assert all(c.miss is None for c in other.ask(QUESTION).report.chunks)
+    with scene.small(tmp_path) as cache:
+        assert cache.add(scene.DOCUMENTS).precomputed.encoded == 0
+
+
+def test_what_cannot_be_is_refused_before_any_work(cache: RagCache) -> None:
+    with pytest.raises(ConfigError, match="mode 'blend' is unknown"):
+        cache.ask(QUESTION, mode="blend")
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        cache.ask(QUESTION, ratio=1.5)
+    with pytest.raises(PromptError, match="the question is empty"):
+        cache.ask("  ")
+    with pytest.raises(PromptError, match="a chunk is empty"):
+        cache.ask(QUESTION, chunks=["", "text"])
+    with pytest.raises(ConfigError, match="k"):
+        cache.ask(QUESTION, top_k=0)
+
+
+def test_a_chunk_longer_than_the_context_is_refused(cache: RagCache) -> None:
+    with pytest.raises(PromptError, match="has a context of 512"):
+        cache.ask(QUESTION, chunks=["word and " * 400])
+    with pytest.raises(PromptError, match="has a context of 512"):
+        cache.ask(QUESTION, sampling=Sampling(max_tokens=600))
+
+
+def test_nothing_is_retrieved_from_an_empty_store(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        answer = cache.ask(QUESTION)
+    assert answer.passages == () and answer.report.chunk_tokens == 0
+
+
+def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ragcache import pipeline
+    from ragcache.retriever.embed import HashEmbedder
+
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    model = scene.save_model(tmp_path / "model")
+    with RagCache.open(tmp_path / "store", str(model)) as cache:
+        cache.add(scene.DOCUMENTS)
+        fingerprint = cache.engine.fingerprint
+    with RagCache.open(tmp_path / "store") as cache:
+        assert cache.engine.fingerprint == fingerprint
+        assert torch.equal(
+            cache.engine.prefill((1, 2, 3)).logits,
+            cache.engine.prefill((1, 2, 3)).logits,
+        )

@@ -1,0 +1,64 @@
+"""The batch job: only what is missing, whole chunks, bounded batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from ragcache.precompute import _batches, precompute
+from ragcache.store.key import ChunkKey
+from ragcache.store.memory import MemoryStore
+from tests import models
+
+
+def test_stored_kv_is_what_encode_gives() -> None:
+    import torch
+
+    engine, store = models.engine("llama"), MemoryStore()
+    chunks = [tuple(range(5, 5 + n)) for n in (4, 9, 2)]
+    keys = [ChunkKey(engine.fingerprint, chunk, (1, 2, 3)) for chunk in chunks]
+    seen: list[tuple[int, int]] = []
+    done = precompute(engine, store, keys, progress=lambda n, total: seen.append((n, total)))
+    assert (done.encoded, done.stored, done.tokens) == (3, 0, 15)
+    assert seen[0] == (0, 3) and seen[-1] == (3, 3)
+    for key in keys:
+        kv, want = store.get(key), engine.encode([key.tokens], behind=key.behind)[0]
+        for got, expected in zip(kv.keys + kv.values, want.keys + want.values, strict=True):  # type: ignore[union-attr]
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_killed_run_is_taken_up_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, store = models.engine("llama"), MemoryStore()
+    keys = [ChunkKey(engine.fingerprint, (i, i + 1, i + 2), (1,)) for i in range(3, 13)]
+    encode, calls = engine.encode, []
+
+    def dies(chunks: list[tuple[int, ...]], **options: object) -> object:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(chunks))
+        return encode(chunks, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(engine, store, keys, batch_tokens=12)
+    stored = store.stats().chunks
+    assert stored == sum(calls) == 6
+    monkeypatch.setattr(engine, "encode", encode)
+    done = precompute(engine, store, keys)
+    assert (done.encoded, done.stored) == (4, 6)
+
+
+def test_repeated_chunks_are_computed_once() -> None:
+    engine, store = models.engine("llama"), MemoryStore()
+    key = ChunkKey(engine.fingerprint, (5, 6, 7))
+    assert precompute(engine, store, [key, key, key]).encoded == 1
+
+
+def test_batches_hold_like_lengths_behind_the_same_tokens() -> None:
+    fingerprint = models.engine("llama").fingerprint
+    keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 49) for b in ((), (1, 2))]
+    for batch in _batches(keys, 110):
+        assert len({key.behind for key in batch}) == 1
+        width = len(batch[0].behind) + max(len(key.tokens) for key in batch)
+        assert len(batch) * width <= 110
+    long = [ChunkKey(fingerprint, tuple(range(500)))]
+    assert list(_batches(long, 100)) == [long]  # one at least, however long

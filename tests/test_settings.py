@@ -1,0 +1,52 @@
+"""Flags before environment before file; nothing unknown is let through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ragcache.errors import ConfigError
+from ragcache.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_flags_beat_environment_beats_file(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "ragcache.toml").write_text('top_k = 7\nratio = 0.1\nmode = "reuse"\n')
+    monkeypatch.setenv("RAGCACHE_TOP_K", "8")
+    monkeypatch.setenv("RAGCACHE_RATIO", "0.2")
+    settings = Settings.load(top_k=9, ratio=None)
+    assert (settings.top_k, settings.ratio, settings.mode) == (9, 0.2, "reuse")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ratio": 1.5}, "setting ratio = 1.5 cannot be: .*less than or equal to 1"),
+        ({"top_k": 0}, "setting top_k = 0 cannot be"),
+        ({"index": "annoy"}, "setting index = 'annoy' cannot be"),
+        ({"colour": "red"}, "setting colour = 'red' cannot be"),
+    ],
+)
+def test_values_that_cannot_be(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings.load(**given)
+
+
+def test_unknown_keys_in_file_and_environment(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "ragcache.toml").write_text("topk = 7\n")
+    with pytest.raises(ConfigError, match="setting topk = 7 cannot be"):
+        Settings.load()
+    (empty_folder / "ragcache.toml").unlink()
+    monkeypatch.setenv("RAGCACHE_TOPK", "7")
+    with pytest.raises(ConfigError, match="the environment sets RAGCACHE_TOPK.*RAGCACHE_TOP_K"):
+        Settings.load()
