@@ -23,15 +23,15 @@ from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Sampling
 
-#: What is compared unless modes are named. ``random`` pays for full layers as CacheBlend does.
-MODES = (
-    "full",
-    "prefix",
-    "reuse",
-    "reuse:positions=overlapping",
-    "random:full_layers=2",
-    "cacheblend",
-)
+#: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
+MODES = {
+    "full": "full",
+    "prefix": "prefix",
+    "reuse": "reuse",
+    "overlapping": "reuse:positions=overlapping",
+    "random": "random:full_layers=2",
+    "cacheblend": "cacheblend",
+}
 
 
 def modes(names: Sequence[str] | None = None, ratio: float | None = None) -> dict[str, Blender]:
@@ -41,11 +41,11 @@ def modes(names: Sequence[str] | None = None, ratio: float | None = None) -> dic
     """
     made: dict[str, Blender] = {}
     taken = False
-    for name in names or MODES:
+    for label, name in MODES.items() if not names else ((name, name) for name in names):
         cls = BLENDERS.get(name.partition(":")[0])
         takes = cls is not None and "recompute_ratio" in cls.__dataclass_fields__
         taken |= takes
-        made[name] = blender(name, ratio if takes else None)
+        made[label] = blender(name, ratio if takes else None)
     if ratio is not None and not taken:
         raise ConfigError(f"none of the modes {', '.join(made)} takes a ratio: leave it out")
     return made
@@ -61,7 +61,7 @@ class Scores:
     f1: list[float] = field(default_factory=list)
     ttft_s: list[float] = field(default_factory=list)
     ttft_ratio: list[float] = field(default_factory=list)  # full / this, question by question
-    recomputed: list[float] = field(default_factory=list)  # share at the last layer: nominal
+    recomputed: list[float] = field(default_factory=list)  # at the last layer: the nominal ratio
     charged: list[float] = field(default_factory=list)
     bytes_loaded: list[int] = field(default_factory=list)
 
@@ -193,15 +193,12 @@ def _count(
     full = next((a.report.ttft_s for k, a in answers.items() if modes[k].name == "full"), None)
     for label, answer in answers.items():
         s, report = scores[label], answer.report
-        reusable = report.reused_tokens + report.recomputed_tokens
         s.asked[question.kind] += 1
         s.right[question.kind] += exact_match(answer.text, question.answers)
         s.f1.append(f1(answer.text, question.answers))
         s.ttft_s.append(report.ttft_s)
         if full is not None:
             s.ttft_ratio.append(full / report.ttft_s)
-        missed = report.chunk_tokens - reusable
-        tokens = max(1, report.chunk_tokens)
-        s.recomputed.append((report.recomputed_tokens + missed) / tokens)
-        s.charged.append((report.charged_budget * reusable + missed) / tokens)
+        s.recomputed.append(report.recomputed_share)
+        s.charged.append(report.charged_share)
         s.bytes_loaded.append(report.bytes_loaded)

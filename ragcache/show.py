@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -53,9 +54,27 @@ def summary(answer: Answer) -> str:
     return (
         f"{r.mode}: {len(answer.passages)} chunks, {r.chunk_tokens} tokens; "
         f"{r.reused_tokens} reused, {r.chunk_tokens - r.reused_tokens} recomputed, "
-        f"charged {r.charged_budget:.0%}, {size(r.bytes_loaded)} loaded; "
+        f"charged {r.charged_share:.0%}, {size(r.bytes_loaded)} loaded; "
         f"first token after {1e3 * r.ttft_s:.0f} ms, all after {1e3 * r.total_s:.0f} ms"
     )
+
+
+def answer_table(answers: dict[str, Answer]) -> Table:
+    """The same question in several modes: answer, TTFT, shares computed, bytes loaded."""
+    table = Table("mode", "answer", "TTFT ms", "recomputed", "charged", "loaded", box=SIMPLE)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for mode, answer in answers.items():
+        r = answer.report
+        table.add_row(
+            mode,
+            answer.text.strip(),
+            f"{1e3 * r.ttft_s:.1f}",
+            f"{r.recomputed_share:.0%}",
+            f"{r.charged_share:.0%}",
+            size(r.bytes_loaded),
+        )
+    return table
 
 
 def chunk_table(answer: Answer) -> Table:
@@ -99,12 +118,13 @@ def score_table(scores: Sequence[Scores], title: str) -> Table:
     table = Table(
         "mode",
         *(f"{kind}\n({asked[kind]})" for kind in kinds),
-        "TTFT ms",
+        "TTFT\nms",
         "faster\nthan full",
-        "recomputed",
+        "recom-\nputed",
         "charged",
         "loaded",
         title=title,
+        box=SIMPLE,
     )
     for column in table.columns[1:]:
         column.justify = "right"

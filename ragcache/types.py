@@ -214,6 +214,21 @@ class Report:
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
 
+    @property
+    def recomputed_share(self) -> float:
+        """Share of all chunk tokens computed at the last layer, those not loaded included."""
+        return 1 - self.reused_tokens / max(1, self.chunk_tokens)
+
+    @property
+    def charged_share(self) -> float:
+        """Share of all chunk tokens computed, mean over layers, those not loaded included.
+
+        Equals ``charged_budget`` where every chunk was loaded.
+        """
+        reusable = self.reused_tokens + self.recomputed_tokens
+        missed = self.chunk_tokens - reusable
+        return (self.charged_budget * reusable + missed) / max(1, self.chunk_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -29,7 +29,8 @@ def test_stored_kv_is_what_encode_gives() -> None:
 def test_a_killed_run_is_taken_up_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, store = models.engine("llama"), MemoryStore()
     keys = [ChunkKey(engine.fingerprint, (i, i + 1, i + 2), (1,)) for i in range(3, 13)]
-    encode, calls = engine.encode, []
+    encode = engine.encode
+    calls: list[int] = []
 
     def dies(chunks: list[tuple[int, ...]], **options: object) -> object:
         if len(calls) == 2:

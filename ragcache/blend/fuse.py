@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,11 +79,13 @@ class FusionWalk:
         chosen = self._next
         self.chosen.append(chosen)
         parts = self.source.layer(layer) if self._starts else []
+        assert len(parts) == len(self._starts), "a source yields every loaded part"
         self._waited = time.perf_counter() - self._began
-        for start, (keys, values) in zip(self._starts, parts, strict=True):
+        for start, keys, values in _joined(self._starts, parts):
             kv.place(start, keys, values)
         self._view = kv
-        self._stored = kv.read(chosen) if self.selector.compares(layer) else None
+        compares = len(chosen) and self.selector.compares(layer)
+        self._stored = kv.read(chosen) if compares else None
         self._rows = torch.cat([self.layout.fresh, chosen]).sort().values
         return self._rows
 
@@ -127,6 +129,19 @@ class FusionWalk:
         )
         self._bytes = loaded
         self._traces.append(trace)
+
+
+def _joined(starts: Sequence[int], parts: Sequence[KVPair]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Parts that stand next to each other as one: (first row, keys, values)."""
+    at = 0
+    while at < len(parts):
+        end, stop = at + 1, starts[at] + parts[at][0].shape[1]
+        while end < len(parts) and starts[end] == stop:
+            stop += parts[end][0].shape[1]
+            end += 1
+        keys, values = zip(*parts[at:end], strict=True)
+        yield starts[at], torch.cat(keys, 1), torch.cat(values, 1)
+        at = end
 
 
 def _starts(layout: Layout) -> list[int]:

