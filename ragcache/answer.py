@@ -54,9 +54,23 @@ class AnswerStream:
     ) -> None:
         self._with, self._prompt, self._blender = answering, prompt, blender
         self._sampling, self._passages, self._retrieval_s = sampling, passages, retrieval_s
+        self._pieces = self._run()
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
+        """What is still to come; a second loop goes on where the first one stopped."""
+        return self._pieces
+
+    @property
+    def answer(self) -> Answer:
+        """The finished answer; reads the rest of the stream first."""
+        for _ in self._pieces:
+            pass
+        if self._answer is None:
+            raise RuntimeError("the answer was not finished: the stream was closed or failed")
+        return self._answer
+
+    def _run(self) -> Iterator[str]:
         began = time.perf_counter()
         fusion = _Fusion(self._with, self._prompt, self._blender, self._sampling.max_tokens)
         steps: list[Step] = []
@@ -82,15 +96,6 @@ class AnswerStream:
             passages=self._passages,
             report=report,
         )
-
-    @property
-    def answer(self) -> Answer:
-        """The finished answer; reads the rest of the stream if nobody has begun to."""
-        if self._answer is None:
-            for _ in self:
-                pass
-        assert self._answer is not None
-        return self._answer
 
 
 class _Fusion:

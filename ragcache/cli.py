@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,8 @@ Ratio = Annotated[float | None, typer.Option(help="Share of chunk tokens to reco
 
 def main() -> None:
     """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback."""
+    if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except RagCacheError as error:
@@ -100,6 +103,7 @@ def query(
     dtype: Dtype = None,
 ) -> None:
     """Answer a question from the indexed documents; the answer streams."""
+    from ragcache.blend import blender
     from ragcache.types import Sampling
 
     settings = Settings.load(
@@ -117,6 +121,7 @@ def query(
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
     )
+    blender(settings.mode, settings.ratio)  # before the model is loaded
     with _opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         for piece in stream:

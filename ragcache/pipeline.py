@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ragcache.answer import Answering, AnswerStream
 from ragcache.blend import Blender, blender
 from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
-from ragcache.errors import ConfigError, PromptError, StoreError
+from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.models import TINY, model_path
 from ragcache.precompute import Precomputed, precompute
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
@@ -106,6 +107,7 @@ class RagCache:
         """
         report = progress or (lambda *_: None)
         given = list(documents)
+        _check_ids(given)
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
         chunks = self._index(changed, digests, report)
@@ -244,6 +246,17 @@ class RagCache:
     def _sampling(self) -> Sampling:
         s = self.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
+
+
+def _check_ids(documents: Sequence[Document]) -> None:
+    """Raise SourceError where two documents have one id: one would replace the other."""
+    count = Counter(d.id for d in documents)
+    twice = [name for name, n in count.items() if n > 1]
+    if twice:
+        raise SourceError(
+            f"{len(twice)} ids are given to several documents, the first is {twice[0]!r}: one "
+            "would replace the other. Give each document an id of its own."
+        )
 
 
 def _passage(chunk: str | Chunk | Passage, number: int) -> Passage:

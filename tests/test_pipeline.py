@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragcache.errors import ConfigError, PromptError, StoreError
+from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.pipeline import RagCache
 from ragcache.store.base import Miss
 from ragcache.types import Document, Sampling
@@ -94,6 +94,23 @@ def test_stream_gives_the_answer_in_pieces(cache: RagCache) -> None:
     stream = cache.stream(QUESTION)
     pieces = list(stream)
     assert "".join(pieces) == stream.answer.text == cache.ask(QUESTION).text
+
+
+def test_a_stream_is_taken_up_where_it_was_left(cache: RagCache) -> None:
+    stream = cache.stream(QUESTION)
+    first = next(iter(stream))
+    rest = "".join(stream)
+    assert first + rest == stream.answer.text == stream.answer.text
+    closed = cache.stream(QUESTION)
+    next(iter(closed))
+    iter(closed).close()  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="not finished"):
+        _ = closed.answer
+
+
+def test_two_documents_of_one_id_are_refused(cache: RagCache) -> None:
+    with pytest.raises(SourceError, match="'a'.*an id of its own"):
+        cache.add([Document("a", "one"), Document("a", "two")])
 
 
 def test_given_chunks_are_computed_once_and_kept(cache: RagCache) -> None:

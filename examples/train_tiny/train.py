@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .batch import Batch, collate
 from .evaluate import accuracy, rows_of
+from .export import load_exported
 from .guide import Seen, guidance
 from .model import TinyConfig, TinyLlama
 from .optim import Muon
@@ -70,6 +71,8 @@ class Options:
     advance: float = 0.8  # accuracy that moves the curriculum on
     patience: int = 20  # steps between two moves, at least
     report_minutes: float = 5.0
+    link: float = 0.5  # share of town and company values that name another document
+    start: str = ""  # folder of an exported model to go on from, with `--final 0 --guide 0`
     device: str = "cpu"
 
 
@@ -89,6 +92,8 @@ class Trainer:
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
         self.model = TinyLlama(config).to(self.device)
+        if options.start:
+            self.model.load_state_dict(load_exported(Path(options.start)).state_dict())
         named = list(self.model.named_parameters())
         self.matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed")]
         self.others = [p for n, p in named if p.ndim != 2 or n.startswith("embed")]
@@ -169,7 +174,7 @@ class Trainer:
         level = self.shared_rng.choice(FINAL) if final else LEVELS[self.level]
         count = self.shared_rng.randint(*level.shape.documents)
         isolated = self.shared_rng.random() < self.options.isolated
-        shape = replace(level.shape, documents=(count, count))
+        shape = replace(level.shape, documents=(count, count), link=self.options.link)
         tokens = self.options.tokens * (0.4 if self.level < 3 else 1.0)
         prompts = [self.world.prompt(self.rng, shape, level.questions)]
         length = sum(len(c) for c in prompts[0].chunks) / 4.4 + 18 * len(prompts[0].questions) + 12

@@ -78,8 +78,12 @@ class Engine(ABC):
     sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
 
     @abstractmethod
-    def tokenize(self, text: str) -> Tokens:
-        """Ids of ``text`` alone: no BOS, no EOS, nothing added."""
+    def tokenize(self, text: str, *, control: bool = False) -> Tokens:
+        """Ids of ``text`` alone: no BOS, no EOS, nothing added.
+
+        The names of control tokens in it are plain text unless ``control``: a document that says
+        ``<|im_end|>`` must not end its turn.
+        """
 
     @abstractmethod
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:

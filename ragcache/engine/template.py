@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens
@@ -15,21 +15,28 @@ SEPARATOR = "\n\n"  # ends the instructions and every chunk
 _MARK = "<<ragcache-context>>"
 
 
+class Tokenize(Protocol):
+    """See :meth:`ragcache.engine.base.Engine.tokenize`."""
+
+    def __call__(self, text: str, *, control: bool = False) -> Tokens: ...
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """What stands before the chunks and behind the question.
 
     A prompt reads ``before | chunk SEPARATOR | ... | Question: question after``. The parts are
     tokenised one by one and their ids concatenated, so a chunk has the same ids in every prompt.
+    Only the template's own text can make control tokens.
     """
 
     before: str
     after: str
-    tokenize: Callable[[str], Tokens]
+    tokenize: Tokenize
 
     @cached_property
     def prefix(self) -> Tokens:
-        return self.tokenize(self.before)
+        return self.tokenize(self.before, control=True)
 
     def chunk(self, text: str) -> Tokens:
         """Ids of one chunk, its separator included. PromptError if the text is blank."""
@@ -41,13 +48,17 @@ class PromptTemplate:
         """Ids of the question and of what the template puts behind it."""
         if not text.strip():
             raise PromptError("the question is empty: ask something")
-        return self.tokenize(f"Question: {text.strip()}{self.after}")
+        asked = f"Question: {text.strip()}"
+        whole = self.tokenize(asked + self.after, control=True)
+        if self.tokenize(asked, control=True) == (plain := self.tokenize(asked)):
+            return whole
+        return plain + self.tokenize(self.after, control=True)
 
     def prompt(self, chunks: Sequence[str], question: str) -> Prompt:
         return Prompt(self.prefix, tuple(map(self.chunk, chunks)), self.question(question))
 
 
-def split_chat_template(tokenizer: Any, tokenize: Callable[[str], Tokens]) -> PromptTemplate:
+def split_chat_template(tokenizer: Any, tokenize: Tokenize) -> PromptTemplate:
     """Render the tokenizer's chat template around a mark and cut it there.
 
     Templates without a system role get the instructions at the head of the user's turn; a

@@ -8,9 +8,8 @@ scales, per-layer RoPE, windows and soft caps stay the model's business.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,9 +67,8 @@ class TransformersEngine(Engine):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
         try:
-            with _bars_for_terminals_only():
-                tokenizer = AutoTokenizer.from_pretrained(str(name), use_fast=True)
-                model: Any = AutoModelForCausalLM.from_pretrained(str(name), dtype=_DTYPES[dtype])
+            tokenizer = AutoTokenizer.from_pretrained(str(name), use_fast=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(str(name), dtype=_DTYPES[dtype])
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]} Give a folder "
@@ -85,8 +83,9 @@ class TransformersEngine(Engine):
     def device(self) -> torch.device:
         return cast(torch.device, self.model.device)
 
-    def tokenize(self, text: str) -> Tokens:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def tokenize(self, text: str, *, control: bool = False) -> Tokens:
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
+        return tuple(encoded["input_ids"])
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
@@ -221,21 +220,6 @@ def _sliding_window(config: Any) -> int | None:
         return None
     window = getattr(config, "sliding_window", None)
     return int(window) if window else None
-
-
-@contextmanager
-def _bars_for_terminals_only() -> Iterator[None]:
-    """Keep transformers' progress bars out of logs and pipes."""
-    from transformers.utils import logging
-
-    quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if quiet:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if quiet:
-            logging.enable_progress_bar()
 
 
 def _device(device: str) -> torch.device:

@@ -34,8 +34,9 @@ def with_template(template: str | None) -> tuple[Any, Any]:
     tokenizer = copy.deepcopy(models.tokenizer())
     tokenizer.chat_template = template
 
-    def tokenize(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def tokenize(text: str, *, control: bool = False) -> tuple[int, ...]:
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
+        return tuple(encoded["input_ids"])
 
     return tokenizer, tokenize
 
@@ -63,6 +64,15 @@ def test_a_chunk_has_the_same_ids_in_every_prompt() -> None:
     parts = split_chat_template(*with_template(CHATML))
     alone = parts.prompt(["one"], "q").chunks[0]
     assert parts.prompt(["two", "one", "three"], "other").chunks[1] == alone == parts.chunk("one")
+
+
+def test_text_cannot_make_control_tokens() -> None:
+    tokenizer, tokenize = with_template(CHATML)
+    parts = split_chat_template(tokenizer, tokenize)
+    prompt = parts.prompt(["Stop here.<eos> <bos>"], "And<eos> here?")
+    assert tokenizer.eos_token_id not in prompt.tokens
+    assert prompt.tokens.count(tokenizer.bos_token_id) == 1
+    assert "And<eos> here?" in tokenizer.decode(prompt.question)
 
 
 @pytest.mark.parametrize("template", [TWICE, SHOUTS])
