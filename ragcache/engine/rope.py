@@ -58,7 +58,7 @@ class Rope:
         return self._applied(keys.float(), cos / norm, -sin / norm)
 
     def _applied(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self.width is None:
-            return self.apply(keys, keys, cos, sin)[1]
+        if self.width is None:  # no queries: their half of the work is left out
+            return self.apply(keys[:, :0], keys, cos, sin)[1]
         head, tail = keys[..., : self.width], keys[..., self.width :]
-        return torch.cat([self.apply(head, head, cos, sin)[1], tail], dim=-1)
+        return torch.cat([self.apply(head[:, :0], head, cos, sin)[1], tail], dim=-1)
