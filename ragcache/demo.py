@@ -20,8 +20,9 @@ _KINDS = """\
 direct: the fact names its subject. local: a pronoun, its subject named earlier in the chunk.
 split: a pronoun whose subject is named only in the chunk before, so chunks that never saw
 each other (reuse) cannot know it. hop: two facts. overlapping: reuse with every chunk right
-behind the prefix. random: as many tokens as cacheblend, chosen blindly. charged: the share
-of chunk tokens computed, mean over layers, of which two run in full.
+behind the prefix. random: pays what cacheblend pays and chooses blindly. cacheblend-5: looks
+at layer 5, where this model has bound facts to their subjects, and not at layer 1. charged:
+the share of chunk tokens computed, mean over layers; a layer that runs in full counts in full.
 """
 _ABOUT = """\
 This model ({model}) was trained on a small made-up world of people, companies and towns. It
