@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ragcache import show
+from ragcache.blend import blender
 from ragcache.dataset import load, take
-from ragcache.evaluate import MODES, compare, modes
+from ragcache.evaluate import compare, modes
 from ragcache.models import TINY, world
 from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
@@ -33,6 +34,10 @@ knows nothing else: ask it about your documents and it will answer nonsense. For
 """
 
 
+#: All modes, and CacheBlend looking where this model has bound facts to their subjects.
+_MODES = modes() | {"cacheblend-5": blender("cacheblend:check_layer=5")}
+
+
 def run(out: Console, err: Console, questions: int) -> None:
     """Index, precompute, ask, compare; print what each step did and how long all took."""
     began = time.perf_counter()
@@ -41,7 +46,7 @@ def run(out: Console, err: Console, questions: int) -> None:
         _index_and_ask(out, err, Path(folder))
     out.rule("every mode on held-out questions")
     with show.progress(err) as told:
-        scores = compare(Settings.load(model=TINY), contexts, modes(), progress=told, max_tokens=8)
+        scores = compare(Settings.load(model=TINY), contexts, _MODES, progress=told, max_tokens=8)
     out.print(show.score_table(scores, "exact match by kind of question, and what it cost"))
     out.print(_KINDS, highlight=False)
     out.print(_ABOUT.format(model=TINY), highlight=False)
@@ -69,6 +74,6 @@ def _index_and_ask(out: Console, err: Console, folder: Path) -> None:
             entry = next(e for e in entries if e["kind"] == kind)
             out.rule(f"{entry['question']} ({kind}: {', '.join(entry['answers'])})")
             answers = {
-                label: cache.ask(entry["question"], mode=mode) for label, mode in MODES.items()
+                label: cache.ask(entry["question"], mode=mode) for label, mode in _MODES.items()
             }
             out.print(show.answer_table(answers))

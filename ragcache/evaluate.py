@@ -23,8 +23,7 @@ from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Sampling
 
-#: What is compared unless modes are named. The control pays for full layers as CacheBlend does;
-#: the last one looks where the small model binds facts to their subjects.
+#: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
 MODES = {
     "full": "full",
     "prefix": "prefix",
@@ -32,7 +31,6 @@ MODES = {
     "overlapping": "reuse:positions=overlapping",
     "random": "random:full_layers=2",
     "cacheblend": "cacheblend",
-    "cacheblend-5": "cacheblend:check_layer=5",
 }
 
 
