@@ -25,11 +25,12 @@ from ragcache.blend.fuse import Fused, fuse
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.models import TINY, model_path
 from ragcache.precompute import precompute
-from ragcache.resolve import StoreSource, chunk_keys, resolve
+from ragcache.resolve import chunk_keys, resolve
 from ragcache.show import size
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.lmdb import LmdbStore
+from ragcache.store.reader import LayerReader
 from ragcache.types import Prompt
 
 MODES = ("full", "reuse", "random:full_layers=2", "cacheblend")
@@ -67,7 +68,7 @@ def prefill(
     """Seconds from a known prompt to the logits of its first token."""
     began = time.perf_counter()
     resolved = resolve(given, mode, store, engine.fingerprint)
-    with StoreSource(store, resolved.stored) as source:
+    with LayerReader(store, resolved.stored) as source:
         fused = fuse(engine, mode, resolved.layout, source)
     return time.perf_counter() - began, fused
 

@@ -12,9 +12,10 @@ from ragcache.blend.fuse import Fused, fuse
 from ragcache.engine.base import Engine, Prefilled, Step
 from ragcache.errors import ConfigError, StoreError
 from ragcache.precompute import precompute
-from ragcache.resolve import Resolved, StoreSource, chunk_keys, resolve
+from ragcache.resolve import Resolved, chunk_keys, resolve
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
+from ragcache.store.reader import LayerReader
 from ragcache.types import Answer, ChunkReport, Passage, Prompt, Report, Sampling
 
 
@@ -105,23 +106,22 @@ class _Fusion:
         self.given, self.blender, self.room = given, blender, room
         self.fallbacks: list[str] = []
         self.rotten: list[ChunkKey] = []  # records that failed while they were read
-        self.resolved, self.fused = self._run(self._with_all_chunks(prompt))
+        if blender.placement == "overlapping":
+            self._encode_missing(prompt)
+        self.resolved, self.fused = self._run(prompt)
 
     @property
     def prefilled(self) -> Prefilled:
         return self.fused.prefilled
 
-    def _with_all_chunks(self, prompt: Prompt) -> Prompt:
+    def _encode_missing(self, prompt: Prompt) -> None:
         """Overlapping chunks cannot be computed in place: encode what is missing first."""
-        if self.blender.placement == "overlapping":
-            _check_window(self.given.engine, prompt)
-            keys = chunk_keys(
-                prompt, self.given.engine.fingerprint, self.blender.behind, self.given.tenant
-            )
-            done = precompute(self.given.engine, self.given.store, keys)
-            if done.encoded:
-                self.fallbacks.append(f"{done.encoded} chunks were not stored: encoded first")
-        return prompt
+        given = self.given
+        _check_window(given.engine, prompt)
+        keys = chunk_keys(prompt, given.engine.fingerprint, self.blender.behind, given.tenant)
+        done = precompute(given.engine, given.store, keys)
+        if done.encoded:
+            self.fallbacks.append(f"{done.encoded} chunks were not stored: encoded first")
 
     def _run(self, prompt: Prompt) -> tuple[Resolved, Fused]:
         """Fuse; a record that fails while it is read is dropped, and the fusion begins again."""
@@ -148,7 +148,7 @@ class _Fusion:
 
     def _fuse(self, resolved: Resolved) -> Fused:
         capture = sorted(resolved.misses) if self.blender.behind == "context" else []
-        with StoreSource(self.given.store, resolved.stored) as source:
+        with LayerReader(self.given.store, resolved.stored) as source:
             return fuse(
                 self.given.engine,
                 self.blender,

@@ -1,16 +1,13 @@
-"""From a prompt to what is stored of it: keys, hits, misses, and the source fusion reads from."""
+"""From a prompt to what is stored of it: keys, hits and misses."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from ragcache.blend.base import Behind, Blender, Layout, positions
 from ragcache.store.base import ChunkStore, Miss, Stored
 from ragcache.store.key import ChunkKey
-from ragcache.store.reader import LayerReader
 from ragcache.types import Fingerprint, Prompt
 
 
@@ -67,27 +64,6 @@ def chunk_keys(
         if behind == "context":
             before += chunk
     return tuple(keys)
-
-
-class StoreSource:
-    """A KVSource over a store: layers are read ahead by a pool of threads."""
-
-    def __init__(self, store: ChunkStore, stored: Sequence[Stored]) -> None:
-        self._reader = LayerReader(store, stored)
-
-    def layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
-        return self._reader.layer(layer)
-
-    @property
-    def bytes_loaded(self) -> int:
-        return self._reader.bytes_loaded
-
-    def __enter__(self) -> StoreSource:
-        self._reader.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._reader.__exit__(None, None, None)
 
 
 def _find(store: ChunkStore, key: ChunkKey, unusable: Collection[bytes]) -> Stored | Miss:
