@@ -88,8 +88,8 @@ def test_a_document_has_the_same_relation_once_and_names_are_unique() -> None:
 
 def test_training_never_shows_held_out_names_or_forms() -> None:
     held = World("held_out").names
-    lists = (held.female, held.male, held.surnames, held.heads, held.towns)
-    parts = {part for _, names in lists for part in names}
+    every = (held.female, held.male, held.surnames, held.heads, held.towns)
+    parts = {part for names in every for part in names.held}
     train = prompts("train", 150)
     words = {
         word.strip(".,?").removesuffix("'s")

@@ -9,13 +9,18 @@ from torch import Tensor
 from .tokenizer import BOS, EOS, PAD, PREFIX, answer_text, chunk_text, question_text
 from .world import BINDINGS, Prompt, Question, Spot
 
+EMPTY = (PAD, 0, -1, -1, 0)  # a question token that is none, see `Row.ask`
 Pair = tuple[int, int, int]  # (row of the batch, attending token, attended token)
+GROUP = 128  # question tokens that attend to the context together
 JOBS = ("bind", "name", "fact", "mark", "answer")  # what the guided heads do, see guide.py
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tokens 0..C-1 of a row are prefix and chunks, C.. are its questions one after another."""
+    """Tokens 0..C-1 of a row are prefix and chunks, C.. are its questions one after another.
+
+    The Q question tokens are groups of W; no question goes over the end of its group.
+    """
 
     ids: Tensor  # (batch, C + Q)
     positions: Tensor  # (batch, C + Q); every question starts right after its context
@@ -24,6 +29,7 @@ class Batch:
     targets: Tensor  # (batch, Q): next token where it is part of an answer, else -1
     kinds: Tensor  # (batch, Q): index into BINDINGS
     guides: dict[str, list[Pair]]  # per job, which token should look at which
+    group: int  # W
     isolated: bool = False
 
     @property
@@ -44,12 +50,15 @@ class Batch:
         same = (chunk[:, :, None] == chunk[:, None, :]) | (chunk[:, None, :] == 0)
         return same & causal
 
-    def question_mask(self) -> Tensor:
-        """(batch, Q, C + Q): a question sees its whole context and its own earlier tokens."""
-        tokens = self.question.shape[1]
-        same = (self.question[:, :, None] == self.question[:, None, :]).tril()
-        real = (self.chunk >= 0)[:, None, :].expand(-1, tokens, -1)
-        return torch.cat((real, same), 2)
+    def question_mask(self, group: int = 0) -> Tensor:
+        """(batch, groups, W, C + W): a question sees its context and its own earlier tokens.
+
+        `group` other than the batch's own may be Q: one group of all.
+        """
+        question = self.question.view(len(self.ids), -1, group or self.group)
+        same = (question[..., :, None] == question[..., None, :]).tril()
+        real = (self.chunk >= 0)[:, None, None].expand(*question.shape, -1)
+        return torch.cat((real, same), 3)
 
 
 def token_at(encoding: Encoding, character: int) -> int:
@@ -98,6 +107,9 @@ class Row:
     ) -> None:
         """Append (id, position, question number, target, kind) per token. Hidden: no targets."""
         kind = BINDINGS.index(question.binding)
+        left = -len(self.tail) % GROUP  # of the group begun
+        if left < len(asked.ids) + len(answer) - 1:
+            self.tail += [EMPTY] * left
         start, last = len(self.tail), len(self.tail) + len(asked.ids) - 1
         labels = [-1] * (len(asked.ids) - 1) + ([-1] * len(answer) if hidden else answer)
         for i, (token, label) in enumerate(zip(asked.ids + answer[:-1], labels, strict=True)):
@@ -129,13 +141,15 @@ def collate(tokenizer: Tokenizer, prompts: list[Prompt], isolated: bool = False)
     """Pad the prompts' rows into one batch."""
     rows = [row_of(tokenizer, prompt, isolated) for prompt in prompts]
     c, q = max(len(row.ids) for row in rows), max(len(row.tail) for row in rows)
+    group = min(q, GROUP)
+    q += -q % group
 
     def pad(lists: list[list[int]], width: int, value: int) -> Tensor:
         return torch.tensor([item + [value] * (width - len(item)) for item in lists])
 
     columns = [
         pad([[item[i] for item in row.tail] for row in rows], q, value)
-        for i, value in enumerate((PAD, 0, -1, -1, 0))
+        for i, value in enumerate(EMPTY)
     ]
     guides: dict[str, list[Pair]] = {}
     for job in JOBS:
@@ -154,5 +168,6 @@ def collate(tokenizer: Tokenizer, prompts: list[Prompt], isolated: bool = False)
         targets=columns[3],
         kinds=columns[4],
         guides=guides,
+        group=group,
         isolated=isolated,
     )

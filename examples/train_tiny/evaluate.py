@@ -1,5 +1,6 @@
 """Greedy accuracy by kind on held-out prompts, for full prefill and for isolated chunks."""
 
+import itertools
 import random
 
 import torch
@@ -10,18 +11,23 @@ from .batch import Batch, collate
 from .model import Rows, TinyLlama
 from .world import BINDINGS, Shape, World
 
+BLOCKS = 4  # of the context: each attends to the keys up to its own end
 EVALUATION_SEED = 20_000_000  # training draws from small seeds and from training names only
 
 
 def rows_of(model: TinyLlama, batch: Batch, dtype: torch.dtype = torch.bfloat16) -> Rows:
-    """Masks as additive biases, and RoPE's angles."""
+    """Masks as additive biases, one per KV head and query head of it, and RoPE's angles."""
+    heads, share = model.config.kv_heads, model.config.heads // model.config.kv_heads
 
-    def bias(mask: Tensor) -> Tensor:
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -1e9)
+    def bias(mask: Tensor) -> Tensor:  # (b, groups, n, keys) -> (b * heads * groups, share * n, ..)
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -1e9)
+        return added[:, None].repeat(1, heads, 1, share, 1).flatten(0, 2)
 
-    rotation = model.rotation(batch.positions, dtype)
-    masks = bias(batch.context_mask()), bias(batch.question_mask())
-    return Rows(*masks, rotation, batch.context)
+    context = batch.context_mask().expand(len(batch.ids), -1, -1)[:, None]
+    ends = [round(batch.context * i / BLOCKS) for i in range(BLOCKS + 1)]
+    biases = [bias(context[:, :, a:b, :b]) for a, b in itertools.pairwise(ends)]
+    asked = bias(batch.question_mask())
+    return Rows(biases, asked, model.rotation(batch.positions, dtype), batch.context, batch.group)
 
 
 @torch.no_grad()

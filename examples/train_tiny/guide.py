@@ -1,12 +1,14 @@
 """Guidance for attention while the circuits form; its weight fades to exactly zero (see train.py).
 
-Five jobs, each for a band of layers of which any head may do it:
+Five jobs, each for a band of layers:
 
 - bind: a fact's value looks at the last token of its subject's name;
 - name: a question's "?" looks at the last token of the name in the question;
 - fact: that "?" looks at the value of the fact which the name leads to;
 - mark: the last token of the question looks at the "?";
 - answer: that last token looks at the answer.
+
+The first is asked of one head in every layer of its band, the others of one head in the whole band.
 """
 
 import torch
@@ -14,21 +16,21 @@ from torch import Tensor
 
 from .batch import Batch, Pair
 
-BANDS = {"bind": (1, 5), "name": (1, 5), "fact": (4, 8), "mark": (6, 10), "answer": (7, 11)}
+BANDS = {"bind": (0, 4), "name": (1, 4), "fact": (3, 7), "mark": (6, 10), "answer": (7, 11)}
 Seen = list[tuple[Tensor, Tensor]]  # per layer: rotated queries and keys
 
 
 def guidance(batch: Batch, seen: Seen) -> Tensor:
-    """The sum over the jobs of the cross-entropy of the attention of the band's best head.
+    """The sum over the jobs of the cross-entropy of the attention of the best head.
 
-    Best is the head that does the job best so far (a soft choice): no layer is preferred.
+    Best is the head that does the job best so far (a soft choice), so none is preferred.
     """
     mask = whole_mask(batch)
-    losses = [
-        best_head(batch, seen[low:high], mask, batch.guides[job])
-        for job, (low, high) in BANDS.items()
-        if batch.guides[job]
-    ]
+    losses = []
+    for job, (low, high) in BANDS.items():
+        if pairs := batch.guides[job]:
+            parts = [[layer] for layer in seen[low:high]] if job == "bind" else [seen[low:high]]
+            losses += [best_head(batch, part, mask, pairs) / len(parts) for part in parts]
     return torch.stack(losses).sum()
 
 
@@ -59,7 +61,7 @@ def best_head(batch: Batch, layers: Seen, mask: Tensor, pairs: list[Pair]) -> Te
 def whole_mask(batch: Batch) -> Tensor:
     """(batch, C + Q, C + Q): what every token may attend to."""
     c = batch.context
-    question = batch.question_mask()
+    question = batch.question_mask(batch.question.shape[1])[:, 0]
     context = batch.context_mask().expand(len(batch.ids), c, c)
     empty = torch.zeros(len(batch.ids), c, question.shape[1], dtype=torch.bool)
     top = torch.cat((context, empty.to(context.device)), 2)

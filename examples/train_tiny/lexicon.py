@@ -50,29 +50,34 @@ MALE = (
     "Henrik Igor Joel Kaspar Leon Marius Noel Otto Philip Anton Boris Lorin Tarik Milan Roman "
     "Selwin Verner"
 ).split()
+SURNAME_SYLLABLES = (
+    (
+        "Hal Bran Lin Fal Stan Mar Vel Cor Dun Fen Gar Har Is Kel Lor Mer Nor Os Pel Rad Sut Thor "
+        "Tal Ver Wal Wex Yar Zel"
+    ),
+    "den berg son wick ford ley mann ric ton dale stad er well",
+)
 SURNAMES = (
     "Holt Berg Lind Falk Stone Moss Hale Vance Crane Drake Frost Grant Hayes Irwin Joyce Keller "
     "Lang Marsh Nash Price Quinn Reeves Stark Tate Voss Walsh Yates Barker Colby Fisk"
-).split() + _cross(
-    "Hal Bran Lin Fal Stan Mar Vel Cor Dun Fen Gar Har Is Kel Lor Mer Nor Os Pel Rad Sut Thor Tal "
-    "Ver Wal Wex Yar Zel",
-    "den berg son wick ford ley mann ric ton dale stad er well",
+).split() + _cross(*SURNAME_SYLLABLES)
+COMPANY_SYLLABLES = (
+    "Ar Bel Cor Dor El Fer Gal Hex Jun Kor Lum Mon Nor Or Pel Quor Riv Sol Tav Vel Xan Zen",
+    "vex tan mar drel van tech dor ix ora ant eon",
 )
 COMPANY_HEADS = (
     "Corvex Altan Brenmar Cindrel Dorvan Elmtech Galdor Hexal Lumet Solmar Tavist Umbrix Velmor "
     "Zentar Pravda Quell"
-).split() + _cross(
-    "Ar Bel Cor Dor El Fer Gal Hex Jun Kor Lum Mon Nor Or Pel Quor Riv Sol Tav Vel Xan Zen",
-    "vex tan mar drel van tech dor ix ora ant eon",
-)
+).split() + _cross(*COMPANY_SYLLABLES)
 COMPANY_TAILS = "Mills Works Foods Labs Motors Textiles Systems Brothers Group Tools".split()
-TOWNS = (
-    "Oslo Arden Bexley Carlow Dunster Elgin Farley Gorway Hadley Ilford Kelso Lorne Malton Newry "
-    "Oakham Penrith Ripley Selby Thirsk Whitby Yarm Zennor"
-).split() + _cross(
+TOWN_SYLLABLES = (
     "Ash Bar Car Dor Ep Far Gor Hex Ips Jar Ken Lou Mal Nes Ot Pick Red Set Tet Ver Wel York",
     "by ton ham wick mouth stead low ness bury field port",
 )
+TOWNS = (
+    "Oslo Arden Bexley Carlow Dunster Elgin Farley Gorway Hadley Ilford Kelso Lorne Malton Newry "
+    "Oakham Penrith Ripley Selby Thirsk Whitby Yarm Zennor"
+).split() + _cross(*TOWN_SYLLABLES)
 
 # Half of the training names are coined from these, so that every piece of the vocabulary is used.
 ONSETS = "b br c d dr f fr g gr h j k kr l m n p pr r s st t tr th v w y z sh".split()

@@ -24,12 +24,17 @@ class TinyConfig:
 
 @dataclass(slots=True)
 class Rows:
-    """What attention needs to know about one batch: contexts of C tokens, questions of Q tokens."""
+    """What attention needs to know about one batch: C context tokens, then groups of W tokens.
 
-    context_bias: Tensor  # (1 or batch, C, C): 0 where a token may look, very negative elsewhere
-    question_bias: Tensor  # (batch, Q, C + Q)
-    rotation: tuple[Tensor, Tensor]  # cos and sin, (batch, 1, C + Q, head_size)
+    A bias is 0 where a token may look and very negative elsewhere. It is laid out as `attend` wants
+    it, once for all layers: K is the number of KV heads, S that of query heads for each.
+    """
+
+    context_biases: list[Tensor]  # for one block of context tokens each: (batch * K, S * n, keys)
+    question_bias: Tensor  # (batch * K * groups, S * W, C + W)
+    rotation: tuple[Tensor, Tensor]  # cos and sin, (batch, 1, C + groups * W, head_size)
     context: int  # C
+    group: int  # W
 
 
 class RMSNorm(nn.Module):
@@ -50,12 +55,12 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention as two plain products: on CPU in bfloat16 faster than the fused kernel."""
-    batch, heads, tokens, size = q.shape
-    q, k, v = (x.reshape(batch * heads, -1, size) for x in (q, k, v))
-    wide = bias[:, None].expand(batch, heads, -1, -1).reshape(batch * heads, tokens, -1)
-    scores = torch.baddbmm(wide, q, k.transpose(1, 2), alpha=size**-0.5)
-    return (scores.softmax(-1).to(v.dtype) @ v).view(batch, heads, tokens, size)
+    """Queries (b, S, n, size) over keys and values (b, keys, size); bias (b, S * n, keys).
+
+    Two plain products: on CPU in bfloat16 faster than the fused kernel.
+    """
+    scores = torch.baddbmm(bias, q.flatten(1, 2), k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return (scores.softmax(-1).to(v.dtype) @ v).view(q.shape)
 
 
 class Attention(nn.Module):
@@ -80,20 +85,37 @@ class Attention(nn.Module):
         q, k = rotate(q, rows.rotation), rotate(k, rows.rotation)
         if seen is not None:
             seen.append((q, k))
-        repeat = self.config.heads // self.config.kv_heads
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        c = rows.context
-        half = c // 2
-        parts = [
-            attend(
-                q[:, :, :half], k[:, :, :half], v[:, :, :half], rows.context_bias[:, :half, :half]
-            ),
-            attend(q[:, :, half:c], k[:, :, :c], v[:, :, :c], rows.context_bias[:, half:]),
-            attend(q[:, :, c:], k, v, rows.question_bias),
-        ]
-        mixed = torch.cat(parts, 2).transpose(1, 2).flatten(2)
-        out: Tensor = self.o_proj(mixed)
+        q = q.view(len(x), self.config.kv_heads, -1, *q.shape[2:])  # (batch, K, S, tokens, size)
+        mixed = torch.cat((self.context(q, k, v, rows), self.questions(q, k, v, rows)), 3)
+        out: Tensor = self.o_proj(mixed.flatten(1, 2).transpose(1, 2).flatten(2))
         return out
+
+    @staticmethod
+    def context(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
+        """Block after block of the context over the keys up to its end: (batch, K, S, C, size)."""
+        batch, heads = k.shape[:2]
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        parts, start = [], 0
+        for bias in rows.context_biases:
+            end = bias.shape[2]
+            part = attend(q[:, :, :, start:end].flatten(0, 1), k[:, :end], v[:, :end], bias)
+            parts.append(part.view(batch, heads, *part.shape[1:]))
+            start = end
+        return torch.cat(parts, 3)
+
+    @staticmethod
+    def questions(q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
+        """Every group over the context and itself: (batch, K, S, groups * W, size)."""
+        c = rows.context
+
+        def grouped(x: Tensor) -> Tensor:  # (batch, K, C + groups * W, size)
+            own = x[:, :, c:].reshape(*x.shape[:2], -1, rows.group, x.shape[3])
+            shared = x[:, :, None, :c].expand(-1, -1, own.shape[2], -1, -1)
+            return torch.cat((shared, own), 3).flatten(0, 2)
+
+        asking = q[:, :, :, c:].reshape(*q.shape[:3], -1, rows.group, q.shape[4]).transpose(2, 3)
+        mixed = attend(asking.flatten(0, 2), grouped(k), grouped(v), rows.question_bias)
+        return mixed.view(asking.shape).transpose(2, 3).flatten(3, 4)
 
 
 class MLP(nn.Module):
@@ -155,8 +177,8 @@ class TinyLlama(nn.Module):
             assert isinstance(layer, Layer)
             self.copying(layer.self_attn, 0.25 if number < self.config.layers // 2 else 0.5)
             self.matching(layer.self_attn)
-        for place, kv_head, offsets in ((0, 0, (1, 2)), (0, 1, (3, 1)), (1, 0, (1, 2))):
-            self.look_back(place, kv_head, offsets, direction)
+        for place in (0, 1):
+            self.look_back(place, 0, (1, 2), direction)
 
     def copying(self, attention: Attention, scale: float) -> None:
         """Let every head start out writing what it reads: o_proj = scale * v_proj^T."""

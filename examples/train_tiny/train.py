@@ -33,16 +33,16 @@ LEVELS = (
     Level(Shape((1, 1), (1, 1), (2, 3), 0.5, 0.0, 0.0), 4),
     Level(Shape((2, 2), (1, 1), (1, 2), 0.9, 0.0, 0.0, 0.65), 6),
     Level(Shape((2, 3), (1, 2), (1, 3), 0.4, 0.8, 0.0, 0.65), 8),
-    Level(Shape((2, 4), (1, 2), (2, 4), 0.2, 0.8, 0.1, 0.5), 12),
-    Level(Shape((3, 5), (1, 3), (2, 4), 0.2, 0.8, 0.2, 0.5), 16),
-    Level(Shape((4, 6), one_kind=0.4), 20),
-    Level(Shape((4, 8), one_kind=0.35), 24),
-    Level(Shape((4, 10), one_kind=0.35), 24),
-    Level(Shape((4, 16), one_kind=0.35), 24),
+    Level(Shape((2, 4), (1, 2), (2, 4), 0.2, 0.8, 0.1, 0.5), 16),
+    Level(Shape((3, 5), (1, 3), (2, 4), 0.2, 0.8, 0.2, 0.5), 24),
+    Level(Shape((4, 6), one_kind=0.4), 32),
+    Level(Shape((4, 8), one_kind=0.35), 40),
+    Level(Shape((4, 10), one_kind=0.35), 40),
+    Level(Shape((4, 16), one_kind=0.35), 40),
 )
 FINAL = (  # the last part of the run: up to eight documents, every sixth batch up to sixteen
-    *(Level(Shape((4, 8), one_kind=0.35, hop=0.1), 24),) * 5,
-    Level(Shape((8, 16), one_kind=0.35, hop=0.1), 24),
+    *(Level(Shape((4, 8), one_kind=0.35, hop=0.1), 40),) * 5,
+    Level(Shape((8, 16), one_kind=0.35, hop=0.1), 40),
 )
 CHECKS = {
     "4 documents": (Shape((4, 4)), False),
@@ -71,7 +71,7 @@ class Options:
     advance: float = 0.8  # accuracy that moves the curriculum on
     patience: int = 20  # steps between two moves, at least
     report_minutes: float = 5.0
-    link: float = 0.5  # share of town and company values that name another document
+    link: float = 0.7  # share of town and company values that name another document
     start: str = ""  # folder of an exported model to go on from, with `--final 0 --guide 0`
     device: str = "cpu"
 

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from . import lexicon
+from . import lexicon, phrasings
 from .lexicon import Kind, Relation
 
 Binding = Literal["direct", "local", "split", "hop", "hopsplit"]
@@ -79,43 +79,63 @@ class Prompt:
         return [chunk for document in self.documents for chunk in document.chunks]
 
 
+class NameParts:
+    """The listed parts of one kind of name, and the syllables that further ones are made of."""
+
+    def __init__(self, listed: list[str], syllables: tuple[str, str] = ("", "")) -> None:
+        self.kept, self.held = lexicon.split_parts(list(dict.fromkeys(listed)))
+        self.starts, self.ends = syllables[0].split(), syllables[1].split()
+
+
 class Names:
     """Draws names. Held-out draws take each part from the held-out list half of the time.
 
-    Training draws coin a third of the parts from random syllables; never a held-out part.
+    Training draws build two thirds of the parts anew (of first names a third), from the syllables
+    of surnames, companies and towns or from random ones, so that names are something to be read,
+    not to be known; never a held-out part.
     """
 
     def __init__(self, split: Split) -> None:
         self.held = split == "held_out"
-        self.female = lexicon.split_parts(lexicon.FEMALE)
-        self.male = lexicon.split_parts(lexicon.MALE)
-        self.surnames = lexicon.split_parts(list(dict.fromkeys(lexicon.SURNAMES)))
-        self.heads = lexicon.split_parts(list(dict.fromkeys(lexicon.COMPANY_HEADS)))
-        self.towns = lexicon.split_parts(list(dict.fromkeys(lexicon.TOWNS)))
-        lists = (self.female, self.male, self.surnames, self.heads, self.towns)
-        self.reserved = {part for _, held in lists for part in held}
+        self.female = NameParts(lexicon.FEMALE)
+        self.male = NameParts(lexicon.MALE)
+        self.surnames = NameParts(lexicon.SURNAMES, lexicon.SURNAME_SYLLABLES)
+        self.heads = NameParts(lexicon.COMPANY_HEADS, lexicon.COMPANY_SYLLABLES)
+        self.towns = NameParts(lexicon.TOWNS, lexicon.TOWN_SYLLABLES)
+        every = (self.female, self.male, self.surnames, self.heads, self.towns)
+        self.reserved = {part for parts in every for part in parts.held}
 
     @staticmethod
     def coin(rng: random.Random) -> str:
-        """A made-up word of two syllables."""
+        """A made-up word of two syllables, at times of three."""
         return "".join(
             rng.choice(lexicon.ONSETS) + rng.choice(lexicon.VOWELS) + rng.choice(lexicon.CODAS)
-            for _ in range(2)
+            for _ in range(rng.choice((2, 2, 2, 2, 3)))
         ).capitalize()
 
-    def part(self, rng: random.Random, lists: tuple[list[str], list[str]]) -> tuple[str, bool]:
-        """One part, and whether it is a held-out one. Half of the others are from the first 24."""
+    def part(self, rng: random.Random, parts: "NameParts") -> tuple[str, bool]:
+        """One part, and whether it is a held-out one. Half of the listed ones are of the first 24.
+
+        A held-out world lists all its names; a training world builds many of them.
+        """
         if self.held and rng.random() < 0.5:
-            return rng.choice(lists[1]), True
-        if not self.held and rng.random() < 1 / 3:
-            name = self.coin(rng)
-            while name in self.reserved:
-                name = self.coin(rng)
-            return name, False
-        kept = lists[0]
+            return rng.choice(parts.held), True
+        if not self.held and rng.random() < (2 / 3 if parts.starts else 1 / 3):
+            return self.build(rng, parts), False
+        kept = parts.kept
         return (
             kept[rng.randrange(min(24, len(kept)))] if rng.random() < 0.5 else rng.choice(kept)
         ), False
+
+    def build(self, rng: random.Random, parts: "NameParts") -> str:
+        """A part that no list holds out."""
+        while True:
+            if parts.starts and rng.random() < 0.7:
+                name = rng.choice(parts.starts) + rng.choice(parts.ends)
+            else:
+                name = self.coin(rng)
+            if name not in self.reserved:
+                return name
 
     def draw(self, rng: random.Random, kind: Kind, female: bool) -> tuple[str, bool]:
         if kind == "person":
@@ -135,9 +155,31 @@ class World:
         self.held = split == "held_out"
         self.names = Names(split)
 
-    def form(self, rng: random.Random, forms: tuple[str, ...]) -> tuple[str, bool]:
-        """A sentence or question form; a held-out world takes the held-out one every third time."""
-        if self.held and rng.random() < 1 / 3:
+    def statement(self, rng: random.Random, relation: Relation) -> tuple[str, bool]:
+        """A form, and whether it is held out; a held-out world takes that one every third time.
+
+        A training world also has `phrasings`, and puts words around every fifth statement.
+        """
+        if self.held:
+            return self.held_out(rng, relation.statements)
+        form = rng.choice(relation.statements[:-1] + phrasings.MORE[relation.name][0])
+        if form.startswith(("{S}", "{P}")) and rng.random() < 0.12:
+            form = rng.choice(phrasings.OPENINGS) + form[:3].lower() + form[3:]
+        if rng.random() < 0.08:
+            form = form[:-1] + rng.choice(phrasings.ENDINGS)
+        return form, False
+
+    def asking(self, rng: random.Random, relation: Relation) -> str:
+        """A question form; a held-out world takes the held-out one every third time."""
+        if self.held:
+            return self.held_out(rng, relation.questions)[0]
+        form = rng.choice(relation.questions[:-1] + phrasings.MORE[relation.name][1])
+        if rng.random() < 0.1:
+            form = rng.choice(phrasings.LEADS) + form[0].lower() + form[1:]
+        return form
+
+    def held_out(self, rng: random.Random, forms: tuple[str, ...]) -> tuple[str, bool]:
+        if rng.random() < 1 / 3:
             return forms[-1], True
         return forms[rng.randrange(len(forms) - 1)], False
 
@@ -268,7 +310,7 @@ class World:
         other: Document,
         second: Fact,
     ) -> Question:
-        form, _ = self.form(rng, second.relation.questions)
+        form = self.asking(rng, second.relation)
         form = form.replace("{N}", phrase)
         name_end = form.index("{N}") + len(document.name) - 1
         return Question(
@@ -308,7 +350,7 @@ class Writer:
                 self.filler(split)
                 room -= 1
             named = not split and (not self.named_here or rng.random() < shape.named)
-            form, new = self.world.form(rng, relation.statements)
+            form, new = self.world.statement(rng, relation)
             document.novel |= new
             before, after = self.fill(form, named).split("{V}")
             self.text += " " if self.text else ""
