@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.fuse import Fused, fuse
+from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.models import TINY, model_path
 from ragcache.precompute import precompute
@@ -33,7 +34,7 @@ from ragcache.store.lmdb import LmdbStore
 from ragcache.store.reader import LayerReader
 from ragcache.types import Prompt
 
-MODES = ("full", "reuse", "random:full_layers=2", "cacheblend")
+MODES = ("full", "reuse", "random+full_layers=2", "cacheblend")
 CHUNKS = 8
 
 
@@ -67,7 +68,7 @@ def prefill(
 ) -> tuple[float, Fused]:
     """Seconds from a known prompt to the logits of its first token."""
     began = time.perf_counter()
-    resolved = resolve(given, mode, store, engine.fingerprint)
+    resolved = resolve(given, mode, store, engine.fingerprint, compiled=compiled("prefix", engine))
     with LayerReader(store, resolved.stored) as source:
         fused = fuse(engine, mode, resolved.layout, source)
     return time.perf_counter() - began, fused
@@ -118,7 +119,7 @@ def main() -> None:
         given = prompt(tokens, generator)
         with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, LmdbStore(folder) as store:
             prefix = ChunkKey(model.fingerprint, given.prefix)
-            keys = chunk_keys(given, model.fingerprint, "prefix", "")
+            keys = chunk_keys(given, model.fingerprint, "compiled", compiled("prefix", model), "")
             precompute(model, store, [prefix, *keys])
             rows = measure(model, store, given, options.ratio, options.rounds)
         for label, seconds, faster, fused, loaded in rows:

@@ -6,9 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ragcache.blend import Blender
-from ragcache.blend.fuse import Fused, fuse
+from ragcache.blend.fuse import FusedPrompt, fuse
+from ragcache.compiled import Compiled
 from ragcache.engine.base import Engine, Prefilled, Step
 from ragcache.errors import ConfigError, StoreError
 from ragcache.precompute import precompute
@@ -18,6 +20,9 @@ from ragcache.store.key import ChunkKey
 from ragcache.store.reader import LayerReader
 from ragcache.types import Answer, ChunkReport, Passage, Prompt, Report, Sampling
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Answering:
@@ -25,6 +30,7 @@ class Answering:
 
     engine: Engine
     store: ChunkStore
+    compiled: Compiled
     tenant: str = ""
     store_misses: bool = True  # keep the KV of chunks that were not at hand, for next time
 
@@ -57,6 +63,7 @@ class AnswerStream:
         self._sampling, self._passages, self._retrieval_s = sampling, passages, retrieval_s
         self._pieces = self._run()
         self._answer: Answer | None = None
+        self._first_logits: Tensor | None = None
 
     def __iter__(self) -> Iterator[str]:
         """What is still to come; a second loop goes on where the first one stopped."""
@@ -71,9 +78,18 @@ class AnswerStream:
             raise RuntimeError("the answer was not finished: the stream was closed or failed")
         return self._answer
 
+    @property
+    def first_logits(self) -> Tensor:
+        """Logits (vocabulary,), float32, that the answer's first token was taken from: those of
+        the prompt's last row. RuntimeError before the first piece was read."""
+        if self._first_logits is None:
+            raise RuntimeError("there are no logits yet: read the stream's first piece")
+        return self._first_logits
+
     def _run(self) -> Iterator[str]:
         began = time.perf_counter()
         fusion = _Fusion(self._with, self._prompt, self._blender, self._sampling.max_tokens)
+        self._first_logits = fusion.prefilled.logits
         steps: list[Step] = []
         ttft = 0.0
         for step in self._with.engine.decode(fusion.prefilled, self._sampling):
@@ -118,12 +134,14 @@ class _Fusion:
         """Overlapping chunks cannot be computed in place: encode what is missing first."""
         given = self.given
         _check_window(given.engine, prompt)
-        keys = chunk_keys(prompt, given.engine.fingerprint, self.blender.behind, given.tenant)
+        keys = chunk_keys(
+            prompt, given.engine.fingerprint, self.blender.behind, given.compiled, given.tenant
+        )
         done = precompute(given.engine, given.store, keys)
         if done.encoded:
             self.fallbacks.append(f"{done.encoded} chunks were not stored: encoded first")
 
-    def _run(self, prompt: Prompt) -> tuple[Resolved, Fused]:
+    def _run(self, prompt: Prompt) -> tuple[Resolved, FusedPrompt]:
         """Fuse; a record that fails while it is read is dropped, and the fusion begins again."""
         given, unusable = self.given, set[bytes]()
         while True:
@@ -132,6 +150,7 @@ class _Fusion:
                 self.blender,
                 given.store,
                 given.engine.fingerprint,
+                compiled=given.compiled,
                 tenant=given.tenant,
                 unusable=unusable,
             )
@@ -146,7 +165,7 @@ class _Fusion:
                 what = "the prefix" if number is None else f"chunk {number + 1}"
                 self.fallbacks.append(f"{what} was recomputed: {error}")
 
-    def _fuse(self, resolved: Resolved) -> Fused:
+    def _fuse(self, resolved: Resolved) -> FusedPrompt:
         capture = sorted(resolved.misses) if self.blender.behind == "context" else []
         with LayerReader(self.given.store, resolved.stored) as source:
             return fuse(
@@ -182,7 +201,7 @@ class _Fusion:
         )
         recomputed = len(fused.chosen[-1])
         return Report(
-            mode=self.blender.name,
+            mode=self.blender.mode,
             parameters=self.blender.parameters,
             prefix_tokens=len(prompt.prefix),
             chunk_tokens=sum(map(len, prompt.chunks)),
@@ -195,6 +214,7 @@ class _Fusion:
             total_s=0.0,
             chunks=chunks,
             layers=fused.layers,
+            probe_rows=fused.probed,
             fallbacks=(*self.fallbacks, *self._missed()),
         )
 

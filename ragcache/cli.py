@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ragcache import show
-from ragcache.errors import RagCacheError
+from ragcache.errors import ConfigError, RagCacheError
 from ragcache.settings import Settings
 
 app = typer.Typer(
@@ -31,6 +31,9 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Ratio = Annotated[float | None, typer.Option(help="Share of chunk tokens to recompute, 0 to 1.")]
+Compile = Annotated[
+    str | None, typer.Option("--compile", help="Compute chunks behind: prefix, bos or link0.")
+]
 
 
 def main() -> None:
@@ -53,6 +56,7 @@ def index(
     dtype: Dtype = None,
     embedder: Annotated[str | None, typer.Option(help="sentence-transformers model.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
+    compile_mode: Compile = None,
     skip_errors: Annotated[
         bool, typer.Option(help="Report documents that cannot be read, and go on.")
     ] = False,
@@ -71,6 +75,7 @@ def index(
         dtype=dtype,
         embedder=embedder,
         chunk_tokens=chunk_tokens,
+        compile=compile_mode,
     )
     with _opened(settings) as cache, show.progress(err) as told:
         added = cache.add(documents, progress=told)
@@ -89,7 +94,7 @@ def query(
     store: Store = None,
     model: Model = None,
     mode: Annotated[
-        str | None, typer.Option(help="full, prefix, reuse, cacheblend or random.")
+        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
     ] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
@@ -139,33 +144,56 @@ def query(
 @app.command("eval")
 def evaluate(
     dataset: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(help="prompts.jsonl or CacheBlend's JSON; default: the small world."),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Modes; default: all.")] = None,
-    ratio: Ratio = None,
-    limit: Annotated[int | None, typer.Option(help="Questions; default: all.")] = None,
+    ratio: Annotated[
+        list[float] | None, typer.Option(help="Shares of chunk tokens to recompute, 0 to 1.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Also show differences to this mode.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per dataset; default: all.")] = None,
+    compile_mode: Compile = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw quality against budget: .png or .svg.")
+    ] = None,
 ) -> None:
-    """Quality and cost of every mode over questions with given chunks."""
-    from ragcache.dataset import load, take
+    """Quality and cost of every mode over questions with given chunks.
+
+    --dataset, --mode and --ratio may be given several times.
+    """
+    from ragcache import plot
+    from ragcache.dataset import load_all
     from ragcache.evaluate import compare, modes
     from ragcache.models import world
 
-    settings = Settings.load(model=model, device=device, dtype=dtype)
-    chosen = modes(mode, ratio)
-    path = dataset or world("prompts.jsonl")
-    contexts = load(path)
-    contexts = take(contexts, limit) if limit is not None else contexts
+    settings = Settings.load(model=model, device=device, dtype=dtype, compile=compile_mode)
+    chosen = modes(mode or (), ratio or ())
+    datasets = load_all(dataset or [world("prompts.jsonl")], limit)
+    if plot_file is not None:
+        plot.check(plot_file)
+    for file in filter(None, (json_file, plot_file)):
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
     with show.progress(err) as told:
-        scores = compare(settings, contexts, chosen, max_tokens=max_tokens, progress=told)
-    out.print(show.score_table(scores, path.name))
+        done = dict(
+            compare(
+                settings, datasets, chosen, against=against, max_tokens=max_tokens, progress=told
+            )
+        )
+    for name, figures in done.items():
+        for table in show.score_tables(figures, name):
+            out.print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps([s.summary() for s in scores], indent=2) + "\n")
+        rows = [{"dataset": name} | f.as_json() for name, figures in done.items() for f in figures]
+        json_file.write_text(json.dumps(rows, indent=2) + "\n")
+    if plot_file is not None:
+        plot.draw(done, plot_file)
 
 
 @app.command()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ragcache.errors import ConfigError, SourceError
+
+LONG_WORDS = 8  # answers of more words are also scored by Rouge-L
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Context:
 def load(path: Path) -> list[Context]:
     """Contexts from a file: ``.jsonl`` as the shipped world's ``prompts.jsonl``, or CacheBlend's
     ``.json`` (a list of ``{"ctxs": [{"title", "text"}], "question", "answers"}``; some sets nest
-    the answers one level). SourceError names the entry that is wrong.
+    the answers one level, or give one as a string). SourceError names the entry that is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -39,16 +43,33 @@ def load(path: Path) -> list[Context]:
         raise SourceError(f"cannot read the questions in {path}: {error}") from error
     try:
         if path.suffix == ".jsonl":
-            lines = enumerate(text.splitlines(), 1)
+            lines = enumerate(text.split("\n"), 1)
             entries = [(f"{path}:{n}", json.loads(line)) for n, line in lines if line.strip()]
             contexts = [_world(entry, where) for where, entry in entries]
         else:
             contexts = [_cacheblend(e, f"{path}[{n}]") for n, e in enumerate(json.loads(text))]
     except json.JSONDecodeError as error:
         raise SourceError(f"{path} is not valid JSON: {error}") from error
-    if not contexts:
+    if not any(context.questions for context in contexts):
         raise SourceError(f"{path} holds no questions")
     return contexts
+
+
+def load_all(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[Context]]:
+    """:func:`load` several files, each by its name, or its whole path where two share a name;
+    of each at most the first ``limit`` questions."""
+    unique = list(dict.fromkeys(paths))
+    names = Counter(path.name for path in unique)
+    loaded = {str(path) if names[path.name] > 1 else path.name: load(path) for path in unique}
+    if limit is None:
+        return loaded
+    return {name: take(contexts, limit) for name, contexts in loaded.items()}
+
+
+def long_answers(contexts: Iterable[Context]) -> bool:
+    """Whether the right answers are long (over 8 words, by the median): summaries, not names."""
+    words = [len(a.split()) for c in contexts for q in c.questions for a in q.answers]
+    return bool(words) and median(words) > LONG_WORDS
 
 
 def take(contexts: Iterable[Context], limit: int) -> list[Context]:
@@ -66,12 +87,11 @@ def take(contexts: Iterable[Context], limit: int) -> list[Context]:
 
 def _world(entry: Any, where: str) -> Context:
     try:
-        questions = tuple(
-            Question(q["question"], tuple(q["answers"]), q.get("kind", "question"))
-            for q in entry["questions"]
-        )
-        return Context(tuple(entry["chunks"]), questions)
-    except (KeyError, TypeError, AttributeError) as error:
+        asked = [
+            (q["question"], q["answers"], q.get("kind", "question")) for q in entry["questions"]
+        ]
+        return _context(entry["chunks"], asked)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
             f"{where}: expected chunks and questions (question, answers, kind), but {error!r}"
         ) from error
@@ -79,13 +99,31 @@ def _world(entry: Any, where: str) -> Context:
 
 def _cacheblend(entry: Any, where: str) -> Context:
     try:
-        chunks = (
-            f"{c['title']}\n\n{c['text']}" if c.get("title") else c["text"] for c in entry["ctxs"]
-        )
-        answers = entry["answers"]
-        flat = [a for item in answers for a in (item if isinstance(item, list) else [item])]
-        return Context(tuple(chunks), (Question(entry["question"], tuple(flat)),))
-    except (KeyError, TypeError, AttributeError) as error:
+        titled = [(c.get("title") or "", c["text"]) for c in entry["ctxs"]]
+        chunks = [f"{title}\n\n{text}" if title else text for title, text in titled]
+        return _context(chunks, [(entry["question"], entry["answers"], "question")])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
             f"{where}: expected ctxs (title, text), question and answers, but {error!r}"
         ) from error
+
+
+def _context(chunks: Iterable[str], asked: Iterable[tuple[str, Any, str]]) -> Context:
+    """Raises ValueError or AttributeError where a text is blank or no text, or answers miss."""
+    questions = tuple(Question(_text(q), _answers(a), kind) for q, a, kind in asked)
+    return Context(tuple(map(_text, chunks)), questions)
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a chunk or question is blank")
+    return text
+
+
+def _answers(given: Any) -> tuple[str, ...]:
+    """One answer, a list of them, or a list of such lists. An answer may be empty."""
+    items = [given] if isinstance(given, str) else given
+    flat = [a for item in items for a in ([item] if isinstance(item, str) else item)]
+    if not flat or not all(isinstance(a, str) for a in flat):
+        raise ValueError(f"its answers are {given!r}")
+    return tuple(flat)

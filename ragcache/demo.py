@@ -46,8 +46,11 @@ def run(out: Console, err: Console, questions: int) -> None:
         _index_and_ask(out, err, Path(folder))
     out.rule("every mode on held-out questions")
     with show.progress(err) as told:
-        scores = compare(Settings.load(model=TINY), contexts, _MODES, progress=told, max_tokens=8)
-    out.print(show.score_table(scores, "exact match by kind of question, and what it cost"))
+        asked = {"questions": contexts}
+        settings = Settings.load(model=TINY)
+        ((_, figures),) = compare(settings, asked, _MODES, max_tokens=8, progress=told)
+    for table in show.score_tables(figures, "exact match by kind of question, in percent"):
+        out.print(table)
     out.print(_KINDS, highlight=False)
     out.print(_ABOUT.format(model=TINY), highlight=False)
     out.print(f"The demo took {time.perf_counter() - began:.0f} s.", highlight=False)

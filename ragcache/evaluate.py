@@ -1,23 +1,24 @@
-"""Answers and cost of every mode over the same prompts, chunks given, one table."""
+"""Answers and cost of every mode over the same prompts, chunks given."""
 
 from __future__ import annotations
 
-import re
-import string
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from statistics import mean, median
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from torch import Tensor
 
 from ragcache.answer import Answering
-from ragcache.blend import BLENDERS, Blender, blender
-from ragcache.dataset import Context, Question
+from ragcache.blend import Blender, blender
+from ragcache.blend.base import check_ratio
+from ragcache.compiled import Compiled, compiled
+from ragcache.dataset import Context, Question, long_answers
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
+from ragcache.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
 from ragcache.models import TINY, model_path
 from ragcache.precompute import precompute
+from ragcache.scores import Figures, Outcome, Scores, figures
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
@@ -29,176 +30,166 @@ MODES = {
     "prefix": "prefix",
     "reuse": "reuse",
     "overlapping": "reuse:positions=overlapping",
-    "random": "random:full_layers=2",
+    "random": "random+full_layers=2",
     "cacheblend": "cacheblend",
 }
 
 
-def modes(names: Sequence[str] | None = None, ratio: float | None = None) -> dict[str, Blender]:
-    """Blenders by label, :data:`MODES` by default; ``ratio`` goes to those that take one.
+def modes(names: Sequence[str] = (), ratios: Sequence[float] = ()) -> dict[str, Blender]:
+    """Blenders by label, :data:`MODES` by default.
 
-    Raises ConfigError for an unknown mode, or where there is a ratio and no mode takes one.
+    A mode that takes a ``recompute_ratio`` and does not name its own gets the ratio; with several
+    there is one blender for each, labelled ``cacheblend@0.15``. Raises ConfigError for an unknown
+    mode, for a ratio outside [0, 1], or where there are ratios and no mode takes one.
     """
+    for ratio in ratios:
+        check_ratio(ratio, "ratio")
     made: dict[str, Blender] = {}
     taken = False
     for label, name in MODES.items() if not names else ((name, name) for name in names):
-        cls = BLENDERS.get(name.partition(":")[0])
-        takes = cls is not None and "recompute_ratio" in cls.__dataclass_fields__
-        taken |= takes
-        made[label] = blender(name, ratio if takes else None)
-    if ratio is not None and not taken:
+        plain = blender(name)
+        if not ratios or "recompute_ratio" not in plain.parameters or "recompute_ratio" in name:
+            made[label] = plain
+            continue
+        taken = True
+        for ratio in ratios:
+            made[label if len(ratios) == 1 else f"{label}@{ratio:g}"] = blender(name, ratio)
+    if ratios and not taken:
         raise ConfigError(f"none of the modes {', '.join(made)} takes a ratio: leave it out")
     return made
-
-
-@dataclass
-class Scores:
-    """What one mode did over all questions."""
-
-    mode: str
-    right: Counter[str] = field(default_factory=Counter)  # kind -> exact matches
-    asked: Counter[str] = field(default_factory=Counter)
-    f1: list[float] = field(default_factory=list)
-    ttft_s: list[float] = field(default_factory=list)
-    ttft_ratio: list[float] = field(default_factory=list)  # full / this, question by question
-    recomputed: list[float] = field(default_factory=list)  # at the last layer: the nominal ratio
-    charged: list[float] = field(default_factory=list)
-    bytes_loaded: list[int] = field(default_factory=list)
-
-    def accuracy(self, kind: str) -> float:
-        """Share of exact matches; NaN where none was asked."""
-        return self.right[kind] / self.asked[kind] if self.asked[kind] else float("nan")
-
-    def summary(self) -> dict[str, Any]:
-        """Everything in numbers, for JSON. Times are medians, the rest means."""
-        return {
-            "mode": self.mode,
-            "questions": dict(self.asked),
-            "exact_match": {kind: self.accuracy(kind) for kind in self.asked},
-            "f1": mean(self.f1),
-            "ttft_ms": 1e3 * median(self.ttft_s),
-            "ttft_speedup": median(self.ttft_ratio) if self.ttft_ratio else None,
-            "recomputed": mean(self.recomputed),
-            "charged_budget": mean(self.charged),
-            "bytes_loaded": mean(self.bytes_loaded),
-        }
 
 
 def evaluate(
     engine: Engine,
     store: ChunkStore,
     contexts: Sequence[Context],
-    modes: dict[str, Blender],
+    modes: Mapping[str, Blender],
     *,
+    compile_mode: str = "prefix",
     max_tokens: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scores]:
-    """Ask every question in every mode, over chunks that were precomputed one by one.
+    """Ask every question in every mode, over chunks that were precomputed in ``compile_mode``.
 
     ``store`` should be empty: each context's chunks are put before its questions and deleted
     after them, so that nothing is shared between contexts. Modes take turns at each question,
-    starting with another one each time; ratios of times are taken question by question.
+    starting with another one each time; ratios of times are taken question by question. Answers
+    get a Rouge-L where the right ones are long (:func:`long_answers`).
     """
-    scores = {label: Scores(label) for label in modes}
+    scores = [Scores(label, made) for label, made in modes.items()]
     sampling = Sampling(max_tokens=max_tokens)
-    answering = Answering(engine, store, store_misses=False)
-    total, done = sum(len(c.questions) for c in contexts), 0
+    how = compiled(compile_mode, engine)
+    answering = Answering(engine, store, how, store_misses=False)
+    full = next((label for label, made in modes.items() if made.name == "full"), None)
+    total, done, long = sum(len(c.questions) for c in contexts), 0, long_answers(contexts)
+    numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
     for context in contexts:
-        keys = _keys(engine, context)
+        number = numbers.setdefault(context.chunks, len(numbers))
+        keys = _keys(engine, context, how)
         precompute(engine, store, keys)
         for question in context.questions:
             prompt = engine.template.prompt(context.chunks, question.text)
-            answers = {}
+            given: dict[str, _Given] = {}
             for label in _turned(list(modes), done):
                 stream = answering.stream(prompt, modes[label], sampling)
-                answers[label] = stream.answer
-            _count(scores, question, answers, modes)
+                given[label] = stream.answer, stream.first_logits
+            reference = None if full is None else given[full]
+            for one in scores:
+                outcome = _outcome(number, question, given[one.mode], reference, long)
+                one.outcomes.append(outcome)
             done += 1
             if progress is not None:
                 progress(done, total)
         for key in keys:
             store.delete(key)
-    return list(scores.values())
+    return scores
 
 
 def compare(
     settings: Settings,
-    contexts: Sequence[Context],
-    chosen: dict[str, Blender],
+    datasets: Mapping[str, Sequence[Context]],
+    chosen: Mapping[str, Blender],
     *,
+    against: str | None = None,
     max_tokens: int = 32,
     progress: Callable[[str, int, int], None] | None = None,
-) -> list[Scores]:
-    """:func:`evaluate` the model of ``settings`` over an LMDB store on disk, gone afterwards."""
+) -> Iterator[tuple[str, list[Figures]]]:
+    """:func:`evaluate` the model of ``settings`` dataset by dataset: its name and the figures.
+
+    Chunks are kept in an LMDB store on disk, gone afterwards. Raises ConfigError, before the model
+    is loaded, if ``against`` is no label of the modes, or Rouge-L is due and cannot be had.
+    """
+    if against is not None and against not in chosen:
+        raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
+    if any(map(long_answers, datasets.values())):
+        stemmer()
+    return _compare(settings, datasets, chosen, against, max_tokens, progress or (lambda *_: None))
+
+
+def _compare(
+    settings: Settings,
+    datasets: Mapping[str, Sequence[Context]],
+    chosen: Mapping[str, Blender],
+    against: str | None,
+    max_tokens: int,
+    told: Callable[[str, int, int], None],
+) -> Iterator[tuple[str, list[Figures]]]:
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.store.lmdb import LmdbStore
 
     engine = TransformersEngine.load(
         model_path(settings.model or TINY), device=settings.device, dtype=settings.dtype
     )
-    told = progress or (lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, LmdbStore(folder) as store:
-        return evaluate(
-            engine,
-            store,
-            contexts,
-            chosen,
-            max_tokens=max_tokens,
-            progress=lambda done, total: told("questions", done, total),
-        )
+        for name, contexts in datasets.items():
+            scores = evaluate(
+                engine,
+                store,
+                contexts,
+                chosen,
+                compile_mode=settings.compile or "prefix",
+                max_tokens=max_tokens,
+                progress=partial(told, name),
+            )
+            yield name, figures(scores, against)
 
 
-def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces (SQuAD's, as CacheBlend uses it)."""
-    kept = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+#: A mode's answer to a question, and the logits (vocabulary,) of its first token.
+_Given = tuple[Answer, Tensor]
 
 
-def exact_match(text: str, answers: Iterable[str]) -> bool:
-    return normalise(text) in {normalise(a) for a in answers}
+def _outcome(
+    context: int, question: Question, given: _Given, reference: _Given | None, long: bool
+) -> Outcome:
+    """What ``given`` comes to, beside the ``reference`` that full prefill gave."""
+    (answer, logits), report = given, given[0].report
+    full, wanted = reference or (None, None)
+    return Outcome(
+        context=context,
+        kind=question.kind,
+        exact=exact_match(answer.text, question.answers),
+        f1=f1(answer.text, question.answers),
+        rouge_l=rouge_l(answer.text, question.answers) if long else None,
+        kl=None if wanted is None else first_token_kl(wanted, logits),
+        agrees=None if wanted is None else bool(wanted.argmax() == logits.argmax()),
+        ttft_s=report.ttft_s,
+        speedup=None if full is None else full.report.ttft_s / report.ttft_s,
+        recomputed=report.recomputed_share,
+        charged=report.charged_share,
+        bytes_loaded=report.bytes_loaded,
+    )
 
 
-def f1(text: str, answers: Iterable[str]) -> float:
-    """Best word F1 over the answers, in [0, 1]."""
-    return max((_f1(normalise(text).split(), normalise(a).split()) for a in answers), default=0.0)
-
-
-def _f1(got: list[str], want: list[str]) -> float:
-    common = sum((Counter(got) & Counter(want)).values())
-    if not common:
-        return float(got == want)
-    return 2 * common / (len(got) + len(want))
-
-
-def _keys(engine: Engine, context: Context) -> list[ChunkKey]:
+def _keys(engine: Engine, context: Context, how: Compiled) -> list[ChunkKey]:
+    """Of the prefix, and of the context's chunks as ``how`` computes them."""
     template = engine.template
     chunks = (template.chunk(chunk) for chunk in context.chunks)
     return [
         ChunkKey(engine.fingerprint, template.prefix),
-        *(ChunkKey(engine.fingerprint, chunk, template.prefix) for chunk in chunks),
+        *(ChunkKey(engine.fingerprint, chunk, how.behind, how.mode) for chunk in chunks),
     ]
 
 
 def _turned(labels: list[str], by: int) -> Iterator[str]:
     by %= len(labels)
     yield from labels[by:] + labels[:by]
-
-
-def _count(
-    scores: dict[str, Scores],
-    question: Question,
-    answers: dict[str, Answer],
-    modes: dict[str, Blender],
-) -> None:
-    full = next((a.report.ttft_s for k, a in answers.items() if modes[k].name == "full"), None)
-    for label, answer in answers.items():
-        s, report = scores[label], answer.report
-        s.asked[question.kind] += 1
-        s.right[question.kind] += exact_match(answer.text, question.answers)
-        s.f1.append(f1(answer.text, question.answers))
-        s.ttft_s.append(report.ttft_s)
-        if full is not None:
-            s.ttft_ratio.append(full / report.ttft_s)
-        s.recomputed.append(report.recomputed_share)
-        s.charged.append(report.charged_share)
-        s.bytes_loaded.append(report.bytes_loaded)

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from ragcache.answer import Answering, AnswerStream
 from ragcache.blend import Blender, blender
+from ragcache.compiled import COMPILE_MODES, compiled
 from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
@@ -60,6 +61,7 @@ class RagCache:
         self.engine, self.store, self.settings = engine, store, settings
         self._checked = False
         self.catalog = Catalog(store)
+        self.compiled = compiled(_compile_mode(self.catalog, settings), engine)
         self.splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
             _chunk_tokens(self.catalog, engine, settings),
@@ -152,7 +154,7 @@ class RagCache:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
         retrieval_s = time.perf_counter() - began
         prompt = self.engine.template.prompt([p.chunk.text for p in passages], question)
-        return Answering(self.engine, self.store).stream(
+        return Answering(self.engine, self.store, self.compiled).stream(
             prompt,
             with_mode,
             sampling or self._sampling(),
@@ -169,13 +171,11 @@ class RagCache:
         return self.retriever.retrieve(question, top_k, neighbours=neighbours)
 
     def keys(self, document: str) -> list[ChunkKey]:
-        """Keys of a document's chunks, as precomputed behind the prompt's prefix."""
-        template = self.engine.template
+        """Keys of a document's chunks, as precomputed."""
+        engine, how = self.engine, self.compiled
         rows = self.catalog.rows_of(document)
-        return [
-            ChunkKey(self.engine.fingerprint, template.chunk(chunk.text), template.prefix)
-            for chunk in self.catalog.chunks(rows)
-        ]
+        tokens = (engine.template.chunk(chunk.text) for chunk in self.catalog.chunks(rows))
+        return [ChunkKey(engine.fingerprint, ids, how.behind, how.mode) for ids in tokens]
 
     def close(self) -> None:
         self.store.close()
@@ -290,6 +290,15 @@ def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
     chosen = int(recorded) if recorded else min(256, engine.context_tokens // 32)
     if recorded is None:
         catalog.put_setting("chunk_tokens", str(chosen))
+    return chosen
+
+
+def _compile_mode(catalog: Catalog, settings: Settings) -> str:
+    """The setting, else the store's own, which is the first that was used with it."""
+    recorded = catalog.get_setting("compile")
+    chosen = settings.compile or recorded or "prefix"
+    if recorded is None and chosen in COMPILE_MODES:
+        catalog.put_setting("compile", chosen)
     return chosen
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ragcache.blend.base import Behind, Blender, Layout, positions
+from ragcache.compiled import Compiled
 from ragcache.store.base import ChunkStore, Miss, Stored
 from ragcache.store.key import ChunkKey
 from ragcache.types import Fingerprint, Prompt
@@ -32,11 +33,12 @@ def resolve(
     store: ChunkStore,
     fingerprint: Fingerprint,
     *,
+    compiled: Compiled,
     tenant: str = "",
     unusable: Collection[bytes] = (),
 ) -> Resolved:
     """Look every part of ``prompt`` up. ``unusable`` are digests that failed while being read."""
-    keys = chunk_keys(prompt, fingerprint, blender.behind, tenant)
+    keys = chunk_keys(prompt, fingerprint, blender.behind, compiled, tenant)
     prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
     prefix: Stored | Miss = Miss("absent")
     found: list[Stored | Miss] = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
@@ -55,14 +57,18 @@ def resolve(
 
 
 def chunk_keys(
-    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, tenant: str
+    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, compiled: Compiled, tenant: str
 ) -> tuple[ChunkKey, ...]:
-    """Keys of the chunks: computed behind the prefix, or behind all that stands before them."""
+    """Keys of the chunks: compiled one by one, or behind all that stands before them."""
+    if behind != "context":
+        return tuple(
+            ChunkKey(fingerprint, chunk, compiled.behind, compiled.mode, tenant)
+            for chunk in prompt.chunks
+        )
     keys, before = [], prompt.prefix
     for chunk in prompt.chunks:
         keys.append(ChunkKey(fingerprint, chunk, before, tenant=tenant))
-        if behind == "context":
-            before += chunk
+        before += chunk
     return tuple(keys)
 
 

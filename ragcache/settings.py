@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         description="longest chunk; default: the store's own, or the smaller of 256 "
         "and a 32nd of the model's context",
     )
+    compile: str = Field(
+        "",
+        description="what chunks are computed behind: prefix, bos or link0; empty: the store's own",
+    )
     mode: str = Field("cacheblend", description="blender and its parameters")
     ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")
     top_k: int = Field(4, ge=1, description="chunks retrieved")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,9 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ragcache.evaluate import Scores
+    from ragcache.bootstrap import Estimate
     from ragcache.pipeline import Progress as Told
+    from ragcache.scores import Figures
     from ragcache.types import Answer, Report
 
 
@@ -111,36 +112,92 @@ def layer_table(report: Report) -> Table:
     return table
 
 
-def score_table(scores: Sequence[Scores], title: str) -> Table:
-    """Mode x (accuracy by kind, TTFT, recomputed and charged shares, bytes loaded)."""
-    kinds = list(scores[0].asked)
-    asked = scores[0].asked
-    table = Table(
-        "mode",
-        *(f"{kind}\n({asked[kind]})" for kind in kinds),
-        "TTFT\nms",
-        "faster\nthan full",
-        "recom-\nputed",
-        "charged",
-        "loaded",
-        title=title,
-        box=SIMPLE,
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for s in scores:
-        row = s.summary()
-        speedup = row["ttft_speedup"]
-        table.add_row(
-            s.mode,
-            *(f"{s.accuracy(kind):.1%}" for kind in kinds),
-            f"{row['ttft_ms']:.1f}",
-            "" if speedup is None else f"{speedup:.2f}x",
-            f"{row['recomputed']:.1%}",
-            f"{row['charged_budget']:.1%}",
-            size(row["bytes_loaded"]),
-        )
+def score_tables(figures: Sequence[Figures], title: str) -> Iterator[Table]:
+    """What every mode got right; how that differs from one of them, if so asked; what it cost."""
+    yield score_table(figures, title)
+    if figures[0].against is not None:
+        yield difference_table(figures)
+    yield cost_table(figures)
+
+
+def score_table(figures: Sequence[Figures], title: str) -> Table:
+    """Mode x (exact match by kind, F1, Rouge-L, recovery by kind, KL to full, agreement with it).
+
+    In percent, but KL in nats. A column that no mode has a figure for is left out.
+    """
+    first = figures[0]
+    columns = [
+        *(
+            (_head(first, kind), [_percent(f.exact_match[kind]) for f in figures])
+            for kind in first.questions
+        ),
+        ("F1", [_percent(f.f1) for f in figures]),
+        ("Rouge-L", [_percent(f.rouge_l) for f in figures]),
+        *(
+            (f"{kind}\nrecovered", [_percent(f.recovery[kind]) for f in figures])
+            for kind in first.recovery
+        ),
+        ("KL", [_number(f.kl, ".3f") for f in figures]),
+        ("agrees", [_percent(f.agreement) for f in figures]),
+    ]
+    return _mode_table(figures, columns, title, _resampled(first))
+
+
+def difference_table(figures: Sequence[Figures]) -> Table:
+    """Mode x exact match by kind minus that of the mode ``against``, in points."""
+    first = figures[0]
+    columns = [
+        (_head(first, kind), [_percent(f.difference[kind], "+.1f") for f in figures])
+        for kind in first.questions
+    ]
+    return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
+
+
+def cost_table(figures: Sequence[Figures]) -> Table:
+    """Mode x (TTFT, how much faster than full, recomputed and charged shares, bytes loaded)."""
+    columns = [
+        ("TTFT ms", [f"{1e3 * f.ttft_s:.1f}" for f in figures]),
+        ("faster\nthan full", [_number(f.speedup, ".2f", "x") for f in figures]),
+        ("recomputed", [f"{f.recomputed:.1%}" for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
+        ("loaded", [size(f.bytes_loaded) for f in figures]),
+    ]
+    return _mode_table(figures, columns, "what it cost")
+
+
+def _mode_table(
+    figures: Sequence[Figures],
+    columns: Iterable[tuple[str, list[str]]],
+    title: str,
+    caption: str | None = None,
+) -> Table:
+    table = Table("mode", title=title, caption=caption, box=SIMPLE)
+    filled = [(head, cells) for head, cells in columns if any(cells)]
+    for head, _ in filled:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row, f in enumerate(figures):
+        table.add_row(f.mode, *(cells[row] for _, cells in filled))
     return table
+
+
+def _head(figures: Figures, kind: str) -> str:
+    return f"{kind}\n({figures.questions[kind]})"
+
+
+def _resampled(figures: Figures) -> str:
+    return f"± half of the 95 % interval: bootstrap over {figures.contexts} contexts"
+
+
+def _percent(share: Estimate | float | None, form: str = ".1f") -> str:
+    """``93.2 ±2.1``: a share in percent, with half its interval where it has one."""
+    if share is None or isinstance(share, (int, float)):
+        return _number(None if share is None else 100 * share, form)
+    text, half = _number(100 * share.value, form), share.half_width
+    return text if half is None else f"{text} ±{100 * half:.1f}"
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def size(count: float) -> str:

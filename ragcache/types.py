@@ -205,12 +205,13 @@ class Report:
     question_tokens: int
     reused_tokens: int  # rows taken from the store, not computed at the last layer
     recomputed_tokens: int  # reusable rows that were computed at the last layer all the same
-    charged_budget: float  # sum_l |A_l & reusable| / (L * reusable), in [0, 1]; 1 for full
+    charged_budget: float  # (sum_l |A_l & reusable| + probe_rows) / (L * reusable); 1 for full
     bytes_loaded: int
     ttft_s: float  # from the moment the chunks are known to the first token
     total_s: float  # to the last token
     chunks: tuple[ChunkReport, ...] = ()
     layers: tuple[LayerTrace, ...] = ()
+    probe_rows: int = 0  # computed by a look before the work, summed over its layers
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.dataset import Context, Question, load, take
+from ragcache.dataset import Context, Question, load, load_all, long_answers, take
 from ragcache.errors import ConfigError, SourceError
-from ragcache.evaluate import MODES, evaluate, exact_match, f1, modes
+from ragcache.evaluate import MODES, compare, evaluate, modes
+from ragcache.scores import figures
+from ragcache.settings import Settings
 from ragcache.store.memory import MemoryStore
 from tests import models
 
@@ -18,25 +20,49 @@ CONTEXT = Context(
     (Question("Where?", ("Oslo",), "split"), Question("What?", ("cello",), "direct")),
 )
 
+OTHER = Context(("The mill stands in Bexley.", "It grinds no more."), CONTEXT.questions)
+
 
 def test_every_mode_is_scored_on_every_question() -> None:
     engine, store = models.engine("llama"), MemoryStore()
-    chosen = modes(["full", "reuse", "cacheblend"])
-    scores = {s.mode: s for s in evaluate(engine, store, [CONTEXT] * 2, chosen, max_tokens=3)}
-    assert all(s.asked == {"split": 2, "direct": 2} for s in scores.values())
-    full, reuse, blend = (scores[m].summary() for m in chosen)
-    assert (full["charged_budget"], reuse["charged_budget"]) == (1, 0)
-    assert 0.5 < blend["charged_budget"] < 1  # two of four layers in full
-    assert full["bytes_loaded"] == 0 < reuse["bytes_loaded"]
-    assert full["ttft_speedup"] == 1
+    chosen = modes(["full", "reuse", "cacheblend", "prophet"])
+    contexts = [CONTEXT, OTHER]
+    found = {f.mode: f for f in figures(evaluate(engine, store, contexts, chosen, max_tokens=3))}
+    assert list(found) == list(chosen)
+    assert all(f.questions == {"split": 2, "direct": 2} for f in found.values())
+    full, reuse, blend, prophet = found.values()
+    assert (full.charged, reuse.charged) == (1, 0)
+    assert 0.5 < blend.charged < 1  # two of four layers in full
+    assert 0.2 < prophet.charged  # the probe counts
+    assert full.bytes_loaded == 0 < reuse.bytes_loaded == blend.bytes_loaded
+    assert (full.speedup, full.kl, full.agreement) == (1, 0, 1)
+    assert reuse.kl is not None and reuse.kl > 0
     assert store.stats().chunks == 0  # nothing is left behind
 
 
-def test_the_right_answer_counts() -> None:
-    assert exact_match(" The Oslo.", ["Bergen", "oslo"])
-    assert not exact_match("Oslo fjord", ["Oslo"])
-    assert f1("Oslo fjord", ["Oslo"]) == pytest.approx(2 / 3)
-    assert f1("", ["Oslo"]) == 0
+def test_chunks_are_computed_as_asked() -> None:
+    """Behind its own BOS a chunk has other KV, and reuse other logits."""
+    engine = models.engine("llama")
+    asked = [CONTEXT], modes(["full", "reuse"])
+    both = [
+        figures(evaluate(engine, MemoryStore(), *asked, compile_mode=mode, max_tokens=2))
+        for mode in ("prefix", "bos")
+    ]
+    assert both[0][0].kl == both[1][0].kl == 0
+    assert both[0][1].kl != both[1][1].kl
+
+
+def test_contexts_over_the_same_chunks_are_one() -> None:
+    """CacheBlend's format has an entry per question: intervals must not take them as apart."""
+    engine, chosen = models.engine("llama"), modes(["full", "reuse"])
+    apart = [Context(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
+    found = figures(evaluate(engine, MemoryStore(), [*apart, OTHER], chosen, max_tokens=2))
+    assert found[0].contexts == 2
+
+
+def test_comparing_with_a_mode_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot compare with 'random': the modes are full"):
+        compare(Settings.load(), {"asked": [CONTEXT]}, modes(["full"]), against="random")
 
 
 def test_cacheblends_format_nested_or_not(tmp_path: Path) -> None:
@@ -83,11 +109,35 @@ def test_broken_datasets_name_the_entry(tmp_path: Path, name: str, text: str, me
         load(tmp_path / "missing.json")
 
 
+def test_long_answers_are_told_by_the_median() -> None:
+    summary = " ".join(["word"] * 9)
+    assert not long_answers([CONTEXT])
+    assert long_answers([Context(("a",), (Question("?", (summary, summary, "short")),))])
+
+
+def test_files_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    line = json.dumps({"chunks": ["x"], "questions": [{"question": "?", "answers": ["x"]}]})
+    paths = [tmp_path / "a.jsonl", tmp_path / "one" / "b.jsonl", tmp_path / "two" / "b.jsonl"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(line + "\n")
+    assert list(load_all(paths)) == ["a.jsonl", str(paths[1]), str(paths[2])]
+
+
 def test_a_ratio_goes_to_the_modes_that_take_one() -> None:
-    made = modes(None, 0.3)
+    made = modes(ratios=[0.3])
     assert list(made) == list(MODES)
     assert made["cacheblend"].parameters["recompute_ratio"] == 0.3
+    several = modes(["full", "cacheblend", "random:recompute_ratio=0.5"], [0.1, 0.2])
+    assert list(several) == [
+        "full",
+        "cacheblend@0.1",
+        "cacheblend@0.2",
+        "random:recompute_ratio=0.5",
+    ]
     with pytest.raises(ConfigError, match="none of the modes full, reuse takes a ratio"):
-        modes(["full", "reuse"], 0.3)
+        modes(["full", "reuse"], [0.3])
+    with pytest.raises(ConfigError, match="ratio is 1.5: it is the share"):
+        modes(ratios=[1.5])
     with pytest.raises(ConfigError, match="mode 'blend' is unknown"):
         modes(["blend"])

@@ -21,8 +21,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 #: A module may import from its own layer and from those after it.
 LAYERS = (
-    {"cli", "demo", "show", "api", "langchain", "__main__"},
-    {"pipeline", "precompute", "evaluate", "dataset", "answer", "resolve"},
+    {"cli", "demo", "show", "plot", "api", "langchain", "__main__"},
+    {"pipeline", "evaluate", "scores", "metrics", "bootstrap", "dataset"},
+    {"answer", "resolve", "precompute", "compiled"},
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},
     {"types", "errors"},

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from ragcache.blend import BLENDERS
+from ragcache.compiled import compiled
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.pipeline import RagCache
 from ragcache.store.base import Miss
 from ragcache.types import Document, Sampling
-from tests import scene
+from tests import models, scene
 
-MODES = ["full", "prefix", "reuse", "reuse:positions=overlapping", "random", "cacheblend"]
+MODES = [*BLENDERS, "reuse:positions=overlapping", "prophet+windows=4+first=2+full_layers=1"]
 QUESTION = "Where does Mira Holt live?"
 
 
@@ -69,7 +71,7 @@ def test_every_mode_answers_and_accounts(cache: RagCache, mode: str) -> None:
     else:
         loaded = report.prefix_tokens + reusable
         assert report.bytes_loaded == cache.engine.spec.chunk_bytes(loaded)
-        charged = sum(layer.charged for layer in report.layers)
+        charged = sum(layer.charged for layer in report.layers) + report.probe_rows
         assert report.charged_budget == pytest.approx(charged / (len(report.layers) * reusable))
 
 
@@ -219,3 +221,32 @@ def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             cache.engine.prefill((1, 2, 3)).logits,
             cache.engine.prefill((1, 2, 3)).logits,
         )
+
+
+@pytest.mark.parametrize("mode", ["bos", "link0"])
+def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
+    with scene.small(tmp_path, compile=mode) as cache:
+        cache.add(scene.DOCUMENTS)
+        [key, *_] = cache.keys("holt")
+        bos = cache.engine.bos
+        assert key.mode == mode and key.behind == (bos,) * (1 if mode == "bos" else 4)
+        kv = cache.store.get(key)
+        assert not isinstance(kv, Miss)
+        want = cache.engine.encode([key.tokens], behind=key.behind)[0]
+        for a, b in zip(kv.keys, want.keys, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    with scene.small(tmp_path) as cache:
+        assert all(chunk.miss is None for chunk in cache.ask(QUESTION).report.chunks)
+    with scene.small(tmp_path, compile="prefix") as cache:
+        report = cache.ask(QUESTION).report
+        assert {chunk.miss for chunk in report.chunks} == {"stale"}
+        assert any(f"stored in mode {mode}, asked for mode prefix" in f for f in report.fallbacks)
+
+
+def test_a_compile_mode_that_cannot_be_is_refused() -> None:
+    engine = models.engine("llama")
+    with pytest.raises(ConfigError, match="compile mode 'bare' is unknown: use one of prefix"):
+        compiled("bare", engine)
+    engine.bos = None
+    with pytest.raises(ConfigError, match="link0 needs a BOS token, which llama does not have"):
+        compiled("link0", engine)

@@ -5,36 +5,51 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from ragcache.blend.ape import APE
 from ragcache.blend.base import Blender
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.epic import Epic
 from ragcache.blend.full import Full
+from ragcache.blend.fused import Fused
+from ragcache.blend.infoflow import InfoFlow
+from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prefix import Prefix
+from ragcache.blend.prophet import Prophet
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
+from ragcache.blend.shape import SHAPES, Shaped
 from ragcache.errors import ConfigError
 
-__all__ = ["BLENDERS", "Blender", "CacheBlend", "Full", "Prefix", "Random", "Reuse", "blender"]
+__all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender"]
 
 BLENDERS: dict[str, type[Blender]] = {
     "full": Full,
     "prefix": Prefix,
     "reuse": Reuse,
+    "fused": Fused,
     "cacheblend": CacheBlend,
+    "prophet": Prophet,
+    "infoflow": InfoFlow,
+    "kvshare": KVShare,
+    "epic": Epic,
+    "ape": APE,
     "random": Random,
 }
 
 
 def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
-    """A blender from its name and parameters: ``cacheblend`` or ``cacheblend:deviation=kv,...``.
+    """A blender from its name, parameters and shapes.
 
-    ``ratio`` sets ``recompute_ratio``. Raises ConfigError for an unknown mode or parameter, or
-    a ratio that the mode does not take.
+    ``cacheblend``, ``cacheblend:deviation=kv,gradual=true`` or
+    ``prophet+windows=8+first=4+full_layers=2``; ``ratio`` sets ``recompute_ratio``. Raises
+    ConfigError for an unknown mode, parameter or shape, or a ratio that the mode does not take.
     """
     if isinstance(mode, Blender):
         if ratio is not None:
             raise ConfigError("give a ratio or a finished blender, not both")
         return mode
-    name, _, rest = mode.partition(":")
+    method, *shapes = mode.split("+")
+    name, _, rest = method.partition(":")
     if name not in BLENDERS:
         raise ConfigError(f"mode {name!r} is unknown: use one of {', '.join(BLENDERS)}")
     cls = BLENDERS[name]
@@ -50,7 +65,23 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
             takes = ", ".join(known) or "nothing"
             raise ConfigError(f"mode {name!r} has no parameter {key!r}: it takes {takes}")
         given[key] = _typed(key, value, known[key])
-    return cls(**given)
+    made = cls(**given)
+    return _shaped(made, shapes) if shapes else made
+
+
+def _shaped(inner: Blender, shapes: list[str]) -> Blender:
+    """``inner`` with shapes such as ``windows=8``, in their order, and ``full_layers=2``."""
+    made, full_layers = [], 0
+    for text in shapes:
+        name, _, number = text.partition("=")
+        if name == "full_layers":
+            full_layers = _typed(name, number, 0)
+        elif name in SHAPES:
+            made.append(SHAPES[name](_typed(name, number, 0)) if number else SHAPES[name]())
+        else:
+            known = ", ".join((*SHAPES, "full_layers"))
+            raise ConfigError(f"{text!r} cannot be added to a mode: use one of {known}")
+    return Shaped(inner, tuple(made), full_layers)
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:

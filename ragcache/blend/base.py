@@ -12,11 +12,13 @@ from ragcache.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ragcache.engine.base import AttentionRule
     from ragcache.types import Prompt
 
-#: What a chunk's stored KV must have been computed behind: the prompt's prefix alone, everything
-#: that stands before the chunk in this prompt, or nothing stored is used at all.
-Behind = Literal["prefix", "context", "nothing"]
+#: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
+#: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, or
+#: nothing stored is used at all.
+Behind = Literal["compiled", "context", "nothing"]
 Positions = Literal["consecutive", "overlapping"]
 
 
@@ -49,6 +51,22 @@ class Layout:
         return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
     @cached_property
+    def chunk_of(self) -> Tensor:
+        """Number of the chunk of every row in ``reusable``, int64."""
+        import torch
+
+        ends = torch.tensor([end for _, end in self.prompt.spans])
+        return torch.searchsorted(ends, self.reusable, right=True)
+
+    @cached_property
+    def place_in_chunk(self) -> Tensor:
+        """Place of every row in ``reusable`` within its chunk, from 0, int64."""
+        import torch
+
+        starts = torch.tensor([start for start, _ in self.prompt.spans], dtype=torch.int64)
+        return self.reusable - starts[self.chunk_of]
+
+    @cached_property
     def fresh(self) -> Tensor:
         """Rows computed at every layer whatever the blender says: question and missing parts."""
         import torch
@@ -60,8 +78,30 @@ class Layout:
         return every.nonzero()[:, 0]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A look before the work: the question runs over the stale KV, as in naive reuse.
+
+    ``see`` is shown the attention of the first ``layers`` layers. The rows that this computes are
+    charged.
+    """
+
+    layers: int
+    see: AttentionRule
+
+
 class Selector(ABC):
     """Names the reusable rows that are computed, layer by layer. The set only shrinks."""
+
+    @property
+    def probe(self) -> Probe | None:
+        """Runs before :meth:`first` is asked for."""
+        return None
+
+    @property
+    def attend(self) -> AttentionRule | None:
+        """Sees the attention of every layer of the fusion, and may take its place."""
+        return None
 
     @abstractmethod
     def first(self) -> Tensor:
@@ -71,11 +111,12 @@ class Selector(ABC):
         """Whether :meth:`narrow` is to be called at this layer."""
         return False
 
-    def narrow(self, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
-        """Rows to go on with from the next layer: a sorted subset of ``rows``.
+    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        """Rows to go on with behind ``layer``: a sorted subset of ``rows``.
 
         ``fresh`` and ``stored`` are keys (after RoPE) and values of ``rows`` at this layer, as
-        computed now and as loaded, each (kv_heads, len(rows), head_dim).
+        computed now and as loaded, each (kv_heads, len(rows), head_dim). Called once the layer's
+        attention has been seen.
         """
         raise NotImplementedError
 
@@ -98,7 +139,6 @@ class Blender(ABC):
     """A fusion method. Fields are its paper's parameters, with the paper's defaults."""
 
     name: ClassVar[str]
-    behind: ClassVar[Behind] = "prefix"
 
     @abstractmethod
     def selector(self, layout: Layout, layers: int) -> Selector:
@@ -106,6 +146,16 @@ class Blender(ABC):
 
         Raises ConfigError, before any work, if the method cannot be used with this model.
         """
+
+    @property
+    def mode(self) -> str:
+        """What a Report calls this method."""
+        return self.name
+
+    @property
+    def behind(self) -> Behind:
+        """What the KV that this method loads must have been computed behind."""
+        return "compiled"
 
     @property
     def placement(self) -> Positions:

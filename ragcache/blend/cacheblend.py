@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_ratio
+from ragcache.blend.rank import Ranking
 from ragcache.errors import ConfigError
 
 Deviation = Literal["v", "k", "kv"]
@@ -55,7 +56,7 @@ class CacheBlend(Blender):
         after = layers - self.check_layer - 1
         ratios = _gradual(self.recompute_ratio, after) if self.gradual else [self.recompute_ratio]
         counts = [int(r * len(layout.reusable)) for r in ratios]
-        return _MostDeviating(layout.reusable, counts, self.check_layer, self.deviation)
+        return _MostDeviating(layout, counts, self.check_layer, self.deviation)
 
 
 def _gradual(ratio: float, layers: int) -> list[float]:
@@ -66,26 +67,30 @@ def _gradual(ratio: float, layers: int) -> list[float]:
 
 
 @dataclass
-class _MostDeviating(Selector):
+class _MostDeviating(Ranking):
     """Keeps ``counts[i]`` rows at the i-th comparison; counts never grow."""
 
-    every: Tensor
     counts: list[int]
     check_layer: int
     deviation: Deviation
-    _done: int = field(default=0, init=False)
 
     def first(self) -> Tensor:
-        return self.every
+        return self.layout.reusable
 
     def compares(self, layer: int) -> bool:
         return 0 <= layer - self.check_layer < len(self.counts)
 
-    def narrow(self, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
-        count = self.counts[self._done]
-        self._done += 1
-        difference = torch.zeros(len(rows), device=fresh[0].device)
-        for which, new, old in zip("kv", fresh, stored, strict=True):
-            if which in self.deviation:
-                difference += (new.float() - old.float()).square().sum((0, 2))
-        return rows[difference.topk(min(count, len(rows))).indices.sort().values.cpu()]
+    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        scores = deviation(self.deviation, fresh, stored)
+        return self.best(rows, scores, self.counts[layer - self.check_layer])
+
+
+def deviation(of: Deviation, fresh: KVPair, stored: KVPair) -> Tensor:
+    """Squared difference of keys, values or both, summed over heads and dimensions: (rows,)."""
+    return torch.stack(
+        [
+            (new.float() - old.float()).square().sum((0, 2))
+            for which, new, old in zip("kv", fresh, stored, strict=True)
+            if which in of
+        ]
+    ).sum(0)

@@ -13,7 +13,10 @@ class Full(Blender):
     """Compute every row of the prompt; load nothing."""
 
     name: ClassVar[str] = "full"
-    behind: ClassVar[Behind] = "nothing"
+
+    @property
+    def behind(self) -> Behind:
+        return "nothing"
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         return Chosen(layout.reusable)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, KVPair, KVSource, Layout, Selector
+from ragcache.blend.base import Blender, Chosen, KVPair, KVSource, Layout, Selector
+from ragcache.errors import ConfigError
 from ragcache.types import ChunkKV, LayerTrace
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class FusedPrompt:
     """A fused prompt, ready to decode, and the account of how it came to be."""
 
     prefilled: Prefilled
@@ -26,14 +27,15 @@ class Fused:
     layers: tuple[LayerTrace, ...]
     chosen: tuple[Tensor, ...]  # per layer, the reusable rows that were computed
     captured: tuple[ChunkKV, ...] = ()  # of the chunks that were asked for
+    probed: int = 0  # rows computed by a probe, summed over its layers
 
     @property
     def charged_budget(self) -> float:
-        """sum_l |A_l & reusable| / (L * reusable); 1 where nothing was reusable."""
+        """(sum_l |A_l & reusable| + probed) / (L * reusable); 1 where nothing was reusable."""
         reusable = len(self.layout.reusable)
         if reusable == 0:
             return 1.0
-        return sum(map(len, self.chosen)) / (len(self.chosen) * reusable)
+        return (sum(map(len, self.chosen)) + self.probed) / (len(self.chosen) * reusable)
 
 
 def fuse(
@@ -44,17 +46,54 @@ def fuse(
     *,
     room: int = 1,
     capture: Sequence[int] = (),
-) -> Fused:
+) -> FusedPrompt:
     """Prefill ``layout.prompt`` with the stored KV of ``source`` under ``blender``.
 
     ``source`` yields the prefix first, if it is loaded, then the loaded chunks in order. Every
     question row is computed at every layer, and so is every row whose KV is not at hand.
     ``capture`` numbers chunks whose KV, as it comes to stand in this prompt, is to be returned.
-    Raises StoreError if ``source`` cannot read what it had promised.
+    Raises StoreError if ``source`` cannot read what it had promised, and ConfigError where the
+    method looks at attention but the engine does not show it.
     """
-    walk = FusionWalk(blender.selector(layout, engine.spec.layers), layout, source, capture)
-    prefilled = engine.prefill(layout.prompt.tokens, walk, positions=layout.positions, room=room)
-    return Fused(prefilled, layout, walk.finish(), tuple(walk.chosen), walk.captured())
+    layers, tokens, positions = engine.spec.layers, layout.prompt.tokens, layout.positions
+    selector = blender.selector(layout, layers)
+    probe = selector.probe if len(layout.reusable) else None
+    if (probe or selector.attend) and not engine.watchable:
+        raise ConfigError(
+            f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
+            "Use cacheblend, reuse or full."
+        )
+    if probe is not None:
+        source = Kept(source)
+        walk = FusionWalk(Chosen(layout.reusable[:0]), layout, source)
+        engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
+    walk = FusionWalk(selector, layout, source, capture)
+    prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=selector.attend)
+    return FusedPrompt(
+        prefilled,
+        layout,
+        walk.finish(),
+        tuple(walk.chosen),
+        walk.captured(),
+        len(layout.fresh) * probe.layers if probe is not None else 0,
+    )
+
+
+class Kept:
+    """A KVSource that keeps what it has yielded, and yields it again from the first layer on."""
+
+    def __init__(self, source: KVSource) -> None:
+        self.source = source
+        self._layers: list[list[KVPair]] = []
+
+    @property
+    def bytes_loaded(self) -> int:
+        return self.source.bytes_loaded
+
+    def layer(self, layer: int) -> list[KVPair]:
+        if layer == len(self._layers):
+            self._layers.append(self.source.layer(layer))
+        return self._layers[layer]
 
 
 class FusionWalk:
@@ -66,9 +105,9 @@ class FusionWalk:
         self.selector, self.layout, self.source = selector, layout, source
         self._captured: dict[int, list[KVPair]] = {index: [] for index in capture}
         self.chosen: list[Tensor] = []
-        self._next = selector.first()
         self._starts = _starts(layout)
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
+        self._fresh: KVPair | None = None  # the same rows as computed
         self._traces: list[LayerTrace] = []
         self._began = self._waited = 0.0
         self._bytes = 0
@@ -76,7 +115,7 @@ class FusionWalk:
     def before(self, layer: int, kv: LayerView) -> Tensor:
         self._close()
         self._began = time.perf_counter()
-        chosen = self._next
+        chosen = self._narrowed() if self.chosen else self.selector.first()
         self.chosen.append(chosen)
         parts = self.source.layer(layer) if self._starts else []
         assert len(parts) == len(self._starts), "a source yields every loaded part"
@@ -95,9 +134,17 @@ class FusionWalk:
         if self._stored is None:
             return
         local = torch.searchsorted(self._rows, self.chosen[-1]).to(keys.device)
-        fresh = keys.index_select(1, local), values.index_select(1, local)
-        self._next = self.selector.narrow(self.chosen[-1], fresh, self._stored)
-        self._stored = None
+        self._fresh = keys.index_select(1, local), values.index_select(1, local)
+
+    def _narrowed(self) -> Tensor:
+        """The rows to go on with behind the layer that has just been computed."""
+        if self._stored is None or self._fresh is None:
+            return self.chosen[-1]
+        rows = self.selector.narrow(
+            len(self.chosen) - 1, self.chosen[-1], self._fresh, self._stored
+        )
+        self._stored = self._fresh = None
+        return rows
 
     def finish(self) -> tuple[LayerTrace, ...]:
         """The trace, once the walk is over."""

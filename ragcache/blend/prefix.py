@@ -18,7 +18,10 @@ class Prefix(Blender):
     """
 
     name: ClassVar[str] = "prefix"
-    behind: ClassVar[Behind] = "context"
+
+    @property
+    def behind(self) -> Behind:
+        return "context"
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         return Chosen(layout.reusable[:0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -50,12 +50,44 @@ class Walk(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionCall(ABC):
+    """The attention of one layer, for the rows that are computed there."""
+
+    layer: int
+    rows: Tensor  # (n,), sorted int64: rows of the prompt that the queries stand at
+    queries: Tensor  # (heads, n, head_dim), after RoPE
+    keys: Tensor  # (kv_heads, keys, head_dim), after RoPE: those of all rows up to the last
+    values: Tensor  # same shape
+
+    @abstractmethod
+    def scores(self, queries: slice = slice(None)) -> Tensor:
+        """Scaled scores before the softmax, (heads, n, keys), float32; -inf where not seen.
+
+        A model's soft cap, window and mask are in them. ``queries`` cuts ``n`` down.
+        """
+
+    @abstractmethod
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Attention weights of scores, same shape; a model's sinks take their part of the sum."""
+
+    @abstractmethod
+    def attend(self, weights: Tensor) -> Tensor:
+        """Weights times values, (heads, n, head_dim), in the model's dtype."""
+
+
+#: Sees the attention of every layer, after ``Walk.after``. It may return the attention's output,
+#: (heads, n, head_dim), which then takes the place of the model's own.
+AttentionRule = Callable[[AttentionCall], "Tensor | None"]
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
     """A prompt that is ready to be continued. Used up by one ``decode``."""
 
     logits: Tensor  # (vocabulary,), float32, of the prompt's last row
     kv: Any  # the engine's own; rows for the answer are reserved in it
     next_position: int  # of the first generated token
+    attend: AttentionRule | None = None  # to be applied to generated tokens too
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +106,10 @@ class Engine(ABC):
     spec: KVSpec
     fingerprint: Fingerprint
     template: PromptTemplate
+    bos: int | None  # the token that begins a text, if the model has one
     context_tokens: int  # longest prompt and answer together
     sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
+    watchable: bool  # whether an AttentionRule sees this model's attention
 
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
@@ -100,13 +134,27 @@ class Engine(ABC):
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
+        attend: AttentionRule | None = None,
     ) -> Prefilled:
         """Run the prompt through the model; ``walk=None`` computes every row (full prefill).
 
         ``positions`` (one per token, default 0, 1, ...) must not decrease over computed rows.
-        ``room`` rows are reserved for the answer. Raises PromptError when the prompt and ``room``
-        do not fit the context.
+        ``room`` rows are reserved for the answer. ``attend`` sees the attention of every layer
+        of an engine that is ``watchable``, here and while the answer is decoded. Raises
+        PromptError when the prompt and ``room`` do not fit the context.
         """
+
+    @abstractmethod
+    def probe(
+        self,
+        tokens: Tokens,
+        walk: Walk,
+        attend: AttentionRule,
+        *,
+        positions: Sequence[int],
+        layers: int,
+    ) -> None:
+        """As ``prefill``, but stop behind layer ``layers - 1``: only what was seen remains."""
 
     @abstractmethod
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:

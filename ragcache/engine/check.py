@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import Engine, LayerView
+from ragcache.engine.base import AttentionCall, Engine, LayerView
 from ragcache.errors import ModelError
 
 if TYPE_CHECKING:
@@ -50,6 +50,29 @@ def check_engine(engine: Engine, vocabulary: int) -> None:
                 f"{engine.name} cannot be used: {what} (relative error {error:.1e}, allowed "
                 f"{limit:.0e}). Its answers would be silently wrong; use another model or dtype."
             )
+
+
+def watchable(engine: Engine) -> bool:
+    """Whether an AttentionRule sees every layer's attention and can compute it as the model does.
+
+    Tried on a few random tokens, all rows and then few rows among placed ones, and one token of
+    the answer.
+    """
+    generator = torch.Generator().manual_seed(1)
+    ids = tuple(torch.randint(1, 64, (_LENGTH,), generator=generator).tolist())
+    stored = engine.encode([ids])[0]
+    layers: list[int] = []
+
+    def rule(call: AttentionCall) -> Tensor:
+        layers.append(call.layer)
+        return call.attend(call.softmax(call.scores()))
+
+    for rows in (_LENGTH, _BEHIND):
+        want = engine.prefill(ids, _Replay(stored, rows)).logits
+        got = engine.prefill(ids, _Replay(stored, rows), attend=rule).logits
+        if not _error(got, want) <= _TOLERANCE[engine.spec.dtype]:
+            return False
+    return layers == 2 * list(range(engine.spec.layers))
 
 
 def _shift_error(engine: Engine, ids: tuple[int, ...], stored: ChunkKV) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,14 +12,18 @@ from torch import Tensor
 from ragcache.engine.base import Prefilled, Step
 from ragcache.types import Sampling
 
+#: Logits (vocabulary,) behind one more token at a position.
+Next = Callable[[Prefilled, int, int], Tensor]
 
-def decode(model: Any, tokenizer: Any, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
-    """See :meth:`Engine.decode`. The EOS token itself is a step without text, and bytes that do
-    not make a whole character by the end are left out."""
+
+def decode(
+    following: Next, tokenizer: Any, ends: set[int], prefilled: Prefilled, sampling: Sampling
+) -> Iterator[Step]:
+    """See :meth:`Engine.decode`. ``ends`` are the tokens that end an answer; the one that does is
+    a step without text. Bytes that do not make a whole character by the end are left out."""
     pick = _Sampler(sampling)
     stream = DecodeStream(skip_special_tokens=True)
     stops = StopStrings(tuple(sampling.stop))
-    ends = _eos(model, tokenizer)
     logits, position = prefilled.logits, prefilled.next_position
     for count in range(1, sampling.max_tokens + 1):
         token = pick(logits)
@@ -34,18 +38,7 @@ def decode(model: Any, tokenizer: Any, prefilled: Prefilled, sampling: Sampling)
             yield Step(token, text + stops.flush(), "length")
             return
         yield Step(token, text)
-        logits, position = _next(model, prefilled.kv, token, position), position + 1
-
-
-@torch.inference_mode()
-def _next(model: Any, kv: Any, token: int, position: int) -> Tensor:
-    """Logits (vocabulary,) behind one more token."""
-    kv.begin(1)
-    ids = torch.tensor([[token]], device=model.device)
-    place = torch.tensor([[position]], device=model.device)
-    out = model(ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1)
-    logits: Tensor = out.logits[0, -1].float()
-    return logits
+        logits, position = following(prefilled, token, position), position + 1
 
 
 class _Sampler:
@@ -107,7 +100,7 @@ def _overlap(text: str, stop: str) -> int:
     )
 
 
-def _eos(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """End tokens of the generation config and the tokenizer."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = set(ids) if isinstance(ids, (list, tuple)) else {ids}

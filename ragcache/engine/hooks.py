@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ragcache.engine.attention import Watch
 from ragcache.engine.base import Walk
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.rope import Rope
@@ -24,9 +25,21 @@ class Layers:
     rotates: Sequence[bool]  # some architectures have layers without RoPE
 
     @contextmanager
-    def driven(self, kv: PlacedKV, driver: Driver, total: int) -> Iterator[None]:
-        """While this lasts, a forward over ``total`` rows computes those that ``driver`` names."""
-        cutter = _Cutter(self, kv, driver, total)
+    def driven(
+        self,
+        kv: PlacedKV,
+        driver: Driver,
+        total: int,
+        *,
+        watch: Watch | None = None,
+        until: int | None = None,
+    ) -> Iterator[None]:
+        """While this lasts, a forward over ``total`` rows computes those that ``driver`` names.
+
+        ``watch`` is told of every layer before it is computed. The forward ends with
+        :class:`Enough` in front of layer ``until``.
+        """
+        cutter = _Cutter(self, kv, driver, total, watch, until)
         handles = [
             module.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
             for index, module in enumerate(self.modules)
@@ -38,6 +51,10 @@ class Layers:
             kv.on_fresh = kv.rows = None
             for handle in handles:
                 handle.remove()
+
+
+class Enough(Exception):
+    """Ends a forward whose further layers nobody wants."""
 
 
 class Driver(Protocol):
@@ -59,6 +76,16 @@ class Single:
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.walk.after(layer, keys[0], values[0])
+
+
+class Every:
+    """Computes every row."""
+
+    def before(self, layer: int, view: View) -> Tensor:
+        return view.all_rows
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        pass
 
 
 class Capture:
@@ -119,16 +146,29 @@ class View:
 class _Cutter:
     """Pre-hooks that cut a layer's inputs down to the rows that its driver names."""
 
-    def __init__(self, layers: Layers, kv: PlacedKV, driver: Driver, total: int) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        kv: PlacedKV,
+        driver: Driver,
+        total: int,
+        watch: Watch | None,
+        until: int | None,
+    ) -> None:
         self.layers, self.kv, self.driver, self.total = layers, kv, driver, total
+        self.watch, self.until = watch, until
         self.rows: Tensor | None = None  # of the layer before; None while all are computed
         self._causal: Tensor | None = None
 
     def hook(self, layer: int) -> Any:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if layer == self.until:
+                raise Enough
             angles = kwargs["position_embeddings"]
             view = View(self.layers, self.kv, layer, angles)
             rows = self.driver.before(layer, view).to(angles[0].device)
+            if self.watch is not None:
+                self.watch.at(layer, rows)
             if len(rows) == self.total:
                 return None
             hidden = self._narrowed(rows, args[0] if args else kwargs["hidden_states"])

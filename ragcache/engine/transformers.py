@@ -9,18 +9,19 @@ scales, per-layer RoPE, windows and soft caps stay the model's business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.base import Engine, Prefilled, Step, Walk
-from ragcache.engine.check import check_engine
-from ragcache.engine.decode import decode
+from ragcache.engine.attention import Watch
+from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
+from ragcache.engine.check import check_engine, watchable
+from ragcache.engine.decode import decode, end_tokens
 from ragcache.engine.fingerprint import fingerprint
-from ragcache.engine.hooks import Capture, Driver, Layers, Single, on_host
+from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
@@ -43,11 +44,13 @@ class TransformersEngine(Engine):
         _refuse_length_dependent_rope(self.model.config, self.name)
         modules = _decoder_layers(self.model, self.name)
         self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
+        self.bos: int | None = tokenizer.bos_token_id
         self.context_tokens = int(model.config.max_position_embeddings)
         self.sliding_window = _sliding_window(model.config)
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
         check_engine(self, self.model.get_input_embeddings().num_embeddings)
+        self.watchable = watchable(self)
         self.fingerprint = fingerprint(model, tokenizer, self.name)
 
     @classmethod
@@ -117,17 +120,44 @@ class TransformersEngine(Engine):
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
+        attend: AttentionRule | None = None,
     ) -> Prefilled:
         positions = range(len(tokens)) if positions is None else positions
         if not tokens:
             raise PromptError("the prompt is empty")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        driver = Single(walk) if walk is not None else None
-        logits, kv = self._forward([list(tokens)], driver, positions, room)
-        return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1)
+        driver: Driver | None = Every() if attend is not None else None
+        if walk is not None:
+            driver = Single(walk)
+        logits, kv = self._forward([list(tokens)], driver, positions, room, attend)
+        return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1, attend)
+
+    @torch.inference_mode()
+    def probe(
+        self,
+        tokens: Tokens,
+        walk: Walk,
+        attend: AttentionRule,
+        *,
+        positions: Sequence[int],
+        layers: int,
+    ) -> None:
+        self._check_length(max(len(tokens), positions[-1] + 1), "the prompt")
+        with suppress(Enough):
+            self._forward([list(tokens)], Single(walk), positions, 0, attend, until=layers)
 
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
-        return decode(self.model, self.tokenizer, prefilled, sampling)
+        ends = end_tokens(self.model, self.tokenizer)
+        return decode(self._next, self.tokenizer, ends, prefilled, sampling)
+
+    @torch.inference_mode()
+    def _next(self, prefilled: Prefilled, token: int, position: int) -> Tensor:
+        """Logits (vocabulary,) behind one more token."""
+        driver = Every() if prefilled.attend is not None else None
+        logits, _ = self._forward(
+            [[token]], driver, [position], 0, prefilled.attend, kv=prefilled.kv
+        )
+        return logits[0, -1].float()
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:
@@ -143,13 +173,30 @@ class TransformersEngine(Engine):
         driver: Driver | None,
         positions: Sequence[int],
         room: int,
+        attend: AttentionRule | None = None,
+        *,
+        kv: PlacedKV | None = None,
+        until: int | None = None,
     ) -> tuple[Tensor, PlacedKV]:
-        """One forward over all layers: logits (batch, 1, vocabulary) of the last row, and KV."""
+        """One forward over all layers, or those before ``until`` (then Enough is raised).
+
+        Goes on behind ``kv`` if there is one. Returns logits (batch, 1, vocabulary) of the last
+        row, and the KV.
+        """
         ids = torch.tensor(rows, device=self.device)
-        kv = PlacedKV(len(self._layers.modules), ids.shape[1] + room)
+        if kv is None:
+            kv = PlacedKV(len(self._layers.modules), ids.shape[1] + room)
         kv.begin(ids.shape[1])
         place = torch.tensor(positions, device=self.device)[None]
-        with self._layers.driven(kv, driver, ids.shape[1]) if driver else nullcontext():
+        with ExitStack() as stack:
+            watch = None
+            if attend is not None:
+                watch = Watch(attend, self.model.get_decoder().config, kv.start)
+                stack.enter_context(watch.watching())
+            if driver is not None:
+                stack.enter_context(
+                    self._layers.driven(kv, driver, ids.shape[1], watch=watch, until=until)
+                )
             out = self.model(
                 ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1
             )

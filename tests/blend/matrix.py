@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from ragcache.blend import Blender
+from ragcache.blend import Blender, blender
+from ragcache.blend.ape import APE
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.epic import Epic
 from ragcache.blend.full import Full
+from ragcache.blend.fused import Fused
+from ragcache.blend.infoflow import InfoFlow
+from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prefix import Prefix
+from ragcache.blend.prophet import Prophet
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
 
@@ -14,6 +20,12 @@ AT_ZERO: list[Blender] = [
     Reuse(),
     CacheBlend(0.0),
     Random(0.0),
+    KVShare(0.0),
+    Prophet(0.0),
+    InfoFlow(0.0),
+    Fused(0.0),
+    Fused(0.0, candidates=1),
+    Epic(0),
 ]
 
 #: The method with everything recomputed: must equal full prefill.
@@ -25,7 +37,13 @@ AT_ONE: list[Blender] = [
     CacheBlend(1.0, deviation="kv", gradual=True),
     CacheBlend(1.0, check_layer=2),
     Random(1.0),
-    Random(1.0, full_layers=2),
+    Prophet(1.0),
+    InfoFlow(1.0),
+    KVShare(1.0),
+    Epic(512),
+    Fused(1.0),
+    blender("random+full_layers=2", 1.0),
+    blender("cacheblend:gradual=true+windows=4+successors+first=2+full_layers=3", 1.0),
 ]
 
 #: The method in between.
@@ -37,11 +55,21 @@ PARTIAL: list[Blender] = [
     CacheBlend(0.3, deviation="kv"),
     CacheBlend(0.3, gradual=True),
     Random(0.3),
-    Random(0.3, full_layers=2),
+    Prophet(0.3),
+    InfoFlow(0.3),
+    InfoFlow(0.3, layers="last"),
+    KVShare(0.3),
+    Epic(3),
+    APE(),
+    Fused(0.3),
+    Fused(0.3, candidates=1),
+    blender("random+full_layers=2", 0.3),
+    blender("prophet+windows=4+successors+first=2", 0.3),
+    blender("cacheblend:gradual=true+windows=4+full_layers=3", 0.3),
 ]
 
 
 def label(blender: Blender) -> str:
     """A readable test id."""
     parameters = ",".join(f"{k}={v}" for k, v in blender.parameters.items())
-    return f"{blender.name}({parameters})"
+    return f"{blender.mode}({parameters})"

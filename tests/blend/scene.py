@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, positions
-from ragcache.blend.fuse import Fused, fuse
+from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.types import ChunkKV, Prompt, Tokens
 
@@ -47,7 +47,7 @@ def run(
     *,
     missing: Sequence[int] = (),
     room: int = 1,
-) -> Fused:
+) -> FusedPrompt:
     """Fuse with everything stored but the chunks in ``missing``."""
     prefix, *chunks = encoded(engine, prompt, blender)
     stored = blender.behind != "nothing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ragcache.blend import BLENDERS, blender
+from ragcache.blend import BLENDERS, Shaped, blender
 from ragcache.blend.base import Layout, positions
 from ragcache.blend.cacheblend import CacheBlend
 from ragcache.blend.random import Random
@@ -26,7 +26,7 @@ def layout() -> Layout:
 
 
 def test_every_method_is_in_the_test_matrix() -> None:
-    tested = {type(b) for b in matrix.AT_ONE + matrix.PARTIAL}
+    tested = {type(b) for b in matrix.AT_ONE + matrix.PARTIAL} - {Shaped}
     assert tested == set(BLENDERS.values())
     assert all(name == cls.name for name, cls in BLENDERS.items())
 
@@ -55,7 +55,7 @@ def test_charged_budget_counts_full_layers_in_full(engine: TransformersEngine) -
     n = len(layout().reusable)
     single = scene.run(engine, CacheBlend(0.25))
     assert single.charged_budget == pytest.approx((2 * n + 4 * int(0.25 * n)) / (6 * n))
-    same = scene.run(engine, Random(0.25, full_layers=2))
+    same = scene.run(engine, blender("random+full_layers=2", 0.25))
     assert same.charged_budget == single.charged_budget
     assert scene.run(engine, Reuse()).charged_budget == 0
 
@@ -95,7 +95,14 @@ def test_modes_read_from_text() -> None:
         ("cacheblend:gradual=maybe", None, "gradual='maybe' cannot be read as bool"),
         ("cacheblend:deviation=q", None, "deviation is 'q': it must be one of v, k, kv"),
         ("reuse:positions=upside-down", None, "must be consecutive or overlapping"),
-        ("random:full_layers=-1", None, "full_layers is -1"),
+        ("random+full_layers=-1", None, "full_layers=-1: give 1 or more"),
+        ("prophet+windows=0", None, "windows=0: give 1 or more"),
+        ("prophet+smooth", None, "'smooth' cannot be added to a mode: use one of windows"),
+        ("infoflow:layers=upper", None, "layers is 'upper': it must be one of all, first"),
+        ("ape:temperature=0", None, "temperature is 0.0: it must be in"),
+        ("epic:first_tokens=-1", None, "first_tokens is -1"),
+        ("kvshare:check_layer=-1", None, "check_layer is -1"),
+        ("fused:candidates=0.5", None, "candidates is 0.5"),
         ("cacheblend:check_layer=-1", None, "check_layer is -1"),
     ],
 )

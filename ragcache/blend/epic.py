@@ -1,0 +1,29 @@
+"""EPIC: recompute the first tokens of every chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ragcache.blend.base import Blender, Chosen, Layout, Selector
+from ragcache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Epic(Blender):
+    """Recompute the first ``first_tokens`` of every chunk but the first, at all layers.
+
+    LegoLink-k of Hu et al., ICML 2025, arXiv:2410.15332: the first tokens of a chunk computed
+    alone are attention sinks, which they are not inside a prompt. The paper uses 1 to 64.
+    """
+
+    first_tokens: int = 16
+    name: ClassVar[str] = "epic"
+
+    def __post_init__(self) -> None:
+        if self.first_tokens < 0:
+            raise ConfigError(f"first_tokens is {self.first_tokens}: it must be 0 or more")
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        chosen = (layout.place_in_chunk < self.first_tokens) & (layout.chunk_of > 0)
+        return Chosen(layout.reusable[chosen])

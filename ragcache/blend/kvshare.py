@@ -1,0 +1,78 @@
+"""KVShare: recompute what deviates and is attended to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_ratio
+from ragcache.blend.rank import Ranking
+from ragcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import AttentionCall, AttentionRule
+
+_QUERIES = 256  # whose attention is summed at a time
+
+
+@dataclass(frozen=True)
+class KVShare(Blender):
+    """Recompute the tokens with the largest product of attention received and value deviation.
+
+    The prefill stage of DHD of Yang et al., arXiv:2503.16525. The first layers are computed in
+    full up to ``check_layer``; there a token's score is the attention that it receives from all
+    rows and heads, times the L1 norm of the difference of its fresh and stored values. The
+    ``recompute_ratio`` of the chunk tokens with the highest (0.1 to 0.4 in the paper) go on.
+    What the paper recomputes while it decodes is not part of this.
+    """
+
+    recompute_ratio: float = 0.15
+    check_layer: int = 1
+    name: ClassVar[str] = "kvshare"
+
+    def __post_init__(self) -> None:
+        check_ratio(self.recompute_ratio)
+        if self.check_layer < 0:
+            raise ConfigError(f"check_layer is {self.check_layer}: it must be 0 or more")
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        if layers < self.check_layer + 2:
+            raise ConfigError(
+                f"kvshare checks layer {self.check_layer} and needs a layer behind it, but the "
+                f"model has {layers}. Use a lower check_layer, or mode reuse or full."
+            )
+        if self.recompute_ratio == 0:
+            return Chosen(layout.reusable[:0])
+        return _Attended(layout, int(self.recompute_ratio * len(layout.reusable)), self.check_layer)
+
+
+@dataclass
+class _Attended(Ranking):
+    count: int
+    check_layer: int
+    _received: Tensor = field(init=False)  # (reusable,)
+
+    @property
+    def attend(self) -> AttentionRule:
+        return self._see
+
+    def first(self) -> Tensor:
+        return self.layout.reusable
+
+    def compares(self, layer: int) -> bool:
+        return layer == self.check_layer
+
+    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        error = (fresh[1].float() - stored[1].float()).abs().sum((0, 2))
+        return self.best(rows, self._received.to(error.device) * error, self.count)
+
+    def _see(self, call: AttentionCall) -> None:
+        if call.layer != self.check_layer:
+            return
+        received = torch.zeros(call.keys.shape[1], device=call.keys.device)
+        for start in range(0, len(call.rows), _QUERIES):
+            received += call.softmax(call.scores(slice(start, start + _QUERIES))).sum((0, 1))
+        self._received = received[self.layout.reusable.to(received.device)]

@@ -1,0 +1,96 @@
+"""Choosing rows by a score: one way to cut, whatever the score is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from ragcache.blend.base import Layout, Probe, Selector
+from ragcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import AttentionCall
+
+
+class Shape(Protocol):
+    """Turns scores into scores, before the best are taken (see shape.py)."""
+
+    name: ClassVar[str]
+
+    def __call__(self, scores: Tensor, rows: Tensor, chunk: Tensor, place: Tensor) -> Tensor:
+        """``scores`` of prompt ``rows``, with each row's chunk and its place in that chunk; all
+        are (n,), on the CPU, in the order of the prompt."""
+
+
+@dataclass
+class Ranking(Selector):
+    """A selector that keeps the rows with the highest scores."""
+
+    layout: Layout
+    shapes: tuple[Shape, ...] = field(default=(), init=False)
+
+    def best(self, rows: Tensor, scores: Tensor, count: int) -> Tensor:
+        """The ``count`` best of ``rows`` (a sorted subset of the reusable ones), sorted."""
+        at = torch.searchsorted(self.layout.reusable, rows)
+        scores = scores.float().cpu()
+        for shape in self.shapes:
+            scores = shape(scores, rows, self.layout.chunk_of[at], self.layout.place_in_chunk[at])
+        return rows[scores.topk(min(count, len(rows))).indices.sort().values]
+
+
+#: Attention weights of the question, (heads, question, reusable), to one score per reusable row.
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class QuestionAttention(Ranking):
+    """Keeps the rows that the question attends to most, over the stale KV.
+
+    Scores are summed over ``layers``; the probe ends behind the last of them.
+    """
+
+    count: int
+    layers: range
+    reduce: Reduce
+    scores: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scores = torch.zeros(len(self.layout.reusable))
+
+    @property
+    def probe(self) -> Probe | None:
+        return Probe(self.layers.stop, self._see) if self.count else None
+
+    def first(self) -> Tensor:
+        return self.best(self.layout.reusable, self.scores, self.count)
+
+    def _see(self, call: AttentionCall) -> None:
+        if call.layer not in self.layers:
+            return
+        end = len(call.rows)
+        asking = slice(end - len(self.layout.prompt.question), end)
+        weights = call.softmax(call.scores(asking))
+        reusable = self.layout.reusable.to(weights.device)
+        self.scores += self.reduce(weights.index_select(2, reusable)).cpu()
+
+
+def mean(weights: Tensor) -> Tensor:
+    """Averaged over heads and question tokens."""
+    return weights.mean((0, 1))
+
+
+Band = Literal["all", "first", "middle", "last"]
+
+
+def band(name: Band, layers: int) -> range:
+    """All layers, or the first, middle or last third. Raises ConfigError for another name."""
+    if name not in get_args(Band):
+        known = ", ".join(get_args(Band))
+        raise ConfigError(f"layers is {name!r}: it must be one of {known}")
+    third = -(-layers // 3)
+    start = {"all": 0, "first": 0, "middle": (layers - third) // 2, "last": layers - third}[name]
+    return range(start, layers if name == "all" else start + third)

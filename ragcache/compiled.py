@@ -1,0 +1,42 @@
+"""Compile modes: what a chunk's KV is computed behind when it is precomputed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ragcache.errors import ConfigError
+from ragcache.types import Tokens
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compile mode for one engine: part of the key of every chunk."""
+
+    mode: str
+    behind: Tokens  # computed before the chunk; their rows are dropped
+
+
+#: name -> what it computes a chunk behind
+COMPILE_MODES = {
+    "prefix": "the prompt's own prefix",
+    "bos": "one BOS token, as a chunk has it that a serving engine prefilled by itself",
+    "link0": "four BOS tokens: the first tokens of a chunk are no attention sinks (LegoLink-0)",
+}
+
+
+def compiled(name: str, engine: Engine) -> Compiled:
+    """The mode called ``name``. ConfigError if there is none, or the engine has no BOS token."""
+    if name not in COMPILE_MODES:
+        known = ", ".join(COMPILE_MODES)
+        raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")
+    if name == "prefix":
+        return Compiled(name, engine.template.prefix)
+    if engine.bos is None:
+        raise ConfigError(
+            f"compile mode {name} needs a BOS token, which {engine.name} does not have: use prefix"
+        )
+    return Compiled(name, (engine.bos,) * (4 if name == "link0" else 1))

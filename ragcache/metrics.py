@@ -1,0 +1,102 @@
+"""How right an answer is, and how far a mode's first token is from full prefill's."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+
+from ragcache.errors import ConfigError
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (SQuAD's, as CacheBlend uses it).
+
+    A text that is nothing but those ("A", "?!") stays as it is, in lower case: it must not equal
+    an empty one.
+    """
+    kept = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split()) or text.strip().lower()
+
+
+def exact_match(text: str, answers: Iterable[str]) -> bool:
+    """Whether ``text`` is one of the answers, both normalised. An empty text is one only where
+    an answer is empty."""
+    return normalise(text) in {normalise(a) for a in answers}
+
+
+def f1(text: str, answers: Iterable[str]) -> float:
+    """Best word F1 over the answers, both normalised, in [0, 1]."""
+    return _best(text, answers, lambda t: normalise(t).split(), _common)
+
+
+def rouge_l(text: str, answers: Iterable[str]) -> float:
+    """Best Rouge-L F-measure over the answers, in [0, 1] (Lin, 2004).
+
+    Words are runs of a-z and 0-9 in lower case; those over 3 letters are cut to their Porter
+    stem: what Google's ``rouge_score`` does with ``use_stemmer=True``. Raises ConfigError where
+    the stemmer is not installed.
+    """
+    return _best(text, answers, _stems, _longest_common_subsequence)
+
+
+@cache
+def stemmer() -> Callable[[str], str]:
+    """Cuts a word to its Porter stem. Raises ConfigError where it is not installed."""
+    try:
+        import snowballstemmer
+    except ImportError as error:
+        raise ConfigError(
+            "Rouge-L, which is for long answers, needs a stemmer that is not installed. "
+            "Run `pip install 'ragcache[rouge]'`."
+        ) from error
+    stem: Callable[[str], str] = snowballstemmer.stemmer("porter").stemWord
+    return stem
+
+
+def first_token_kl(full: Tensor, mode: Tensor) -> float:
+    """KL(full || mode) in nats, in double precision, of two rows of logits (vocabulary,)."""
+    p, q = (Categorical(logits=logits.cpu().double()) for logits in (full, mode))
+    return max(0.0, float(kl_divergence(p, q)))
+
+
+def _best(
+    text: str,
+    answers: Iterable[str],
+    words: Callable[[str], list[str]],
+    common: Callable[[list[str], list[str]], int],
+) -> float:
+    """Best F-measure over the answers; 1 for an empty text where an answer is empty too."""
+    got = words(text)
+    wanted = (words(answer) for answer in answers)
+    return max((_f_measure(common(got, w), len(got) + len(w)) for w in wanted), default=0.0)
+
+
+def _f_measure(common: int, words: int) -> float:
+    """``2 common / words``, with precision and recall over the words of both sides together."""
+    return 2 * common / words if words else 1.0
+
+
+def _common(got: list[str], want: list[str]) -> int:
+    return sum((Counter(got) & Counter(want)).values())
+
+
+def _stems(text: str) -> list[str]:
+    stem = stemmer()
+    return [stem(w) if len(w) > 3 else w for w in re.findall("[a-z0-9]+", text.lower())]
+
+
+def _longest_common_subsequence(got: Sequence[str], want: Sequence[str]) -> int:
+    """Length of it, by dynamic programming over one row."""
+    row = [0] * (len(want) + 1)
+    for word in got:
+        diagonal = 0
+        for j, other in enumerate(want, 1):
+            longer = diagonal + 1 if word == other else max(row[j], row[j - 1])
+            diagonal, row[j] = row[j], longer
+    return row[-1]
