@@ -23,6 +23,8 @@ from ragcache.types import Answer, ChunkReport, Passage, Prompt, Report, Samplin
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
+
 
 @dataclass(frozen=True, slots=True)
 class Answering:
@@ -166,7 +168,8 @@ class _Fusion:
                 self.fallbacks.append(f"{what} was recomputed: {error}")
 
     def _fuse(self, resolved: Resolved) -> FusedPrompt:
-        capture = sorted(resolved.misses) if self.blender.behind == "context" else []
+        in_place = self.blender.behind in ("context", "variant")
+        capture = sorted(resolved.misses) if in_place else []
         with LayerReader(self.given.store, resolved.stored) as source:
             return fuse(
                 self.given.engine,
@@ -186,12 +189,25 @@ class _Fusion:
             store.delete(key)
         if self.fused.captured:
             missed = [self.resolved.keys[i] for i in sorted(self.resolved.misses)]
-            for key, kv in zip(missed, self.fused.captured, strict=True):
-                store.put(key, kv)
+            notes = self.fused.notes or [None] * len(missed)
+            for key, kv, seen in zip(missed, self.fused.captured, notes, strict=True):
+                if seen is not None:
+                    _make_room(store, key)
+                store.put(key, kv, seen)
         elif self.resolved.misses:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
             precompute(engine, store, [self.resolved.prefix_key])
+        if self.resolved.served:
+            store.credit(self._worth())
+
+    def _worth(self) -> dict[ChunkKey, float]:
+        """What each variant's use was worth: 1 / CFO, at least 1 and at most 100."""
+        names, worth = self.resolved.layout.names, {}
+        for number, variant in self.resolved.served.items():
+            cost = self.blender.overhead(variant.notes, names[:number])
+            worth[variant.stored.key] = 1 / max(0.01, cost or 0.0)
+        return worth
 
     def report(self, passages: Sequence[Passage]) -> Report:
         fused, layout, prompt = self.fused, self.fused.layout, self.fused.layout.prompt
@@ -238,6 +254,13 @@ class _Fusion:
             return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
         rows = [int(((c >= start) & (c < stop)).sum()) for c in self.fused.chosen]
         return ChunkReport(name, tokens, rows[-1], sum(rows) / (tokens * len(rows)))
+
+
+def _make_room(store: ChunkStore, key: ChunkKey) -> None:
+    """Drop the variants of a chunk that have been worth least, so that one more may come."""
+    kept = sorted(store.variants(key), key=lambda variant: variant.score)
+    for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
+        store.delete(variant.stored.key)
 
 
 def _check_window(engine: Engine, prompt: Prompt) -> None:

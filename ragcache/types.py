@@ -123,6 +123,24 @@ class ChunkKV:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkNotes:
+    """How a chunk attended to what stood before it in the prompt that its KV was cut from.
+
+    Attention is summed over heads and layers, and over all of the chunk's tokens but in
+    ``per_token``.
+    """
+
+    before: tuple[bytes, ...]  # digests of the chunks before it, in prompt order
+    inter: tuple[float, ...]  # attention to each of them
+    per_token: tuple[float, ...]  # attention of each of its tokens to all of them
+    impact: float  # contextual impact (CCI), in [0.5, 1): how much of it looks beyond the chunk
+
+    def __post_init__(self) -> None:
+        if len(self.inter) != len(self.before):
+            raise ValueError(f"{len(self.before)} chunks before, but {len(self.inter)} weights")
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Token ids in three parts. The prompt *is* the concatenation; text is never joined."""
 

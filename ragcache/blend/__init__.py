@@ -8,6 +8,7 @@ from typing import Any
 from ragcache.blend.ape import APE
 from ragcache.blend.base import Blender
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.epic import Epic
 from ragcache.blend.full import Full
 from ragcache.blend.fused import Fused
@@ -15,6 +16,7 @@ from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.prophet import Prophet
+from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
 from ragcache.blend.shape import SHAPES, Shaped
@@ -30,8 +32,10 @@ BLENDERS: dict[str, type[Blender]] = {
     "cacheblend": CacheBlend,
     "prophet": Prophet,
     "infoflow": InfoFlow,
+    "qcfuse": QCFuse,
     "kvshare": KVShare,
     "epic": Epic,
+    "cachecraft": CacheCraft,
     "ape": APE,
     "random": Random,
 }

@@ -53,6 +53,10 @@ class _Tempered(Selector):
     def attend(self) -> AttentionRule:
         return self._attend
 
+    @property
+    def lasting(self) -> bool:
+        return True
+
     def first(self) -> Tensor:
         return self.layout.reusable[:0]
 

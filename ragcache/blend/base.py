@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import AttentionRule
-    from ragcache.types import Prompt
+    from ragcache.types import ChunkNotes, Prompt
 
 #: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
-#: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, or
-#: nothing stored is used at all.
-Behind = Literal["compiled", "context", "nothing"]
+#: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, the
+#: company that it had in an earlier prompt (a variant), or nothing stored is used at all.
+Behind = Literal["compiled", "context", "variant", "nothing"]
 Positions = Literal["consecutive", "overlapping"]
 
 
@@ -40,6 +41,8 @@ class Layout:
     loaded: tuple[bool, ...]  # per chunk: is its KV at hand?
     prefix_loaded: bool
     positions: tuple[int, ...]  # of every row
+    notes: tuple[ChunkNotes | None, ...] = ()  # per chunk, where variants are loaded
+    names: tuple[bytes, ...] = ()  # per chunk, a digest of its tokens: what notes call it
 
     @cached_property
     def reusable(self) -> Tensor:
@@ -103,6 +106,11 @@ class Selector(ABC):
         """Sees the attention of every layer of the fusion, and may take its place."""
         return None
 
+    @property
+    def lasting(self) -> bool:
+        """Whether :attr:`attend` goes on while the answer is decoded."""
+        return False
+
     @abstractmethod
     def first(self) -> Tensor:
         """Reusable rows computed at layer 0; sorted int64."""
@@ -156,6 +164,11 @@ class Blender(ABC):
     def behind(self) -> Behind:
         """What the KV that this method loads must have been computed behind."""
         return "compiled"
+
+    def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
+        """Share of a variant's rows that this method would compute where its chunk stands behind
+        the chunks ``before``; None where the chunk is better computed as a whole."""
+        raise NotImplementedError(f"{self.name} loads no variants")
 
     @property
     def placement(self) -> Positions:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Chosen, KVPair, KVSource, Layout, Selector
+from ragcache.blend.company import Company
 from ragcache.errors import ConfigError
-from ragcache.types import ChunkKV, LayerTrace
+from ragcache.types import ChunkKV, ChunkNotes, LayerTrace
 
 if TYPE_CHECKING:
     from ragcache.engine.base import Engine, LayerView, Prefilled
@@ -27,6 +28,7 @@ class FusedPrompt:
     layers: tuple[LayerTrace, ...]
     chosen: tuple[Tensor, ...]  # per layer, the reusable rows that were computed
     captured: tuple[ChunkKV, ...] = ()  # of the chunks that were asked for
+    notes: tuple[ChunkNotes, ...] = ()  # on the same chunks, where the method loads variants
     probed: int = 0  # rows computed by a probe, summed over its layers
 
     @property
@@ -51,14 +53,17 @@ def fuse(
 
     ``source`` yields the prefix first, if it is loaded, then the loaded chunks in order. Every
     question row is computed at every layer, and so is every row whose KV is not at hand.
-    ``capture`` numbers chunks whose KV, as it comes to stand in this prompt, is to be returned.
+    ``capture`` numbers chunks, of those whose KV is not loaded, whose KV is to be returned as it
+    comes to stand in this prompt, with notes on what they attend to if the method loads variants.
     Raises StoreError if ``source`` cannot read what it had promised, and ConfigError where the
     method looks at attention but the engine does not show it.
     """
     layers, tokens, positions = engine.spec.layers, layout.prompt.tokens, layout.positions
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
-    if (probe or selector.attend) and not engine.watchable:
+    attend = selector.attend
+    noted = Company(layout, capture, attend) if capture and blender.behind == "variant" else None
+    if (probe or attend or blender.behind == "variant") and not engine.watchable:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use cacheblend, reuse or full."
@@ -68,13 +73,16 @@ def fuse(
         walk = FusionWalk(Chosen(layout.reusable[:0]), layout, source)
         engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
     walk = FusionWalk(selector, layout, source, capture)
-    prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=selector.attend)
+    prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
+    if not selector.lasting:
+        prefilled = replace(prefilled, attend=None)
     return FusedPrompt(
         prefilled,
         layout,
         walk.finish(),
         tuple(walk.chosen),
         walk.captured(),
+        tuple(map(noted.notes, capture)) if noted is not None else (),
         len(layout.fresh) * probe.layers if probe is not None else 0,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from ragcache.errors import ConfigError
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionRule
+    from ragcache.types import ChunkNotes
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Shaped(Blender):
     def behind(self) -> Behind:
         return self.inner.behind
 
+    def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
+        return self.inner.overhead(notes, before)
+
     @property
     def placement(self) -> Positions:
         return self.inner.placement
@@ -144,6 +149,10 @@ class _AfterFullLayers(Selector):
     @property
     def attend(self) -> AttentionRule | None:
         return self.inner.attend
+
+    @property
+    def lasting(self) -> bool:
+        return self.inner.lasting
 
     def first(self) -> Tensor:
         self._rows = self.inner.first()

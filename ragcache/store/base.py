@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, KVSpec, MissReason
+    from ragcache.types import ChunkKV, ChunkNotes, KVSpec, MissReason
 
 Found = TypeVar("Found")
 
@@ -35,6 +35,15 @@ class Stored:
     @property
     def layer_bytes(self) -> int:
         return self.spec.layer_bytes(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """KV of a chunk that was cut from a prompt, and what was seen of it there."""
+
+    stored: Stored
+    notes: ChunkNotes
+    score: float  # what its uses have been worth, see ``ChunkStore.credit``
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +119,12 @@ class ChunkStore(ABC):
     """Keys to KV. Thread-safe; one writer process, any number of readers."""
 
     @abstractmethod
-    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         """Store all layers of a chunk, or none. Replaces what was there. Durable on return.
 
-        Raises ValueError where ``kv`` cannot be what ``key`` names (other tokens) or cannot be
-        stored (no tokens, mixed or unsupported dtypes).
+        With ``notes`` it is a variant, of score 0. Raises ValueError where ``kv`` or ``notes``
+        cannot be what ``key`` names (other tokens) or cannot be stored (no tokens, mixed or
+        unsupported dtypes).
         """
 
     @abstractmethod
@@ -133,6 +143,17 @@ class ChunkStore(ABC):
         counts the miss, when the record is gone or its checksum does not match; ValueError for
         a layer that the chunk does not have.
         """
+
+    @abstractmethod
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        """The variants of the tokens, model and tenant of ``key``, in the order of their digests.
+
+        What ``key`` was computed behind plays no part. A damaged one is left out.
+        """
+
+    @abstractmethod
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        """Add to the scores of variants; those that are gone are passed over."""
 
     @abstractmethod
     def delete(self, key: ChunkKey) -> bool:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
-from ragcache.errors import ConfigError, StoreError
+from ragcache.errors import ConfigError
+from ragcache.store.sealed import as_json, get_sealed, put_sealed
 from ragcache.types import Chunk, Document
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ class Catalog:
             _set_number(txn, "next_row", first + len(chunks))
             for row, chunk, vector in zip(rows, chunks, vectors, strict=True):
                 fields = [chunk.document, chunk.ordinal, chunk.text, dict(chunk.metadata)]
-                _put(txn, "chunks", _row_key(row), _json(fields))
-                _put(txn, "vectors", _row_key(row), vector.astype(_FLOATS).tobytes())
+                put_sealed(txn, "chunks", _row_key(row), as_json(fields))
+                put_sealed(txn, "vectors", _row_key(row), vector.astype(_FLOATS).tobytes())
             entry = {
                 "id": document.id,
                 "metadata": dict(document.metadata),
                 "digest": source_digest.hex(),
                 "rows": [first, len(chunks)],
             }
-            _put(txn, "documents", _document_key(document.id), _json(entry))
+            put_sealed(txn, "documents", _document_key(document.id), as_json(entry))
             _set_number(txn, "generation", _number(txn, "generation") + 1)
         return rows
 
@@ -97,7 +97,7 @@ class Catalog:
         """Ids of all documents, sorted."""
         with self._tables.read() as txn:
             keys = txn.keys("documents")
-            return sorted(json.loads(_get(txn, "documents", key))["id"] for key in keys)
+            return sorted(json.loads(get_sealed(txn, "documents", key))["id"] for key in keys)
 
     def rows_of(self, document_id: str) -> list[int]:
         """Rows of a document's chunks, in order; empty where there is no such document."""
@@ -115,7 +115,9 @@ class Catalog:
     def chunks(self, rows: Iterable[int]) -> list[Chunk]:
         """One chunk per row, in the order asked, all of one state of the catalog."""
         with self._tables.read() as txn:
-            return [Chunk(*json.loads(_get(txn, "chunks", _row_key(int(row))))) for row in rows]
+            return [
+                Chunk(*json.loads(get_sealed(txn, "chunks", _row_key(int(row))))) for row in rows
+            ]
 
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """All rows, ascending, (n,), and their vectors, (n, dimension): to rebuild an index."""
@@ -126,7 +128,7 @@ class Catalog:
             vectors = np.empty((count, dimension), np.float32)
             for at, key in enumerate(txn.keys("vectors")):
                 rows[at] = int.from_bytes(key, "big")
-                vectors[at] = np.frombuffer(_get(txn, "vectors", key), _FLOATS)
+                vectors[at] = np.frombuffer(get_sealed(txn, "vectors", key), _FLOATS)
         return rows, vectors
 
     @property
@@ -190,7 +192,7 @@ def _entry(txn: Transaction, document: str) -> dict[str, Any] | None:
     key = _document_key(document)
     if txn.view("documents", key) is None:
         return None
-    entry: dict[str, Any] = json.loads(_get(txn, "documents", key))
+    entry: dict[str, Any] = json.loads(get_sealed(txn, "documents", key))
     return entry
 
 
@@ -203,34 +205,6 @@ def _row_key(row: int) -> bytes:
     if row < 0:  # what vector indexes give where they found too little
         raise ValueError(f"row {row}: rows count from 0")
     return row.to_bytes(8, "big")
-
-
-def _json(value: object) -> bytes:
-    """JSON that keeps lone surrogates: file names that are no valid UTF-8 arrive with them."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")  # as json.loads decodes
-
-
-def _put(txn: Transaction, table: str, key: bytes, body: bytes) -> None:
-    """Write a record sealed with a checksum that is bound to its table and key."""
-    txn.put(table, key, _NUMBER.pack(_seal(table, key, body)) + body)
-
-
-def _get(txn: Transaction, table: str, key: bytes) -> bytes:
-    record = txn.get(table, key)
-    name = int.from_bytes(key, "big") if len(key) == 8 else key.hex()[:12]
-    if record is None:
-        raise KeyError(f"no row {name} in {table}: its document was replaced or deleted")
-    body = record[_NUMBER.size :]
-    if record[: _NUMBER.size] != _NUMBER.pack(_seal(table, key, body)):
-        raise StoreError(
-            f"row {name} in {table} is damaged: index its document again", reason="corrupt"
-        )
-    return body
-
-
-def _seal(table: str, key: bytes, body: bytes) -> int:
-    return xxh3_64_intdigest(body, seed=xxh3_64_intdigest(table.encode() + b"\0" + key))
 
 
 def _number(txn: Transaction, name: str) -> int:

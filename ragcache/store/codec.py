@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV
+    from ragcache.types import ChunkKV, ChunkNotes
 
 Bytes = NDArray[np.uint8]  # one-dimensional
 
@@ -108,8 +108,8 @@ class Header:
         return None
 
 
-def check_kv(key: ChunkKey, kv: ChunkKV) -> None:
-    """Raise ValueError where ``kv`` cannot be what ``key`` names, or cannot be stored."""
+def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+    """Raise ValueError where these cannot be what ``key`` names, or cannot be stored."""
     if kv.tokens != key.tokens:
         raise ValueError(
             f"KV of {len(kv.tokens)} tokens does not belong to a key of {len(key.tokens)} tokens: "
@@ -122,6 +122,10 @@ def check_kv(key: ChunkKey, kv: ChunkKV) -> None:
         raise ValueError(
             f"KV of dtype {', '.join(sorted(dtypes))}: use one of {', '.join(_DTYPES)} throughout"
         )
+    if notes is not None and key.behind:
+        raise ValueError("only KV under a variant_key has notes")
+    if notes is not None and len(notes.per_token) != len(kv.tokens):
+        raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")
     if len(kv.keys) > 0xFFFF:
         raise ValueError(f"{len(kv.keys)} layers: a chunk record has at most 65535")
 

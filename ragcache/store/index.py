@@ -21,6 +21,7 @@ def remove(txn: Transaction, digest: bytes) -> bool:
     record = txn.get("headers", digest)
     for row in list(txn.keys("layers", digest)):
         txn.delete("layers", row)
+    txn.delete("variants", digest)
     if record is None:
         return False
     txn.delete("headers", digest)

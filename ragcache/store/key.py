@@ -15,6 +15,9 @@ def digest_tokens(tokens: Tokens) -> bytes:
     return blake3(b"".join(t.to_bytes(4, "little") for t in tokens)).digest()
 
 
+INCONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
+
+
 @dataclass(frozen=True)
 class ChunkKey:
     """Identity of one chunk's KV.
@@ -50,3 +53,15 @@ class ChunkKey:
             + digest_tokens(self.behind)
             + self.content
         ).digest()
+
+
+def variant_key(
+    fingerprint: Fingerprint, tokens: Tokens, before: Tokens, tenant: str = ""
+) -> ChunkKey:
+    """The key of KV that was cut from a prompt in which ``tokens`` stood behind ``before``.
+
+    What stood before is named in the mode, and not in ``behind``: whoever finds the record knows
+    its key without those ids.
+    """
+    mode = f"{INCONTEXT}:{digest_tokens(before).hex()[:32]}"
+    return ChunkKey(fingerprint, tokens, (), mode, tenant)

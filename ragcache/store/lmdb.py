@@ -6,18 +6,20 @@ For layers below about 1 MiB; LMDB reads larger ones slower than plain files do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
+from ragcache.store import variants
 from ragcache.store.base import (
     ChunkStore,
     Miss,
     Stored,
     StoreStats,
     Tally,
+    Variant,
     check_layer,
     stale,
     unusable,
@@ -32,7 +34,7 @@ from ragcache.store.codec import (
 )
 from ragcache.store.environment import Environment
 from ragcache.store.index import account, reindex, remove, totals
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, ChunkNotes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,8 +68,8 @@ class LmdbStore(ChunkStore):
         self.max_bytes = max_bytes
         self._tally = Tally()
 
-    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
-        check_kv(key, kv)
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        check_kv(key, kv, notes)
         with self.tables.write() as txn:
             remove(txn, key.digest)
             payloads = []
@@ -77,6 +79,8 @@ class LmdbStore(ChunkStore):
             header = Header.of(key, kv.spec, payloads)
             txn.put("headers", key.digest, encode_header(header))
             account(txn, header, 1)
+            if notes is not None:
+                variants.put(txn, key.digest, notes)
             total = sum(payload for _, payload, _ in totals(txn))
             if self.max_bytes is not None and total > self.max_bytes:
                 raise StoreError(
@@ -109,6 +113,15 @@ class LmdbStore(ChunkStore):
             header = _find(txn, key)
             found = header if isinstance(header, Miss) else _chunk(txn, header)
         return self._tally.count(found)
+
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        with self.tables.read() as txn:
+            return variants.find(txn, key)
+
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        with self.tables.write() as txn:
+            for key, more in worth.items():
+                variants.credit(txn, key, more)
 
     def delete(self, key: ChunkKey) -> bool:
         with self.tables.write() as txn:

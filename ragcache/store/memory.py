@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
@@ -14,13 +14,14 @@ from ragcache.store.base import (
     Stored,
     StoreStats,
     Tally,
+    Variant,
     check_layer,
     stale,
     unusable,
 )
 from ragcache.store.codec import check_kv
 from ragcache.store.tables import MemoryTables
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, ChunkNotes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,16 +39,20 @@ class MemoryStore(ChunkStore):
     def __init__(self) -> None:
         self.tables = MemoryTables()
         self._chunks: dict[bytes, tuple[ChunkKey, ChunkKV]] = {}
+        self._notes: dict[bytes, tuple[ChunkNotes, float]] = {}
         self._lock = threading.Lock()
         self._tally = Tally()
         self._closed = False
 
-    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         self._check_open()
-        check_kv(key, kv)
+        check_kv(key, kv, notes)
         copy = ChunkKV(kv.tokens, tuple(map(_clone, kv.keys)), tuple(map(_clone, kv.values)))
         with self._lock:
             self._chunks[key.digest] = (key, copy)
+            self._notes.pop(key.digest, None)
+            if notes is not None:
+                self._notes[key.digest] = (notes, 0.0)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
         self._check_open()
@@ -68,9 +73,29 @@ class MemoryStore(ChunkStore):
         check_layer(layer, len(kv.keys))
         return _clone(kv.keys[layer]), _clone(kv.values[layer])
 
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        self._check_open()
+        with self._lock:
+            noted = [(*self._chunks[digest], *notes) for digest, notes in self._notes.items()]
+        found = [
+            Variant(Stored(mine, kv.spec, len(kv.tokens)), notes, score)
+            for mine, kv, notes, score in noted
+            if mine.fingerprint == key.fingerprint and mine.content == key.content
+        ]
+        return sorted(found, key=lambda variant: variant.stored.key.digest)
+
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        self._check_open()
+        with self._lock:
+            for key, more in worth.items():
+                if key.digest in self._notes:
+                    notes, score = self._notes[key.digest]
+                    self._notes[key.digest] = (notes, score + more)
+
     def delete(self, key: ChunkKey) -> bool:
         self._check_open()
         with self._lock:
+            self._notes.pop(key.digest, None)
             return self._chunks.pop(key.digest, None) is not None
 
     def keys(self) -> Iterator[bytes]:
@@ -97,6 +122,7 @@ class MemoryStore(ChunkStore):
         self._closed = True
         self.tables.close()
         self._chunks.clear()
+        self._notes.clear()
 
     def _find(self, key: ChunkKey) -> Stored | Miss:
         with self._lock:

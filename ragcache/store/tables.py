@@ -20,6 +20,7 @@ TABLES = {
     "headers": "key digest -> header record (see codec)",
     "layers": "key digest, layer u16 -> payload record (see codec)",
     "contents": "content digest, key digest -> nothing: which keys hold the same tokens",
+    "variants": "key digest -> sealed JSON: notes and score of KV that was cut from a prompt",
     "totals": "fingerprint digest -> chunks u64, payload bytes u64, printable fingerprint",
     "documents": "blake3(document id) -> sealed JSON",
     "chunks": "row u64 -> sealed JSON",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragcache.blend import Blender, blender
 from ragcache.blend.ape import APE
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.epic import Epic
 from ragcache.blend.full import Full
 from ragcache.blend.fused import Fused
@@ -12,6 +13,7 @@ from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.prophet import Prophet
+from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
 
@@ -23,6 +25,7 @@ AT_ZERO: list[Blender] = [
     KVShare(0.0),
     Prophet(0.0),
     InfoFlow(0.0),
+    QCFuse(0.0),
     Fused(0.0),
     Fused(0.0, candidates=1),
     Epic(0),
@@ -39,8 +42,10 @@ AT_ONE: list[Blender] = [
     Random(1.0),
     Prophet(1.0),
     InfoFlow(1.0),
+    QCFuse(1.0),
     KVShare(1.0),
     Epic(512),
+    CacheCraft(alpha=2, focus=False),
     Fused(1.0),
     blender("random+full_layers=2", 1.0),
     blender("cacheblend:gradual=true+windows=4+successors+first=2+full_layers=3", 1.0),
@@ -58,8 +63,11 @@ PARTIAL: list[Blender] = [
     Prophet(0.3),
     InfoFlow(0.3),
     InfoFlow(0.3, layers="last"),
+    QCFuse(0.3),
     KVShare(0.3),
     Epic(3),
+    CacheCraft(alpha=0.6, focus=False),
+    CacheCraft(alpha=0.6, patience=1),
     APE(),
     Fused(0.3),
     Fused(0.3, candidates=1),

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, positions
+from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.engine.transformers import TransformersEngine
-from ragcache.types import ChunkKV, Prompt, Tokens
+from ragcache.store.key import digest_tokens
+from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
 PREFIX: Tokens = (1, 5, 9)
 CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(range(60, 69)))
 QUESTION: Tokens = (100, 101, 102, 103)
+STRANGER: Tokens = tuple(range(200, 214))
 PROMPT = Prompt(PREFIX, CHUNKS, QUESTION)
 
 
@@ -40,6 +43,20 @@ def encoded(engine: TransformersEngine, prompt: Prompt, blender: Blender) -> lis
     return parts
 
 
+def variants(engine: TransformersEngine, prompt: Prompt) -> tuple[list[ChunkKV], list[ChunkNotes]]:
+    """Every chunk cut from a prompt in which it stood behind one that is not in ``prompt``."""
+    cut: list[ChunkKV] = []
+    seen: list[ChunkNotes] = []
+    for chunk in prompt.chunks:
+        met = Prompt(prompt.prefix, (STRANGER, chunk), QUESTION)
+        names = tuple(map(digest_tokens, met.chunks))
+        layout = Layout(met, (False, False), False, tuple(range(len(met))), (), names)
+        fused = fuse(engine, CacheCraft(), layout, Held([]), capture=[1])
+        cut += fused.captured
+        seen += fused.notes
+    return cut, seen
+
+
 def run(
     engine: TransformersEngine,
     blender: Blender,
@@ -50,10 +67,15 @@ def run(
 ) -> FusedPrompt:
     """Fuse with everything stored but the chunks in ``missing``."""
     prefix, *chunks = encoded(engine, prompt, blender)
+    notes: list[ChunkNotes] = []
+    if blender.behind == "variant":
+        chunks, notes = variants(engine, prompt)
     stored = blender.behind != "nothing"
     loaded = tuple(stored and i not in missing for i in range(len(chunks)))
     parts = [prefix] * stored + [c for c, here in zip(chunks, loaded, strict=True) if here]
-    layout = Layout(prompt, loaded, stored, positions(prompt, blender.placement))
+    place = positions(prompt, blender.placement)
+    names = tuple(map(digest_tokens, prompt.chunks))
+    layout = Layout(prompt, loaded, stored, place, tuple(notes), names)
     return fuse(engine, blender, layout, Held(parts), room=room)
 
 

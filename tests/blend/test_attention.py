@@ -11,10 +11,12 @@ from torch import Tensor
 from ragcache.blend.ape import APE
 from ragcache.blend.base import Blender, Layout, positions
 from ragcache.blend.cacheblend import deviation
+from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fused import Fused
 from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prophet import Prophet
+from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import AttentionCall, LayerView
 from ragcache.engine.transformers import TransformersEngine
@@ -70,6 +72,42 @@ def test_infoflow_takes_the_norm_over_a_band(
     scores = weights.mean(1).square().sum(1).sqrt().sum(0)
     blender = InfoFlow(0.3, layers=layers)  # type: ignore[arg-type]
     assert torch.equal(chosen(engine, blender), best(scores, 0.3))
+
+
+def test_qcfuse_with_every_row_an_anchor_is_attention_in_the_middle(
+    engine: TransformersEngine,
+) -> None:
+    weights = stale_attention(engine)[1:4, ..., REUSABLE].mean((0, 1, 2))
+    blender = QCFuse(0.3, anchors=1.0, critical_layers=3)
+    assert torch.equal(chosen(engine, blender), best(weights, 0.3))
+
+
+def test_qcfuse_shows_the_question_the_anchors_alone(engine: TransformersEngine) -> None:
+    """Layer 0: the first rows and those with the smallest keys, by an attention written out."""
+    blender = QCFuse(0.3, anchors=0.25, sinks=2, critical_layers=6)
+    selector = blender.selector(_layout(), 6)
+    assert (probe := selector.probe) is not None
+    shown: list[Tensor] = []
+
+    def see(call: AttentionCall) -> Tensor:
+        if call.layer == 0:
+            norms = call.keys.norm(dim=2).mean(0)
+            visible = torch.ones(len(norms), dtype=torch.bool)
+            for start, end in scene.PROMPT.spans:
+                visible[start + 2 : end] = False
+                few = round(0.25 * (end - start))
+                visible[start + norms[start:end].topk(few, largest=False).indices] = True
+            scores = call.scores().masked_fill(~visible, float("-inf"))
+            shown.append(call.attend(scores.softmax(-1)))
+        out = probe.see(call)
+        assert out is not None
+        if call.layer == 0:
+            torch.testing.assert_close(out, shown[0])
+        return out
+
+    tokens, asking = scene.PROMPT.tokens, _Asking(engine)
+    engine.probe(tokens, asking, see, positions=range(len(tokens)), layers=probe.layers)
+    assert shown
 
 
 def test_kvshare_takes_attention_received_times_error(engine: TransformersEngine) -> None:
@@ -169,7 +207,7 @@ def test_an_engine_that_hides_its_attention_is_refused(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "watchable", False)
-    for blender in (Prophet(), InfoFlow(), KVShare(), Fused(), APE()):
+    for blender in (Prophet(), InfoFlow(), KVShare(), QCFuse(), Fused(), APE(), CacheCraft()):
         with pytest.raises(ConfigError, match="looks at attention weights, which llama does not"):
             scene.run(engine, blender)
 

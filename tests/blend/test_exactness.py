@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, KVPair, Layout, Selector
+from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
 from ragcache.blend.fuse import FusionWalk
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
@@ -93,7 +93,7 @@ def test_nothing_attends_to_the_future(llama: TransformersEngine, blender: Blend
     changed = scene.CHUNKS[:2] + ((*scene.CHUNKS[2][:4], 7, *scene.CHUNKS[2][5:]),)
     row = scene.PROMPT.spans[2][0] + 4
     first = scene.run(llama, blender)
-    again = Replayed(first.chosen)
+    again = Replayed(first.chosen, blender.behind)
     a = first.prefilled.kv
     b = scene.run(llama, again, replace(scene.PROMPT, chunks=changed)).prefilled.kv
     for layer in range(llama.spec.layers):
@@ -107,6 +107,11 @@ class Replayed(Blender):
     """Computes given rows at every layer."""
 
     chosen: tuple[Tensor, ...]
+    loads: Behind
+
+    @property
+    def behind(self) -> Behind:
+        return self.loads
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         return _Replayed(self.chosen)

@@ -1,0 +1,136 @@
+"""Cache-Craft: several variants of a chunk, and the fewest tokens that its new company changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
+from ragcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import AttentionCall, AttentionRule
+    from ragcache.types import ChunkNotes
+
+
+@dataclass(frozen=True)
+class CacheCraft(Blender):
+    """Serve each chunk from the variant whose old company is most like the new one.
+
+    Agarwal et al., SIGMOD 2025, arXiv:2502.15734. A variant is KV cut from an earlier prompt. Its
+    cache fix overhead CFO = ``alpha`` * CCI * (1 - b') is the share of its tokens to recompute,
+    those that attended most to other chunks; b' is the part of that attention whose chunks stand
+    before it again, in the same order. The variant with the least CFO is served. Where even that
+    is more than ``renew``, or there is no variant, the chunk is computed and kept as a variant.
+
+    ``focus``: once the question's attention has told the chunks that it looks at from the others
+    for ``patience`` layers running, tokens of the others are no longer recomputed.
+    """
+
+    alpha: float = 1.0
+    renew: float = 0.5
+    focus: bool = True
+    patience: int = 3
+    name: ClassVar[str] = "cachecraft"
+
+    def __post_init__(self) -> None:
+        for what in ("alpha", "renew"):
+            if not getattr(self, what) >= 0:
+                raise ConfigError(f"{what} is {getattr(self, what)}: it must be 0 or more")
+        if self.patience < 1:
+            raise ConfigError(f"patience is {self.patience}: it must be 1 or more")
+
+    @property
+    def behind(self) -> Behind:
+        return "variant"
+
+    def fix(self, notes: ChunkNotes, before: Sequence[bytes]) -> float:
+        """CFO of a variant whose chunk now stands behind the chunks ``before``, in [0, 1]."""
+        again = overlap(dict(zip(notes.before, notes.inter, strict=True)), before)
+        return min(1.0, self.alpha * notes.impact * (1 - again))
+
+    def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
+        cost = self.fix(notes, before)
+        return None if cost > self.renew else cost
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        rows = [layout.reusable[:0]]
+        for number, here in enumerate(layout.loaded):
+            if here and (notes := layout.notes[number]) is not None:
+                start, end = layout.prompt.spans[number]
+                count = math.ceil(self.fix(notes, layout.names[:number]) * (end - start))
+                looks_out = torch.tensor(notes.per_token)
+                rows.append(start + looks_out.topk(count).indices.sort().values)
+        return _Focused(layout, torch.cat(rows), self.patience if self.focus else layers + 1)
+
+
+def overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
+    """b' in [0, 1] of a chunk that attended to old neighbours (``inter``, in their order).
+
+    beta is the part of that attention whose neighbours are ``before`` it again, gamma the part
+    of pairs among those that changed their order; b' = beta * (1 - gamma). Where it had no
+    neighbours, 1 if it has none now, else 0: such KV knows nothing of what is new.
+    """
+    if not inter:
+        return float(not before)
+    place = {digest: at for at, digest in reversed(list(enumerate(before)))}
+    common = [place[digest] for digest in inter if digest in place]
+    total = sum(inter.values())
+    beta = sum(weight for digest, weight in inter.items() if digest in place) / (total or 1)
+    pairs = len(common) * (len(common) - 1) // 2
+    discordant = sum(a > b for i, a in enumerate(common) for b in common[i + 1 :])
+    return beta * (1 - discordant / max(1, pairs))
+
+
+@dataclass
+class _Focused(Selector):
+    """Computes ``chosen``; drops the rows of chunks that the question turns out not to look at."""
+
+    layout: Layout
+    chosen: Tensor
+    patience: int
+    _attention: Tensor = field(init=False)  # of the question, per chunk, summed over layers
+    _leading: list[frozenset[int]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._attention = torch.zeros(len(self.layout.prompt.chunks))
+
+    @property
+    def attend(self) -> AttentionRule | None:
+        return self._see if len(self.chosen) else None
+
+    def first(self) -> Tensor:
+        return self.chosen
+
+    def compares(self, layer: int) -> bool:
+        return layer + 1 >= self.patience
+
+    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        last = self._leading[-self.patience :]
+        if len(last) < self.patience or len(set(last)) > 1:
+            return rows
+        chunk = self.layout.chunk_of[torch.searchsorted(self.layout.reusable, rows)]
+        return rows[torch.isin(chunk, torch.tensor(sorted(last[0])))]
+
+    def _see(self, call: AttentionCall) -> None:
+        end = len(call.rows)
+        asking = slice(end - len(self.layout.prompt.question), end)
+        weights = call.softmax(call.scores(asking)).sum((0, 1)).cpu()
+        spans = self.layout.prompt.spans
+        self._attention += torch.stack([weights[a:b].sum() for a, b in spans])
+        self._leading.append(leading(self._attention))
+
+
+def leading(attention: Tensor) -> frozenset[int]:
+    """The chunks above the largest relative gap between neighbours in the order of attention."""
+    order = attention.argsort(descending=True)
+    ranked = attention[order]
+    if len(ranked) < 2:
+        return frozenset(order.tolist())
+    gaps = (ranked[:-1] - ranked[1:]) / ranked[:-1].clamp_min(1e-12)
+    return frozenset(order[: int(gaps.argmax()) + 1].tolist())
