@@ -21,7 +21,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragcache.blend import Blender, blender
-from ragcache.blend.fuse import Fused, fuse
+from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.models import TINY, model_path
@@ -65,7 +65,7 @@ def prompt(tokens: int, generator: torch.Generator) -> Prompt:
 
 def prefill(
     engine: TransformersEngine, store: ChunkStore, given: Prompt, mode: Blender
-) -> tuple[float, Fused]:
+) -> tuple[float, FusedPrompt]:
     """Seconds from a known prompt to the logits of its first token."""
     began = time.perf_counter()
     resolved = resolve(given, mode, store, engine.fingerprint, compiled=compiled("prefix", engine))
@@ -76,7 +76,7 @@ def prefill(
 
 def measure(
     engine: TransformersEngine, store: ChunkStore, given: Prompt, ratio: float, rounds: int
-) -> list[tuple[str, float, float, Fused, int]]:
+) -> list[tuple[str, float, float, FusedPrompt, int]]:
     """Per mode: label, median seconds, median speed-up, last result, bytes loaded."""
     modes = {m: blender(m, ratio if "full" != m != "reuse" else None) for m in MODES}
     first = {m: prefill(engine, store, given, b)[1].prefilled.logits for m, b in modes.items()}
@@ -84,7 +84,7 @@ def measure(
     error = float((exact - first["full"]).norm() / first["full"].norm())
     assert error < (1e-3 if engine.spec.dtype == "float32" else 5e-2), f"ratio 1 is off: {error}"
     times: dict[str, list[float]] = {m: [] for m in modes}
-    last: dict[str, Fused] = {}
+    last: dict[str, FusedPrompt] = {}
     for _ in range(rounds):
         for m, b in modes.items():
             seconds, last[m] = prefill(engine, store, given, b)

@@ -139,6 +139,11 @@ class _Fusion:
         keys = chunk_keys(
             prompt, given.engine.fingerprint, self.blender.behind, given.compiled, given.tenant
         )
+        if given.compiled.similar and not all(map(given.store.has, keys)):
+            raise ConfigError(
+                f"mode {self.blender.mode} needs the KV of all chunks, and some are not stored: "
+                f"they are {given.compiled.mode}, which only `ragcache index` can do. Run it."
+            )
         done = precompute(given.engine, given.store, keys)
         if done.encoded:
             self.fallbacks.append(f"{done.encoded} chunks were not stored: encoded first")
@@ -194,7 +199,7 @@ class _Fusion:
                 if seen is not None:
                     _make_room(store, key)
                 store.put(key, kv, seen)
-        elif self.resolved.misses:
+        elif self.resolved.misses and not self.given.compiled.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
             precompute(engine, store, [self.resolved.prefix_key])

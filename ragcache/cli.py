@@ -32,7 +32,8 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Ratio = Annotated[float | None, typer.Option(help="Share of chunk tokens to recompute, 0 to 1.")]
 Compile = Annotated[
-    str | None, typer.Option("--compile", help="Compute chunks behind: prefix, bos or link0.")
+    str | None,
+    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
 ]
 
 
@@ -194,6 +195,36 @@ def evaluate(
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
     if plot_file is not None:
         plot.draw(done, plot_file)
+
+
+@app.command()
+def calibrate(
+    dataset: Annotated[
+        list[Path] | None,
+        typer.Option(help="prompts.jsonl or CacheBlend's JSON; default: the small world."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="Candidates; default: ape at 25 settings.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Questions.")] = 32,
+    compile_mode: Compile = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Which modes come nearest to full prefill's first token: needs questions, no answers."""
+    from ragcache.blend import blender
+    from ragcache.calibrate import ape_grid
+    from ragcache.calibrate import calibrate as rank
+    from ragcache.dataset import load_all
+    from ragcache.models import world
+
+    settings = Settings.load(model=model, device=device, dtype=dtype, compile=compile_mode)
+    candidates = {name: blender(name) for name in mode} if mode else ape_grid()
+    contexts = [c for cs in load_all(dataset or [world("prompts.jsonl")]).values() for c in cs]
+    with show.progress(err) as told:
+        found = rank(settings, contexts, candidates, limit=limit, progress=told)
+    out.print(show.nearness_table(found))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,23 +19,30 @@ class Compiled:
 
     mode: str
     behind: Tokens  # computed before the chunk; their rows are dropped
+    similar: int = 0  # chunks of the corpus that stand between ``behind`` and the chunk
 
 
-#: name -> what it computes a chunk behind
+#: name -> what it computes a chunk behind. Variants (``incontext``) come from prompts, see
+#: :func:`ragcache.precompute.keep_variants`.
 COMPILE_MODES = {
     "prefix": "the prompt's own prefix",
     "bos": "one BOS token, as a chunk has it that a serving engine prefilled by itself",
     "link0": "four BOS tokens: the first tokens of a chunk are no attention sinks (LegoLink-0)",
+    "enriched(n)": "the prefix and the n most similar chunks (FusionRAG)",
 }
 
 
 def compiled(name: str, engine: Engine) -> Compiled:
     """The mode called ``name``. ConfigError if there is none, or the engine has no BOS token."""
+    if name == "prefix":
+        return Compiled(name, engine.template.prefix)
+    if enriched := re.fullmatch(r"enriched\(([1-9][0-9]?)\)", name):
+        return Compiled(name, engine.template.prefix, int(enriched[1]))
     if name not in COMPILE_MODES:
         known = ", ".join(COMPILE_MODES)
         raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")
-    if name == "prefix":
-        return Compiled(name, engine.template.prefix)
+    if name == "enriched(n)":
+        raise ConfigError("compile mode enriched(n) needs a number of chunks, such as enriched(3)")
     if engine.bos is None:
         raise ConfigError(
             f"compile mode {name} needs a BOS token, which {engine.name} does not have: use prefix"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -83,6 +83,12 @@ def take(contexts: Iterable[Context], limit: int) -> list[Context]:
         if limit == 0:
             break
     return taken
+
+
+def spread(contexts: Sequence[Context], limit: int) -> list[Context]:
+    """``limit`` questions, the first ones of every context, of as many contexts as that takes."""
+    each = -(-limit // max(1, len(contexts)))
+    return take([Context(c.chunks, c.questions[:each]) for c in contexts], limit)
 
 
 def _world(entry: Any, where: str) -> Context:

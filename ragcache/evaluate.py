@@ -17,12 +17,14 @@ from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
 from ragcache.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
 from ragcache.models import TINY, model_path
-from ragcache.precompute import precompute
+from ragcache.precompute import keep_variants, precompute
+from ragcache.retriever.embed import PACKAGED, Embedder, HashEmbedder, SentenceTransformerEmbedder
+from ragcache.retriever.search import nearest
 from ragcache.scores import Figures, Outcome, Scores, figures
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Sampling
+from ragcache.types import Answer, Sampling, Tokens
 
 #: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
 MODES = {
@@ -66,10 +68,15 @@ def evaluate(
     modes: Mapping[str, Blender],
     *,
     compile_mode: str = "prefix",
+    embedder: Embedder | None = None,
     max_tokens: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scores]:
     """Ask every question in every mode, over chunks that were precomputed in ``compile_mode``.
+
+    Similar chunks (mode enriched) are those of the same context, by ``embedder``. Modes that load
+    variants get one of each chunk, cut from a prompt in which it stood behind three chunks of its
+    context, of which none is the one that stands before it in the questions' prompts.
 
     ``store`` should be empty: each context's chunks are put before its questions and deleted
     after them, so that nothing is shared between contexts. Modes take turns at each question,
@@ -85,8 +92,9 @@ def evaluate(
     numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
     for context in contexts:
         number = numbers.setdefault(context.chunks, len(numbers))
-        keys = _keys(engine, context, how)
-        precompute(engine, store, keys)
+        keys = _precompute(engine, store, context, how, embedder)
+        if any(made.behind == "variant" for made in modes.values()):
+            keys += _variants(engine, store, context)
         for question in context.questions:
             prompt = engine.template.prompt(context.chunks, question.text)
             given: dict[str, _Given] = {}
@@ -140,6 +148,10 @@ def _compare(
     engine = TransformersEngine.load(
         model_path(settings.model or TINY), device=settings.device, dtype=settings.dtype
     )
+    how = compiled(settings.compile or "prefix", engine)
+    embedder = None
+    if how.similar:
+        embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, LmdbStore(folder) as store:
         for name, contexts in datasets.items():
             scores = evaluate(
@@ -148,11 +160,14 @@ def _compare(
                 contexts,
                 chosen,
                 compile_mode=settings.compile or "prefix",
+                embedder=embedder,
                 max_tokens=max_tokens,
                 progress=partial(told, name),
             )
             yield name, figures(scores, against)
 
+
+_COMPANY = 2, 3, 4  # which chunks a variant's chunk was behind, counted from its own
 
 #: A mode's answer to a question, and the logits (vocabulary,) of its first token.
 _Given = tuple[Answer, Tensor]
@@ -180,14 +195,32 @@ def _outcome(
     )
 
 
-def _keys(engine: Engine, context: Context, how: Compiled) -> list[ChunkKey]:
-    """Of the prefix, and of the context's chunks as ``how`` computes them."""
+def _precompute(
+    engine: Engine, store: ChunkStore, context: Context, how: Compiled, embedder: Embedder | None
+) -> list[ChunkKey]:
+    """Store the prefix, and the context's chunks as ``how`` computes them."""
     template = engine.template
-    chunks = (template.chunk(chunk) for chunk in context.chunks)
-    return [
-        ChunkKey(engine.fingerprint, template.prefix),
-        *(ChunkKey(engine.fingerprint, chunk, how.behind, how.mode) for chunk in chunks),
-    ]
+    tokens = [template.chunk(chunk) for chunk in context.chunks]
+    keys = [ChunkKey(engine.fingerprint, ids, how.behind, how.mode) for ids in tokens]
+    company: dict[ChunkKey, Tokens] = {}
+    if how.similar:
+        near = nearest(embedder or HashEmbedder(), context.chunks, how.similar)
+        for key, others in zip(keys, near, strict=True):
+            company[key] = tuple(t for other in others for t in tokens[other])
+    keys.append(ChunkKey(engine.fingerprint, template.prefix))
+    precompute(engine, store, keys, company=lambda key: company.get(key, ()))
+    return keys
+
+
+def _variants(engine: Engine, store: ChunkStore, context: Context) -> list[ChunkKey]:
+    chunks, count = context.chunks, len(context.chunks)
+    keys = []
+    for number, chunk in enumerate(chunks):
+        others = dict.fromkeys((number + step) % count for step in _COMPANY)
+        met = [chunks[other] for other in others if other not in (number, number - 1)]
+        prompt = engine.template.prompt([*met, chunk], context.questions[0].text)
+        keys += keep_variants(engine, store, prompt, [len(met)])
+    return keys
 
 
 def _turned(labels: list[str], by: int) -> Iterator[str]:

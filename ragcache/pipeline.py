@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from ragcache.answer import Answering, AnswerStream
 from ragcache.blend import Blender, blender
-from ragcache.compiled import COMPILE_MODES, compiled
+from ragcache.compiled import Compiled, compiled
 from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
@@ -26,7 +26,7 @@ from ragcache.settings import Settings
 from ragcache.store.catalog import Catalog
 from ragcache.store.key import ChunkKey
 from ragcache.store.lmdb import LmdbStore
-from ragcache.types import Answer, Chunk, Document, Passage, Sampling
+from ragcache.types import Answer, Chunk, Document, Passage, Sampling, Tokens
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -61,7 +61,7 @@ class RagCache:
         self.engine, self.store, self.settings = engine, store, settings
         self._checked = False
         self.catalog = Catalog(store)
-        self.compiled = compiled(_compile_mode(self.catalog, settings), engine)
+        self.compiled = _compiled(self.catalog, engine, settings)
         self.splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
             _chunk_tokens(self.catalog, engine, settings),
@@ -112,16 +112,17 @@ class RagCache:
         _check_ids(given)
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
-        chunks = self._index(changed, digests, report)
+        count = self._index(changed, digests, report)
         self.retriever.refresh()
-        keys = [key for d in given for key in self.keys(d.id)]
+        chunks_of = {key: chunk for d in given for key, chunk in self._keyed(d.id)}
         done = precompute(
             self.engine,
             self.store,
-            [self._prefix_key(), *keys] if keys else [],
+            [self._prefix_key(), *chunks_of] if chunks_of else [],
+            company=lambda key: self._company(chunks_of.get(key)),
             progress=lambda n, total: report("precompute", n, total),
         )
-        return Added(len(changed), len(given) - len(changed), chunks, done)
+        return Added(len(changed), len(given) - len(changed), count, done)
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Retrieve, fuse, answer. Options as for :meth:`stream`."""
@@ -172,10 +173,7 @@ class RagCache:
 
     def keys(self, document: str) -> list[ChunkKey]:
         """Keys of a document's chunks, as precomputed."""
-        engine, how = self.engine, self.compiled
-        rows = self.catalog.rows_of(document)
-        tokens = (engine.template.chunk(chunk.text) for chunk in self.catalog.chunks(rows))
-        return [ChunkKey(engine.fingerprint, ids, how.behind, how.mode) for ids in tokens]
+        return [key for key, _ in self._keyed(document)]
 
     def close(self) -> None:
         self.store.close()
@@ -235,6 +233,20 @@ class RagCache:
             h.update(len(raw).to_bytes(8, "little") + raw)
         return h.digest()
 
+    def _keyed(self, document: str) -> list[tuple[ChunkKey, Chunk]]:
+        engine, how = self.engine, self.compiled
+        chunks = self.catalog.chunks(self.catalog.rows_of(document))
+        tokens = [engine.template.chunk(chunk.text) for chunk in chunks]
+        keys = [ChunkKey(engine.fingerprint, ids, how.behind, how.mode) for ids in tokens]
+        return list(zip(keys, chunks, strict=True))
+
+    def _company(self, chunk: Chunk | None) -> Tokens:
+        """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""
+        if chunk is None or not self.compiled.similar:
+            return ()
+        others = self.retriever.similar(chunk, self.compiled.similar)
+        return tuple(t for other in others for t in self.engine.template.chunk(other.text))
+
     def _prefix_key(self) -> ChunkKey:
         return ChunkKey(self.engine.fingerprint, self.engine.template.prefix)
 
@@ -293,13 +305,13 @@ def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
     return chosen
 
 
-def _compile_mode(catalog: Catalog, settings: Settings) -> str:
+def _compiled(catalog: Catalog, engine: Engine, settings: Settings) -> Compiled:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
-    chosen = settings.compile or recorded or "prefix"
-    if recorded is None and chosen in COMPILE_MODES:
-        catalog.put_setting("compile", chosen)
-    return chosen
+    how = compiled(settings.compile or recorded or "prefix", engine)
+    if recorded is None:
+        catalog.put_setting("compile", how.mode)
+    return how
 
 
 def _embedder(catalog: Catalog, settings: Settings) -> Embedder:

@@ -6,9 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ragcache.blend.base import Layout
+from ragcache.blend.cachecraft import CacheCraft
+from ragcache.blend.fuse import fuse
 from ragcache.engine.base import Engine
 from ragcache.store.base import ChunkStore
-from ragcache.store.key import ChunkKey
+from ragcache.store.key import ChunkKey, digest_tokens, variant_key
+from ragcache.store.reader import LayerReader
+from ragcache.types import Prompt, Tokens
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -29,11 +34,14 @@ def precompute(
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
+    company: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = 2048,
     progress: Progress | None = None,
 ) -> Precomputed:
     """Encode and store every chunk of ``keys`` that is not stored.
 
+    ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
+    enriched), which its key does not name.
     A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
     (``batch_tokens`` tokens, padding included) and the next run does only what is missing.
     """
@@ -43,8 +51,8 @@ def precompute(
     done = tokens = 0
     if progress is not None:
         progress(0, len(missing))
-    for batch in _batches(missing, batch_tokens):
-        encoded = engine.encode([key.tokens for key in batch], behind=batch[0].behind)
+    for behind, batch in _batches(missing, company, batch_tokens):
+        encoded = engine.encode([key.tokens for key in batch], behind=behind)
         for key, kv in zip(batch, encoded, strict=True):
             store.put(key, kv)
             tokens += len(key.tokens)
@@ -60,15 +68,43 @@ def precompute(
     )
 
 
-def _batches(keys: Sequence[ChunkKey], batch_tokens: int) -> Iterator[list[ChunkKey]]:
+def keep_variants(
+    engine: Engine, store: ChunkStore, prompt: Prompt, wanted: Iterable[int], tenant: str = ""
+) -> list[ChunkKey]:
+    """Prefill ``prompt`` in full and keep the chunks numbered ``wanted`` as variants.
+
+    A variant is the KV of a chunk as it came to stand there, with notes on how it attended to the
+    chunks before it: what Cache-Craft serves. Returns their keys.
+    """
+    chosen = sorted(wanted)
+    rows = tuple(range(len(prompt)))
+    names = tuple(map(digest_tokens, prompt.chunks))
+    layout = Layout(prompt, (False,) * len(names), False, rows, (), names)
+    with LayerReader(store, ()) as nothing:
+        fused = fuse(engine, CacheCraft(), layout, nothing, capture=chosen)
+    starts = [prompt.spans[number][0] for number in chosen]
+    keys = [
+        variant_key(engine.fingerprint, prompt.chunks[number], prompt.tokens[:start], tenant)
+        for number, start in zip(chosen, starts, strict=True)
+    ]
+    for key, kv, notes in zip(keys, fused.captured, fused.notes, strict=True):
+        store.put(key, kv, notes)
+    return keys
+
+
+def _batches(
+    keys: Sequence[ChunkKey], company: Callable[[ChunkKey], Tokens], batch_tokens: int
+) -> Iterator[tuple[Tokens, list[ChunkKey]]]:
     """Chunks behind the same tokens, of like length, at most ``batch_tokens`` padded tokens."""
+    jobs = [(key.behind + company(key), key) for key in keys]
     batch: list[ChunkKey] = []
-    for key in sorted(keys, key=lambda k: (k.behind, len(k.tokens), k.digest)):
-        width = len(key.behind) + len(key.tokens)
-        full = batch and (len(batch) + 1) * width > batch_tokens
-        if full or (batch and batch[0].behind != key.behind):
-            yield batch
+    before: Tokens = ()
+    for behind, key in sorted(jobs, key=lambda job: (job[0], len(job[1].tokens), job[1].digest)):
+        width = len(behind) + len(key.tokens)
+        if batch and (behind != before or (len(batch) + 1) * width > batch_tokens):
+            yield before, batch
             batch = []
+        before = behind
         batch.append(key)
     if batch:
-        yield batch
+        yield before, batch

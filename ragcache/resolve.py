@@ -11,6 +11,8 @@ from ragcache.store.base import ChunkStore, Miss, Stored, Variant
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.types import Fingerprint, Prompt
 
+_BEHIND_A_MISS = Miss("absent", "a part before it is not at hand")
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -39,37 +41,39 @@ def resolve(
     unusable: Collection[bytes] = (),
 ) -> Resolved:
     """Look every part of ``prompt`` up. ``unusable`` are digests that failed while being read."""
-    names = tuple(map(digest_tokens, prompt.chunks)) if blender.behind == "variant" else ()
-    keys = chunk_keys(prompt, fingerprint, blender.behind, compiled, tenant)
+    behind = blender.behind
+    keys = chunk_keys(prompt, fingerprint, behind, compiled, tenant)
+    names = tuple(map(digest_tokens, prompt.chunks)) if behind == "variant" else ()
     prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
     prefix: Stored | Miss = Miss("absent")
-    found: list[Stored | Miss] = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
-    if blender.behind != "nothing":
-        prefix = _find(store, prefix_key, unusable) if prompt.prefix else Miss("absent")
-    if blender.behind in ("compiled", "context"):
+    if behind != "nothing" and prompt.prefix:
+        prefix = _find(store, prefix_key, unusable)
+    found: list[Stored | Variant | Miss]
+    if behind == "nothing":
+        found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
+    elif behind == "variant":
+        found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
+    else:
         found = [_find(store, key, unusable) for key in keys]
-    served: dict[int, Variant] = {}
-    if blender.behind == "context":
+    if behind == "context":
         found = _until_first_miss(found, prefix)
-    if blender.behind == "variant":
-        fits = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
-        served = {i: fit for i, fit in enumerate(fits) if isinstance(fit, Variant)}
-        found = [fit.stored if isinstance(fit, Variant) else fit for fit in fits]
-        keys = tuple(
-            f.key if isinstance(f, Stored) else k for f, k in zip(found, keys, strict=True)
-        )
-    loaded = tuple(isinstance(f, Stored) for f in found)
+    records = [f.stored if isinstance(f, Variant) else f for f in found]
     layout = Layout(
         prompt,
-        loaded,
+        tuple(isinstance(record, Stored) for record in records),
         isinstance(prefix, Stored),
         positions(prompt, blender.placement),
-        tuple(served[i].notes if i in served else None for i in range(len(keys))),
+        tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
     )
-    stored = tuple(f for f in (prefix, *found) if isinstance(f, Stored))
-    misses = {i: f for i, f in enumerate(found) if isinstance(f, Miss)}
-    return Resolved(layout, keys, prefix_key, stored, misses, served)
+    return Resolved(
+        layout,
+        tuple(r.key if isinstance(r, Stored) else k for r, k in zip(records, keys, strict=True)),
+        prefix_key,
+        tuple(record for record in (prefix, *records) if isinstance(record, Stored)),
+        {i: f for i, f in enumerate(found) if isinstance(f, Miss)},
+        {i: f for i, f in enumerate(found) if isinstance(f, Variant)},
+    )
 
 
 def chunk_keys(
@@ -119,15 +123,14 @@ def _fitting(
     return found if isinstance(found, Miss) else best
 
 
-def _until_first_miss(found: list[Stored | Miss], prefix: Stored | Miss) -> list[Stored | Miss]:
+def _until_first_miss(
+    found: Sequence[Stored | Variant | Miss], prefix: Stored | Miss
+) -> list[Stored | Variant | Miss]:
     """Prefix caching ends at the first part that is not at hand."""
-    hits = (
-        0
-        if isinstance(prefix, Miss)
-        else next((i for i, f in enumerate(found) if isinstance(f, Miss)), len(found))
-    )
-    rest = [
-        f if isinstance(f, Miss) else Miss("absent", "a part before it is not at hand")
-        for f in found[hits:]
-    ]
-    return found[:hits] + rest
+    kept: list[Stored | Variant | Miss] = []
+    whole = isinstance(prefix, Stored)
+    for part in found:
+        if isinstance(part, Miss):
+            whole = False
+        kept.append(part if whole or isinstance(part, Miss) else _BEHIND_A_MISS)
+    return kept

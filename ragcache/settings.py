@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     )
     compile: str = Field(
         "",
-        description="what chunks are computed behind: prefix, bos or link0; empty: the store's own",
+        description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
+        "the store's own",
     )
     mode: str = Field("cacheblend", description="blender and its parameters")
     ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")

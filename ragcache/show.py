@@ -165,6 +165,17 @@ def cost_table(figures: Sequence[Figures]) -> Table:
     return _mode_table(figures, columns, "what it cost")
 
 
+def nearness_table(figures: Sequence[Figures]) -> Table:
+    """Mode x (KL to full prefill's first token, agreement with it, charged share)."""
+    columns = [
+        ("KL to full", [_number(f.kl, ".4f") for f in figures]),
+        ("agrees", [_percent(f.agreement) for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
+    ]
+    asked = sum(figures[0].questions.values())
+    return _mode_table(figures, columns, f"nearest to full prefill, {asked} questions")
+
+
 def _mode_table(
     figures: Sequence[Figures],
     columns: Iterable[tuple[str, list[str]]],

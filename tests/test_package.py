@@ -22,7 +22,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 #: A module may import from its own layer and from those after it.
 LAYERS = (
     {"cli", "demo", "show", "plot", "api", "langchain", "__main__"},
-    {"pipeline", "evaluate", "scores", "metrics", "bootstrap", "dataset"},
+    {"pipeline", "calibrate", "evaluate", "scores", "metrics", "bootstrap", "dataset"},
     {"answer", "resolve", "precompute", "compiled"},
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},

@@ -57,9 +57,11 @@ def test_repeated_chunks_are_computed_once() -> None:
 def test_batches_hold_like_lengths_behind_the_same_tokens() -> None:
     fingerprint = models.engine("llama").fingerprint
     keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 49) for b in ((), (1, 2))]
-    for batch in _batches(keys, 110):
-        assert len({key.behind for key in batch}) == 1
-        width = len(batch[0].behind) + max(len(key.tokens) for key in batch)
+    behinds = []
+    for behind, batch in _batches(keys, lambda key: (7,) if len(key.tokens) == 50 else (), 110):
+        behinds.append(behind)
+        width = len(behind) + max(len(key.tokens) for key in batch)
         assert len(batch) * width <= 110
+    assert list(dict.fromkeys(behinds)) == [(), (1, 2), (1, 2, 7), (7,)]
     long = [ChunkKey(fingerprint, tuple(range(500)))]
-    assert list(_batches(long, 100)) == [long]  # one at least, however long
+    assert list(_batches(long, lambda _: (), 100)) == [((), long)]  # one at least, however long

@@ -189,6 +189,15 @@ def check_ratio(ratio: float, name: str = "recompute_ratio") -> None:
         )
 
 
+def check_depth(method: str, check_layer: int, layers: int) -> None:
+    """Raise ConfigError where a model has no layer behind the one that a method looks at."""
+    if layers < check_layer + 2:
+        raise ConfigError(
+            f"{method} checks layer {check_layer} and needs a layer behind it, but the model has "
+            f"{layers}. Use a lower check_layer, or mode reuse or full."
+        )
+
+
 def positions(prompt: Prompt, placement: Positions) -> tuple[int, ...]:
     """The position of every row of ``prompt`` (see :attr:`Blender.placement`)."""
     if placement == "consecutive":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, KVPair, Layout, Selector, check_ratio
+from ragcache.blend.base import Blender, KVPair, Layout, Selector, check_depth, check_ratio
 from ragcache.blend.cacheblend import deviation
-from ragcache.blend.rank import Band, QuestionAttention, band, mean
+from ragcache.blend.rank import POOLS, Band, Pool, QuestionAttention, band
 from ragcache.blend.shape import Successors
 from ragcache.errors import ConfigError
 
@@ -36,12 +36,17 @@ class Fused(Blender):
     error_power: float = 0.5
     successors: int = 1
     layers: Band = "all"
+    pool: Pool = "mean"
+    anchors: float = 1.0
     check_layer: int = 1
     name: ClassVar[str] = "fused"
 
     def __post_init__(self) -> None:
         check_ratio(self.recompute_ratio)
+        check_ratio(self.anchors, "anchors")
         band(self.layers, 1)
+        if self.pool not in POOLS:
+            raise ConfigError(f"pool is {self.pool!r}: it must be one of {', '.join(POOLS)}")
         if self.candidates < 1:
             raise ConfigError(f"candidates is {self.candidates}: it must be 1 or more")
         for what in ("attention_power", "error_power", "successors", "check_layer"):
@@ -49,13 +54,12 @@ class Fused(Blender):
                 raise ConfigError(f"{what} is {getattr(self, what)}: it must be 0 or more")
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        if self.candidates > 1 and layers < self.check_layer + 2:
-            raise ConfigError(
-                f"fused checks layer {self.check_layer} and needs a layer behind it, but the "
-                f"model has {layers}. Use candidates=1, or mode reuse or full."
-            )
+        if self.candidates > 1:
+            check_depth(self.name, self.check_layer, layers)
         count = int(self.recompute_ratio * len(layout.reusable))
-        selector = _AttendedError(layout, count, band(self.layers, layers), mean, self)
+        selector = _AttendedError(
+            layout, count, band(self.layers, layers), POOLS[self.pool], self.anchors, given=self
+        )
         if self.successors:
             selector.shapes = (Successors(self.successors),)
         return selector
@@ -63,7 +67,7 @@ class Fused(Blender):
 
 @dataclass
 class _AttendedError(QuestionAttention):
-    given: Fused
+    given: Fused = field(kw_only=True)
 
     def first(self) -> Tensor:
         rows = self.layout.reusable

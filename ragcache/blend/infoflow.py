@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.rank import Band, QuestionAttention, band
+from ragcache.blend.rank import Band, QuestionAttention, band, norm
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,4 @@ class InfoFlow(Blender):
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         count = int(self.recompute_ratio * len(layout.reusable))
-        return QuestionAttention(layout, count, band(self.layers, layers), _norm)
-
-
-def _norm(weights: Tensor) -> Tensor:
-    return weights.mean(0).square().sum(0).sqrt()
+        return QuestionAttention(layout, count, band(self.layers, layers), norm)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_ratio
+from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_depth, check_ratio
 from ragcache.blend.rank import Ranking
 from ragcache.errors import ConfigError
 
@@ -39,11 +39,7 @@ class KVShare(Blender):
             raise ConfigError(f"check_layer is {self.check_layer}: it must be 0 or more")
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        if layers < self.check_layer + 2:
-            raise ConfigError(
-                f"kvshare checks layer {self.check_layer} and needs a layer behind it, but the "
-                f"model has {layers}. Use a lower check_layer, or mode reuse or full."
-            )
+        check_depth(self.name, self.check_layer, layers)
         if self.recompute_ratio == 0:
             return Chosen(layout.reusable[:0])
         return _Attended(layout, int(self.recompute_ratio * len(layout.reusable)), self.check_layer)

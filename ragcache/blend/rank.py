@@ -50,12 +50,17 @@ Reduce = Callable[[Tensor], Tensor]
 class QuestionAttention(Ranking):
     """Keeps the rows that the question attends to most, over the stale KV.
 
-    Scores are summed over ``layers``; the probe ends behind the last of them.
+    Scores are summed over ``layers``; the probe ends behind the last of them. In it the question
+    sees, of every chunk, the first ``sinks`` rows and the share ``anchors`` of all rows: at each
+    layer those whose keys have the smallest norm, which tend to be the most attended (Devoto et
+    al., EMNLP 2024, arXiv:2406.11430). Scores are of all rows. 1 shows everything.
     """
 
     count: int
     layers: range
     reduce: Reduce
+    anchors: float = 1.0
+    sinks: int = 0
     scores: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,19 +73,48 @@ class QuestionAttention(Ranking):
     def first(self) -> Tensor:
         return self.best(self.layout.reusable, self.scores, self.count)
 
-    def _see(self, call: AttentionCall) -> None:
-        if call.layer not in self.layers:
-            return
-        end = len(call.rows)
-        asking = slice(end - len(self.layout.prompt.question), end)
-        weights = call.softmax(call.scores(asking))
-        reusable = self.layout.reusable.to(weights.device)
-        self.scores += self.reduce(weights.index_select(2, reusable)).cpu()
+    def _see(self, call: AttentionCall) -> Tensor | None:
+        questions = len(self.layout.prompt.question)
+        reusable = self.layout.reusable.to(call.keys.device)
+        if call.layer in self.layers:
+            weights = call.softmax(call.scores(slice(len(call.rows) - questions, None)))
+            self.scores += self.reduce(weights.index_select(2, reusable)).cpu()
+        if self.anchors == 1:
+            return None  # the model's own attention
+        scores = call.scores()
+        hidden = reusable[~self._shown(call.keys.index_select(1, reusable)).to(reusable.device)]
+        scores[:, -questions:].index_fill_(2, hidden, float("-inf"))
+        return call.attend(call.softmax(scores))
+
+    def _shown(self, keys: Tensor) -> Tensor:
+        """Whether the question sees each reusable row, by its ``keys`` (kv_heads, reusable, d)."""
+        norms = keys.float().norm(dim=2).mean(0).cpu()
+        chunk = self.layout.chunk_of
+        shown = self.layout.place_in_chunk < self.sinks
+        for number in set(chunk.tolist()):
+            rows = (chunk == number).nonzero()[:, 0]
+            count = round(self.anchors * len(rows))
+            shown[rows[norms[rows].topk(count, largest=False).indices]] = True
+        return shown
 
 
 def mean(weights: Tensor) -> Tensor:
     """Averaged over heads and question tokens."""
     return weights.mean((0, 1))
+
+
+def norm(weights: Tensor) -> Tensor:
+    """Averaged over heads; the norm over question tokens."""
+    return weights.mean(0).square().sum(0).sqrt()
+
+
+def peak(weights: Tensor) -> Tensor:
+    """The most that any head and question token gives."""
+    return weights.amax((0, 1))
+
+
+Pool = Literal["mean", "norm", "peak"]
+POOLS: dict[Pool, Reduce] = {"mean": mean, "norm": norm, "peak": peak}
 
 
 Band = Literal["all", "first", "middle", "last"]

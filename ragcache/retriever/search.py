@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol
+
+import numpy as np
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
@@ -121,6 +124,21 @@ class Retriever:
         hits = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))  # best first
         return self._arrange(hits, neighbours)
 
+    def similar(self, chunk: Chunk, k: int) -> list[Chunk]:
+        """The k chunks most similar to ``chunk``, without itself, the most similar first."""
+        self._catch_up()
+        _, index = self._current
+        if not len(index):
+            return []
+        _, rows = index.search(self.embedder.embed([chunk.text]), k + 1)
+        found = []
+        for row in rows[0].tolist():
+            try:
+                found.append(self.catalog.chunk(row))
+            except KeyError:  # went since the search, or fewer than k + 1
+                continue
+        return [other for other in found if other.id != chunk.id][:k]
+
     def _arrange(self, hits: dict[int, float], neighbours: int) -> list[Passage]:
         """Passages of the hits and their neighbours in reading order."""
         documents: dict[str, None] = {}  # in the order of their first, so best, hit
@@ -188,3 +206,12 @@ class Retriever:
                 "%s cannot be written (%s): the next start rebuilds it from the catalog.",
                 *(self.index_path, error.strerror),
             )
+
+
+def nearest(embedder: Embedder, texts: Sequence[str], k: int) -> list[list[int]]:
+    """Of every text the k others that are most similar, the most similar first."""
+    vectors = embedder.embed(texts)
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return [row[: min(k, len(texts) - 1)].tolist() for row in order]
