@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from ragcache.blend import Blender
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.compiled import Compiled
@@ -217,8 +219,10 @@ class _Fusion:
     def report(self, passages: Sequence[Passage]) -> Report:
         fused, layout, prompt = self.fused, self.fused.layout, self.fused.layout.prompt
         names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
+        rows = self._rows_by_chunk()
         chunks = tuple(
-            self._chunk_report(i, name) for i, name in enumerate(names[: len(prompt.chunks)])
+            self._chunk_report(i, name, rows[i])
+            for i, name in enumerate(names[: len(prompt.chunks)])
         )
         recomputed = len(fused.chosen[-1])
         return Report(
@@ -252,12 +256,18 @@ class _Fusion:
             for reason, miss in first.items()
         ]
 
-    def _chunk_report(self, index: int, name: str) -> ChunkReport:
-        start, stop = self.fused.layout.prompt.spans[index]
-        tokens = stop - start
+    def _rows_by_chunk(self) -> list[list[int]]:
+        """Per chunk, how many of its loaded rows every layer computed."""
+        layout, chosen = self.fused.layout, self.fused.chosen
+        chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in chosen]
+        counts = [torch.bincount(c, minlength=len(layout.loaded)) for c in chunks]
+        by_chunk: list[list[int]] = torch.stack(counts, 1).tolist()
+        return by_chunk
+
+    def _chunk_report(self, index: int, name: str, rows: Sequence[int]) -> ChunkReport:
+        tokens = len(self.fused.layout.prompt.chunks[index])
         if (miss := self.resolved.misses.get(index)) is not None:
             return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
-        rows = [int(((c >= start) & (c < stop)).sum()) for c in self.fused.chosen]
         return ChunkReport(name, tokens, rows[-1], sum(rows) / (tokens * len(rows)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -86,17 +87,22 @@ class Fingerprint:
     @property
     def digest(self) -> bytes:
         """blake3 over the fields, 32 bytes."""
-        from blake3 import blake3
-
-        h = blake3()
-        for key, value in sorted(self.fields):
-            for text in (key, value):
-                raw = text.encode()
-                h.update(len(raw).to_bytes(4, "little") + raw)
-        return h.digest()
+        return _digest(self.fields)
 
     def __str__(self) -> str:
         return f"{self.name or 'model'}@{self.digest.hex()[:8]}"
+
+
+@lru_cache
+def _digest(fields: tuple[tuple[str, str], ...]) -> bytes:
+    from blake3 import blake3
+
+    h = blake3()
+    for key, value in sorted(fields):
+        for text in (key, value):
+            raw = text.encode()
+            h.update(len(raw).to_bytes(4, "little") + raw)
+    return h.digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,9 @@ class LayerReader:
         self._ahead = ahead_bytes
         self._layers = chunks[0].spec.layers if chunks else 0
         self._layer_bytes = sum(chunk.layer_bytes for chunk in self._chunks)
-        self._pending: deque[list[Future[Pair]]] = deque()
+        # A task for each thread and layer: one for each chunk would cost more than a small read.
+        self._slices = [self._chunks[n::workers] for n in range(min(workers, len(chunks)))]
+        self._pending: deque[list[Future[list[Pair]]]] = deque()
         self._asked = 0  # layers
         self._given = 0
         self._closed = False
@@ -76,7 +78,7 @@ class LayerReader:
             )
         began = time.perf_counter()
         try:
-            pairs = [future.result() for future in self._pending[0]] if self._chunks else []
+            slices = [future.result() for future in self._pending[0]] if self._chunks else []
         except BaseException:
             self.close()
             raise
@@ -86,7 +88,8 @@ class LayerReader:
         self._given += 1
         self.bytes_loaded += self._layer_bytes
         self._read_ahead()
-        return pairs
+        count = len(slices)
+        return [slices[at % count][at // count] for at in range(len(self._chunks))]
 
     def close(self) -> None:
         """Drop what was not handed over; afterwards no read of this reader is running."""
@@ -107,11 +110,15 @@ class LayerReader:
             not self._pending or (len(self._pending) + 1) * self._layer_bytes <= self._ahead
         ):
             self._pending.append(
-                [self._pool.submit(self._load, chunk, self._asked) for chunk in self._chunks]
+                [self._pool.submit(self._load, part, self._asked) for part in self._slices]
             )
             self._asked += 1
 
-    def _load(self, chunk: Stored, layer: int) -> Pair:
+    def _load(self, chunks: Sequence[Stored], layer: int) -> list[Pair]:
+        """One layer of some chunks; of fewer once the reader is closed, when nobody asks."""
+        return [self._read(chunk, layer) for chunk in chunks if not self._closed]
+
+    def _read(self, chunk: Stored, layer: int) -> Pair:
         keys, values = self._store.layer(chunk.key, layer)
         shape = (chunk.spec.kv_heads, chunk.tokens, chunk.spec.head_dim)
         if keys.shape != shape or values.shape != shape:
