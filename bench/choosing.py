@@ -26,40 +26,43 @@ KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}
 
 #: Label -> mode. Rows of one group are of like charged budget.
 GROUPS: dict[str, dict[str, str]] = {
-    "methods": {
+    "method": {
         "random": "random:recompute_ratio=0.15",
-        "attention (prophet)": "prophet:recompute_ratio=0.12",
-        "norm of attention, middle layers (infoflow)": "infoflow:recompute_ratio=0.13",
-        "anchors (qcfuse)": "qcfuse:recompute_ratio=0.13",
+        "first tokens of each chunk (epic)": "epic:first_tokens=6",
+        "question attention (prophet)": "prophet:recompute_ratio=0.12",
+        "its norm, middle layers (infoflow)": "infoflow:recompute_ratio=0.13",
+        "from anchors, middle layers (qcfuse)": "qcfuse:recompute_ratio=0.13",
         "fused": "fused",
     },
     "score": {
         "attention alone": "fused:error_power=0",
-        "error alone, of attended rows": "fused:attention_power=0",
-        "attention and error": "fused:attention_power=1,error_power=1",
-        "their square roots (fused)": "fused",
-        "attention, error^1/4": "fused:error_power=0.25",
-        "one step: no error": "fused:recompute_ratio=0.12,candidates=1",
+        "error alone, of the most attended": "fused:attention_power=0",
+        "attention * error": "fused:attention_power=1,error_power=1",
+        "attention * sqrt(error)": "fused:attention_power=1",
+        "sqrt(attention) * error": "fused:error_power=1",
+        "sqrt(attention * error) (fused)": "fused",
     },
     "probe": {
-        "first third of the layers": "fused:layers=first",
-        "middle third": "fused:layers=middle",
-        "last third": "fused:layers=last",
-        "all layers (fused)": "fused",
+        "question alone": "fused:anchors=0",
+        "15 % anchors": "fused:anchors=0.15",
+        "30 % anchors": "fused:anchors=0.3",
+        "everything (fused)": "fused",
+        "everything, first third of the layers": "fused:layers=first",
+        "everything, middle third": "fused:layers=middle",
+        "everything, last third": "fused:layers=last",
     },
-    "candidates and check layer": {
-        "1.5 x": "fused:recompute_ratio=0.11,candidates=1.5",
-        "2 x (fused)": "fused",
-        "4 x": "fused:recompute_ratio=0.08,candidates=4",
-        "2 x, check layer 2": "fused:recompute_ratio=0.1,check_layer=2",
-        "2 x, check layer 3": "fused:recompute_ratio=0.09,check_layer=3",
+    "rows per layer": {
+        "the same number in all": "fused:taper=0",
+        "half a taper": "fused:taper=0.5",
+        "down to none (fused)": "fused",
+        "after one layer in full": "fused:recompute_ratio=0.04+full_layers=1",
     },
     "neighbours": {
-        "none": "fused:successors=0",
-        "one successor (fused)": "fused",
-        "two successors": "fused:successors=2",
-        "windows of 3": "fused:successors=0+windows=3",
-        "windows of 8": "fused:successors=0+windows=8",
+        "none (fused)": "fused",
+        "one successor": "fused+successors=1",
+        "two successors": "fused+successors=2",
+        "windows of 3": "fused+windows=3",
+        "windows of 8": "fused+windows=8",
         "first 2 of each chunk": "fused+first=2",
     },
 }
@@ -72,13 +75,14 @@ def main() -> None:
     parser.add_argument("--group", action="append", choices=list(GROUPS))
     parser.add_argument("--mode", action="append", default=[], help="measure these instead")
     parser.add_argument("--compile", default="prefix")
+    parser.add_argument("--model", default="tiny")
     given = parser.parse_args()
     groups = {name: GROUPS[name] for name in given.group or GROUPS}
     if given.mode:
         groups = {"given": {mode: mode for mode in given.mode}}
     texts = dict.fromkeys(m for g in (REFERENCES, *groups.values()) for m in g.values())
     modes: dict[str, Blender] = {text: blender(text) for text in texts}
-    settings = Settings.load(model="tiny", compile=given.compile)
+    settings = Settings.load(model=given.model, compile=given.compile)
     with tempfile.TemporaryDirectory() as folder, show.progress(Console(stderr=True)) as told:
         path = Path(folder) / "choosing.jsonl"
         lines = prompt_lines(SEED, documents=8, contexts=given.contexts, quota=KINDS)

@@ -72,6 +72,7 @@ class Options:
     patience: int = 20  # steps between two moves, at least
     report_minutes: float = 5.0
     link: float = 0.7  # share of town and company values that name another document
+    alike: float = 0.0  # share of prompts most of whose names end alike
     start: str = ""  # folder of an exported model to go on from, with `--final 0 --guide 0`
     device: str = "cpu"
 
@@ -102,7 +103,8 @@ class Trainer:
         self.rng = random.Random(options.seed * 1000 + 1 + rank)
         self.shared_rng = random.Random(options.seed * 1000 + 999)
         self.world = World("train")
-        self.level, self.moved, self.step, self.tokens = 0, 0, 0, 0
+        self.level = len(LEVELS) - 1 if options.start else 0
+        self.moved, self.step, self.tokens = 0, 0, 0
         self.final_step = -1  # the first step of FINAL
         self.running: dict[str, float] = {}  # moving average of accuracy per kind
         self.loss, self.guide_loss = 0.0, 0.0
@@ -175,6 +177,7 @@ class Trainer:
         count = self.shared_rng.randint(*level.shape.documents)
         isolated = self.shared_rng.random() < self.options.isolated
         shape = replace(level.shape, documents=(count, count), link=self.options.link)
+        shape = replace(shape, alike=self.options.alike)
         tokens = self.options.tokens * (0.4 if self.level < 3 else 1.0)
         prompts = [self.world.prompt(self.rng, shape, level.questions)]
         length = sum(len(c) for c in prompts[0].chunks) / 4.4 + 18 * len(prompts[0].questions) + 12

@@ -37,6 +37,7 @@ class Shape:
     same_relations: float = 0.9  # share of prompts whose documents state the same relations
     link: float = 0.5  # share of town and company values that name another document
     hop: float = 0.2  # share of questions that need two facts
+    alike: float = 0.0  # share of prompts most of whose names end alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,24 @@ class Names:
             if name not in self.reserved:
                 return name
 
+    def ending(self, rng: random.Random, kind: Kind) -> str:
+        """What names of one kind can have in common."""
+        if kind == "company":
+            return rng.choice(lexicon.COMPANY_TAILS)
+        return rng.choice((self.surnames if kind == "person" else self.towns).ends)
+
+    def similar(self, rng: random.Random, kind: Kind, female: bool, ending: str) -> str:
+        """A name with that ending, in which no list's held-out part stands."""
+        if kind == "company":
+            return f"{self.part(rng, self.heads)[0]} {ending}"
+        parts = self.surnames if kind == "person" else self.towns
+        part = rng.choice(parts.starts) + ending
+        while part in self.reserved:
+            part = rng.choice(parts.starts) + ending
+        if kind == "town":
+            return part
+        return f"{self.part(rng, self.female if female else self.male)[0]} {part}"
+
     def draw(self, rng: random.Random, kind: Kind, female: bool) -> tuple[str, bool]:
         if kind == "person":
             first, new_first = self.part(rng, self.female if female else self.male)
@@ -205,9 +224,14 @@ class World:
             kinds = [rng.choices(lexicon.KINDS, (0.46, 0.30, 0.24))[0] for _ in range(count)]
         taken: set[str] = set()
         documents = []
+        endings: dict[Kind, str] = {}
+        if shape.alike and rng.random() < shape.alike:
+            endings = {kind: self.names.ending(rng, kind) for kind in lexicon.KINDS}
         for kind in kinds:
             female = rng.random() < 0.5
             name, new = self.names.draw(rng, kind, female)
+            if endings and rng.random() < 0.6:
+                name, new = self.names.similar(rng, kind, female, endings[kind]), False
             while (self.held and not new) or any(
                 part in taken for part in name.split()[: 2 if kind == "person" else 1]
             ):

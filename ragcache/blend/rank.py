@@ -108,15 +108,6 @@ def norm(weights: Tensor) -> Tensor:
     return weights.mean(0).square().sum(0).sqrt()
 
 
-def peak(weights: Tensor) -> Tensor:
-    """The most that any head and question token gives."""
-    return weights.amax((0, 1))
-
-
-Pool = Literal["mean", "norm", "peak"]
-POOLS: dict[Pool, Reduce] = {"mean": mean, "norm": norm, "peak": peak}
-
-
 Band = Literal["all", "first", "middle", "last"]
 
 

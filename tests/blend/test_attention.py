@@ -122,18 +122,21 @@ def test_kvshare_takes_attention_received_times_error(engine: TransformersEngine
     assert torch.equal(fused.chosen[2], best(received * error, 0.3))
 
 
-def test_fused_takes_attention_times_error_among_candidates(engine: TransformersEngine) -> None:
+def test_fused_takes_attention_then_attention_times_error(engine: TransformersEngine) -> None:
     attention = stale_attention(engine)[..., REUSABLE].mean((0, 1, 2))
-    fused = scene.run(engine, Fused(0.2, candidates=2, successors=0))
-    candidates = REUSABLE[attention.topk(2 * int(0.2 * len(REUSABLE))).indices].sort().values
-    assert torch.equal(fused.chosen[0], candidates) and torch.equal(fused.chosen[1], candidates)
+    fused = scene.run(engine, Fused(0.25))
+    n = len(REUSABLE)
+    sizes = [int(0.25 * (2 - 2 * layer / 5) * n) for layer in range(6)]
+    sizes[1] = sizes[0]  # nothing is wrong at layer 0, so nothing is known behind it
+    assert [len(rows) for rows in fused.chosen] == sizes
+    assert torch.equal(fused.chosen[0], best(attention, sizes[0] / n))
     full = engine.prefill(scene.PROMPT.tokens).kv.buffers(1)
     stale = scene.run(engine, Reuse()).prefilled.kv.buffers(1)
     error = deviation("v", (full[0][0], full[1][0]), (stale[0][0], stale[1][0]))[REUSABLE]
-    scores = torch.zeros(len(REUSABLE))
-    at = candidates - REUSABLE[0]
+    scores = torch.zeros(n)
+    at = fused.chosen[1] - REUSABLE[0]
     scores[at] = (attention * error)[at].sqrt()
-    assert torch.equal(fused.chosen[2], best(scores, 0.2))
+    assert torch.equal(fused.chosen[2], best(scores, sizes[2] / n))
 
 
 def test_a_probe_is_charged_with_the_rows_it_computes(engine: TransformersEngine) -> None:
