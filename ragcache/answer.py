@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -219,12 +220,13 @@ class _Fusion:
     def report(self, passages: Sequence[Passage]) -> Report:
         fused, layout, prompt = self.fused, self.fused.layout, self.fused.layout.prompt
         names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
-        rows = self._rows_by_chunk()
+        layers = self._rows_by_chunk()
+        in_part = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
         chunks = tuple(
-            self._chunk_report(i, name, rows[i])
+            self._chunk_report(i, name, [r[i] for r in layers], [r[i] for r in in_part])
             for i, name in enumerate(names[: len(prompt.chunks)])
         )
-        recomputed = len(fused.chosen[-1])
+        recomputed = round(fmean(map(sum, in_part)))
         return Report(
             mode=self.blender.mode,
             parameters=self.blender.parameters,
@@ -257,18 +259,19 @@ class _Fusion:
         ]
 
     def _rows_by_chunk(self) -> list[list[int]]:
-        """Per chunk, how many of its loaded rows every layer computed."""
+        """Per layer, how many loaded rows of every chunk it computed."""
         layout, chosen = self.fused.layout, self.fused.chosen
         chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in chosen]
         counts = [torch.bincount(c, minlength=len(layout.loaded)) for c in chunks]
-        by_chunk: list[list[int]] = torch.stack(counts, 1).tolist()
-        return by_chunk
+        return [count.tolist() for count in counts]
 
-    def _chunk_report(self, index: int, name: str, rows: Sequence[int]) -> ChunkReport:
+    def _chunk_report(
+        self, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
+    ) -> ChunkReport:
         tokens = len(self.fused.layout.prompt.chunks[index])
         if (miss := self.resolved.misses.get(index)) is not None:
             return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
-        return ChunkReport(name, tokens, rows[-1], sum(rows) / (tokens * len(rows)))
+        return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
 
 
 def _make_room(store: ChunkStore, key: ChunkKey) -> None:

@@ -30,7 +30,7 @@ class Outcome:
     agrees: bool | None  # full's most likely first token is this mode's too
     ttft_s: float
     speedup: float | None  # TTFT of full / this one's, on this question
-    recomputed: float  # share of chunk tokens at the last layer: the nominal ratio
+    recomputed: float  # share of chunk tokens, mean over layers not in full: the nominal ratio
     charged: float  # share of chunk tokens, mean over layers
     bytes_loaded: int
 

@@ -213,22 +213,26 @@ class ChunkReport:
 
     id: str
     tokens: int
-    recomputed: int  # its rows still computed at the last layer; all of them on a miss
+    recomputed: int  # of its rows, see Report.recomputed_tokens; all of them on a miss
     charged: float  # mean share of its rows computed, over layers, in [0, 1]
     miss: str | None = None  # a MissReason, or None where stored KV was used
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was reused for an answer and what it cost. Times in seconds."""
+    """What was reused for an answer and what it cost. Times in seconds.
+
+    ``recomputed_tokens`` is a mean over the layers that are not computed in full, as the ratios of
+    papers are; what was really computed is ``charged_budget``.
+    """
 
     mode: str
     parameters: Mapping[str, Any]
     prefix_tokens: int
     chunk_tokens: int
     question_tokens: int
-    reused_tokens: int  # rows taken from the store, not computed at the last layer
-    recomputed_tokens: int  # reusable rows that were computed at the last layer all the same
+    reused_tokens: int  # rows taken from the store and not computed
+    recomputed_tokens: int  # rows that were in the store and were computed all the same
     charged_budget: float  # (sum_l |A_l & reusable| + probe_rows) / (L * reusable); 1 for full
     bytes_loaded: int
     ttft_s: float  # from the moment the chunks are known to the first token
@@ -241,7 +245,7 @@ class Report:
 
     @property
     def recomputed_share(self) -> float:
-        """Share of all chunk tokens computed at the last layer, those not loaded included."""
+        """Share of all chunk tokens recomputed, those not loaded included."""
         return 1 - self.reused_tokens / max(1, self.chunk_tokens)
 
     @property
