@@ -53,8 +53,9 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "rows per layer": {
         "the same number in all": "fused:taper=0",
-        "half a taper": "fused:taper=0.5",
-        "down to none (fused)": "fused",
+        "falling evenly to none": "fused:taper=1",
+        "as a square (fused)": "fused",
+        "as a cube": "fused:taper=3",
         "after one layer in full": "fused:recompute_ratio=0.04+full_layers=1",
     },
     "neighbours": {

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from ragcache import show
-from ragcache.blend import blender
 from ragcache.dataset import load, take
 from ragcache.evaluate import compare, modes
 from ragcache.models import TINY, world
@@ -21,9 +20,9 @@ _KINDS = """\
 direct: the fact names its subject. local: a pronoun, its subject named earlier in the chunk.
 split: a pronoun whose subject is named only in the chunk before, so chunks that never saw
 each other (reuse) cannot know it. hop: two facts. overlapping: reuse with every chunk right
-behind the prefix. random: pays what cacheblend pays and chooses blindly. cacheblend-5: looks
-at layer 5, where this model has bound facts to their subjects, and not at layer 1. charged:
-the share of chunk tokens computed, mean over layers; a layer that runs in full counts in full.
+behind the prefix. random: pays what cacheblend pays and chooses blindly. charged: the share of
+chunk tokens computed, mean over layers; a layer that runs in full counts in full.
+More modes: ragcache eval --mode prophet --mode epic --mode ape ...
 """
 _ABOUT = """\
 This model ({model}) was trained on a small made-up world of people, companies and towns. It
@@ -32,10 +31,6 @@ knows nothing else: ask it about your documents and it will answer nonsense. For
   ragcache index DOCS --model /path/to/a/model/folder
   ragcache query "..."
 """
-
-
-#: All modes, and CacheBlend looking where this model has bound facts to their subjects.
-_MODES = modes() | {"cacheblend-5": blender("cacheblend:check_layer=5")}
 
 
 def run(out: Console, err: Console, questions: int) -> None:
@@ -48,7 +43,7 @@ def run(out: Console, err: Console, questions: int) -> None:
     with show.progress(err) as told:
         asked = {"questions": contexts}
         settings = Settings.load(model=TINY)
-        ((_, figures),) = compare(settings, asked, _MODES, max_tokens=8, progress=told)
+        ((_, figures),) = compare(settings, asked, modes(), max_tokens=8, progress=told)
     for table in show.score_tables(figures, "exact match by kind of question, in percent"):
         out.print(table)
     out.print(_KINDS, highlight=False)
@@ -77,6 +72,6 @@ def _index_and_ask(out: Console, err: Console, folder: Path) -> None:
             entry = next(e for e in entries if e["kind"] == kind)
             out.rule(f"{entry['question']} ({kind}: {', '.join(entry['answers'])})")
             answers = {
-                label: cache.ask(entry["question"], mode=mode) for label, mode in _MODES.items()
+                label: cache.ask(entry["question"], mode=mode) for label, mode in modes().items()
             }
             out.print(show.answer_table(answers))

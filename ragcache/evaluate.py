@@ -34,6 +34,7 @@ MODES = {
     "overlapping": "reuse:positions=overlapping",
     "random": "random+full_layers=2",
     "cacheblend": "cacheblend",
+    "fused": "fused",
 }
 
 

@@ -52,7 +52,7 @@ class RagCache:
     ...     added = cache.add([Document("a", "Mira Holt lives in Oslo.")])
     ...     answer = cache.ask("Where does Mira Holt live?")
     >>> added.documents, answer.report.mode
-    (1, 'cacheblend')
+    (1, 'fused')
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
         "the store's own",
     )
-    mode: str = Field("cacheblend", description="blender and its parameters")
+    mode: str = Field("fused", description="fusion method and its parameters")
     ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")
     top_k: int = Field(4, ge=1, description="chunks retrieved")
     neighbours: int = Field(1, ge=0, description="chunks before and after each that come along")

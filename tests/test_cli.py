@@ -57,7 +57,7 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and out.startswith("0 documents indexed (0 chunks), 3 unchanged; KV of 0")
     code, out, err = run("query", "Where does Mira live?", "--explain", "--max-tokens", 4)
     assert code == 0 and err == ""
-    assert "cacheblend: " in out and "charged" in out and "layers" in out and "stored" in out
+    assert "fused: " in out and "charged" in out and "layers" in out and "stored" in out
     code, out, _ = run("query", "Where?", "--mode", "reuse", "--top-k", 1)
     assert code == 0 and "charged" not in out
 

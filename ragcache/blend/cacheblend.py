@@ -50,17 +50,14 @@ class CacheBlend(Blender):
         if self.recompute_ratio == 0:  # nothing will be chosen: do not pay for looking
             return Chosen(layout.reusable[:0])
         after = layers - self.check_layer - 1
-        ratios = falling(self.recompute_ratio, after) if self.gradual else [self.recompute_ratio]
+        ratios = _gradual(self.recompute_ratio, after) if self.gradual else [self.recompute_ratio]
         counts = [int(r * len(layout.reusable)) for r in ratios]
         return _MostDeviating(layout, counts, self.check_layer, self.deviation)
 
 
-def falling(ratio: float, layers: int, taper: float = 0.5) -> list[float]:
-    """Ratios falling in equal steps over ``layers``, their mean ``ratio``, none above 1.
-
-    From ``1 + taper`` times the ratio to ``1 - taper`` times it.
-    """
-    spread = min(taper * ratio, 1 - ratio)
+def _gradual(ratio: float, layers: int) -> list[float]:
+    """Ratios falling in equal steps over ``layers``, their mean ``ratio``, none above 1."""
+    spread = min(ratio / 2, 1 - ratio)
     steps = torch.linspace(spread, -spread, layers, dtype=torch.float64)
     return [ratio + float(s) for s in steps]
 

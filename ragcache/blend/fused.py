@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, KVPair, Layout, Selector, check_ratio
-from ragcache.blend.cacheblend import deviation, falling
+from ragcache.blend.cacheblend import deviation
 from ragcache.blend.rank import Band, QuestionAttention, band, mean
 from ragcache.errors import ConfigError
 
@@ -26,13 +26,13 @@ class Fused(Blender):
     and those with the largest a^p * e^q go on, p ``attention_power`` and q ``error_power``. No
     other row need be computed for that: keys and values of layer 0 are exact in any store.
 
-    The share of tokens computed falls in equal steps from ``1 + taper`` times
-    ``recompute_ratio`` to ``1 - taper`` times it, and its mean over the layers is the ratio: what
-    a chunk lacks is mostly put right by the time that its tokens have read their new context.
+    The share of tokens computed at layer l of L is proportional to (1 - l / (L - 1))^``taper``,
+    and its mean over the layers is ``recompute_ratio``: what a chunk lacks is mostly put right by
+    the time that its tokens have read their new context. A ``taper`` of 0 keeps all to the end.
     """
 
     recompute_ratio: float = 0.12
-    taper: float = 1.0
+    taper: float = 2.0
     attention_power: float = 0.5
     error_power: float = 0.5
     layers: Band = "all"
@@ -40,20 +40,29 @@ class Fused(Blender):
     name: ClassVar[str] = "fused"
 
     def __post_init__(self) -> None:
-        for what in ("recompute_ratio", "taper", "anchors"):
+        for what in ("recompute_ratio", "anchors"):
             check_ratio(getattr(self, what), what)
-        for what in ("attention_power", "error_power"):
+        for what in ("taper", "attention_power", "error_power"):
             if getattr(self, what) < 0:
                 raise ConfigError(f"{what} is {getattr(self, what)}: it must be 0 or more")
         band(self.layers, 1)
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        ratios = falling(self.recompute_ratio, layers, self.taper)
-        counts = [int(ratio * len(layout.reusable)) for ratio in ratios]
+        shares = _tapered(self.recompute_ratio, layers, self.taper)
+        counts = [int(share * len(layout.reusable)) for share in shares]
         looked_at = band(self.layers, layers)
         return _AttendedError(
             layout, counts[0], looked_at, mean, self.anchors, counts=counts, given=self
         )
+
+
+def _tapered(ratio: float, layers: int, taper: float) -> list[float]:
+    """A share per layer, none above 1, their mean ``ratio``; a wide ratio tapers less."""
+    left = (1 - torch.arange(layers, dtype=torch.float64) / max(1, layers - 1)) ** taper
+    excess = ratio * (left / left.mean() - 1)
+    most = float(excess.max())
+    shares: list[float] = (ratio + excess * min(1.0, (1 - ratio) / max(most, 1e-9))).tolist()
+    return shares
 
 
 @dataclass

@@ -106,7 +106,7 @@ def test_modes_read_from_text() -> None:
         ("qcfuse:critical_layers=0", None, "critical_layers is 0"),
         ("cachecraft:alpha=-1", None, "alpha is -1.0: it must be 0 or more"),
         ("cachecraft:patience=0", None, "patience is 0"),
-        ("fused:taper=1.5", None, "taper is 1.5: it is the share"),
+        ("fused:taper=-1", None, "taper is -1.0: it must be 0 or more"),
         ("fused:error_power=-1", None, "error_power is -1.0: it must be 0 or more"),
         ("cacheblend:check_layer=-1", None, "check_layer is -1"),
     ],
