@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import TYPE_CHECKING
 
-import torch
-
+from ragcache.account import account
 from ragcache.blend import Blender
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.compiled import Compiled
@@ -21,7 +18,7 @@ from ragcache.resolve import Resolved, chunk_keys, resolve
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.reader import LayerReader
-from ragcache.types import Answer, ChunkReport, Passage, Prompt, Report, Sampling
+from ragcache.types import Answer, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +103,7 @@ class AnswerStream:
         if self._with.store_misses:
             fusion.store_misses()
         report = replace(
-            fusion.report(self._passages),
+            account(fusion.fused, fusion.resolved, self._blender, self._passages, fusion.fallbacks),
             ttft_s=ttft,
             total_s=total,
             retrieval_s=self._retrieval_s,
@@ -216,62 +213,6 @@ class _Fusion:
             cost = self.blender.overhead(variant.notes, names[:number])
             worth[variant.stored.key] = 1 / max(0.01, cost or 0.0)
         return worth
-
-    def report(self, passages: Sequence[Passage]) -> Report:
-        fused, layout, prompt = self.fused, self.fused.layout, self.fused.layout.prompt
-        names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
-        layers = self._rows_by_chunk()
-        in_part = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
-        chunks = tuple(
-            self._chunk_report(i, name, [r[i] for r in layers], [r[i] for r in in_part])
-            for i, name in enumerate(names[: len(prompt.chunks)])
-        )
-        recomputed = round(fmean(map(sum, in_part)))
-        return Report(
-            mode=self.blender.mode,
-            parameters=self.blender.parameters,
-            prefix_tokens=len(prompt.prefix),
-            chunk_tokens=sum(map(len, prompt.chunks)),
-            question_tokens=len(prompt.question),
-            reused_tokens=len(layout.reusable) - recomputed,
-            recomputed_tokens=recomputed,
-            charged_budget=fused.charged_budget,
-            bytes_loaded=sum(layer.load_bytes for layer in fused.layers),
-            ttft_s=0.0,
-            total_s=0.0,
-            chunks=chunks,
-            layers=fused.layers,
-            probe_rows=fused.probed,
-            fallbacks=(*self.fallbacks, *self._missed()),
-        )
-
-    def _missed(self) -> list[str]:
-        """One sentence per reason why chunks of this prompt were computed and not loaded."""
-        if self.blender.behind == "nothing":
-            return []
-        misses = list(self.resolved.misses.values())
-        first = {miss.reason: miss for miss in reversed(misses)}
-        count = Counter(miss.reason for miss in misses)
-        return [
-            f"{count[reason]} of {len(self.resolved.keys)} chunks computed, not loaded: {reason}"
-            + (f" ({miss.detail})" if miss.detail else "")
-            for reason, miss in first.items()
-        ]
-
-    def _rows_by_chunk(self) -> list[list[int]]:
-        """Per layer, how many loaded rows of every chunk it computed."""
-        layout, chosen = self.fused.layout, self.fused.chosen
-        chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in chosen]
-        counts = [torch.bincount(c, minlength=len(layout.loaded)) for c in chunks]
-        return [count.tolist() for count in counts]
-
-    def _chunk_report(
-        self, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
-    ) -> ChunkReport:
-        tokens = len(self.fused.layout.prompt.chunks[index])
-        if (miss := self.resolved.misses.get(index)) is not None:
-            return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
-        return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
 
 
 def _make_room(store: ChunkStore, key: ChunkKey) -> None:
