@@ -44,12 +44,12 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "probe": {
         "question alone": "fused:anchors=0",
-        "15 % anchors": "fused:anchors=0.15",
+        "15 % anchors (fused)": "fused",
         "30 % anchors": "fused:anchors=0.3",
-        "everything (fused)": "fused",
-        "everything, first third of the layers": "fused:layers=first",
-        "everything, middle third": "fused:layers=middle",
-        "everything, last third": "fused:layers=last",
+        "everything": "fused:anchors=1",
+        "15 % anchors, first third of the layers": "fused:layers=first",
+        "15 % anchors, middle third": "fused:layers=middle",
+        "15 % anchors, last third": "fused:layers=last",
     },
     "rows per layer": {
         "the same number in all": "fused:taper=0",

@@ -224,7 +224,7 @@ def calibrate(
     contexts = [c for cs in load_all(dataset or [world("prompts.jsonl")]).values() for c in cs]
     with show.progress(err) as told:
         found = rank(settings, contexts, candidates, limit=limit, progress=told)
-    out.print(show.nearness_table(found))
+    out.print(show.nearness_table(found, "nearest to full prefill first"))
 
 
 @app.command()

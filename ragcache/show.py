@@ -115,15 +115,16 @@ def layer_table(report: Report) -> Table:
 def score_tables(figures: Sequence[Figures], title: str) -> Iterator[Table]:
     """What every mode got right; how that differs from one of them, if so asked; what it cost."""
     yield score_table(figures, title)
+    yield nearness_table(figures, "how near to full prefill")
     if figures[0].against is not None:
         yield difference_table(figures)
     yield cost_table(figures)
 
 
 def score_table(figures: Sequence[Figures], title: str) -> Table:
-    """Mode x (exact match by kind, F1, Rouge-L, recovery by kind, KL to full, agreement with it).
+    """Mode x (exact match by kind, F1, Rouge-L), in percent.
 
-    In percent, but KL in nats. A column that no mode has a figure for is left out.
+    A column that no mode has a figure for is left out.
     """
     first = figures[0]
     columns = [
@@ -133,12 +134,6 @@ def score_table(figures: Sequence[Figures], title: str) -> Table:
         ),
         ("F1", [_percent(f.f1) for f in figures]),
         ("Rouge-L", [_percent(f.rouge_l) for f in figures]),
-        *(
-            (f"{kind}\nrecovered", [_percent(f.recovery[kind]) for f in figures])
-            for kind in first.recovery
-        ),
-        ("KL", [_number(f.kl, ".3f") for f in figures]),
-        ("agrees", [_percent(f.agreement) for f in figures]),
     ]
     return _mode_table(figures, columns, title, _resampled(first))
 
@@ -165,15 +160,18 @@ def cost_table(figures: Sequence[Figures]) -> Table:
     return _mode_table(figures, columns, "what it cost")
 
 
-def nearness_table(figures: Sequence[Figures]) -> Table:
-    """Mode x (KL to full prefill's first token, agreement with it, charged share)."""
+def nearness_table(figures: Sequence[Figures], title: str) -> Table:
+    """Mode x (recovery by kind and agreement in percent, KL in nats, charged share)."""
     columns = [
-        ("KL to full", [_number(f.kl, ".4f") for f in figures]),
-        ("agrees", [_percent(f.agreement) for f in figures]),
+        *(
+            (f"{kind}\nrecovered", [_percent(f.recovery[kind]) for f in figures])
+            for kind in figures[0].recovery
+        ),
+        ("first token\nagrees", [_percent(f.agreement) for f in figures]),
+        ("KL", [_number(f.kl, ".4f") for f in figures]),
         ("charged", [f"{f.charged:.1%}" for f in figures]),
     ]
-    asked = sum(figures[0].questions.values())
-    return _mode_table(figures, columns, f"nearest to full prefill, {asked} questions")
+    return _mode_table(figures, columns, title)
 
 
 def _mode_table(
@@ -182,7 +180,8 @@ def _mode_table(
     title: str,
     caption: str | None = None,
 ) -> Table:
-    table = Table("mode", title=title, caption=caption, box=SIMPLE)
+    table = Table(title=title, caption=caption, box=SIMPLE)
+    table.add_column("mode", overflow="fold", min_width=12)
     filled = [(head, cells) for head, cells in columns if any(cells)]
     for head, _ in filled:
         table.add_column(head, justify="right", no_wrap=True)

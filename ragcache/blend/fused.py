@@ -36,7 +36,7 @@ class Fused(Blender):
     attention_power: float = 0.5
     error_power: float = 0.5
     layers: Band = "all"
-    anchors: float = 1.0
+    anchors: float = 0.15
     name: ClassVar[str] = "fused"
 
     def __post_init__(self) -> None:
