@@ -17,17 +17,18 @@ from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
 
 _KINDS = """\
-direct: the fact names its subject. local: a pronoun, its subject named earlier in the chunk.
-split: a pronoun whose subject is named only in the chunk before, so chunks that never saw
-each other (reuse) cannot know it. hop: two facts. overlapping: reuse with every chunk right
-behind the prefix. random: pays what cacheblend pays and chooses blindly. charged: the share of
-chunk tokens computed, mean over layers; a layer that runs in full counts in full.
-More modes: ragcache eval --mode prophet --mode epic --mode ape ...
+direct: the fact names its subject. local: a pronoun, its subject named earlier
+in the chunk. split: a pronoun whose subject is named only in the chunk before,
+so chunks that never saw each other (reuse) cannot know it. hop: two facts.
+random: pays what cacheblend pays and chooses blindly. charged: the share of
+chunk tokens computed, mean over layers; a layer in full counts in full. More
+modes: ragcache eval --mode reuse:positions=overlapping --mode prophet ...
 """
 _ABOUT = """\
-This model ({model}) was trained on a small made-up world of people, companies and towns. It
-knows nothing else: ask it about your documents and it will answer nonsense. For those:
-  ragcache index DOCS --model Qwen/Qwen2.5-0.5B-Instruct     (where a hub is reachable)
+This model ({model}) was trained on a small made-up world of people, companies
+and towns. It knows nothing else: ask it about your documents and it will answer
+nonsense. For those, where a hub is reachable or with a model in a folder:
+  ragcache index DOCS --model Qwen/Qwen2.5-0.5B-Instruct
   ragcache index DOCS --model /path/to/a/model/folder
   ragcache query "..."
 """

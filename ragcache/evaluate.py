@@ -31,7 +31,6 @@ MODES = {
     "full": "full",
     "prefix": "prefix",
     "reuse": "reuse",
-    "overlapping": "reuse:positions=overlapping",
     "random": "random+full_layers=2",
     "cacheblend": "cacheblend",
     "fused": "fused",

@@ -19,6 +19,6 @@ def test_the_demo_runs_in_an_empty_folder(
     out = Console(record=True, width=120, quiet=True)
     demo.run(out, Console(quiet=True), questions=6)
     text = out.export_text()
-    for mode in ("full", "prefix", "reuse", "overlapping", "random", "cacheblend", "fused"):
+    for mode in ("full", "prefix", "reuse", "random", "cacheblend", "fused"):
         assert f" {mode} " in text
     assert "ragcache index DOCS --model" in text

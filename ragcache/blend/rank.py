@@ -90,11 +90,12 @@ class QuestionAttention(Ranking):
         """Whether the question sees each reusable row, by its ``keys`` (kv_heads, reusable, d)."""
         norms = keys.float().norm(dim=2).mean(0).cpu()
         chunk = self.layout.chunk_of
+        counts = torch.bincount(chunk)
+        order = norms.argsort()
+        order = order[chunk[order].argsort(stable=True)]  # chunk by chunk, the smallest first
+        rank = torch.arange(len(chunk)) - (counts.cumsum(0) - counts)[chunk]
         shown = self.layout.place_in_chunk < self.sinks
-        for number in set(chunk.tolist()):
-            rows = (chunk == number).nonzero()[:, 0]
-            count = round(self.anchors * len(rows))
-            shown[rows[norms[rows].topk(count, largest=False).indices]] = True
+        shown[order] |= rank < (self.anchors * counts).round()[chunk]
         return shown
 
 
