@@ -25,6 +25,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,6 +157,7 @@ def encode_header(header: Header) -> bytes:
     return record + _CHECKSUM.pack(xxh3_64_intdigest(record))
 
 
+@lru_cache(maxsize=512)  # every layer of a chunk is read with its header: the same bytes again
 def decode_header(data: bytes) -> Header | Miss:
     """The header in ``data``, or why there is none. Safe on any bytes."""
     if not data or data[: len(MAGIC)] != MAGIC[: len(data)]:
