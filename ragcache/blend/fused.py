@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -58,11 +59,10 @@ class Fused(Blender):
 
 def _tapered(ratio: float, layers: int, taper: float) -> list[float]:
     """A share per layer, none above 1, their mean ``ratio``; a wide ratio tapers less."""
-    left = (1 - torch.arange(layers, dtype=torch.float64) / max(1, layers - 1)) ** taper
-    excess = ratio * (left / left.mean() - 1)
-    most = float(excess.max())
-    shares: list[float] = (ratio + excess * min(1.0, (1 - ratio) / max(most, 1e-9))).tolist()
-    return shares
+    left = [(1 - layer / max(1, layers - 1)) ** taper for layer in range(layers)]
+    excess = [ratio * (weight / fmean(left) - 1) for weight in left]
+    fits = min(1.0, (1 - ratio) / max(*excess, 1e-9))
+    return [ratio + fits * more for more in excess]
 
 
 @dataclass
