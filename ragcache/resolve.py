@@ -114,8 +114,7 @@ def _fitting(
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:
         fits = f"none of its {len(usable)} variants fits its company" if usable else "no variant"
-        exact = store.find(key)  # counts the miss
-        assert isinstance(exact, Miss) or exact.key.digest in unusable
+        exact = store.find(key)  # counts the miss; if it is there, its KV or its notes are damaged
         reason = exact.reason if isinstance(exact, Miss) else "corrupt"
         return Miss(reason, f"{fits}: computed, and kept as one")
     best = min(fitting)[-1]

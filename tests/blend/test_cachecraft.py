@@ -168,6 +168,22 @@ def test_a_variant_that_rots_is_computed_again(cache: RagCache) -> None:
     cache.close()
 
 
+def test_a_variant_whose_notes_rot_is_a_miss(cache: RagCache) -> None:
+    texts = [document.text for document in small.DOCUMENTS]
+    first = cache.ask(QUESTION, mode="cachecraft", chunks=texts)
+    chunk = ChunkKey(cache.engine.fingerprint, cache.engine.template.chunk(texts[1]))
+    [variant] = cache.store.variants(chunk)
+    with cache.store.tables.write() as txn:
+        record = txn.get("variants", variant.stored.key.digest)
+        assert record is not None
+        txn.put("variants", variant.stored.key.digest, record[:-1] + b"!")
+    again = cache.ask(QUESTION, mode="cachecraft", chunks=texts)
+    assert [c.miss for c in again.report.chunks] == [None, "corrupt", None]
+    assert again.tokens == first.tokens
+    assert len(cache.store.variants(chunk)) == 1
+    cache.close()
+
+
 def test_another_models_variants_are_not_served(cache: RagCache) -> None:
     texts = [document.text for document in small.DOCUMENTS]
     cache.ask(QUESTION, mode="cachecraft", chunks=texts)
