@@ -13,7 +13,7 @@ from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.compiled import Compiled
 from ragcache.engine.base import Engine, Prefilled, Step
 from ragcache.errors import ConfigError, StoreError
-from ragcache.precompute import precompute
+from ragcache.precompute import keep, precompute
 from ragcache.resolve import Resolved, chunk_keys, resolve
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
@@ -22,8 +22,6 @@ from ragcache.types import Answer, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +194,7 @@ class _Fusion:
             missed = [self.resolved.keys[i] for i in sorted(self.resolved.misses)]
             notes = self.fused.notes or [None] * len(missed)
             for key, kv, seen in zip(missed, self.fused.captured, notes, strict=True):
-                if seen is not None:
-                    _make_room(store, key)
-                store.put(key, kv, seen)
+                keep(store, key, kv, seen)
         elif self.resolved.misses and not self.given.compiled.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
@@ -213,13 +209,6 @@ class _Fusion:
             cost = self.blender.overhead(variant.notes, names[:number])
             worth[variant.stored.key] = 1 / max(0.01, cost or 0.0)
         return worth
-
-
-def _make_room(store: ChunkStore, key: ChunkKey) -> None:
-    """Drop the variants of a chunk that have been worth least, so that one more may come."""
-    kept = sorted(store.variants(key), key=lambda variant: variant.score)
-    for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
-        store.delete(variant.stored.key)
 
 
 def _check_window(engine: Engine, prompt: Prompt) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError
-from ragcache.types import Tokens
+from ragcache.store.key import ChunkKey
+from ragcache.types import Fingerprint, Tokens
 
 if TYPE_CHECKING:
     from ragcache.engine.base import Engine
@@ -20,6 +21,9 @@ class Compiled:
     mode: str
     behind: Tokens  # computed before the chunk; their rows are dropped
     similar: int = 0  # chunks of the corpus that stand between ``behind`` and the chunk
+
+    def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
+        return ChunkKey(fingerprint, chunk, self.behind, self.mode, tenant)
 
 
 #: name -> what it computes a chunk behind. Variants (``incontext``) come from prompts, see

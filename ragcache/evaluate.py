@@ -159,7 +159,7 @@ def _compare(
                 store,
                 contexts,
                 chosen,
-                compile_mode=settings.compile or "prefix",
+                compile_mode=how.mode,
                 embedder=embedder,
                 max_tokens=max_tokens,
                 progress=partial(told, name),
@@ -201,7 +201,7 @@ def _precompute(
     """Store the prefix, and the context's chunks as ``how`` computes them."""
     template = engine.template
     tokens = [template.chunk(chunk) for chunk in context.chunks]
-    keys = [ChunkKey(engine.fingerprint, ids, how.behind, how.mode) for ids in tokens]
+    keys = [how.key(engine.fingerprint, ids) for ids in tokens]
     company: dict[ChunkKey, Tokens] = {}
     if how.similar:
         near = nearest(embedder or HashEmbedder(), context.chunks, how.similar)

@@ -236,9 +236,7 @@ class RagCache:
     def _keyed(self, document: str) -> list[tuple[ChunkKey, Chunk]]:
         engine, how = self.engine, self.compiled
         chunks = self.catalog.chunks(self.catalog.rows_of(document))
-        tokens = [engine.template.chunk(chunk.text) for chunk in chunks]
-        keys = [ChunkKey(engine.fingerprint, ids, how.behind, how.mode) for ids in tokens]
-        return list(zip(keys, chunks, strict=True))
+        return [(how.key(engine.fingerprint, engine.template.chunk(c.text)), c) for c in chunks]
 
     def _company(self, chunk: Chunk | None) -> Tokens:
         """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""

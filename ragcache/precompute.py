@@ -13,9 +13,10 @@ from ragcache.engine.base import Engine
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.reader import LayerReader
-from ragcache.types import Prompt, Tokens
+from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
 Progress = Callable[[int, int], None]  # done, total
+MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,18 @@ def keep_variants(
         for number, start in zip(chosen, starts, strict=True)
     ]
     for key, kv, notes in zip(keys, fused.captured, fused.notes, strict=True):
-        store.put(key, kv, notes)
+        keep(store, key, kv, notes)
     return keys
+
+
+def keep(store: ChunkStore, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None) -> None:
+    """Put KV that was cut from a prompt. With notes it is a variant: where a chunk has
+    MOST_VARIANTS of them, those that have been worth least make room."""
+    if notes is not None:
+        kept = sorted(store.variants(key), key=lambda variant: variant.score)
+        for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
+            store.delete(variant.stored.key)
+    store.put(key, kv, notes)
 
 
 def _batches(

@@ -81,10 +81,7 @@ def chunk_keys(
 ) -> tuple[ChunkKey, ...]:
     """Keys of the chunks: compiled one by one, or with all that stands before them here."""
     if behind in ("compiled", "nothing"):
-        return tuple(
-            ChunkKey(fingerprint, chunk, compiled.behind, compiled.mode, tenant)
-            for chunk in prompt.chunks
-        )
+        return tuple(compiled.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
     keys, before = [], prompt.prefix
     for chunk in prompt.chunks:
         if behind == "variant":

@@ -69,6 +69,11 @@ class Layout:
         starts = torch.tensor([start for start, _ in self.prompt.spans], dtype=torch.int64)
         return self.reusable - starts[self.chunk_of]
 
+    @property
+    def asking(self) -> slice:
+        """The question's rows among any that are computed: they come last."""
+        return slice(-len(self.prompt.question), None)
+
     @cached_property
     def fresh(self) -> Tensor:
         """Rows computed at every layer whatever the blender says: question and missing parts."""
@@ -184,9 +189,13 @@ class Blender(ABC):
 def check_ratio(ratio: float, name: str = "recompute_ratio") -> None:
     """Raise ConfigError unless ``ratio`` is in [0, 1]."""
     if not (isinstance(ratio, (int, float)) and 0 <= ratio <= 1):
-        raise ConfigError(
-            f"{name} is {ratio}: it is the share of chunk tokens to recompute, from 0 to 1"
-        )
+        raise ConfigError(f"{name} is {ratio}: it is the share of chunk tokens, from 0 to 1")
+
+
+def check_least(value: float, name: str, least: int = 0) -> None:
+    """Raise ConfigError unless ``value`` is ``least`` or more."""
+    if not value >= least:
+        raise ConfigError(f"{name} is {value}: it must be {least} or more")
 
 
 def check_depth(method: str, check_layer: int, layers: int) -> None:

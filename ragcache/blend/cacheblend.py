@@ -8,7 +8,16 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_depth, check_ratio
+from ragcache.blend.base import (
+    Blender,
+    Chosen,
+    KVPair,
+    Layout,
+    Selector,
+    check_depth,
+    check_least,
+    check_ratio,
+)
 from ragcache.blend.rank import Ranking
 from ragcache.errors import ConfigError
 
@@ -42,8 +51,7 @@ class CacheBlend(Blender):
         if self.deviation not in get_args(Deviation):
             known = ", ".join(get_args(Deviation))
             raise ConfigError(f"deviation is {self.deviation!r}: it must be one of {known}")
-        if self.check_layer < 0:
-            raise ConfigError(f"check_layer is {self.check_layer}: it must be 0 or more")
+        check_least(self.check_layer, "check_layer")
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
-from ragcache.errors import ConfigError
+from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector, check_least
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
@@ -39,11 +38,9 @@ class CacheCraft(Blender):
     name: ClassVar[str] = "cachecraft"
 
     def __post_init__(self) -> None:
-        for what in ("alpha", "renew"):
-            if not getattr(self, what) >= 0:
-                raise ConfigError(f"{what} is {getattr(self, what)}: it must be 0 or more")
-        if self.patience < 1:
-            raise ConfigError(f"patience is {self.patience}: it must be 1 or more")
+        check_least(self.alpha, "alpha")
+        check_least(self.renew, "renew")
+        check_least(self.patience, "patience", 1)
 
     @property
     def behind(self) -> Behind:
@@ -118,9 +115,7 @@ class _Focused(Selector):
         return rows[torch.isin(chunk, torch.tensor(sorted(last[0])))]
 
     def _see(self, call: AttentionCall) -> None:
-        end = len(call.rows)
-        asking = slice(end - len(self.layout.prompt.question), end)
-        weights = call.softmax(call.scores(asking)).sum((0, 1)).cpu()
+        weights = call.softmax(call.scores(self.layout.asking)).sum((0, 1)).cpu()
         spans = self.layout.prompt.spans
         self._attention += torch.stack([weights[a:b].sum() for a, b in spans])
         self._leading.append(leading(self._attention))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Blender, Chosen, Layout, Selector
-from ragcache.errors import ConfigError
+from ragcache.blend.base import Blender, Chosen, Layout, Selector, check_least
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,7 @@ class Epic(Blender):
     name: ClassVar[str] = "epic"
 
     def __post_init__(self) -> None:
-        if self.first_tokens < 0:
-            raise ConfigError(f"first_tokens is {self.first_tokens}: it must be 0 or more")
+        check_least(self.first_tokens, "first_tokens")
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         chosen = (layout.place_in_chunk < self.first_tokens) & (layout.chunk_of > 0)

@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, KVPair, Layout, Selector, check_ratio
+from ragcache.blend.base import Blender, KVPair, Layout, Selector, check_least, check_ratio
 from ragcache.blend.cacheblend import deviation
 from ragcache.blend.rank import Band, QuestionAttention, band, mean
-from ragcache.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Fused(Blender):
         for what in ("recompute_ratio", "anchors"):
             check_ratio(getattr(self, what), what)
         for what in ("taper", "attention_power", "error_power"):
-            if getattr(self, what) < 0:
-                raise ConfigError(f"{what} is {getattr(self, what)}: it must be 0 or more")
+            check_least(getattr(self, what), what)
         band(self.layers, 1)
 
     def selector(self, layout: Layout, layers: int) -> Selector:

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Chosen, KVPair, Layout, Selector, check_depth, check_ratio
+from ragcache.blend.base import (
+    Blender,
+    Chosen,
+    KVPair,
+    Layout,
+    Selector,
+    check_depth,
+    check_least,
+    check_ratio,
+)
 from ragcache.blend.rank import Ranking
-from ragcache.errors import ConfigError
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
@@ -35,8 +43,7 @@ class KVShare(Blender):
 
     def __post_init__(self) -> None:
         check_ratio(self.recompute_ratio)
-        if self.check_layer < 0:
-            raise ConfigError(f"check_layer is {self.check_layer}: it must be 0 or more")
+        check_least(self.check_layer, "check_layer")
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)

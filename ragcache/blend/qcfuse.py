@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Blender, Layout, Selector, check_ratio
+from ragcache.blend.base import Blender, Layout, Selector, check_least, check_ratio
 from ragcache.blend.rank import QuestionAttention, mean
-from ragcache.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,8 @@ class QCFuse(Blender):
     def __post_init__(self) -> None:
         check_ratio(self.recompute_ratio)
         check_ratio(self.anchors, "anchors")
-        if self.sinks < 0:
-            raise ConfigError(f"sinks is {self.sinks}: it must be 0 or more")
-        if self.critical_layers < 1:
-            raise ConfigError(f"critical_layers is {self.critical_layers}: it must be 1 or more")
+        check_least(self.sinks, "sinks")
+        check_least(self.critical_layers, "critical_layers", 1)
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         count = int(self.recompute_ratio * len(layout.reusable))

@@ -74,16 +74,18 @@ class QuestionAttention(Ranking):
         return self.best(self.layout.reusable, self.scores, self.count)
 
     def _see(self, call: AttentionCall) -> Tensor | None:
-        questions = len(self.layout.prompt.question)
-        reusable = self.layout.reusable.to(call.keys.device)
+        everything, asking = self.anchors == 1, self.layout.asking
+        if everything and call.layer not in self.layers:
+            return None
+        scores = call.scores(asking if everything else slice(None))
+        reusable = self.layout.reusable.to(scores.device)
         if call.layer in self.layers:
-            weights = call.softmax(call.scores(slice(len(call.rows) - questions, None)))
+            weights = call.softmax(scores[:, asking])
             self.scores += self.reduce(weights.index_select(2, reusable)).cpu()
-        if self.anchors == 1:
+        if everything:
             return None  # the model's own attention
-        scores = call.scores()
         hidden = reusable[~self._shown(call.keys.index_select(1, reusable)).to(reusable.device)]
-        scores[:, -questions:].index_fill_(2, hidden, float("-inf"))
+        scores[:, asking].index_fill_(2, hidden, float("-inf"))
         return call.attend(call.softmax(scores))
 
     def _shown(self, keys: Tensor) -> Tensor:
