@@ -2,13 +2,12 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from examples.train_tiny import lexicon
 from examples.train_tiny.batch import collate
@@ -145,14 +144,33 @@ def test_parts_concatenate_exactly(tokenizer: Tokenizer) -> None:
 
 def test_training_reduces_the_loss_and_stays_finite(tokenizer: Tokenizer, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    options = Options(tmp_path, steps=12, tokens=600, warmup=1)
-    trainer = Trainer(options, tokenizer, SMALL)
+    trainer = Trainer(Options(tmp_path, tokens=600, warmup=1), tokenizer, SMALL)
     losses = []
     for _ in range(8):
-        trainer.train_step(0.0)
+        trainer.train_step()
         losses.append(trainer.loss)
     assert losses[-1] < losses[0]
     assert all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters())
+
+
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    options = Options(tmp_path, steps=6, tokens=600, final=0.5)
+    ended = Trainer(options, tokenizer, SMALL)
+    for step in range(6):
+        if step == 2:
+            ended.save()
+        ended.train_step()
+    resumed = Trainer(options, tokenizer, SMALL)
+    assert resumed.step == 2
+    resumed.run()
+    assert (resumed.step, resumed.tokens, resumed.running) == (6, ended.tokens, ended.running)
+    for name, tensor in ended.tensors().items():
+        torch.testing.assert_close(resumed.tensors()[name], tensor, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="other options"):
+        Trainer(replace(options, seed=1), tokenizer, SMALL)
 
 
 def test_isolated_batches_drop_what_they_cannot_answer(tokenizer: Tokenizer) -> None:
@@ -169,9 +187,8 @@ def reader(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Re
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     config = TinyConfig(width=32, layers=4, hidden=32)
-    weights: dict[str, Tensor] = TinyLlama(config).state_dict()
-    save_file(weights, folder / "checkpoint.safetensors")
-    export(folder / "checkpoint.safetensors", folder)
+    Trainer(Options(folder), tokenizer, config).save()
+    export(folder, folder)
     return Reader(load_exported(folder), tokenizer)
 
 

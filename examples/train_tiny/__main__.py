@@ -1,6 +1,6 @@
 """Make the bundled model: tokenizer, frozen prompts, training, export, figures.
 
-python -m examples.train_tiny --minutes 55 --processes 2
+python -m examples.train_tiny --folder build/tiny --processes 2
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
         spawn(work, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
     else:
         work(0, options, config, 1, 0)
-    export(options.folder / "checkpoint.safetensors", options.folder)
+    export(options.folder, options.folder)
     figures.show(options.folder, "prompts.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Turn a checkpoint into a folder that `LlamaForCausalLM.from_pretrained` reads."""
+"""Turn what a run has saved into a folder that `LlamaForCausalLM.from_pretrained` reads."""
 
 import argparse
 import json
@@ -67,9 +67,13 @@ def llama_config(config: TinyConfig) -> dict[str, object]:
     }
 
 
-def export(checkpoint: Path, folder: Path) -> None:
-    """Write config.json, generation_config.json and model.safetensors (bfloat16)."""
-    weights = load_file(checkpoint)
+def export(run: Path, folder: Path) -> None:
+    """Write config.json, generation_config.json and model.safetensors (bfloat16).
+
+    ``run`` is the folder of a run, see ``Trainer.save``.
+    """
+    saved = load_file(run / json.loads((run / "run.json").read_text())["weights"])
+    weights = {k[len("model.") :]: v for k, v in saved.items() if k.startswith("model.")}
     renamed = {f"model.{k}": v.to(torch.bfloat16).contiguous() for k, v in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "model.safetensors.part"
@@ -92,12 +96,10 @@ def export(checkpoint: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, default=Path("build/tiny/checkpoint.safetensors")
-    )
+    parser.add_argument("--run", type=Path, default=Path("build/tiny"))
     parser.add_argument("--folder", type=Path, default=Path("ragcache/models/tiny"))
     given = parser.parse_args()
-    export(given.checkpoint, given.folder)
+    export(given.run, given.folder)
 
 
 if __name__ == "__main__":

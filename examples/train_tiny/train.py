@@ -1,20 +1,23 @@
-"""Train the model from scratch, with as many data-parallel processes as asked for."""
+"""Train the model from scratch, with as many data-parallel processes as asked for.
 
+A run that is killed goes on from its last save, a few minutes back, when it is started again.
+"""
+
+import json
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from .batch import Batch, collate
 from .evaluate import accuracy, rows_of
-from .export import load_exported
 from .guide import Seen, guidance
 from .model import TinyConfig, TinyLlama
 from .optim import Muon
@@ -55,10 +58,9 @@ CHECKS = {
 @dataclass(frozen=True, slots=True)
 class Options:
     folder: Path
-    minutes: float = 55.0  # the schedule follows the clock, or
-    steps: int = 0  # where this is set, the steps
+    steps: int = 4000
     seed: int = 0
-    tokens: int = 2700  # per step and process; 0.4 of it in the first three levels
+    tokens: int = 5400  # per step, all processes together; 0.4 of it in the first three levels
     matrix_rate: float = 0.01  # Muon's learning rate
     other_rate: float = 0.003  # AdamW's, for embedding and norms
     warmup: int = 30  # steps
@@ -70,10 +72,9 @@ class Options:
     language: float = 0.05  # weight of next-token loss on the text itself
     advance: float = 0.8  # accuracy that moves the curriculum on
     patience: int = 20  # steps between two moves, at least
-    report_minutes: float = 5.0
+    save_minutes: float = 5.0
     link: float = 0.7  # share of town and company values that name another document
-    alike: float = 0.0  # share of prompts most of whose names end alike
-    start: str = ""  # folder of an exported model to go on from, with `--final 0 --guide 0`
+    alike: float = 0.4  # share of prompts of four and more documents most of whose names end alike
     device: str = "cpu"
 
 
@@ -93,22 +94,18 @@ class Trainer:
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
         self.model = TinyLlama(config).to(self.device)
-        if options.start:
-            self.model.load_state_dict(load_exported(Path(options.start)).state_dict())
         named = list(self.model.named_parameters())
         self.matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed")]
         self.others = [p for n, p in named if p.ndim != 2 or n.startswith("embed")]
         self.restart()
-        torch.manual_seed(options.seed * 1000 + 1 + rank)
-        self.rng = random.Random(options.seed * 1000 + 1 + rank)
-        self.shared_rng = random.Random(options.seed * 1000 + 999)
         self.world = World("train")
-        self.level = len(LEVELS) - 1 if options.start else 0
-        self.moved, self.step, self.tokens = 0, 0, 0
+        self.level, self.moved, self.step, self.tokens = 0, 0, 0, 0
         self.final_step = -1  # the first step of FINAL
         self.running: dict[str, float] = {}  # moving average of accuracy per kind
         self.loss, self.guide_loss = 0.0, 0.0
-        self.started = time.monotonic()
+        self.seconds = 0.0  # spent on this run before it was started last
+        self.resume()
+        self.started = time.monotonic() - self.seconds
 
     def restart(self) -> None:
         """Fresh optimisers: at the start, and where the final part begins."""
@@ -116,21 +113,21 @@ class Trainer:
         self.adam = torch.optim.AdamW(self.others, betas=(0.9, 0.98), weight_decay=0.0)
 
     def run(self) -> None:
-        """Train to the end of the budget; process 0 reports, checks and saves."""
-        reported = checked = time.monotonic()
-        while (progress := self.progress()) < 1:
-            self.train_step(progress)
+        """Train to the last step; process 0 reports, checks and saves."""
+        reported = saved = time.monotonic()
+        while self.step < self.options.steps:
+            self.train_step()
             now = time.monotonic()
             if self.rank == 0 and now - reported > 20:
                 reported = now
-                self.report(progress)
-            if self.rank == 0 and now - checked > self.options.report_minutes * 60:
-                checked = now
+                self.report()
+            if self.rank == 0 and now - saved > self.options.save_minutes * 60:
+                saved = now
                 self.save()
                 self.check()
         if self.rank == 0:
             self.save()
-            self.report(1.0)
+            self.report()
             self.check()
 
     def agree(self, value: float) -> float:
@@ -141,14 +138,13 @@ class Trainer:
         dist.broadcast(shared, 0)
         return float(shared)
 
+    @property
     def progress(self) -> float:
         """Share of the run that is over."""
-        if self.options.steps:
-            return self.step / self.options.steps
-        return self.agree((time.monotonic() - self.started) / 60 / self.options.minutes)
+        return self.step / self.options.steps
 
-    def train_step(self, progress: float) -> None:
-        options = self.options
+    def train_step(self) -> None:
+        options, progress = self.options, self.progress
         fade = (options.guide_end - progress) / (options.guide_end - options.guide_full)
         guide = options.guide * min(1.0, max(0.0, fade))
         if progress >= options.final and self.final_step < 0:
@@ -171,18 +167,24 @@ class Trainer:
         self.advance()
 
     def batch(self) -> Batch:
-        """About `tokens` tokens of prompts of the current level, equally big in every process."""
-        final = self.final_step >= 0
-        level = self.shared_rng.choice(FINAL) if final else LEVELS[self.level]
-        count = self.shared_rng.randint(*level.shape.documents)
-        isolated = self.shared_rng.random() < self.options.isolated
-        shape = replace(level.shape, documents=(count, count), link=self.options.link)
-        shape = replace(shape, alike=self.options.alike)
-        tokens = self.options.tokens * (0.4 if self.level < 3 else 1.0)
-        prompts = [self.world.prompt(self.rng, shape, level.questions)]
+        """This process's share of about `tokens` tokens of prompts of the current level.
+
+        What is drawn depends on seed, step and process alone, so that a run can go on.
+        """
+        options = self.options
+        shared = random.Random(f"{options.seed} {self.step}")
+        rng = random.Random(f"{options.seed} {self.step} {self.rank}")
+        torch.manual_seed(rng.getrandbits(63))
+        level = shared.choice(FINAL) if self.final_step >= 0 else LEVELS[self.level]
+        count = shared.randint(*level.shape.documents)
+        isolated = shared.random() < options.isolated
+        alike = options.alike if count >= 4 else 0.0
+        shape = replace(level.shape, documents=(count, count), link=options.link, alike=alike)
+        tokens = options.tokens / self.processes * (0.4 if self.level < 3 else 1.0)
+        prompts = [self.world.prompt(rng, shape, level.questions)]
         length = sum(len(c) for c in prompts[0].chunks) / 4.4 + 18 * len(prompts[0].questions) + 12
         for _ in range(max(1, min(96, round(tokens / length))) - 1):
-            prompts.append(self.world.prompt(self.rng, shape, level.questions))
+            prompts.append(self.world.prompt(rng, shape, level.questions))
         return collate(self.tokenizer, prompts, isolated).to(self.device)
 
     def losses(self, batch: Batch, guide: float) -> Tensor:
@@ -234,11 +236,11 @@ class Trainer:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def report(self, progress: float) -> None:
+    def report(self) -> None:
         minutes = (time.monotonic() - self.started) / 60
         kinds = " ".join(f"{k}={v:.2f}" for k, v in sorted(self.running.items()))
         print(
-            f"{minutes:6.2f} min {progress:.3f} step {self.step} level {self.level + 1} "
+            f"{minutes:6.2f} min {self.progress:.3f} step {self.step} level {self.level + 1} "
             f"{self.tokens / 1e6:.2f}M tokens, {self.tokens / minutes / 60:.0f}/s "
             f"loss {self.loss:.3f} guide {self.guide_loss:.2f} {kinds}",
             flush=True,
@@ -253,8 +255,61 @@ class Trainer:
         self.model.train()
 
     def save(self) -> None:
-        self.options.folder.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        part = self.options.folder / "checkpoint.part"
-        save_file(weights, part)
-        part.replace(self.options.folder / "checkpoint.safetensors")
+        """All that the run needs to go on, in two files; the second one names the first."""
+        folder, options = self.options.folder, asdict(self.options) | {"folder": ""}
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        counts["seconds"] = time.monotonic() - self.started
+        weights = folder / f"step{self.step}.safetensors"
+        save_file({k: v.detach().cpu().clone() for k, v in self.tensors().items()}, weights)
+        part = folder / "run.part"
+        part.write_text(json.dumps({"options": options, "weights": weights.name, **counts}))
+        part.replace(folder / "run.json")
+        for old in folder.glob("step*.safetensors"):
+            if old != weights:
+                old.unlink()
+
+    def resume(self) -> None:
+        """Go on where `save` was called last in this folder. ValueError for other options."""
+        saved = self.options.folder / "run.json"
+        if not saved.exists():
+            return
+        state = json.loads(saved.read_text())
+        if state["options"] != asdict(self.options) | {"folder": ""}:
+            raise ValueError(f"{saved} is of a run with other options: give another --folder")
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        loaded = load_file(self.options.folder / state["weights"])
+        with torch.no_grad():
+            for parameter in self.others:  # AdamW makes its state with the first step
+                self.adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+            for name, tensor in self.tensors().items():
+                tensor.copy_(loaded[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and the optimisers' state, by name."""
+        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for shape, momentum in self.muon.momenta.items():
+            found["muon." + "x".join(map(str, shape))] = momentum
+        for number, parameter in enumerate(self.others):
+            for name, tensor in self.adam.state[parameter].items():
+                found[f"adam.{number}.{name}"] = tensor
+        return found
+
+
+#: What of a Trainer is neither tensor nor option, and is kept by `save`.
+_COUNTS = (
+    "step",
+    "level",
+    "moved",
+    "tokens",
+    "final_step",
+    "running",
+    "loss",
+    "guide_loss",
+    "seconds",
+)
