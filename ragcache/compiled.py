@@ -22,6 +22,10 @@ class Compiled:
     behind: Tokens  # computed before the chunk; their rows are dropped
     similar: int = 0  # chunks of the corpus that stand between ``behind`` and the chunk
 
+    def exact(self, prefix: Tokens) -> bool:
+        """Whether a chunk's KV is what full prefill gives right behind ``prefix``."""
+        return self.behind == prefix and not self.similar
+
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
         return ChunkKey(fingerprint, chunk, self.behind, self.mode, tenant)
 

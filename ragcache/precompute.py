@@ -10,6 +10,7 @@ from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import fuse
 from ragcache.engine.base import Engine
+from ragcache.sensitivity import measured
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.reader import LayerReader
@@ -39,7 +40,7 @@ def precompute(
     batch_tokens: int = 2048,
     progress: Progress | None = None,
 ) -> Precomputed:
-    """Encode and store every chunk of ``keys`` that is not stored.
+    """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity.
 
     ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
     enriched), which its key does not name.
@@ -54,7 +55,7 @@ def precompute(
         progress(0, len(missing))
     for behind, batch in _batches(missing, company, batch_tokens):
         encoded = engine.encode([key.tokens for key in batch], behind=behind)
-        for key, kv in zip(batch, encoded, strict=True):
+        for key, kv in zip(batch, measured(engine, encoded, behind), strict=True):
             store.put(key, kv)
             tokens += len(key.tokens)
         done += len(batch)

@@ -65,6 +65,7 @@ def resolve(
         positions(prompt, blender.placement),
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
+        _sensitivities(records, compiled.exact(prompt.prefix)),
     )
     return Resolved(
         layout,
@@ -117,6 +118,16 @@ def _fitting(
     best = min(fitting)[-1]
     found = store.find(best.stored.key)
     return found if isinstance(found, Miss) else best
+
+
+def _sensitivities(
+    records: Sequence[Stored | Miss], first_exact: bool
+) -> tuple[tuple[float, ...], ...]:
+    """Per chunk; nothing in the first one changes where it stands as it was computed."""
+    found = [record.sensitivity if isinstance(record, Stored) else () for record in records]
+    if found and first_exact:
+        found[0] = (0.0,) * len(found[0])
+    return tuple(found)
 
 
 def _until_first_miss(

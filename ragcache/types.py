@@ -112,6 +112,7 @@ class ChunkKV:
     tokens: Tokens
     keys: tuple[Tensor, ...]  # per layer, (kv_heads, len(tokens), head_dim), RoPE not applied
     values: tuple[Tensor, ...]  # same shape
+    sensitivity: tuple[float, ...] = ()  # per token, a float32; nothing where it was not measured
 
     def __post_init__(self) -> None:
         if len(self.keys) != len(self.values) or not self.keys:
@@ -121,6 +122,8 @@ class ChunkKV:
             raise ValueError("all layers of a ChunkKV must have one shape")
         if shape[1] != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens but KV of {shape[1]}")
+        if len(self.sensitivity) not in (0, len(self.tokens)):
+            raise ValueError(f"{len(self.tokens)} tokens, sensitivity of {len(self.sensitivity)}")
 
     @property
     def spec(self) -> KVSpec:

@@ -23,7 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"cli", "demo", "show", "plot", "api", "langchain", "__main__"},
     {"pipeline", "calibrate", "evaluate", "scores", "metrics", "bootstrap", "dataset"},
-    {"answer", "account", "resolve", "precompute", "compiled"},
+    {"answer", "account", "resolve", "precompute", "sensitivity", "compiled"},
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},
     {"types", "errors"},

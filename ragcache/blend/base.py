@@ -43,6 +43,7 @@ class Layout:
     positions: tuple[int, ...]  # of every row
     notes: tuple[ChunkNotes | None, ...] = ()  # per chunk, where variants are loaded
     names: tuple[bytes, ...] = ()  # per chunk, a digest of its tokens: what notes call it
+    sensitivities: tuple[tuple[float, ...], ...] = ()  # per chunk and token, where it is stored
 
     @cached_property
     def reusable(self) -> Tensor:
@@ -68,6 +69,19 @@ class Layout:
 
         starts = torch.tensor([start for start, _ in self.prompt.spans], dtype=torch.int64)
         return self.reusable - starts[self.chunk_of]
+
+    @cached_property
+    def sensitivity(self) -> Tensor:
+        """Of every row in ``reusable``, float32; infinite where a chunk is stored without it."""
+        import torch
+
+        stored = self.sensitivities or ((),) * len(self.loaded)
+        parts = [
+            torch.tensor(known) if known else torch.full((len(chunk),), float("inf"))
+            for chunk, known, here in zip(self.prompt.chunks, stored, self.loaded, strict=True)
+            if here
+        ]
+        return torch.cat(parts) if parts else torch.empty(0)
 
     @property
     def asking(self) -> slice:

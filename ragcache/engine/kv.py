@@ -35,6 +35,11 @@ class PlacedKV(Cache):
         assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
         self.start, self.length = self.length, self.length + tokens
 
+    def repeat(self, batch: int) -> None:
+        """Go on with ``batch`` prompts that begin alike, where one was computed."""
+        for buffers in (self._keys, self._values):
+            buffers[:] = [t if t is None else t.repeat(batch, 1, 1, 1) for t in buffers]
+
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
         """The layer's keys and values, each (batch, kv_heads, capacity, head_dim)."""
         keys, values = self._keys[layer], self._values[layer]

@@ -98,16 +98,19 @@ class TransformersEngine(Engine):
             raise PromptError("a chunk has no tokens: leave it out")
         width = max(map(len, chunks))
         self._check_length(len(behind) + width, "a chunk behind its prefix")
+        start, dtype, kv = len(behind), self.model.dtype, None
+        if behind:  # once for all chunks
+            _, kv = self._forward([list(behind)], None, range(start), room=width)
+            kv.repeat(len(chunks))
         # Padding stands on the right, where a causal model's earlier rows cannot see it.
-        rows = [[*behind, *chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
+        rows = [[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
         capture = Capture()
-        self._forward(rows, capture, range(len(rows[0])), room=0)
-        dtype, start = self.model.dtype, len(behind)
+        self._forward(rows, capture, range(start, start + width), 0, kv=kv)
         return [
             ChunkKV(
                 chunk,
-                tuple(on_host(k[i, :, start : start + len(chunk)], dtype) for k in capture.keys),
-                tuple(on_host(v[i, :, start : start + len(chunk)], dtype) for v in capture.values),
+                tuple(on_host(k[i, :, : len(chunk)], dtype) for k in capture.keys),
+                tuple(on_host(v[i, :, : len(chunk)], dtype) for v in capture.values),
             )
             for i, chunk in enumerate(chunks)
         ]

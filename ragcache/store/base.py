@@ -31,6 +31,7 @@ class Stored:
     key: ChunkKey
     spec: KVSpec
     tokens: int
+    sensitivity: tuple[float, ...] = ()  # as put with the chunk
 
     @property
     def layer_bytes(self) -> int:
@@ -190,7 +191,8 @@ class ChunkStore(ABC):
             if error.reason is None:
                 raise
             return Miss(cast("MissReason", error.reason), str(error))
-        return ChunkKV(key.tokens, tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+        keys, values = zip(*pairs, strict=True)
+        return ChunkKV(key.tokens, keys, values, found.sensitivity)
 
     def __enter__(self) -> Self:
         return self

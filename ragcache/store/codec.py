@@ -8,6 +8,7 @@ header             ``RAGCHUNK``, version u32, bytes of the whole header u32
                    layers, kv_heads, head_dim, tokens, u32 each
 (strings)          dtype, codec, mode, tenant, printable fingerprint: length u32, UTF-8
 (tokens)           token ids, u32 each
+(sensitivity)      how many follow, u32: none or as many as tokens; float32 each
 (payload table)    per layer: length u64, checksum u64
 (trailer)          xxh3-64 of everything before, u64
 -----------------  --------------------------------------------------------------------
@@ -22,6 +23,7 @@ a damaged one (corrupt).
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from ragcache.store.base import Miss
+from ragcache.store.base import Miss, Stored
 from ragcache.types import KVSpec, Tokens
 
 if TYPE_CHECKING:
@@ -76,10 +78,11 @@ class Header:
     spec: KVSpec
     tokens: Tokens
     payloads: tuple[tuple[int, int], ...]
+    sensitivity: tuple[float, ...] = ()
     codec: str = CODEC
 
     @classmethod
-    def of(cls, key: ChunkKey, spec: KVSpec, payloads: Sequence[tuple[int, int]]) -> Header:
+    def of(cls, key: ChunkKey, kv: ChunkKV, payloads: Sequence[tuple[int, int]]) -> Header:
         return cls(
             key=key.digest,
             fingerprint=key.fingerprint.digest,
@@ -87,10 +90,15 @@ class Header:
             name=str(key.fingerprint),
             tenant=key.tenant,
             mode=key.mode,
-            spec=spec,
+            spec=kv.spec,
             tokens=key.tokens,
             payloads=tuple(payloads),
+            sensitivity=kv.sensitivity,
         )
+
+    def stored(self, key: ChunkKey) -> Stored:
+        """What a store has found under ``key``."""
+        return Stored(key, self.spec, len(self.tokens), self.sensitivity)
 
     @property
     def payload_bytes(self) -> int:
@@ -127,6 +135,8 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
         raise ValueError("only KV under a variant_key has notes")
     if notes is not None and len(notes.per_token) != len(kv.tokens):
         raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")
+    if not all(map(math.isfinite, kv.sensitivity)):
+        raise ValueError("a token's sensitivity is not finite")
     if len(kv.keys) > 0xFFFF:
         raise ValueError(f"{len(kv.keys)} layers: a chunk record has at most 65535")
 
@@ -150,8 +160,10 @@ def encode_header(header: Header) -> bytes:
         )
     )
     tokens = struct.pack(f"<{len(header.tokens)}I", *header.tokens)
+    count = len(header.sensitivity)
+    sensitivity = _LENGTH.pack(count) + struct.pack(f"<{count}f", *header.sensitivity)
     table = b"".join(_PAYLOAD.pack(*payload) for payload in header.payloads)
-    body = fixed + strings + tokens + table
+    body = fixed + strings + tokens + sensitivity + table
     size = _PREAMBLE.size + len(body) + _CHECKSUM.size
     record = _PREAMBLE.pack(MAGIC, VERSION, size) + body
     return record + _CHECKSUM.pack(xxh3_64_intdigest(record))
@@ -193,10 +205,16 @@ def _parse(body: bytes) -> Header:
     dtype, codec, mode, tenant, name = strings
     tokens = struct.unpack(f"<{count}I", _slice(body, at, 4 * count))
     at += 4 * count
+    (known,) = _LENGTH.unpack_from(body, at)
+    at += _LENGTH.size
+    sensitivity = struct.unpack(f"<{known}f", _slice(body, at, 4 * known))
+    at += 4 * known
     table = _slice(body, at, _PAYLOAD.size * layers)
     payloads = tuple((length, checksum) for length, checksum in _PAYLOAD.iter_unpack(table))
     if at + len(table) != len(body):
         raise ValueError("bytes left over")
+    if known not in (0, count) or not all(map(math.isfinite, sensitivity)):
+        raise ValueError("a sensitivity that is none")
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}")
     spec = KVSpec(layers, heads, dim, dtype)
@@ -204,7 +222,19 @@ def _parse(body: bytes) -> Header:
         raise ValueError("a dimension of 0")
     if codec == CODEC and any(length != spec.layer_bytes(count) for length, _ in payloads):
         raise ValueError("payload lengths differ from the shape")
-    return Header(key, fingerprint, content, name, tenant, mode, spec, tokens, payloads, codec)
+    return Header(
+        key=key,
+        fingerprint=fingerprint,
+        content=content,
+        name=name,
+        tenant=tenant,
+        mode=mode,
+        spec=spec,
+        tokens=tokens,
+        payloads=payloads,
+        sensitivity=sensitivity,
+        codec=codec,
+    )
 
 
 def _slice(body: bytes, at: int, length: int) -> bytes:

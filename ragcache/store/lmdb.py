@@ -76,7 +76,7 @@ class LmdbStore(ChunkStore):
             for layer, (raw, checksum) in enumerate(encode_layers(key, kv)):
                 txn.put("layers", _layer_key(key.digest, layer), raw)
                 payloads.append((len(raw), checksum))
-            header = Header.of(key, kv.spec, payloads)
+            header = Header.of(key, kv, payloads)
             txn.put("headers", key.digest, encode_header(header))
             account(txn, header, 1)
             if notes is not None:
@@ -93,7 +93,7 @@ class LmdbStore(ChunkStore):
             header = _find(txn, key)
         if isinstance(header, Miss):
             return self._tally.count(header)
-        return self._tally.count(Stored(key, header.spec, len(header.tokens)))
+        return self._tally.count(header.stored(key))
 
     def has(self, key: ChunkKey) -> bool:
         with self.tables.read() as txn:
@@ -220,7 +220,8 @@ def _chunk(txn: Transaction, header: Header) -> ChunkKV | Miss:
         if isinstance(pair, Miss):
             return pair
         pairs.append(pair)
-    return ChunkKV(header.tokens, tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+    keys, values = zip(*pairs, strict=True)
+    return ChunkKV(header.tokens, keys, values, header.sensitivity)
 
 
 def _damage(txn: Transaction, digest: bytes) -> Miss | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
@@ -47,7 +48,7 @@ class MemoryStore(ChunkStore):
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         self._check_open()
         check_kv(key, kv, notes)
-        copy = ChunkKV(kv.tokens, tuple(map(_clone, kv.keys)), tuple(map(_clone, kv.values)))
+        copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
         with self._lock:
             self._chunks[key.digest] = (key, copy)
             self._notes.pop(key.digest, None)
@@ -78,7 +79,7 @@ class MemoryStore(ChunkStore):
         with self._lock:
             noted = [(*self._chunks[digest], *notes) for digest, notes in self._notes.items()]
         found = [
-            Variant(Stored(mine, kv.spec, len(kv.tokens)), notes, score)
+            Variant(_stored(mine, kv), notes, score)
             for mine, kv, notes, score in noted
             if mine.fingerprint == key.fingerprint and mine.content == key.content
         ]
@@ -127,7 +128,7 @@ class MemoryStore(ChunkStore):
     def _find(self, key: ChunkKey) -> Stored | Miss:
         with self._lock:
             _, kv = self._chunks.get(key.digest, (key, None))
-        return self._absent(key) if kv is None else Stored(key, kv.spec, len(kv.tokens))
+        return self._absent(key) if kv is None else _stored(key, kv)
 
     def _absent(self, key: ChunkKey) -> Miss:
         with self._lock:
@@ -140,6 +141,10 @@ class MemoryStore(ChunkStore):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
+
+
+def _stored(key: ChunkKey, kv: ChunkKV) -> Stored:
+    return Stored(key, kv.spec, len(kv.tokens), kv.sensitivity)
 
 
 def _clone(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
-from ragcache.store.base import Stored, Variant
+from ragcache.store.base import Variant
 from ragcache.store.codec import Header, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.store.sealed import as_json, get_sealed, put_sealed
@@ -35,7 +35,7 @@ def find(txn: Transaction, key: ChunkKey) -> list[Variant]:
             continue
         mine = ChunkKey(key.fingerprint, key.tokens, (), header.mode, key.tenant)
         if header.foreign(mine) is None and len(read[0].per_token) == len(key.tokens):
-            found.append(Variant(Stored(mine, header.spec, len(key.tokens)), *read))
+            found.append(Variant(header.stored(mine), *read))
     return found
 
 

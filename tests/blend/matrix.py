@@ -27,7 +27,6 @@ AT_ZERO: list[Blender] = [
     InfoFlow(0.0),
     QCFuse(0.0),
     Fused(0.0),
-    Fused(0.0, taper=0),
     Epic(0),
 ]
 
@@ -47,7 +46,6 @@ AT_ONE: list[Blender] = [
     Epic(512),
     CacheCraft(alpha=2, focus=False),
     Fused(1.0),
-    Fused(1.0, layers="middle", anchors=0.3),
     blender("random+full_layers=2", 1.0),
     blender("cacheblend:gradual=true+windows=4+successors+first=2+full_layers=3", 1.0),
 ]
@@ -71,8 +69,7 @@ PARTIAL: list[Blender] = [
     CacheCraft(alpha=0.6, patience=1),
     APE(),
     Fused(0.3),
-    Fused(0.3, taper=0, error_power=0),
-    Fused(0.3, taper=0.5, anchors=0.3),
+    blender("fused+windows=3+successors=2", 0.3),
     blender("random+full_layers=2", 0.3),
     blender("prophet+windows=4+successors+first=2", 0.3),
     blender("cacheblend:gradual=true+windows=4+full_layers=3", 0.3),

@@ -19,6 +19,7 @@ CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(
 QUESTION: Tokens = (100, 101, 102, 103)
 STRANGER: Tokens = tuple(range(200, 214))
 PROMPT = Prompt(PREFIX, CHUNKS, QUESTION)
+SENSITIVITIES = tuple(tuple(token * 37 % 101 / 8 for token in chunk) for chunk in CHUNKS)
 
 
 class Held:
@@ -75,7 +76,8 @@ def run(
     parts = [prefix] * stored + [c for c, here in zip(chunks, loaded, strict=True) if here]
     place = positions(prompt, blender.placement)
     names = tuple(map(digest_tokens, prompt.chunks))
-    layout = Layout(prompt, loaded, stored, place, tuple(notes), names)
+    sensitive = SENSITIVITIES if prompt == PROMPT else ()
+    layout = Layout(prompt, loaded, stored, place, tuple(notes), names, sensitive)
     return fuse(engine, blender, layout, Held(parts), room=room)
 
 

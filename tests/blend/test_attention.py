@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ragcache.blend.ape import APE
 from ragcache.blend.base import Blender, Layout, positions
-from ragcache.blend.cacheblend import deviation
 from ragcache.blend.cachecraft import CacheCraft
-from ragcache.blend.fused import Fused
 from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prophet import Prophet
@@ -122,23 +120,6 @@ def test_kvshare_takes_attention_received_times_error(engine: TransformersEngine
     assert torch.equal(fused.chosen[2], best(received * error, 0.3))
 
 
-def test_fused_takes_attention_then_attention_times_error(engine: TransformersEngine) -> None:
-    attention = stale_attention(engine)[..., REUSABLE].mean((0, 1, 2))
-    fused = scene.run(engine, Fused(0.25, taper=1, anchors=1))
-    n = len(REUSABLE)
-    sizes = [int(0.25 * (2 - 2 * layer / 5) * n) for layer in range(6)]
-    sizes[1] = sizes[0]  # nothing is wrong at layer 0, so nothing is known behind it
-    assert [len(rows) for rows in fused.chosen] == sizes
-    assert torch.equal(fused.chosen[0], best(attention, sizes[0] / n))
-    full = engine.prefill(scene.PROMPT.tokens).kv.buffers(1)
-    stale = scene.run(engine, Reuse()).prefilled.kv.buffers(1)
-    error = deviation("v", (full[0][0], full[1][0]), (stale[0][0], stale[1][0]))[REUSABLE]
-    scores = torch.zeros(n)
-    at = fused.chosen[1] - REUSABLE[0]
-    scores[at] = (attention * error)[at].sqrt()
-    assert torch.equal(fused.chosen[2], best(scores, sizes[2] / n))
-
-
 def test_a_probe_is_charged_with_the_rows_it_computes(engine: TransformersEngine) -> None:
     n, rows = len(REUSABLE), int(0.25 * len(REUSABLE))
     question = len(scene.QUESTION)
@@ -210,7 +191,7 @@ def test_an_engine_that_hides_its_attention_is_refused(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "watchable", False)
-    for blender in (Prophet(), InfoFlow(), KVShare(), QCFuse(), Fused(), APE(), CacheCraft()):
+    for blender in (Prophet(), InfoFlow(), KVShare(), QCFuse(), APE(), CacheCraft()):
         with pytest.raises(ConfigError, match="looks at attention weights, which llama does not"):
             scene.run(engine, blender)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ragcache.blend import BLENDERS, Shaped, blender
 from ragcache.blend.base import Layout, positions
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.transformers import TransformersEngine
@@ -68,6 +71,22 @@ def test_gradual_filtering_shrinks_and_keeps_the_mean(engine: TransformersEngine
     assert sum(sizes[2:]) / 4 == pytest.approx(0.4 * n, abs=1)
 
 
+def test_fused_takes_the_most_sensitive_rows(engine: TransformersEngine) -> None:
+    fused = scene.run(engine, Fused(0.3))
+    known = torch.tensor([u for chunk in scene.SENSITIVITIES for u in chunk])
+    reusable = fused.layout.reusable
+    want = reusable[known.topk(int(0.3 * len(known))).indices].sort().values
+    assert all(torch.equal(rows, want) for rows in fused.chosen)
+
+
+def test_rows_of_unknown_sensitivity_come_first() -> None:
+    sensitivities = (scene.SENSITIVITIES[0], (), scene.SENSITIVITIES[2])
+    given = replace(layout(), sensitivities=sensitivities)
+    start, stop = scene.PROMPT.spans[1]
+    ratio = (stop - start) / len(given.reusable) + 1e-6
+    assert Fused(ratio).selector(given, 6).first().tolist() == list(range(start, stop))
+
+
 def test_random_is_repeatable_and_follows_its_seed() -> None:
     first = [Random(0.3, seed=s).selector(layout(), 6).first().tolist() for s in (0, 0, 1)]
     assert first[0] == first[1] != first[2]
@@ -106,8 +125,7 @@ def test_modes_read_from_text() -> None:
         ("qcfuse:critical_layers=0", None, "critical_layers is 0"),
         ("cachecraft:alpha=-1", None, "alpha is -1.0: it must be 0 or more"),
         ("cachecraft:patience=0", None, "patience is 0"),
-        ("fused:taper=-1", None, "taper is -1.0: it must be 0 or more"),
-        ("fused:error_power=-1", None, "error_power is -1.0: it must be 0 or more"),
+        ("fused:taper=2", None, "no parameter 'taper': it takes recompute_ratio"),
         ("cacheblend:check_layer=-1", None, "check_layer is -1"),
     ],
 )

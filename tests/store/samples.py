@@ -30,7 +30,8 @@ def make_kv(key: ChunkKey, seed: int = 0, dtype: torch.dtype = torch.float32) ->
         shape = (HEADS, len(key.tokens), DIM)
         return tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(LAYERS))
 
-    return ChunkKV(key.tokens, layers(), layers())
+    sensitivity = torch.rand(len(key.tokens), generator=generator).tolist()
+    return ChunkKV(key.tokens, layers(), layers(), tuple(sensitivity))
 
 
 def same(left: ChunkKV | Miss, right: ChunkKV | Miss) -> bool:
@@ -38,7 +39,8 @@ def same(left: ChunkKV | Miss, right: ChunkKV | Miss) -> bool:
     if isinstance(left, Miss) or isinstance(right, Miss):
         return left == right
     pairs = zip((*left.keys, *left.values), (*right.keys, *right.values), strict=True)
-    return left.tokens == right.tokens and all(
+    known = left.tokens, left.sensitivity
+    return known == (right.tokens, right.sensitivity) and all(
         a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
     )
 

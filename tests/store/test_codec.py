@@ -31,7 +31,7 @@ def encode(key: ChunkKey, dtype: torch.dtype = torch.float32) -> tuple[Header, l
     kv = make_kv(key, dtype=dtype)
     layers = [(bytes(raw), checksum) for raw, checksum in encode_layers(key, kv)]
     payloads = [(len(raw), checksum) for raw, checksum in layers]
-    return Header.of(key, kv.spec, payloads), [raw for raw, _ in layers]
+    return Header.of(key, kv, payloads), [raw for raw, _ in layers]
 
 
 def sealed(record: bytes | bytearray) -> bytes:
@@ -64,7 +64,7 @@ def test_no_number_is_normalised() -> None:
     key = ChunkKey(MODEL, tuple(range(plane.shape[1])))
     kv = ChunkKV(key.tokens, (plane,), (plane,))
     ((raw, checksum),) = encode_layers(key, kv)
-    pair = decode_layer(Header.of(key, kv.spec, [(len(raw), checksum)]), 0, raw)
+    pair = decode_layer(Header.of(key, kv, [(len(raw), checksum)]), 0, raw)
     assert not isinstance(pair, Miss)
     assert torch.equal(pair[0].reshape(-1).view(torch.int16), patterns)
 
@@ -223,6 +223,10 @@ def test_kv_that_cannot_be_stored_is_refused() -> None:
         check_kv(key, ChunkKV(key.tokens, (plane.double(),), (plane.double(),)))
     with pytest.raises(ValueError, match="bfloat16, float32"):
         check_kv(key, ChunkKV(key.tokens, (plane,), (plane.bfloat16(),)))
+    with pytest.raises(ValueError, match="not finite"):
+        check_kv(key, replace(make_kv(key), sensitivity=(1.0, float("nan"), 0.0, 0.0, 0.0)))
+    with pytest.raises(ValueError, match="5 tokens, sensitivity of 2"):
+        replace(make_kv(key), sensitivity=(1.0, 2.0))
     with pytest.raises(ValueError, match="without tokens"):
         empty = torch.zeros(HEADS, 0, DIM)
         check_kv(ChunkKey(MODEL, ()), ChunkKV((), (empty,), (empty,)))

@@ -18,6 +18,10 @@ from tests.store.samples import MODEL, OTHER, make_key, make_kv, same
 KEYS = [make_key(first) for first in range(4)]
 
 
+def stored(key: ChunkKey, kv: ChunkKV) -> Stored:
+    return Stored(key, kv.spec, len(kv.tokens), kv.sensitivity)
+
+
 def fill(*stores: ChunkStore, seed: int = 0) -> None:
     for store in stores:
         for key in KEYS:
@@ -31,7 +35,7 @@ def test_round_trip(store: ChunkStore, reference: MemoryStore, dtype: torch.dtyp
         each.put(KEYS[0], kv)
     assert same(store.get(KEYS[0]), reference.get(KEYS[0]))
     assert same(store.get(KEYS[0]), kv)
-    assert store.find(KEYS[0]) == reference.find(KEYS[0]) == Stored(KEYS[0], kv.spec, 5)
+    assert store.find(KEYS[0]) == reference.find(KEYS[0]) == stored(KEYS[0], kv)
 
 
 def test_layers_are_those_that_were_put(store: ChunkStore, reference: MemoryStore) -> None:
