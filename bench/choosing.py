@@ -1,4 +1,4 @@
-"""Which part of `fused` pays: ``python -m bench.choosing``.
+"""What `fused` was chosen by: ``python -m bench.choosing``.
 
 Every row changes one thing. The questions come from seeds of their own: neither the model nor the
 published tables have seen them, and what is chosen here is shown there.
@@ -7,102 +7,328 @@ published tables have seen them, and what is chosen here is shown there.
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import ClassVar
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from examples.train_tiny.freeze import prompt_lines
 from examples.train_tiny.world import Binding
 from ragcache import show
 from ragcache.blend import Blender, blender
-from ragcache.dataset import load
-from ragcache.evaluate import compare
-from ragcache.scores import Figures
-from ragcache.settings import Settings
+from ragcache.blend.base import KVPair, Layout, Selector
+from ragcache.blend.cacheblend import deviation
+from ragcache.blend.rank import Band, QuestionAttention, band, mean
+from ragcache.dataset import Context, load
+from ragcache.engine.base import Engine
+from ragcache.engine.transformers import TransformersEngine
+from ragcache.evaluate import evaluate
+from ragcache.models import TINY, model_path, world
+from ragcache.retriever.embed import SentenceTransformerEmbedder
+from ragcache.scores import Figures, Scores, figures
+from ragcache.sensitivity import company
+from ragcache.share import Progress, cores, share
+from ragcache.store.lmdb import LmdbStore
+from ragcache.types import Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
 KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}
 
-#: Label -> mode. Rows of one group are of like charged budget.
-GROUPS: dict[str, dict[str, str]] = {
-    "method": {
-        "random": "random:recompute_ratio=0.15",
-        "first tokens of each chunk (epic)": "epic:first_tokens=6",
-        "question attention (prophet)": "prophet:recompute_ratio=0.12",
+#: Per company, and chunk of the context that is being asked about: the squared change of every
+#: token's value that the company makes, (layers, tokens), as in ragcache.sensitivity.
+CHANGES: dict[str, dict[Tokens, Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class Sensitive(Blender):
+    """`fused` with its parts exchanged: rank by sensitivity * attention^``attention_power``."""
+
+    recompute_ratio: float = 0.15
+    taper: float = 0.0
+    attention_power: float = 0.0
+    company: str = "shipped"
+    layers: Band = "middle"
+    name: ClassVar[str] = "sensitive"
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        changes = [CHANGES[self.company][chunk] for chunk in layout.prompt.chunks]
+        changes[0] = torch.zeros_like(changes[0])  # it stands where it was computed
+        looked_at = band(self.layers, layers)
+        known = torch.cat([change[looked_at.start : looked_at.stop].mean(0) for change in changes])
+        shares = tapered(self.recompute_ratio, layers, self.taper)
+        counts = [int(share * len(layout.reusable)) for share in shares]
+        count = counts[0] if self.attention_power else 0  # 0: no probe
+        ranked = _Sensitive(layout, count, range(layers), mean, given=self, counts=counts)
+        ranked.known = known
+        return ranked
+
+
+@dataclass
+class _Sensitive(QuestionAttention):
+    given: Sensitive = field(kw_only=True)
+    counts: list[int] = field(kw_only=True)
+    known: Tensor = field(init=False)
+
+    def first(self) -> Tensor:
+        if self.given.attention_power:
+            self.known = self.known * self.scores**self.given.attention_power
+        return self.best(self.layout.reusable, self.known, self.counts[0])
+
+    def compares(self, layer: int) -> bool:
+        return layer + 1 < len(self.counts) and self.counts[layer + 1] < self.counts[layer]
+
+    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        at = torch.searchsorted(self.layout.reusable, rows)
+        return self.best(rows, self.known[at], self.counts[layer + 1])
+
+
+@dataclass(frozen=True)
+class AttendedError(Blender):
+    """What nothing stored can do: rank by question attention^p * value error^q, as found.
+
+    To first order, the change of an attention output is attention times the error of what is
+    attended to. Attention comes from a probe in which the question sees the share ``anchors`` of
+    every chunk; from layer 1 on the errors of the rows that are computed are known.
+    """
+
+    recompute_ratio: float = 0.12
+    taper: float = 2.0
+    attention_power: float = 0.5
+    error_power: float = 0.5
+    layers: Band = "all"
+    anchors: float = 0.15
+    name: ClassVar[str] = "attended_error"
+
+    def selector(self, layout: Layout, layers: int) -> Selector:
+        shares = tapered(self.recompute_ratio, layers, self.taper)
+        counts = [int(share * len(layout.reusable)) for share in shares]
+        looked_at = band(self.layers, layers)
+        return _AttendedError(
+            layout, counts[0], looked_at, mean, self.anchors, given=self, counts=counts
+        )
+
+
+@dataclass
+class _AttendedError(QuestionAttention):
+    given: AttendedError = field(kw_only=True)
+    counts: list[int] = field(kw_only=True)
+
+    def compares(self, layer: int) -> bool:
+        return 0 < layer < len(self.counts) - 1
+
+    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+        count = self.counts[layer + 1]
+        if count >= len(rows):
+            return rows
+        attention = self.scores[torch.searchsorted(self.layout.reusable, rows)]
+        error = deviation("v", fresh, stored).cpu()
+        scores = attention**self.given.attention_power * error**self.given.error_power
+        return self.best(rows, scores, count)
+
+
+def tapered(ratio: float, layers: int, taper: float) -> list[float]:
+    """A share per layer, falling as (1 - l / (L - 1))^taper, none above 1, their mean ``ratio``."""
+    left = [(1 - layer / max(1, layers - 1)) ** taper for layer in range(layers)]
+    excess = [ratio * (weight / fmean(left) - 1) for weight in left]
+    fits = min(1.0, (1 - ratio) / max(*excess, 1e-9))
+    return [ratio + fits * more for more in excess]
+
+
+#: Heading -> label -> mode. Rows under one heading are of like charged budget, or show what is
+#: bought with more.
+GROUPS: dict[str, dict[str, str | Blender]] = {
+    "ranked by": {
+        "sensitivity (fused)": "fused",
+        "sensitivity * sqrt(question attention)": Sensitive(0.12, attention_power=0.5),
+        "sensitivity * question attention": Sensitive(0.12, attention_power=1),
+        "sqrt(attention * error), fewer in each layer": AttendedError(),
+        "attention alone (prophet)": "prophet:recompute_ratio=0.12",
         "its norm, middle layers (infoflow)": "infoflow:recompute_ratio=0.13",
         "from anchors, middle layers (qcfuse)": "qcfuse:recompute_ratio=0.13",
-        "fused": "fused",
+        "error at layer 1 (cacheblend)": "cacheblend",
+        "error at layer 1, gradual": "cacheblend:gradual=true",
+        "attention received * error (kvshare)": "kvshare",
+        "first tokens of each chunk (epic)": "epic:first_tokens=6",
+        "nothing (random)": "random",
     },
-    "score": {
-        "attention alone": "fused:error_power=0",
-        "error alone, of the most attended": "fused:attention_power=0",
-        "attention * error": "fused:attention_power=1,error_power=1",
-        "attention * sqrt(error)": "fused:attention_power=1",
-        "sqrt(attention) * error": "fused:error_power=1",
-        "sqrt(attention * error) (fused)": "fused",
+    "company": {
+        "people, a company, a town (fused)": "fused",
+        "its first sentence": Sensitive(company="sentence"),
+        "a text without people or places": Sensitive(company="technical"),
+        "three chunks of the same world": Sensitive(company="world"),
+        "150 random tokens": Sensitive(company="random"),
     },
-    "probe": {
-        "question alone": "fused:anchors=0",
-        "15 % anchors (fused)": "fused",
-        "30 % anchors": "fused:anchors=0.3",
-        "everything": "fused:anchors=1",
-        "15 % anchors, first third of the layers": "fused:layers=first",
-        "15 % anchors, middle third": "fused:layers=middle",
-        "15 % anchors, last third": "fused:layers=last",
+    "layers": {
+        "middle third (fused)": "fused",
+        "first third": Sensitive(layers="first"),
+        "last third": Sensitive(layers="last"),
+        "all": Sensitive(layers="all"),
     },
-    "rows per layer": {
-        "the same number in all": "fused:taper=0",
-        "falling evenly to none": "fused:taper=1",
-        "as a square (fused)": "fused",
-        "as a cube": "fused:taper=3",
-        "after one layer in full": "fused:recompute_ratio=0.04+full_layers=1",
+    "share of tokens": {
+        "3 %": "fused:recompute_ratio=0.03",
+        "5 %": "fused:recompute_ratio=0.05",
+        "8 %": "fused:recompute_ratio=0.08",
+        "10 %": "fused:recompute_ratio=0.1",
+        "15 % (fused)": "fused",
+        "20 %": "fused:recompute_ratio=0.2",
+        "30 %": "fused:recompute_ratio=0.3",
     },
-    "neighbours": {
-        "none (fused)": "fused",
-        "one successor": "fused+successors=1",
-        "two successors": "fused+successors=2",
-        "windows of 3": "fused+windows=3",
-        "windows of 8": "fused+windows=8",
-        "first 2 of each chunk": "fused+first=2",
+    "rows per layer, of 8 %": {
+        "the same in all (fused)": "fused:recompute_ratio=0.08",
+        "falling to the half (gradual)": Sensitive(0.08, taper=0.5),
+        "falling evenly to none": Sensitive(0.08, taper=1),
+        "as a square": Sensitive(0.08, taper=2),
+        "after one layer in full": "fused:recompute_ratio=0.08+full_layers=1",
+    },
+    "neighbours, at 5 %": {
+        "none (fused)": "fused:recompute_ratio=0.05",
+        "one successor": "fused:recompute_ratio=0.05+successors=1",
+        "two successors": "fused:recompute_ratio=0.05+successors=2",
+        "windows of 3": "fused:recompute_ratio=0.05+windows=3",
+        "windows of 8": "fused:recompute_ratio=0.05+windows=8",
+        "first 2 of each chunk": "fused:recompute_ratio=0.05+first=2",
+    },
+    "probe of sqrt(attention * error)": {
+        "15 % anchors": AttendedError(),
+        "question alone": AttendedError(anchors=0),
+        "30 % anchors": AttendedError(anchors=0.3),
+        "everything": AttendedError(anchors=1),
+        "15 % anchors, first third of the layers": AttendedError(layers="first"),
+        "15 % anchors, middle third": AttendedError(layers="middle"),
+        "15 % anchors, last third": AttendedError(layers="last"),
+    },
+    "powers of attention and error": {
+        "1/2 and 1/2": AttendedError(),
+        "1 and 0": AttendedError(attention_power=1, error_power=0),
+        "0 and 1": AttendedError(attention_power=0, error_power=1),
+        "1 and 1": AttendedError(attention_power=1, error_power=1),
+        "1 and 1/2": AttendedError(attention_power=1),
+        "1/2 and 1": AttendedError(error_power=1),
+        "1/2 and 1/2, the same rows in all layers": AttendedError(taper=0),
     },
 }
-REFERENCES = {"full": "full", "reuse": "reuse"}
+REFERENCES: dict[str, str | Blender] = {"full": "full", "reuse": "reuse"}
+COMPILE = "prefix", "bos", "link0", "enriched(3)"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--contexts", type=int, default=40)
-    parser.add_argument("--group", action="append", choices=list(GROUPS))
+    parser.add_argument("--contexts", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--group", action="append", choices=[*GROUPS, "compiled behind"])
     parser.add_argument("--mode", action="append", default=[], help="measure these instead")
-    parser.add_argument("--compile", default="prefix")
-    parser.add_argument("--model", default="tiny")
     given = parser.parse_args()
-    groups = {name: GROUPS[name] for name in given.group or GROUPS}
+    groups = {name: rows for name, rows in GROUPS.items() if not given.group or name in given.group}
     if given.mode:
         groups = {"given": {mode: mode for mode in given.mode}}
-    texts = dict.fromkeys(m for g in (REFERENCES, *groups.values()) for m in g.values())
-    modes: dict[str, Blender] = {text: blender(text) for text in texts}
-    settings = Settings.load(model=given.model, compile=given.compile)
-    with tempfile.TemporaryDirectory() as folder, show.progress(Console(stderr=True)) as told:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "choosing.jsonl"
         lines = prompt_lines(SEED, documents=8, contexts=given.contexts, quota=KINDS)
         path.write_text("".join(line + "\n" for line in lines))
-        asked = {"questions": load(path)}
-        ((_, found),) = compare(settings, asked, modes, max_tokens=8, progress=told)
-    figures = {f.mode: f for f in found}
-    for name, rows in groups.items():
-        print(table(name, REFERENCES | rows, figures))
+        contexts = load(path)
+    measure = partial(_measure, contexts, given.processes)
+    if groups:
+        found = measure(
+            "prefix", [*REFERENCES.values(), *(m for g in groups.values() for m in g.values())]
+        )
+        for number, (name, rows) in enumerate(groups.items()):
+            rows = rows if number else REFERENCES | rows
+            print(table(name, {label: found[blender(mode)] for label, mode in rows.items()}))
+    if not given.mode and (not given.group or "compiled behind" in given.group):
+        behind: dict[str, Figures] = {}
+        for how in COMPILE:
+            found = measure(how, ["full", "reuse", "fused"])
+            behind |= {f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused")}
+        print(table("compiled behind", behind))
 
 
-def table(name: str, rows: dict[str, str], figures: dict[str, Figures]) -> str:
+def _measure(
+    contexts: Sequence[Context], processes: int, how: str, modes: Sequence[str | Blender]
+) -> dict[Blender, Figures]:
+    chosen = {str(number): mode for number, mode in enumerate(dict.fromkeys(map(blender, modes)))}
+    with show.progress(Console(stderr=True)) as told:
+        scores = share(partial(_run, how, chosen), contexts, processes, partial(told, how))
+    return {chosen[f.mode]: f for f in figures(scores)}
+
+
+def _run(
+    how: str, chosen: Mapping[str, Blender], contexts: Sequence[Context], progress: Progress
+) -> list[Scores]:
+    engine = TransformersEngine.load(model_path(TINY))
+    if any(isinstance(mode, Sensitive) for mode in chosen.values()):
+        for name, before in companies(engine).items():
+            CHANGES[name] = changes(engine, contexts, before)
+    embedder = SentenceTransformerEmbedder() if how.startswith("enriched") else None
+    with tempfile.TemporaryDirectory() as folder, LmdbStore(folder) as store:
+        return evaluate(
+            engine,
+            store,
+            contexts,
+            chosen,
+            compile_mode=how,
+            embedder=embedder,
+            max_tokens=8,
+            progress=progress,
+        )
+
+
+TECHNICAL = (
+    "A cache keeps what was computed once so that it need not be computed again. It is filled when "
+    "a result is first needed, and a full cache makes room by dropping what was used least.",
+    "Water boils at a lower temperature on a mountain, because the air presses on it less. That is "
+    "why pasta takes longer to cook there.",
+)
+
+
+def companies(engine: Engine) -> dict[str, Tokens]:
+    """What the chunks are seen behind, by name."""
+    shipped = company(engine)
+    with world("documents.jsonl").open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    chunks = [chunk for text in texts for chunk in text.split("\n\n")]
+    rng, vocabulary = random.Random(0), engine.tokenize("".join(map(chr, range(32, 127))))
+    return {
+        "shipped": shipped,
+        "sentence": shipped[: 1 + shipped.index(engine.tokenize("a.")[-1])],
+        "technical": joined(engine, TECHNICAL),
+        "world": joined(engine, rng.sample(chunks, 3)),
+        "random": tuple(rng.randrange(max(vocabulary), 2000) for _ in range(150)),
+    }
+
+
+def joined(engine: Engine, texts: Sequence[str]) -> Tokens:
+    return tuple(token for text in texts for token in engine.template.chunk(text))
+
+
+def changes(engine: Engine, contexts: Sequence[Context], before: Tokens) -> dict[Tokens, Tensor]:
+    """See CHANGES."""
+    found = {}
+    prefix = engine.template.prefix
+    for text in dict.fromkeys(chunk for context in contexts for chunk in context.chunks):
+        chunk = engine.template.chunk(text)
+        [alone], [moved] = (engine.encode([chunk], behind=b) for b in (prefix, prefix + before))
+        pairs = zip(alone.values, moved.values, strict=True)
+        sizes = [(a - b).square().sum((0, 2)) / a.square().sum((0, 2)).mean() for a, b in pairs]
+        found[chunk] = torch.stack(sizes)
+    return found
+
+
+def table(name: str, rows: Mapping[str, Figures]) -> str:
     """In Markdown: exact match by kind with half its interval, KL to full, charged budget."""
-    first = next(iter(figures.values()))
+    first = next(iter(rows.values()))
     kinds = [kind for kind in KINDS if kind in first.questions]
     heads = [name, *(f"{kind} ({first.questions[kind]})" for kind in kinds), "KL", "charged"]
-    lines = [" | ".join(heads), " | ".join(["---", *["--:"] * (len(kinds) + 2)])]
-    for label, mode in rows.items():
-        f = figures[mode]
+    lines = [" | ".join(heads), "|".join(["---", *["--:"] * (len(kinds) + 2)])]
+    for label, f in rows.items():
         right = (f.exact_match[kind] for kind in kinds)
         cells = [f"{100 * e.value:.1f} ±{100 * (e.half_width or 0):.1f}" for e in right]
         lines.append(" | ".join([label, *cells, f"{f.kl or 0:.3f}", f"{100 * f.charged:.1f} %"]))

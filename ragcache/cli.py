@@ -159,6 +159,9 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    processes: Annotated[
+        int, typer.Option(help="Share the questions out; each process loads the model.")
+    ] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw quality against budget: .png or .svg.")
@@ -184,7 +187,13 @@ def evaluate(
     with show.progress(err) as told:
         done = dict(
             compare(
-                settings, datasets, chosen, against=against, max_tokens=max_tokens, progress=told
+                settings,
+                datasets,
+                chosen,
+                against=against,
+                max_tokens=max_tokens,
+                processes=processes,
+                progress=told,
             )
         )
     for name, figures in done.items():

@@ -15,6 +15,7 @@ from ragcache.evaluate import compare, modes
 from ragcache.models import TINY, world
 from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
+from ragcache.share import cores
 
 _KINDS = """\
 direct: the fact names its subject. local: a pronoun, its subject named earlier
@@ -44,7 +45,9 @@ def run(out: Console, err: Console, questions: int) -> None:
     with show.progress(err) as told:
         asked = {"questions": contexts}
         settings = Settings.load(model=TINY)
-        ((_, figures),) = compare(settings, asked, modes(), max_tokens=8, progress=told)
+        ((_, figures),) = compare(
+            settings, asked, modes(), max_tokens=8, processes=min(4, cores()), progress=told
+        )
     for table in show.score_tables(figures, "exact match by kind of question, in percent"):
         out.print(table)
     out.print(_KINDS, highlight=False)

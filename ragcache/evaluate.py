@@ -22,6 +22,7 @@ from ragcache.retriever.embed import PACKAGED, Embedder, HashEmbedder, SentenceT
 from ragcache.retriever.search import nearest
 from ragcache.scores import Figures, Outcome, Scores, figures
 from ragcache.settings import Settings
+from ragcache.share import check_processes, share
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Sampling, Tokens
@@ -120,28 +121,40 @@ def compare(
     *,
     against: str | None = None,
     max_tokens: int = 32,
+    processes: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[tuple[str, list[Figures]]]:
     """:func:`evaluate` the model of ``settings`` dataset by dataset: its name and the figures.
 
-    Chunks are kept in an LMDB store on disk, gone afterwards. Raises ConfigError, before the model
-    is loaded, if ``against`` is no label of the modes, or Rouge-L is due and cannot be had.
+    Chunks are kept in an LMDB store on disk, gone afterwards. Several ``processes`` share the
+    contexts, each with a model and a part of the cores of its own; they are spawned, so that a
+    script has to guard its own start by ``if __name__ == "__main__"``. Raises ConfigError, before
+    the model is loaded, if ``against`` is no label of the modes, there are less than one process,
+    or Rouge-L is due and cannot be had.
     """
     if against is not None and against not in chosen:
         raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
+    check_processes(processes)
     if any(map(long_answers, datasets.values())):
         stemmer()
-    return _compare(settings, datasets, chosen, against, max_tokens, progress or (lambda *_: None))
+    run = partial(_evaluate_model, settings, dict(chosen), max_tokens)
+    return (
+        (name, figures(share(run, contexts, processes, partial(progress or _quiet, name)), against))
+        for name, contexts in datasets.items()
+    )
 
 
-def _compare(
+def _quiet(name: str, done: int, total: int) -> None:
+    pass
+
+
+def _evaluate_model(
     settings: Settings,
-    datasets: Mapping[str, Sequence[Context]],
     chosen: Mapping[str, Blender],
-    against: str | None,
     max_tokens: int,
-    told: Callable[[str, int, int], None],
-) -> Iterator[tuple[str, list[Figures]]]:
+    contexts: Sequence[Context],
+    progress: Callable[[int, int], None],
+) -> list[Scores]:
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.store.lmdb import LmdbStore
 
@@ -153,18 +166,16 @@ def _compare(
     if how.similar:
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, LmdbStore(folder) as store:
-        for name, contexts in datasets.items():
-            scores = evaluate(
-                engine,
-                store,
-                contexts,
-                chosen,
-                compile_mode=how.mode,
-                embedder=embedder,
-                max_tokens=max_tokens,
-                progress=partial(told, name),
-            )
-            yield name, figures(scores, against)
+        return evaluate(
+            engine,
+            store,
+            contexts,
+            chosen,
+            compile_mode=how.mode,
+            embedder=embedder,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
 
 
 _COMPANY = 2, 3, 4  # which chunks a variant's chunk was behind, counted from its own

@@ -58,6 +58,7 @@ class Figures:
     recovery: Mapping[str, Estimate]  # by kind: (this - reuse) / (full - reuse), where it can be
     against: str | None  # the mode that ``difference`` is to
     difference: Mapping[str, Estimate]  # by kind: exact match minus that mode's
+    mean_difference: Estimate | None  # of the means over kinds
     f1: float
     rouge_l: float | None
     kl: float | None
@@ -84,12 +85,14 @@ class Figures:
             **{name: {k: e.value for k, e in found.items()} for name, found in by_kind.items()},
             "exact_match_mean": self.mean_match.value,
             "against": self.against,
+            "difference_mean": self.mean_difference and self.mean_difference.value,
             "intervals": {
                 **{
                     name: {k: e.interval for k, e in found.items()}
                     for name, found in by_kind.items()
                 },
                 "exact_match_mean": self.mean_match.interval,
+                "difference_mean": self.mean_difference and self.mean_difference.interval,
             },
             "f1": self.f1,
             "rouge_l": self.rouge_l,
@@ -141,6 +144,15 @@ class _Table:
         one = self.scores[row]
         base = next((n for n, s in enumerate(self.scores) if s.mode == against), None)
         (mean_match,) = self.sums.estimate(lambda s: _share(s, row).mean(-1, keepdims=True))
+        difference: dict[str, Estimate] = {}
+        mean_difference = None
+        if base is not None:
+
+            def apart(sums: Array) -> Array:
+                return _share(sums, row) - _share(sums, base)
+
+            difference = self._by_kind(apart)
+            (mean_difference,) = self.sums.estimate(lambda s: apart(s).mean(-1, keepdims=True))
         return Figures(
             mode=one.mode,
             method=one.blender.mode,
@@ -151,9 +163,8 @@ class _Table:
             mean_match=mean_match,
             recovery=self._recovery(row),
             against=against,
-            difference={}
-            if base is None
-            else self._by_kind(lambda s: _share(s, row) - _share(s, base)),
+            difference=difference,
+            mean_difference=mean_difference,
             **_means(one.outcomes),
         )
 

@@ -13,7 +13,7 @@ from ragcache.evaluate import MODES, compare, evaluate, modes
 from ragcache.scores import figures
 from ragcache.settings import Settings
 from ragcache.store.memory import MemoryStore
-from tests import models
+from tests import models, scene
 
 CONTEXT = Context(
     ("Mira Holt plays the cello.", "She was born in Oslo."),
@@ -71,6 +71,30 @@ def test_contexts_over_the_same_chunks_are_one() -> None:
     apart = [Context(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
     found = figures(evaluate(engine, MemoryStore(), [*apart, OTHER], chosen, max_tokens=2))
     assert found[0].contexts == 2
+
+
+def test_processes_share_the_questions(tmp_path: Path) -> None:
+    """Figures are those of one process, and contexts over the same chunks stay one."""
+    settings = Settings.load(model=str(scene.save_model(tmp_path / "llama")))
+    apart = [Context(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
+    asked, told = {"asked": [*apart, OTHER]}, []
+    chosen = modes(["full", "reuse", "random:recompute_ratio=0.5"])
+    ((_, alone),) = compare(settings, asked, chosen, max_tokens=2)
+    ((_, shared),) = compare(
+        settings,
+        asked,
+        chosen,
+        max_tokens=2,
+        processes=3,
+        progress=lambda name, done, total: told.append((name, done, total)),
+    )
+    assert told[-1] == ("asked", 4, 4)
+    for one, other in zip(alone, shared, strict=True):
+        assert (one.mode, one.contexts, one.questions) == (other.mode, 2, other.questions)
+        assert one.kl == pytest.approx(other.kl, abs=1e-6)
+        assert (one.charged, one.bytes_loaded) == (other.charged, other.bytes_loaded)
+    with pytest.raises(ConfigError, match="processes is 0: it takes at least 1"):
+        compare(settings, asked, chosen, processes=0)
 
 
 def test_comparing_with_a_mode_that_is_not_there_is_refused() -> None:

@@ -1,0 +1,120 @@
+"""Every method on the shipped held-out questions: ``python -m bench.methods``.
+
+Methods stand beside those of like charged budget; parameters were set on questions of other seeds
+(``python -m bench.choosing``, ``ragcache calibrate``) to come to that budget. Ends with how far
+each method is from `fused`, question by question, with 95 % intervals that resample contexts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ragcache import show
+from ragcache.bootstrap import Estimate
+from ragcache.dataset import load, take
+from ragcache.evaluate import compare, modes
+from ragcache.models import TINY, world
+from ragcache.scores import Figures
+from ragcache.settings import Settings
+from ragcache.share import cores
+
+MODES = (
+    "full",
+    "reuse",
+    "reuse:positions=overlapping",
+    "ape:temperature=1.0,scale=0.9",
+    "fused:recompute_ratio=0.05",
+    "fused:recompute_ratio=0.1",
+    "fused",
+    "random",
+    "prophet:recompute_ratio=0.12",
+    "infoflow:recompute_ratio=0.13",
+    "qcfuse:recompute_ratio=0.13",
+    "epic:first_tokens=6",
+    "cachecraft:alpha=0.3",
+    "cacheblend",
+    "kvshare",
+    "random+full_layers=2",
+    "fused:recompute_ratio=0.29",
+    "cacheblend:check_layer=2",
+    "random+full_layers=3",
+)
+QUESTIONS = 3613  # 121 whole contexts: at least 1,000 of every kind that is taught
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", action="append", help="measure these instead")
+    parser.add_argument("--against", default="fused")
+    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--compile", default="prefix")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    given = parser.parse_args()
+    asked = {"prompts.jsonl": take(load(world("prompts.jsonl")), given.questions)}
+    settings = Settings.load(model=TINY, compile=given.compile)
+    with show.progress(Console(stderr=True)) as told:
+        ((_, found),) = compare(
+            settings,
+            asked,
+            modes(given.mode or MODES),
+            against=given.against,
+            max_tokens=8,
+            processes=given.processes,
+            progress=told,
+        )
+    print(answers(found), differences(found), sep="\n")
+    if given.json:
+        given.json.write_text(json.dumps([f.as_json() for f in found], indent=2) + "\n")
+
+
+def answers(found: Sequence[Figures]) -> str:
+    """Exact match by kind, recovery of what reuse loses, and cost, in Markdown."""
+    kinds = list(found[0].questions)
+    lost = [kind for kind in kinds if kind in found[0].recovery]
+    heads = ["mode", *(f"{kind} ({found[0].questions[kind]:,})" for kind in kinds)]
+    heads += [*(f"{kind} recovered" for kind in lost), "KL", "recomputed", "charged", "TTFT"]
+    rows = []
+    for f in found:
+        right = (f"{100 * f.exact_match[kind].value:.1f}" for kind in kinds)
+        recovered = (interval(f.recovery[kind]) for kind in lost)
+        shares = (f"{100 * share:.0f} %" for share in (f.recomputed, f.charged))
+        faster = f"1 / {f.speedup or 0:.1f}"
+        rows.append([f"`{f.mode}`", *right, *recovered, f"{f.kl or 0:.3f}", *shares, faster])
+    return table(heads, rows)
+
+
+def differences(found: Sequence[Figures]) -> str:
+    """Exact match minus that of the mode compared with, in points, in Markdown."""
+    kinds = list(found[0].questions)
+    rows = [
+        [f"`{f.mode}`", *(interval(f.difference[kind]) for kind in kinds), mean(f)]
+        for f in found
+        if f.mode != f.against
+    ]
+    return table([f"minus `{found[0].against}`", *kinds, "mean"], rows)
+
+
+def mean(figures: Figures) -> str:
+    return interval(figures.mean_difference) if figures.mean_difference else ""
+
+
+def interval(estimate: Estimate) -> str:
+    ends = estimate.interval
+    text = f"{100 * estimate.value:.1f}"
+    return text if ends is None else f"{text} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(heads), "|".join(["---", *["--:"] * (len(heads) - 1)])]
+    lines += [" | ".join(row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
