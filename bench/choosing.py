@@ -37,7 +37,7 @@ from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.scores import Figures, Scores, figures
 from ragcache.sensitivity import company
 from ragcache.share import Progress, cores, share
-from ragcache.store.lmdb import LmdbStore
+from ragcache.store.disk import LmdbStore
 from ragcache.types import Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on

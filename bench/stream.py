@@ -23,7 +23,7 @@ from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.metrics import exact_match
 from ragcache.models import TINY, model_path, world
-from ragcache.store.lmdb import LmdbStore
+from ragcache.store.disk import LmdbStore
 from ragcache.types import Sampling
 
 DOCUMENTS = 8  # in a prompt

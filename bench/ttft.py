@@ -29,8 +29,8 @@ from ragcache.precompute import precompute
 from ragcache.resolve import chunk_keys, resolve
 from ragcache.show import size
 from ragcache.store.base import ChunkStore
+from ragcache.store.disk import LmdbStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.lmdb import LmdbStore
 from ragcache.store.reader import LayerReader
 from ragcache.types import Prompt
 

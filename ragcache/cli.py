@@ -35,6 +35,7 @@ Compile = Annotated[
     str | None,
     typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
 ]
+Codec = Annotated[str | None, typer.Option(help="How KV is stored; default: the store's own.")]
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def index(
     embedder: Annotated[str | None, typer.Option(help="sentence-transformers model.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
     compile_mode: Compile = None,
+    codec: Codec = None,
     skip_errors: Annotated[
         bool, typer.Option(help="Report documents that cannot be read, and go on.")
     ] = False,
@@ -77,6 +79,7 @@ def index(
         embedder=embedder,
         chunk_tokens=chunk_tokens,
         compile=compile_mode,
+        codec=codec,
     )
     with _opened(settings) as cache, show.progress(err) as told:
         added = cache.add(documents, progress=told)
@@ -155,6 +158,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(help="Also show differences to this mode.")] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per dataset; default: all.")] = None,
     compile_mode: Compile = None,
+    codec: Codec = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -176,7 +180,9 @@ def evaluate(
     from ragcache.evaluate import compare, modes
     from ragcache.models import world
 
-    settings = Settings.load(model=model, device=device, dtype=dtype, compile=compile_mode)
+    settings = Settings.load(
+        model=model, device=device, dtype=dtype, compile=compile_mode, codec=codec
+    )
     chosen = modes(mode or (), ratio or ())
     datasets = load_all(dataset or [world("prompts.jsonl")], limit)
     if plot_file is not None:
@@ -251,7 +257,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
     """What a model's KV depends on, what it costs, and how much of a store it can use."""
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.store.lmdb import LmdbStore
+    from ragcache.store.disk import LmdbStore
 
     settings = Settings.load(model=model, store=store, device=device)
     name = settings.model or TINY

@@ -156,16 +156,23 @@ def _evaluate_model(
     progress: Callable[[int, int], None],
 ) -> list[Scores]:
     from ragcache.engine.transformers import TransformersEngine
-    from ragcache.store.lmdb import LmdbStore
+    from ragcache.store.codecs import codec
+    from ragcache.store.disk import LmdbStore
 
     engine = TransformersEngine.load(
-        model_path(settings.model or TINY), device=settings.device, dtype=settings.dtype
+        model_path(settings.model or TINY),
+        device=settings.device,
+        dtype=settings.dtype,
+        codec=codec(settings.codec or "raw").name,
     )
     how = compiled(settings.compile or "prefix", engine)
     embedder = None
     if how.similar:
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
-    with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, LmdbStore(folder) as store:
+    with (
+        tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
+        LmdbStore(folder, layout=settings.layout) as store,
+    ):
         return evaluate(
             engine,
             store,

@@ -24,8 +24,9 @@ from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Settings
 from ragcache.store.catalog import Catalog
+from ragcache.store.codecs import codec
+from ragcache.store.disk import LmdbStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.lmdb import LmdbStore
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling, Tokens
 
 #: Told what is being done, how much of it is done, and how much there is.
@@ -83,12 +84,15 @@ class RagCache:
 
         settings = settings or Settings.load()
         path = Path(path)
-        store = LmdbStore(path)
+        store = LmdbStore(path, layout=settings.layout)
         try:
             catalog = Catalog(store)
             name = model or settings.model or catalog.get_setting("model") or TINY
             engine = TransformersEngine.load(
-                model_path(name), device=settings.device, dtype=settings.dtype
+                model_path(name),
+                device=settings.device,
+                dtype=settings.dtype,
+                codec=_codec(catalog, settings),
             )
             embedder = _embedder(catalog, settings)
             cache = cls(engine, store, embedder, path, settings)
@@ -301,6 +305,15 @@ def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
     if recorded is None:
         catalog.put_setting("chunk_tokens", str(chosen))
     return chosen
+
+
+def _codec(catalog: Catalog, settings: Settings) -> str:
+    """The setting, else the store's own, which is the first that was used with it."""
+    recorded = catalog.get_setting("codec")
+    name = codec(settings.codec or recorded or "raw").name
+    if recorded is None:
+        catalog.put_setting("codec", name)
+    return name
 
 
 def _compiled(catalog: Catalog, engine: Engine, settings: Settings) -> Compiled:

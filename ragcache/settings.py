@@ -42,6 +42,10 @@ class Settings(BaseSettings):
         description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
         "the store's own",
     )
+    codec: str = Field("", description="how KV is stored: raw, ...; empty: the store's own")
+    layout: Literal["auto", "records", "files"] = Field(
+        "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"
+    )
     mode: str = Field("fused", description="fusion method and its parameters")
     ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")
     top_k: int = Field(4, ge=1, description="chunks retrieved")

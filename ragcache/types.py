@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 #: Why a chunk's KV could not be used. Every miss is counted under one of these.
-MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated"]
+MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ragcache.pipeline import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.lmdb import LmdbStore
+from ragcache.store.disk import LmdbStore
 from ragcache.types import Document
 from tests import models
 

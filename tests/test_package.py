@@ -185,7 +185,7 @@ def test_nothing_runs_code_that_it_reads() -> None:
 @pytest.mark.parametrize(
     ("file", "code", "expected"),
     [
-        ("blend/x.py", "import ragcache.store.lmdb", True),
+        ("blend/x.py", "import ragcache.store.disk", True),
         ("blend/x.py", "from ..store.base import Store", True),
         ("blend/x.py", "from ragcache import store", True),
         ("blend/x.py", "from ragcache import RagCache", True),

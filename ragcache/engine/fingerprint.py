@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -12,6 +18,7 @@ from ragcache.types import Fingerprint
 if TYPE_CHECKING:
     from torch import nn
 
+version = version_of("transformers")
 FORMAT = "1"  # raised when the meaning of stored KV changes
 
 #: Config entries that do not touch the KV.
@@ -41,6 +48,33 @@ def weights_digest(model: nn.Module) -> str:
     return h.hexdigest()
 
 
+def cached_weights_digest(model: nn.Module, files: Sequence[Path]) -> str:
+    """The digest of a model that was just loaded from ``files``, computed once for these files.
+
+    Kept below ``$XDG_CACHE_HOME/ragcache`` (``~/.cache``) under the files' identity (path, inode,
+    size, time of change) and what loading made of them (class and dtype): a file that was changed
+    in place with all of these restored would go unnoticed. A cache that cannot be written is done
+    without.
+    """
+    identity = [f"{type(model).__qualname__}|{next(model.parameters()).dtype}|{version}"]
+    for file in sorted(files):
+        stat = file.stat()
+        identity.append(f"{file.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ragcache"
+    kept = folder / f"weights-{blake3(chr(10).join(identity).encode()).hexdigest()}"
+    with suppress(OSError):
+        known = kept.read_text().strip()
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+    digest = weights_digest(model)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f"{kept.name}.{os.getpid()}")
+        part.write_text(digest)
+        part.replace(kept)
+    return digest
+
+
 def config_digest(config: Any) -> str:
     """blake3 over the configuration (heads, layers, RoPE, windows, ...), order-free."""
     fields = {k: v for k, v in config.to_dict().items() if k not in _IGNORED}
@@ -52,12 +86,17 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return blake3(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def fingerprint(model: Any, tokenizer: Any, name: str, *, codec: str = "raw") -> Fingerprint:
-    """Fingerprint of a loaded model. Adapters must be merged, or active, when it is taken."""
+def fingerprint(
+    model: Any, tokenizer: Any, name: str, *, codec: str = "raw", weights: str = ""
+) -> Fingerprint:
+    """Fingerprint of a loaded model. Adapters must be merged, or active, when it is taken.
+
+    ``codec``: how its KV is stored. ``weights``: their digest, where it is known.
+    """
     adapters = sorted(getattr(model, "peft_config", None) or {})
     template = getattr(tokenizer, "chat_template", None) or ""
     fields = {
-        "weights": weights_digest(model),
+        "weights": weights or weights_digest(model),
         "config": config_digest(model.config),
         "tokenizer": tokenizer_digest(tokenizer),
         "template": blake3(str(template).encode()).hexdigest(),

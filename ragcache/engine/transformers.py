@@ -20,7 +20,7 @@ from ragcache.engine.attention import Watch
 from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
 from ragcache.engine.check import check_engine, watchable
 from ragcache.engine.decode import decode, end_tokens
-from ragcache.engine.fingerprint import fingerprint
+from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.rope import Rope
@@ -36,8 +36,13 @@ _LENGTH_DEPENDENT = {"dynamic", "longrope"}
 class TransformersEngine(Engine):
     """A model and tokenizer of the transformers library. Not thread-safe: one prompt at a time."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str = "") -> None:
-        """Take a loaded causal language model; raise ModelError if it would be got wrong."""
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str = "", codec: str = "raw", weights: str = ""
+    ) -> None:
+        """Take a loaded causal language model; raise ModelError if it would be got wrong.
+
+        ``codec`` names how its KV is to be stored, ``weights`` their digest if it is known.
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -51,16 +56,21 @@ class TransformersEngine(Engine):
         self._layers, self.spec = self._probe()
         check_engine(self, self.model.get_input_embeddings().num_embeddings)
         self.watchable = watchable(self)
-        self.fingerprint = fingerprint(model, tokenizer, self.name)
+        self.fingerprint = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
 
     @classmethod
     def load(
-        cls, name: str | Path, *, device: str = "auto", dtype: str = "auto"
+        cls,
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        codec: str = "raw",
     ) -> TransformersEngine:
         """Load a model by hub name or local folder. ModelError says what is wrong and the fix.
 
         ``device`` auto: CUDA where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on
-        CUDA.
+        CUDA. ``codec`` as for the constructor.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -78,9 +88,12 @@ class TransformersEngine(Engine):
                 "with config.json, safetensors and tokenizer.json, or a name that the model hub "
                 "can reach; `tiny` is the small model that ships with ragcache."
             ) from error
-        return cls(
-            model.to(device=where), tokenizer, name=Path(name).name if Path(name).exists() else ""
-        )
+        model = model.to(device=where)
+        folder = Path(name)
+        if not folder.is_dir():  # a name of the model hub, whose files are all there by now
+            return cls(model, tokenizer, codec=codec)
+        weights = cached_weights_digest(model, list(folder.glob("*.safetensors")))
+        return cls(model, tokenizer, name=folder.name, codec=codec, weights=weights)
 
     @property
     def device(self) -> torch.device:

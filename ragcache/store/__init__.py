@@ -5,8 +5,8 @@ A :class:`ChunkStore` maps a :class:`ChunkKey` to KV; a :class:`LayerReader` str
 
 from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats
 from ragcache.store.catalog import Catalog
+from ragcache.store.disk import LmdbStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.lmdb import LmdbStore
 from ragcache.store.memory import MemoryStore
 from ragcache.store.reader import LayerReader
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ragcache.store.codec import Header, decode_header
+from ragcache.store.header import Header, decode_header
 
 if TYPE_CHECKING:
     from ragcache.store.tables import Transaction

@@ -31,6 +31,11 @@ class ChunkKey:
     mode: str = "prefix"
     tenant: str = ""
 
+    @property
+    def codec(self) -> str:
+        """How the KV is stored; part of the fingerprint."""
+        return dict(self.fingerprint.fields).get("codec", "raw")
+
     @cached_property
     def content(self) -> bytes:
         """Digest of what does not depend on the model: tenant and the chunk's own tokens.

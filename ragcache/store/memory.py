@@ -20,7 +20,7 @@ from ragcache.store.base import (
     stale,
     unusable,
 )
-from ragcache.store.codec import check_kv
+from ragcache.store.header import check_kv
 from ragcache.store.tables import MemoryTables
 from ragcache.types import ChunkKV, ChunkNotes
 

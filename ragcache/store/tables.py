@@ -17,8 +17,8 @@ from ragcache.errors import StoreError
 #: Every table there is, and its rows. Digests are 32 bytes, numbers in keys big-endian.
 TABLES = {
     "meta": "b'format' -> magic, format version of the whole store",
-    "headers": "key digest -> header record (see codec)",
-    "layers": "key digest, layer u16 -> payload record (see codec)",
+    "headers": "key digest -> header record (see header)",
+    "layers": "key digest, layer u16 -> the layer's bytes, where they are no file (see header)",
     "contents": "content digest, key digest -> nothing: which keys hold the same tokens",
     "variants": "key digest -> sealed JSON: notes and score of KV that was cut from a prompt",
     "totals": "fingerprint digest -> chunks u64, payload bytes u64, printable fingerprint",

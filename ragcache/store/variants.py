@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
 from ragcache.store.base import Variant
-from ragcache.store.codec import Header, decode_header
+from ragcache.store.header import Header, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.store.sealed import as_json, get_sealed, put_sealed
 from ragcache.types import ChunkNotes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ragcache.engine.fingerprint import fingerprint
+from ragcache.engine.fingerprint import cached_weights_digest, fingerprint, weights_digest
 from tests import models
 
 
@@ -47,6 +48,27 @@ def test_one_change_is_another_fingerprint(what: str) -> None:
     plain = fingerprint(*changed("nothing"), "model")
     other = fingerprint(*changed(what), "model")
     assert plain != other and plain.digest != other.digest
+
+
+def test_weights_are_digested_once_for_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, other = models.model("llama"), models.model("llama", seed=1)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = cached_weights_digest(model, [file])
+    assert first == weights_digest(model) == cached_weights_digest(other, [file])  # from the cache
+    file.write_bytes(b"changed")
+    assert cached_weights_digest(other, [file]) == weights_digest(other) != first
+    half = models.model("llama").to(torch.bfloat16)
+    assert cached_weights_digest(half, [file]) == weights_digest(half)
+    [kept, *_] = (tmp_path / "cache" / "ragcache").iterdir()
+    for damaged in (tmp_path / "cache" / "ragcache").iterdir():
+        damaged.write_text("damage")
+    assert cached_weights_digest(other, [file]) == weights_digest(other)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file: nothing can be kept there
+    assert cached_weights_digest(other, [file]) == weights_digest(other)
 
 
 def test_codec_counts() -> None:

@@ -12,7 +12,8 @@ from tests.store.samples import ONE, TWO, make_kv
 
 STORES: dict[str, Callable[[Path], ChunkStore]] = {
     "memory": lambda path: MemoryStore(),
-    "lmdb": lambda path: LmdbStore(path / "store"),
+    "records": lambda path: LmdbStore(path / "store", layout="records"),
+    "files": lambda path: LmdbStore(path / "store", layout="files"),
 }
 
 
@@ -30,9 +31,10 @@ def reference() -> Iterator[MemoryStore]:
         yield store
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[LmdbStore]:
-    with LmdbStore(tmp_path / "store") as store:
+@pytest.fixture(params=["records", "files"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LmdbStore]:
+    """A store on disk of either layout, empty."""
+    with LmdbStore(tmp_path / "store", layout=request.param) as store:
         yield store
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ragcache.store import LmdbStore, Miss
+from ragcache.store.header import Header, Payload, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV, Fingerprint, Tokens
 
@@ -55,3 +57,47 @@ def rewrite(store: LmdbStore, table: str, key: bytes, change: Callable[[bytes], 
         record = txn.get(table, key)
         assert record is not None
         txn.put(table, key, change(record))
+
+
+def layer_of(digest: bytes, layer: int) -> bytes:
+    """The row of a layer that is a record."""
+    return digest + layer.to_bytes(2, "big")
+
+
+def file_of(store: LmdbStore, key: ChunkKey) -> tuple[Path | None, tuple[Payload, ...]]:
+    """The file of a chunk, if it has one, and where its layers are."""
+    with store.tables.read() as txn:
+        header = decode_header(txn.get("headers", key.digest) or b"")
+    assert isinstance(header, Header)
+    path = store.tables.path / "kv" / header.file[:2] / header.file
+    return (path if header.file else None), header.payloads
+
+
+def rewrite_layer(
+    store: LmdbStore, key: ChunkKey, layer: int, change: Callable[[bytes], bytes]
+) -> None:
+    """Change a layer behind the store's back, wherever it is; a shorter one ends its file."""
+    path, payloads = file_of(store, key)
+    if path is None:
+        rewrite(store, "layers", layer_of(key.digest, layer), change)
+        return
+    offset, length, _ = payloads[layer]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        changed = change(file.read(length))
+        file.seek(offset)
+        file.write(changed)
+        if len(changed) < length:
+            file.truncate()
+
+
+def read_layer(store: LmdbStore, key: ChunkKey, layer: int) -> bytes:
+    """The bytes of a layer, wherever they are."""
+    seen: list[bytes] = []
+
+    def look(raw: bytes) -> bytes:
+        seen.append(raw)
+        return raw
+
+    rewrite_layer(store, key, layer, look)
+    return seen[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, ChunkStore, LayerReader, LmdbStore, MemoryStore, Stored
 from ragcache.types import KVSpec
-from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv
+from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv, rewrite_layer
 
 KEYS = [make_key(first) for first in range(3)]
 SPEC = KVSpec(LAYERS, HEADS, DIM, "float32")
@@ -110,8 +110,7 @@ def test_an_unreadable_record_surfaces_where_it_is_asked_for(disk: LmdbStore) ->
     for key in KEYS:
         disk.put(key, make_kv(key))
     found = resolve(disk)
-    with disk.tables.write() as txn:
-        txn.put("layers", KEYS[1].digest + b"\0\1", b"damage")
+    rewrite_layer(disk, KEYS[1], 1, lambda raw: b"damage")
     with LayerReader(disk, found) as reader:
         reader.layer(0)
         with pytest.raises(StoreError) as caught:

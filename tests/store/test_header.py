@@ -7,18 +7,22 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from xxhash import xxh3_64_intdigest
 
 from ragcache.store.base import Miss
-from ragcache.store.codec import (
+from ragcache.store.codecs import CODECS, codec
+from ragcache.store.codecs.base import Bytes
+from ragcache.store.header import (
     Header,
+    Payload,
     check_kv,
     decode_header,
     decode_layer,
     encode_header,
-    encode_layers,
+    layer_checksum,
 )
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV
@@ -27,10 +31,17 @@ from tests.store.samples import DIM, HEADS, MODEL, make_key, make_kv
 KEY = ChunkKey(MODEL, (5, 0, 2**32 - 1), (1, 2), "prefix", "Zoë")
 
 
-def encode(key: ChunkKey, dtype: torch.dtype = torch.float32) -> tuple[Header, list[bytes]]:
+def encode_layers(key: ChunkKey, kv: ChunkKV) -> list[tuple[Bytes, int]]:
+    """Per layer, its bytes and their checksum."""
+    pairs = zip(kv.keys, kv.values, strict=True)
+    raws = [codec(key.codec).encode(k, v, n, len(kv.keys)) for n, (k, v) in enumerate(pairs)]
+    return [(raw, layer_checksum(key.digest, layer, raw)) for layer, raw in enumerate(raws)]
+
+
+def encode(key: ChunkKey, dtype: torch.dtype = torch.float32) -> tuple[Header, list[Bytes]]:
     kv = make_kv(key, dtype=dtype)
-    layers = [(bytes(raw), checksum) for raw, checksum in encode_layers(key, kv)]
-    payloads = [(len(raw), checksum) for raw, checksum in layers]
+    layers = encode_layers(key, kv)
+    payloads = [Payload(0, len(raw), checksum) for raw, checksum in layers]
     return Header.of(key, kv, payloads), [raw for raw, _ in layers]
 
 
@@ -52,7 +63,7 @@ def test_a_layer_comes_back_bit_for_bit(dtype: torch.dtype) -> None:
     header, layers = encode(KEY, dtype)
     kv = make_kv(KEY, dtype=dtype)
     for layer, raw in enumerate(layers):
-        pair = decode_layer(header, layer, raw)
+        pair = decode_layer(header, layer, raw.copy())
         assert not isinstance(pair, Miss)
         assert [t.dtype for t in pair] == [dtype, dtype]
         assert torch.equal(pair[0], kv.keys[layer]) and torch.equal(pair[1], kv.values[layer])
@@ -64,7 +75,7 @@ def test_no_number_is_normalised() -> None:
     key = ChunkKey(MODEL, tuple(range(plane.shape[1])))
     kv = ChunkKV(key.tokens, (plane,), (plane,))
     ((raw, checksum),) = encode_layers(key, kv)
-    pair = decode_layer(Header.of(key, kv, [(len(raw), checksum)]), 0, raw)
+    pair = decode_layer(Header.of(key, kv, [Payload(0, len(raw), checksum)]), 0, raw)
     assert not isinstance(pair, Miss)
     assert torch.equal(pair[0].reshape(-1).view(torch.int16), patterns)
 
@@ -84,17 +95,6 @@ def test_views_are_stored_in_c_order() -> None:
     assert bytes(raw[: len(raw) // 2]) == plane.contiguous().numpy().tobytes()
 
 
-def test_a_decoded_layer_owns_its_memory() -> None:
-    header, layers = encode(KEY)
-    buffer = bytearray(layers[0])
-    pair = decode_layer(header, 0, memoryview(buffer))
-    assert not isinstance(pair, Miss)
-    buffer[:] = bytes(len(buffer))
-    assert torch.equal(pair[0], make_kv(KEY).keys[0])
-    pair[0].zero_()
-    assert torch.equal(pair[1], make_kv(KEY).values[0])
-
-
 def test_a_layer_under_another_name_does_not_pass() -> None:
     header, layers = encode(KEY)
     moved = replace(header, key=make_key().digest)
@@ -109,8 +109,8 @@ def test_a_layer_of_another_length_does_not_pass() -> None:
     header, layers = encode(KEY)
     for raw, reason in (
         (layers[0][:-1], "truncated"),
-        (b"", "truncated"),
-        (layers[0] * 2, "corrupt"),
+        (layers[0][:0], "truncated"),
+        (np.concatenate([layers[0]] * 2), "corrupt"),
     ):
         miss = decode_layer(header, 0, raw)
         assert isinstance(miss, Miss) and miss.reason == reason
@@ -134,9 +134,9 @@ def test_no_flipped_bit_of_a_header_passes() -> None:
 def test_no_flipped_bit_of_a_layer_passes() -> None:
     header, layers = encode(KEY)
     for bit in range(8 * len(layers[1])):
-        changed = bytearray(layers[1])
+        changed = layers[1].copy()
         changed[bit // 8] ^= 1 << bit % 8
-        miss = decode_layer(header, 1, bytes(changed))
+        miss = decode_layer(header, 1, changed)
         assert isinstance(miss, Miss) and miss.reason == "corrupt"
 
 
@@ -151,7 +151,9 @@ def test_a_newer_format_is_foreign_and_says_so() -> None:
 
 def test_another_codec_is_foreign_and_says_so() -> None:
     record = encode_header(replace(encode(KEY)[0], codec="q4"))
-    assert decode_header(record) == Miss("foreign", "codec 'q4'; this ragcache reads 'raw'")
+    assert decode_header(record) == Miss(
+        "foreign", f"codec 'q4'; this ragcache reads {', '.join(CODECS)}"
+    )
 
 
 @pytest.mark.parametrize("data", [b"hello", b"RAGCHUNX" + bytes(200), bytes(300)], ids=len)

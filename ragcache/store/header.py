@@ -1,73 +1,69 @@
-"""The record format, version 1: how one chunk's KV becomes bytes and comes back.
+"""The header of a chunk, version 1: what was stored under a key, and how to tell that it is whole.
 
-A chunk is one header record and one record per layer. All integers are little-endian.
+All integers are little-endian.
 
 =================  ====================================================================
-header             ``RAGCHUNK``, version u32, bytes of the whole header u32
+(preamble)         ``RAGCHUNK``, version u32, bytes of the whole header u32
 (fixed)            key, fingerprint and content digests, 32 bytes each;
                    layers, kv_heads, head_dim, tokens, u32 each
-(strings)          dtype, codec, mode, tenant, printable fingerprint: length u32, UTF-8
+(strings)          dtype, codec, mode, tenant, printable fingerprint, file: length u32, UTF-8
 (tokens)           token ids, u32 each
 (sensitivity)      how many follow, u32: none or as many as tokens; float32 each
-(payload table)    per layer: length u64, checksum u64
+(payload table)    per layer: offset u64, length u64, checksum u64
 (trailer)          xxh3-64 of everything before, u64
------------------  --------------------------------------------------------------------
-layer, ``raw``     keys, then values, each (kv_heads, tokens, head_dim) in C order
 =================  ====================================================================
 
-A layer's checksum is xxh3-64 seeded with its key digest and layer number, so that a layer record
-under another chunk's or layer's name never passes. Every future version keeps the first 16 and
-the last 8 bytes of a header where they are: a reader can then tell a newer record (foreign) from
-a damaged one (corrupt).
+``file`` names the file that holds the layers, each from its offset on; where it is empty they are
+records of their own, and offsets are 0. A layer's checksum is xxh3-64 of its bytes, seeded with its
+key digest and layer number, so that a layer under another chunk's or layer's name never passes.
+Every future version keeps the first 16 and the last 8 bytes where they are: a reader can then tell
+a newer header (foreign) from a damaged one (corrupt).
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from ragcache.store.base import Miss, Stored
+from ragcache.store.codecs import CODECS
+from ragcache.store.codecs.base import DTYPES
 from ragcache.types import KVSpec, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ragcache.store.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
 
-Bytes = NDArray[np.uint8]  # one-dimensional
-
 MAGIC = b"RAGCHUNK"
 VERSION = 1
-CODEC = "raw"
 
 _PREAMBLE = struct.Struct("<8sII")
 _FIXED = struct.Struct("<32s32s32sIIII")
 _LENGTH = struct.Struct("<I")
-_PAYLOAD = struct.Struct("<QQ")
+_PAYLOAD = struct.Struct("<QQQ")
 _CHECKSUM = struct.Struct("<Q")
 
-#: dtype name -> torch dtype, integer dtype of the same width, its stored (little-endian) form.
-#: NumPy has no bfloat16: KV crosses into it as integers, bit for bit.
-_DTYPES: dict[str, tuple[torch.dtype, torch.dtype, np.dtype[Any]]] = {
-    "float32": (torch.float32, torch.int32, np.dtype("<i4")),
-    "bfloat16": (torch.bfloat16, torch.int16, np.dtype("<i2")),
-    "float16": (torch.float16, torch.int16, np.dtype("<i2")),
-}
+
+class Payload(NamedTuple):
+    """Where the bytes of one layer are, and what they must be."""
+
+    offset: int
+    length: int
+    checksum: int
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header record says. ``payloads`` has (length in bytes, checksum) per layer."""
+    """What a header record says."""
 
     key: bytes
     fingerprint: bytes
@@ -75,14 +71,17 @@ class Header:
     name: str  # the fingerprint, printable
     tenant: str
     mode: str
+    codec: str
+    file: str  # empty: layers are records
     spec: KVSpec
     tokens: Tokens
-    payloads: tuple[tuple[int, int], ...]
-    sensitivity: tuple[float, ...] = ()
-    codec: str = CODEC
+    sensitivity: tuple[float, ...]
+    payloads: tuple[Payload, ...]
 
     @classmethod
-    def of(cls, key: ChunkKey, kv: ChunkKV, payloads: Sequence[tuple[int, int]]) -> Header:
+    def of(
+        cls, key: ChunkKey, kv: ChunkKV, payloads: Sequence[Payload], *, file: str = ""
+    ) -> Header:
         return cls(
             key=key.digest,
             fingerprint=key.fingerprint.digest,
@@ -90,19 +89,21 @@ class Header:
             name=str(key.fingerprint),
             tenant=key.tenant,
             mode=key.mode,
+            codec=key.codec,
+            file=file,
             spec=kv.spec,
             tokens=key.tokens,
-            payloads=tuple(payloads),
             sensitivity=kv.sensitivity,
+            payloads=tuple(payloads),
         )
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(payload.length for payload in self.payloads)
 
     def stored(self, key: ChunkKey) -> Stored:
         """What a store has found under ``key``."""
         return Stored(key, self.spec, len(self.tokens), self.sensitivity)
-
-    @property
-    def payload_bytes(self) -> int:
-        return sum(length for length, _ in self.payloads)
 
     def foreign(self, key: ChunkKey) -> Miss | None:
         """A miss where this header, found under ``key``, names something else."""
@@ -127,9 +128,9 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
     if not kv.tokens:
         raise ValueError("a chunk without tokens has no KV to store")
     dtypes = {str(t.dtype).removeprefix("torch.") for t in (*kv.keys, *kv.values)}
-    if len(dtypes) > 1 or not dtypes <= _DTYPES.keys():
+    if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         raise ValueError(
-            f"KV of dtype {', '.join(sorted(dtypes))}: use one of {', '.join(_DTYPES)} throughout"
+            f"KV of dtype {', '.join(sorted(dtypes))}: use one of {', '.join(DTYPES)} throughout"
         )
     if notes is not None and key.behind:
         raise ValueError("only KV under a variant_key has notes")
@@ -153,15 +154,11 @@ def encode_header(header: Header) -> bytes:
         spec.head_dim,
         len(header.tokens),
     )
-    strings = b"".join(
-        _LENGTH.pack(len(raw)) + raw
-        for raw in map(
-            str.encode, (spec.dtype, header.codec, header.mode, header.tenant, header.name)
-        )
-    )
+    texts = (spec.dtype, header.codec, header.mode, header.tenant, header.name, header.file)
+    strings = b"".join(_LENGTH.pack(len(raw)) + raw for raw in map(str.encode, texts))
     tokens = struct.pack(f"<{len(header.tokens)}I", *header.tokens)
-    count = len(header.sensitivity)
-    sensitivity = _LENGTH.pack(count) + struct.pack(f"<{count}f", *header.sensitivity)
+    known = len(header.sensitivity)
+    sensitivity = _LENGTH.pack(known) + struct.pack(f"<{known}f", *header.sensitivity)
     table = b"".join(_PAYLOAD.pack(*payload) for payload in header.payloads)
     body = fixed + strings + tokens + sensitivity + table
     size = _PREAMBLE.size + len(body) + _CHECKSUM.size
@@ -188,39 +185,32 @@ def decode_header(data: bytes) -> Header | Miss:
         header = _parse(body[_PREAMBLE.size :])
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError
         return Miss("corrupt", f"the header contradicts itself: {error}")
-    if header.codec != CODEC:
-        return Miss("foreign", f"codec {header.codec!r}; this ragcache reads {CODEC!r}")
+    if header.codec not in CODECS:
+        known = ", ".join(CODECS)
+        return Miss("foreign", f"codec {header.codec!r}; this ragcache reads {known}")
     return header
 
 
 def _parse(body: bytes) -> Header:
     key, fingerprint, content, layers, heads, dim, count = _FIXED.unpack_from(body)
-    at = _FIXED.size
-    strings = []
-    for _ in range(5):
-        (length,) = _LENGTH.unpack_from(body, at)
-        at += _LENGTH.size
-        strings.append(_slice(body, at, length).decode())
-        at += length
-    dtype, codec, mode, tenant, name = strings
-    tokens = struct.unpack(f"<{count}I", _slice(body, at, 4 * count))
-    at += 4 * count
-    (known,) = _LENGTH.unpack_from(body, at)
-    at += _LENGTH.size
-    sensitivity = struct.unpack(f"<{known}f", _slice(body, at, 4 * known))
-    at += 4 * known
-    table = _slice(body, at, _PAYLOAD.size * layers)
-    payloads = tuple((length, checksum) for length, checksum in _PAYLOAD.iter_unpack(table))
-    if at + len(table) != len(body):
+    parts = _Parts(body, _FIXED.size)
+    dtype, codec, mode, tenant, name, file = (parts.take(parts.length()).decode() for _ in range(6))
+    tokens = struct.unpack(f"<{count}I", parts.take(4 * count))
+    known = parts.length()
+    sensitivity = struct.unpack(f"<{known}f", parts.take(4 * known))
+    table = parts.take(_PAYLOAD.size * layers)
+    payloads = tuple(map(Payload._make, _PAYLOAD.iter_unpack(table)))
+    if parts.at != len(body):
         raise ValueError("bytes left over")
     if known not in (0, count) or not all(map(math.isfinite, sensitivity)):
         raise ValueError("a sensitivity that is none")
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}")
     spec = KVSpec(layers, heads, dim, dtype)
     if not layers or not spec.layer_bytes(count):
         raise ValueError("a dimension of 0")
-    if codec == CODEC and any(length != spec.layer_bytes(count) for length, _ in payloads):
+    size = CODECS[codec].layer_bytes(spec, count) if codec in CODECS else None
+    if size is not None and any(payload.length != size for payload in payloads):
         raise ValueError("payload lengths differ from the shape")
     return Header(
         key=key,
@@ -229,57 +219,60 @@ def _parse(body: bytes) -> Header:
         name=name,
         tenant=tenant,
         mode=mode,
+        codec=codec,
+        file=file,
         spec=spec,
         tokens=tokens,
-        payloads=payloads,
         sensitivity=sensitivity,
-        codec=codec,
+        payloads=payloads,
     )
 
 
-def _slice(body: bytes, at: int, length: int) -> bytes:
-    """``length`` bytes from ``at``; checked first, so that no count makes us allocate."""
-    if length > len(body) - at:
-        raise ValueError("a part is longer than the record")
-    return body[at : at + length]
+class _Parts:
+    """Takes a body apart from the front; checked first, so that no count makes us allocate."""
+
+    def __init__(self, body: bytes, at: int) -> None:
+        self.body, self.at = body, at
+
+    def take(self, length: int) -> bytes:
+        if length > len(self.body) - self.at:
+            raise ValueError("a part is longer than the record")
+        self.at += length
+        return self.body[self.at - length : self.at]
+
+    def length(self) -> int:
+        (value,) = _LENGTH.unpack(self.take(_LENGTH.size))
+        return int(value)
 
 
-def encode_layers(key: ChunkKey, kv: ChunkKV) -> Iterator[tuple[memoryview, int]]:
-    """Per layer, in order: the payload record and its checksum. One layer in memory at a time."""
-    for layer, pair in enumerate(zip(kv.keys, kv.values, strict=True)):
-        raw = np.concatenate([_bytes(tensor) for tensor in pair])
-        yield raw.data, _layer_checksum(key.digest, layer, raw)
-
-
-def decode_layer(
-    header: Header, layer: int, data: bytes | memoryview
-) -> tuple[Tensor, Tensor] | Miss:
-    """Keys and values of one layer from its payload record, or why they cannot be used.
-
-    Each is (kv_heads, tokens, head_dim). They share one allocation of their own: ``data`` is
-    copied first and checked after, so that what was checked is what is returned.
-    """
-    length, checksum = header.payloads[layer]
-    if len(data) < length:
-        return Miss("truncated", f"{len(data)} bytes of {length} in layer {layer}")
-    if len(data) > length:
-        return Miss("corrupt", f"{len(data)} bytes in layer {layer}, which has {length}")
-    raw = np.frombuffer(data, np.uint8).copy()
-    if _layer_checksum(header.key, layer, raw) != checksum:
-        return Miss("corrupt", f"layer {layer} does not match its checksum")
-    dtype, _, stored = _DTYPES[header.spec.dtype]
-    native = raw.view(stored).astype(stored.newbyteorder("="), copy=False)
-    shape = (2, header.spec.kv_heads, len(header.tokens), header.spec.head_dim)
-    keys, values = torch.from_numpy(native).view(dtype).view(shape)
-    return keys, values
-
-
-def _bytes(tensor: Tensor) -> Bytes:
-    _, integers, stored = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
-    native = tensor.detach().cpu().contiguous().view(integers).numpy().reshape(-1)
-    return native.astype(stored, copy=False).view(np.uint8)
-
-
-def _layer_checksum(digest: bytes, layer: int, raw: Bytes) -> int:
+def layer_checksum(digest: bytes, layer: int, raw: Bytes) -> int:
+    """What the bytes of a layer of the chunk under ``digest`` are known by."""
     seed = xxh3_64_intdigest(digest + _LENGTH.pack(layer))
     return xxh3_64_intdigest(raw.data, seed=seed)
+
+
+def check_layer_bytes(header: Header, layer: int, raw: Bytes) -> Miss | None:
+    """Why these cannot be the bytes of that layer, if they cannot."""
+    _, length, checksum = header.payloads[layer]
+    if len(raw) < length:
+        return Miss("truncated", f"{len(raw)} bytes of {length} in layer {layer}")
+    if len(raw) > length:
+        return Miss("corrupt", f"{len(raw)} bytes in layer {layer}, which has {length}")
+    if layer_checksum(header.key, layer, raw) != checksum:
+        return Miss("corrupt", f"layer {layer} does not match its checksum")
+    return None
+
+
+def decode_layer(header: Header, layer: int, raw: Bytes) -> tuple[Tensor, Tensor] | Miss:
+    """Keys and values of one layer, each (kv_heads, tokens, head_dim), or why they cannot be used.
+
+    ``raw`` is given away: it must belong to the caller alone, so that what was checked is what is
+    returned.
+    """
+    miss = check_layer_bytes(header, layer, raw)
+    if miss is not None:
+        return miss
+    try:
+        return CODECS[header.codec].decode(raw, header.spec, len(header.tokens), layer)
+    except ValueError as error:
+        return Miss("corrupt", f"layer {layer} cannot be decoded as {header.codec}: {error}")

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 from xxhash import xxh3_64_intdigest
 
-from ragcache.errors import StoreError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.store import ChunkKey, LmdbStore, Miss
-from ragcache.types import ChunkKV
-from tests.store.samples import CHUNK_BYTES, ONE, OTHER, TWO, make_key, make_kv, rewrite, same
-
-
-def layer_of(digest: bytes, layer: int) -> bytes:
-    return digest + layer.to_bytes(2, "big")
+from ragcache.store.disk import FILES_FROM
+from ragcache.store.key import variant_key
+from ragcache.types import ChunkKV, ChunkNotes
+from tests.store.samples import (
+    CHUNK_BYTES,
+    MODEL,
+    ONE,
+    OTHER,
+    TWO,
+    file_of,
+    layer_of,
+    make_key,
+    make_kv,
+    read_layer,
+    rewrite,
+    rewrite_layer,
+    same,
+)
 
 
 def reason(store: LmdbStore, layer: int = 0) -> str | None:
@@ -58,20 +74,23 @@ def test_flipped_bits_in_a_header(two: LmdbStore, at: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 100, -1])
 def test_flipped_bits_in_a_layer(two: LmdbStore, at: int) -> None:
-    rewrite(two, "layers", layer_of(ONE.digest, 1), lambda r: flip(at % len(r))(r))
+    rewrite_layer(two, ONE, 1, lambda r: flip(at % len(r))(r))
     assert same(two.get(TWO), make_kv(TWO))
     assert reason(two, layer=1) == "corrupt"
     two.layer(ONE, 0)  # the others are whole
 
 
 def test_truncated_records(two: LmdbStore) -> None:
-    rewrite(two, "layers", layer_of(ONE.digest, 0), lambda r: r[:-1])
+    rewrite_layer(two, ONE, 0, lambda r: r[:-1])
     assert reason(two) == "truncated"
     rewrite(two, "headers", ONE.digest, lambda r: r[:-1])
     assert reason(two) == "truncated"
 
 
 def test_a_missing_layer(two: LmdbStore) -> None:
+    path, _ = file_of(two, ONE)
+    if path is not None:
+        path.unlink()
     with two.tables.write() as txn:
         txn.delete("layers", layer_of(ONE.digest, 2))
     assert reason(two, layer=2) == "truncated"
@@ -79,11 +98,9 @@ def test_a_missing_layer(two: LmdbStore) -> None:
 
 @pytest.mark.parametrize(("key", "layer"), [(TWO, 0), (ONE, 1)], ids=["chunks", "layers"])
 def test_swapped_layers(two: LmdbStore, key: ChunkKey, layer: int) -> None:
-    a, b = layer_of(ONE.digest, 0), layer_of(key.digest, layer)
-    with two.tables.write() as txn:
-        records = txn.get("layers", a), txn.get("layers", b)
-        txn.put("layers", a, records[1] or b"")
-        txn.put("layers", b, records[0] or b"")
+    first, second = read_layer(two, ONE, 0), read_layer(two, key, layer)
+    rewrite_layer(two, ONE, 0, lambda _: second)
+    rewrite_layer(two, key, layer, lambda _: first)
     for moved in ((ONE, 0), (key, layer)):
         with pytest.raises(StoreError) as caught:
             two.layer(*moved)
@@ -109,9 +126,10 @@ def test_a_newer_record_is_foreign_and_says_so(two: LmdbStore) -> None:
 def test_random_damage_is_never_wrong_kv(two: LmdbStore) -> None:
     rng = random.Random(1)
     for _ in range(30):
-        table = rng.choice(["headers", "layers"])
-        key = ONE.digest if table == "headers" else layer_of(ONE.digest, rng.randrange(3))
-        rewrite(two, table, key, partial(overwrite, rng))
+        if rng.random() < 0.5:
+            rewrite(two, "headers", ONE.digest, partial(overwrite, rng))
+        else:
+            rewrite_layer(two, ONE, rng.randrange(3), partial(overwrite, rng))
         assert isinstance(two.get(ONE), Miss)
         two.put(ONE, make_kv(ONE))  # heals
         assert same(two.get(ONE), make_kv(ONE))
@@ -120,18 +138,19 @@ def test_random_damage_is_never_wrong_kv(two: LmdbStore) -> None:
 
 
 def test_verify_names_all_damage_and_repairs_it(two: LmdbStore) -> None:
+    records = file_of(two, ONE)[0] is None
     three, four, orphan = make_key(3), make_key(4), b"\xee" * 32
     for key in (three, four):
         two.put(key, make_kv(key))
     rewrite(two, "headers", ONE.digest, flip(50))
-    rewrite(two, "layers", layer_of(three.digest, 1), flip(0))
+    rewrite_layer(two, three, 1, flip(0))
     with two.tables.write() as txn:
         txn.put("layers", layer_of(four.digest, 9), b"extra")
         txn.put("layers", layer_of(orphan, 0), b"orphan")
     damage = {
         ONE.digest.hex(): "corrupt: the header does not match its checksum",
         three.digest.hex(): "corrupt: layer 1 does not match its checksum",
-        four.digest.hex(): "corrupt: 4 layers stored, 3 expected",
+        four.digest.hex(): f"corrupt: {3 * records + 1} layers stored, {3 * records} expected",
         orphan.hex(): "truncated: 1 layers without a header",
     }
     assert two.verify() == damage
@@ -170,3 +189,88 @@ def test_a_deleted_chunk_frees_its_space(two: LmdbStore) -> None:
         two.put(ONE, make_kv(ONE))
     assert data.stat().st_size < 2 * size
     assert isinstance(two.get(ONE), ChunkKV)
+
+
+@pytest.mark.parametrize("layout", ["records", "files"])
+def test_convert_moves_every_chunk_and_keeps_what_is_noted(
+    two: LmdbStore, layout: Literal["records", "files"]
+) -> None:
+    noted = variant_key(MODEL, ONE.tokens, (7,))
+    two.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
+    two.credit({noted: 2.0})
+    before = two.variants(ONE), two.stats()
+    told: list[tuple[int, int]] = []
+    had_another = (file_of(two, ONE)[0] is None) == (layout == "files")
+    assert two.convert(layout, progress=lambda *n: told.append(n)) == 3 * had_another
+    assert told[-1] == (3, 3) and two.convert(layout) == 0
+    for key in (ONE, TWO, noted):
+        assert (file_of(two, key)[0] is not None) == (layout == "files")
+        assert same(two.get(key), make_kv(key))
+    assert two.variants(ONE) == before[0] and two.stats().payload_bytes == before[1].payload_bytes
+    assert len(list((two.tables.path / "kv").rglob("*-*"))) == (3 if layout == "files" else 0)
+    with two.tables.read() as txn:
+        assert txn.count("layers") == (0 if layout == "files" else 9)
+    assert two.verify() == {}
+
+
+def test_convert_leaves_damage_where_it_is(two: LmdbStore) -> None:
+    rewrite_layer(two, ONE, 1, flip(0))
+    two.convert("files")
+    two.convert("records")
+    assert reason(two, layer=1) == "corrupt" and len(two.verify()) == 1
+
+
+def test_auto_gives_large_layers_a_file(tmp_path: Path) -> None:
+    with LmdbStore(tmp_path / "store") as store:
+        tokens = tuple(range(FILES_FROM // 16))
+        plane = torch.zeros(1, len(tokens), 2)
+        large = ChunkKey(MODEL, tokens)
+        store.put(large, ChunkKV(tokens, (plane,), (plane,)))
+        store.put(ONE, make_kv(ONE))
+        assert file_of(store, large)[0] is not None and file_of(store, ONE)[0] is None
+        assert store.convert("auto") == 0
+    with pytest.raises(ConfigError, match="layout is 'tape': it must be one of auto, records"):
+        LmdbStore(tmp_path / "store", layout="tape")  # type: ignore[arg-type]
+
+
+def test_files_that_a_crash_left_go_at_the_next_open(tmp_path: Path) -> None:
+    with LmdbStore(tmp_path / "store", layout="files") as store:
+        store.put(ONE, make_kv(ONE))
+        path, _ = file_of(store, ONE)
+        assert path is not None
+        left = path.with_name(path.name[:-1] + "z"), path.with_name(path.name + "0.part")
+        for file in left:
+            file.write_bytes(path.read_bytes())
+    with LmdbStore(tmp_path / "store", readonly=True) as store:
+        assert same(store.get(ONE), make_kv(ONE)) and all(file.exists() for file in left)
+    with LmdbStore(tmp_path / "store") as store:
+        assert not any(file.exists() for file in left)
+        assert same(store.get(ONE), make_kv(ONE))
+
+
+def test_a_put_that_fails_leaves_what_was_there(
+    two: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two, "max_bytes", 1)
+    with pytest.raises(StoreError, match="raise max_bytes"):
+        two.put(ONE, make_kv(ONE, seed=1))
+    assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
+    files = list((two.tables.path / "kv").rglob("*-*"))
+    assert len(files) in (0, 2)
+
+
+def test_a_file_that_cannot_be_read_is_unreadable(
+    disk: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.convert("files")
+    for key in (ONE, TWO):
+        disk.put(key, make_kv(key))
+
+    def fails(*args: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", fails)
+        missed = disk.get(ONE)
+    assert isinstance(missed, Miss) and missed.reason == "unreadable"
+    assert same(disk.get(ONE), make_kv(ONE))

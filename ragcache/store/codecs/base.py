@@ -1,0 +1,67 @@
+"""The contract of a codec: how one layer's KV becomes bytes, and comes back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.types import KVSpec
+
+Bytes = NDArray[np.uint8]  # one-dimensional
+
+#: dtype name -> torch dtype, integer dtype of the same width, its stored (little-endian) form.
+#: NumPy has no bfloat16: KV crosses into it as integers, bit for bit.
+DTYPES: dict[str, tuple[torch.dtype, torch.dtype, np.dtype[Any]]] = {
+    "float32": (torch.float32, torch.int32, np.dtype("<i4")),
+    "bfloat16": (torch.bfloat16, torch.int16, np.dtype("<i2")),
+    "float16": (torch.float16, torch.int16, np.dtype("<i2")),
+}
+
+
+class Codec(ABC):
+    """Stateless; thread-safe. Its name is part of a model's fingerprint, and so of every key."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
+        """The bytes of layer ``layer`` of ``layers``.
+
+        ``keys`` (before RoPE) and ``values`` are (kv_heads, tokens, head_dim), of one dtype of
+        :data:`DTYPES`, on any device.
+        """
+
+    @abstractmethod
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (kv_heads, tokens, head_dim), in the dtype of ``spec``.
+
+        They may share the memory of ``data``, which is given away. The bytes have passed their
+        checksum. Raises ValueError where they cannot be a layer of this shape all the same.
+        """
+
+    def layer_bytes(self, spec: KVSpec, tokens: int) -> int | None:
+        """How many bytes every layer takes; None where that depends on what is in it."""
+        return None
+
+
+def to_bytes(tensor: Tensor) -> Bytes:
+    """A tensor's numbers in C order, little-endian."""
+    _, integers, stored = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    native = tensor.detach().cpu().contiguous().view(integers).numpy().reshape(-1)
+    return native.astype(stored, copy=False).view(np.uint8)
+
+
+def from_bytes(data: Bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that ``to_bytes`` had; shares the memory of ``data``. ValueError if too short."""
+    kind, _, stored = DTYPES[dtype]
+    native = data.view(stored).astype(stored.newbyteorder("="), copy=False)
+    if native.size != int(np.prod(shape)):
+        raise ValueError(f"{native.size} numbers for shape {shape}")
+    return torch.from_numpy(native).view(kind).view(shape)

@@ -1,0 +1,414 @@
+"""The store on local disk: headers in LMDB, layers in LMDB or in a file for each chunk.
+
+LMDB reads layers of up to about 1 MiB faster than plain files, and larger ones slower. So each
+chunk has one of two layouts: *records*, one in LMDB for every layer, or *file* (see files.py). The
+header says which, and is the truth: what no header names is not there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+import numpy as np
+
+from ragcache.errors import ConfigError, StoreError
+from ragcache.store import variants
+from ragcache.store.base import (
+    ChunkStore,
+    Miss,
+    Stored,
+    StoreStats,
+    Tally,
+    Variant,
+    check_layer,
+    stale,
+    unusable,
+)
+from ragcache.store.codecs import codec
+from ragcache.store.directory import explained
+from ragcache.store.environment import Environment
+from ragcache.store.files import ChunkFiles, file_digest
+from ragcache.store.header import (
+    Header,
+    Payload,
+    check_kv,
+    decode_header,
+    decode_layer,
+    encode_header,
+    layer_checksum,
+)
+from ragcache.store.index import account, reindex, remove, totals
+from ragcache.types import ChunkKV, ChunkNotes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.codecs.base import Bytes
+    from ragcache.store.key import ChunkKey
+    from ragcache.store.tables import Transaction
+
+Found = TypeVar("Found")
+Layout = Literal["auto", "records", "files"]
+FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
+_AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
+_DIGEST = 32
+_PAGE = 1000  # digests listed per read transaction
+
+
+class LmdbStore(ChunkStore):
+    """Chunks in the directory ``path``, made where it is missing (0700, files 0600).
+
+    ``layout``: of chunks that are put from now on; ``auto`` gives those with layers of
+    :data:`FILES_FROM` bytes and more a file. ``map_size``: bytes that LMDB's part can ever grow to;
+    it reserves addresses, not space, so leave it huge. ``max_bytes``: payload beyond which ``put``
+    raises StoreError; None for no bound. ``readonly``: for all processes but the one that writes.
+    Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
+    there anew, after spawn.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        layout: Layout = "auto",
+        map_size: int = 1 << 40,
+        readonly: bool = False,
+        max_bytes: int | None = None,
+    ) -> None:
+        if layout not in get_args(Layout):
+            known = ", ".join(get_args(Layout))
+            raise ConfigError(f"layout is {layout!r}: it must be one of {known}")
+        self.tables = Environment(path, map_size=map_size, readonly=readonly)
+        self.layout: Layout = layout
+        self.max_bytes = max_bytes
+        self._files = ChunkFiles(self.tables.path / "kv")
+        self._tally = Tally()
+        self._writing = threading.RLock()  # a change of chunks, from its first look on
+        if not readonly:
+            self._sweep()
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        check_kv(key, kv, notes)
+        coded = codec(key.codec)
+        pairs = zip(kv.keys, kv.values, strict=True)
+        raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
+        size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
+        blank = Header.of(key, kv, [Payload(0, 0, 0)] * len(kv.keys))
+
+        def also(txn: Transaction) -> None:
+            if notes is not None:
+                variants.put(txn, key.digest, notes)
+            self._check_quota(txn)
+
+        with self._writing:
+            self._place(blank, raws, self._in_file(size), also)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        with self.tables.read() as txn:
+            header = _find(txn, key)
+        return self._tally.count(header if isinstance(header, Miss) else header.stored(key))
+
+    def has(self, key: ChunkKey) -> bool:
+        with self.tables.read() as txn:
+            return isinstance(_find(txn, key), Header)
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        found = self._read(key, lambda txn, header: self._layer(txn, header, layer))
+        if isinstance(found, Miss):
+            raise unusable(key, layer, self._tally.count(found))
+        return found
+
+    def get(self, key: ChunkKey) -> ChunkKV | Miss:
+        """The whole chunk, every layer verified, all layers of one ``put``."""
+        return self._tally.count(self._read(key, self._chunk))
+
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        with self.tables.read() as txn:
+            return variants.find(txn, key)
+
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        with self.tables.write() as txn:
+            for key, more in worth.items():
+                variants.credit(txn, key, more)
+
+    def delete(self, key: ChunkKey) -> bool:
+        with self._writing, self._change() as change:
+            return change.forget(key.digest)
+
+    def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
+        """Give every chunk that ``layout``; the number of those that had another.
+
+        Each is moved whole, in one commit; killed at any point, a second call does the rest. A
+        damaged chunk stays as it is. Chunks that are put from now on have this layout too.
+        """
+        self.layout, moved = layout, 0
+        digests = list(self.keys())
+        for number, digest in enumerate(digests):
+            moved += self._move(digest)
+            if progress is not None:
+                progress(number + 1, len(digests))
+        return moved
+
+    def keys(self) -> Iterator[bytes]:
+        start = b""
+        while True:
+            with self.tables.read() as txn:
+                page = list(islice(txn.keys("headers", start=start), _PAGE))
+            yield from page
+            if len(page) < _PAGE:
+                return
+            start = page[-1] + b"\0"
+
+    def stats(self) -> StoreStats:
+        with self.tables.read() as txn:
+            chunks = txn.count("headers")
+            sums = list(totals(txn))
+        fingerprints: Counter[str] = Counter()
+        for count, _, name in sums:
+            fingerprints[name] += count
+        payload_bytes = sum(payload for _, payload, _ in sums)
+        return StoreStats(chunks, payload_bytes, *self._tally.snapshot(), dict(fingerprints))
+
+    def verify(self, *, repair: bool = False) -> dict[str, str]:
+        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones.
+
+        Also finds layers that belong to no chunk. Does not count as hits or misses.
+        """
+        bad: dict[bytes, str] = {}
+        for digest in (*self.keys(), *self._orphans()):
+            with self.tables.read() as txn:
+                miss = self._damage(txn, digest)
+            if miss is not None:
+                bad[digest] = f"{miss.reason}: {miss.detail}"
+        if repair and bad:
+            with self._writing, self._change() as change:
+                for digest in bad:
+                    change.forget(digest)
+                reindex(change.txn)
+        return {digest.hex(): wrong for digest, wrong in bad.items()}
+
+    def close(self) -> None:
+        self.tables.close()
+
+    def _read(
+        self, key: ChunkKey, read: Callable[[Transaction, Header], Found | Miss]
+    ) -> Found | Miss:
+        """``read`` what is under ``key``; once more where it was replaced meanwhile.
+
+        A file that another process has just replaced is gone, while records stay to the end of the
+        transaction.
+        """
+        before: Header | None = None
+        while True:
+            with self.tables.read() as txn:
+                header = _find(txn, key)
+                if isinstance(header, Miss):
+                    return header
+                found = read(txn, header)
+            if not isinstance(found, Miss) or not header.file or header == before:
+                return found
+            before = header
+
+    def _check_quota(self, txn: Transaction) -> None:
+        total = sum(payload for _, payload, _ in totals(txn))
+        if self.max_bytes is not None and total > self.max_bytes:
+            raise StoreError(
+                f"the store in {self.tables.path} may hold {self.max_bytes} bytes of KV and "
+                f"would hold {total} with this chunk: delete chunks or raise max_bytes"
+            )
+
+    @contextmanager
+    def _change(self) -> Iterator[_Change]:
+        """A write transaction; files that it forgets are removed once it is committed."""
+        with self.tables.write() as txn:
+            change = _Change(txn)
+            yield change
+        for name in change.gone:
+            self._files.remove(name)
+
+    def _in_file(self, layer_bytes: int) -> bool:
+        return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
+
+    def _place(
+        self,
+        blank: Header,
+        raws: Iterable[Bytes],
+        in_file: bool,
+        also: Callable[[Transaction], None],
+    ) -> None:
+        """Write a chunk in the place of what is there under its key; ``also`` in the same commit.
+
+        ``blank`` is its header but for the payloads and the file.
+        """
+        header = self._write_file(blank, raws) if in_file else blank
+        try:
+            with self._change() as change:
+                change.forget(blank.key)
+                if not in_file:
+                    header = change.put_layers(blank, raws)
+                change.enter(header)
+                also(change.txn)
+        except BaseException:
+            if header.file and not self._is_named(header.file):
+                self._files.remove(header.file)
+            raise
+
+    def _write_file(self, blank: Header, raws: Iterable[Bytes]) -> Header:
+        """The header of a file that now holds ``raws``, and that nothing names yet."""
+        blank = replace(blank, file=self._files.new_name(blank.key))
+        payloads = []
+        path = self.tables.path
+        with explained(path, "write to"), self._files.create(blank.file) as file:
+            file.skip(len(encode_header(blank)))
+            for layer, raw in enumerate(raws):
+                checksum = layer_checksum(blank.key, layer, raw)
+                payloads.append(Payload(file.append(raw), len(raw), checksum))
+            header = replace(blank, payloads=tuple(payloads))
+            file.finish(encode_header(header))
+        return header
+
+    def _is_named(self, file: str) -> bool:
+        with self.tables.read() as txn:
+            header = decode_header(txn.get("headers", file_digest(file)) or b"")
+        return isinstance(header, Header) and header.file == file
+
+    def _sweep(self) -> None:
+        """Remove the files that a crash has left: those that no header names."""
+        for name in self._files.names():
+            if not self._is_named(name):
+                self._files.remove(name)
+
+    def _move(self, digest: bytes) -> bool:
+        """Give a chunk the layout that it would get now; True if it had another and is whole."""
+        with self._writing:
+            with self.tables.read() as txn:
+                header = decode_header(txn.get("headers", digest) or b"")
+                if isinstance(header, Miss) or header.key != digest:
+                    return False
+                in_file = self._in_file(header.payloads[0].length)
+                if in_file == bool(header.file) or self._damage(txn, digest) is not None:
+                    return False
+                raws = [self._raw(txn, header, layer) for layer in range(header.spec.layers)]
+                noted = txn.get("variants", digest)
+
+            def also(txn: Transaction) -> None:
+                if noted is not None:
+                    txn.put("variants", digest, noted)
+
+            whole = [raw for raw in raws if not isinstance(raw, Miss)]
+            blank = replace(header, file="", payloads=(Payload(0, 0, 0),) * len(whole))
+            self._place(blank, whole, in_file, also)
+        return True
+
+    def _raw(self, txn: Transaction, header: Header, layer: int) -> Bytes | Miss:
+        """The bytes of a layer, unchecked, in memory of their own."""
+        check_layer(layer, header.spec.layers)
+        if header.file:
+            return self._files.read(header.file, header.payloads[layer])
+        record = txn.view("layers", _layer_key(header.key, layer))
+        if record is None:
+            return Miss("truncated", f"layer {layer} of {header.spec.layers} is missing")
+        return np.frombuffer(record, np.uint8).copy()
+
+    def _layer(self, txn: Transaction, header: Header, layer: int) -> tuple[Tensor, Tensor] | Miss:
+        raw = self._raw(txn, header, layer)
+        return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
+
+    def _chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
+        pairs = []
+        for layer in range(header.spec.layers):
+            pair = self._layer(txn, header, layer)
+            if isinstance(pair, Miss):
+                return pair
+            pairs.append(pair)
+        keys, values = zip(*pairs, strict=True)
+        return ChunkKV(header.tokens, keys, values, header.sensitivity)
+
+    def _damage(self, txn: Transaction, digest: bytes) -> Miss | None:
+        """What is wrong with what is stored under ``digest``; None too where it is gone by now."""
+        record = txn.get("headers", digest)
+        layers = sum(1 for _ in txn.keys("layers", digest))
+        if record is None:
+            return Miss("truncated", f"{layers} layers without a header") if layers else None
+        header = decode_header(record)
+        if isinstance(header, Miss):
+            return header
+        if header.key != digest:
+            return Miss("foreign", f"the header names {header.key.hex()[:12]}")
+        chunk = self._chunk(txn, header)
+        if isinstance(chunk, Miss):
+            return chunk
+        expected = 0 if header.file else header.spec.layers
+        if layers != expected:
+            return Miss("corrupt", f"{layers} layers stored, {expected} expected")
+        return None
+
+    def _orphans(self) -> Iterator[bytes]:
+        """What layer records are stored under, where there is no header for it."""
+        start = b""
+        while True:
+            with self.tables.read() as txn:
+                key = next(txn.keys("layers", start=start), None)
+                if key is None:
+                    return
+                digest = key[:_DIGEST]
+                orphan = txn.view("headers", digest) is None
+            if orphan:
+                yield digest
+            start = digest + _AFTER_LAYERS
+
+
+class _Change:
+    """What one transaction does to chunks."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self.txn = txn
+        self.gone: list[str] = []  # files that nothing names once this is committed
+
+    def forget(self, digest: bytes) -> bool:
+        """Take a chunk out; True if it was there."""
+        header = decode_header(self.txn.get("headers", digest) or b"")
+        if isinstance(header, Header) and header.file:
+            self.gone.append(header.file)
+        return remove(self.txn, digest)
+
+    def put_layers(self, blank: Header, raws: Iterable[Bytes]) -> Header:
+        """Write layers as records; the header that goes with them."""
+        payloads = []
+        for layer, raw in enumerate(raws):
+            self.txn.put("layers", _layer_key(blank.key, layer), raw.data)
+            payloads.append(Payload(0, len(raw), layer_checksum(blank.key, layer, raw)))
+        return replace(blank, payloads=tuple(payloads))
+
+    def enter(self, header: Header) -> None:
+        self.txn.put("headers", header.key, encode_header(header))
+        account(self.txn, header, 1)
+
+
+def _layer_key(digest: bytes, layer: int) -> bytes:
+    return digest + layer.to_bytes(2, "big")
+
+
+def _find(txn: Transaction, key: ChunkKey) -> Header | Miss:
+    record = txn.get("headers", key.digest)
+    if record is None:
+        return _absent(txn, key)
+    header = decode_header(record)
+    if isinstance(header, Miss):
+        return header
+    return header.foreign(key) or header
+
+
+def _absent(txn: Transaction, key: ChunkKey) -> Miss:
+    for row in txn.keys("contents", key.content):
+        other = decode_header(txn.get("headers", row[_DIGEST:]) or b"")
+        if isinstance(other, Header):
+            return stale(key, other.name, other.mode)
+    return Miss("absent", "these tokens are not stored")
