@@ -1,19 +1,23 @@
-"""The command line: index, query, eval, demo, models."""
+"""The command line."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ragcache import show
-from ragcache.errors import ConfigError, RagCacheError
-from ragcache.settings import Settings
+from ragcache.errors import ConfigError, RagCacheError, StoreError
+from ragcache.settings import Settings, seconds
+
+if TYPE_CHECKING:
+    from ragcache.store import LmdbStore
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
@@ -60,6 +64,12 @@ def index(
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
     compile_mode: Compile = None,
     codec: Codec = None,
+    ttl: Annotated[
+        str | None, typer.Option(help="Delete the documents after this long: 90s, 12h, 30d.")
+    ] = None,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--unpin", help="Whether their KV may not be evicted.")
+    ] = None,
     skip_errors: Annotated[
         bool, typer.Option(help="Report documents that cannot be read, and go on.")
     ] = False,
@@ -67,6 +77,7 @@ def index(
     """Split, embed and precompute documents. Run again, it does only what is missing."""
     from ragcache.retriever.source import read
 
+    ttl_s = None if ttl is None else seconds(ttl)
     errors: list[Any] = []
     documents = list(read(paths, on_error=errors.append if skip_errors else None))
     for error in errors:
@@ -82,7 +93,7 @@ def index(
         codec=codec,
     )
     with _opened(settings) as cache, show.progress(err) as told:
-        added = cache.add(documents, progress=told)
+        added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
     done = added.precomputed
     out.print(
         f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "
@@ -253,6 +264,67 @@ def demo(
 
 
 @app.command()
+def documents(store: Store = None) -> None:
+    """List the documents of a store."""
+    from ragcache.store import Catalog
+
+    with _store(store, readonly=True) as chunks:
+        out.print(show.document_table(Catalog(chunks).entries()))
+
+
+@app.command()
+def delete(
+    ids: Annotated[list[str], typer.Argument(help="Documents, as `ragcache documents` has them.")],
+    store: Store = None,
+) -> None:
+    """Delete documents, their chunks, and the KV that no other document uses."""
+    from ragcache.store import Catalog
+
+    with _store(store) as chunks:
+        catalog = Catalog(chunks)
+        missing = [name for name in ids if not catalog.delete_document(name)]
+    out.print(f"{len(ids) - len(missing)} documents deleted", highlight=False)
+    if missing:
+        raise StoreError(
+            f"there is no document {', '.join(map(repr, missing))}: `ragcache documents` lists them"
+        )
+
+
+@app.command()
+def verify(
+    store: Store = None,
+    repair: Annotated[
+        bool, typer.Option(help="Drop what is damaged: it is computed anew.")
+    ] = False,
+) -> None:
+    """Read every record of a store and report what is damaged; exit code 1 if anything is left."""
+    with _store(store, readonly=not repair) as chunks:
+        with show.progress(err) as told:
+            bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
+        count = chunks.stats().chunks
+    for digest, wrong in bad.items():
+        out.print(f"{digest[:16]}  {wrong}", highlight=False)
+    done = "dropped" if repair else "damaged"
+    out.print(f"{count} chunks, {len(bad)} records {done}", highlight=False)
+    if bad and not repair:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    layout: Annotated[str, typer.Argument(help="records, files, or auto: by the layers' size.")],
+    store: Store = None,
+) -> None:
+    """Move every chunk into LMDB, or into a file of its own; what is there stays usable."""
+    from ragcache.store.disk import as_layout
+
+    wanted = as_layout(layout)
+    with _store(store) as chunks, show.progress(err) as told:
+        moved = chunks.convert(wanted, progress=partial(told, "convert"))
+    out.print(f"{moved} chunks moved", highlight=False)
+
+
+@app.command()
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:
     """What a model's KV depends on, what it costs, and how much of a store it can use."""
     from ragcache.engine.transformers import TransformersEngine
@@ -277,13 +349,25 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
                 out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
 
 
+def _store(path: Path | None, *, readonly: bool = False) -> LmdbStore:
+    """A store without a model; StoreError if there is none."""
+    from ragcache.store import LmdbStore
+
+    settings = Settings.load(store=path)
+    _check_exists(settings.store)
+    return LmdbStore(settings.store, readonly=readonly, layout=settings.layout)
+
+
+def _check_exists(store: Path) -> None:
+    if not store.exists():
+        raise StoreError(
+            f"there is no store in {store}. Make one: ragcache index PATH... --store {store}"
+        )
+
+
 def _opened(settings: Settings, *, must_exist: bool = False) -> Any:
-    from ragcache.errors import StoreError
     from ragcache.pipeline import RagCache
 
-    if must_exist and not settings.store.exists():
-        raise StoreError(
-            f"there is no store in {settings.store}. Make one: ragcache index PATH... "
-            f"--store {settings.store}"
-        )
+    if must_exist:
+        _check_exists(settings.store)
     return RagCache.open(settings.store, settings=settings)

@@ -23,7 +23,7 @@ from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Settings
-from ragcache.store.catalog import Catalog
+from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.codecs import codec
 from ragcache.store.disk import LmdbStore
 from ragcache.store.key import ChunkKey
@@ -104,19 +104,43 @@ class RagCache:
                 catalog.put_setting(key, value)
         return cache
 
-    def add(self, documents: Iterable[Document], *, progress: Progress | None = None) -> Added:
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Added:
         """Split, embed and store documents, and precompute their chunks' KV.
 
         A document whose id and text are already there is left alone; one whose text changed is
-        replaced. Killed at any point, a second call does only what is missing: documents are
-        committed a batch at a time, chunks one by one.
+        replaced, and KV that only its old text used is gone. Killed at any point, a second call
+        does only what is missing: documents are committed a batch at a time, chunks one by one.
+
+        ``ttl_s``: seconds from now after which the documents are deleted. ``pinned``: their KV is
+        not evicted. What is not given stays as it was; new documents are kept, and not pinned.
         """
         report = progress or (lambda *_: None)
         given = list(documents)
         _check_ids(given)
+        if ttl_s is not None and not ttl_s > 0:
+            raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
-        count = self._index(changed, digests, report)
+        life = {e.id: (e.expires, e.pinned) for e in self.catalog.entries()}
+        expires = None if ttl_s is None else time.time() + ttl_s
+        for document in given:
+            was_until, was_pinned = life.get(document.id, (None, False))
+            life[document.id] = (
+                was_until if expires is None else expires,
+                was_pinned if pinned is None else pinned,
+            )
+        count = self._index(changed, digests, life, report)
+        for document in given:
+            if expires is not None or pinned is not None:
+                self.catalog.keep(document.id, expires=expires, pinned=pinned)
+            self.catalog.use(document.id, [key.content for key, _ in self._keyed(document.id)])
         self.retriever.refresh()
         chunks_of = {key: chunk for d in given for key, chunk in self._keyed(d.id)}
         done = precompute(
@@ -127,6 +151,15 @@ class RagCache:
             progress=lambda n, total: report("precompute", n, total),
         )
         return Added(len(changed), len(given) - len(changed), count, done)
+
+    def delete(self, documents: Iterable[str]) -> list[str]:
+        """Delete documents by id, and the KV that no other one uses; the ids that were there."""
+        return [name for name in documents if self.catalog.delete_document(name)]
+
+    def documents(self) -> list[Entry]:
+        """All documents, by id; those whose time is over are deleted first."""
+        self.catalog.expire(time.time())
+        return self.catalog.entries()
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Retrieve, fuse, answer. Options as for :meth:`stream`."""
@@ -170,7 +203,11 @@ class RagCache:
     def retrieve(
         self, question: str, top_k: int | None = None, neighbours: int | None = None
     ) -> list[Passage]:
-        """The nearest chunks with their neighbours, chunks of a document in its order."""
+        """The nearest chunks with their neighbours, chunks of a document in its order.
+
+        Documents whose time is over are deleted first.
+        """
+        self.catalog.expire(time.time())
         top_k = self.settings.top_k if top_k is None else top_k
         neighbours = self.settings.neighbours if neighbours is None else neighbours
         return self.retriever.retrieve(question, top_k, neighbours=neighbours)
@@ -209,7 +246,13 @@ class RagCache:
             )
         self._checked = True
 
-    def _index(self, documents: list[Document], digests: dict[str, bytes], report: Progress) -> int:
+    def _index(
+        self,
+        documents: list[Document],
+        digests: dict[str, bytes],
+        life: dict[str, tuple[float | None, bool]],
+        report: Progress,
+    ) -> int:
         """Split, embed and commit documents; the number of their chunks."""
         done = total = 0
         if documents:
@@ -220,7 +263,16 @@ class RagCache:
             at = 0
             for document, chunks in batch:
                 part = vectors[at : at + len(chunks)]
-                self.catalog.put_document(document, chunks, part, digests[document.id])
+                expires, pinned = life[document.id]
+                self.catalog.put_document(
+                    document,
+                    chunks,
+                    part,
+                    digests[document.id],
+                    contents=[self._key(chunk).content for chunk in chunks],
+                    expires=expires,
+                    pinned=pinned,
+                )
                 at += len(chunks)
             done += len(batch)
             total += len(texts)
@@ -238,9 +290,12 @@ class RagCache:
         return h.digest()
 
     def _keyed(self, document: str) -> list[tuple[ChunkKey, Chunk]]:
-        engine, how = self.engine, self.compiled
         chunks = self.catalog.chunks(self.catalog.rows_of(document))
-        return [(how.key(engine.fingerprint, engine.template.chunk(c.text)), c) for c in chunks]
+        return [(self._key(chunk), chunk) for chunk in chunks]
+
+    def _key(self, chunk: Chunk) -> ChunkKey:
+        engine = self.engine
+        return self.compiled.key(engine.fingerprint, engine.template.chunk(chunk.text))
 
     def _company(self, chunk: Chunk | None) -> Tokens:
         """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""

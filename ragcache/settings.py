@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +19,17 @@ from ragcache.errors import ConfigError
 
 PREFIX = "RAGCACHE_"
 FILE = "ragcache.toml"
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def seconds(text: str) -> float:
+    """A length of time such as ``90s``, ``12h`` or ``30d``. Raises ConfigError for another."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is no length of time: give one such as 90s, 15m, 12h, 30d, 2w")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 class Settings(BaseSettings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
@@ -17,12 +18,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from ragcache.bootstrap import Estimate
     from ragcache.pipeline import Progress as Told
     from ragcache.scores import Figures
+    from ragcache.store.catalog import Entry
     from ragcache.types import Answer, Report
 
 
@@ -47,6 +49,15 @@ def progress(console: Console) -> Iterator[Told]:
             bars.update(stages[stage], completed=done, total=total)
 
         yield told
+
+
+def document_table(entries: Sequence[Entry]) -> Table:
+    """Documents, how many chunks each has, and how long it is kept."""
+    table = Table("document", Column("chunks", justify="right"), "kept until", "pinned", box=SIMPLE)
+    for entry in entries:
+        until = "" if entry.expires is None else f"{datetime.fromtimestamp(entry.expires):%F %T}"
+        table.add_row(entry.id, str(entry.chunks), until, "yes" if entry.pinned else "")
+    return table
 
 
 def summary(answer: Answer) -> str:

@@ -144,3 +144,36 @@ def test_a_truncated_store_is_refused(run: Run, notes: Path, model: Path, tmp_pa
     assert code == 1 and err.startswith("error: ") and "ragcache-store" in err
     data.write_bytes(whole)
     assert run("query", "Who?")[0] == 0
+
+
+def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--model", model, "--ttl", "12h", "--pin")
+    code, out, _ = run("documents")
+    assert code == 0 and out.count("yes") == 3 and "20" in out
+    name = next(word for word in out.split() if word.endswith("holt.txt"))
+    code, out, err = run("delete", name, "nobody")
+    assert code == 1 and "1 documents deleted" in out
+    assert "there is no document 'nobody': `ragcache documents` lists them" in err
+    assert "holt.txt" not in run("documents")[1]
+    code, _, err = run("index", notes, "--ttl", "soon")
+    assert code == 1 and "'soon' is no length of time: give one such as 90s" in err
+
+
+def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--model", model)
+    code, out, _ = run("convert", "files")
+    files = list(Path("ragcache-store").rglob("kv/*/*"))
+    assert code == 0 and out == f"{len(files)} chunks moved\n"
+    assert run("convert", "files")[1] == "0 chunks moved\n"
+    code, out, _ = run("verify")
+    assert code == 0 and f"{len(files)} chunks, 0 records damaged" in out
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    code, out, _ = run("verify")
+    assert code == 1 and "truncated: " in out and f"{len(files)} chunks, 1 records damaged" in out
+    code, out, _ = run("verify", "--repair")
+    assert code == 0 and f"{len(files) - 1} chunks, 1 records dropped" in out
+    assert run("verify")[0] == 0
+    code, _, err = run("convert", "tape")
+    assert code == 1 and "layout is 'tape': it must be one of auto, records, files" in err
+    code, _, err = run("verify", "--store", "elsewhere")
+    assert code == 1 and "there is no store in elsewhere. Make one: ragcache index" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,35 @@ def check_adding(cache: RagCache) -> None:
     assert (third.documents, third.precomputed.encoded) == (1, third.chunks)
     texts = [p.chunk.text for p in cache.retrieve("Mira Holt", 9)]
     assert "Mira Holt moved to Bexley." in texts and not any("parrot" in t for t in texts)
+
+
+def test_old_kv_goes_with_the_last_text_that_used_it(cache: RagCache) -> None:
+    store, before = cache.store, cache.store.stats().chunks
+    old = cache.keys("holt")
+    cache.add([Document("copy", scene.DOCUMENTS[0].text), Document("holt", "Mira left.")])
+    assert all(map(store.has, old))  # the copy has the same chunks
+    assert cache.delete(["copy", "nobody"]) == ["copy"]
+    assert not any(map(store.has, old)) and all(map(store.has, cache.keys("holt")))
+    assert store.stats().chunks == before - len(old) + 1
+    assert cache.delete(["holt"]) == ["holt"] and cache.keys("holt") == []
+    assert not any("Mira left." in p.chunk.text for p in cache.retrieve("Mira", 9))
+
+
+def test_a_document_whose_time_is_over_is_not_found(
+    cache: RagCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.add([Document("news", "The Gull sails on Friday.")], ttl_s=60, pinned=True)
+    cache.add(scene.DOCUMENTS[:1], ttl_s=3600)
+    [news] = [entry for entry in cache.documents() if entry.id == "news"]
+    assert news.pinned and news.expires is not None
+    [key, *_] = cache.keys("news")
+    assert any("Friday" in p.chunk.text for p in cache.retrieve("When does the Gull sail?", 9))
+    monkeypatch.setattr(time, "time", lambda: news.expires)
+    assert not any("Friday" in p.chunk.text for p in cache.retrieve("When does it sail?", 9))
+    assert not cache.store.has(key)
+    assert [e.id for e in cache.documents()] == sorted(d.id for d in scene.DOCUMENTS)
+    with pytest.raises(ConfigError, match="ttl_s is 0: give more than 0 seconds"):
+        cache.add([], ttl_s=0)
 
 
 def test_reopened_it_has_lost_nothing(tmp_path: Path) -> None:

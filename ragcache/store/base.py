@@ -10,8 +10,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 from ragcache.errors import StoreError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
+    from ragcache.store.tables import Transaction
     from ragcache.types import ChunkKV, ChunkNotes, KVSpec, MissReason
 
 Found = TypeVar("Found")
@@ -116,6 +118,22 @@ def check_layer(layer: int, layers: int) -> None:
         raise ValueError(f"layer {layer} of a chunk that has layers 0 to {layers - 1}")
 
 
+class Change(Protocol):
+    """A commit over chunks and over whatever else lives in the store's tables: all or nothing."""
+
+    @property
+    def txn(self) -> Transaction: ...
+
+    def forget(self, digest: bytes) -> bool:
+        """Take a chunk out; True if it was there."""
+
+    def forget_content(self, content: bytes) -> int:
+        """Take out all KV of these tokens, of every model, mode and variant; how many there were.
+
+        ``content`` is :attr:`ChunkKey.content`.
+        """
+
+
 class ChunkStore(ABC):
     """Keys to KV. Thread-safe; one writer process, any number of readers."""
 
@@ -159,6 +177,10 @@ class ChunkStore(ABC):
     @abstractmethod
     def delete(self, key: ChunkKey) -> bool:
         """Remove a chunk; True if it was there."""
+
+    @abstractmethod
+    def change(self) -> AbstractContextManager[Change]:
+        """Change chunks and tables in one commit, durable at the end; nothing if it raises."""
 
     @abstractmethod
     def keys(self) -> Iterator[bytes]:

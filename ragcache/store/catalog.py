@@ -1,15 +1,17 @@
 """What was indexed: documents, the texts of their chunks, and their vectors.
 
-Lives in the same tables as the KV, so that a store is one directory. Every chunk has a row: an
-integer that is never given twice, which is also its id in the vector index. Deleting a document
-deletes no KV: KV is named by content and may serve other documents.
+Lives in the same tables as the KV, so that a store is one directory, and one commit changes both.
+Every chunk has a row: an integer that is never given twice, which is also its id in the vector
+index. A row says which KV it uses, by content; KV that the last row has let go of goes with it.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,9 +23,11 @@ from ragcache.store.sealed import as_json, get_sealed, put_sealed
 from ragcache.types import Chunk, Document
 
 if TYPE_CHECKING:
+    from ragcache.store.base import Change
     from ragcache.store.tables import Tables, Transaction
 
 _NUMBER = struct.Struct("<Q")
+_CONTENT = 32  # bytes of ChunkKey.content
 _FLOATS = np.dtype("<f4")
 
 
@@ -32,6 +36,19 @@ class HasTables(Protocol):
 
     @property
     def tables(self) -> Tables: ...
+
+    def change(self) -> AbstractContextManager[Change]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the catalog knows of a document."""
+
+    id: str
+    chunks: int
+    metadata: Mapping[str, str]
+    expires: float | None  # seconds since the epoch; None: never
+    pinned: bool  # its KV is not evicted
 
 
 class Catalog:
@@ -42,7 +59,7 @@ class Catalog:
     """
 
     def __init__(self, store: HasTables) -> None:
-        self._tables = store.tables
+        self._store, self._tables = store, store.tables
 
     def put_document(
         self,
@@ -50,16 +67,23 @@ class Catalog:
         chunks: Sequence[Chunk],
         vectors: NDArray[np.float32],
         source_digest: bytes,
+        *,
+        contents: Sequence[bytes] = (),
+        expires: float | None = None,
+        pinned: bool = False,
     ) -> list[int]:
         """Replace a document and its chunks, all or nothing; durable on return. Gives their rows.
 
         ``vectors`` is (len(chunks), dimension). ``source_digest`` is for the caller: whatever
-        tells that the document need not be indexed again. Raises ConfigError for vectors of
-        another dimension than those that are there.
+        tells that the document need not be indexed again. ``contents`` says which KV each chunk
+        uses (:attr:`ChunkKey.content`); KV that only the replaced chunks used is gone afterwards.
+        ``expires``: seconds since the epoch, see :meth:`expire`. ``pinned``: its KV is not evicted.
+        Raises ConfigError for vectors of another dimension than those that are there.
         """
         _check(document, chunks, vectors)
-        with self._tables.write() as txn:
-            _remove(txn, document.id)
+        with self._store.change() as change:
+            txn = change.txn
+            let_go = _remove(txn, document.id)
             if chunks:
                 _claim_dimension(txn, vectors.shape[1])
             first = _number(txn, "next_row")
@@ -69,35 +93,97 @@ class Catalog:
                 fields = [chunk.document, chunk.ordinal, chunk.text, dict(chunk.metadata)]
                 put_sealed(txn, "chunks", _row_key(row), as_json(fields))
                 put_sealed(txn, "vectors", _row_key(row), vector.astype(_FLOATS).tobytes())
+            for row, content in zip(rows, contents, strict=bool(contents)):
+                _use(txn, row, content, pinned)
             entry = {
                 "id": document.id,
                 "metadata": dict(document.metadata),
                 "digest": source_digest.hex(),
                 "rows": [first, len(chunks)],
+                "expires": expires,
+                "pinned": pinned,
             }
             put_sealed(txn, "documents", _document_key(document.id), as_json(entry))
-            _set_number(txn, "generation", _number(txn, "generation") + 1)
+            _expires(txn, expires)
+            _drop_unused(change, let_go)
+            _changed(txn)
         return rows
 
-    def delete_document(self, document_id: str) -> bool:
-        """Remove a document and its chunks; True if it was there."""
+    def use(self, document_id: str, contents: Sequence[bytes]) -> None:
+        """Say which KV a document's chunks use too: that of another model, as a rule.
+
+        Passed over where the document is gone, or has another number of chunks by now.
+        """
+        with self._tables.read() as txn:
+            entry = _entry(txn, document_id)
+            if entry is None or entry["rows"][1] != len(contents):
+                return
+            rows = range(entry["rows"][0], sum(entry["rows"]))
+            known = [_is_used(txn, row, c) for row, c in zip(rows, contents, strict=True)]
+        if all(known):
+            return
         with self._tables.write() as txn:
-            found = _remove(txn, document_id)
-            if found:
-                _set_number(txn, "generation", _number(txn, "generation") + 1)
-        return found
+            now = _entry(txn, document_id)
+            if now is None or now["rows"] != entry["rows"]:
+                return
+            for row, content in zip(rows, contents, strict=True):
+                _use(txn, row, content, now["pinned"])
+
+    def delete_document(self, document_id: str) -> bool:
+        """Remove a document, its chunks, and the KV that no other uses; True if it was there."""
+        with self._store.change() as change:
+            return _delete(change, document_id)
+
+    def keep(
+        self, document_id: str, *, expires: float | None = None, pinned: bool | None = None
+    ) -> bool:
+        """Change how long a document is kept, where that is given; False if it is not there."""
+        with self._tables.write() as txn:
+            entry = _entry(txn, document_id)
+            if entry is None:
+                return False
+            if expires is not None:
+                entry["expires"] = expires
+            if pinned is not None:
+                entry["pinned"] = pinned
+                first, count = entry["rows"]
+                for row in range(first, first + count):
+                    for content in _contents(txn, row):
+                        _pin(txn, row, content, pinned)
+            _expires(txn, entry["expires"])
+            put_sealed(txn, "documents", _document_key(document_id), as_json(entry))
+        return True
+
+    def expire(self, now: float) -> list[str]:
+        """Delete the documents whose time is over; their ids. Cheap while there are none."""
+        with self._tables.read() as txn:
+            next_expiry = _number(txn, "next_expiry")
+        if not next_expiry or next_expiry > 1000 * now:
+            return []
+        over = [e.id for e in self.entries() if e.expires is not None and e.expires <= now]
+        gone = [document_id for document_id in over if self._delete_expired(document_id, now)]
+        with self._tables.write() as txn:
+            left = [e.expires for e in _entries(txn) if e.expires is not None]
+            _set_number(txn, "next_expiry", _milliseconds(min(left)) if left else 0)
+        return gone
+
+    def _delete_expired(self, document_id: str, now: float) -> bool:
+        with self._store.change() as change:
+            entry = _entry(change.txn, document_id)
+            if entry is None or entry["expires"] is None or entry["expires"] > now:
+                return False  # it was given more time meanwhile
+            return _delete(change, document_id)
+
+    def entries(self) -> list[Entry]:
+        """All documents, by id."""
+        with self._tables.read() as txn:
+            return sorted(_entries(txn), key=lambda entry: entry.id)
 
     def document_digest(self, document_id: str) -> bytes | None:
         """The ``source_digest`` it was put with; None where there is no such document."""
         with self._tables.read() as txn:
             entry = _entry(txn, document_id)
         return None if entry is None else bytes.fromhex(entry["digest"])
-
-    def documents(self) -> list[str]:
-        """Ids of all documents, sorted."""
-        with self._tables.read() as txn:
-            keys = txn.keys("documents")
-            return sorted(json.loads(get_sealed(txn, "documents", key))["id"] for key in keys)
 
     def rows_of(self, document_id: str) -> list[int]:
         """Rows of a document's chunks, in order; empty where there is no such document."""
@@ -177,15 +263,74 @@ def _claim_dimension(txn: Transaction, dimension: int) -> None:
     _set_number(txn, "dimension", dimension)
 
 
-def _remove(txn: Transaction, document: str) -> bool:
+def _delete(change: Change, document: str) -> bool:
+    if _entry(change.txn, document) is None:
+        return False
+    _drop_unused(change, _remove(change.txn, document))
+    _changed(change.txn)
+    return True
+
+
+def _remove(txn: Transaction, document: str) -> set[bytes]:
+    """Take a document out; the contents that it has let go of."""
     entry = _entry(txn, document)
     if entry is None:
-        return False
+        return set()
+    let_go = set()
     first, count = entry["rows"]
     for row in range(first, first + count):
-        txn.delete("chunks", _row_key(row))
-        txn.delete("vectors", _row_key(row))
-    return txn.delete("documents", _document_key(document))
+        for content in _contents(txn, row):
+            let_go.add(content)
+            txn.delete("uses", content + _row_key(row))
+            txn.delete("pins", content + _row_key(row))
+        for table in ("chunks", "vectors", "used"):
+            txn.delete(table, _row_key(row))
+    txn.delete("documents", _document_key(document))
+    return let_go
+
+
+def _drop_unused(change: Change, contents: set[bytes]) -> None:
+    for content in contents:
+        if next(change.txn.keys("uses", content), None) is None:
+            change.forget_content(content)
+
+
+def _changed(txn: Transaction) -> None:
+    _set_number(txn, "generation", _number(txn, "generation") + 1)
+
+
+def _expires(txn: Transaction, when: float | None) -> None:
+    """Note that a document expires then: no later than that is :meth:`Catalog.expire` to look."""
+    known = _number(txn, "next_expiry")
+    if when is not None and (not known or _milliseconds(when) < known):
+        _set_number(txn, "next_expiry", _milliseconds(when))
+
+
+def _milliseconds(when: float) -> int:
+    return max(1, int(1000 * when))
+
+
+def _use(txn: Transaction, row: int, content: bytes, pinned: bool) -> None:
+    if not _is_used(txn, row, content):
+        txn.put("uses", content + _row_key(row), b"")
+        txn.put("used", _row_key(row), (txn.get("used", _row_key(row)) or b"") + content)
+    _pin(txn, row, content, pinned)
+
+
+def _is_used(txn: Transaction, row: int, content: bytes) -> bool:
+    return txn.view("uses", content + _row_key(row)) is not None
+
+
+def _pin(txn: Transaction, row: int, content: bytes, pinned: bool) -> None:
+    if pinned:
+        txn.put("pins", content + _row_key(row), b"")
+    else:
+        txn.delete("pins", content + _row_key(row))
+
+
+def _contents(txn: Transaction, row: int) -> list[bytes]:
+    used = txn.get("used", _row_key(row)) or b""
+    return [used[at : at + _CONTENT] for at in range(0, len(used), _CONTENT)]
 
 
 def _entry(txn: Transaction, document: str) -> dict[str, Any] | None:
@@ -194,6 +339,11 @@ def _entry(txn: Transaction, document: str) -> dict[str, Any] | None:
         return None
     entry: dict[str, Any] = json.loads(get_sealed(txn, "documents", key))
     return entry
+
+
+def _entries(txn: Transaction) -> list[Entry]:
+    found = [json.loads(get_sealed(txn, "documents", key)) for key in txn.keys("documents")]
+    return [Entry(e["id"], e["rows"][1], e["metadata"], e["expires"], e["pinned"]) for e in found]
 
 
 def _document_key(document: str) -> bytes:

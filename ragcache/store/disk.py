@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
@@ -82,11 +82,8 @@ class LmdbStore(ChunkStore):
         readonly: bool = False,
         max_bytes: int | None = None,
     ) -> None:
-        if layout not in get_args(Layout):
-            known = ", ".join(get_args(Layout))
-            raise ConfigError(f"layout is {layout!r}: it must be one of {known}")
+        self.layout = as_layout(layout)
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
-        self.layout: Layout = layout
         self.max_bytes = max_bytes
         self._files = ChunkFiles(self.tables.path / "kv")
         self._tally = Tally()
@@ -107,8 +104,7 @@ class LmdbStore(ChunkStore):
                 variants.put(txn, key.digest, notes)
             self._check_quota(txn)
 
-        with self._writing:
-            self._place(blank, raws, self._in_file(size), also)
+        self._place(blank, raws, self._in_file(size), also)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
         with self.tables.read() as txn:
@@ -139,8 +135,17 @@ class LmdbStore(ChunkStore):
                 variants.credit(txn, key, more)
 
     def delete(self, key: ChunkKey) -> bool:
-        with self._writing, self._change() as change:
+        with self.change() as change:
             return change.forget(key.digest)
+
+    @contextmanager
+    def change(self) -> Iterator[DiskChange]:
+        with self._writing:
+            with self.tables.write() as txn:
+                change = DiskChange(txn)
+                yield change
+            for name in change.gone:  # nothing names them any more
+                self._files.remove(name)
 
     def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
         """Give every chunk that ``layout``; the number of those that had another.
@@ -176,19 +181,24 @@ class LmdbStore(ChunkStore):
         payload_bytes = sum(payload for _, payload, _ in sums)
         return StoreStats(chunks, payload_bytes, *self._tally.snapshot(), dict(fingerprints))
 
-    def verify(self, *, repair: bool = False) -> dict[str, str]:
+    def verify(
+        self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, str]:
         """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones.
 
         Also finds layers that belong to no chunk. Does not count as hits or misses.
         """
         bad: dict[bytes, str] = {}
-        for digest in (*self.keys(), *self._orphans()):
+        digests = [*self.keys(), *self._orphans()]
+        for number, digest in enumerate(digests):
+            if progress is not None:
+                progress(number, len(digests))
             with self.tables.read() as txn:
                 miss = self._damage(txn, digest)
             if miss is not None:
                 bad[digest] = f"{miss.reason}: {miss.detail}"
         if repair and bad:
-            with self._writing, self._change() as change:
+            with self.change() as change:
                 for digest in bad:
                     change.forget(digest)
                 reindex(change.txn)
@@ -224,15 +234,6 @@ class LmdbStore(ChunkStore):
                 f"would hold {total} with this chunk: delete chunks or raise max_bytes"
             )
 
-    @contextmanager
-    def _change(self) -> Iterator[_Change]:
-        """A write transaction; files that it forgets are removed once it is committed."""
-        with self.tables.write() as txn:
-            change = _Change(txn)
-            yield change
-        for name in change.gone:
-            self._files.remove(name)
-
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
@@ -249,7 +250,7 @@ class LmdbStore(ChunkStore):
         """
         header = self._write_file(blank, raws) if in_file else blank
         try:
-            with self._change() as change:
+            with self.change() as change:
                 change.forget(blank.key)
                 if not in_file:
                     header = change.put_layers(blank, raws)
@@ -365,8 +366,16 @@ class LmdbStore(ChunkStore):
             start = digest + _AFTER_LAYERS
 
 
-class _Change:
-    """What one transaction does to chunks."""
+def as_layout(name: str) -> Layout:
+    """``name`` if it is a layout; else ConfigError."""
+    for layout in get_args(Layout):
+        if name == layout:
+            return cast("Layout", layout)
+    raise ConfigError(f"layout is {name!r}: it must be one of {', '.join(get_args(Layout))}")
+
+
+class DiskChange:
+    """A :class:`Change` of a store on disk."""
 
     def __init__(self, txn: Transaction) -> None:
         self.txn = txn
@@ -378,6 +387,10 @@ class _Change:
         if isinstance(header, Header) and header.file:
             self.gone.append(header.file)
         return remove(self.txn, digest)
+
+    def forget_content(self, content: bytes) -> int:
+        digests = [row[_DIGEST:] for row in self.txn.keys("contents", content)]
+        return sum(map(self.forget, digests))
 
     def put_layers(self, blank: Header, raws: Iterable[Bytes]) -> Header:
         """Write layers as records; the header that goes with them."""

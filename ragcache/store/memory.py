@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
+    from ragcache.store.tables import Transaction
 
 
 class MemoryStore(ChunkStore):
@@ -99,6 +101,19 @@ class MemoryStore(ChunkStore):
             self._notes.pop(key.digest, None)
             return self._chunks.pop(key.digest, None) is not None
 
+    @contextmanager
+    def change(self) -> Iterator[MemoryChange]:
+        self._check_open()
+        with self.tables.write() as txn:
+            with self._lock:
+                contents = {digest: key.content for digest, (key, _) in self._chunks.items()}
+            change = MemoryChange(txn, contents)
+            yield change
+        with self._lock:
+            for digest in change.gone:
+                self._chunks.pop(digest, None)
+                self._notes.pop(digest, None)
+
     def keys(self) -> Iterator[bytes]:
         self._check_open()
         with self._lock:
@@ -141,6 +156,22 @@ class MemoryStore(ChunkStore):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
+
+
+class MemoryChange:
+    """A :class:`Change` of a store in memory; ``contents`` are those of the chunks that it has."""
+
+    def __init__(self, txn: Transaction, contents: dict[bytes, bytes]) -> None:
+        self.txn = txn
+        self.gone: list[bytes] = []
+        self._contents = contents
+
+    def forget(self, digest: bytes) -> bool:
+        self.gone.append(digest)
+        return self._contents.pop(digest, None) is not None
+
+    def forget_content(self, content: bytes) -> int:
+        return sum(map(self.forget, [d for d, c in self._contents.items() if c == content]))
 
 
 def _stored(key: ChunkKey, kv: ChunkKV) -> Stored:

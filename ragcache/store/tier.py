@@ -1,0 +1,255 @@
+"""A tier in RAM in front of a store: chunks that are used again are not read and checked again.
+
+What stays and goes is a whole chunk, the least recently used one first. A prompt reads all layers
+of its chunks, layer by layer across the chunks, so half a chunk is no use to the next prompt, and
+single layers would push each other out before their turn comes. So room is set aside for all of a
+chunk when its first layer is read, and at no other time: where a prompt's chunks do not fit
+together, those that lost their room are read below to the end instead of fighting for it at every
+layer. A chunk of more than ``max_bytes`` is never held, not even in part.
+
+The store below stays the truth: every read looks at the record's header there first, and a chunk
+is held together with the :class:`Stored` that was found. One that is gone, or is another, is
+dropped.
+
+What is handed out is a copy: torch has no tensors that are read-only, and a copy costs a fraction
+of what reading, checking and decoding do (``python -m bench.tier``). For the same reason it is the
+copy that is pinned for a GPU, and not what is held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ragcache.errors import ConfigError, StoreError
+from ragcache.store.base import (
+    Change,
+    ChunkStore,
+    Miss,
+    Stored,
+    StoreStats,
+    Variant,
+    check_layer,
+    unusable,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+    from ragcache.types import ChunkKV, ChunkNotes
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """Counts since the tier was made, and what it holds now."""
+
+    hits: int  # layers that came from RAM
+    misses: int  # layers that had to be read below
+    evictions: int  # chunks that gave way to others
+    held_bytes: int  # of layers; room that is set aside for layers to come is not counted
+
+
+class TieredStore(ChunkStore):
+    """``below``, with up to ``max_bytes`` of decoded layers in RAM; equal to it in all it answers.
+
+    ``pin``: hand out page-locked tensors, which a GPU copies faster and in the background; None
+    where there is CUDA. Raises ConfigError where ``pin`` cannot be, or ``max_bytes`` is negative.
+    Closing it closes ``below``.
+
+    Records may be changed below, by this process or another: a replacement is noticed where its
+    :class:`Stored` differs, a removal always. Changes through this object always take effect.
+    """
+
+    def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool | None = None) -> None:
+        if max_bytes < 0:
+            raise ConfigError(f"max_bytes is {max_bytes}: it must be 0 (hold nothing) or more")
+        if pin and not torch.cuda.is_available():
+            raise ConfigError("pin=True, but there is no CUDA here to pin memory for: leave it out")
+        self.below = below
+        self.max_bytes = max_bytes
+        self.pin = torch.cuda.is_available() if pin is None else pin
+        self._room = _Room(max_bytes)
+        self._counting = threading.Lock()
+        self._looks = 0  # hits that ``below`` counted for looks of ours
+
+    @property
+    def tier(self) -> TierStats:
+        return self._room.stats()
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        try:
+            self.below.put(key, kv, notes)
+        finally:
+            self._room.drop(key.digest)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        found = self.below.find(key)
+        if isinstance(found, Miss):
+            self._room.drop(key.digest)
+        return found
+
+    def has(self, key: ChunkKey) -> bool:
+        return self.below.has(key)
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        found = self._look(key)
+        if isinstance(found, Miss):
+            raise unusable(key, layer, found)
+        check_layer(layer, found.spec.layers)
+        chunk, held = self._room.take(found, layer)
+        if held is not None:
+            return self._copy(held)
+        try:
+            keys, values = self.below.layer(key, layer)
+        except StoreError:
+            self._room.drop(key.digest)
+            raise
+        if chunk is None and not self.pin:
+            return keys, values
+        both = torch.stack((keys, values))
+        if chunk is not None and self._look(key) == found:  # so it was all the while
+            self._room.fill(chunk, layer, both)
+        return self._copy(both) if self.pin else (keys, values)
+
+    def get(self, key: ChunkKey) -> ChunkKV | Miss:
+        """The whole chunk from below, where all layers can be read at one moment."""
+        return self.below.get(key)
+
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        return self.below.variants(key)
+
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        self.below.credit(worth)
+
+    def delete(self, key: ChunkKey) -> bool:
+        try:
+            return self.below.delete(key)
+        finally:
+            self._room.drop(key.digest)
+
+    def change(self) -> AbstractContextManager[Change]:
+        return self.below.change()
+
+    def keys(self) -> Iterator[bytes]:
+        return self.below.keys()
+
+    def stats(self) -> StoreStats:
+        """Those of the store below, without the hits of looks that :meth:`layer` takes."""
+        with self._counting:
+            stats = self.below.stats()
+            return replace(stats, hits=stats.hits - self._looks)
+
+    def verify(self, *, repair: bool = False) -> dict[str, str]:
+        wrong = self.below.verify(repair=repair)
+        for digest in wrong:
+            self._room.drop(bytes.fromhex(digest))
+        return wrong
+
+    def close(self) -> None:
+        self.below.close()
+        self._room.clear()
+
+    def _look(self, key: ChunkKey) -> Stored | Miss:
+        """``find`` that counts no hit."""
+        with self._counting:
+            found = self.find(key)
+            self._looks += isinstance(found, Stored)
+        return found
+
+    def _copy(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values in memory of their own."""
+        keys, values = torch.empty_like(both, pin_memory=self.pin).copy_(both)
+        return keys, values
+
+
+@dataclass(eq=False, slots=True)
+class _Held:
+    """The layers of one record that were read so far, with room for the rest."""
+
+    stored: Stored
+    layers: dict[int, Tensor] = field(default_factory=dict)  # (2, kv_heads, tokens, head_dim)
+
+    @property
+    def room(self) -> int:
+        return self.stored.spec.chunk_bytes(self.stored.tokens)
+
+    @property
+    def held_bytes(self) -> int:
+        return self.stored.layer_bytes * len(self.layers)
+
+
+class _Room:
+    """Who has room, in the order of their last use. Thread-safe; its lock is held but briefly.
+
+    A held tensor is never written to, so that it can be copied without the lock.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._max_bytes = max_bytes
+        self._used = 0  # set aside; the sum over all chunks
+        self._chunks: OrderedDict[bytes, _Held] = OrderedDict()
+        self._hits = self._misses = self._evictions = 0
+
+    def take(self, stored: Stored, layer: int) -> tuple[_Held | None, Tensor | None]:
+        """The chunk, if it has room, and the layer, if it is held. Counts a hit or a miss."""
+        digest = stored.key.digest
+        with self._lock:
+            chunk = self._chunks.get(digest)
+            if chunk is not None and chunk.stored != stored:
+                self._remove(digest)
+                chunk = None
+            if chunk is None and layer == 0:
+                chunk = self._enter(stored)
+            if chunk is None:
+                self._misses += 1
+                return None, None
+            self._chunks.move_to_end(digest)
+            held = chunk.layers.get(layer)
+            self._hits += held is not None
+            self._misses += held is None
+            return chunk, held
+
+    def fill(self, chunk: _Held, layer: int, both: Tensor) -> None:
+        """Hold a layer, unless the chunk was dropped or lost its room since it was taken."""
+        with self._lock:
+            if self._chunks.get(chunk.stored.key.digest) is chunk:
+                assert both.nbytes == chunk.stored.layer_bytes
+                chunk.layers[layer] = both
+
+    def drop(self, digest: bytes) -> None:
+        with self._lock:
+            self._remove(digest)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._chunks.clear()
+            self._used = 0
+
+    def stats(self) -> TierStats:
+        with self._lock:
+            held = sum(chunk.held_bytes for chunk in self._chunks.values())
+            return TierStats(self._hits, self._misses, self._evictions, held)
+
+    def _enter(self, stored: Stored) -> _Held | None:
+        chunk = _Held(stored)
+        if chunk.room > self._max_bytes:
+            return None
+        while self._used + chunk.room > self._max_bytes:
+            self._remove(next(iter(self._chunks)))
+            self._evictions += 1
+        self._chunks[stored.key.digest] = chunk
+        self._used += chunk.room
+        return chunk
+
+    def _remove(self, digest: bytes) -> None:
+        chunk = self._chunks.pop(digest, None)
+        if chunk is not None:
+            self._used -= chunk.room
