@@ -33,7 +33,7 @@ def claim(path: Path) -> IO[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     names = set(os.listdir(path)) - _OWN_FILES
-    if "data.mdb" not in names:
+    if not names & {"data.mdb", "CURRENT"}:
         if names:
             raise StoreError(f"{path} is not empty and holds no store: give an empty directory")
         path.chmod(0o700)
@@ -61,6 +61,15 @@ def release(file: IO[bytes]) -> None:
     # Unlocked by name: a forked child may hold the same open file and outlive us.
     fcntl.flock(file, fcntl.LOCK_UN)
     file.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed or made in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -59,6 +59,8 @@ Layout = Literal["auto", "records", "files"]
 FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
 _AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
 _DIGEST = 32
+WORTH_COMPACTING = 16 << 20  # unused bytes
+_LOOK_EVERY = 64  # changes between two looks at what is unused
 _PAGE = 1000  # digests listed per read transaction
 
 
@@ -87,6 +89,7 @@ class LmdbStore(ChunkStore):
         self.max_bytes = max_bytes
         self._files = ChunkFiles(self.tables.path / "kv")
         self._tally = Tally()
+        self._changes = 0
         self._writing = threading.RLock()  # a change of chunks, from its first look on
         if not readonly:
             self._sweep()
@@ -146,6 +149,23 @@ class LmdbStore(ChunkStore):
                 yield change
             for name in change.gone:  # nothing names them any more
                 self._files.remove(name)
+            self._changes += 1
+            if self._changes % _LOOK_EVERY == 0 and self.is_wasteful():
+                self.compact()
+
+    def is_wasteful(self) -> bool:
+        """Whether LMDB's file is more than twice what is live in it, and worth a compaction."""
+        size, live = self.tables.file.stat().st_size, self.tables.live_bytes()
+        return size > 2 * live and size - live > WORTH_COMPACTING
+
+    def compact(self) -> tuple[int, int]:
+        """Give unused space in LMDB's file back: its bytes before and after. See Environment.
+
+        Happens by itself, now and then, where the store :meth:`is_wasteful`. Files of chunks give
+        their space back when they are removed.
+        """
+        with self._writing:
+            return self.tables.compact()
 
     def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
         """Give every chunk that ``layout``; the number of those that had another.

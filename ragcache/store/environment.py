@@ -8,28 +8,41 @@ Settings are LMDB's safe ones: every commit is synced, nothing is written throug
 (``writemap`` turns a stray pointer into damage), the kernel reads ahead (cold reads are 100 times
 slower without). The map never grows: it is one huge sparse reservation of address space, not of
 disk or memory.
+
+LMDB's file never shrinks. :meth:`Environment.compact` copies what is live into a folder of its own,
+``data-1``, ``data-2``, ..., and then names that folder in ``CURRENT``, by an atomic rename. Whoever
+has the store open follows with its next transaction; whatever ``CURRENT`` does not name is rubbish,
+which the next writer removes.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import shutil
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import lmdb
 
 from ragcache.errors import StoreError
-from ragcache.store.directory import claim, explained, release
+from ragcache.store.directory import claim, explained, release, sync_folder
 from ragcache.store.tables import TABLES, Tables, Transaction
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
+_CURRENT = "CURRENT"
+_LOOK_S = 5.0  # between two looks at who reads
+_LONG_S = 30.0  # from here on a read transaction is worth a word
 
 
 class Environment(Tables):
@@ -44,73 +57,183 @@ class Environment(Tables):
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.readonly = readonly
+        self._map_size = map_size
         self._pid = os.getpid()
         self._idle = threading.Condition()
-        self._running = 0
+        self._writing = threading.Lock()
         self._closed = False
         self._claim: IO[bytes] | None = None
+        self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
+        self._looked = time.monotonic()
         with explained(self.path, "open"):
-            if readonly and not (self.path / "data.mdb").is_file():
+            if readonly and not (_current(self.path) / "data.mdb").is_file():
                 raise _no_store(self.path)
             self._claim = None if readonly else claim(self.path)
             try:
-                self._env = _open(self.path, map_size, readonly)
-                self._tables = _tables(self._env, self.path, readonly)
+                if not readonly:
+                    _clean(self.path)
+                self._opened = self._open()
             except BaseException:
                 self._release()
                 raise
 
+    @property
+    def file(self) -> Path:
+        """LMDB's data file at the moment."""
+        return self._opened.folder / "data.mdb"
+
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        with self._entered(), explained(self.path, "read"):
-            with self._env.begin(buffers=True) as txn:
-                yield _LmdbTransaction(txn, self._tables)
+        with self._entered() as opened, explained(self.path, "read"):
+            with opened.env.begin(buffers=True) as txn:
+                yield _LmdbTransaction(txn, opened.tables)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         if self.readonly:
             raise StoreError(f"the store in {self.path} was opened with readonly=True")
-        with self._entered(), explained(self.path, "write to"):
-            with self._env.begin(write=True, buffers=True) as txn:
-                yield _LmdbTransaction(txn, self._tables)
+        with self._writing, self._entered() as opened, explained(self.path, "write to"):
+            with opened.env.begin(write=True, buffers=True) as txn:
+                yield _LmdbTransaction(txn, opened.tables)
             # LMDB leaves unused pages at the end unwritten; a file that covers all pages lets
             # the next open tell a truncated one.
-            needed, size = _extent(self._env, self.path)
+            needed, size = _extent(opened.env, opened.folder)
             if size < needed:
-                os.truncate(self.path / "data.mdb", needed)
+                os.truncate(opened.folder / "data.mdb", needed)
+        self._look()
+
+    def compact(self) -> tuple[int, int]:
+        """Give unused space back to the file system: bytes of the file before and after.
+
+        Readers go on meanwhile, writers wait. Killed at any point, the store is the old or the new
+        one. Space that another process still has mapped is free once its next transaction begins.
+        """
+        if self.readonly:
+            raise StoreError(f"the store in {self.path} was opened with readonly=True")
+        with self._writing, explained(self.path, "compact"):
+            with self._entered() as opened:
+                before = (opened.folder / "data.mdb").stat().st_size
+                folder = self.path / f"data-{_number(opened.folder) + 1}"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(mode=0o700)
+                with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as f:
+                    opened.env.copyfd(f.fileno(), compact=True)
+                    os.fsync(f.fileno())
+                sync_folder(folder)
+            part = self.path / f"{_CURRENT}.part"
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(folder.name + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path / _CURRENT)
+            sync_folder(self.path)
+            self._follow()
+            _clean(self.path)
+            return before, self.file.stat().st_size
+
+    def live_bytes(self) -> int:
+        """What the pages in use take: the file is as large as they were at most."""
+        with self._entered() as opened, explained(self.path, "read"):
+            with opened.env.begin() as txn:
+                stats = [txn.stat(handle) for handle in opened.tables.values()]
+            pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+            return int((pages + 4) * opened.env.stat()["psize"])  # two metas, two roots
+
+    def long_readers(self) -> dict[str, float]:
+        """Read transactions of any process that have been open for long: who, and for how many
+        seconds they have been seen. While one is open, freed space cannot be used again."""
+        now = time.monotonic()
+        with self._entered() as opened, explained(self.path, "read"):
+            opened.env.reader_check()
+            lines = opened.env.readers().splitlines()[1:]
+        there = [" ".join(line.split()) for line in lines if not line.rstrip().endswith("-")]
+        self._seen = {reader: self._seen.get(reader, now) for reader in there}
+        return {r: now - since for r, since in self._seen.items() if now - since > _LONG_S}
+
+    def _look(self) -> None:
+        """Now and then, say who holds space back, and let go of readers that were killed."""
+        if time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for reader, seconds in self.long_readers().items():
+            logger.warning(
+                "a read transaction (pid, thread, number: %s) on %s has been open for %d s or "
+                "more: until it ends, freed space cannot be used again and the file grows",
+                reader,
+                self.path,
+                seconds,
+            )
 
     def close(self) -> None:
         if os.getpid() != self._pid:
             return  # a forked child must leave the parent's environment alone
         with self._idle:
             self._closed = True  # no new ones; then wait, for closing unmaps what they read
-            self._idle.wait_for(lambda: self._running == 0)
+            self._idle.wait_for(lambda: self._opened.running == 0)
         self._release()
 
     def _release(self) -> None:
-        if hasattr(self, "_env"):
-            self._env.close()
+        if hasattr(self, "_opened"):
+            self._opened.env.close()
         if self._claim is not None and not self._claim.closed:
             release(self._claim)
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def _entered(self) -> Iterator[_Opened]:
         if os.getpid() != self._pid:
             raise StoreError(
                 f"the store in {self.path} was opened by process {self._pid} and cannot be used "
                 f"in its fork {os.getpid()}: start workers with the spawn method, and open the "
                 "store in each"
             )
+        if self.readonly and _current(self.path) != self._opened.folder:
+            self._follow()
         with self._idle:
             if self._closed:
                 raise StoreError(f"the store in {self.path} is closed: open it again")
-            self._running += 1
+            opened = self._opened
+            opened.running += 1
         try:
-            yield
+            yield opened
         finally:
             with self._idle:
-                self._running -= 1
+                opened.running -= 1
+                if opened is not self._opened and not opened.running:
+                    opened.env.close()  # the last one in what was compacted
                 self._idle.notify_all()
+
+    def _follow(self) -> None:
+        """Go on with what CURRENT names; the old environment is closed with its last reader."""
+        with explained(self.path, "open"), self._idle:
+            if self._closed or _current(self.path) == self._opened.folder:
+                return
+            old, self._opened = self._opened, self._open()
+            if not old.running:
+                old.env.close()
+
+    def _open(self) -> _Opened:
+        for _ in range(5):
+            folder = _current(self.path)
+            try:
+                env = _open(folder, self._map_size, self.readonly)
+            except (lmdb.Error, OSError):
+                if folder == _current(self.path):
+                    raise
+                continue  # compacted between the two lines
+            try:
+                return _Opened(env, folder, _tables(env, self.path, self.readonly))
+            except BaseException:
+                env.close()
+                raise
+        raise StoreError(f"the store in {self.path} is compacted all the time: try again")
+
+
+class _Opened:
+    """An environment, and how many transactions run in it."""
+
+    def __init__(self, env: lmdb.Environment, folder: Path, tables: dict[str, Any]) -> None:
+        self.env, self.folder, self.tables = env, folder, tables
+        self.running = 0
 
 
 class _LmdbTransaction(Transaction):
@@ -207,6 +330,36 @@ def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]
             "upgrade ragcache, or index into another directory"
         )
     return {name: env.open_db(name.encode(), create=False) for name in TABLES}
+
+
+def _current(path: Path) -> Path:
+    """The folder of the LMDB environment of the store in ``path``."""
+    try:
+        name = (path / _CURRENT).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    if not re.fullmatch(r"data-\d+", name):
+        raise StoreError(
+            f"{path / _CURRENT} is damaged: write the name of the folder in it that holds the "
+            "newest data.mdb"
+        )
+    return path / name
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("data-")) if folder.name.startswith("data-") else 0
+
+
+def _clean(path: Path) -> None:
+    """Remove what compaction has left: every environment but the current one."""
+    current = _current(path)
+    for folder in path.glob("data-*"):
+        if folder != current:
+            shutil.rmtree(folder, ignore_errors=True)
+    if current != path:
+        for name in ("data.mdb", "lock.mdb"):
+            with suppress(FileNotFoundError):
+                (path / name).unlink()
 
 
 def _no_store(path: Path) -> StoreError:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ragcache.store.base import Miss
 from ragcache.store.codecs.base import Bytes
+from ragcache.store.directory import sync_folder
 from ragcache.store.header import Payload
 
 PAGE = 4096
@@ -49,7 +50,7 @@ class ChunkFiles:
                 _sync(file.fileno())
             part.rename(path)
             for folder in (path.parent, self.root, self.root.parent):
-                _sync_folder(folder)
+                sync_folder(folder)
         except BaseException:
             with suppress(OSError):
                 part.unlink()
@@ -133,11 +134,3 @@ class ChunkFile:
 
 def _aligned(size: int) -> int:
     return -(-size // PAGE) * PAGE
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

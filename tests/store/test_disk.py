@@ -180,7 +180,7 @@ def test_stale_where_the_other_header_is_unreadable_is_absent(two: LmdbStore) ->
 
 
 def test_a_deleted_chunk_frees_its_space(two: LmdbStore) -> None:
-    data = two.tables.path / "data.mdb"
+    data = two.tables.file
     for _ in range(5):
         two.put(ONE, make_kv(ONE))
     size = data.stat().st_size

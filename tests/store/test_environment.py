@@ -43,7 +43,7 @@ def test_an_empty_directory_becomes_private(tmp_path: Path) -> None:
 
 
 def test_the_file_is_sparse(two: LmdbStore) -> None:
-    assert (two.tables.path / "data.mdb").stat().st_size < 1 << 20
+    assert (two.tables.file).stat().st_size < 1 << 20
 
 
 def open_error(path: Path, readonly: bool = False) -> str:
@@ -77,7 +77,7 @@ def test_a_newer_store_is_refused(disk: LmdbStore) -> None:
 
 def test_a_damaged_file_is_refused(two: LmdbStore) -> None:
     two.close()
-    (two.tables.path / "data.mdb").write_bytes(random.Random(1).randbytes(20000))
+    (two.tables.file).write_bytes(random.Random(1).randbytes(20000))
     for readonly in (False, True):
         assert "is not a store or is damaged" in open_error(two.tables.path, readonly)
 
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_refused(two: LmdbStore) -> None:
 @pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.99])
 def test_a_truncated_file_is_refused(two: LmdbStore, left: float) -> None:
     two.close()
-    data = two.tables.path / "data.mdb"
+    data = two.tables.file
     os.truncate(data, max(100, int(left * data.stat().st_size)))
     for readonly in (False, True):
         assert "data.mdb is" in (message := open_error(two.tables.path, readonly))
@@ -118,7 +118,7 @@ def test_the_file_covers_its_pages_after_every_commit(disk: LmdbStore) -> None:
             txn.put("layers", b"scratch", bytes(rng.randrange(200_000)))
             txn.delete("layers", b"scratch")
             txn.put("layers", rng.randbytes(8), bytes(rng.randrange(9_000)))
-        info, file = disk.tables._env.info(), disk.tables.path / "data.mdb"
+        info, file = disk.tables._opened.env.info(), disk.tables.file
         assert file.stat().st_size >= (info["last_pgno"] + 1) * 4096
 
 
