@@ -70,6 +70,9 @@ def index(
     pin: Annotated[
         bool | None, typer.Option("--pin/--unpin", help="Whether their KV may not be evicted.")
     ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="KV that the store may hold, such as 50GB.")
+    ] = None,
     skip_errors: Annotated[
         bool, typer.Option(help="Report documents that cannot be read, and go on.")
     ] = False,
@@ -91,6 +94,7 @@ def index(
         chunk_tokens=chunk_tokens,
         compile=compile_mode,
         codec=codec,
+        max_bytes=max_bytes,
     )
     with _opened(settings) as cache, show.progress(err) as told:
         added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)

@@ -23,6 +23,7 @@ from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Settings
+from ragcache.store.capacity import Quota
 from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.codecs import codec
 from ragcache.store.disk import LmdbStore
@@ -84,7 +85,12 @@ class RagCache:
 
         settings = settings or Settings.load()
         path = Path(path)
-        store = LmdbStore(path, layout=settings.layout)
+        store = LmdbStore(
+            path,
+            layout=settings.layout,
+            quota=Quota(settings.max_bytes, settings.tenant_bytes),
+            policy=settings.eviction,
+        )
         try:
             catalog = Catalog(store)
             name = model or settings.model or catalog.get_setting("model") or TINY

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     codec: str = Field("", description="how KV is stored: raw, ...; empty: the store's own")
     layout: Literal["auto", "records", "files"] = Field(
         "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"
+    )
+    max_bytes: ByteSize | None = Field(
+        None, description="KV that the store may hold, such as 50GB; a full one evicts"
+    )
+    tenant_bytes: ByteSize | None = Field(None, description="the same, of each tenant")
+    eviction: Literal["lru", "pgdsf", "craft"] = Field(
+        "pgdsf", description="which chunks go first when the store is full"
     )
     mode: str = Field("fused", description="fusion method and its parameters")
     ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")

@@ -159,6 +159,17 @@ def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) ->
     assert code == 1 and "'soon' is no length of time: give one such as 90s" in err
 
 
+def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
+    code, out, _ = run("index", notes, "--model", model, "--max-bytes", "20kB")
+    assert code == 0 and out.startswith("3 documents indexed")
+    code, out, _ = run("verify")
+    assert code == 0 and 0 < int(out.split(" chunks")[0].split()[-1]) < 5
+    code, out, _ = run("query", "Where does Mira live?", "--max-tokens", 2)
+    assert code == 0
+    code, _, err = run("index", notes, "--max-bytes", "much")
+    assert code == 1 and "setting max_bytes = 'much' cannot be" in err
+
+
 def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
     run("index", notes, "--model", model)
     code, out, _ = run("convert", "files")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
@@ -66,6 +66,7 @@ class StoreStats:
     hits: int
     misses: Counter[MissReason]
     fingerprints: dict[str, int]  # printable fingerprint -> chunks stored for it
+    evictions: int = 0  # chunks that made room for others, since the store was opened
 
 
 class Tally:
@@ -173,6 +174,10 @@ class ChunkStore(ABC):
     @abstractmethod
     def credit(self, worth: Mapping[ChunkKey, float]) -> None:
         """Add to the scores of variants; those that are gone are passed over."""
+
+    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        """These are being read: none of them is evicted while this lasts."""
+        return nullcontext()
 
     @abstractmethod
     def delete(self, key: ChunkKey) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
@@ -31,6 +32,7 @@ from ragcache.store.base import (
     stale,
     unusable,
 )
+from ragcache.store.capacity import Capacity, Quota
 from ragcache.store.codecs import codec
 from ragcache.store.directory import explained
 from ragcache.store.environment import Environment
@@ -69,8 +71,9 @@ class LmdbStore(ChunkStore):
 
     ``layout``: of chunks that are put from now on; ``auto`` gives those with layers of
     :data:`FILES_FROM` bytes and more a file. ``map_size``: bytes that LMDB's part can ever grow to;
-    it reserves addresses, not space, so leave it huge. ``max_bytes``: payload beyond which ``put``
-    raises StoreError; None for no bound. ``readonly``: for all processes but the one that writes.
+    it reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that it may hold;
+    a ``put`` beyond that takes out what ``policy`` (see evict.py) gives up first, and raises
+    StoreError where not enough may go. ``readonly``: for all processes but the one that writes.
     Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
     there anew, after spawn.
     """
@@ -82,17 +85,22 @@ class LmdbStore(ChunkStore):
         layout: Layout = "auto",
         map_size: int = 1 << 40,
         readonly: bool = False,
-        max_bytes: int | None = None,
+        quota: Quota | None = None,
+        policy: str = "pgdsf",
     ) -> None:
         self.layout = as_layout(layout)
+        bounded = quota is not None and quota != Quota() and not readonly
+        self._capacity = Capacity(quota, policy) if quota is not None and bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
-        self.max_bytes = max_bytes
         self._files = ChunkFiles(self.tables.path / "kv")
         self._tally = Tally()
         self._changes = 0
         self._writing = threading.RLock()  # a change of chunks, from its first look on
         if not readonly:
             self._sweep()
+        if self._capacity is not None:
+            with self.tables.read() as txn:
+                self._capacity.load(txn)
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         check_kv(key, kv, notes)
@@ -105,14 +113,17 @@ class LmdbStore(ChunkStore):
         def also(txn: Transaction) -> None:
             if notes is not None:
                 variants.put(txn, key.digest, notes)
-            self._check_quota(txn)
 
         self._place(blank, raws, self._in_file(size), also)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
         with self.tables.read() as txn:
             header = _find(txn, key)
-        return self._tally.count(header if isinstance(header, Miss) else header.stored(key))
+        if isinstance(header, Miss):
+            return self._tally.count(header)
+        if self._capacity is not None:
+            self._capacity.hit(key.digest)
+        return self._tally.count(header.stored(key))
 
     def has(self, key: ChunkKey) -> bool:
         with self.tables.read() as txn:
@@ -136,6 +147,14 @@ class LmdbStore(ChunkStore):
         with self.tables.write() as txn:
             for key, more in worth.items():
                 variants.credit(txn, key, more)
+        if self._capacity is not None:
+            for key, more in worth.items():
+                self._capacity.hit(key.digest, more)
+
+    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        if self._capacity is None:
+            return nullcontext()
+        return self._capacity.hold(key.digest for key in keys)
 
     def delete(self, key: ChunkKey) -> bool:
         with self.change() as change:
@@ -147,6 +166,11 @@ class LmdbStore(ChunkStore):
             with self.tables.write() as txn:
                 change = DiskChange(txn)
                 yield change
+                if self._capacity is not None:
+                    self._capacity.save(txn)
+            if self._capacity is not None:
+                for digest in change.forgotten:
+                    self._capacity.discard(digest)
             for name in change.gone:  # nothing names them any more
                 self._files.remove(name)
             self._changes += 1
@@ -199,7 +223,10 @@ class LmdbStore(ChunkStore):
         for count, _, name in sums:
             fingerprints[name] += count
         payload_bytes = sum(payload for _, payload, _ in sums)
-        return StoreStats(chunks, payload_bytes, *self._tally.snapshot(), dict(fingerprints))
+        evictions = self._capacity.evictions if self._capacity is not None else 0
+        return StoreStats(
+            chunks, payload_bytes, *self._tally.snapshot(), dict(fingerprints), evictions
+        )
 
     def verify(
         self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
@@ -225,6 +252,9 @@ class LmdbStore(ChunkStore):
         return {digest.hex(): wrong for digest, wrong in bad.items()}
 
     def close(self) -> None:
+        if self._capacity is not None:
+            with suppress(StoreError), self.tables.write() as txn:
+                self._capacity.save(txn)
         self.tables.close()
 
     def _read(
@@ -246,14 +276,6 @@ class LmdbStore(ChunkStore):
                 return found
             before = header
 
-    def _check_quota(self, txn: Transaction) -> None:
-        total = sum(payload for _, payload, _ in totals(txn))
-        if self.max_bytes is not None and total > self.max_bytes:
-            raise StoreError(
-                f"the store in {self.tables.path} may hold {self.max_bytes} bytes of KV and "
-                f"would hold {total} with this chunk: delete chunks or raise max_bytes"
-            )
-
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
@@ -270,10 +292,14 @@ class LmdbStore(ChunkStore):
         """
         header = self._write_file(blank, raws) if in_file else blank
         try:
-            with self.change() as change:
+            with ExitStack() as committed, self.change() as change:
                 change.forget(blank.key)
                 if not in_file:
                     header = change.put_layers(blank, raws)
+                if self._capacity is not None:
+                    room = self._capacity.replaced(header, partial(_is_pinned, change.txn))
+                    for victim in committed.enter_context(room):
+                        change.evict(victim)
                 change.enter(header)
                 also(change.txn)
         except BaseException:
@@ -400,13 +426,20 @@ class DiskChange:
     def __init__(self, txn: Transaction) -> None:
         self.txn = txn
         self.gone: list[str] = []  # files that nothing names once this is committed
+        self.forgotten: list[bytes] = []
 
     def forget(self, digest: bytes) -> bool:
         """Take a chunk out; True if it was there."""
         header = decode_header(self.txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.file:
             self.gone.append(header.file)
+        self.forgotten.append(digest)
         return remove(self.txn, digest)
+
+    def evict(self, digest: bytes) -> None:
+        """Take a chunk out that has to make room: its policy knows."""
+        self.forget(digest)
+        self.forgotten.remove(digest)
 
     def forget_content(self, content: bytes) -> int:
         digests = [row[_DIGEST:] for row in self.txn.keys("contents", content)]
@@ -437,6 +470,13 @@ def _find(txn: Transaction, key: ChunkKey) -> Header | Miss:
     if isinstance(header, Miss):
         return header
     return header.foreign(key) or header
+
+
+def _is_pinned(txn: Transaction, digest: bytes) -> bool:
+    header = decode_header(txn.get("headers", digest) or b"")
+    if isinstance(header, Miss):
+        return False
+    return next(txn.keys("pins", header.content), None) is not None
 
 
 def _absent(txn: Transaction, key: ChunkKey) -> Miss:

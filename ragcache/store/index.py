@@ -22,6 +22,7 @@ def remove(txn: Transaction, digest: bytes) -> bool:
     for row in list(txn.keys("layers", digest)):
         txn.delete("layers", row)
     txn.delete("variants", digest)
+    txn.delete("usage", digest)
     if record is None:
         return False
     txn.delete("headers", digest)

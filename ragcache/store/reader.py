@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import StoreError
@@ -59,6 +60,8 @@ class LayerReader:
         self._asked = 0  # layers
         self._given = 0
         self._closed = False
+        self._held = ExitStack()  # what is read here is not evicted
+        self._held.enter_context(store.hold([chunk.key for chunk in self._chunks]))
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
         self._pool = pool or self._own
         self._read_ahead()
@@ -97,6 +100,7 @@ class LayerReader:
         self._cancel()
         if self._own is not None:
             self._own.shutdown()
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self

@@ -21,6 +21,7 @@ TABLES = {
     "layers": "key digest, layer u16 -> the layer's bytes, where they are no file (see header)",
     "contents": "content digest, key digest -> nothing: which keys hold the same tokens",
     "variants": "key digest -> sealed JSON: notes and score of KV that was cut from a prompt",
+    "usage": "key digest -> Use, four float64 (see evict): where there is a quota",
     "totals": "fingerprint digest -> chunks u64, payload bytes u64, printable fingerprint",
     "documents": "blake3(document id) -> sealed JSON",
     "uses": "content digest, row u64 -> nothing: which indexed chunks have these tokens",

@@ -8,23 +8,27 @@ together, those that lost their room are read below to the end instead of fighti
 layer. A chunk of more than ``max_bytes`` is never held, not even in part.
 
 The store below stays the truth: every read looks at the record's header there first, and a chunk
-is held together with the :class:`Stored` that was found. One that is gone, or is another, is
-dropped.
+is held under the :class:`Stored` that was found before its layers were read. Where the record is
+gone, or another is found, the chunk is dropped; what was read while it was replaced goes with it.
 
-What is handed out is a copy: torch has no tensors that are read-only, and a copy costs a fraction
-of what reading, checking and decoding do (``python -m bench.tier``). For the same reason it is the
-copy that is pinned for a GPU, and not what is held.
+What is handed out is a copy, since torch has no tensors that are read-only. It is made in memory
+that earlier copies have left: to get new memory from the system, zeroed page by page, takes longer
+than the copy, and as long as the read from the page cache that it is to save (``python -m
+bench.tier``). For a GPU it is these copies that are pinned, and not what is held.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ragcache.errors import ConfigError, StoreError
@@ -42,8 +46,11 @@ from ragcache.store.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ragcache.store.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
+
+SPARE_BYTES = 256 << 20  # of blocks for copies to come: what a LayerReader asks for ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class TieredStore(ChunkStore):
     """``below``, with up to ``max_bytes`` of decoded layers in RAM; equal to it in all it answers.
 
     ``pin``: hand out page-locked tensors, which a GPU copies faster and in the background; None
-    where there is CUDA. Raises ConfigError where ``pin`` cannot be, or ``max_bytes`` is negative.
+    where there is CUDA. Copies in use, and :data:`SPARE_BYTES` for new ones, come on top of
+    ``max_bytes``. Raises ConfigError where ``pin`` cannot be, or ``max_bytes`` is negative.
     Closing it closes ``below``.
 
     Records may be changed below, by this process or another: a replacement is noticed where its
@@ -76,6 +84,7 @@ class TieredStore(ChunkStore):
         self.max_bytes = max_bytes
         self.pin = torch.cuda.is_available() if pin is None else pin
         self._room = _Room(max_bytes)
+        self._blocks = _Blocks(SPARE_BYTES)
         self._counting = threading.Lock()
         self._looks = 0  # hits that ``below`` counted for looks of ours
 
@@ -114,7 +123,7 @@ class TieredStore(ChunkStore):
         if chunk is None and not self.pin:
             return keys, values
         both = torch.stack((keys, values))
-        if chunk is not None and self._look(key) == found:  # so it was all the while
+        if chunk is not None:
             self._room.fill(chunk, layer, both)
         return self._copy(both) if self.pin else (keys, values)
 
@@ -143,8 +152,9 @@ class TieredStore(ChunkStore):
     def stats(self) -> StoreStats:
         """Those of the store below, without the hits of looks that :meth:`layer` takes."""
         with self._counting:
-            stats = self.below.stats()
-            return replace(stats, hits=stats.hits - self._looks)
+            looks = self._looks  # before the hits that contain them: a difference is never negative
+        stats = self.below.stats()
+        return replace(stats, hits=stats.hits - looks)
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         wrong = self.below.verify(repair=repair)
@@ -155,17 +165,22 @@ class TieredStore(ChunkStore):
     def close(self) -> None:
         self.below.close()
         self._room.clear()
+        self._blocks.clear()
 
     def _look(self, key: ChunkKey) -> Stored | Miss:
         """``find`` that counts no hit."""
+        found = self.find(key)
         with self._counting:
-            found = self.find(key)
             self._looks += isinstance(found, Stored)
         return found
 
     def _copy(self, both: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values in memory of their own."""
-        keys, values = torch.empty_like(both, pin_memory=self.pin).copy_(both)
+        if self.pin:  # torch keeps pinned memory for the next copy by itself
+            copy = torch.empty_like(both, pin_memory=True)
+        else:
+            copy = self._blocks.empty_like(both)
+        keys, values = copy.copy_(both).unbind()
         return keys, values
 
 
@@ -218,10 +233,12 @@ class _Room:
             return chunk, held
 
     def fill(self, chunk: _Held, layer: int, both: Tensor) -> None:
-        """Hold a layer, unless the chunk was dropped or lost its room since it was taken."""
+        """Hold a layer, but of another size than there is room for: the record was replaced.
+
+        A chunk that lost its room since it was taken is found by nobody any more.
+        """
         with self._lock:
-            if self._chunks.get(chunk.stored.key.digest) is chunk:
-                assert both.nbytes == chunk.stored.layer_bytes
+            if both.nbytes == chunk.stored.layer_bytes:
                 chunk.layers[layer] = both
 
     def drop(self, digest: bytes) -> None:
@@ -253,3 +270,39 @@ class _Room:
         chunk = self._chunks.pop(digest, None)
         if chunk is not None:
             self._used -= chunk.room
+
+
+class _Blocks:
+    """Memory for tensors that goes to the next once nothing refers to the last. Thread-safe.
+
+    Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
+    memory for the end of one that was never touched. Up to about ``spare_bytes`` are kept.
+    """
+
+    def __init__(self, spare_bytes: int) -> None:
+        self._spare_bytes = spare_bytes
+        self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        size = 1 << (tensor.nbytes - 1).bit_length()
+        try:
+            block = self._queue(size).get_nowait()
+        except Empty:
+            block = np.empty(size, np.uint8)
+        lease = block[: tensor.nbytes]  # lives as long as any tensor over it
+        weakref.finalize(lease, self._take_back, block).atexit = False
+        return torch.from_numpy(lease).view(tensor.dtype).view(tensor.shape)
+
+    def clear(self) -> None:
+        """Keep nothing, from now on."""
+        self._spare_bytes = 0
+        self._spare.clear()
+
+    def _take_back(self, block: Bytes) -> None:
+        """Runs wherever a last reference goes, even inside the queue's own calls: no lock here."""
+        spare = sum(size * queue.qsize() for size, queue in list(self._spare.items()))
+        if spare + block.nbytes <= self._spare_bytes:
+            self._queue(block.nbytes).put(block)
+
+    def _queue(self, size: int) -> SimpleQueue[Bytes]:
+        return self._spare.setdefault(size, SimpleQueue())

@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import ChunkKey, LmdbStore, Miss
+from ragcache.store import disk as disk_module
 from ragcache.store.disk import FILES_FROM
 from ragcache.store.key import variant_key
 from ragcache.types import ChunkKV, ChunkNotes
@@ -162,17 +163,6 @@ def test_verify_names_all_damage_and_repairs_it(two: LmdbStore) -> None:
     assert two.find(replace(ONE, mode="context")) == Miss("absent", "these tokens are not stored")
 
 
-def test_max_bytes(tmp_path: Path) -> None:
-    with LmdbStore(tmp_path / "store", max_bytes=2 * CHUNK_BYTES) as store:
-        for key in (ONE, TWO, TWO):
-            store.put(key, make_kv(key))
-        with pytest.raises(StoreError, match="raise max_bytes"):
-            store.put(make_key(3), make_kv(make_key(3)))
-        assert store.stats().chunks == 2
-        store.delete(ONE)
-        store.put(make_key(3), make_kv(make_key(3)))
-
-
 def test_stale_where_the_other_header_is_unreadable_is_absent(two: LmdbStore) -> None:
     rewrite(two, "headers", ONE.digest, flip(50))
     miss = two.find(replace(ONE, fingerprint=OTHER))
@@ -251,9 +241,13 @@ def test_files_that_a_crash_left_go_at_the_next_open(tmp_path: Path) -> None:
 def test_a_put_that_fails_leaves_what_was_there(
     two: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(two, "max_bytes", 1)
-    with pytest.raises(StoreError, match="raise max_bytes"):
-        two.put(ONE, make_kv(ONE, seed=1))
+    def fails(*args: object) -> None:
+        raise StoreError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_module, "account", fails)
+        with pytest.raises(StoreError, match="no"):
+            two.put(ONE, make_kv(ONE, seed=1))
     assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
     files = list((two.tables.path / "kv").rglob("*-*"))
     assert len(files) in (0, 2)
