@@ -329,6 +329,37 @@ def convert(
 
 
 @app.command()
+def simulate(
+    trace: Annotated[
+        str, typer.Argument(help="A file of requests (JSON Lines), or made up: zipf or scans.")
+    ],
+    capacity: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes of the store; default: 5, 10 and 25 % of what is asked for twice"),
+    ] = None,
+    model: Model = None,
+) -> None:
+    """What stores of some sizes would save, under every eviction policy and at best.
+
+    A line of a trace: {"chunks": [{"id": "a#0", "tokens": 123}, ...]}
+    """
+    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.models import TINY, model_path
+    from ragcache.settings import size
+    from ragcache.simulate import Model as Costs
+    from ragcache.simulate import report, working_set
+    from ragcache.trace import MADE_UP, load
+
+    asked = MADE_UP[trace]() if trace in MADE_UP else load(Path(trace))
+    given = [size(text) for text in capacity or ()]
+    engine = TransformersEngine.load(model_path(Settings.load(model=model).model or TINY))
+    costs = Costs(engine.spec, engine.parameters, engine.heads)
+    whole = working_set(asked, costs)
+    sizes = given or [max(1, whole * share // 100) for share in (5, 10, 25)]
+    out.print(show.simulation_table(report(asked, costs, sizes), whole))
+
+
+@app.command()
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:
     """What a model's KV depends on, what it costs, and how much of a store it can use."""
     from ragcache.engine.transformers import TransformersEngine

@@ -28,6 +28,7 @@ from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.codecs import codec
 from ragcache.store.disk import LmdbStore
 from ragcache.store.key import ChunkKey
+from ragcache.store.tier import TieredStore
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling, Tokens
 
 #: Told what is being done, how much of it is done, and how much there is.
@@ -61,6 +62,8 @@ class RagCache:
         self, engine: Engine, store: LmdbStore, embedder: Embedder, path: Path, settings: Settings
     ) -> None:
         self.engine, self.store, self.settings = engine, store, settings
+        #: What answers read from: the store, or the tier in RAM before it.
+        self.chunks = TieredStore(store, settings.ram_bytes) if settings.ram_bytes else store
         self._checked = False
         self.catalog = Catalog(store)
         self.compiled = _compiled(self.catalog, engine, settings)
@@ -198,7 +201,7 @@ class RagCache:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
         retrieval_s = time.perf_counter() - began
         prompt = self.engine.template.prompt([p.chunk.text for p in passages], question)
-        return Answering(self.engine, self.store, self.compiled).stream(
+        return Answering(self.engine, self.chunks, self.compiled).stream(
             prompt,
             with_mode,
             sampling or self._sampling(),
@@ -223,7 +226,7 @@ class RagCache:
         return [key for key, _ in self._keyed(document)]
 
     def close(self) -> None:
-        self.store.close()
+        self.chunks.close()
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -30,6 +30,14 @@ def seconds(text: str) -> float:
     if match is None:
         raise ConfigError(f"{text!r} is no length of time: give one such as 90s, 15m, 12h, 30d, 2w")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def size(text: str) -> int:
+    """A number of bytes such as ``50GB``. Raises ConfigError for another text."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ConfigError(f"{text!r} is no size: give one such as 500MB, 20GiB, 1TB") from None
 
 
 class Settings(BaseSettings):
@@ -62,6 +70,9 @@ class Settings(BaseSettings):
         None, description="KV that the store may hold, such as 50GB; a full one evicts"
     )
     tenant_bytes: ByteSize | None = Field(None, description="the same, of each tenant")
+    ram_bytes: ByteSize = Field(
+        ByteSize(0), description="KV held in RAM in front of the store, such as 4GB; 0: none"
+    )
     eviction: Literal["lru", "pgdsf", "craft"] = Field(
         "pgdsf", description="which chunks go first when the store is full"
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ragcache.bootstrap import Estimate
     from ragcache.pipeline import Progress as Told
     from ragcache.scores import Figures
+    from ragcache.simulate import Row
     from ragcache.store.catalog import Entry
     from ragcache.types import Answer, Report
 
@@ -57,6 +58,24 @@ def document_table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         until = "" if entry.expires is None else f"{datetime.fromtimestamp(entry.expires):%F %T}"
         table.add_row(entry.id, str(entry.chunks), until, "yes" if entry.pinned else "")
+    return table
+
+
+def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
+    """What each policy would have served, in percent; ``working_set`` in bytes."""
+    table = Table(
+        "store",
+        "policy",
+        *(Column(head, justify="right") for head in ("chunks", "tokens", "FLOPs", "of Belady's")),
+        Column("evictions", justify="right"),
+        title=f"served of the trace, in percent; asked for twice and more: {size(working_set)}",
+        box=SIMPLE,
+    )
+    for row in rows:
+        o = row.outcome
+        rates = (f"{100 * rate:.1f}" for rate in (o.hit_rate, o.token_rate, o.saved, row.of_belady))
+        evictions = "" if o.policy == "bound" else str(o.evictions)
+        table.add_row(size(o.capacity), o.policy, *rates, evictions, end_section=not evictions)
     return table
 
 

@@ -170,6 +170,18 @@ def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
     assert code == 1 and "setting max_bytes = 'much' cannot be" in err
 
 
+def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
+    lines = [json.dumps({"chunks": [["a", 100], [name, 100]]}) for name in "bcbcbc"]
+    (tmp_path / "trace.jsonl").write_text("\n".join(lines))
+    code, out, _ = run("simulate", "trace.jsonl", "--model", model, "--capacity", "150kB")
+    assert code == 0 and all(name in out for name in ("lru", "pgdsf", "craft", "belady", "bound"))
+    (tmp_path / "trace.jsonl").write_text('{"chunks": [1]}')
+    code, _, err = run("simulate", "trace.jsonl")
+    assert code == 1 and "trace.jsonl:1: expected" in err
+    code, _, err = run("simulate", "zipf", "--capacity", "much")
+    assert code == 1 and "'much' is no size: give one such as 500MB" in err
+
+
 def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
     run("index", notes, "--model", model)
     code, out, _ = run("convert", "files")

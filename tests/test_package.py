@@ -22,7 +22,18 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 #: A module may import from its own layer and from those after it.
 LAYERS = (
     {"cli", "demo", "show", "plot", "api", "langchain", "__main__"},
-    {"pipeline", "calibrate", "evaluate", "share", "scores", "metrics", "bootstrap", "dataset"},
+    {
+        "pipeline",
+        "calibrate",
+        "evaluate",
+        "share",
+        "simulate",
+        "trace",
+        "scores",
+        "metrics",
+        "bootstrap",
+        "dataset",
+    },
     {"answer", "account", "resolve", "precompute", "sensitivity", "compiled"},
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},

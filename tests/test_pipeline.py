@@ -14,6 +14,7 @@ from ragcache.compiled import compiled
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.pipeline import RagCache
 from ragcache.store.base import Miss
+from ragcache.store.tier import TieredStore
 from ragcache.types import Document, Sampling
 from tests import models, scene
 
@@ -72,6 +73,20 @@ def test_a_document_whose_time_is_over_is_not_found(
     assert [e.id for e in cache.documents()] == sorted(d.id for d in scene.DOCUMENTS)
     with pytest.raises(ConfigError, match="ttl_s is 0: give more than 0 seconds"):
         cache.add([], ttl_s=0)
+
+
+def test_a_tier_in_ram_answers_the_same(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        cache.add(scene.DOCUMENTS)
+        want = cache.ask(QUESTION)
+    with scene.small(tmp_path, ram_bytes=1 << 24) as cache:
+        assert isinstance(cache.chunks, TieredStore)
+        first, second = cache.ask(QUESTION), cache.ask(QUESTION)
+        assert first.text == second.text == want.text
+        assert second.report.chunks == want.report.chunks
+        assert 0 < cache.chunks.tier.hits == cache.chunks.tier.misses
+        cache.delete(["holt"])
+        assert not any(c.id.startswith("holt") for c in cache.ask(QUESTION).report.chunks)
 
 
 def test_reopened_it_has_lost_nothing(tmp_path: Path) -> None:

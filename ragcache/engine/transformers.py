@@ -99,6 +99,16 @@ class TransformersEngine(Engine):
     def device(self) -> torch.device:
         return cast(torch.device, self.model.device)
 
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return int(self.model.config.get_text_config().num_attention_heads)
+
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
         return tuple(encoded["input_ids"])

@@ -34,6 +34,7 @@ class Stored:
     spec: KVSpec
     tokens: int
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
+    version: int = 0  # another one for every put: what was found is what is there if it is equal
 
     @property
     def layer_bytes(self) -> int:
@@ -152,8 +153,12 @@ class ChunkStore(ABC):
         """Look at the header only. Counts a hit, or a miss under its reason."""
 
     @abstractmethod
+    def peek(self, key: ChunkKey) -> Stored | Miss:
+        """What ``find`` would find. Counts nothing, and is no use of the chunk."""
+
     def has(self, key: ChunkKey) -> bool:
-        """Would ``find`` hit? Counts nothing: for jobs that fill the store."""
+        """Would ``find`` hit?"""
+        return not isinstance(self.peek(key), Miss)
 
     @abstractmethod
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:

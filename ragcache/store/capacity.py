@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections import Counter
@@ -51,10 +52,9 @@ class Capacity:
         for digest in txn.keys("headers"):
             header = decode_header(txn.get("headers", digest) or b"")
             if isinstance(header, Header):
-                row = txn.get("usage", digest) or b""
-                use = Use(*_ROW.unpack(row)) if len(row) == _ROW.size else _NEVER
                 self._tenants[digest] = header.tenant
                 one = self._of(header.tenant)
+                use = _use(txn.get("usage", digest) or b"")
                 one.restore(digest, header.payload_bytes, _cost(header), use)
 
     def save(self, txn: Transaction) -> None:
@@ -117,22 +117,23 @@ class Capacity:
         sizes[tenant] = sizes.get(tenant, 0) + header.payload_bytes
         spared = _Spared(self._held, pinned, {digest})
 
-        def take(name: str) -> bool:
-            found = self._of(name).victims(1, spared)
-            if not found:
-                return False
-            spared.chosen[found[0]] = None
-            sizes[name] -= self._of(name).held(found[0]).size
-            return True
+        def take(name: str, need: int = 1) -> bool:
+            found = self._of(name).victims(need, spared)
+            for victim in found or ():
+                spared.chosen[victim] = None
+                sizes[name] -= self._of(name).held(victim).size
+            return bool(found)
 
-        if self.quota.tenant is not None:
-            while sizes[tenant] > self.quota.tenant:
-                if not take(tenant):
-                    raise _full(self.quota.tenant, f"tenant {tenant!r}", sizes[tenant])
+        if self.quota.tenant is not None and (need := sizes[tenant] - self.quota.tenant) > 0:
+            if not take(tenant, need):
+                raise _full(self.quota.tenant, f"tenant {tenant!r}", sizes[tenant])
         if self.quota.total is not None:
-            while sum(sizes.values()) > self.quota.total:
-                largest = sorted(sizes, key=lambda name: -sizes[name])
-                if not any(map(take, largest)):
+            while (need := sum(sizes.values()) - self.quota.total) > 0:
+                if len(sizes) == 1:
+                    fits = take(tenant, need)
+                else:
+                    fits = any(map(take, sorted(sizes, key=lambda name: -sizes[name])))
+                if not fits:
                     raise _full(self.quota.total, "the store", sum(sizes.values()))
         return list(spared.chosen)
 
@@ -140,6 +141,12 @@ class Capacity:
         if tenant not in self._policies:
             self._policies[tenant] = policy(self.policy_name)
         return self._policies[tenant]
+
+
+def _use(row: bytes) -> Use:
+    """What a row of ``usage`` says; a damaged one, or none: never used."""
+    use = Use(*_ROW.unpack(row)) if len(row) == _ROW.size else _NEVER
+    return use if all(map(math.isfinite, use)) else _NEVER
 
 
 def _cost(header: Header) -> float:

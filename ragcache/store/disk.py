@@ -117,17 +117,15 @@ class LmdbStore(ChunkStore):
         self._place(blank, raws, self._in_file(size), also)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
+        found = self.peek(key)
+        if self._capacity is not None and isinstance(found, Stored):
+            self._capacity.hit(key.digest)
+        return self._tally.count(found)
+
+    def peek(self, key: ChunkKey) -> Stored | Miss:
         with self.tables.read() as txn:
             header = _find(txn, key)
-        if isinstance(header, Miss):
-            return self._tally.count(header)
-        if self._capacity is not None:
-            self._capacity.hit(key.digest)
-        return self._tally.count(header.stored(key))
-
-    def has(self, key: ChunkKey) -> bool:
-        with self.tables.read() as txn:
-            return isinstance(_find(txn, key), Header)
+        return header if isinstance(header, Miss) else header.stored(key)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self._read(key, lambda txn, header: self._layer(txn, header, layer))

@@ -4,7 +4,7 @@ All integers are little-endian.
 
 =================  ====================================================================
 (preamble)         ``RAGCHUNK``, version u32, bytes of the whole header u32
-(fixed)            key, fingerprint and content digests, 32 bytes each;
+(fixed)            key, fingerprint and content digests, 32 bytes each; version u64;
                    layers, kv_heads, head_dim, tokens, u32 each
 (strings)          dtype, codec, mode, tenant, printable fingerprint, file: length u32, UTF-8
 (tokens)           token ids, u32 each
@@ -23,6 +23,7 @@ a newer header (foreign) from a damaged one (corrupt).
 from __future__ import annotations
 
 import math
+import secrets
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ MAGIC = b"RAGCHUNK"
 VERSION = 1
 
 _PREAMBLE = struct.Struct("<8sII")
-_FIXED = struct.Struct("<32s32s32sIIII")
+_FIXED = struct.Struct("<32s32s32sQIIII")
 _LENGTH = struct.Struct("<I")
 _PAYLOAD = struct.Struct("<QQQ")
 _CHECKSUM = struct.Struct("<Q")
@@ -68,6 +69,7 @@ class Header:
     key: bytes
     fingerprint: bytes
     content: bytes
+    version: int  # drawn anew for every put
     name: str  # the fingerprint, printable
     tenant: str
     mode: str
@@ -86,6 +88,7 @@ class Header:
             key=key.digest,
             fingerprint=key.fingerprint.digest,
             content=key.content,
+            version=secrets.randbits(64),
             name=str(key.fingerprint),
             tenant=key.tenant,
             mode=key.mode,
@@ -103,7 +106,7 @@ class Header:
 
     def stored(self, key: ChunkKey) -> Stored:
         """What a store has found under ``key``."""
-        return Stored(key, self.spec, len(self.tokens), self.sensitivity)
+        return Stored(key, self.spec, len(self.tokens), self.sensitivity, self.version)
 
     def foreign(self, key: ChunkKey) -> Miss | None:
         """A miss where this header, found under ``key``, names something else."""
@@ -149,6 +152,7 @@ def encode_header(header: Header) -> bytes:
         header.key,
         header.fingerprint,
         header.content,
+        header.version,
         spec.layers,
         spec.kv_heads,
         spec.head_dim,
@@ -192,7 +196,7 @@ def decode_header(data: bytes) -> Header | Miss:
 
 
 def _parse(body: bytes) -> Header:
-    key, fingerprint, content, layers, heads, dim, count = _FIXED.unpack_from(body)
+    key, fingerprint, content, version, layers, heads, dim, count = _FIXED.unpack_from(body)
     parts = _Parts(body, _FIXED.size)
     dtype, codec, mode, tenant, name, file = (parts.take(parts.length()).decode() for _ in range(6))
     tokens = struct.unpack(f"<{count}I", parts.take(4 * count))
@@ -216,6 +220,7 @@ def _parse(body: bytes) -> Header:
         key=key,
         fingerprint=fingerprint,
         content=content,
+        version=version,
         name=name,
         tenant=tenant,
         mode=mode,

@@ -41,7 +41,8 @@ class MemoryStore(ChunkStore):
 
     def __init__(self) -> None:
         self.tables = MemoryTables()
-        self._chunks: dict[bytes, tuple[ChunkKey, ChunkKV]] = {}
+        self._chunks: dict[bytes, tuple[Stored, ChunkKV]] = {}
+        self._puts = 0
         self._notes: dict[bytes, tuple[ChunkNotes, float]] = {}
         self._lock = threading.Lock()
         self._tally = Tally()
@@ -52,23 +53,26 @@ class MemoryStore(ChunkStore):
         check_kv(key, kv, notes)
         copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
         with self._lock:
-            self._chunks[key.digest] = (key, copy)
+            self._puts += 1
+            stored = Stored(key, kv.spec, len(kv.tokens), kv.sensitivity, self._puts)
+            self._chunks[key.digest] = (stored, copy)
             self._notes.pop(key.digest, None)
             if notes is not None:
                 self._notes[key.digest] = (notes, 0.0)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
-        self._check_open()
-        return self._tally.count(self._find(key))
+        return self._tally.count(self.peek(key))
 
-    def has(self, key: ChunkKey) -> bool:
+    def peek(self, key: ChunkKey) -> Stored | Miss:
         self._check_open()
-        return isinstance(self._find(key), Stored)
+        with self._lock:
+            stored, _ = self._chunks.get(key.digest, (None, None))
+        return stored or self._absent(key)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         self._check_open()
         with self._lock:
-            _, kv = self._chunks.get(key.digest, (key, None))
+            _, kv = self._chunks.get(key.digest, (None, None))
         if kv is None:
             miss = self._absent(key)
             self._tally.count(miss)
@@ -81,9 +85,9 @@ class MemoryStore(ChunkStore):
         with self._lock:
             noted = [(*self._chunks[digest], *notes) for digest, notes in self._notes.items()]
         found = [
-            Variant(_stored(mine, kv), notes, score)
-            for mine, kv, notes, score in noted
-            if mine.fingerprint == key.fingerprint and mine.content == key.content
+            Variant(stored, notes, score)
+            for stored, _, notes, score in noted
+            if stored.key.fingerprint == key.fingerprint and stored.key.content == key.content
         ]
         return sorted(found, key=lambda variant: variant.stored.key.digest)
 
@@ -106,7 +110,7 @@ class MemoryStore(ChunkStore):
         self._check_open()
         with self.tables.write() as txn:
             with self._lock:
-                contents = {digest: key.content for digest, (key, _) in self._chunks.items()}
+                contents = {d: stored.key.content for d, (stored, _) in self._chunks.items()}
             change = MemoryChange(txn, contents)
             yield change
         with self._lock:
@@ -125,9 +129,9 @@ class MemoryStore(ChunkStore):
             chunks = list(self._chunks.values())
         return StoreStats(
             len(chunks),
-            sum(kv.spec.chunk_bytes(len(kv.tokens)) for _, kv in chunks),
+            sum(stored.spec.chunk_bytes(stored.tokens) for stored, _ in chunks),
             *self._tally.snapshot(),
-            dict(Counter(str(key.fingerprint) for key, _ in chunks)),
+            dict(Counter(str(stored.key.fingerprint) for stored, _ in chunks)),
         )
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:
@@ -140,14 +144,10 @@ class MemoryStore(ChunkStore):
         self._chunks.clear()
         self._notes.clear()
 
-    def _find(self, key: ChunkKey) -> Stored | Miss:
-        with self._lock:
-            _, kv = self._chunks.get(key.digest, (key, None))
-        return self._absent(key) if kv is None else _stored(key, kv)
-
     def _absent(self, key: ChunkKey) -> Miss:
         with self._lock:
-            same = [other for other, _ in self._chunks.values() if other.content == key.content]
+            every = [stored.key for stored, _ in self._chunks.values()]
+        same = [other for other in every if other.content == key.content]
         if not same:
             return Miss("absent", "these tokens are not stored")
         first = min(same, key=lambda other: other.digest)
@@ -172,10 +172,6 @@ class MemoryChange:
 
     def forget_content(self, content: bytes) -> int:
         return sum(map(self.forget, [d for d, c in self._contents.items() if c == content]))
-
-
-def _stored(key: ChunkKey, kv: ChunkKV) -> Stored:
-    return Stored(key, kv.spec, len(kv.tokens), kv.sensitivity)
 
 
 def _clone(tensor: Tensor) -> Tensor:

@@ -20,15 +20,12 @@ bench.tier``). For a GPU it is these copies that are pinned, and not what is hel
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from ragcache.errors import ConfigError, StoreError
@@ -40,13 +37,12 @@ from ragcache.store.base import (
     StoreStats,
     Variant,
     check_layer,
-    unusable,
 )
+from ragcache.store.blocks import Blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ragcache.store.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
 
@@ -71,8 +67,7 @@ class TieredStore(ChunkStore):
     ``max_bytes``. Raises ConfigError where ``pin`` cannot be, or ``max_bytes`` is negative.
     Closing it closes ``below``.
 
-    Records may be changed below, by this process or another: a replacement is noticed where its
-    :class:`Stored` differs, a removal always. Changes through this object always take effect.
+    Records may be changed below, by this process or another: the next look notices.
     """
 
     def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool | None = None) -> None:
@@ -84,9 +79,7 @@ class TieredStore(ChunkStore):
         self.max_bytes = max_bytes
         self.pin = torch.cuda.is_available() if pin is None else pin
         self._room = _Room(max_bytes)
-        self._blocks = _Blocks(SPARE_BYTES)
-        self._counting = threading.Lock()
-        self._looks = 0  # hits that ``below`` counted for looks of ours
+        self._blocks = Blocks(SPARE_BYTES)
 
     @property
     def tier(self) -> TierStats:
@@ -99,18 +92,15 @@ class TieredStore(ChunkStore):
             self._room.drop(key.digest)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
-        found = self.below.find(key)
-        if isinstance(found, Miss):
-            self._room.drop(key.digest)
-        return found
+        return self._without(key, self.below.find(key))
 
-    def has(self, key: ChunkKey) -> bool:
-        return self.below.has(key)
+    def peek(self, key: ChunkKey) -> Stored | Miss:
+        return self._without(key, self.below.peek(key))
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
-        found = self._look(key)
+        found = self.peek(key)
         if isinstance(found, Miss):
-            raise unusable(key, layer, found)
+            return self.below.layer(key, layer)  # which counts the miss and says why
         check_layer(layer, found.spec.layers)
         chunk, held = self._room.take(found, layer)
         if held is not None:
@@ -150,11 +140,10 @@ class TieredStore(ChunkStore):
         return self.below.keys()
 
     def stats(self) -> StoreStats:
-        """Those of the store below, without the hits of looks that :meth:`layer` takes."""
-        with self._counting:
-            looks = self._looks  # before the hits that contain them: a difference is never negative
-        stats = self.below.stats()
-        return replace(stats, hits=stats.hits - looks)
+        return self.below.stats()
+
+    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        return self.below.hold(keys)
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         wrong = self.below.verify(repair=repair)
@@ -167,11 +156,10 @@ class TieredStore(ChunkStore):
         self._room.clear()
         self._blocks.clear()
 
-    def _look(self, key: ChunkKey) -> Stored | Miss:
-        """``find`` that counts no hit."""
-        found = self.find(key)
-        with self._counting:
-            self._looks += isinstance(found, Stored)
+    def _without(self, key: ChunkKey, found: Stored | Miss) -> Stored | Miss:
+        """What was found below; what is not there any more is not held either."""
+        if isinstance(found, Miss):
+            self._room.drop(key.digest)
         return found
 
     def _copy(self, both: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,39 +258,3 @@ class _Room:
         chunk = self._chunks.pop(digest, None)
         if chunk is not None:
             self._used -= chunk.room
-
-
-class _Blocks:
-    """Memory for tensors that goes to the next once nothing refers to the last. Thread-safe.
-
-    Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
-    memory for the end of one that was never touched. Up to about ``spare_bytes`` are kept.
-    """
-
-    def __init__(self, spare_bytes: int) -> None:
-        self._spare_bytes = spare_bytes
-        self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
-
-    def empty_like(self, tensor: Tensor) -> Tensor:
-        size = 1 << (tensor.nbytes - 1).bit_length()
-        try:
-            block = self._queue(size).get_nowait()
-        except Empty:
-            block = np.empty(size, np.uint8)
-        lease = block[: tensor.nbytes]  # lives as long as any tensor over it
-        weakref.finalize(lease, self._take_back, block).atexit = False
-        return torch.from_numpy(lease).view(tensor.dtype).view(tensor.shape)
-
-    def clear(self) -> None:
-        """Keep nothing, from now on."""
-        self._spare_bytes = 0
-        self._spare.clear()
-
-    def _take_back(self, block: Bytes) -> None:
-        """Runs wherever a last reference goes, even inside the queue's own calls: no lock here."""
-        spare = sum(size * queue.qsize() for size, queue in list(self._spare.items()))
-        if spare + block.nbytes <= self._spare_bytes:
-            self._queue(block.nbytes).put(block)
-
-    def _queue(self, size: int) -> SimpleQueue[Bytes]:
-        return self._spare.setdefault(size, SimpleQueue())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ragcache.store import LmdbStore, Miss
+from ragcache.store import LmdbStore, Miss, Stored
 from ragcache.store.header import Header, Payload, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV, Fingerprint, Tokens
@@ -45,6 +46,11 @@ def same(left: ChunkKV | Miss, right: ChunkKV | Miss) -> bool:
     return known == (right.tokens, right.sensitivity) and all(
         a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
     )
+
+
+def unversioned(found: Stored | Miss) -> Stored | Miss:
+    """What was found, as it compares with what another store found of its own put."""
+    return found if isinstance(found, Miss) else replace(found, version=0)
 
 
 ONE, TWO = make_key(1), make_key(2)

@@ -13,7 +13,7 @@ from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, ChunkStore, MemoryStore, Miss, Stored
 from ragcache.types import ChunkKV
 from tests.store.conftest import STORES
-from tests.store.samples import MODEL, OTHER, make_key, make_kv, same
+from tests.store.samples import MODEL, OTHER, make_key, make_kv, same, unversioned
 
 KEYS = [make_key(first) for first in range(4)]
 
@@ -35,7 +35,8 @@ def test_round_trip(store: ChunkStore, reference: MemoryStore, dtype: torch.dtyp
         each.put(KEYS[0], kv)
     assert same(store.get(KEYS[0]), reference.get(KEYS[0]))
     assert same(store.get(KEYS[0]), kv)
-    assert store.find(KEYS[0]) == reference.find(KEYS[0]) == stored(KEYS[0], kv)
+    for each in (store, reference):
+        assert unversioned(each.find(KEYS[0])) == stored(KEYS[0], kv)
 
 
 def test_layers_are_those_that_were_put(store: ChunkStore, reference: MemoryStore) -> None:
@@ -52,6 +53,23 @@ def test_put_replaces(store: ChunkStore, reference: MemoryStore) -> None:
     assert all(same(store.get(key), make_kv(key, seed=1)) for key in KEYS)
     assert store.stats().chunks == 4
     assert store.stats().payload_bytes == reference.stats().payload_bytes
+
+
+def test_every_put_is_another_version(store: ChunkStore) -> None:
+    fill(store)
+    first = store.find(KEYS[0])
+    assert store.find(KEYS[0]) == first
+    fill(store)
+    assert store.find(KEYS[0]) != first and unversioned(store.find(KEYS[0])) == unversioned(first)
+
+
+def test_a_peek_finds_and_counts_nothing(store: ChunkStore) -> None:
+    fill(store)
+    for key in (KEYS[0], make_key(50), replace(KEYS[0], fingerprint=OTHER)):
+        seen = store.peek(key)
+        assert (store.stats().hits, store.stats().misses.total()) == (0, 0)
+        assert store.has(key) == isinstance(seen, Stored)
+    assert store.peek(KEYS[1]) == store.find(KEYS[1])
 
 
 def test_fewer_layers_leave_none_behind(store: ChunkStore) -> None:
@@ -111,7 +129,7 @@ def test_stale_names_the_same_record_in_every_store(
             each.put(replace(KEYS[0], behind=(behind,)), make_kv(KEYS[0]))
             each.put(replace(KEYS[0], behind=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
     asked = replace(KEYS[0], behind=(9,))
-    assert store.find(asked) == reference.find(asked)
+    assert unversioned(store.find(asked)) == unversioned(reference.find(asked))
 
 
 def test_stale_is_over_with_the_record(store: ChunkStore) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ragcache.store import ChunkStore, LmdbStore, MemoryStore
+from ragcache.store.base import Variant
 from ragcache.store.key import ChunkKey, variant_key
 from ragcache.types import ChunkNotes
-from tests.store.samples import MODEL, ONE, OTHER, make_kv, rewrite, same
+from tests.store.samples import MODEL, ONE, OTHER, make_kv, rewrite, same, unversioned
 
 TOKENS = ONE.tokens
 FIRST, SECOND = (variant_key(MODEL, TOKENS, (1, 2, n)) for n in (3, 4))
@@ -15,6 +16,11 @@ FIRST, SECOND = (variant_key(MODEL, TOKENS, (1, 2, n)) for n in (3, 4))
 
 def notes(weight: float) -> ChunkNotes:
     return ChunkNotes((b"a" * 32, b"b" * 32), (weight, 0.5), (0.1, 0.2, 0.3, 0.4, weight), 0.75)
+
+
+def plain(found: list[Variant]) -> list[tuple[object, ...]]:
+    """As they compare with those of another store."""
+    return [(unversioned(v.stored), v.notes, v.score) for v in found]
 
 
 def fill(*stores: ChunkStore) -> None:
@@ -27,7 +33,7 @@ def fill(*stores: ChunkStore) -> None:
 def test_variants_are_those_that_were_put(store: ChunkStore, reference: MemoryStore) -> None:
     fill(store, reference)
     found = store.variants(ONE)
-    assert found == reference.variants(ONE) == store.variants(FIRST)
+    assert found == store.variants(FIRST) and plain(found) == plain(reference.variants(ONE))
     assert {v.stored.key for v in found} == {FIRST, SECOND}
     assert {v.notes for v in found} == {notes(1.0), notes(2.0)}
     for variant in found:
@@ -51,7 +57,7 @@ def test_credit_adds_up_and_passes_over_what_is_gone(
     for each in (store, reference):
         each.credit({FIRST: 2.0, ONE: 5.0})
         each.credit({FIRST: 0.5, variant_key(MODEL, TOKENS, (9,)): 1.0})
-    assert store.variants(ONE) == reference.variants(ONE)
+    assert plain(store.variants(ONE)) == plain(reference.variants(ONE))
     assert {v.stored.key: v.score for v in store.variants(ONE)} == {FIRST: 2.5, SECOND: 0.0}
 
 

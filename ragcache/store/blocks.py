@@ -1,0 +1,51 @@
+"""Memory that goes from one tensor to the next: new memory costs more than the copy into it."""
+
+from __future__ import annotations
+
+import weakref
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.codecs.base import Bytes
+
+
+class Blocks:
+    """Memory for tensors that goes to the next once nothing refers to the last. Thread-safe.
+
+    Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
+    memory for the end of one that was never touched. Up to about ``spare_bytes`` are kept.
+    """
+
+    def __init__(self, spare_bytes: int) -> None:
+        self._spare_bytes = spare_bytes
+        self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        size = 1 << (tensor.nbytes - 1).bit_length()
+        try:
+            block = self._queue(size).get_nowait()
+        except Empty:
+            block = np.empty(size, np.uint8)
+        lease = block[: tensor.nbytes]  # lives as long as any tensor over it
+        weakref.finalize(lease, self._take_back, block).atexit = False
+        return torch.from_numpy(lease).view(tensor.dtype).view(tensor.shape)
+
+    def clear(self) -> None:
+        """Keep nothing, from now on."""
+        self._spare_bytes = 0
+        self._spare.clear()
+
+    def _take_back(self, block: Bytes) -> None:
+        """Runs wherever a last reference goes, even inside the queue's own calls: no lock here."""
+        spare = sum(size * queue.qsize() for size, queue in list(self._spare.items()))
+        if spare + block.nbytes <= self._spare_bytes:
+            self._queue(block.nbytes).put(block)
+
+    def _queue(self, size: int) -> SimpleQueue[Bytes]:
+        return self._spare.setdefault(size, SimpleQueue())

@@ -1,0 +1,131 @@
+"""Traces: which chunks were asked for together, request by request. From files, or made up.
+
+A file is JSON Lines, a request a line: ``{"chunks": [{"id": "a#0", "tokens": 123}, ...]}``, or just
+the list of chunks; a chunk may also be ``["a#0", 123]``. Other fields are passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from ragcache.errors import ConfigError, SourceError
+
+
+class Asked(NamedTuple):
+    """A chunk that a request retrieves."""
+
+    id: str
+    tokens: int
+
+
+Request = tuple[Asked, ...]
+Trace = Sequence[Request]
+
+
+def load(path: Path) -> list[Request]:
+    """A trace from a file. SourceError names the line that is wrong, or says that there is none."""
+    trace: list[Request] = []
+    tokens: dict[str, int] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    trace.append(_request(line, f"{path}:{number}", tokens))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read the trace {path}: {error}") from error
+    if not trace:
+        raise SourceError(f"{path} holds no requests: write one JSON object a line")
+    return trace
+
+
+def _request(line: str, where: str, tokens: dict[str, int]) -> Request:
+    """Also keeps the tokens of every chunk, to tell where a trace contradicts itself."""
+    try:
+        entry = json.loads(line)
+        request = tuple(map(_asked_chunk, entry["chunks"] if isinstance(entry, dict) else entry))
+        for chunk in request:
+            if (known := tokens.setdefault(chunk.id, chunk.tokens)) != chunk.tokens:
+                raise ValueError(f"chunk {chunk.id!r} has {chunk.tokens} tokens, before {known}")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise SourceError(
+            f'{where}: expected {{"chunks": [{{"id": "...", "tokens": 123}}, ...]}}, but {error!r}'
+        ) from error
+    return request
+
+
+def _asked_chunk(entry: Any) -> Asked:
+    """Raises KeyError, TypeError or ValueError for what is no chunk."""
+    id, tokens = (entry["id"], entry["tokens"]) if isinstance(entry, dict) else entry
+    if not isinstance(id, str) or type(tokens) is not int or not 0 < tokens < 2**31:
+        raise ValueError(f"a chunk's id is text and its tokens are a count, not {entry!r}")
+    return Asked(id, tokens)
+
+
+def zipf(
+    requests: int,
+    chunks: int,
+    exponent: float = 1.0,
+    per_request: int = 8,
+    seed: int = 0,
+    tokens: tuple[int, int] = (64, 512),
+) -> list[Request]:
+    """Requests for ``per_request`` chunks each, the k-th most popular asked for as k^-exponent.
+
+    Tokens are uniform between those given and have nothing to do with popularity. The same
+    arguments give the same trace. Raises ConfigError for arguments that leave too little to draw.
+    """
+    if (
+        not 0 < 2 * per_request <= chunks
+        or not 0 <= exponent <= 2
+        or not 0 < tokens[0] <= tokens[1]
+    ):
+        raise ConfigError(
+            f"cannot draw {per_request} of {chunks} chunks of {tokens} tokens by k^-{exponent}: "
+            "ask for at most half of the chunks, an exponent from 0 to 2, and 1 token or more"
+        )
+    random = Random(seed)
+    lengths = [
+        tokens[0] + int(random.random() * (tokens[1] + 1 - tokens[0])) for _ in range(chunks)
+    ]
+    shares = list(accumulate(rank**-exponent for rank in range(1, chunks + 1)))
+    trace = []
+    for _ in range(requests):
+        drawn: dict[int, None] = {}
+        while len(drawn) < per_request:
+            drawn[min(bisect_right(shares, random.random() * shares[-1]), chunks - 1)] = None
+        trace.append(tuple(Asked(f"chunk{number}", lengths[number]) for number in drawn))
+    return trace
+
+
+def scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Request]:
+    """``trace`` with a batch job after every ``every`` requests: ``length`` requests, each for as
+    many chunks as the one before the job, all cold: asked for once and never again.
+
+    Their tokens are drawn from those of the trace. Raises ConfigError for ``every`` below 1.
+    """
+    if every < 1:
+        raise ConfigError(f"a scan every {every} requests: let at least 1 request pass")
+    random = Random(seed)
+    lengths = [chunk.tokens for request in trace for chunk in request]
+    mixed: list[Request] = []
+    cold = 0
+    for number, request in enumerate(trace, 1):
+        mixed.append(request)
+        for _ in range(length if number % every == 0 else 0):
+            drawn = [lengths[int(random.random() * len(lengths))] for _ in request]
+            mixed.append(tuple(Asked(f"cold{cold + i}", n) for i, n in enumerate(drawn)))
+            cold += len(drawn)
+    return mixed
+
+
+#: Traces to try a policy on without one's own, by name.
+MADE_UP: dict[str, Callable[[], list[Request]]] = {
+    "zipf": lambda: zipf(3000, 2000),
+    "scans": lambda: scans(zipf(3000, 2000), every=100, length=40),
+}
