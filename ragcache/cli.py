@@ -329,6 +329,32 @@ def convert(
 
 
 @app.command()
+def compact(store: Store = None) -> None:
+    """Give unused space in a store back to the file system; readers may go on meanwhile."""
+    with _store(store) as chunks:
+        before, after = chunks.compact()
+    out.print(f"{show.size(before)} before, {show.size(after)} now", highlight=False)
+
+
+@app.command()
+def doctor(store: Store = None, model: Model = None) -> None:
+    """Look at a store and the machine under it; exit code 1 if something is bad."""
+    from ragcache.doctor import examine
+    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.models import model_path
+    from ragcache.store import Catalog
+
+    with _store(store) as chunks:
+        name = model or Catalog(chunks).get_setting("model")
+        codec = Catalog(chunks).get_setting("codec") or "raw"
+        engine = TransformersEngine.load(model_path(name), codec=codec) if name else None
+        found = list(examine(chunks, engine))
+    out.print(show.finding_table(found))
+    if any(finding.state == "bad" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def simulate(
     trace: Annotated[
         str, typer.Argument(help="A file of requests (JSON Lines), or made up: zipf or scans.")

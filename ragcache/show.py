@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,7 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from ragcache.bootstrap import Estimate
+    from ragcache.doctor import Finding
     from ragcache.pipeline import Progress as Told
     from ragcache.scores import Figures
     from ragcache.simulate import Row
@@ -76,6 +78,16 @@ def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
         rates = (f"{100 * rate:.1f}" for rate in (o.hit_rate, o.token_rate, o.saved, row.of_belady))
         evictions = "" if o.policy == "bound" else str(o.evictions)
         table.add_row(size(o.capacity), o.policy, *rates, evictions, end_section=not evictions)
+    return table
+
+
+def finding_table(findings: Sequence[Finding]) -> Table:
+    """What was looked at, and what to do about it."""
+    colours = {"good": "green", "look": "yellow", "bad": "bold red"}
+    table = Table("what", "", "found", box=SIMPLE)
+    for finding in findings:
+        state = f"[{colours[finding.state]}]{finding.state}[/]"
+        table.add_row(finding.what, state, escape(finding.detail))
     return table
 
 

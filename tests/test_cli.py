@@ -182,6 +182,21 @@ def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
     assert code == 1 and "'much' is no size: give one such as 500MB" in err
 
 
+def test_doctor_and_compact(run: Run, notes: Path, model: Path, tmp_path: Path) -> None:
+    run("index", notes, "--model", model)
+    code, out, err = run("doctor")
+    assert code == 0 and err == ""
+    for what in ("file system", "readahead", "free space", "disk speed", "LMDB map", "unused"):
+        assert what in out
+    assert "/s written" in out and "can use 9 of 9 chunks" in out and "readers" in out
+    other = scene.save_model(tmp_path / "other", seed=1)
+    code, out, _ = run("doctor", "--model", other)
+    assert code == 1 and "can use 0 of 9 chunks: they are for llama@" in out
+    code, out, _ = run("compact")
+    assert code == 0 and "before" in out and "now" in out
+    assert run("verify")[0] == 0
+
+
 def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
     run("index", notes, "--model", model)
     code, out, _ = run("convert", "files")

@@ -21,7 +21,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 #: A module may import from its own layer and from those after it.
 LAYERS = (
-    {"cli", "demo", "show", "plot", "api", "langchain", "__main__"},
+    {"cli", "demo", "doctor", "show", "plot", "api", "langchain", "__main__"},
     {
         "pipeline",
         "calibrate",

@@ -57,7 +57,7 @@ class Environment(Tables):
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.readonly = readonly
-        self._map_size = map_size
+        self.map_size = map_size
         self._pid = os.getpid()
         self._idle = threading.Condition()
         self._writing = threading.Lock()
@@ -215,7 +215,7 @@ class Environment(Tables):
         for _ in range(5):
             folder = _current(self.path)
             try:
-                env = _open(folder, self._map_size, self.readonly)
+                env = _open(folder, self.map_size, self.readonly)
             except (lmdb.Error, OSError):
                 if folder == _current(self.path):
                     raise
