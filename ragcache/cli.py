@@ -39,7 +39,7 @@ Compile = Annotated[
     str | None,
     typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
 ]
-Codec = Annotated[str | None, typer.Option(help="How KV is stored; default: the store's own.")]
+Codec = Annotated[str | None, typer.Option(help="How KV is stored: raw, int8, fp8 or cachegen.")]
 
 
 def main() -> None:

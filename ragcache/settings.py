@@ -62,7 +62,9 @@ class Settings(BaseSettings):
         description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
         "the store's own",
     )
-    codec: str = Field("", description="how KV is stored: raw, ...; empty: the store's own")
+    codec: str = Field(
+        "", description="how KV is stored: raw, int8, fp8 or cachegen; empty: the store's own"
+    )
     layout: Literal["auto", "records", "files"] = Field(
         "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"
     )

@@ -182,6 +182,20 @@ def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
     assert code == 1 and "'much' is no size: give one such as 500MB" in err
 
 
+@pytest.mark.parametrize("codec", ["int8", "cachegen"])
+def test_a_store_keeps_its_codec(run: Run, notes: Path, model: Path, codec: str) -> None:
+    run("index", notes, "--model", model, "--codec", codec)
+    _, out, _ = run("query", "Where does Mira live?", "--mode", "reuse", "--max-tokens", 2)
+    code, out, _ = run("doctor")  # with the codec that the store was begun with
+    assert code == 0 and "can use 9 of 9 chunks" in out
+    code, out, _ = run("index", notes)
+    assert code == 0 and "KV of 0 chunks computed" in out
+    code, out, _ = run("index", notes, "--codec", "raw")
+    assert code == 0 and "KV of 9 chunks computed" in out
+    code, _, err = run("index", notes, "--codec", "zip")
+    assert code == 1 and "codec 'zip' is unknown: use one of raw, int8, fp8, cachegen" in err
+
+
 def test_doctor_and_compact(run: Run, notes: Path, model: Path, tmp_path: Path) -> None:
     run("index", notes, "--model", model)
     code, out, err = run("doctor")

@@ -33,11 +33,13 @@ class Stored:
     key: ChunkKey
     spec: KVSpec
     tokens: int
+    payload_bytes: int  # of all layers, as they are stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
     version: int = 0  # another one for every put: what was found is what is there if it is equal
 
     @property
     def layer_bytes(self) -> int:
+        """Bytes of a layer's keys and values in memory."""
         return self.spec.layer_bytes(self.tokens)
 
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from ragcache.errors import ConfigError
 from ragcache.store.base import Miss, Stored
 from ragcache.store.codecs import CODECS
 from ragcache.store.codecs.base import DTYPES
@@ -106,7 +107,9 @@ class Header:
 
     def stored(self, key: ChunkKey) -> Stored:
         """What a store has found under ``key``."""
-        return Stored(key, self.spec, len(self.tokens), self.sensitivity, self.version)
+        return Stored(
+            key, self.spec, len(self.tokens), self.payload_bytes, self.sensitivity, self.version
+        )
 
     def foreign(self, key: ChunkKey) -> Miss | None:
         """A miss where this header, found under ``key``, names something else."""
@@ -279,5 +282,7 @@ def decode_layer(header: Header, layer: int, raw: Bytes) -> tuple[Tensor, Tensor
         return miss
     try:
         return CODECS[header.codec].decode(raw, header.spec, len(header.tokens), layer)
+    except ConfigError:  # something is not installed: the layer may well be whole
+        raise
     except ValueError as error:
         return Miss("corrupt", f"layer {layer} cannot be decoded as {header.codec}: {error}")

@@ -54,7 +54,8 @@ class MemoryStore(ChunkStore):
         copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
         with self._lock:
             self._puts += 1
-            stored = Stored(key, kv.spec, len(kv.tokens), kv.sensitivity, self._puts)
+            size = kv.spec.chunk_bytes(len(kv.tokens))
+            stored = Stored(key, kv.spec, len(kv.tokens), size, kv.sensitivity, self._puts)
             self._chunks[key.digest] = (stored, copy)
             self._notes.pop(key.digest, None)
             if notes is not None:
@@ -129,7 +130,7 @@ class MemoryStore(ChunkStore):
             chunks = list(self._chunks.values())
         return StoreStats(
             len(chunks),
-            sum(stored.spec.chunk_bytes(stored.tokens) for stored, _ in chunks),
+            sum(stored.payload_bytes for stored, _ in chunks),
             *self._tally.snapshot(),
             dict(Counter(str(stored.key.fingerprint) for stored, _ in chunks)),
         )

@@ -31,7 +31,8 @@ class LayerReader:
     not be consumed on its own threads; without one, the reader has ``workers`` threads of its
     own. One consumer thread.
 
-    ``bytes_loaded``: bytes handed over. ``waits``: seconds that each :meth:`layer` stood still.
+    ``bytes_loaded``: bytes handed over, as they are stored. ``waits``: seconds that each
+    :meth:`layer` stood still.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LayerReader:
         self._chunks = tuple(chunks)
         self._ahead = ahead_bytes
         self._layers = chunks[0].spec.layers if chunks else 0
+        self._stored_bytes = sum(chunk.payload_bytes for chunk in self._chunks)
         self._layer_bytes = sum(chunk.layer_bytes for chunk in self._chunks)
         # A task for each thread and layer: one for each chunk would cost more than a small read.
         self._slices = [self._chunks[n::workers] for n in range(min(workers, len(chunks)))]
@@ -89,7 +91,7 @@ class LayerReader:
         if self._chunks:
             self._pending.popleft()
         self._given += 1
-        self.bytes_loaded += self._layer_bytes
+        self.bytes_loaded = self._stored_bytes * self._given // max(1, self._layers)
         self._read_ahead()
         count = len(slices)
         return [slices[at % count][at // count] for at in range(len(self._chunks))]

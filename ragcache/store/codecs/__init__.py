@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from ragcache.errors import ConfigError
 from ragcache.store.codecs.base import Codec
+from ragcache.store.codecs.cachegen import CacheGen
+from ragcache.store.codecs.fp8 import Fp8
+from ragcache.store.codecs.int8 import Int8
 from ragcache.store.codecs.raw import Raw
 
 __all__ = ["CODECS", "Codec", "codec"]
 
-CODECS: dict[str, Codec] = {one.name: one for one in (Raw(),)}
+CODECS: dict[str, Codec] = {one.name: one for one in (Raw(), Int8(), Fp8(), CacheGen())}
 
 
 def codec(name: str) -> Codec:
-    """The codec of that name. Raises ConfigError where there is none."""
+    """The codec of that name. Raises ConfigError where there is none, or it cannot be used here."""
     if name not in CODECS:
         raise ConfigError(f"codec {name!r} is unknown: use one of {', '.join(CODECS)}")
+    CODECS[name].check()
     return CODECS[name]

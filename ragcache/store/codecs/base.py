@@ -46,6 +46,10 @@ class Codec(ABC):
         checksum. Raises ValueError where they cannot be a layer of this shape all the same.
         """
 
+    def check(self) -> None:
+        """Raise ConfigError where something that the codec needs is not installed."""
+        return
+
     def layer_bytes(self, spec: KVSpec, tokens: int) -> int | None:
         """How many bytes every layer takes; None where that depends on what is in it."""
         return None
