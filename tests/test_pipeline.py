@@ -75,6 +75,14 @@ def test_a_document_whose_time_is_over_is_not_found(
         cache.add([], ttl_s=0)
 
 
+def test_fused_leaves_the_first_chunk_alone(cache: RagCache) -> None:
+    """It stands where it was computed: nothing in it is wrong."""
+    answer = cache.ask(QUESTION, ratio=0.3)
+    first, *others = answer.report.chunks
+    assert first.recomputed == 0 < sum(chunk.recomputed for chunk in others)
+    assert answer.report.bytes_loaded and answer.report.probe_rows == 0
+
+
 def test_a_tier_in_ram_answers_the_same(tmp_path: Path) -> None:
     with scene.small(tmp_path) as cache:
         cache.add(scene.DOCUMENTS)
