@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ragcache.store.codecs.base import Bytes
 
+SPARE_BYTES = 256 << 20  # kept for what comes: as much as a LayerReader asks for ahead
+
 
 class Blocks:
     """Memory for tensors that goes to the next once nothing refers to the last. Thread-safe.
@@ -26,15 +28,24 @@ class Blocks:
         self._spare_bytes = spare_bytes
         self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
 
-    def empty_like(self, tensor: Tensor) -> Tensor:
-        size = 1 << (tensor.nbytes - 1).bit_length()
+    def empty(self, nbytes: int) -> Bytes:
+        """``nbytes`` bytes, at least 1, that are the caller's until this very array is gone.
+
+        A NumPy view of it does not keep it: make tensors with ``torch.from_numpy`` of the array
+        itself, and views of those.
+        """
+        size = 1 << (nbytes - 1).bit_length()
         try:
             block = self._queue(size).get_nowait()
         except Empty:
             block = np.empty(size, np.uint8)
-        lease = block[: tensor.nbytes]  # lives as long as any tensor over it
+        lease = block[:nbytes]
         weakref.finalize(lease, self._take_back, block).atexit = False
-        return torch.from_numpy(lease).view(tensor.dtype).view(tensor.shape)
+        return lease
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        lease = torch.from_numpy(self.empty(tensor.nbytes))
+        return lease.view(tensor.dtype).view(tensor.shape)
 
     def clear(self) -> None:
         """Keep nothing, from now on."""

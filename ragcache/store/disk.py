@@ -32,6 +32,7 @@ from ragcache.store.base import (
     stale,
     unusable,
 )
+from ragcache.store.blocks import SPARE_BYTES, Blocks
 from ragcache.store.capacity import Capacity, Quota
 from ragcache.store.codecs import codec
 from ragcache.store.directory import explained
@@ -92,7 +93,8 @@ class LmdbStore(ChunkStore):
         bounded = quota is not None and quota != Quota() and not readonly
         self._capacity = Capacity(quota, policy) if quota is not None and bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
-        self._files = ChunkFiles(self.tables.path / "kv")
+        self._blocks = Blocks(SPARE_BYTES)
+        self._files = ChunkFiles(self.tables.path / "kv", self._blocks)
         self._tally = Tally()
         self._changes = 0
         self._writing = threading.RLock()  # a change of chunks, from its first look on
@@ -360,7 +362,9 @@ class LmdbStore(ChunkStore):
         record = txn.view("layers", _layer_key(header.key, layer))
         if record is None:
             return Miss("truncated", f"layer {layer} of {header.spec.layers} is missing")
-        return np.frombuffer(record, np.uint8).copy()
+        raw = self._blocks.empty(len(record)) if record else np.empty(0, np.uint8)
+        raw[:] = np.frombuffer(record, np.uint8)
+        return raw
 
     def _layer(self, txn: Transaction, header: Header, layer: int) -> tuple[Tensor, Tensor] | Miss:
         raw = self._raw(txn, header, layer)

@@ -14,9 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from ragcache.store.base import Miss
+from ragcache.store.blocks import Blocks
 from ragcache.store.codecs.base import Bytes
 from ragcache.store.directory import sync_folder
 from ragcache.store.header import Payload
@@ -29,8 +28,8 @@ _sync = getattr(os, "fdatasync", os.fsync)
 class ChunkFiles:
     """Files of chunks below ``root``, which is made with the first of them (0700, files 0600)."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, blocks: Blocks) -> None:
+        self.root, self._blocks = root, blocks
 
     def new_name(self, digest: bytes) -> str:
         """A name that was never given: a chunk that is put again gets another file."""
@@ -71,11 +70,13 @@ class ChunkFiles:
             size = os.fstat(handle).st_size
             if size < offset + length:
                 return Miss("truncated", f"its file has {size} bytes of {offset + length}")
-            raw = np.empty(length, np.uint8)
+            raw = self._blocks.empty(length)
             at = 0
             while at < length and (more := os.preadv(handle, [raw.data[at:]], offset + at)):
                 at += more
-            return raw[:at]
+            if at < length:
+                return Miss("truncated", f"its file ends {length - at} bytes early")
+            return raw
         except OSError as error:
             return Miss("unreadable", f"its file cannot be read: {error}")
         finally:

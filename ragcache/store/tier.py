@@ -38,15 +38,13 @@ from ragcache.store.base import (
     Variant,
     check_layer,
 )
-from ragcache.store.blocks import Blocks
+from ragcache.store.blocks import SPARE_BYTES, Blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
-
-SPARE_BYTES = 256 << 20  # of blocks for copies to come: what a LayerReader asks for ahead
 
 
 @dataclass(frozen=True, slots=True)

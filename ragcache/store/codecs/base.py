@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,8 +66,10 @@ def to_bytes(tensor: Tensor) -> Bytes:
 
 def from_bytes(data: Bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     """The tensor that ``to_bytes`` had; shares the memory of ``data``. ValueError if too short."""
-    kind, _, stored = DTYPES[dtype]
-    native = data.view(stored).astype(stored.newbyteorder("="), copy=False)
-    if native.size != int(np.prod(shape)):
-        raise ValueError(f"{native.size} numbers for shape {shape}")
-    return torch.from_numpy(native).view(kind).view(shape)
+    kind, integers, stored = DTYPES[dtype]
+    if data.size != stored.itemsize * math.prod(shape):
+        raise ValueError(f"{data.size} bytes for shape {shape}")
+    if sys.byteorder == "big":
+        data.view(stored).byteswap(inplace=True)
+    # A tensor of the very array, see Blocks.empty.
+    return torch.from_numpy(data).view(integers).view(kind).view(shape)
