@@ -33,7 +33,7 @@ bench: $(READY) ## print the tables of numbers
 	$(BIN)/python -m bench
 
 clean: ## remove build products, caches and the demo's store; .venv stays
-	rm -rf build dist ragcache.egg-info .demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist ragcache.egg-info .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first, and pinned, so that no other package pulls another build of it.

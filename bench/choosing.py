@@ -37,7 +37,7 @@ from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.scores import Figures, Scores, figures
 from ragcache.sensitivity import company
 from ragcache.share import Progress, cores, share
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.types import Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
@@ -268,7 +268,7 @@ def _run(
         for name, before in companies(engine).items():
             CHANGES[name] = changes(engine, contexts, before)
     embedder = SentenceTransformerEmbedder() if how.startswith("enriched") else None
-    with tempfile.TemporaryDirectory() as folder, LmdbStore(folder) as store:
+    with tempfile.TemporaryDirectory() as folder, DiskStore(folder) as store:
         return evaluate(
             engine,
             store,

@@ -23,7 +23,7 @@ from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.metrics import exact_match
 from ragcache.models import TINY, model_path, world
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.types import Sampling
 
 DOCUMENTS = 8  # in a prompt
@@ -73,7 +73,7 @@ def main() -> None:
     engine = TransformersEngine.load(model_path(TINY))
     mode, full, sampling = blender(given.mode), blender("full"), Sampling(max_tokens=8)
     blocks: list[Block] = []
-    with tempfile.TemporaryDirectory() as folder, LmdbStore(folder) as store:
+    with tempfile.TemporaryDirectory() as folder, DiskStore(folder) as store:
         answering = Answering(engine, store, compiled("prefix", engine))
         for number, (chunks, question, answers) in enumerate(
             requests(given.requests, given.exponent, seed=0)

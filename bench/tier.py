@@ -17,8 +17,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ragcache.store import ChunkKey, ChunkStore
-from ragcache.store import LmdbStore as DiskStore
+from ragcache.store import ChunkKey, ChunkStore, DiskStore
 from ragcache.store.tier import TieredStore
 from ragcache.types import ChunkKV, Fingerprint
 

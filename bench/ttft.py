@@ -29,7 +29,7 @@ from ragcache.precompute import precompute
 from ragcache.resolve import chunk_keys, resolve
 from ragcache.show import size
 from ragcache.store.base import ChunkStore
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.reader import LayerReader
 from ragcache.types import Prompt
@@ -117,7 +117,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for tokens in options.tokens:
         given = prompt(tokens, generator)
-        with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, LmdbStore(folder) as store:
+        with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, DiskStore(folder) as store:
             prefix = ChunkKey(model.fingerprint, given.prefix)
             keys = chunk_keys(given, model.fingerprint, "compiled", compiled("prefix", model), "")
             precompute(model, store, [prefix, *keys])

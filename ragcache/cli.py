@@ -17,7 +17,7 @@ from ragcache.errors import ConfigError, RagCacheError, StoreError
 from ragcache.settings import Settings, seconds
 
 if TYPE_CHECKING:
-    from ragcache.store import LmdbStore
+    from ragcache.store import DiskStore
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
@@ -390,7 +390,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
     """What a model's KV depends on, what it costs, and how much of a store it can use."""
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.store.disk import LmdbStore
+    from ragcache.store.disk import DiskStore
 
     settings = Settings.load(model=model, store=store, device=device)
     name = settings.model or TINY
@@ -405,18 +405,18 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
     for key, value in engine.fingerprint.fields:
         out.print(f"  {key:10} {value}", highlight=False, soft_wrap=True)
     if settings.store.exists():
-        with LmdbStore(settings.store, readonly=True) as chunks:
+        with DiskStore(settings.store, readonly=True) as chunks:
             for built, count in chunks.stats().fingerprints.items():
                 out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
 
 
-def _store(path: Path | None, *, readonly: bool = False) -> LmdbStore:
+def _store(path: Path | None, *, readonly: bool = False) -> DiskStore:
     """A store without a model; StoreError if there is none."""
-    from ragcache.store import LmdbStore
+    from ragcache.store import DiskStore
 
     settings = Settings.load(store=path)
     _check_exists(settings.store)
-    return LmdbStore(settings.store, readonly=readonly, layout=settings.layout)
+    return DiskStore(settings.store, readonly=readonly, layout=settings.layout)
 
 
 def _check_exists(store: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragcache.show import size
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.store.files import PAGE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Finding:
     detail: str
 
 
-def examine(store: LmdbStore, engine: Engine | None = None) -> Iterator[Finding]:
+def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]:
     """Look at a store, its disk, and what ``engine`` can use of it. Slow: it reads and writes."""
     path = store.tables.path
     yield _file_system(path)
@@ -95,7 +95,7 @@ def _readahead(path: Path) -> Finding:
     return Finding("readahead", "good", "no block device of its own")
 
 
-def _space(store: LmdbStore) -> Finding:
+def _space(store: DiskStore) -> Finding:
     free = shutil.disk_usage(store.tables.path).free
     held = store.stats().payload_bytes
     detail = f"{size(free)} free, {size(held)} of KV held"
@@ -130,7 +130,7 @@ def _speed(path: Path) -> Finding:
     return Finding("disk speed", "good", rates)
 
 
-def _map(store: LmdbStore) -> Finding:
+def _map(store: DiskStore) -> Finding:
     used, most = store.tables.file.stat().st_size, store.tables.map_size
     detail = f"{size(used)} of at most {size(most)}"
     if used > most * 0.8:
@@ -138,7 +138,7 @@ def _map(store: LmdbStore) -> Finding:
     return Finding("LMDB map", "good", detail)
 
 
-def _unused(store: LmdbStore) -> Finding:
+def _unused(store: DiskStore) -> Finding:
     held, live = store.tables.file.stat().st_size, store.tables.live_bytes()
     detail = f"{size(max(0, held - live))} of {size(held)} in LMDB's file"
     if store.is_wasteful():
@@ -146,7 +146,7 @@ def _unused(store: LmdbStore) -> Finding:
     return Finding("unused", "good", detail)
 
 
-def _readers(store: LmdbStore) -> Finding:
+def _readers(store: DiskStore) -> Finding:
     long = store.tables.long_readers()
     if long:
         who = "; ".join(f"{reader} for {seconds:.0f} s" for reader, seconds in long.items())
@@ -156,7 +156,7 @@ def _readers(store: LmdbStore) -> Finding:
     return Finding("readers", "good", "none that hold space back")
 
 
-def _fingerprints(store: LmdbStore, engine: Engine) -> Finding:
+def _fingerprints(store: DiskStore, engine: Engine) -> Finding:
     built = store.stats().fingerprints
     mine = str(engine.fingerprint).rpartition("@")[2]
     usable = sum(count for name, count in built.items() if name.rpartition("@")[2] == mine)

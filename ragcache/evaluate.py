@@ -157,7 +157,7 @@ def _evaluate_model(
 ) -> list[Scores]:
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.store.codecs import codec
-    from ragcache.store.disk import LmdbStore
+    from ragcache.store.disk import DiskStore
 
     engine = TransformersEngine.load(
         model_path(settings.model or TINY),
@@ -171,7 +171,7 @@ def _evaluate_model(
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
-        LmdbStore(folder, layout=settings.layout) as store,
+        DiskStore(folder, layout=settings.layout) as store,
     ):
         return evaluate(
             engine,

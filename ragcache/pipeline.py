@@ -26,7 +26,7 @@ from ragcache.settings import Settings
 from ragcache.store.capacity import Quota
 from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.codecs import codec
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.tier import TieredStore
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling, Tokens
@@ -59,7 +59,7 @@ class RagCache:
     """
 
     def __init__(
-        self, engine: Engine, store: LmdbStore, embedder: Embedder, path: Path, settings: Settings
+        self, engine: Engine, store: DiskStore, embedder: Embedder, path: Path, settings: Settings
     ) -> None:
         self.engine, self.store, self.settings = engine, store, settings
         #: What answers read from: the store, or the tier in RAM before it.
@@ -88,7 +88,7 @@ class RagCache:
 
         settings = settings or Settings.load()
         path = Path(path)
-        store = LmdbStore(
+        store = DiskStore(
             path,
             layout=settings.layout,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),

@@ -7,7 +7,7 @@ from pathlib import Path
 from ragcache.pipeline import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.types import Document
 from tests import models
 
@@ -22,7 +22,7 @@ def small(path: Path, *, seed: int = 0, **settings: object) -> RagCache:
     """A store in ``path`` with a Llama whose weights follow ``seed``; answers of 6 tokens."""
     given = {"max_tokens": 6, "top_k": 2, **settings}
     engine = models.engine("llama", seed=seed)
-    store = LmdbStore(path)
+    store = DiskStore(path)
     return RagCache(engine, store, HashEmbedder(), path, Settings(**given))  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ A :class:`ChunkStore` maps a :class:`ChunkKey` to KV; a :class:`LayerReader` str
 
 from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats
 from ragcache.store.catalog import Catalog
-from ragcache.store.disk import LmdbStore
+from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.store.reader import LayerReader
@@ -15,7 +15,7 @@ __all__ = [
     "ChunkKey",
     "ChunkStore",
     "LayerReader",
-    "LmdbStore",
+    "DiskStore",
     "MemoryStore",
     "Miss",
     "Stored",

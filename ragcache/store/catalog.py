@@ -18,7 +18,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.store.sealed import as_json, get_sealed, put_sealed
 from ragcache.types import Chunk, Document
 
@@ -208,14 +208,20 @@ class Catalog:
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """All rows, ascending, (n,), and their vectors, (n, dimension): to rebuild an index."""
         with self._tables.read() as txn:
-            count = txn.count("vectors")
-            dimension = _number(txn, "dimension") if count else 0
-            rows = np.empty(count, np.int64)
-            vectors = np.empty((count, dimension), np.float32)
-            for at, key in enumerate(txn.keys("vectors")):
-                rows[at] = int.from_bytes(key, "big")
-                vectors[at] = np.frombuffer(get_sealed(txn, "vectors", key), _FLOATS)
-        return rows, vectors
+            dimension = _number(txn, "dimension") if txn.count("vectors") else 0
+            rows, vectors = [], []
+            for key in txn.keys("vectors"):
+                vector = np.frombuffer(_vector(txn, key), _FLOATS)
+                if len(vector) != dimension:
+                    raise StoreError(
+                        f"row {int.from_bytes(key, 'big')} in vectors has {len(vector)} numbers, "
+                        f"not {dimension}: index its document again",
+                        reason="corrupt",
+                    )
+                rows.append(int.from_bytes(key, "big"))
+                vectors.append(vector)
+        matrix = np.array(vectors, np.float32).reshape(len(rows), dimension)
+        return np.array(rows, np.int64), matrix
 
     @property
     def generation(self) -> int:
@@ -304,6 +310,15 @@ def _expires(txn: Transaction, when: float | None) -> None:
     known = _number(txn, "next_expiry")
     if when is not None and (not known or _milliseconds(when) < known):
         _set_number(txn, "next_expiry", _milliseconds(when))
+
+
+def _vector(txn: Transaction, key: bytes) -> bytes:
+    try:
+        return get_sealed(txn, "vectors", key)
+    except KeyError as error:  # listed, and not there
+        raise StoreError(
+            "the table of vectors is damaged: index the documents again", reason="corrupt"
+        ) from error
 
 
 def _milliseconds(when: float) -> int:

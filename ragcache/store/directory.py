@@ -22,6 +22,10 @@ _FIXES = {
     errno.EIO: "The disk is full or failing: check both; what was committed before is intact.",
     errno.EROFS: "The file system is read-only: open the store with readonly=True.",
     errno.EACCES: "Run as the user who owns it, or give that user access.",
+    errno.EMFILE: "Too many files are open in this process: raise `ulimit -n`, or close some.",
+    errno.ENFILE: "Too many files are open on this machine: close some.",
+    errno.EDQUOT: "The disk quota is used up: free some space; what was committed is intact.",
+    errno.EFBIG: "The file may not grow further: raise `ulimit -f`, or use another file system.",
     errno.ENOMEM: "No address space for the map: raise `ulimit -v` or pass a smaller map_size.",
 }
 
@@ -80,21 +84,32 @@ def explained(path: Path, action: str) -> Iterator[None]:
     except (lmdb.MapFullError, lmdb.TxnFullError) as error:
         raise StoreError(
             f"cannot {action} the store in {path}: it has reached its map_size ({error}). "
-            "Delete chunks, or open it with a larger map_size"
+            "Compact it and delete chunks, or open it with a larger map_size"
+        ) from error
+    except lmdb.MapResizedError as error:
+        raise StoreError(
+            f"cannot {action} the store in {path}: another process has opened it with a larger "
+            "map_size and outgrown this one. Close it, and open it with that map_size"
+        ) from error
+    except lmdb.PanicError as error:
+        raise StoreError(
+            f"cannot {action} the store in {path}: writing failed in the middle of a commit "
+            f"({error}). What was committed before is intact: close the store and open it again"
         ) from error
     except (lmdb.InvalidError, lmdb.VersionMismatchError) as error:
         raise StoreError(
             f"{path / 'data.mdb'} is not a store or is damaged ({error}): restore it, or delete "
             "the directory and index again"
         ) from error
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
         raise StoreError(
             f"{path / 'data.mdb'} is damaged ({error}): restore it, or delete the directory and "
             "index again"
         ) from error
     except lmdb.ReadersFullError as error:
         raise StoreError(
-            f"cannot {action} the store in {path}: too many readers at once ({error})"
+            f"cannot {action} the store in {path}: 1024 transactions read it at once, of all "
+            "processes together. Close some of them"
         ) from error
     except (lmdb.Error, OSError) as error:
         if "already open in this process" in str(error):

@@ -7,6 +7,7 @@ header says which, and is the truth: what no header names is not there.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.store.tables import Transaction
 
+logger = logging.getLogger(__name__)
+
 Found = TypeVar("Found")
 Layout = Literal["auto", "records", "files"]
 FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
@@ -67,7 +70,7 @@ _LOOK_EVERY = 64  # changes between two looks at what is unused
 _PAGE = 1000  # digests listed per read transaction
 
 
-class LmdbStore(ChunkStore):
+class DiskStore(ChunkStore):
     """Chunks in the directory ``path``, made where it is missing (0700, files 0600).
 
     ``layout``: of chunks that are put from now on; ``auto`` gives those with layers of
@@ -98,11 +101,16 @@ class LmdbStore(ChunkStore):
         self._tally = Tally()
         self._changes = 0
         self._writing = threading.RLock()  # a change of chunks, from its first look on
-        if not readonly:
-            self._sweep()
-        if self._capacity is not None:
-            with self.tables.read() as txn:
-                self._capacity.load(txn)
+        try:
+            if not readonly:
+                with explained(self.tables.path, "open"):
+                    self._sweep()
+            if self._capacity is not None:
+                with self.tables.read() as txn:
+                    self._capacity.load(txn)
+        except BaseException:
+            self.tables.close()
+            raise
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         check_kv(key, kv, notes)
@@ -174,8 +182,16 @@ class LmdbStore(ChunkStore):
             for name in change.gone:  # nothing names them any more
                 self._files.remove(name)
             self._changes += 1
-            if self._changes % _LOOK_EVERY == 0 and self.is_wasteful():
+            if self._changes % _LOOK_EVERY == 0:
+                self._compact_if_wasteful()
+
+    def _compact_if_wasteful(self) -> None:
+        """What is committed is committed, whatever becomes of this."""
+        try:
+            if self.is_wasteful():
                 self.compact()
+        except (StoreError, OSError) as error:
+            logger.warning("compaction of %s was given up: %s", self.tables.path, error)
 
     def is_wasteful(self) -> bool:
         """Whether LMDB's file is more than twice what is live in it, and worth a compaction."""

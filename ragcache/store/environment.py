@@ -10,9 +10,9 @@ slower without). The map never grows: it is one huge sparse reservation of addre
 disk or memory.
 
 LMDB's file never shrinks. :meth:`Environment.compact` copies what is live into a folder of its own,
-``data-1``, ``data-2``, ..., and then names that folder in ``CURRENT``, by an atomic rename. Whoever
-has the store open follows with its next transaction; whatever ``CURRENT`` does not name is rubbish,
-which the next writer removes.
+``data-1``, ``data-2``, ..., and then names that folder, with a checksum, in ``CURRENT``, by an
+atomic rename. Whoever has the store open follows with its next transaction; what ``CURRENT`` does
+not name is rubbish, which the next writer removes once it has opened what is named.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import lmdb
+from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import StoreError
 from ragcache.store.directory import claim, explained, release, sync_folder
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
-_CURRENT = "CURRENT"
+_CURRENT, _PART = "CURRENT", "CURRENT.part"
 _LOOK_S = 5.0  # between two looks at who reads
 _LONG_S = 30.0  # from here on a read transaction is worth a word
 
@@ -70,9 +73,11 @@ class Environment(Tables):
                 raise _no_store(self.path)
             self._claim = None if readonly else claim(self.path)
             try:
+                self._opened = self._open()
                 if not readonly:
                     _clean(self.path)
-                self._opened = self._open()
+                    for folder in (self._opened.folder, self.path, self.path.parent):
+                        sync_folder(folder)  # a store that was opened is there after a power loss
             except BaseException:
                 self._release()
                 raise
@@ -85,7 +90,7 @@ class Environment(Tables):
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         with self._entered() as opened, explained(self.path, "read"):
-            with opened.env.begin(buffers=True) as txn:
+            with _begin(opened.env) as txn:
                 yield _LmdbTransaction(txn, opened.tables)
 
     @contextmanager
@@ -95,12 +100,15 @@ class Environment(Tables):
         with self._writing, self._entered() as opened, explained(self.path, "write to"):
             with opened.env.begin(write=True, buffers=True) as txn:
                 yield _LmdbTransaction(txn, opened.tables)
-            # LMDB leaves unused pages at the end unwritten; a file that covers all pages lets
-            # the next open tell a truncated one.
-            needed, size = _extent(opened.env, opened.folder)
-            if size < needed:
-                os.truncate(opened.folder / "data.mdb", needed)
-        self._look()
+            try:  # what is committed is committed, whatever becomes of this
+                # LMDB leaves unused pages at the end unwritten; a file that covers all pages lets
+                # the next open tell a truncated one.
+                needed, size = _extent(opened.env, opened.folder)
+                if size < needed:
+                    os.truncate(opened.folder / "data.mdb", needed)
+                self._look()
+            except (lmdb.Error, OSError) as error:
+                logger.warning("after a commit to %s: %s", self.path, error)
 
     def compact(self) -> tuple[int, int]:
         """Give unused space back to the file system: bytes of the file before and after.
@@ -112,21 +120,17 @@ class Environment(Tables):
             raise StoreError(f"the store in {self.path} was opened with readonly=True")
         with self._writing, explained(self.path, "compact"):
             with self._entered() as opened:
+                opened.env.reader_check()  # the copy takes the place of a reader
                 before = (opened.folder / "data.mdb").stat().st_size
                 folder = self.path / f"data-{_number(opened.folder) + 1}"
                 shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(mode=0o700)
-                with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as f:
-                    opened.env.copyfd(f.fileno(), compact=True)
-                    os.fsync(f.fileno())
-                sync_folder(folder)
-            part = self.path / f"{_CURRENT}.part"
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(folder.name + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path / _CURRENT)
-            sync_folder(self.path)
+                try:
+                    _copy(opened.env, folder)
+                    _name(self.path, folder)
+                except BaseException:
+                    if _current(self.path) != folder:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
             self._follow()
             _clean(self.path)
             return before, self.file.stat().st_size
@@ -186,7 +190,7 @@ class Environment(Tables):
                 f"in its fork {os.getpid()}: start workers with the spawn method, and open the "
                 "store in each"
             )
-        if self.readonly and _current(self.path) != self._opened.folder:
+        if self.readonly:
             self._follow()
         with self._idle:
             if self._closed:
@@ -214,18 +218,52 @@ class Environment(Tables):
     def _open(self) -> _Opened:
         for _ in range(5):
             folder = _current(self.path)
+            if folder != self.path and not (folder / "data.mdb").is_file():
+                if folder == _current(self.path):
+                    raise StoreError(
+                        f"{self.path / _CURRENT} names {folder.name}, which holds no data.mdb: "
+                        "restore it, or name the folder that does"
+                    )
+                continue  # compacted between the two lines
             try:
                 env = _open(folder, self.map_size, self.readonly)
+                if not self.readonly and _extent(env, folder)[0] > _extent(env, folder)[1]:
+                    env.close()
+                    self._complete(folder)
+                    env = _open(folder, self.map_size, self.readonly)
             except (lmdb.Error, OSError):
                 if folder == _current(self.path):
                     raise
-                continue  # compacted between the two lines
+                continue
             try:
                 return _Opened(env, folder, _tables(env, self.path, self.readonly))
             except BaseException:
                 env.close()
                 raise
         raise StoreError(f"the store in {self.path} is compacted all the time: try again")
+
+    def _complete(self, folder: Path) -> None:
+        """Give a file that is too short the bytes that it lacks; StoreError if they were needed.
+
+        LMDB syncs every page that it needs before it commits, but leaves pages at the end that
+        nothing uses unwritten. So such a file may be that of a process that was killed just behind
+        a commit, and whole, or one that was cut. Reading everything tells; in a process of its own,
+        for LMDB ends the process that comes upon a page that is none.
+        """
+        file = folder / "data.mdb"
+        env = _open(folder, self.map_size, readonly=False)
+        needed, size = _extent(env, folder)
+        env.close()
+        _resize(file, needed)
+        command = [sys.executable, "-m", "ragcache.store.check", str(self.path)]
+        if subprocess.run(command, capture_output=True).returncode:
+            _resize(file, size)
+            raise StoreError(
+                f"{file} is truncated: {size} bytes, its pages need {needed}. Restore it or delete "
+                "the store and index again; to keep what is left of it, run "
+                f"`truncate -s {needed} {file}` and verify the store with repair"
+            )
+        logger.warning("%s was %d bytes short, and is whole", file, needed - size)
 
 
 class _Opened:
@@ -280,20 +318,61 @@ def _open(path: Path, map_size: int, readonly: bool) -> lmdb.Environment:
         max_dbs=2 * len(TABLES),
         max_readers=1024,  # 64 bytes each; one per running read transaction of any process
     )
-    for _ in range(5):
+    for _ in range(5 if readonly else 0):
         needed, size = _extent(env, path)
         if size >= needed:
             break
         time.sleep(0.01)  # a writer may be between its commit and filling up the file
     else:
-        env.close()
-        raise StoreError(
-            f"{path / 'data.mdb'} is truncated: {size} bytes, its pages need {needed}. Restore "
-            f"it or delete the store and index again; to keep what is left of it, run "
-            f"`truncate -s {needed} {path / 'data.mdb'}` and verify the store with repair"
-        )
+        if readonly:
+            env.close()
+            raise StoreError(
+                f"{path / 'data.mdb'} is {needed - size} bytes short: a writer was killed, or the "
+                "file was cut. Open the store for writing once, with `ragcache verify --repair`, "
+                "which tells the two apart"
+            )
     env.reader_check()  # readers that were killed hold back the reuse of freed space
     return env
+
+
+def _resize(file: Path, size: int) -> None:
+    with file.open("r+b") as data:
+        data.truncate(size)
+        os.fsync(data.fileno())
+
+
+def _begin(env: lmdb.Environment) -> lmdb.Transaction[Any]:
+    """A read transaction; where readers that were killed have all the places, theirs are taken."""
+    try:
+        return env.begin(buffers=True)
+    except lmdb.ReadersFullError:
+        env.reader_check()
+        return env.begin(buffers=True)
+
+
+def _copy(env: lmdb.Environment, folder: Path) -> None:
+    """What is live in ``env``, durably, in a new folder."""
+    folder.mkdir(mode=0o700)
+    with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        env.copyfd(file.fileno(), compact=True)
+        os.fsync(file.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)  # the folder is there before anything names it
+
+
+def _name(path: Path, folder: Path) -> None:
+    """Make ``folder`` the current one of the store in ``path``."""
+    part = path / _PART
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(_pointer(folder.name))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path / _CURRENT)
+    sync_folder(path)
+
+
+def _pointer(name: str) -> bytes:
+    return b"%s %016x\n" % (name.encode(), xxh3_64_intdigest(name.encode()))
 
 
 def _extent(env: lmdb.Environment, path: Path) -> tuple[int, int]:
@@ -335,13 +414,17 @@ def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]
 def _current(path: Path) -> Path:
     """The folder of the LMDB environment of the store in ``path``."""
     try:
-        name = (path / _CURRENT).read_text().strip()
+        pointer = (path / _CURRENT).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return path
-    if not re.fullmatch(r"data-\d+", name):
+    match = re.match(rb"(data-\d+) ", pointer)
+    name = match[1].decode() if match else ""
+    if pointer != _pointer(name):
+        there = sorted(folder.name for folder in path.glob("data-*"))
+        fix = _pointer(there[-1]).decode().strip() if there else "the backup's"
         raise StoreError(
-            f"{path / _CURRENT} is damaged: write the name of the folder in it that holds the "
-            "newest data.mdb"
+            f"{path / _CURRENT} is damaged. It names the folder that holds the store, of which "
+            f"there are: {', '.join(there) or 'none'}. Write one line into it: {fix}"
         )
     return path / name
 
@@ -356,10 +439,9 @@ def _clean(path: Path) -> None:
     for folder in path.glob("data-*"):
         if folder != current:
             shutil.rmtree(folder, ignore_errors=True)
-    if current != path:
-        for name in ("data.mdb", "lock.mdb"):
-            with suppress(FileNotFoundError):
-                (path / name).unlink()
+    for name in (_PART, *(("data.mdb", "lock.mdb") if current != path else ())):
+        with suppress(FileNotFoundError):
+            (path / name).unlink()
 
 
 def _no_store(path: Path) -> StoreError:

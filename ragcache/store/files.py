@@ -90,7 +90,7 @@ class ChunkFiles:
     def names(self) -> Iterator[str]:
         """All files, those that were never finished too."""
         if self.root.is_dir():
-            for folder in sorted(self.root.iterdir()):
+            for folder in sorted(filter(Path.is_dir, self.root.iterdir())):
                 yield from sorted(os.listdir(folder))
 
     def _path(self, name: str) -> Path:

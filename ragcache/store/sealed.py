@@ -11,8 +11,9 @@ from xxhash import xxh3_64_intdigest
 from ragcache.errors import StoreError
 
 if TYPE_CHECKING:
-    from ragcache.store.tables import Transaction
+    from ragcache.store.tables import Tables, Transaction
 
+SEALED = "variants", "documents", "chunks", "vectors"
 _CHECKSUM = struct.Struct("<Q")
 
 
@@ -32,6 +33,19 @@ def get_sealed(txn: Transaction, table: str, key: bytes) -> bytes:
             f"row {name} in {table} is damaged: index its document again", reason="corrupt"
         )
     return body
+
+
+def unsealed(tables: Tables) -> dict[str, str]:
+    """What is wrong with the sealed rows of a store: table and key -> why. Reads them all."""
+    bad = {}
+    with tables.read() as txn:
+        for table in SEALED:
+            for key in txn.keys(table):
+                try:
+                    get_sealed(txn, table, key)
+                except (KeyError, StoreError) as error:
+                    bad[f"{table} {key.hex()}"] = str(error)
+    return bad
 
 
 def as_json(value: object) -> bytes:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.store import ChunkStore, LmdbStore, MemoryStore
+from ragcache.store import ChunkStore, DiskStore, MemoryStore
 from tests.store.samples import ONE, TWO, make_kv
 
 STORES: dict[str, Callable[[Path], ChunkStore]] = {
     "memory": lambda path: MemoryStore(),
-    "records": lambda path: LmdbStore(path / "store", layout="records"),
-    "files": lambda path: LmdbStore(path / "store", layout="files"),
+    "records": lambda path: DiskStore(path / "store", layout="records"),
+    "files": lambda path: DiskStore(path / "store", layout="files"),
 }
 
 
@@ -32,14 +32,14 @@ def reference() -> Iterator[MemoryStore]:
 
 
 @pytest.fixture(params=["records", "files"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LmdbStore]:
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DiskStore]:
     """A store on disk of either layout, empty."""
-    with LmdbStore(tmp_path / "store", layout=request.param) as store:
+    with DiskStore(tmp_path / "store", layout=request.param) as store:
         yield store
 
 
 @pytest.fixture
-def two(disk: LmdbStore) -> LmdbStore:
+def two(disk: DiskStore) -> DiskStore:
     """A store of two chunks."""
     for key in (ONE, TWO):
         disk.put(key, make_kv(key))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ragcache.store import Catalog, ChunkKey, LmdbStore
+from ragcache.store import Catalog, ChunkKey, DiskStore
 from ragcache.store.key import variant_key
 from ragcache.types import Chunk, ChunkNotes, Document, Fingerprint
 from tests.store.samples import MODEL, make_key, make_kv
@@ -33,7 +33,7 @@ EXPIRES = 4102444800.0  # 2100
 
 def make(path: Path) -> None:
     """Write the store: chunks of both layouts and of every codec, a variant, a document."""
-    with LmdbStore(path, layout="files") as store:
+    with DiskStore(path, layout="files") as store:
         store.put(FILE, make_kv(FILE))
         store.layout = "records"
         for key in (RECORDS, *CODED.values()):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ragcache.store import LmdbStore, Miss, Stored
+from ragcache.store import DiskStore, Miss, Stored
 from ragcache.store.header import Header, Payload, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV, Fingerprint, Tokens
@@ -57,7 +57,7 @@ ONE, TWO = make_key(1), make_key(2)
 CHUNK_BYTES = make_kv(ONE).spec.chunk_bytes(5)
 
 
-def rewrite(store: LmdbStore, table: str, key: bytes, change: Callable[[bytes], bytes]) -> None:
+def rewrite(store: DiskStore, table: str, key: bytes, change: Callable[[bytes], bytes]) -> None:
     """Change a record behind the store's back."""
     with store.tables.write() as txn:
         record = txn.get(table, key)
@@ -70,7 +70,7 @@ def layer_of(digest: bytes, layer: int) -> bytes:
     return digest + layer.to_bytes(2, "big")
 
 
-def file_of(store: LmdbStore, key: ChunkKey) -> tuple[Path | None, tuple[Payload, ...]]:
+def file_of(store: DiskStore, key: ChunkKey) -> tuple[Path | None, tuple[Payload, ...]]:
     """The file of a chunk, if it has one, and where its layers are."""
     with store.tables.read() as txn:
         header = decode_header(txn.get("headers", key.digest) or b"")
@@ -80,7 +80,7 @@ def file_of(store: LmdbStore, key: ChunkKey) -> tuple[Path | None, tuple[Payload
 
 
 def rewrite_layer(
-    store: LmdbStore, key: ChunkKey, layer: int, change: Callable[[bytes], bytes]
+    store: DiskStore, key: ChunkKey, layer: int, change: Callable[[bytes], bytes]
 ) -> None:
     """Change a layer behind the store's back, wherever it is; a shorter one ends its file."""
     path, payloads = file_of(store, key)
@@ -97,7 +97,7 @@ def rewrite_layer(
             file.truncate()
 
 
-def read_layer(store: LmdbStore, key: ChunkKey, layer: int) -> bytes:
+def read_layer(store: DiskStore, key: ChunkKey, layer: int) -> bytes:
     """The bytes of a layer, wherever they are."""
     seen: list[bytes] = []
 

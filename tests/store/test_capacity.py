@@ -9,32 +9,32 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import Catalog, ChunkKey, LayerReader, LmdbStore, Stored
+from ragcache.store import Catalog, ChunkKey, DiskStore, LayerReader, Stored
 from ragcache.store.capacity import Quota
 from ragcache.types import Chunk, Document
 from tests.store.samples import CHUNK_BYTES, MODEL, make_key, make_kv, same
 
 A, B, C, D, E = KEYS = [make_key(first) for first in range(5)]
-Open = Callable[..., LmdbStore]
+Open = Callable[..., DiskStore]
 
 
 @pytest.fixture(params=["records", "files"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Open the same store, with room for ``chunks`` chunks of equal size."""
 
-    def open_store(chunks: int = 3, policy: str = "lru", tenant: int | None = None) -> LmdbStore:
+    def open_store(chunks: int = 3, policy: str = "lru", tenant: int | None = None) -> DiskStore:
         quota = Quota(chunks * CHUNK_BYTES, tenant and tenant * CHUNK_BYTES)
-        return LmdbStore(tmp_path / "store", layout=request.param, quota=quota, policy=policy)
+        return DiskStore(tmp_path / "store", layout=request.param, quota=quota, policy=policy)
 
     return open_store
 
 
-def put(store: LmdbStore, *keys: ChunkKey) -> None:
+def put(store: DiskStore, *keys: ChunkKey) -> None:
     for key in keys:
         store.put(key, make_kv(key))
 
 
-def there(store: LmdbStore) -> list[ChunkKey]:
+def there(store: DiskStore) -> list[ChunkKey]:
     return [key for key in KEYS if store.has(key)]
 
 
@@ -65,7 +65,7 @@ def test_a_restart_remembers_who_was_used(store: Open) -> None:
 
 
 def test_a_store_that_had_no_quota_gets_one(store: Open, tmp_path: Path) -> None:
-    with LmdbStore(tmp_path / "store") as s:
+    with DiskStore(tmp_path / "store") as s:
         put(s, A, B, C, D)
     with store(chunks=2) as s:
         put(s, E)
@@ -152,5 +152,5 @@ def test_tenants_have_their_own_room(store: Open) -> None:
 
 def test_an_unknown_policy_is_refused_and_claims_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="policy 'fifo' is unknown: use one of lru"):
-        LmdbStore(tmp_path / "store", quota=Quota(1), policy="fifo")
-    LmdbStore(tmp_path / "store").close()
+        DiskStore(tmp_path / "store", quota=Quota(1), policy="fifo")
+    DiskStore(tmp_path / "store").close()

@@ -10,14 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import Catalog, LmdbStore, MemoryStore
+from ragcache.store import Catalog, DiskStore, MemoryStore
 from ragcache.types import Chunk, Document
 from tests.store.samples import make_key, make_kv
 
 
 @pytest.fixture(params=["memory", "lmdb"])
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
-    with MemoryStore() if request.param == "memory" else LmdbStore(tmp_path / "s") as store:
+    with MemoryStore() if request.param == "memory" else DiskStore(tmp_path / "s") as store:
         yield Catalog(store)
 
 
@@ -146,7 +146,7 @@ def test_a_row_as_numpy_and_no_row(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("table", ["chunks", "vectors", "documents"])
 @pytest.mark.parametrize("at", [0, -1])
-def test_damage_is_an_error_not_another_text(disk: LmdbStore, table: str, at: int) -> None:
+def test_damage_is_an_error_not_another_text(disk: DiskStore, table: str, at: int) -> None:
     catalog = Catalog(disk)
     add(catalog, "a", 1)
     with disk.tables.write() as txn:
@@ -161,10 +161,10 @@ def test_damage_is_an_error_not_another_text(disk: LmdbStore, table: str, at: in
 
 
 def test_it_lives_beside_the_kv_and_survives_reopening(tmp_path: Path) -> None:
-    with LmdbStore(tmp_path / "store") as store:
+    with DiskStore(tmp_path / "store") as store:
         chunks, rows = add(Catalog(store), "a", 2, 3)
         store.put(make_key(), make_kv(make_key()))
-    with LmdbStore(tmp_path / "store", readonly=True) as store:
+    with DiskStore(tmp_path / "store", readonly=True) as store:
         catalog = Catalog(store)
         assert catalog.chunks(rows) == chunks and catalog.generation == 1
         assert np.array_equal(catalog.vectors()[1], vectors(2, 3))

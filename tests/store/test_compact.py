@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -10,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import LmdbStore, disk, environment
+from ragcache.store import DiskStore, disk, environment
 from tests.store.samples import ONE, TWO, make_key, make_kv, same
 from tests.store.test_processes import process
 
 
-def wasteful(path: Path) -> LmdbStore:
+def wasteful(path: Path) -> DiskStore:
     """An open store of two chunks whose file once held two hundred."""
-    store = LmdbStore(path, layout="records")
+    store = DiskStore(path, layout="records")
     keys = [make_key(first) for first in range(10, 210)]
     for key in (ONE, TWO, *keys):
         store.put(key, make_kv(key))
@@ -26,7 +27,7 @@ def wasteful(path: Path) -> LmdbStore:
     return store
 
 
-def whole(store: LmdbStore) -> bool:
+def whole(store: DiskStore) -> bool:
     return all(same(store.get(key), make_kv(key)) for key in (ONE, TWO)) and not store.verify()
 
 
@@ -43,16 +44,16 @@ def test_space_comes_back_and_nothing_is_lost(tmp_path: Path) -> None:
     assert names == {"CURRENT", "data-2", "writer.lock"}
     modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "store").rglob("*")}
     assert modes == {0o600, 0o700}
-    with LmdbStore(tmp_path / "store") as store:
+    with DiskStore(tmp_path / "store") as store:
         assert whole(store) and store.has(make_key(7))
-    with LmdbStore(tmp_path / "store", readonly=True) as store:
+    with DiskStore(tmp_path / "store", readonly=True) as store:
         assert whole(store)
         with pytest.raises(StoreError, match="readonly=True"):
             store.compact()
 
 
 READER = """
-store = LmdbStore(path, readonly=True)
+store = DiskStore(path, readonly=True)
 print("open", flush=True)
 for line in sys.stdin:
     key = make_key(int(line))
@@ -110,7 +111,7 @@ def test_a_crash_leaves_the_old_store_or_the_new_one(
             store.compact()
     assert whole(store)  # it goes on
     store.close()
-    with LmdbStore(tmp_path / "store") as again:
+    with DiskStore(tmp_path / "store") as again:
         assert whole(again)
         data = list((tmp_path / "store").rglob("data.mdb"))
         assert data == [again.tables.file]
@@ -118,7 +119,7 @@ def test_a_crash_leaves_the_old_store_or_the_new_one(
 
 def test_it_happens_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "WORTH_COMPACTING", 1 << 16)
-    with LmdbStore(tmp_path / "store", layout="records") as store:
+    with DiskStore(tmp_path / "store", layout="records") as store:
         keys = [make_key(first) for first in range(100)]
         for key in keys:
             store.put(key, make_kv(key))
@@ -129,12 +130,49 @@ def test_it_happens_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert same(store.get(keys[0]), make_kv(keys[0]))
 
 
-def test_a_damaged_pointer_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pointer", [b"../elsewhere", b"data-3 0123", b"data-\xff1 0", b""])
+def test_a_damaged_pointer_says_what_to_do_and_nothing_goes(tmp_path: Path, pointer: bytes) -> None:
     with wasteful(tmp_path / "store") as store:
         store.compact()
-    (tmp_path / "store" / "CURRENT").write_text("../elsewhere")
-    with pytest.raises(StoreError, match="CURRENT is damaged: write the name of the folder"):
-        LmdbStore(tmp_path / "store")
+        data = store.tables.file
+    current = tmp_path / "store" / "CURRENT"
+    good = current.read_text()
+    current.write_bytes(pointer)
+    for readonly in (False, True):
+        with pytest.raises(StoreError, match="CURRENT is damaged.*Write one line") as caught:
+            DiskStore(tmp_path / "store", readonly=readonly)
+        assert data.is_file()
+    current.write_text(str(caught.value).rpartition(": ")[2] + "\n")
+    assert current.read_text() == good
+    with DiskStore(tmp_path / "store") as store:
+        assert whole(store)
+
+
+def test_a_pointer_to_nothing_is_refused(tmp_path: Path) -> None:
+    with wasteful(tmp_path / "store") as store:
+        store.compact()
+    (tmp_path / "store" / "data-1").rename(tmp_path / "store" / "data-7")
+    with pytest.raises(StoreError, match="names data-1, which holds no data.mdb"):
+        DiskStore(tmp_path / "store")
+    (tmp_path / "store" / "data-7").rename(tmp_path / "store" / "data-1")
+    with DiskStore(tmp_path / "store") as store:
+        assert whole(store)
+
+
+def test_a_compaction_that_fails_fails_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(disk, "WORTH_COMPACTING", 1 << 16)
+
+    def fails(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(environment, "_copy", fails)
+    with wasteful(tmp_path / "store") as store:
+        for _ in range(70):
+            store.put(ONE, make_kv(ONE))
+        assert whole(store) and "compaction of" in caplog.text and "disk is full" in caplog.text
+        assert not list((tmp_path / "store").glob("data-*"))
 
 
 def test_a_reader_that_stays_open_is_noticed(

@@ -17,7 +17,7 @@ import torch
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, LmdbStore, Miss
+from ragcache.store import ChunkKey, DiskStore, Miss
 from ragcache.store import disk as disk_module
 from ragcache.store.disk import FILES_FROM
 from ragcache.store.key import variant_key
@@ -39,7 +39,7 @@ from tests.store.samples import (
 )
 
 
-def reason(store: LmdbStore, layer: int = 0) -> str | None:
+def reason(store: DiskStore, layer: int = 0) -> str | None:
     """Why chunk ONE cannot be read; the same by ``layer``, ``get`` and the counters."""
     with pytest.raises(StoreError) as caught:
         store.layer(ONE, layer)
@@ -66,7 +66,7 @@ def resealed(record: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("at", [0, 40, 200, -1])
-def test_flipped_bits_in_a_header(two: LmdbStore, at: int) -> None:
+def test_flipped_bits_in_a_header(two: DiskStore, at: int) -> None:
     rewrite(two, "headers", ONE.digest, lambda r: flip(at % len(r))(r))
     assert reason(two) == ("foreign" if at == 0 else "corrupt")
     found = two.find(ONE)
@@ -74,21 +74,21 @@ def test_flipped_bits_in_a_header(two: LmdbStore, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 100, -1])
-def test_flipped_bits_in_a_layer(two: LmdbStore, at: int) -> None:
+def test_flipped_bits_in_a_layer(two: DiskStore, at: int) -> None:
     rewrite_layer(two, ONE, 1, lambda r: flip(at % len(r))(r))
     assert same(two.get(TWO), make_kv(TWO))
     assert reason(two, layer=1) == "corrupt"
     two.layer(ONE, 0)  # the others are whole
 
 
-def test_truncated_records(two: LmdbStore) -> None:
+def test_truncated_records(two: DiskStore) -> None:
     rewrite_layer(two, ONE, 0, lambda r: r[:-1])
     assert reason(two) == "truncated"
     rewrite(two, "headers", ONE.digest, lambda r: r[:-1])
     assert reason(two) == "truncated"
 
 
-def test_a_missing_layer(two: LmdbStore) -> None:
+def test_a_missing_layer(two: DiskStore) -> None:
     path, _ = file_of(two, ONE)
     if path is not None:
         path.unlink()
@@ -98,7 +98,7 @@ def test_a_missing_layer(two: LmdbStore) -> None:
 
 
 @pytest.mark.parametrize(("key", "layer"), [(TWO, 0), (ONE, 1)], ids=["chunks", "layers"])
-def test_swapped_layers(two: LmdbStore, key: ChunkKey, layer: int) -> None:
+def test_swapped_layers(two: DiskStore, key: ChunkKey, layer: int) -> None:
     first, second = read_layer(two, ONE, 0), read_layer(two, key, layer)
     rewrite_layer(two, ONE, 0, lambda _: second)
     rewrite_layer(two, key, layer, lambda _: first)
@@ -108,7 +108,7 @@ def test_swapped_layers(two: LmdbStore, key: ChunkKey, layer: int) -> None:
         assert caught.value.reason == "corrupt"
 
 
-def test_a_whole_chunk_under_another_key_is_foreign(two: LmdbStore) -> None:
+def test_a_whole_chunk_under_another_key_is_foreign(two: DiskStore) -> None:
     with two.tables.write() as txn:
         for layer in range(3):
             record = txn.get("layers", layer_of(TWO.digest, layer))
@@ -117,14 +117,14 @@ def test_a_whole_chunk_under_another_key_is_foreign(two: LmdbStore) -> None:
     assert reason(two) == "foreign"
 
 
-def test_a_newer_record_is_foreign_and_says_so(two: LmdbStore) -> None:
+def test_a_newer_record_is_foreign_and_says_so(two: DiskStore) -> None:
     newer = struct.pack("<I", 7)
     rewrite(two, "headers", ONE.digest, lambda r: resealed(r[:8] + newer + r[12:]))
     assert reason(two) == "foreign"
     assert two.find(ONE) == Miss("foreign", "record format 7; this ragcache reads format 1")
 
 
-def test_random_damage_is_never_wrong_kv(two: LmdbStore) -> None:
+def test_random_damage_is_never_wrong_kv(two: DiskStore) -> None:
     rng = random.Random(1)
     for _ in range(30):
         if rng.random() < 0.5:
@@ -138,7 +138,7 @@ def test_random_damage_is_never_wrong_kv(two: LmdbStore) -> None:
     assert two.stats().chunks == 2 and two.stats().payload_bytes == 2 * CHUNK_BYTES
 
 
-def test_verify_names_all_damage_and_repairs_it(two: LmdbStore) -> None:
+def test_verify_names_all_damage_and_repairs_it(two: DiskStore) -> None:
     records = file_of(two, ONE)[0] is None
     three, four, orphan = make_key(3), make_key(4), b"\xee" * 32
     for key in (three, four):
@@ -163,13 +163,13 @@ def test_verify_names_all_damage_and_repairs_it(two: LmdbStore) -> None:
     assert two.find(replace(ONE, mode="context")) == Miss("absent", "these tokens are not stored")
 
 
-def test_stale_where_the_other_header_is_unreadable_is_absent(two: LmdbStore) -> None:
+def test_stale_where_the_other_header_is_unreadable_is_absent(two: DiskStore) -> None:
     rewrite(two, "headers", ONE.digest, flip(50))
     miss = two.find(replace(ONE, fingerprint=OTHER))
     assert miss == Miss("absent", "these tokens are not stored")
 
 
-def test_a_deleted_chunk_frees_its_space(two: LmdbStore) -> None:
+def test_a_deleted_chunk_frees_its_space(two: DiskStore) -> None:
     data = two.tables.file
     for _ in range(5):
         two.put(ONE, make_kv(ONE))
@@ -183,7 +183,7 @@ def test_a_deleted_chunk_frees_its_space(two: LmdbStore) -> None:
 
 @pytest.mark.parametrize("layout", ["records", "files"])
 def test_convert_moves_every_chunk_and_keeps_what_is_noted(
-    two: LmdbStore, layout: Literal["records", "files"]
+    two: DiskStore, layout: Literal["records", "files"]
 ) -> None:
     noted = variant_key(MODEL, ONE.tokens, (7,))
     two.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
@@ -204,7 +204,7 @@ def test_convert_moves_every_chunk_and_keeps_what_is_noted(
     assert two.verify() == {}
 
 
-def test_convert_leaves_damage_where_it_is(two: LmdbStore) -> None:
+def test_convert_leaves_damage_where_it_is(two: DiskStore) -> None:
     rewrite_layer(two, ONE, 1, flip(0))
     two.convert("files")
     two.convert("records")
@@ -212,7 +212,7 @@ def test_convert_leaves_damage_where_it_is(two: LmdbStore) -> None:
 
 
 def test_auto_gives_large_layers_a_file(tmp_path: Path) -> None:
-    with LmdbStore(tmp_path / "store") as store:
+    with DiskStore(tmp_path / "store") as store:
         tokens = tuple(range(FILES_FROM // 16))
         plane = torch.zeros(1, len(tokens), 2)
         large = ChunkKey(MODEL, tokens)
@@ -221,26 +221,26 @@ def test_auto_gives_large_layers_a_file(tmp_path: Path) -> None:
         assert file_of(store, large)[0] is not None and file_of(store, ONE)[0] is None
         assert store.convert("auto") == 0
     with pytest.raises(ConfigError, match="layout is 'tape': it must be one of auto, records"):
-        LmdbStore(tmp_path / "store", layout="tape")  # type: ignore[arg-type]
+        DiskStore(tmp_path / "store", layout="tape")  # type: ignore[arg-type]
 
 
 def test_files_that_a_crash_left_go_at_the_next_open(tmp_path: Path) -> None:
-    with LmdbStore(tmp_path / "store", layout="files") as store:
+    with DiskStore(tmp_path / "store", layout="files") as store:
         store.put(ONE, make_kv(ONE))
         path, _ = file_of(store, ONE)
         assert path is not None
         left = path.with_name(path.name[:-1] + "z"), path.with_name(path.name + "0.part")
         for file in left:
             file.write_bytes(path.read_bytes())
-    with LmdbStore(tmp_path / "store", readonly=True) as store:
+    with DiskStore(tmp_path / "store", readonly=True) as store:
         assert same(store.get(ONE), make_kv(ONE)) and all(file.exists() for file in left)
-    with LmdbStore(tmp_path / "store") as store:
+    with DiskStore(tmp_path / "store") as store:
         assert not any(file.exists() for file in left)
         assert same(store.get(ONE), make_kv(ONE))
 
 
 def test_a_put_that_fails_leaves_what_was_there(
-    two: LmdbStore, monkeypatch: pytest.MonkeyPatch
+    two: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*args: object) -> None:
         raise StoreError("no")
@@ -255,7 +255,7 @@ def test_a_put_that_fails_leaves_what_was_there(
 
 
 def test_a_file_that_cannot_be_read_is_unreadable(
-    disk: LmdbStore, monkeypatch: pytest.MonkeyPatch
+    disk: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk.convert("files")
     for key in (ONE, TWO):

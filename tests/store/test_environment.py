@@ -12,13 +12,13 @@ import lmdb
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import LmdbStore, Miss
+from ragcache.store import DiskStore, Miss
 from tests.store.samples import ONE, make_key, make_kv, rewrite, same
 
 
 def test_a_full_map_says_so_and_keeps_what_was_there(tmp_path: Path) -> None:
-    with LmdbStore(tmp_path / "store", map_size=1 << 18) as store:
-        with pytest.raises(StoreError, match="map_size.*Delete chunks"):
+    with DiskStore(tmp_path / "store", map_size=1 << 18) as store:
+        with pytest.raises(StoreError, match="map_size.*delete chunks"):
             for first in range(1000):
                 store.put(make_key(first), make_kv(make_key(first)))
         assert store.verify() == {} and store.stats().chunks > 5
@@ -28,7 +28,7 @@ def test_a_full_map_says_so_and_keeps_what_was_there(tmp_path: Path) -> None:
 def test_permissions(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
-        LmdbStore(tmp_path / "store").close()
+        DiskStore(tmp_path / "store").close()
     finally:
         os.umask(umask)
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
@@ -38,17 +38,17 @@ def test_permissions(tmp_path: Path) -> None:
 
 def test_an_empty_directory_becomes_private(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir(mode=0o755)
-    LmdbStore(tmp_path / "store").close()
+    DiskStore(tmp_path / "store").close()
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
 
 
-def test_the_file_is_sparse(two: LmdbStore) -> None:
+def test_the_file_is_sparse(two: DiskStore) -> None:
     assert (two.tables.file).stat().st_size < 1 << 20
 
 
 def open_error(path: Path, readonly: bool = False) -> str:
     with pytest.raises(StoreError) as caught:
-        LmdbStore(path, readonly=readonly)
+        DiskStore(path, readonly=readonly)
     return str(caught.value)
 
 
@@ -69,49 +69,65 @@ def test_another_programs_lmdb_is_left_alone(tmp_path: Path) -> None:
         assert "not a ragcache store" in open_error(tmp_path / "theirs", readonly)
 
 
-def test_a_newer_store_is_refused(disk: LmdbStore) -> None:
+def test_a_newer_store_is_refused(disk: DiskStore) -> None:
     rewrite(disk, "meta", b"format", lambda r: r[:8] + struct.pack("<I", 2))
     disk.close()
     assert "has format 2, this ragcache reads up to 1: upgrade" in open_error(disk.tables.path)
 
 
-def test_a_damaged_file_is_refused(two: LmdbStore) -> None:
+def test_a_damaged_file_is_refused(two: DiskStore) -> None:
     two.close()
     (two.tables.file).write_bytes(random.Random(1).randbytes(20000))
     for readonly in (False, True):
         assert "is not a store or is damaged" in open_error(two.tables.path, readonly)
 
 
-@pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.99])
-def test_a_truncated_file_is_refused(two: LmdbStore, left: float) -> None:
-    two.close()
-    data = two.tables.file
-    os.truncate(data, max(100, int(left * data.stat().st_size)))
-    for readonly in (False, True):
-        assert "data.mdb is" in (message := open_error(two.tables.path, readonly))
-        assert "delete the" in message
-
-
-def test_what_is_left_of_a_truncated_file_is_whole(disk: LmdbStore) -> None:
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.8])
+def test_a_truncated_file_is_refused_and_left_as_it_is(tmp_path: Path, left: float) -> None:
     keys = [make_key(first) for first in range(30)]
-    for key in keys:
-        disk.put(key, make_kv(key))
-    disk.close()
-    data = disk.tables.path / "data.mdb"
-    size = data.stat().st_size
-    os.truncate(data, size - 8192)
-    command = open_error(disk.tables.path).split("`")[1].split()
-    assert command == ["truncate", "-s", str(size), str(data)]
-    subprocess.run(command, check=True)
-    with LmdbStore(disk.tables.path) as store:
+    with DiskStore(tmp_path / "store", layout="records") as store:
         for key in keys:
-            try:
-                assert isinstance(found := store.get(key), Miss) or same(found, make_kv(key))
-            except StoreError as error:  # a page of a tree is gone
-                assert "damaged" in str(error)
+            store.put(key, make_kv(key))
+        data = store.tables.file
+    whole = data.stat().st_size
+    size = max(100, int(left * whole))
+    os.truncate(data, size)
+    message = open_error(tmp_path / "store", readonly=True)
+    assert "delete the" in message or "bytes short: a writer was killed, or" in message
+    message = open_error(tmp_path / "store")
+    assert "data.mdb is" in message and "delete the" in message and data.stat().st_size == size
+    if "truncate -s" in message:  # its trees can still be read
+        command = message.split("`")[1].split()
+        assert command == ["truncate", "-s", str(whole), str(data)]
+        subprocess.run(command, check=True)
+        with DiskStore(tmp_path / "store") as store:
+            for key in keys:
+                try:
+                    assert isinstance(found := store.get(key), Miss) or same(found, make_kv(key))
+                except StoreError as error:  # a page of a tree is gone
+                    assert "damaged" in str(error)
 
 
-def test_the_file_covers_its_pages_after_every_commit(disk: LmdbStore) -> None:
+def test_a_writer_killed_behind_its_commit_leaves_a_whole_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its last pages are not written, and used by nothing."""
+    with DiskStore(tmp_path / "store") as store, monkeypatch.context() as patch:
+        for _ in range(5):  # leaves free pages in the middle
+            store.put(ONE, make_kv(ONE))
+        patch.setattr(os, "truncate", lambda *_: None)  # killed before this
+        with store.tables.write() as txn:
+            txn.put("settings", b"scratch", bytes(100_000))
+            txn.delete("settings", b"scratch")
+    assert "bytes short" in open_error(tmp_path / "store", readonly=True)
+    with DiskStore(tmp_path / "store") as store:
+        assert same(store.get(ONE), make_kv(ONE)) and store.verify() == {}
+    assert "bytes short, and is whole" in caplog.text
+    with DiskStore(tmp_path / "store", readonly=True) as store:
+        assert same(store.get(ONE), make_kv(ONE))
+
+
+def test_the_file_covers_its_pages_after_every_commit(disk: DiskStore) -> None:
     rng = random.Random(3)
     for _ in range(40):
         with disk.tables.write() as txn:
@@ -122,26 +138,26 @@ def test_the_file_covers_its_pages_after_every_commit(disk: LmdbStore) -> None:
         assert file.stat().st_size >= (info["last_pgno"] + 1) * 4096
 
 
-def test_twice_in_one_process(two: LmdbStore) -> None:
+def test_twice_in_one_process(two: DiskStore) -> None:
     path = two.tables.path
     assert "open for writing in this process" in open_error(path)
     assert "already open in this process" in open_error(path, readonly=True)
     assert "open for writing in this process" in open_error(path / ".." / "store")
     two.close()
-    with LmdbStore(path) as again:
+    with DiskStore(path) as again:
         assert again.has(ONE)
 
 
-def test_readonly_store_refuses_to_write(two: LmdbStore) -> None:
+def test_readonly_store_refuses_to_write(two: DiskStore) -> None:
     two.close()
-    with LmdbStore(two.tables.path, readonly=True) as store:
+    with DiskStore(two.tables.path, readonly=True) as store:
         assert same(store.get(ONE), make_kv(ONE)) and store.verify() == {}
         with pytest.raises(StoreError, match="readonly=True"):
             store.delete(ONE)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may open everything")
-def test_a_directory_of_somebody_else(two: LmdbStore) -> None:
+def test_a_directory_of_somebody_else(two: DiskStore) -> None:
     two.close()
     two.tables.path.chmod(0)
     try:

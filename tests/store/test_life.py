@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ragcache.store import Catalog, ChunkKey, ChunkStore, LmdbStore, MemoryStore
+from ragcache.store import Catalog, ChunkKey, ChunkStore, DiskStore, MemoryStore
 from ragcache.store.key import variant_key
 from ragcache.types import Chunk, ChunkNotes, Document
 from tests.store.samples import MODEL, OTHER, make_key, make_kv
@@ -18,7 +18,7 @@ A, B, C = (make_key(first) for first in (1, 2, 3))
 @pytest.fixture
 def catalog(store: ChunkStore) -> Catalog:
     """Over a store that has KV of three chunks."""
-    assert isinstance(store, MemoryStore | LmdbStore)
+    assert isinstance(store, MemoryStore | DiskStore)
     for key in (A, B, C):
         store.put(key, make_kv(key))
     return Catalog(store)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ragcache.errors import StoreError
-from ragcache.store import LmdbStore
+from ragcache.store import DiskStore
 from tests.store.samples import CHUNK_BYTES, ONE, make_key, make_kv, same
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def process(path: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     head = (
         "import sys, pathlib\n"
         "from ragcache.errors import StoreError\n"
-        "from ragcache.store import LmdbStore\n"
+        "from ragcache.store import DiskStore\n"
         "from tests.store.samples import make_key, make_kv, same\n"
         f"path = pathlib.Path({str(path)!r})\n"
     )
@@ -44,7 +44,7 @@ def process(path: Path, code: str) -> Iterator[subprocess.Popen[str]]:
 
 
 WRITER = """
-store = LmdbStore(path)
+store = DiskStore(path)
 for first in range(int(sys.argv[1]) if sys.argv[1:] else 10**6):
     store.put(make_key(first), make_kv(make_key(first)))
     print(first, flush=True)
@@ -64,7 +64,7 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> No
             for line in child.stdout:
                 acknowledged = int(line) if line.endswith("\n") else acknowledged
             timer.join()
-        with LmdbStore(path) as store:
+        with DiskStore(path) as store:
             assert store.verify() == {}
             for first in range(acknowledged + 1):
                 assert same(store.get(make_key(first)), make_kv(make_key(first)))
@@ -76,7 +76,7 @@ def test_a_reader_sees_whole_chunks_while_another_process_writes(tmp_path: Path)
     with process(path, WRITER) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        with LmdbStore(path, readonly=True) as store:
+        with DiskStore(path, readonly=True) as store:
             until = time.monotonic() + 0.5
             while time.monotonic() < until:
                 stats = store.stats()
@@ -86,7 +86,7 @@ def test_a_reader_sees_whole_chunks_while_another_process_writes(tmp_path: Path)
             assert store.stats().chunks > 1
 
 
-def test_replacing_is_atomic_for_readers(two: LmdbStore) -> None:
+def test_replacing_is_atomic_for_readers(two: DiskStore) -> None:
     done = threading.Event()
     versions = [make_kv(ONE, seed) for seed in range(2)]
 
@@ -103,7 +103,7 @@ def test_replacing_is_atomic_for_readers(two: LmdbStore) -> None:
     writer.join()
 
 
-def test_closing_waits_for_running_reads(two: LmdbStore) -> None:
+def test_closing_waits_for_running_reads(two: DiskStore) -> None:
     def read() -> None:
         while True:
             try:
@@ -124,7 +124,7 @@ def test_closing_waits_for_running_reads(two: LmdbStore) -> None:
 
 FORK = """
 import os
-store = LmdbStore(path)
+store = DiskStore(path)
 store.put(make_key(), make_kv(make_key()))
 child = os.fork()
 if not child:
@@ -132,18 +132,18 @@ if not child:
         try: use()
         except StoreError as error: print(error, flush=True)
     for readonly in (True, False):
-        try: LmdbStore(path, readonly=readonly)
+        try: DiskStore(path, readonly=readonly)
         except StoreError as error: print(error, flush=True)
     store.close()
     del store
     sys.exit()
 assert os.waitpid(child, 0)[1] == 0
-try: LmdbStore(path)
+try: DiskStore(path)
 except StoreError: print("still the writer", flush=True)
 store.put(make_key(1), make_kv(make_key(1)))
 assert store.verify() == {} and store.stats().chunks == 2
 store.close()
-LmdbStore(path).close()
+DiskStore(path).close()
 print("reopened")
 """
 
@@ -160,7 +160,7 @@ def test_fork(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource
-store = LmdbStore(path)
+store = DiskStore(path)
 store.put(make_key(), make_kv(make_key()))
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))

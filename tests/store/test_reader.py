@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import StoreError
-from ragcache.store import ChunkKey, ChunkStore, LayerReader, LmdbStore, MemoryStore, Stored
+from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, Stored
 from ragcache.types import KVSpec
 from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv, rewrite_layer
 
@@ -106,7 +106,7 @@ def test_layers_are_asked_for_once_in_order(watched: Watched) -> None:
                 reader.layer(layer)
 
 
-def test_an_unreadable_record_surfaces_where_it_is_asked_for(disk: LmdbStore) -> None:
+def test_an_unreadable_record_surfaces_where_it_is_asked_for(disk: DiskStore) -> None:
     for key in KEYS:
         disk.put(key, make_kv(key))
     found = resolve(disk)
@@ -157,7 +157,7 @@ def test_a_shared_pool_outlives_its_readers(watched: Watched) -> None:
 
 def test_the_store_may_be_closed_right_after(tmp_path: Path) -> None:
     for turn in range(5):
-        with LmdbStore(tmp_path / f"{turn}") as store:
+        with DiskStore(tmp_path / f"{turn}") as store:
             for key in KEYS:
                 store.put(key, make_kv(key))
             with LayerReader(store, resolve(store)) as reader:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, ChunkStore, LayerReader, MemoryStore, Miss, Stored
-from ragcache.store import LmdbStore as DiskStore
+from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, Miss, Stored
 from ragcache.store.tier import TieredStore, TierStats
 from ragcache.types import ChunkKV
 from tests.store import test_contract

@@ -10,19 +10,19 @@ import pytest
 import torch
 from blake3 import blake3
 
-from ragcache.store import Catalog, LmdbStore, Miss
+from ragcache.store import Catalog, DiskStore, Miss
 from ragcache.types import ChunkKV
 from tests.store import fixture
 from tests.store.samples import make_key, make_kv, same
 
 
 @pytest.fixture(params=[False, True], ids=["written to", "readonly"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> LmdbStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> DiskStore:
     shutil.copytree(fixture.V1, tmp_path / "v1")
-    return LmdbStore(tmp_path / "v1", readonly=request.param)
+    return DiskStore(tmp_path / "v1", readonly=request.param)
 
 
-def test_chunks_of_both_layouts(store: LmdbStore) -> None:
+def test_chunks_of_both_layouts(store: DiskStore) -> None:
     with store:
         assert store.verify() == {} and store.stats().chunks == 6
         for key in (fixture.RECORDS, fixture.FILE):
@@ -31,7 +31,7 @@ def test_chunks_of_both_layouts(store: LmdbStore) -> None:
 
 
 @pytest.mark.parametrize(("codec", "error"), [("int8", 0.02), ("fp8", 0.1), ("cachegen", 0.2)])
-def test_every_codec(store: LmdbStore, codec: str, error: float) -> None:
+def test_every_codec(store: DiskStore, codec: str, error: float) -> None:
     key = fixture.CODED[codec]
     with store:
         found, want = store.get(key), make_kv(key)
@@ -42,14 +42,14 @@ def test_every_codec(store: LmdbStore, codec: str, error: float) -> None:
         assert blake3(planes.astype("<f4").tobytes()).hexdigest()[:16] == fixture.DECODED[codec]
 
 
-def test_a_variant_with_its_notes(store: LmdbStore) -> None:
+def test_a_variant_with_its_notes(store: DiskStore) -> None:
     with store:
         [variant] = store.variants(fixture.RECORDS)
         assert (variant.notes, variant.score) == (fixture.NOTES, 2.5)
         assert same(store.get(variant.stored.key), make_kv(fixture.VARIANT, seed=1))
 
 
-def test_the_catalog(store: LmdbStore) -> None:
+def test_the_catalog(store: DiskStore) -> None:
     with store:
         catalog = Catalog(store)
         [entry] = catalog.entries()
@@ -65,7 +65,7 @@ def test_the_catalog(store: LmdbStore) -> None:
         assert catalog.document_digest(fixture.DOCUMENT.id) == b"digest"
 
 
-def test_it_lives_on(store: LmdbStore) -> None:
+def test_it_lives_on(store: DiskStore) -> None:
     with store:
         if store.tables.readonly:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragcache.store import ChunkStore, LmdbStore, MemoryStore
+from ragcache.store import ChunkStore, DiskStore, MemoryStore
 from ragcache.store.base import Variant
 from ragcache.store.key import ChunkKey, variant_key
 from ragcache.types import ChunkNotes
@@ -80,7 +80,7 @@ def test_notes_that_cannot_be_are_refused(store: ChunkStore) -> None:
         ChunkNotes((b"a",), (), (), 0.5)
 
 
-def test_a_damaged_note_is_left_out(disk: LmdbStore) -> None:
+def test_a_damaged_note_is_left_out(disk: DiskStore) -> None:
     fill(disk)
     rewrite(disk, "variants", FIRST.digest, lambda r: r[:-1] + bytes([r[-1] ^ 1]))
     assert [v.stored.key for v in disk.variants(ONE)] == [SECOND]
