@@ -70,6 +70,8 @@ class ChunkFiles:
             size = os.fstat(handle).st_size
             if size < offset + length:
                 return Miss("truncated", f"its file has {size} bytes of {offset + length}")
+            if hasattr(os, "posix_fadvise"):  # the next layer is on its way while this one is read
+                os.posix_fadvise(handle, offset, 2 * length, os.POSIX_FADV_WILLNEED)
             raw = self._blocks.empty(length)
             at = 0
             while at < length and (more := os.preadv(handle, [raw.data[at:]], offset + at)):

@@ -1,0 +1,63 @@
+"""One thing differs, and nothing is reused: what KV depends on, changed one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ragcache.engine import fingerprint as module
+from ragcache.engine.fingerprint import fingerprint
+from ragcache.store import ChunkKey, DiskStore, Miss
+from ragcache.types import ChunkKV, Fingerprint
+from tests import models
+from tests.engine.test_fingerprint import changed
+
+TOKENS, PREFIX = (5, 6, 7), (1, 2)
+OF_THE_MODEL = ("weights", "other weights", "config", "rope", "tokenizer", "template", "dtype")
+OF_THE_KEY = ("codec", "adapter", "format", "compile mode", "prefix", "tenant", "tokens")
+
+
+def plain() -> Fingerprint:
+    return fingerprint(models.model("llama"), models.tokenizer(), "model")
+
+
+def key_with(what: str, monkeypatch: pytest.MonkeyPatch) -> ChunkKey:
+    """The key of a chunk where one thing is not as it was when the chunk was stored."""
+    if what in OF_THE_MODEL:
+        return ChunkKey(fingerprint(*changed(what), "model"), TOKENS, PREFIX)
+    key = ChunkKey(plain(), TOKENS, PREFIX)
+    if what in ("codec", "adapter", "format"):
+        model: Any = models.model("llama")
+        if what == "adapter":
+            model.peft_config = {"lora": object()}
+        if what == "format":
+            monkeypatch.setattr(module, "FORMAT", "next")
+        codec = "int8" if what == "codec" else "raw"
+        return replace(key, fingerprint=fingerprint(model, models.tokenizer(), "m", codec=codec))
+    return {
+        "compile mode": replace(key, mode="bos"),
+        "prefix": replace(key, behind=(1, 3)),
+        "tenant": replace(key, tenant="other"),
+        "tokens": replace(key, tokens=(5, 6, 8)),
+    }[what]
+
+
+@pytest.mark.parametrize("what", OF_THE_MODEL + OF_THE_KEY)
+def test_what_was_stored_for_another_is_never_served(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = torch.ones(2, len(TOKENS), 8)
+    stored = ChunkKey(plain(), TOKENS, PREFIX)
+    asked = key_with(what, monkeypatch)
+    with DiskStore(tmp_path / "store") as store:
+        store.put(stored, ChunkKV(TOKENS, (plane,) * 4, (plane,) * 4))
+        assert store.has(stored)
+        missed = store.get(asked)
+        assert isinstance(missed, Miss) and store.stats().hits == 0
+        same_content = what not in ("tenant", "tokens")
+        assert missed.reason == ("stale" if same_content else "absent")
+        assert store.variants(asked) == []
