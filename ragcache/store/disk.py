@@ -65,8 +65,8 @@ Layout = Literal["auto", "records", "files"]
 FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
 _AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
 _DIGEST = 32
-WORTH_COMPACTING = 16 << 20  # unused bytes
-_LOOK_EVERY = 64  # changes between two looks at what is unused
+WORTH_COMPACTING = 1 << 20  # unused bytes
+_LOOK_EVERY = 16  # changes between two looks at what is unused
 _PAGE = 1000  # digests listed per read transaction
 
 

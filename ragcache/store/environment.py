@@ -65,6 +65,7 @@ class Environment(Tables):
         self._idle = threading.Condition()
         self._writing = threading.Lock()
         self._closed = False
+        self._left: list[_Opened] = []  # environments that were compacted and are still read
         self._claim: IO[bytes] | None = None
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
         self._looked = time.monotonic()
@@ -145,12 +146,13 @@ class Environment(Tables):
 
     def long_readers(self) -> dict[str, float]:
         """Read transactions of any process that have been open for long: who, and for how many
-        seconds they have been seen. While one is open, freed space cannot be used again."""
+        seconds they have been seen. While one is open, freed space cannot be used again: in the
+        file, or on the disk if what it reads was compacted since."""
         now = time.monotonic()
         with self._entered() as opened, explained(self.path, "read"):
-            opened.env.reader_check()
-            lines = opened.env.readers().splitlines()[1:]
-        there = [" ".join(line.split()) for line in lines if not line.rstrip().endswith("-")]
+            with self._idle:
+                there = [line for one in (opened, *self._left) for line in _reading(one.env)]
+                self._let_go()
         self._seen = {reader: self._seen.get(reader, now) for reader in there}
         return {r: now - since for r, since in self._seen.items() if now - since > _LONG_S}
 
@@ -173,12 +175,14 @@ class Environment(Tables):
             return  # a forked child must leave the parent's environment alone
         with self._idle:
             self._closed = True  # no new ones; then wait, for closing unmaps what they read
-            self._idle.wait_for(lambda: self._opened.running == 0)
+            every = [self._opened, *self._left]
+            self._idle.wait_for(lambda: not any(one.running for one in every))
         self._release()
 
     def _release(self) -> None:
         if hasattr(self, "_opened"):
-            self._opened.env.close()
+            for one in (self._opened, *self._left):
+                one.env.close()
         if self._claim is not None and not self._claim.closed:
             release(self._claim)
 
@@ -202,8 +206,7 @@ class Environment(Tables):
         finally:
             with self._idle:
                 opened.running -= 1
-                if opened is not self._opened and not opened.running:
-                    opened.env.close()  # the last one in what was compacted
+                self._let_go()
                 self._idle.notify_all()
 
     def _follow(self) -> None:
@@ -212,8 +215,15 @@ class Environment(Tables):
             if self._closed or _current(self.path) == self._opened.folder:
                 return
             old, self._opened = self._opened, self._open()
-            if not old.running:
+            self._left.append(old)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what was left behind and is not read any more; a writer waits for all processes."""
+        for old in [one for one in self._left if not one.running]:
+            if self.readonly or not _reading(old.env):
                 old.env.close()
+                self._left.remove(old)
 
     def _open(self) -> _Opened:
         for _ in range(5):
@@ -348,6 +358,13 @@ def _begin(env: lmdb.Environment) -> lmdb.Transaction[Any]:
     except lmdb.ReadersFullError:
         env.reader_check()
         return env.begin(buffers=True)
+
+
+def _reading(env: lmdb.Environment) -> list[str]:
+    """The read transactions of all processes, without those that were killed."""
+    env.reader_check()
+    lines = env.readers().splitlines()[1:]
+    return [" ".join(line.split()) for line in lines if not line.rstrip().endswith("-")]
 
 
 def _copy(env: lmdb.Environment, folder: Path) -> None:
