@@ -1,6 +1,6 @@
 """How fast layers come from a store, beside what the machine can do: ``python -m bench.reading``.
 
-Warm: a LayerReader (four threads) on a store in the page cache, and on the tier in RAM, beside
+Warm: a LayerReader (two threads) on a store in the page cache, and on the tier in RAM, beside
 copying the same bytes in memory, on one thread. Cold: the same on a store whose files were dropped
 from the page cache, beside reading a file of that size from end to end, as dd does. One table row
 per size of a layer.

@@ -29,7 +29,8 @@ class LayerReader:
     Reading begins at once. At most ``ahead_bytes`` are asked for and not yet handed over by
     :meth:`layer`; one layer always is. ``pool`` may be shared between readers, which then must
     not be consumed on its own threads; without one, the reader has ``workers`` threads of its
-    own. One consumer thread.
+    own: two, for with more, Python's lock takes more than they bring (``python -m bench.reading``).
+    One consumer thread.
 
     ``bytes_loaded``: bytes handed over, as they are stored. ``waits``: seconds that each
     :meth:`layer` stood still.
@@ -41,7 +42,7 @@ class LayerReader:
         chunks: Sequence[Stored],
         spec: KVSpec | None = None,
         *,
-        workers: int = 4,
+        workers: int = 2,
         pool: ThreadPoolExecutor | None = None,
         ahead_bytes: int = 256 << 20,
     ) -> None:
