@@ -148,7 +148,8 @@ class MemoryStore(ChunkStore):
     def _absent(self, key: ChunkKey) -> Miss:
         with self._lock:
             every = [stored.key for stored, _ in self._chunks.values()]
-        same = [other for other in every if other.content == key.content]
+        # ``key`` itself may have been put since it was looked for
+        same = [k for k in every if k.content == key.content and k.digest != key.digest]
         if not same:
             return Miss("absent", "these tokens are not stored")
         first = min(same, key=lambda other: other.digest)
