@@ -98,7 +98,9 @@ class TieredStore(ChunkStore):
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self.peek(key)
         if isinstance(found, Miss):
-            return self.below.layer(key, layer)  # which counts the miss and says why
+            pair = self.below.layer(key, layer)  # counts the miss and says why; or it was put since
+            self._room.missed()
+            return pair
         check_layer(layer, found.spec.layers)
         chunk, held = self._room.take(found, layer)
         if held is not None:
@@ -226,6 +228,11 @@ class _Room:
         with self._lock:
             if both.nbytes == chunk.stored.layer_bytes:
                 chunk.layers[layer] = both
+
+    def missed(self) -> None:
+        """A layer was read below that :meth:`take` was not asked for."""
+        with self._lock:
+            self._misses += 1
 
     def drop(self, digest: bytes) -> None:
         with self._lock:
