@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from examples.train_tiny.freeze import prompt_lines
 from ragcache import show
 from ragcache.bootstrap import Estimate
-from ragcache.dataset import load, take
+from ragcache.dataset import Context, load, take
 from ragcache.evaluate import compare, modes
 from ragcache.models import TINY, world
 from ragcache.scores import Figures
@@ -44,22 +46,29 @@ MODES = (
     "cacheblend:check_layer=2",
     "random+full_layers=3",
 )
-QUESTIONS = 3613  # 121 whole contexts: at least 1,000 of every kind that is taught
+QUESTIONS = 3613  # 121 whole contexts: at least 1,000 direct, local and split questions
+HOPS = 1000  # and so many hops, of which those contexts have less than half
+HOP_SEED = 95_000_001  # of no other prompts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", action="append", help="measure these instead")
     parser.add_argument("--against", default="fused")
-    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="0: only hops")
+    parser.add_argument("--hops", type=int, default=HOPS, help="of contexts of their own; 0: none")
     parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--compile", default="prefix")
     parser.add_argument("--json", type=Path, help="write all figures here")
     given = parser.parse_args()
-    asked = {"prompts.jsonl": take(load(world("prompts.jsonl")), given.questions)}
+    asked = {}
+    if given.questions:
+        asked["prompts.jsonl"] = take(load(world("prompts.jsonl")), given.questions)
+    if given.hops:
+        asked["hops"] = hops(given.hops)
     settings = Settings.load(model=TINY, compile=given.compile)
     with show.progress(Console(stderr=True)) as told:
-        ((_, found),) = compare(
+        done = compare(
             settings,
             asked,
             modes(given.mode or MODES),
@@ -68,9 +77,21 @@ def main() -> None:
             processes=given.processes,
             progress=told,
         )
-    print(answers(found), differences(found), sep="\n")
+        rows = []
+        for name, found in done:
+            print(name, answers(found), differences(found), sep="\n\n", flush=True)
+            rows += [{"dataset": name} | f.as_json() for f in found]
     if given.json:
-        given.json.write_text(json.dumps([f.as_json() for f in found], indent=2) + "\n")
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def hops(count: int) -> list[Context]:
+    """So many questions that need two facts, over held-out names and forms."""
+    lines = prompt_lines(HOP_SEED, documents=8, contexts=count, quota={"hop": 9})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hops.jsonl"
+        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["questions"]))
+        return take(load(path), count)
 
 
 def answers(found: Sequence[Figures]) -> str:
