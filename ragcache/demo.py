@@ -58,9 +58,9 @@ def run(out: Console, err: Console, questions: int) -> None:
 def _index_and_ask(out: Console, err: Console, folder: Path) -> None:
     from ragcache.retriever.source import read
 
-    markdown = Path("docs") if Path("docs").is_dir() else world("").parent
+    markdown = Path("docs") if Path("docs").is_dir() else world("").parent / "README.md"
     sources = [world("documents.jsonl"), markdown]
-    out.rule(f"index: the small world and the Markdown in {markdown.name}/")
+    out.rule(f"index: the small world and the Markdown in {markdown.name}")
     with RagCache.open(folder, TINY) as cache:
         with show.progress(err) as told:
             added = cache.add(read(sources), progress=told)
