@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -27,14 +26,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import lmdb
-from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import StoreError
+from ragcache.store.current import CURRENT, clean, copy_into, current, number_of, set_current
 from ragcache.store.directory import claim, explained, release, sync_folder
 from ragcache.store.tables import TABLES, Tables, Transaction
 
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
-_CURRENT, _PART = "CURRENT", "CURRENT.part"
 _LOOK_S = 5.0  # between two looks at who reads
 _LONG_S = 30.0  # from here on a read transaction is worth a word
 
@@ -70,13 +68,13 @@ class Environment(Tables):
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
         self._looked = time.monotonic()
         with explained(self.path, "open"):
-            if readonly and not (_current(self.path) / "data.mdb").is_file():
+            if readonly and not (current(self.path) / "data.mdb").is_file():
                 raise _no_store(self.path)
             self._claim = None if readonly else claim(self.path)
             try:
                 self._opened = self._open()
                 if not readonly:
-                    _clean(self.path)
+                    clean(self.path)
                     for folder in (self._opened.folder, self.path, self.path.parent):
                         sync_folder(folder)  # a store that was opened is there after a power loss
             except BaseException:
@@ -123,17 +121,17 @@ class Environment(Tables):
             with self._entered() as opened:
                 opened.env.reader_check()  # the copy takes the place of a reader
                 before = (opened.folder / "data.mdb").stat().st_size
-                folder = self.path / f"data-{_number(opened.folder) + 1}"
+                folder = self.path / f"data-{number_of(opened.folder) + 1}"
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
-                    _copy(opened.env, folder)
-                    _name(self.path, folder)
+                    copy_into(opened.env, folder)
+                    set_current(self.path, folder)
                 except BaseException:
-                    if _current(self.path) != folder:
+                    if current(self.path) != folder:
                         shutil.rmtree(folder, ignore_errors=True)
                     raise
             self._follow()
-            _clean(self.path)
+            clean(self.path)
             return before, self.file.stat().st_size
 
     def live_bytes(self) -> int:
@@ -212,7 +210,7 @@ class Environment(Tables):
     def _follow(self) -> None:
         """Go on with what CURRENT names; the old environment is closed with its last reader."""
         with explained(self.path, "open"), self._idle:
-            if self._closed or _current(self.path) == self._opened.folder:
+            if self._closed or current(self.path) == self._opened.folder:
                 return
             old, self._opened = self._opened, self._open()
             self._left.append(old)
@@ -227,11 +225,11 @@ class Environment(Tables):
 
     def _open(self) -> _Opened:
         for _ in range(5):
-            folder = _current(self.path)
+            folder = current(self.path)
             if folder != self.path and not (folder / "data.mdb").is_file():
-                if folder == _current(self.path):
+                if folder == current(self.path):
                     raise StoreError(
-                        f"{self.path / _CURRENT} names {folder.name}, which holds no data.mdb: "
+                        f"{self.path / CURRENT} names {folder.name}, which holds no data.mdb: "
                         "restore it, or name the folder that does"
                     )
                 continue  # compacted between the two lines
@@ -242,7 +240,7 @@ class Environment(Tables):
                     self._complete(folder)
                     env = _open(folder, self.map_size, self.readonly)
             except (lmdb.Error, OSError):
-                if folder == _current(self.path):
+                if folder == current(self.path):
                     raise
                 continue
             try:
@@ -367,31 +365,6 @@ def _reading(env: lmdb.Environment) -> list[str]:
     return [" ".join(line.split()) for line in lines if not line.rstrip().endswith("-")]
 
 
-def _copy(env: lmdb.Environment, folder: Path) -> None:
-    """What is live in ``env``, durably, in a new folder."""
-    folder.mkdir(mode=0o700)
-    with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-        env.copyfd(file.fileno(), compact=True)
-        os.fsync(file.fileno())
-    sync_folder(folder)
-    sync_folder(folder.parent)  # the folder is there before anything names it
-
-
-def _name(path: Path, folder: Path) -> None:
-    """Make ``folder`` the current one of the store in ``path``."""
-    part = path / _PART
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(_pointer(folder.name))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path / _CURRENT)
-    sync_folder(path)
-
-
-def _pointer(name: str) -> bytes:
-    return b"%s %016x\n" % (name.encode(), xxh3_64_intdigest(name.encode()))
-
-
 def _extent(env: lmdb.Environment, path: Path) -> tuple[int, int]:
     """Bytes that all pages take, and bytes of the file: past its end, a read kills the process.
 
@@ -426,39 +399,6 @@ def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]
             "upgrade ragcache, or index into another directory"
         )
     return {name: env.open_db(name.encode(), create=False) for name in TABLES}
-
-
-def _current(path: Path) -> Path:
-    """The folder of the LMDB environment of the store in ``path``."""
-    try:
-        pointer = (path / _CURRENT).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return path
-    match = re.match(rb"(data-\d+) ", pointer)
-    name = match[1].decode() if match else ""
-    if pointer != _pointer(name):
-        there = sorted(folder.name for folder in path.glob("data-*"))
-        fix = _pointer(there[-1]).decode().strip() if there else "the backup's"
-        raise StoreError(
-            f"{path / _CURRENT} is damaged. It names the folder that holds the store, of which "
-            f"there are: {', '.join(there) or 'none'}. Write one line into it: {fix}"
-        )
-    return path / name
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.removeprefix("data-")) if folder.name.startswith("data-") else 0
-
-
-def _clean(path: Path) -> None:
-    """Remove what compaction has left: every environment but the current one."""
-    current = _current(path)
-    for folder in path.glob("data-*"):
-        if folder != current:
-            shutil.rmtree(folder, ignore_errors=True)
-    for name in (_PART, *(("data.mdb", "lock.mdb") if current != path else ())):
-        with suppress(FileNotFoundError):
-            (path / name).unlink()
 
 
 def _no_store(path: Path) -> StoreError:

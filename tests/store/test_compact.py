@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import DiskStore, disk, environment
+from ragcache.store import DiskStore, current, disk, environment
 from tests.store.samples import ONE, TWO, make_key, make_kv, same
 from tests.store.test_processes import process
 
@@ -102,11 +102,11 @@ def test_a_crash_leaves_the_old_store_or_the_new_one(
         if step == "copyfd":
             patch.setattr(os, "fsync", crash)
         elif step == "sync":
-            patch.setattr(environment, "sync_folder", crash)
+            patch.setattr(current, "sync_folder", crash)
         elif step == "replace":
             patch.setattr(Path, "replace", crash)
         else:
-            patch.setattr(environment, "_clean", crash)
+            patch.setattr(environment, "clean", crash)
         with pytest.raises(Crash):
             store.compact()
     assert whole(store)  # it goes on
@@ -167,7 +167,7 @@ def test_a_compaction_that_fails_fails_no_change(
     def fails(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(environment, "_copy", fails)
+    monkeypatch.setattr(environment, "copy_into", fails)
     with wasteful(tmp_path / "store") as store:
         for _ in range(70):
             store.put(ONE, make_kv(ONE))
