@@ -157,14 +157,12 @@ def _readers(store: DiskStore) -> Finding:
 
 
 def _fingerprints(store: DiskStore, engine: Engine) -> Finding:
-    built = store.stats().fingerprints
-    mine = str(engine.fingerprint).rpartition("@")[2]
-    usable = sum(count for name, count in built.items() if name.rpartition("@")[2] == mine)
-    detail = f"{engine.fingerprint} can use {usable} of {sum(built.values())} chunks"
-    if built and not usable:
-        return Finding(
-            "model", "bad", f"{detail}: they are for {', '.join(built)}; open it with that model"
-        )
+    stats = store.stats()
+    usable, total = stats.usable(engine.fingerprint)
+    detail = f"{engine.fingerprint} can use {usable} of {total} chunks"
+    if total and not usable:
+        built = ", ".join(stats.fingerprints)
+        return Finding("model", "bad", f"{detail}: they are for {built}; open it with that model")
     return Finding("model", "good", detail)
 
 

@@ -137,21 +137,16 @@ class RagCache:
             raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
-        life = {e.id: (e.expires, e.pinned) for e in self.catalog.entries()}
         expires = None if ttl_s is None else time.time() + ttl_s
-        for document in given:
-            was_until, was_pinned = life.get(document.id, (None, False))
-            life[document.id] = (
-                was_until if expires is None else expires,
-                was_pinned if pinned is None else pinned,
-            )
-        count = self._index(changed, digests, life, report)
-        for document in given:
-            if expires is not None or pinned is not None:
-                self.catalog.keep(document.id, expires=expires, pinned=pinned)
-            self.catalog.use(document.id, [key.content for key, _ in self._keyed(document.id)])
+        count = self._index(changed, digests, expires, pinned, report)
+        if expires is not None or pinned is not None:
+            for name in digests.keys() - {d.id for d in changed}:
+                self.catalog.keep(name, expires=expires, pinned=pinned)
+        keyed = {d.id: self._keyed(d.id) for d in given}
+        for name, pairs in keyed.items():
+            self.catalog.use(name, [key.content for key, _ in pairs])
         self.retriever.refresh()
-        chunks_of = {key: chunk for d in given for key, chunk in self._keyed(d.id)}
+        chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
         done = precompute(
             self.engine,
             self.store,
@@ -236,10 +231,7 @@ class RagCache:
 
     def usable(self) -> tuple[int, int]:
         """Stored chunks that the open model can use, and all stored chunks."""
-        stored = self.store.stats().fingerprints
-        mine = str(self.engine.fingerprint).rpartition("@")[2]
-        usable = sum(n for name, n in stored.items() if name.rpartition("@")[2] == mine)
-        return usable, sum(stored.values())
+        return self.store.stats().usable(self.engine.fingerprint)
 
     def _check_usable(self, mode: Blender) -> None:
         """Refuse to answer from a store that was built with another model altogether."""
@@ -259,10 +251,14 @@ class RagCache:
         self,
         documents: list[Document],
         digests: dict[str, bytes],
-        life: dict[str, tuple[float | None, bool]],
+        expires: float | None,
+        pinned: bool | None,
         report: Progress,
     ) -> int:
-        """Split, embed and commit documents; the number of their chunks."""
+        """Split, embed and commit documents; the number of their chunks.
+
+        An ``expires`` or ``pinned`` that is None stays what it was.
+        """
         done = total = 0
         if documents:
             report("index", 0, len(documents))
@@ -272,15 +268,15 @@ class RagCache:
             at = 0
             for document, chunks in batch:
                 part = vectors[at : at + len(chunks)]
-                expires, pinned = life[document.id]
+                was = self.catalog.entry(document.id)
                 self.catalog.put_document(
                     document,
                     chunks,
                     part,
                     digests[document.id],
                     contents=[self._key(chunk).content for chunk in chunks],
-                    expires=expires,
-                    pinned=pinned,
+                    expires=was.expires if was and expires is None else expires,
+                    pinned=bool(was and was.pinned) if pinned is None else pinned,
                 )
                 at += len(chunks)
             done += len(batch)

@@ -33,14 +33,14 @@ from bench.reliability.samples import (
 from ragcache.engine.base import Engine
 from ragcache.precompute import precompute
 from ragcache.store import Catalog, DiskStore
-from ragcache.store.capacity import Quota
+from ragcache.store.capacity import UNBOUNDED, Quota
 from ragcache.store.disk import Layout
 from ragcache.types import Chunk, ChunkKV, Document, Tokens
 
 FULL, SHORT = 500, 8
 CHUNKS = 18
 LAYOUTS: tuple[Layout, ...] = ("records", "files")
-QUOTAS = (None, Quota(300_000))  # bytes: of no writer, and of one that evicts
+QUOTAS = (UNBOUNDED, Quota(300_000))  # bytes: of no writer, and of one that evicts
 _LONGEST = 0.15  # seconds that a writer lives
 _VERSIONS = 10_000  # operations of one writer at most: each has a version of its own
 Expected = dict[int, set[int | None]]  # chunk -> versions that may be served, None for none
@@ -115,7 +115,7 @@ def encode(store: DiskStore, numbers: Sequence[int], version: int) -> None:
     precompute(cast("Engine", Encoder(-version)), store, map(chunk_key, numbers), batch_tokens=128)
 
 
-def write(path: Path, seed: str, layout: Layout, quota: Quota | None, send: Send) -> None:
+def write(path: Path, seed: str, layout: Layout, quota: Quota, send: Send) -> None:
     store = DiskStore(path, layout=layout, quota=quota)
     for name, step in steps(seed):
         step.run(store)
@@ -169,7 +169,7 @@ def run(rounds: int, seed: int) -> Outcome:
             if child.status != -9:
                 outcome.violations.append(f"a writer ended by itself: {child.status}")
             plan, expected = steps(name), stores[path]
-            evicts = quota is not None
+            evicts = quota != UNBOUNDED
             for _ in done:
                 follow(expected, next(plan)[1], acknowledged=True, evicts=evicts)
             running, step = next(plan)

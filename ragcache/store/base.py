@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ragcache.store.key import ChunkKey
     from ragcache.store.tables import Transaction
-    from ragcache.types import ChunkKV, ChunkNotes, KVSpec, MissReason
+    from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
 Found = TypeVar("Found")
 
@@ -70,6 +70,13 @@ class StoreStats:
     misses: Counter[MissReason]
     fingerprints: dict[str, int]  # printable fingerprint -> chunks stored for it
     evictions: int = 0  # chunks that made room for others, since the store was opened
+
+    def usable(self, fingerprint: Fingerprint) -> tuple[int, int]:
+        """Stored chunks that a model of this fingerprint can use, and all stored chunks."""
+        mine = str(fingerprint).rpartition("@")[2]
+        counts = self.fingerprints.items()
+        usable = sum(count for name, count in counts if name.rpartition("@")[2] == mine)
+        return usable, sum(self.fingerprints.values())
 
 
 class Tally:

@@ -30,6 +30,9 @@ class Quota:
     tenant: int | None = None
 
 
+UNBOUNDED = Quota()
+
+
 class Capacity:
     """The chunks of a store by tenant, in the order in which they would go. Thread-safe.
 

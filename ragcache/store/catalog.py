@@ -174,6 +174,12 @@ class Catalog:
                 return False  # it was given more time meanwhile
             return _delete(change, document_id)
 
+    def entry(self, document_id: str) -> Entry | None:
+        """What is known of a document; None where there is no such one."""
+        with self._tables.read() as txn:
+            found = _entry(txn, document_id)
+        return None if found is None else _as_entry(found)
+
     def entries(self) -> list[Entry]:
         """All documents, by id."""
         with self._tables.read() as txn:
@@ -358,7 +364,13 @@ def _entry(txn: Transaction, document: str) -> dict[str, Any] | None:
 
 def _entries(txn: Transaction) -> list[Entry]:
     found = [json.loads(get_sealed(txn, "documents", key)) for key in txn.keys("documents")]
-    return [Entry(e["id"], e["rows"][1], e["metadata"], e["expires"], e["pinned"]) for e in found]
+    return list(map(_as_entry, found))
+
+
+def _as_entry(found: dict[str, Any]) -> Entry:
+    return Entry(
+        found["id"], found["rows"][1], found["metadata"], found["expires"], found["pinned"]
+    )
 
 
 def _document_key(document: str) -> bytes:

@@ -34,7 +34,7 @@ from ragcache.store.base import (
     unusable,
 )
 from ragcache.store.blocks import SPARE_BYTES, Blocks
-from ragcache.store.capacity import Capacity, Quota
+from ragcache.store.capacity import UNBOUNDED, Capacity, Quota
 from ragcache.store.codecs import codec
 from ragcache.store.directory import explained
 from ragcache.store.environment import Environment
@@ -89,12 +89,12 @@ class DiskStore(ChunkStore):
         layout: Layout = "auto",
         map_size: int = 1 << 40,
         readonly: bool = False,
-        quota: Quota | None = None,
+        quota: Quota = UNBOUNDED,
         policy: str = "pgdsf",
     ) -> None:
         self.layout = as_layout(layout)
-        bounded = quota is not None and quota != Quota() and not readonly
-        self._capacity = Capacity(quota, policy) if quota is not None and bounded else None
+        bounded = quota != UNBOUNDED and not readonly
+        self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
         self._blocks = Blocks(SPARE_BYTES)
         self._files = ChunkFiles(self.tables.path / "kv", self._blocks)

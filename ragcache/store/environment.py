@@ -204,7 +204,8 @@ class Environment(Tables):
         finally:
             with self._idle:
                 opened.running -= 1
-                self._let_go()
+                if opened is not self._opened:  # asking who reads is not for every transaction
+                    self._let_go()
                 self._idle.notify_all()
 
     def _follow(self) -> None:
@@ -235,9 +236,10 @@ class Environment(Tables):
                 continue  # compacted between the two lines
             try:
                 env = _open(folder, self.map_size, self.readonly)
-                if not self.readonly and _extent(env, folder)[0] > _extent(env, folder)[1]:
+                needed, size = _extent(env, folder)
+                if size < needed and not self.readonly:
                     env.close()
-                    self._complete(folder)
+                    self._complete(folder / "data.mdb", size, needed)
                     env = _open(folder, self.map_size, self.readonly)
             except (lmdb.Error, OSError):
                 if folder == current(self.path):
@@ -250,7 +252,7 @@ class Environment(Tables):
                 raise
         raise StoreError(f"the store in {self.path} is compacted all the time: try again")
 
-    def _complete(self, folder: Path) -> None:
+    def _complete(self, file: Path, size: int, needed: int) -> None:
         """Give a file that is too short the bytes that it lacks; StoreError if they were needed.
 
         LMDB syncs every page that it needs before it commits, but leaves pages at the end that
@@ -258,10 +260,6 @@ class Environment(Tables):
         a commit, and whole, or one that was cut. Reading everything tells; in a process of its own,
         for LMDB ends the process that comes upon a page that is none.
         """
-        file = folder / "data.mdb"
-        env = _open(folder, self.map_size, readonly=False)
-        needed, size = _extent(env, folder)
-        env.close()
         _resize(file, needed)
         command = [sys.executable, "-m", "ragcache.store.check", str(self.path)]
         if subprocess.run(command, capture_output=True).returncode:
