@@ -83,10 +83,12 @@ class _Sensitive(QuestionAttention):
             self.known = self.known * self.scores**self.given.attention_power
         return self.best(self.layout.reusable, self.known, self.counts[0])
 
-    def compares(self, layer: int) -> bool:
+    def narrows(self, layer: int) -> bool:
         return layer + 1 < len(self.counts) and self.counts[layer + 1] < self.counts[layer]
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
         at = torch.searchsorted(self.layout.reusable, rows)
         return self.best(rows, self.known[at], self.counts[layer + 1])
 
@@ -122,10 +124,15 @@ class _AttendedError(QuestionAttention):
     given: AttendedError = field(kw_only=True)
     counts: list[int] = field(kw_only=True)
 
-    def compares(self, layer: int) -> bool:
+    def narrows(self, layer: int) -> bool:
         return 0 < layer < len(self.counts) - 1
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+    compares = narrows
+
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
+        assert fresh is not None and stored is not None
         count = self.counts[layer + 1]
         if count >= len(rows):
             return rows

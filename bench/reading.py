@@ -41,6 +41,7 @@ def read(store: ChunkStore, keys: list[ChunkKey]) -> None:
     """Layer by layer; a layer is let go of when the next one comes, as in a fusion."""
     found = [one for one in map(store.peek, keys) if isinstance(one, Stored)]
     with LayerReader(store, found) as reader:
+        reader.start(range(LAYERS))
         for layer in range(LAYERS):
             reader.layer(layer)
 

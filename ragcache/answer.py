@@ -173,9 +173,10 @@ class _Fusion:
     def _fuse(self, resolved: Resolved) -> FusedPrompt:
         in_place = self.blender.behind in ("context", "variant")
         capture = sorted(resolved.misses) if in_place else []
-        with LayerReader(self.given.store, resolved.stored) as source:
+        engine = self.given.engine
+        with LayerReader(self.given.store, resolved.stored, upload=engine.upload) as source:
             return fuse(
-                self.given.engine,
+                engine,
                 self.blender,
                 resolved.layout,
                 source,

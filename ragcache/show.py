@@ -138,20 +138,53 @@ def chunk_table(answer: Answer) -> Table:
 
 
 def layer_table(report: Report) -> Table:
-    """Per layer: rows computed, bytes loaded, time waiting for the load and computing."""
-    table = Table("layer", "rows", "of chunks", "loaded", "wait ms", "compute ms", title="layers")
-    for column in table.columns:
+    """Per layer: rows computed, bytes loaded, where the time went, and when that was."""
+    columns = ("layer", "rows", "of chunks", "loaded", "read ms", "wait", "place", "compute")
+    table = Table(*columns, f"{READING} read {PLACING} place {COMPUTING} compute", title="layers")
+    for column in table.columns[:-1]:
         column.justify = "right"
-    for number, layer in enumerate(report.layers):
+    for number, (layer, line) in enumerate(zip(report.layers, waterfall(report), strict=True)):
+        seconds = (layer.read_s, layer.wait_s, layer.place_s, layer.compute_s)
         table.add_row(
             str(number),
             str(layer.rows),
             str(layer.charged),
             size(layer.load_bytes),
-            f"{1e3 * layer.wait_s:.1f}",
-            f"{1e3 * layer.compute_s:.1f}",
+            *(f"{1e3 * s:.1f}" for s in seconds),
+            line,
         )
     return table
+
+
+READING, PLACING, COMPUTING = "░▒█"
+
+
+def waterfall(report: Report, width: int = 48) -> list[str]:
+    """A line per layer, from the beginning of the fusion to its end: what was done with it when.
+
+    Blank behind ``READING`` is a layer that was there and whose turn had not come.
+    """
+    if not report.layers:
+        return []
+    last = report.layers[-1]
+    end = last.at_s + last.wait_s + last.place_s + last.compute_s
+    lines = []
+    for layer in report.layers:
+        placing = layer.at_s + layer.wait_s
+        computing = placing + layer.place_s
+        spans = (
+            (READING, layer.read_at_s, layer.read_at_s + layer.read_s),
+            (PLACING, placing, computing),
+            (COMPUTING, computing, computing + layer.compute_s),
+        )
+        line = [" "] * width
+        for mark, start, stop in spans:
+            if stop > start:
+                first = min(int(start / end * width), width - 1)
+                past = max(first + 1, min(round(stop / end * width), width))
+                line[first:past] = mark * (past - first)
+        lines.append("".join(line))
+    return lines
 
 
 def score_tables(figures: Sequence[Figures], title: str) -> Iterator[Table]:

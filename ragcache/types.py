@@ -200,13 +200,30 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerTrace:
-    """What one layer of a fused prefill did."""
+class Load:
+    """How one layer's stored KV came from the store. Times in seconds, of ``perf_counter``."""
 
-    rows: int  # rows computed, of all kinds
+    bytes: int = 0  # as they are stored
+    began: float = 0.0  # when its reading began,
+    ended: float = 0.0  # and when it was there
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTrace:
+    """What one layer of a fused prefill did, in seconds since the fusion began.
+
+    The walk comes to the layer at ``at_s``, waits for its KV (``wait_s``), moves it to its place
+    (``place_s``) and computes (``compute_s``); meanwhile later layers are read.
+    """
+
+    rows: int  # rows computed, of all kinds; where the layer narrows, those whose KV was
     charged: int  # of these, rows of chunks whose KV had been loaded
     load_bytes: int
-    wait_s: float  # time the walk stood still for this layer's load
+    read_at_s: float  # when reading its KV began,
+    read_s: float  # and how long it took
+    at_s: float
+    wait_s: float
+    place_s: float
     compute_s: float
 
 

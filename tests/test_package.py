@@ -37,7 +37,7 @@ LAYERS = (
     {"answer", "account", "resolve", "precompute", "sensitivity", "compiled"},
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},
-    {"types", "errors"},
+    {"types", "errors", "blocks"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -125,7 +125,8 @@ def test_every_mode_answers_and_accounts(cache: RagCache, mode: str) -> None:
         assert (reusable, report.bytes_loaded, report.charged_budget) == (0, 0, 1.0)
     else:
         loaded = report.prefix_tokens + reusable
-        assert report.bytes_loaded == cache.engine.spec.chunk_bytes(loaded)
+        layers = 4 - (mode in ("cacheblend", "kvshare"))  # layer 0 is computed in full
+        assert report.bytes_loaded == layers * cache.engine.spec.layer_bytes(loaded)
         charged = sum(layer.charged for layer in report.layers) + report.probe_rows
         assert report.charged_budget == pytest.approx(charged / (len(report.layers) * reusable))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import AttentionRule
-    from ragcache.types import ChunkNotes, Prompt
+    from ragcache.types import ChunkNotes, Load, Prompt
 
 #: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
 #: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, the
@@ -26,11 +26,17 @@ Positions = Literal["consecutive", "overlapping"]
 class KVSource(Protocol):
     """Stored KV of a prompt's loaded parts, asked for layer by layer, in order, once each."""
 
-    def layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
-        """Per loaded part, keys before RoPE and values, each (kv_heads, n, head_dim)."""
+    def start(self, layers: Sequence[int]) -> None:
+        """Begin to load: these layers, in rising order, will be asked for, and no others."""
 
-    @property
-    def bytes_loaded(self) -> int: ...
+    def layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Per loaded part, keys before RoPE and values, each (kv_heads, n, head_dim).
+
+        They are to be read only.
+        """
+
+    def load(self, layer: int) -> Load:
+        """How a layer that was asked for came here."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +140,28 @@ class Selector(ABC):
     def first(self) -> Tensor:
         """Reusable rows computed at layer 0; sorted int64."""
 
-    def compares(self, layer: int) -> bool:
+    def loads(self, layer: int) -> bool:
+        """Whether stored KV of this layer is needed. False only for first layers, in which all rows
+        are computed and nothing is compared."""
+        return True
+
+    def narrows(self, layer: int) -> bool:
         """Whether :meth:`narrow` is to be called at this layer."""
         return False
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
-        """Rows to go on with behind ``layer``: a sorted subset of ``rows``.
+    def compares(self, layer: int) -> bool:
+        """Whether it then needs the rows' KV."""
+        return False
 
-        ``fresh`` and ``stored`` are keys (after RoPE) and values of ``rows`` at this layer, as
-        computed now and as loaded, each (kv_heads, len(rows), head_dim). Called once the layer's
-        attention has been seen.
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
+        """Rows to go on with: a sorted subset of ``rows``.
+
+        Without :attr:`attend`, only they take part in the rest of the layer, behind its fresh KV.
+        With it, the layer is over and its attention was seen. ``fresh`` and ``stored``, where the
+        layer ``compares``, are keys (after RoPE) and values of ``rows`` as computed now and as
+        loaded, each (kv_heads, len(rows), head_dim).
         """
         raise NotImplementedError
 

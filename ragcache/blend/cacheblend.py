@@ -81,10 +81,18 @@ class _MostDeviating(Ranking):
     def first(self) -> Tensor:
         return self.layout.reusable
 
-    def compares(self, layer: int) -> bool:
+    def loads(self, layer: int) -> bool:
+        return layer >= self.check_layer
+
+    def narrows(self, layer: int) -> bool:
         return 0 <= layer - self.check_layer < len(self.counts)
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+    compares = narrows
+
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
+        assert fresh is not None and stored is not None
         scores = deviation(self.deviation, fresh, stored)
         return self.best(rows, scores, self.counts[layer - self.check_layer])
 

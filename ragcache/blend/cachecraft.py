@@ -104,10 +104,12 @@ class _Focused(Selector):
     def first(self) -> Tensor:
         return self.chosen
 
-    def compares(self, layer: int) -> bool:
+    def narrows(self, layer: int) -> bool:
         return layer + 1 >= self.patience
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
         last = self._leading[-self.patience :]
         if len(last) < self.patience or len(set(last)) > 1:
             return rows

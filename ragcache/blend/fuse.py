@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ragcache.blend.base import Blender, Chosen, KVPair, KVSource, Layout, Selector
 from ragcache.blend.company import Company
+from ragcache.engine.base import Walk
 from ragcache.errors import ConfigError
-from ragcache.types import ChunkKV, ChunkNotes, LayerTrace
+from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
 
 if TYPE_CHECKING:
     from ragcache.engine.base import Engine, LayerView, Prefilled
@@ -68,6 +69,7 @@ def fuse(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use cacheblend, reuse or full."
         )
+    source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
         source = Kept(source)
         walk = FusionWalk(Chosen(layout.reusable[:0]), layout, source)
@@ -94,9 +96,11 @@ class Kept:
         self.source = source
         self._layers: list[list[KVPair]] = []
 
-    @property
-    def bytes_loaded(self) -> int:
-        return self.source.bytes_loaded
+    def start(self, layers: Sequence[int]) -> None:
+        raise NotImplementedError("what is kept has been started")
+
+    def load(self, layer: int) -> Load:
+        return self.source.load(layer)
 
     def layer(self, layer: int) -> list[KVPair]:
         if layer == len(self._layers):
@@ -104,7 +108,7 @@ class Kept:
         return self._layers[layer]
 
 
-class FusionWalk:
+class FusionWalk(Walk):
     """The Walk of one fusion. At layer l it computes ``fresh | chosen_l``."""
 
     def __init__(
@@ -113,28 +117,44 @@ class FusionWalk:
         self.selector, self.layout, self.source = selector, layout, source
         self._captured: dict[int, list[KVPair]] = {index: [] for index in capture}
         self.chosen: list[Tensor] = []
-        self._starts = _starts(layout)
+        self._runs = _runs(layout)
+        self._left: Tensor | None = None  # of the chosen rows, where the layer has narrowed
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
         self._fresh: KVPair | None = None  # the same rows as computed
         self._traces: list[LayerTrace] = []
-        self._began = self._waited = 0.0
-        self._bytes = 0
+        self._began = time.perf_counter()
+        self._times = (0.0, 0.0, 0.0)  # since then: at the layer, loaded, placed
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
         self._close()
-        self._began = time.perf_counter()
-        chosen = self._narrowed() if self.chosen else self.selector.first()
+        if not self.chosen:
+            chosen = self.selector.first()
+        elif self._left is not None:
+            chosen, self._left = self._left, None
+        elif self.selector.narrows(layer - 1):
+            chosen = self._narrow(layer - 1)
+        else:
+            chosen = self.chosen[-1]
+        at = self._now()
         self.chosen.append(chosen)
-        parts = self.source.layer(layer) if self._starts else []
-        assert len(parts) == len(self._starts), "a source yields every loaded part"
-        self._waited = time.perf_counter() - self._began
-        for start, keys, values in _joined(self._starts, parts):
-            kv.place(start, keys, values)
+        loads = self.selector.loads(layer)
+        parts = self.source.layer(layer) if self._runs and loads else []
+        loaded = self._now()
+        if parts:
+            for start, run in self._runs:
+                kv.place(start, parts[run])
         self._view = kv
         compares = len(chosen) and self.selector.compares(layer)
         self._stored = kv.read(chosen) if compares else None
-        self._rows = torch.cat([self.layout.fresh, chosen]).sort().values
+        computed = [self.layout.fresh, chosen]
+        if not loads and self.layout.prefix_loaded:
+            computed.append(torch.arange(len(self.layout.prompt.prefix)))
+        self._rows = torch.cat(computed).sort().values
+        self._times = at, loaded, self._now()
         return self._rows
+
+    def narrows(self, layer: int) -> bool:
+        return self.selector.attend is None and self.selector.narrows(layer)
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         for index, taken in self._captured.items():
@@ -144,13 +164,15 @@ class FusionWalk:
         local = torch.searchsorted(self._rows, self.chosen[-1]).to(keys.device)
         self._fresh = keys.index_select(1, local), values.index_select(1, local)
 
-    def _narrowed(self) -> Tensor:
-        """The rows to go on with behind the layer that has just been computed."""
-        if self._stored is None or self._fresh is None:
-            return self.chosen[-1]
-        rows = self.selector.narrow(
-            len(self.chosen) - 1, self.chosen[-1], self._fresh, self._stored
-        )
+    def narrowed(self, layer: int) -> Tensor:
+        self._left = self._narrow(layer)
+        return torch.cat([self.layout.fresh, self._left]).sort().values
+
+    def _narrow(self, layer: int) -> Tensor:
+        """The rows to go on with of those chosen at ``layer``, the last one that was begun."""
+        rows = self.chosen[-1]
+        if len(rows):
+            rows = self.selector.narrow(layer, rows, self._fresh, self._stored)
         self._stored = self._fresh = None
         return rows
 
@@ -172,35 +194,42 @@ class FusionWalk:
 
     def _close(self) -> None:
         """Write down the layer that has just been computed."""
-        if len(self._traces) == len(self.chosen):
+        layer = len(self._traces)
+        if layer == len(self.chosen):
             return
-        loaded = self.source.bytes_loaded if self._starts else 0
+        needed = self._runs and self.selector.loads(layer)
+        load = self.source.load(layer) if needed else Load(0, self._began, self._began)
+        at, loaded, placed = self._times
         trace = LayerTrace(
             rows=len(self._rows),
             charged=len(self.chosen[-1]),
-            load_bytes=loaded - self._bytes,
-            wait_s=self._waited,
-            compute_s=time.perf_counter() - self._began - self._waited,
+            load_bytes=load.bytes,
+            read_at_s=load.began - self._began,
+            read_s=load.ended - load.began,
+            at_s=at,
+            wait_s=loaded - at,
+            place_s=placed - loaded,
+            compute_s=self._now() - placed,
         )
-        self._bytes = loaded
         self._traces.append(trace)
 
-
-def _joined(starts: Sequence[int], parts: Sequence[KVPair]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Parts that stand next to each other as one: (first row, keys, values)."""
-    at = 0
-    while at < len(parts):
-        end, stop = at + 1, starts[at] + parts[at][0].shape[1]
-        while end < len(parts) and starts[end] == stop:
-            stop += parts[end][0].shape[1]
-            end += 1
-        keys, values = zip(*parts[at:end], strict=True)
-        yield starts[at], torch.cat(keys, 1), torch.cat(values, 1)
-        at = end
+    def _now(self) -> float:
+        return time.perf_counter() - self._began
 
 
-def _starts(layout: Layout) -> list[int]:
-    """First row of every loaded part, in the source's order."""
+def _runs(layout: Layout) -> list[tuple[int, slice]]:
+    """Loaded parts that stand one behind another: their first row, and which of the source's."""
     spans = zip(layout.prompt.spans, layout.loaded, strict=True)
-    prefix = [0] if layout.prefix_loaded and layout.prompt.prefix else []
-    return prefix + [start for (start, _), here in spans if here]
+    loaded = [span for span, here in spans if here]
+    if layout.prefix_loaded and layout.prompt.prefix:
+        loaded.insert(0, (0, len(layout.prompt.prefix)))
+    runs: list[tuple[int, slice]] = []
+    end = -1
+    for number, (start, stop) in enumerate(loaded):
+        if start == end:
+            first, run = runs[-1]
+            runs[-1] = first, slice(run.start, number + 1)
+        else:
+            runs.append((start, slice(number, number + 1)))
+        end = stop
+    return runs

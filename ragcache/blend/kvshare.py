@@ -65,10 +65,18 @@ class _Attended(Ranking):
     def first(self) -> Tensor:
         return self.layout.reusable
 
-    def compares(self, layer: int) -> bool:
+    def loads(self, layer: int) -> bool:
+        return layer >= self.check_layer
+
+    def narrows(self, layer: int) -> bool:
         return layer == self.check_layer
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+    compares = narrows
+
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
+        assert fresh is not None and stored is not None
         error = (fresh[1].float() - stored[1].float()).abs().sum((0, 2))
         return self.best(rows, self._received.to(error.device) * error, self.count)
 

@@ -158,12 +158,30 @@ class _AfterFullLayers(Selector):
         self._rows = self.inner.first()
         return self.layout.reusable
 
-    def compares(self, layer: int) -> bool:
-        return layer == self.full_layers - 1 or self.inner.compares(layer)
+    def loads(self, layer: int) -> bool:
+        if self.inner.probe is not None or layer >= self.full_layers:
+            return True
+        return any(self.inner.compares(below) for below in range(layer + 1))
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
-        if self.inner.compares(layer):
-            at = torch.searchsorted(rows, self._rows).to(fresh[0].device)
-            own = [(k.index_select(1, at), v.index_select(1, at)) for k, v in (fresh, stored)]
+    def narrows(self, layer: int) -> bool:
+        return layer == self.full_layers - 1 or self.inner.narrows(layer)
+
+    def compares(self, layer: int) -> bool:
+        return self.inner.compares(layer)
+
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
+        if self.inner.narrows(layer):
+            at = torch.searchsorted(rows, self._rows)
+            own = [_of_rows(pair, at) for pair in (fresh, stored)]
             self._rows = self.inner.narrow(layer, self._rows, *own)
         return self._rows if layer >= self.full_layers - 1 else rows
+
+
+def _of_rows(pair: KVPair | None, at: Tensor) -> KVPair | None:
+    if pair is None:
+        return None
+    keys, values = pair
+    at = at.to(keys.device)
+    return keys.index_select(1, at), values.index_select(1, at)

@@ -1,8 +1,9 @@
 """What a model's attention is about to compute, and a way to watch it or to take its place.
 
-transformers dispatches attention by name. While a forward is watched, the models' configuration
+transformers dispatches attention by name. While a forward is driven, the models' configuration
 names the function below, which shows each layer's call to a rule and then, unless the rule has
-answered it, hands it on to the implementation that the model uses otherwise.
+answered it, hands it on to the implementation that the model uses otherwise: on a CPU a few rows
+at a time, so that the keys behind them are left out (see groups.py).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragcache.engine.base import AttentionCall, AttentionRule
+from ragcache.engine.groups import Groups
 
-_NAME = "ragcache_watched"
+_NAME = "ragcache_driven"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,38 +65,45 @@ class Call(AttentionCall):
         return every[None] <= self.rows[:, None]
 
 
-class Watch:
-    """One forward being watched: the rule, and the rows that are computed at the moment."""
+class Dispatch:
+    """The attention of one forward: the rule, if there is one, and the rows computed just now."""
 
-    def __init__(self, rule: AttentionRule, config: Any, start: int = 0) -> None:
+    def __init__(self, rule: AttentionRule | None, config: Any, start: int = 0) -> None:
         self.rule, self.config = rule, config
         self.start = start  # first row of the forward
         self.implementation: str = config._attn_implementation
         self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
+        self.groups: Groups | None = None
 
-    def at(self, layer: int, rows: Tensor) -> None:
-        """Say what is computed next; from here on the model's attention comes to the rule.
+    def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
+        """Say what is computed next; from here on the model's attention comes here.
 
-        Masks were made before this, by the model's own implementation.
+        ``cut``: some rows are left out. Masks were made before this, by the model's own
+        implementation.
         """
+        if not cut or rows.device.type != "cpu":
+            self.groups = None
+        elif self.groups is None or len(rows) != len(self.groups.rows):  # a subset: the same rows
+            self.groups = Groups(rows)
         self.layer, self.rows = layer, rows + self.start
-        self.config._attn_implementation = _NAME
+        ours = self.rule is not None or self.groups is not None
+        self.config._attn_implementation = _NAME if ours else self.implementation
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        AttentionInterface.register(_NAME, _watched)
-        token = _WATCH.set(self)
+    def installed(self) -> Iterator[None]:
+        AttentionInterface.register(_NAME, _driven)
+        token = _DISPATCH.set(self)
         try:
             yield
         finally:
-            _WATCH.reset(token)
+            _DISPATCH.reset(token)
             self.config._attn_implementation = self.implementation
 
 
-_WATCH: ContextVar[Watch] = ContextVar("watch")
+_DISPATCH: ContextVar[Dispatch] = ContextVar("dispatch")
 
 
-def _watched(
+def _driven(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -103,26 +112,41 @@ def _watched(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: (batch, heads, n, d) in, (batch, n, heads, d) out."""
-    watch = _WATCH.get()
-    scale = kwargs.get("scaling")
-    sinks = kwargs.get("s_aux")
-    call = Call(
-        layer=watch.layer,
-        rows=watch.rows,
-        queries=query[0],
-        keys=key[0],
-        values=value[0],
-        mask=None if attention_mask is None else attention_mask[0, 0, :, : key.shape[2]],
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=kwargs.get("softcap"),
-        sinks=getattr(module, "sinks", None) if sinks is None else sinks,
-    )
-    answer = watch.rule(call)
-    if answer is not None:
-        return answer.transpose(0, 1)[None].contiguous(), None
+    dispatch = _DISPATCH.get()
+    if dispatch.rule is not None:
+        answer = dispatch.rule(_call(dispatch, module, query, key, value, attention_mask, kwargs))
+        if answer is not None:
+            return answer.transpose(0, 1)[None].contiguous(), None
+    if dispatch.groups is not None and dispatch.implementation == "sdpa":
+        assert attention_mask is not None, "rows that are cut have a mask"
+        return dispatch.groups.sdpa(query, key, value, attention_mask, kwargs.get("scaling")), None
     eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(watch.implementation, cast(Any, eager))
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(dispatch.implementation, cast(Any, eager))
     return cast(
         "tuple[Tensor, Tensor | None]",
         attend(module, query, key, value, attention_mask, **kwargs),
+    )
+
+
+def _call(
+    dispatch: Dispatch,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Call:
+    scale = kwargs.get("scaling")
+    sinks = kwargs.get("s_aux")
+    return Call(
+        layer=dispatch.layer,
+        rows=dispatch.rows,
+        queries=query[0],
+        keys=key[0],
+        values=value[0],
+        mask=None if mask is None else mask[0, 0, :, : key.shape[2]],
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        softcap=kwargs.get("softcap"),
+        sinks=getattr(module, "sinks", None) if sinks is None else sinks,
     )

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class LayerView(Protocol):
     """One layer's KV of the prompt, while the walk stands in front of that layer."""
 
-    def place(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Write stored KV into rows ``start:start + n``.
+    def place(self, start: int, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Write stored KV, part after part, into the rows from ``start`` on.
 
-        ``keys`` (before RoPE) and ``values`` are (kv_heads, n, head_dim), on any device; keys are
-        rotated to the positions of those rows, in float32, and cast once.
+        Keys (before RoPE) and values of a part are (kv_heads, n, head_dim), on any device, and are
+        only read; keys are rotated to the positions of their rows, in float32, and cast once.
         """
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,17 @@ class LayerView(Protocol):
         host. Fresh rows are there once ``Walk.after`` is called."""
 
 
-class Walk(Protocol):
+class Uploaded(Protocol):
+    """One layer's stored KV on its way to the device."""
+
+    def taken(self) -> list[tuple[Tensor, Tensor]]:
+        """It on the device: what this thread computes there from now on waits for it."""
+
+    def finish(self) -> None:
+        """Wait until the host's memory has been read."""
+
+
+class Walk:
     """Decides which rows are computed. An engine calls it around every layer, in order."""
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
@@ -41,12 +51,24 @@ class Walk(Protocol):
         Rows are a sorted int64 tensor on any device, a subset of those of the layer before, and
         end with the prompt's last row. Every row that is not returned must have been placed.
         """
+        raise NotImplementedError
+
+    def narrows(self, layer: int) -> bool:
+        """Whether some of those rows need no more of this layer than their fresh KV."""
+        return False
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Fresh keys (after RoPE) and values of those rows, each (kv_heads, n, head_dim).
 
         Called before attention; they are in the layer's KV already.
         """
+
+    def narrowed(self, layer: int) -> Tensor:
+        """The rows that the rest of a layer that ``narrows`` is computed for: a subset.
+
+        As those of ``before``. Called behind ``after``.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +132,8 @@ class Engine(ABC):
     context_tokens: int  # longest prompt and answer together
     sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
     watchable: bool  # whether an AttentionRule sees this model's attention
+    #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
+    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
 
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import AttentionCall, Engine, LayerView
+from ragcache.engine.base import AttentionCall, Engine, LayerView, Walk
 from ragcache.errors import ModelError
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ def _error(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm().clamp_min(1e-12))
 
 
-class _Replay:
+class _Replay(Walk):
     """Computes all rows at first; from the middle layer on only some, the others placed.
 
-    Those are one early row, all by itself, and the last ``rows - 1``.
+    Those are one early row, all by itself, and the last ``rows - 1``. The layer before the middle
+    computes the KV of all rows, and the rest for those only.
     """
 
     def __init__(self, stored: ChunkKV, rows: int) -> None:
@@ -103,14 +104,17 @@ class _Replay:
         )
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
-        kv.place(0, self.stored.keys[layer], self.stored.values[layer])
+        kv.place(0, [(self.stored.keys[layer], self.stored.values[layer])])
         return self.every if layer < len(self.stored.keys) // 2 else self.few
 
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        pass
+    def narrows(self, layer: int) -> bool:
+        return layer == len(self.stored.keys) // 2 - 1
+
+    def narrowed(self, layer: int) -> Tensor:
+        return self.few
 
 
-class _Shifted:
+class _Shifted(Walk):
     """Places stored KV, reads it back after RoPE, and compares with what the model computes."""
 
     def __init__(self, stored: ChunkKV) -> None:
@@ -119,7 +123,7 @@ class _Shifted:
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
         rows = torch.arange(len(self.stored.tokens))
-        kv.place(0, self.stored.keys[layer], self.stored.values[layer])
+        kv.place(0, [(self.stored.keys[layer], self.stored.values[layer])])
         self.placed = kv.read(rows)
         return rows
 

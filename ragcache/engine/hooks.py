@@ -10,10 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.attention import Watch
+from ragcache.engine.attention import Dispatch
 from ragcache.engine.base import Walk
-from ragcache.engine.kv import PlacedKV
+from ragcache.engine.kv import KnownKV, PlacedKV
 from ragcache.engine.rope import Rope
+
+KVPair = tuple[Tensor, Tensor]
+_SMALL_BYTES = 128 << 10  # of keys
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,20 @@ class Layers:
         kv: PlacedKV,
         driver: Driver,
         total: int,
+        dispatch: Dispatch,
         *,
-        watch: Watch | None = None,
         until: int | None = None,
     ) -> Iterator[None]:
         """While this lasts, a forward over ``total`` rows computes those that ``driver`` names.
 
-        ``watch`` is told of every layer before it is computed. The forward ends with
+        ``dispatch`` is told of every layer before it is computed. The forward ends with
         :class:`Enough` in front of layer ``until``.
         """
-        cutter = _Cutter(self, kv, driver, total, watch, until)
+        cutter = _Cutter(self, kv, driver, total, dispatch, until)
         handles = [
             module.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
             for index, module in enumerate(self.modules)
         ]
-        kv.on_fresh = driver.after
         try:
             yield
         finally:
@@ -62,7 +64,11 @@ class Driver(Protocol):
 
     def before(self, layer: int, view: View) -> Tensor: ...
 
+    def narrows(self, layer: int) -> bool: ...
+
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None: ...
+
+    def narrowed(self, layer: int) -> Tensor: ...
 
 
 class Single:
@@ -70,9 +76,7 @@ class Single:
 
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
-
-    def before(self, layer: int, view: View) -> Tensor:
-        return self.walk.before(layer, view)
+        self.before, self.narrows, self.narrowed = walk.before, walk.narrows, walk.narrowed
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.walk.after(layer, keys[0], values[0])
@@ -84,11 +88,17 @@ class Every:
     def before(self, layer: int, view: View) -> Tensor:
         return view.all_rows
 
+    def narrows(self, layer: int) -> bool:
+        return False
+
+    def narrowed(self, layer: int) -> Tensor:
+        raise NotImplementedError
+
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         pass
 
 
-class Capture:
+class Capture(Every):
     """Computes every row and keeps every layer's fresh KV, keys before RoPE."""
 
     def __init__(self, unrotate: bool = True) -> None:
@@ -116,15 +126,20 @@ class View:
         self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim)
         self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
 
-    def place(self, start: int, keys: Tensor, values: Tensor) -> None:
-        device = self._cos.device
-        keys, values = keys.to(device)[None], values.to(device)[None]
+    def place(self, start: int, parts: Sequence[KVPair]) -> None:
+        for keys, values in _few(parts):
+            self._place(start, keys, values)
+            start += keys.shape[1]
+
+    def _place(self, start: int, keys: Tensor, values: Tensor) -> None:
+        keys, values = (t.to(self._cos.device, non_blocking=True)[None] for t in (keys, values))
         k, v = self._kv.allocated(self._layer, (keys, values))
         span = slice(start, start + keys.shape[2])
-        if self._rope is not None:
-            keys = self._rope.rotate(keys, self._cos[:, span], self._sin[:, span])
-        k[:, :, span] = keys
         v[:, :, span] = values
+        if self._rope is None:
+            k[:, :, span] = keys
+        else:
+            self._rope.rotate_into(keys, self._cos[:, span], self._sin[:, span], out=k[:, :, span])
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self._kv.buffers(self._layer)
@@ -152,59 +167,97 @@ class _Cutter:
         kv: PlacedKV,
         driver: Driver,
         total: int,
-        watch: Watch | None,
+        dispatch: Dispatch,
         until: int | None,
     ) -> None:
         self.layers, self.kv, self.driver, self.total = layers, kv, driver, total
-        self.watch, self.until = watch, until
-        self.rows: Tensor | None = None  # of the layer before; None while all are computed
+        self.dispatch, self.until = dispatch, until
+        self.rows: Tensor | None = None  # that hidden states are of; None: of all
+        self._cuts: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what was cut, and to what
         self._causal: Tensor | None = None
 
     def hook(self, layer: int) -> Any:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if layer == self.until:
                 raise Enough
-            angles = kwargs["position_embeddings"]
-            view = View(self.layers, self.kv, layer, angles)
-            rows = self.driver.before(layer, view).to(angles[0].device)
-            if self.watch is not None:
-                self.watch.at(layer, rows)
-            if len(rows) == self.total:
-                return None
-            hidden = self._narrowed(rows, args[0] if args else kwargs["hidden_states"])
-            cut = {**kwargs, **self._cut(rows, kwargs)}
-            if args:
-                return (hidden, *args[1:]), cut
-            return args, {**cut, "hidden_states": hidden}
+            rest = dict(kwargs)
+            hidden = args[0] if args else rest.pop("hidden_states")
+            view = View(self.layers, self.kv, layer, kwargs["position_embeddings"])
+            self.kv.on_fresh = self.driver.after
+            hidden = self._narrow(self.driver.before(layer, view), hidden)
+            if self.driver.narrows(layer):
+                self._run_to_kv(module, (hidden, *args[1:]), self._cut(rest))
+                hidden = self._narrow(self.driver.narrowed(layer), hidden)
+            every = view.all_rows if self.rows is None else self.rows
+            self.dispatch.at(layer, every, cut=self.rows is not None)
+            return (hidden, *args[1:]), self._cut(rest)
 
         return before
 
-    def _narrowed(self, rows: Tensor, hidden: Tensor) -> Tensor:
-        """``hidden``, which holds the rows of the layer before, cut down to ``rows``."""
-        if self.rows is not None and len(rows) == len(self.rows):  # a subset: the same rows
+    def _run_to_kv(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run a layer until its fresh KV is known, and its driver was told; the rest of it, which
+        will be run for fewer rows, does not tell again."""
+        self.kv.ends_there = True
+        try:
+            module.forward(*args, **kwargs)
+        except KnownKV:
+            self.kv.on_fresh = None
+        finally:
+            self.kv.ends_there = False
+
+    def _narrow(self, rows: Tensor, hidden: Tensor) -> Tensor:
+        """``hidden``, which holds the rows so far, cut down to ``rows``: a subset of them."""
+        if len(rows) == (self.total if self.rows is None else len(self.rows)):
             return hidden
+        rows = rows.to(hidden.device)
         local = rows if self.rows is None else torch.searchsorted(self.rows, rows)
         self.rows = self.kv.rows = rows
+        self._cuts.clear()
         self._causal = None
         return hidden.index_select(1, local)
 
-    def _cut(self, rows: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        out: dict[str, Any] = {
-            "position_embeddings": tuple(
-                t.index_select(1, rows) for t in kwargs["position_embeddings"]
-            )
-        }
+    def _cut(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a layer is given beside hidden states, cut down to the same rows."""
+        if self.rows is None:
+            return kwargs
+        out = dict(kwargs)
+        out["position_embeddings"] = tuple(
+            self._selected(t, 1) for t in kwargs["position_embeddings"]
+        )
         if kwargs.get("position_ids") is not None:
-            out["position_ids"] = kwargs["position_ids"].index_select(1, rows)
+            out["position_ids"] = self._selected(kwargs["position_ids"], 1)
         mask = kwargs.get("attention_mask")
         if mask is not None:
-            out["attention_mask"] = mask.index_select(2, rows)
+            out["attention_mask"] = self._selected(mask, 2)
             return out
         if self._causal is None:  # the model left causality to its kernel: say it for these rows
-            every = torch.arange(self.total, device=rows.device)
-            self._causal = (every[None] <= rows[:, None])[None, None]
+            every = torch.arange(self.total, device=self.rows.device)
+            self._causal = (every[None] <= self.rows[:, None])[None, None]
         out["attention_mask"] = self._causal
         return out
+
+    def _selected(self, whole: Tensor, dim: int) -> Tensor:
+        """The rows of one tensor; layers are given the same ones again and again."""
+        assert self.rows is not None
+        if id(whole) not in self._cuts:
+            self._cuts[id(whole)] = whole, whole.index_select(dim, self.rows)
+        return self._cuts[id(whole)][1]
+
+
+def _few(parts: Sequence[KVPair]) -> Iterator[KVPair]:
+    """The same KV in fewer parts: small ones are joined, for each costs some calls."""
+    at = 0
+    while at < len(parts):
+        end, size = at + 1, parts[at][0].nbytes
+        while end < len(parts) and size < _SMALL_BYTES:
+            size += parts[end][0].nbytes
+            end += 1
+        if end == at + 1:
+            yield parts[at]
+        else:
+            keys, values = zip(*parts[at:end], strict=True)
+            yield torch.cat(keys, 1), torch.cat(values, 1)
+        at = end
 
 
 def on_host(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ragcache.blocks import Blocks
+
 Fresh = Callable[[int, Tensor, Tensor], None]
+
+
+class KnownKV(Exception):
+    """Ends a layer's forward where nothing but its fresh KV was wanted."""
 
 
 class PlacedKV(Cache):
@@ -17,16 +23,19 @@ class PlacedKV(Cache):
 
     Per layer one buffer of ``capacity`` rows. ``rows`` names the rows that the running forward
     computes (None: the last ones, in order); ``update`` scatters their KV there and hands the
-    attention all ``length`` rows. Nothing is copied between prefill and decode.
+    attention all ``length`` rows. Nothing is copied between prefill and decode. In host memory,
+    buffers come from ``blocks``: of new pages, the system zeroes every one.
     """
 
-    def __init__(self, layers: int, capacity: int) -> None:
+    def __init__(self, layers: int, capacity: int, blocks: Blocks) -> None:
         super().__init__(layers=[])
         self.capacity = capacity
+        self.blocks = blocks
         self.length = 0  # rows that attention sees
         self.start = 0  # first row of the running forward
         self.rows: Tensor | None = None
         self.on_fresh: Fresh | None = None
+        self.ends_there = False  # whether ``update`` raises KnownKV when all is written
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
 
@@ -49,11 +58,14 @@ class PlacedKV(Cache):
     def allocated(self, layer: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The same, made on first use to hold rows ``like`` these keys and values."""
         if self._keys[layer] is None:
-            self._keys[layer], self._values[layer] = (
-                torch.zeros(*t.shape[:2], self.capacity, t.shape[3], dtype=t.dtype, device=t.device)
-                for t in like
-            )
+            self._keys[layer], self._values[layer] = map(self._empty, like)
         return self.buffers(layer)
+
+    def _empty(self, like: Tensor) -> Tensor:
+        shape = (*like.shape[:2], self.capacity, like.shape[3])
+        if like.device.type == "cpu":
+            return self.blocks.tensor(shape, like.dtype)
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
 
     def update(
         self,
@@ -73,6 +85,8 @@ class PlacedKV(Cache):
             values.index_copy_(2, self.rows, value_states)
         if self.on_fresh is not None:
             self.on_fresh(layer_idx, key_states, value_states)
+        if self.ends_there:
+            raise KnownKV
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

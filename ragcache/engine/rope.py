@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Rope:
 
     apply: Apply
     width: int | None = None  # leading head dimensions that ``apply`` takes; None: all
+    halves: bool = False  # dimension i is known to turn with i + rotary_dim / 2, as in Llama
 
     @classmethod
     def of(cls, layer: nn.Module) -> Rope:
@@ -40,16 +41,37 @@ class Rope:
         return cls(apply)
 
     def fitted(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Rope:
-        """For partial RoPE: some architectures slice inside their function, some before it."""
+        """What an architecture does, found out by trying it on these keys.
+
+        For partial RoPE, some slice inside their function and some before it. Where keys turn in
+        halves, which is usual, ``rotate_into`` may do it in place.
+        """
+        rope = self
         try:
-            self.rotate(keys, cos, sin)
+            want = rope.rotate(keys, cos, sin)
         except RuntimeError:
-            return Rope(self.apply, cos.shape[-1])
-        return self
+            rope = replace(self, width=cos.shape[-1])
+            want = rope.rotate(keys, cos, sin)
+        if cos.shape[-1] % 2:
+            return rope
+        turned = torch.empty_like(want)
+        _turn_halves(keys.float(), cos.float(), sin.float(), turned)
+        return replace(rope, halves=torch.allclose(turned, want, rtol=1e-5, atol=1e-5))
 
     def rotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys (batch, heads, n, head_dim) moved to the positions of ``cos`` and ``sin``."""
         return self._applied(keys.float(), cos.float(), sin.float())
+
+    def rotate_into(self, keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        """Write what :meth:`rotate` gives to ``out``, of any dtype, in few passes over it."""
+        if not self.halves:
+            out.copy_(self.rotate(keys, cos, sin))
+        elif out.dtype == torch.float32:
+            _turn_halves(keys.float(), cos.float(), sin.float(), out)
+        else:
+            turned = torch.empty(keys.shape, dtype=torch.float32, device=keys.device)
+            _turn_halves(keys.float(), cos.float(), sin.float(), turned)
+            out.copy_(turned)
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The inverse of :meth:`rotate`: the inverse rotation is (cos, -sin) / f^2."""
@@ -62,3 +84,18 @@ class Rope:
             return self.apply(keys[:, :0], keys, cos, sin)[1]
         head, tail = keys[..., : self.width], keys[..., self.width :]
         return torch.cat([self.apply(head[:, :0], head, cos, sin)[1], tail], dim=-1)
+
+
+def _turn_halves(keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of the first rotary_dim."""
+    width = cos.shape[-1]
+    half = width // 2
+    cos, sin = cos[:, None], sin[:, None]  # over heads
+    a, b = keys[..., :half], keys[..., half:width]
+    low, high = out[..., :half], out[..., half:width]
+    torch.mul(a, cos[..., :half], out=low)
+    low.addcmul_(b, sin[..., :half], value=-1)
+    torch.mul(b, cos[..., half:], out=high)
+    high.addcmul_(a, sin[..., half:])
+    if width < keys.shape[-1]:
+        out[..., width:] = keys[..., width:]

@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.attention import Watch
+from ragcache.blocks import SPARE_BYTES, Blocks
+from ragcache.engine.attention import Dispatch
 from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
 from ragcache.engine.check import check_engine, watchable
 from ragcache.engine.decode import decode, end_tokens
@@ -25,6 +26,7 @@ from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
+from ragcache.engine.upload import Uploader
 from ragcache.errors import ConfigError, ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
@@ -44,6 +46,8 @@ class TransformersEngine(Engine):
         ``codec`` names how its KV is to be stored, ``weights`` their digest if it is known.
         """
         self.model = model.eval()
+        self._blocks = Blocks(SPARE_BYTES)
+        self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         _refuse_length_dependent_rope(self.model.config, self.name)
@@ -211,17 +215,15 @@ class TransformersEngine(Engine):
         """
         ids = torch.tensor(rows, device=self.device)
         if kv is None:
-            kv = PlacedKV(len(self._layers.modules), ids.shape[1] + room)
+            kv = PlacedKV(len(self._layers.modules), ids.shape[1] + room, self._blocks)
         kv.begin(ids.shape[1])
         place = torch.tensor(positions, device=self.device)[None]
         with ExitStack() as stack:
-            watch = None
-            if attend is not None:
-                watch = Watch(attend, self.model.get_decoder().config, kv.start)
-                stack.enter_context(watch.watching())
             if driver is not None:
+                dispatch = Dispatch(attend, self.model.get_decoder().config, kv.start)
+                stack.enter_context(dispatch.installed())
                 stack.enter_context(
-                    self._layers.driven(kv, driver, ids.shape[1], watch=watch, until=until)
+                    self._layers.driven(kv, driver, ids.shape[1], dispatch, until=until)
                 )
             out = self.model(
                 ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
@@ -177,6 +177,14 @@ class ChunkStore(ABC):
         counts the miss, when the record is gone or its checksum does not match; ValueError for
         a layer that the chunk does not have.
         """
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`layer` of every chunk, in order, to be read only: it may be the store's own.
+
+        Where a chunk was replaced or deleted since it was found, what is handed out is of the old
+        or the new record, or the error says that it is gone.
+        """
+        return [self.layer(chunk.key, layer) for chunk in chunks]
 
     @abstractmethod
     def variants(self, key: ChunkKey) -> list[Variant]:

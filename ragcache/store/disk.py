@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
+from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import variants
 from ragcache.store.base import (
@@ -33,7 +34,6 @@ from ragcache.store.base import (
     stale,
     unusable,
 )
-from ragcache.store.blocks import SPARE_BYTES, Blocks
 from ragcache.store.capacity import UNBOUNDED, Capacity, Quota
 from ragcache.store.codecs import codec
 from ragcache.store.directory import explained
@@ -78,6 +78,7 @@ class DiskStore(ChunkStore):
     it reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that it may hold;
     a ``put`` beyond that takes out what ``policy`` (see evict.py) gives up first, and raises
     StoreError where not enough may go. ``readonly``: for all processes but the one that writes.
+    ``pin``: read into page-locked memory, from which a GPU copies faster and in the background.
     Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
     there anew, after spawn.
     """
@@ -91,12 +92,13 @@ class DiskStore(ChunkStore):
         readonly: bool = False,
         quota: Quota = UNBOUNDED,
         policy: str = "pgdsf",
+        pin: bool = False,
     ) -> None:
         self.layout = as_layout(layout)
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
-        self._blocks = Blocks(SPARE_BYTES)
+        self._blocks = Blocks(SPARE_BYTES, pin=pin)
         self._files = ChunkFiles(self.tables.path / "kv", self._blocks)
         self._tally = Tally()
         self._changes = 0
@@ -142,6 +144,20 @@ class DiskStore(ChunkStore):
         if isinstance(found, Miss):
             raise unusable(key, layer, self._tally.count(found))
         return found
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        with self.tables.read() as txn:  # one for all
+            found: list[tuple[Tensor, Tensor] | Miss] = []
+            for chunk in chunks:
+                header = _find(txn, chunk.key)
+                if isinstance(header, Miss):
+                    found.append(header)
+                else:
+                    found.append(self._layer(txn, header, layer))
+        return [
+            self.layer(chunk.key, layer) if isinstance(pair, Miss) else pair
+            for chunk, pair in zip(chunks, found, strict=True)
+        ]
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
         """The whole chunk, every layer verified, all layers of one ``put``."""
@@ -480,11 +496,14 @@ def _layer_key(digest: bytes, layer: int) -> bytes:
     return digest + layer.to_bytes(2, "big")
 
 
+_decoded = lru_cache(256)(decode_header)  # one for each layer that is read of a chunk
+
+
 def _find(txn: Transaction, key: ChunkKey) -> Header | Miss:
     record = txn.get("headers", key.digest)
     if record is None:
         return _absent(txn, key)
-    header = decode_header(record)
+    header = _decoded(record)
     if isinstance(header, Miss):
         return header
     return header.foreign(key) or header

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ragcache.blocks import Blocks
 from ragcache.store.base import Miss
-from ragcache.store.blocks import Blocks
 from ragcache.store.codecs.base import Bytes
 from ragcache.store.directory import sync_folder
 from ragcache.store.header import Payload

@@ -1,16 +1,17 @@
-"""Reading ahead: layer l + 1 is on its way from the store while layer l computes."""
+"""Reading ahead: layers l + 1, l + 2 are on their way from the store while layer l computes."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import ChunkStore, Stored
+from ragcache.types import Load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,20 +21,29 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]
 
 
+class Arrival(Protocol):
+    """A layer that is being copied to a device, in the background."""
+
+    def taken(self) -> list[Pair]:
+        """The layer on the device. What this thread computes there from now on waits for it."""
+
+    def finish(self) -> None:
+        """Wait until the copy has been made."""
+
+
 class LayerReader:
-    """Loads the layers of several chunks in order, a bounded number of bytes ahead.
+    """Loads the layers of several chunks in order, a bounded number of them ahead.
 
     All chunks must have one ``spec``, by default that of the first. No chunks, no layers to load:
     every layer is then an empty list.
 
-    Reading begins at once. At most ``ahead_bytes`` are asked for and not yet handed over by
-    :meth:`layer`; one layer always is. ``pool`` may be shared between readers, which then must
-    not be consumed on its own threads; without one, the reader has ``workers`` threads of its
-    own: two, for with more, Python's lock takes more than they bring (``python -m bench.reading``).
-    One consumer thread.
-
-    ``bytes_loaded``: bytes handed over, as they are stored. ``waits``: seconds that each
-    :meth:`layer` stood still.
+    From :meth:`start` on, at most ``ahead`` layers, and no more than ``ahead_bytes`` of them, are
+    asked for and not yet handed over by :meth:`layer`; one always is. ``pool`` may be shared
+    between readers, which then must not be consumed on its own threads; without one, the reader
+    has ``workers`` threads of its own, each of which reads one layer of all chunks at a time: two,
+    for with more, Python's lock takes more than they bring (``python -m bench.reading``).
+    ``upload`` begins to copy a layer to a device; the thread that has read it calls it. One
+    consumer thread.
     """
 
     def __init__(
@@ -44,65 +54,72 @@ class LayerReader:
         *,
         workers: int = 2,
         pool: ThreadPoolExecutor | None = None,
+        ahead: int = 4,
         ahead_bytes: int = 256 << 20,
+        upload: Callable[[Sequence[Pair]], Arrival] | None = None,
     ) -> None:
         for chunk in chunks:
             if chunk.spec != (spec or chunks[0].spec):
                 raise ValueError(f"a chunk of {chunk.spec} among chunks of {spec}")
-        self.bytes_loaded = 0
-        self.waits: list[float] = []
         self._store = store
         self._chunks = tuple(chunks)
-        self._ahead = ahead_bytes
-        self._layers = chunks[0].spec.layers if chunks else 0
-        self._stored_bytes = sum(chunk.payload_bytes for chunk in self._chunks)
-        self._layer_bytes = sum(chunk.layer_bytes for chunk in self._chunks)
-        # A task for each thread and layer: one for each chunk would cost more than a small read.
-        self._slices = [self._chunks[n::workers] for n in range(min(workers, len(chunks)))]
-        self._pending: deque[list[Future[list[Pair]]]] = deque()
-        self._asked = 0  # layers
-        self._given = 0
+        layer_bytes = sum(chunk.layer_bytes for chunk in self._chunks)
+        self._ahead = max(1, min(ahead, ahead_bytes // max(1, layer_bytes)))
+        self._upload = upload
+        self._layers: Sequence[int] | None = None  # those to load, once started
+        self._pending: deque[Future[list[Pair] | Arrival]] = deque()
+        self._arrivals: deque[Arrival] = deque()  # whose copies may not have been made yet
+        self._loads: dict[int, Load] = {}
+        self._asked = self._given = 0
         self._closed = False
         self._held = ExitStack()  # what is read here is not evicted
         self._held.enter_context(store.hold([chunk.key for chunk in self._chunks]))
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
         self._pool = pool or self._own
+
+    def start(self, layers: Sequence[int]) -> None:
+        """Begin to read: these will be asked for, in this order, once each."""
+        if self._layers is not None:
+            raise ValueError("the reader has been started")
+        self._layers = layers
         self._read_ahead()
 
     def layer(self, layer: int) -> list[Pair]:
-        """(keys, values) per chunk, in order, each (kv_heads, tokens, head_dim).
+        """(keys, values) per chunk, in order, each (kv_heads, tokens, head_dim), to be read only.
 
-        Blocks until they are loaded. Ask for 0, 1, 2, ... once each, else ValueError. Raises
-        StoreError with ``key`` and ``reason`` where a chunk turns out unusable, and closes the
-        reader: make another without that chunk.
+        Blocks until they are loaded. ValueError for another layer than the next of those that were
+        given to :meth:`start`. Raises StoreError with ``key`` and ``reason`` where a chunk turns
+        out unusable, and closes the reader: make another without that chunk.
         """
         if self._closed:
             raise StoreError("the reader is closed: make another")
-        if layer != self._given or (self._chunks and layer >= self._layers):
-            raise ValueError(
-                f"layer {layer} asked for; the next of {self._layers} is {self._given}"
-            )
-        began = time.perf_counter()
+        left = (self._layers or ())[self._given :]
+        if not left or layer != left[0]:
+            raise ValueError(f"layer {layer} asked for; to come are {list(left)}")
+        self._given += 1
+        if not self._chunks:
+            self._loads[layer] = Load()
+            return []
         try:
-            slices = [future.result() for future in self._pending[0]] if self._chunks else []
+            loaded = self._pending.popleft().result()
         except BaseException:
             self.close()
             raise
-        self.waits.append(time.perf_counter() - began)
-        if self._chunks:
-            self._pending.popleft()
-        self._given += 1
-        self.bytes_loaded = self._stored_bytes * self._given // max(1, self._layers)
         self._read_ahead()
-        count = len(slices)
-        return [slices[at % count][at // count] for at in range(len(self._chunks))]
+        return loaded if isinstance(loaded, list) else self._taken(loaded)
+
+    def load(self, layer: int) -> Load:
+        """How a layer that was handed over came here; on a device, when its copying had begun."""
+        return self._loads[layer]
 
     def close(self) -> None:
         """Drop what was not handed over; afterwards no read of this reader is running."""
         self._closed = True
-        self._cancel()
+        wait([future for future in self._pending if not future.cancel()])
         if self._own is not None:
             self._own.shutdown()
+        while self._arrivals:
+            self._arrivals.popleft().finish()
         self._held.close()
 
     def __enter__(self) -> Self:
@@ -112,31 +129,32 @@ class LayerReader:
         self.close()
 
     def _read_ahead(self) -> None:
-        assert self._pool is not None
-        while self._asked < self._layers and (
-            not self._pending or (len(self._pending) + 1) * self._layer_bytes <= self._ahead
-        ):
-            self._pending.append(
-                [self._pool.submit(self._load, part, self._asked) for part in self._slices]
-            )
+        assert self._pool is not None and self._layers is not None
+        while self._chunks and self._asked < len(self._layers) and len(self._pending) < self._ahead:
+            self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1
 
-    def _load(self, chunks: Sequence[Stored], layer: int) -> list[Pair]:
-        """One layer of some chunks; of fewer once the reader is closed, when nobody asks."""
-        return [self._read(chunk, layer) for chunk in chunks if not self._closed]
+    def _read(self, layer: int) -> list[Pair] | Arrival:
+        began = time.perf_counter()
+        pairs = self._store.layers(self._chunks, layer)
+        for chunk, (keys, values) in zip(self._chunks, pairs, strict=True):
+            shape = (chunk.spec.kv_heads, chunk.tokens, chunk.spec.head_dim)
+            if keys.shape != shape or values.shape != shape:
+                raise StoreError(
+                    f"chunk {chunk.key.digest.hex()[:12]} was replaced by one of another shape: "
+                    "count it as a miss and compute it again",
+                    key=chunk.key.digest,
+                    reason="foreign",
+                )
+        loaded = pairs if self._upload is None else self._upload(pairs)
+        stored, layers = sum(chunk.payload_bytes for chunk in self._chunks), chunk.spec.layers
+        size = stored * (layer + 1) // layers - stored * layer // layers
+        self._loads[layer] = Load(size, began, time.perf_counter())
+        return loaded
 
-    def _read(self, chunk: Stored, layer: int) -> Pair:
-        keys, values = self._store.layer(chunk.key, layer)
-        shape = (chunk.spec.kv_heads, chunk.tokens, chunk.spec.head_dim)
-        if keys.shape != shape or values.shape != shape:
-            raise StoreError(
-                f"chunk {chunk.key.digest.hex()[:12]} was replaced by one of another shape: "
-                "count it as a miss and compute it again",
-                key=chunk.key.digest,
-                reason="foreign",
-            )
-        return keys, values
-
-    def _cancel(self) -> None:
-        futures = [future for layer in self._pending for future in layer]
-        wait([future for future in futures if not future.cancel()])
+    def _taken(self, arrival: Arrival) -> list[Pair]:
+        """A layer on its device; the host's memory of few layers only is still copied from."""
+        while len(self._arrivals) >= self._ahead:
+            self._arrivals.popleft().finish()
+        self._arrivals.append(arrival)
+        return arrival.taken()

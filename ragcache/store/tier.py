@@ -7,27 +7,26 @@ chunk when its first layer is read, and at no other time: where a prompt's chunk
 together, those that lost their room are read below to the end instead of fighting for it at every
 layer. A chunk of more than ``max_bytes`` is never held, not even in part.
 
-The store below stays the truth: every read looks at the record's header there first, and a chunk
-is held under the :class:`Stored` that was found before its layers were read. Where the record is
+The store below stays the truth: a chunk is held under the :class:`Stored` that was found there
+before its layers were read, and is given to those only who have found the same. Where the record is
 gone, or another is found, the chunk is dropped; what was read while it was replaced goes with it.
 
-What is handed out is a copy, since torch has no tensors that are read-only. It is made in memory
-that earlier copies have left: to get new memory from the system, zeroed page by page, takes longer
-than the copy, and as long as the read from the page cache that it is to save (``python -m
-bench.tier``). For a GPU it is these copies that are pinned, and not what is held.
+:meth:`TieredStore.layers` lends what is held; :meth:`TieredStore.layer` hands out a copy, since
+torch has no tensors that are read-only. It is made in memory that earlier copies have left: to get
+new memory from the system, zeroed page by page, takes longer than the copy, and as long as the read
+from the page cache that it is to save. For a GPU, what is held is pinned.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
+from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store.base import (
     Change,
@@ -38,7 +37,6 @@ from ragcache.store.base import (
     Variant,
     check_layer,
 )
-from ragcache.store.blocks import SPARE_BYTES, Blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,24 +58,21 @@ class TierStats:
 class TieredStore(ChunkStore):
     """``below``, with up to ``max_bytes`` of decoded layers in RAM; equal to it in all it answers.
 
-    ``pin``: hand out page-locked tensors, which a GPU copies faster and in the background; None
-    where there is CUDA. Copies in use, and :data:`SPARE_BYTES` for new ones, come on top of
-    ``max_bytes``. Raises ConfigError where ``pin`` cannot be, or ``max_bytes`` is negative.
-    Closing it closes ``below``.
+    ``pin``: hold page-locked memory, from which a GPU copies faster and in the background. Copies
+    in use, and :data:`SPARE_BYTES` for new ones, come on top of ``max_bytes``. Raises ConfigError
+    where ``pin`` cannot be, or ``max_bytes`` is negative. Closing it closes ``below``.
 
     Records may be changed below, by this process or another: the next look notices.
     """
 
-    def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool | None = None) -> None:
+    def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool = False) -> None:
         if max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes}: it must be 0 (hold nothing) or more")
-        if pin and not torch.cuda.is_available():
-            raise ConfigError("pin=True, but there is no CUDA here to pin memory for: leave it out")
         self.below = below
         self.max_bytes = max_bytes
-        self.pin = torch.cuda.is_available() if pin is None else pin
         self._room = _Room(max_bytes)
         self._blocks = Blocks(SPARE_BYTES)
+        self._held = Blocks(0, pin=pin)
 
     @property
     def tier(self) -> TierStats:
@@ -102,20 +97,24 @@ class TieredStore(ChunkStore):
             self._room.missed()
             return pair
         check_layer(layer, found.spec.layers)
-        chunk, held = self._room.take(found, layer)
-        if held is not None:
-            return self._copy(held)
+        keys, values = self.layers([found], layer)[0]
+        both = self._blocks.tensor((2, *keys.shape), keys.dtype)
+        both[0], both[1] = keys, values
+        return both[0], both[1]
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        taken = [self._room.take(chunk, layer) for chunk in chunks]
+        missing = [one for one, (_, held) in zip(chunks, taken, strict=True) if held is None]
         try:
-            keys, values = self.below.layer(key, layer)
+            read = iter(self.below.layers(missing, layer) if missing else ())
         except StoreError:
-            self._room.drop(key.digest)
+            for chunk in missing:
+                self._room.drop(chunk.key.digest)
             raise
-        if chunk is None and not self.pin:
-            return keys, values
-        both = torch.stack((keys, values))
-        if chunk is not None:
-            self._room.fill(chunk, layer, both)
-        return self._copy(both) if self.pin else (keys, values)
+        return [
+            (held[0], held[1]) if held is not None else self._entered(place, layer, next(read))
+            for place, held in taken
+        ]
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
         """The whole chunk from below, where all layers can be read at one moment."""
@@ -162,14 +161,16 @@ class TieredStore(ChunkStore):
             self._room.drop(key.digest)
         return found
 
-    def _copy(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values in memory of their own."""
-        if self.pin:  # torch keeps pinned memory for the next copy by itself
-            copy = torch.empty_like(both, pin_memory=True)
-        else:
-            copy = self._blocks.empty_like(both)
-        keys, values = copy.copy_(both).unbind()
-        return keys, values
+    def _entered(
+        self, chunk: _Held | None, layer: int, pair: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A layer that was read below, held from now on where its chunk has room."""
+        if chunk is None:
+            return pair
+        both = self._held.tensor((2, *pair[0].shape), pair[0].dtype)
+        both[0], both[1] = pair
+        self._room.fill(chunk, layer, both)
+        return both[0], both[1]
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,7 @@ from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.store.key import digest_tokens
-from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
+from ragcache.types import ChunkKV, ChunkNotes, Load, Prompt, Tokens
 
 PREFIX: Tokens = (1, 5, 9)
 CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(range(60, 69)))
@@ -27,11 +27,18 @@ class Held:
 
     def __init__(self, parts: Sequence[ChunkKV]) -> None:
         self.parts = parts
-        self.bytes_loaded = 0
+        self.asked: list[int] = []
+
+    def start(self, layers: Sequence[int]) -> None:
+        self.to_come = list(layers)
 
     def layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
-        self.bytes_loaded += sum(p.keys[layer].nbytes + p.values[layer].nbytes for p in self.parts)
+        assert layer == self.to_come.pop(0)
+        self.asked.append(layer)
         return [(p.keys[layer], p.values[layer]) for p in self.parts]
+
+    def load(self, layer: int) -> Load:
+        return Load(sum(p.keys[layer].nbytes + p.values[layer].nbytes for p in self.parts))
 
 
 def encoded(engine: TransformersEngine, prompt: Prompt, blender: Blender) -> list[ChunkKV]:

@@ -16,7 +16,7 @@ from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prophet import Prophet
 from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.base import AttentionCall, LayerView
+from ragcache.engine.base import AttentionCall, LayerView, Walk
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError
 from ragcache.types import Sampling
@@ -200,7 +200,7 @@ def _layout() -> Layout:
     return Layout(scene.PROMPT, (True,) * 3, True, positions(scene.PROMPT, "consecutive"))
 
 
-class _Asking:
+class _Asking(Walk):
     """Places what is stored and computes the question alone."""
 
     def __init__(self, engine: TransformersEngine) -> None:
@@ -209,9 +209,6 @@ class _Asking:
     def before(self, layer: int, kv: LayerView) -> Tensor:
         at = 0
         for part in self.parts:
-            kv.place(at, part.keys[layer], part.values[layer])
+            kv.place(at, [(part.keys[layer], part.values[layer])])
             at += len(part.tokens)
         return torch.arange(at, len(scene.PROMPT))
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        pass

@@ -79,8 +79,10 @@ def test_active_rows_shrink_and_hold_every_fresh_row(
     fresh = set(fused.layout.fresh.tolist())
     assert fresh >= set(range(scene.PROMPT.question_start, len(scene.PROMPT)))
     seen = seen[-llama.spec.layers :]  # a probe was before
-    for rows, chosen in zip(seen, fused.chosen, strict=True):
-        assert set(rows.tolist()) == fresh | set(chosen.tolist())
+    selector = blender.selector(fused.layout, llama.spec.layers)
+    for layer, (rows, chosen) in enumerate(zip(seen, fused.chosen, strict=True)):
+        alone = set() if selector.loads(layer) else set(range(len(scene.PREFIX)))  # not loaded
+        assert set(rows.tolist()) == fresh | alone | set(chosen.tolist())
         assert set(chosen.tolist()) <= set(fused.layout.reusable.tolist())
         assert rows.tolist() == sorted(rows.tolist())
     assert all(set(b.tolist()) <= set(a.tolist()) for a, b in zip(seen, seen[1:], strict=False))
@@ -124,10 +126,12 @@ class _Replayed(Selector):
     def first(self) -> Tensor:
         return self.chosen[0]
 
-    def compares(self, layer: int) -> bool:
+    def narrows(self, layer: int) -> bool:
         return layer + 1 < len(self.chosen)
 
-    def narrow(self, layer: int, rows: Tensor, fresh: KVPair, stored: KVPair) -> Tensor:
+    def narrow(
+        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
+    ) -> Tensor:
         return self.chosen[layer + 1]
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import LayerView
+from ragcache.engine import groups
+from ragcache.engine.base import LayerView, Walk
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.types import ChunkKV
 from tests import models
@@ -34,20 +35,26 @@ ARCHITECTURES = [
 IDS = tuple(range(3, 43))
 
 
-class FewFromLayer2:
-    """All rows at first, then 8 scattered ones; everything stored is placed beforehand."""
+class FewFromLayer2(Walk):
+    """All rows at first, then 8 scattered ones; everything stored is placed beforehand.
+
+    ``inside``: of layer 1, no more than the KV of the others is computed.
+    """
 
     rows = torch.tensor([3, 7, 20, 35, 36, 37, 38, 39])
 
-    def __init__(self, stored: ChunkKV) -> None:
-        self.stored = stored
+    def __init__(self, stored: ChunkKV, inside: bool) -> None:
+        self.stored, self.inside = stored, inside
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
-        kv.place(0, self.stored.keys[layer], self.stored.values[layer])
+        kv.place(0, [(self.stored.keys[layer], self.stored.values[layer])])
         return torch.arange(40) if layer < 2 else self.rows
 
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        pass
+    def narrows(self, layer: int) -> bool:
+        return self.inside and layer == 1
+
+    def narrowed(self, layer: int) -> Tensor:
+        return self.rows
 
 
 def plain_logits(engine: TransformersEngine, ids: tuple[int, ...]) -> Tensor:
@@ -59,7 +66,10 @@ def plain_logits(engine: TransformersEngine, ids: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_few_rows_give_the_models_own_logits(architecture: str, attention: str) -> None:
+def test_few_rows_give_the_models_own_logits(
+    architecture: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "ROWS", 3)
     try:
         engine = models.engine(architecture, attention=attention)
     except ValueError as error:  # transformers refuses SDPA for some architectures
@@ -69,8 +79,9 @@ def test_few_rows_give_the_models_own_logits(architecture: str, attention: str) 
     want = plain_logits(engine, IDS)
     stored = engine.encode([IDS])[0]
     torch.testing.assert_close(engine.prefill(IDS).logits, want, atol=1e-4, rtol=1e-4)
-    got = engine.prefill(IDS, FewFromLayer2(stored)).logits
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    for inside in (False, True):
+        got = engine.prefill(IDS, FewFromLayer2(stored, inside)).logits
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

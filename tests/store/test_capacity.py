@@ -100,6 +100,7 @@ def test_a_chunk_that_is_being_read_stays(store: Open) -> None:
         s.find(C)
         assert isinstance(found, Stored)
         with LayerReader(s, [found]) as reader:
+            reader.start(range(3))
             put(s, D)
             for layer in range(3):
                 reader.layer(layer)

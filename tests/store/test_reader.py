@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,12 @@ def resolve(store: ChunkStore, keys: list[ChunkKey] = KEYS) -> list[Stored]:
     return [found for key in keys if isinstance(found := store.find(key), Stored)]
 
 
+def started(store: ChunkStore, found: list[Stored] | None = None, **options: Any) -> LayerReader:
+    reader = LayerReader(store, resolve(store) if found is None else found, **options)
+    reader.start(range(LAYERS))
+    return reader
+
+
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
@@ -62,47 +70,67 @@ def watched() -> Watched:
 def test_every_layer_of_every_chunk_in_order(store: ChunkStore, ahead: int, workers: int) -> None:
     for key in KEYS:
         store.put(key, make_kv(key))
-    with LayerReader(store, resolve(store), workers=workers, ahead_bytes=ahead) as reader:
+    with started(store, workers=workers, ahead_bytes=ahead) as reader:
         for layer in range(LAYERS):
             for key, (keys, values) in zip(KEYS, reader.layer(layer), strict=True):
                 kv = make_kv(key)
                 assert torch.equal(keys, kv.keys[layer])
                 assert torch.equal(values, kv.values[layer])
-            assert reader.bytes_loaded == (layer + 1) * LAYER_BYTES
-    assert len(reader.waits) == LAYERS and min(reader.waits) >= 0
+            load = reader.load(layer)
+            assert load.bytes == LAYER_BYTES and load.began <= load.ended
 
 
 def test_it_reads_ahead_before_anything_is_asked(watched: Watched) -> None:
-    with LayerReader(watched, resolve(watched)):
+    with LayerReader(watched, resolve(watched)) as reader:
+        assert settled(watched, 0)
+        reader.start(range(LAYERS))
         assert settled(watched, LAYERS * len(KEYS))
+
+
+def test_only_the_layers_it_was_started_for_are_read(watched: Watched) -> None:
+    with LayerReader(watched, resolve(watched)) as reader:
+        with pytest.raises(ValueError, match=r"layer 0 asked for; to come are \[\]"):
+            reader.layer(0)
+        reader.start([1])
+        assert torch.equal(reader.layer(1)[0][0], make_kv(KEYS[0]).keys[1])
+        with pytest.raises(ValueError, match="has been started"):
+            reader.start([2])
+    assert set(watched.asked) == {1}
 
 
 @pytest.mark.parametrize(
     ("ahead", "layers"), [(0, 1), (2 * LAYER_BYTES - 1, 1), (2 * LAYER_BYTES, 2)]
 )
 def test_it_holds_no_more_than_ahead_bytes(watched: Watched, ahead: int, layers: int) -> None:
-    with LayerReader(watched, resolve(watched), ahead_bytes=ahead) as reader:
+    with started(watched, ahead_bytes=ahead) as reader:
         assert settled(watched, layers * len(KEYS))
         reader.layer(0)
         assert settled(watched, (layers + 1) * len(KEYS))
 
 
-def test_waiting_is_timed(watched: Watched) -> None:
+def test_it_is_no_more_layers_ahead_than_it_may(watched: Watched) -> None:
+    with started(watched, ahead=2) as reader:
+        assert settled(watched, 2 * len(KEYS))
+        reader.layer(0)
+        assert settled(watched, 3 * len(KEYS))
+
+
+def test_reading_is_timed(watched: Watched) -> None:
     watched.gate.clear()
-    with LayerReader(watched, resolve(watched)) as reader:
+    with started(watched) as reader:
         threading.Timer(0.05, watched.gate.set).start()
         reader.layer(0)
-        assert 0.02 < reader.waits[0] < 5
+        assert 0.02 < reader.load(0).ended - reader.load(0).began < 5
 
 
 def test_layers_are_asked_for_once_in_order(watched: Watched) -> None:
-    with LayerReader(watched, resolve(watched)) as reader:
-        with pytest.raises(ValueError, match="the next of 3 is 0"):
+    with started(watched) as reader:
+        with pytest.raises(ValueError, match=r"layer 1 asked for; to come are \[0, 1, 2\]"):
             reader.layer(1)
         for layer in range(LAYERS):
             reader.layer(layer)
         for layer in (0, LAYERS):
-            with pytest.raises(ValueError, match="the next of 3 is 3"):
+            with pytest.raises(ValueError, match=r"to come are \[\]"):
                 reader.layer(layer)
 
 
@@ -111,7 +139,7 @@ def test_an_unreadable_record_surfaces_where_it_is_asked_for(disk: DiskStore) ->
         disk.put(key, make_kv(key))
     found = resolve(disk)
     rewrite_layer(disk, KEYS[1], 1, lambda raw: b"damage")
-    with LayerReader(disk, found) as reader:
+    with started(disk, found) as reader:
         reader.layer(0)
         with pytest.raises(StoreError) as caught:
             reader.layer(1)
@@ -123,7 +151,7 @@ def test_an_unreadable_record_surfaces_where_it_is_asked_for(disk: DiskStore) ->
 def test_a_chunk_deleted_meanwhile_is_absent(watched: Watched) -> None:
     found = resolve(watched)
     watched.delete(KEYS[2])
-    with LayerReader(watched, found) as reader:
+    with started(watched, found) as reader:
         with pytest.raises(StoreError) as caught:
             reader.layer(0)
     assert (caught.value.key, caught.value.reason) == (KEYS[2].digest, "absent")
@@ -131,7 +159,7 @@ def test_a_chunk_deleted_meanwhile_is_absent(watched: Watched) -> None:
 
 def test_a_chunk_replaced_by_another_shape_is_foreign(watched: Watched) -> None:
     wide = [replace(found, spec=replace(SPEC, head_dim=2 * DIM)) for found in resolve(watched)]
-    with LayerReader(watched, wide) as reader:
+    with started(watched, wide) as reader:
         with pytest.raises(StoreError) as caught:
             reader.layer(0)
     assert caught.value.reason == "foreign"
@@ -139,10 +167,10 @@ def test_a_chunk_replaced_by_another_shape_is_foreign(watched: Watched) -> None:
 
 def test_leaving_drops_what_is_outstanding(watched: Watched) -> None:
     watched.gate.clear()
-    with LayerReader(watched, resolve(watched), workers=1) as reader:
+    with started(watched, workers=1) as reader:
         assert settled(watched, 1)
         threading.Timer(0.02, watched.gate.set).start()
-    assert watched.asked == [0]
+    assert watched.asked == [0] * len(KEYS)  # what was begun is ended
     with pytest.raises(StoreError, match="reader is closed"):
         reader.layer(0)
 
@@ -150,7 +178,7 @@ def test_leaving_drops_what_is_outstanding(watched: Watched) -> None:
 def test_a_shared_pool_outlives_its_readers(watched: Watched) -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(3):
-            with LayerReader(watched, resolve(watched), pool=pool) as reader:
+            with started(watched, pool=pool) as reader:
                 reader.layer(0)
         assert pool.submit(int, "1").result() == 1
 
@@ -160,14 +188,48 @@ def test_the_store_may_be_closed_right_after(tmp_path: Path) -> None:
         with DiskStore(tmp_path / f"{turn}") as store:
             for key in KEYS:
                 store.put(key, make_kv(key))
-            with LayerReader(store, resolve(store)) as reader:
+            with started(store) as reader:
                 reader.layer(0)
 
 
 def test_no_chunks_no_layers_to_load(watched: Watched) -> None:
-    with LayerReader(watched, []) as reader:
-        assert [reader.layer(layer) for layer in range(5)] == [[]] * 5
-        assert reader.bytes_loaded == 0
+    with started(watched, []) as reader:
+        assert [reader.layer(layer) for layer in range(LAYERS)] == [[]] * LAYERS
+        assert reader.load(0).bytes == 0
+
+
+class Copies:
+    """What an engine on a device does with a layer: notes what becomes of it."""
+
+    def __init__(self) -> None:
+        self.finished: list[int] = []
+        self.begun = 0
+
+    def __call__(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Copy:
+        self.begun += 1
+        return Copy(self, self.begun - 1, parts)
+
+
+class Copy:
+    def __init__(self, copies: Copies, number: int, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.copies, self.number, self.parts = copies, number, parts
+
+    def taken(self) -> list[tuple[Tensor, Tensor]]:
+        return [(keys + 1, values + 1) for keys, values in self.parts]
+
+    def finish(self) -> None:
+        self.copies.finished.append(self.number)
+
+
+def test_a_layer_is_handed_over_as_it_is_on_the_device(watched: Watched) -> None:
+    """And its memory on the host is given back only once it was copied from."""
+    copies = Copies()
+    with started(watched, workers=1, ahead=1, upload=copies) as reader:
+        for layer in range(LAYERS):
+            for key, (keys, _) in zip(KEYS, reader.layer(layer), strict=True):
+                assert torch.equal(keys, make_kv(key).keys[layer] + 1)
+            assert copies.finished == list(range(layer))
+    assert copies.finished == list(range(LAYERS))
 
 
 def test_chunks_of_another_spec_are_refused(watched: Watched) -> None:

@@ -182,6 +182,7 @@ def test_a_reader_with_threads(below: Below) -> None:
     chunks = [found for key in KEYS if isinstance(found := store.find(key), Stored)]
     for _ in range(5):
         with LayerReader(store, chunks) as reader:
+            reader.start(range(LAYERS))
             for layer in range(LAYERS):
                 for (keys, values), key in zip(reader.layer(layer), KEYS, strict=True):
                     assert torch.equal(keys, make_kv(key).keys[layer])
@@ -357,13 +358,36 @@ def test_settings_that_cannot_be() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_pinning_needs_cuda() -> None:
-    with pytest.raises(ConfigError, match="no CUDA"):
+    with pytest.raises(ConfigError, match="finds no GPU"):
         TieredStore(MemoryStore(), 1, pin=True)
 
 
 @pytest.mark.gpu
-def test_what_is_handed_out_is_pinned(below: Below) -> None:
-    store = TieredStore(below, CHUNK_BYTES)
-    for key in (A, A, make_key(0)):
-        assert all(tensor.is_pinned() for tensor in store.layer(key, 0))
+def test_what_is_lent_is_pinned(below: Below) -> None:
+    store = TieredStore(below, CHUNK_BYTES, pin=True)
+    found = store.find(A)
+    assert isinstance(found, Stored)
+    for _ in range(2):
+        assert all(tensor.is_pinned() for tensor in store.layers([found], 0)[0])
     walk(store, A)
+
+
+def test_what_is_lent_is_what_is_held(below: Below) -> None:
+    store = TieredStore(below, 1 << 20)
+    found = [one for one in map(store.find, KEYS) if isinstance(one, Stored)]
+    first, again = store.layers(found, 0), store.layers(found, 0)
+    for key, pair, same in zip(KEYS, first, again, strict=True):
+        kv = make_kv(key)
+        assert torch.equal(pair[0], kv.keys[0]) and torch.equal(pair[1], kv.values[0])
+        assert [t.data_ptr() for t in pair] == [t.data_ptr() for t in same]
+    assert len(below.reads) == len(KEYS)
+
+
+def test_what_is_lent_stays_when_its_chunk_goes(below: Below) -> None:
+    store = TieredStore(below, CHUNK_BYTES)
+    found = store.find(A)
+    assert isinstance(found, Stored)
+    keys, _ = store.layers([found], 0)[0]
+    store.delete(A)
+    walk(store, B, C)
+    assert torch.equal(keys, make_kv(A).keys[0])

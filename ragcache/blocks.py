@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import weakref
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ragcache.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ragcache.store.codecs.base import Bytes
+    Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 SPARE_BYTES = 256 << 20  # kept for what comes: as much as a LayerReader asks for ahead
 
@@ -22,10 +26,13 @@ class Blocks:
 
     Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
     memory for the end of one that was never touched. Up to about ``spare_bytes`` are kept.
+    ``pin``: page-locked, for a GPU to copy from. Raises ConfigError where there is no CUDA.
     """
 
-    def __init__(self, spare_bytes: int) -> None:
-        self._spare_bytes = spare_bytes
+    def __init__(self, spare_bytes: int, *, pin: bool = False) -> None:
+        if pin and not torch.cuda.is_available():
+            raise ConfigError("memory cannot be pinned: torch finds no GPU here. Leave pin out.")
+        self._spare_bytes, self._pin = spare_bytes, pin
         self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
 
     def empty(self, nbytes: int) -> Bytes:
@@ -38,14 +45,15 @@ class Blocks:
         try:
             block = self._queue(size).get_nowait()
         except Empty:
-            block = np.empty(size, np.uint8)
+            block = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin).numpy()
         lease = block[:nbytes]
         weakref.finalize(lease, self._take_back, block).atexit = False
         return lease
 
-    def empty_like(self, tensor: Tensor) -> Tensor:
-        lease = torch.from_numpy(self.empty(tensor.nbytes))
-        return lease.view(tensor.dtype).view(tensor.shape)
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The same as a tensor, not written yet."""
+        lease = torch.from_numpy(self.empty(math.prod(shape) * dtype.itemsize))
+        return lease.view(dtype).view(*shape)
 
     def clear(self) -> None:
         """Keep nothing, from now on."""
