@@ -1,14 +1,16 @@
 """What a model's attention is about to compute, and a way to watch it or to take its place.
 
-transformers dispatches attention by name. While a forward is watched, the models' configuration
-names the function below, which shows each layer's call to a rule and then, unless the rule has
-answered it, hands it on to the implementation that the model uses otherwise.
+transformers dispatches attention by name. For the length of a detour the model's configuration
+names the function below, which brings each layer's call to the detour. A watched forward is one:
+it shows the call to a rule and then, unless the rule has answered it, hands it on to the
+implementation that the model uses otherwise.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +23,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragcache.engine.base import AttentionCall, AttentionRule
 
-_NAME = "ragcache_watched"
+_NAME = "ragcache_detour"
+
+#: What an attention function of transformers returns: (batch, n, heads, d), and weights or None.
+Attended = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,66 +68,92 @@ class Call(AttentionCall):
         return every[None] <= self.rows[:, None]
 
 
-class Watch:
-    """One forward being watched: the rule, and the rows that are computed at the moment."""
+class Detour(ABC):
+    """A forward during which every layer's attention comes here instead of to the model's own."""
 
-    def __init__(self, rule: AttentionRule, config: Any, start: int = 0) -> None:
-        self.rule, self.config = rule, config
-        self.start = start  # first row of the forward
+    def __init__(self, config: Any) -> None:
+        self.config = config
         self.implementation: str = config._attn_implementation
-        self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
 
     def at(self, layer: int, rows: Tensor) -> None:
-        """Say what is computed next; from here on the model's attention comes to the rule.
+        """Say which rows of the forward are computed next; from here on attention comes here.
 
         Masks were made before this, by the model's own implementation.
         """
-        self.layer, self.rows = layer, rows + self.start
         self.config._attn_implementation = _NAME
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        AttentionInterface.register(_NAME, _watched)
-        token = _WATCH.set(self)
+    def taken(self) -> Iterator[None]:
+        AttentionInterface.register(_NAME, _detoured)
+        token = _DETOUR.set(self)
         try:
             yield
         finally:
-            _WATCH.reset(token)
+            _DETOUR.reset(token)
             self.config._attn_implementation = self.implementation
 
+    @abstractmethod
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Attended:
+        """transformers' attention interface: (batch, heads, n, d) in, (batch, n, heads, d) out."""
 
-_WATCH: ContextVar[Watch] = ContextVar("watch")
+    def own(self, module: nn.Module) -> Callable[..., Attended]:
+        """What the model computes the attention of ``module`` with otherwise."""
+        eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, cast(Any, eager))
+        return cast("Callable[..., Attended]", attend)
 
 
-def _watched(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention interface: (batch, heads, n, d) in, (batch, n, heads, d) out."""
-    watch = _WATCH.get()
-    scale = kwargs.get("scaling")
-    sinks = kwargs.get("s_aux")
-    call = Call(
-        layer=watch.layer,
-        rows=watch.rows,
-        queries=query[0],
-        keys=key[0],
-        values=value[0],
-        mask=None if attention_mask is None else attention_mask[0, 0, :, : key.shape[2]],
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=kwargs.get("softcap"),
-        sinks=getattr(module, "sinks", None) if sinks is None else sinks,
-    )
-    answer = watch.rule(call)
-    if answer is not None:
-        return answer.transpose(0, 1)[None].contiguous(), None
-    eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(watch.implementation, cast(Any, eager))
-    return cast(
-        "tuple[Tensor, Tensor | None]",
-        attend(module, query, key, value, attention_mask, **kwargs),
-    )
+_DETOUR: ContextVar[Detour] = ContextVar("detour")
+
+
+def _detoured(module: nn.Module, *args: Any, **kwargs: Any) -> Attended:
+    return _DETOUR.get().attend(module, *args, **kwargs)
+
+
+class Watch(Detour):
+    """One forward being watched: the rule, and the rows that are computed at the moment."""
+
+    def __init__(self, rule: AttentionRule, config: Any, start: int = 0) -> None:
+        super().__init__(config)
+        self.rule = rule
+        self.start = start  # first row of the forward
+        self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
+
+    def at(self, layer: int, rows: Tensor) -> None:
+        super().at(layer, rows)
+        self.layer, self.rows = layer, rows + self.start
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Attended:
+        scale = kwargs.get("scaling")
+        sinks = kwargs.get("s_aux")
+        call = Call(
+            layer=self.layer,
+            rows=self.rows,
+            queries=query[0],
+            keys=key[0],
+            values=value[0],
+            mask=None if attention_mask is None else attention_mask[0, 0, :, : key.shape[2]],
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            softcap=kwargs.get("softcap"),
+            sinks=getattr(module, "sinks", None) if sinks is None else sinks,
+        )
+        answer = self.rule(call)
+        if answer is not None:
+            return answer.transpose(0, 1)[None].contiguous(), None
+        return self.own(module)(module, query, key, value, attention_mask, **kwargs)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.attention import Watch
+from ragcache.engine.attention import Detour
 from ragcache.engine.base import Walk
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.rope import Rope
@@ -31,15 +31,15 @@ class Layers:
         driver: Driver,
         total: int,
         *,
-        watch: Watch | None = None,
+        detour: Detour | None = None,
         until: int | None = None,
     ) -> Iterator[None]:
         """While this lasts, a forward over ``total`` rows computes those that ``driver`` names.
 
-        ``watch`` is told of every layer before it is computed. The forward ends with
+        ``detour`` is told of every layer before it is computed. The forward ends with
         :class:`Enough` in front of layer ``until``.
         """
-        cutter = _Cutter(self, kv, driver, total, watch, until)
+        cutter = _Cutter(self, kv, driver, total, detour, until)
         handles = [
             module.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
             for index, module in enumerate(self.modules)
@@ -152,11 +152,11 @@ class _Cutter:
         kv: PlacedKV,
         driver: Driver,
         total: int,
-        watch: Watch | None,
+        detour: Detour | None,
         until: int | None,
     ) -> None:
         self.layers, self.kv, self.driver, self.total = layers, kv, driver, total
-        self.watch, self.until = watch, until
+        self.detour, self.until = detour, until
         self.rows: Tensor | None = None  # of the layer before; None while all are computed
         self._causal: Tensor | None = None
 
@@ -167,8 +167,8 @@ class _Cutter:
             angles = kwargs["position_embeddings"]
             view = View(self.layers, self.kv, layer, angles)
             rows = self.driver.before(layer, view).to(angles[0].device)
-            if self.watch is not None:
-                self.watch.at(layer, rows)
+            if self.detour is not None:
+                self.detour.at(layer, rows)
             if len(rows) == self.total:
                 return None
             hidden = self._narrowed(rows, args[0] if args else kwargs["hidden_states"])
