@@ -45,7 +45,7 @@ def precompute(
     ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
     enriched), which its key does not name.
     A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
-    (``batch_tokens`` tokens, padding included) and the next run does only what is missing.
+    (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
@@ -107,16 +107,17 @@ def keep(store: ChunkStore, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None
 def _batches(
     keys: Sequence[ChunkKey], company: Callable[[ChunkKey], Tokens], batch_tokens: int
 ) -> Iterator[tuple[Tokens, list[ChunkKey]]]:
-    """Chunks behind the same tokens, of like length, at most ``batch_tokens`` padded tokens."""
-    jobs = [(key.behind + company(key), key) for key in keys]
-    batch: list[ChunkKey] = []
-    before: Tokens = ()
-    for behind, key in sorted(jobs, key=lambda job: (job[0], len(job[1].tokens), job[1].digest)):
-        width = len(behind) + len(key.tokens)
-        if batch and (behind != before or (len(batch) + 1) * width > batch_tokens):
-            yield before, batch
-            batch = []
-        before = behind
-        batch.append(key)
-    if batch:
-        yield before, batch
+    """Chunks behind the same tokens, in order: at most ``batch_tokens`` tokens, or one chunk."""
+    together: dict[Tokens, list[ChunkKey]] = {}
+    for key in keys:
+        together.setdefault(key.behind + company(key), []).append(key)
+    for behind, group in together.items():
+        batch: list[ChunkKey] = []
+        size = 0
+        for key in group:
+            if batch and size + len(key.tokens) > batch_tokens:
+                yield behind, batch
+                batch, size = [], 0
+            batch.append(key)
+            size += len(key.tokens)
+        yield behind, batch

@@ -42,10 +42,10 @@ def test_a_killed_run_is_taken_up_where_it_stopped(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyboardInterrupt):
         precompute(engine, store, keys, batch_tokens=12)
     stored = store.stats().chunks
-    assert stored == sum(calls) / 2 == 6
+    assert stored == sum(calls) / 2 == 8
     monkeypatch.setattr(engine, "encode", encode)
     done = precompute(engine, store, keys)
-    assert (done.encoded, done.stored) == (4, 6)
+    assert (done.encoded, done.stored) == (2, 8)
 
 
 def test_repeated_chunks_are_computed_once() -> None:
@@ -54,14 +54,18 @@ def test_repeated_chunks_are_computed_once() -> None:
     assert precompute(engine, store, [key, key, key]).encoded == 1
 
 
-def test_batches_hold_like_lengths_behind_the_same_tokens() -> None:
+def test_batches_are_filled_in_order_behind_the_same_tokens() -> None:
     fingerprint = models.engine("llama").fingerprint
-    keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 49) for b in ((), (1, 2))]
-    behinds = []
-    for behind, batch in _batches(keys, lambda key: (7,) if len(key.tokens) == 50 else (), 110):
-        behinds.append(behind)
-        width = len(behind) + max(len(key.tokens) for key in batch)
-        assert len(batch) * width <= 110
-    assert list(dict.fromkeys(behinds)) == [(), (1, 2), (1, 2, 7), (7,)]
+    keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 57) for b in ((), (1, 2))]
+    batches = list(_batches(keys, lambda key: (7,) if len(key.tokens) == 50 else (), 61))
+    assert [(behind, [len(key.tokens) for key in batch]) for behind, batch in batches] == [
+        ((), [3, 4]),
+        ((), [57]),
+        ((1, 2), [3, 4]),
+        ((1, 2), [57]),
+        ((7,), [50]),
+        ((1, 2, 7), [50]),
+    ]
+    assert {key for _, batch in batches for key in batch} == set(keys)
     long = [ChunkKey(fingerprint, tuple(range(500)))]
     assert list(_batches(long, lambda _: (), 100)) == [((), long)]  # one at least, however long

@@ -1,15 +1,16 @@
 """What a model's attention is about to compute, and a way to watch it or to take its place.
 
-transformers dispatches attention by name. While a forward is driven, the models' configuration
-names the function below, which shows each layer's call to a rule and then, unless the rule has
-answered it, hands it on to the implementation that the model uses otherwise: on a CPU a few rows
-at a time, so that the keys behind them are left out (see groups.py).
+transformers dispatches attention by name. For the length of a detour the model's configuration
+names the function below, which brings each layer's call to the detour. A driven forward is one: it
+shows the call to a rule, if there is one, and then, unless the rule has answered it, hands it on to
+the implementation that the model uses otherwise; on a CPU a few rows at a time (see groups.py).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ragcache.engine.base import AttentionCall, AttentionRule
 from ragcache.engine.groups import Groups
 
-_NAME = "ragcache_driven"
+_NAME = "ragcache_detour"
+
+#: What an attention function of transformers returns: (batch, n, heads, d), and weights or None.
+Attended = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,88 +69,113 @@ class Call(AttentionCall):
         return every[None] <= self.rows[:, None]
 
 
-class Dispatch:
-    """The attention of one forward: the rule, if there is one, and the rows computed just now."""
+class Detour(ABC):
+    """A forward during which every layer's attention comes here instead of to the model's own."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.implementation: str = config._attn_implementation
+
+    def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
+        """Say which rows of the forward are computed next; from here on attention comes here.
+
+        ``cut``: some are left out. Masks were made before this, by the model's own implementation.
+        """
+        self.config._attn_implementation = _NAME
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        AttentionInterface.register(_NAME, _detoured)
+        token = _DETOUR.set(self)
+        try:
+            yield
+        finally:
+            _DETOUR.reset(token)
+            self.config._attn_implementation = self.implementation
+
+    @abstractmethod
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Attended:
+        """transformers' attention interface: (batch, heads, n, d) in, (batch, n, heads, d) out."""
+
+    def own(self, module: nn.Module) -> Callable[..., Attended]:
+        """What the model computes the attention of ``module`` with otherwise."""
+        eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, cast(Any, eager))
+        return cast("Callable[..., Attended]", attend)
+
+
+_DETOUR: ContextVar[Detour] = ContextVar("detour")
+
+
+def _detoured(module: nn.Module, *args: Any, **kwargs: Any) -> Attended:
+    return _DETOUR.get().attend(module, *args, **kwargs)
+
+
+class Driven(Detour):
+    """One forward whose rows a driver names: the rule that watches it, if there is one."""
 
     def __init__(self, rule: AttentionRule | None, config: Any, start: int = 0) -> None:
-        self.rule, self.config = rule, config
+        super().__init__(config)
+        self.rule = rule
         self.start = start  # first row of the forward
-        self.implementation: str = config._attn_implementation
         self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
         self.groups: Groups | None = None
 
     def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
-        """Say what is computed next; from here on the model's attention comes here.
-
-        ``cut``: some rows are left out. Masks were made before this, by the model's own
-        implementation.
-        """
         if not cut or rows.device.type != "cpu":
             self.groups = None
         elif self.groups is None or len(rows) != len(self.groups.rows):  # a subset: the same rows
             self.groups = Groups(rows)
         self.layer, self.rows = layer, rows + self.start
-        ours = self.rule is not None or self.groups is not None
-        self.config._attn_implementation = _NAME if ours else self.implementation
+        if self.rule is not None or self.groups is not None:
+            super().at(layer, rows, cut=cut)
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        AttentionInterface.register(_NAME, _driven)
-        token = _DISPATCH.set(self)
-        try:
-            yield
-        finally:
-            _DISPATCH.reset(token)
-            self.config._attn_implementation = self.implementation
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Attended:
+        if self.rule is not None:
+            answer = self.rule(self._call(module, query, key, value, attention_mask, kwargs))
+            if answer is not None:
+                return answer.transpose(0, 1)[None].contiguous(), None
+        if self.groups is not None and self.implementation == "sdpa":
+            assert attention_mask is not None, "rows that are cut have a mask"
+            scale = kwargs.get("scaling")
+            return self.groups.sdpa(query, key, value, attention_mask, scale), None
+        return self.own(module)(module, query, key, value, attention_mask, **kwargs)
 
-
-_DISPATCH: ContextVar[Dispatch] = ContextVar("dispatch")
-
-
-def _driven(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention interface: (batch, heads, n, d) in, (batch, n, heads, d) out."""
-    dispatch = _DISPATCH.get()
-    if dispatch.rule is not None:
-        answer = dispatch.rule(_call(dispatch, module, query, key, value, attention_mask, kwargs))
-        if answer is not None:
-            return answer.transpose(0, 1)[None].contiguous(), None
-    if dispatch.groups is not None and dispatch.implementation == "sdpa":
-        assert attention_mask is not None, "rows that are cut have a mask"
-        return dispatch.groups.sdpa(query, key, value, attention_mask, kwargs.get("scaling")), None
-    eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(dispatch.implementation, cast(Any, eager))
-    return cast(
-        "tuple[Tensor, Tensor | None]",
-        attend(module, query, key, value, attention_mask, **kwargs),
-    )
-
-
-def _call(
-    dispatch: Dispatch,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-) -> Call:
-    scale = kwargs.get("scaling")
-    sinks = kwargs.get("s_aux")
-    return Call(
-        layer=dispatch.layer,
-        rows=dispatch.rows,
-        queries=query[0],
-        keys=key[0],
-        values=value[0],
-        mask=None if mask is None else mask[0, 0, :, : key.shape[2]],
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=kwargs.get("softcap"),
-        sinks=getattr(module, "sinks", None) if sinks is None else sinks,
-    )
+    def _call(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Call:
+        scale = kwargs.get("scaling")
+        sinks = kwargs.get("s_aux")
+        return Call(
+            layer=self.layer,
+            rows=self.rows,
+            queries=query[0],
+            keys=key[0],
+            values=value[0],
+            mask=None if mask is None else mask[0, 0, :, : key.shape[2]],
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            softcap=kwargs.get("softcap"),
+            sinks=getattr(module, "sinks", None) if sinks is None else sinks,
+        )

@@ -147,7 +147,8 @@ class Engine(ABC):
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
         """KV of every chunk, each computed behind ``behind`` alone, whose rows are dropped.
 
-        Keys are before RoPE. Raises PromptError for an empty chunk or one beyond the context.
+        Keys are before RoPE. Chunks may be computed together, so a caller bounds their tokens.
+        Raises PromptError for an empty chunk or one beyond the context.
         """
 
     @abstractmethod

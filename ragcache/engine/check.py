@@ -75,6 +75,24 @@ def watchable(engine: Engine) -> bool:
     return layers == 2 * list(range(engine.spec.layers))
 
 
+def packable(engine: Engine) -> bool:
+    """Whether chunks that are encoded together come out as each of them by itself.
+
+    Tried on a few random tokens, in two chunks of unlike length, by themselves and behind others.
+    """
+    generator = torch.Generator().manual_seed(2)
+    ids = tuple(torch.randint(1, 64, (_LENGTH,), generator=generator).tolist())
+    behind, chunks = ids[: _BEHIND // 2], (ids[_BEHIND // 2 : _BEHIND], ids[_BEHIND:])
+    errors = [
+        _error(a, b)
+        for before in ((), behind)
+        for chunk, together in zip(chunks, engine.encode(chunks, behind=before), strict=True)
+        for alone in engine.encode([chunk], behind=before)
+        for a, b in zip(together.keys + together.values, alone.keys + alone.values, strict=True)
+    ]
+    return all(error <= _TOLERANCE[engine.spec.dtype] for error in errors)
+
+
 def _shift_error(engine: Engine, ids: tuple[int, ...], stored: ChunkKV) -> float:
     """Place KV from positions 0.. at positions 5.., against a forward at 5.. itself."""
     probe = _Shifted(stored)

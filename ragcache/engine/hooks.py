@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.attention import Dispatch
+from ragcache.engine.attention import Detour
 from ragcache.engine.base import Walk
 from ragcache.engine.kv import KnownKV, PlacedKV
 from ragcache.engine.rope import Rope
@@ -33,16 +33,16 @@ class Layers:
         kv: PlacedKV,
         driver: Driver,
         total: int,
-        dispatch: Dispatch,
+        detour: Detour,
         *,
         until: int | None = None,
     ) -> Iterator[None]:
         """While this lasts, a forward over ``total`` rows computes those that ``driver`` names.
 
-        ``dispatch`` is told of every layer before it is computed. The forward ends with
+        ``detour`` is told of every layer before it is computed. The forward ends with
         :class:`Enough` in front of layer ``until``.
         """
-        cutter = _Cutter(self, kv, driver, total, dispatch, until)
+        cutter = _Cutter(self, kv, driver, total, detour, until)
         handles = [
             module.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
             for index, module in enumerate(self.modules)
@@ -167,11 +167,11 @@ class _Cutter:
         kv: PlacedKV,
         driver: Driver,
         total: int,
-        dispatch: Dispatch,
+        detour: Detour,
         until: int | None,
     ) -> None:
         self.layers, self.kv, self.driver, self.total = layers, kv, driver, total
-        self.dispatch, self.until = dispatch, until
+        self.detour, self.until = detour, until
         self.rows: Tensor | None = None  # that hidden states are of; None: of all
         self._cuts: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what was cut, and to what
         self._causal: Tensor | None = None
@@ -189,7 +189,7 @@ class _Cutter:
                 self._run_to_kv(module, (hidden, *args[1:]), self._cut(rest))
                 hidden = self._narrow(self.driver.narrowed(layer), hidden)
             every = view.all_rows if self.rows is None else self.rows
-            self.dispatch.at(layer, every, cut=self.rows is not None)
+            self.detour.at(layer, every, cut=self.rows is not None)
             return (hidden, *args[1:]), self._cut(rest)
 
         return before

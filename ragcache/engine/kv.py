@@ -44,10 +44,15 @@ class PlacedKV(Cache):
         assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
         self.start, self.length = self.length, self.length + tokens
 
-    def repeat(self, batch: int) -> None:
-        """Go on with ``batch`` prompts that begin alike, where one was computed."""
-        for buffers in (self._keys, self._values):
-            buffers[:] = [t if t is None else t.repeat(batch, 1, 1, 1) for t in buffers]
+    def continued(self, room: int) -> PlacedKV:
+        """A copy with ``room`` for more rows; this one stays as it is, to be continued again."""
+        copy = PlacedKV(len(self._keys), self.length + room, self.blocks)
+        copy.length = self.length
+        for layer in range(len(self._keys)):
+            buffers = self.buffers(layer)
+            for rows, into in zip(buffers, copy.allocated(layer, buffers), strict=True):
+                into[:, :, : self.length] = rows[:, :, : self.length]
+        return copy
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
         """The layer's keys and values, each (batch, kv_heads, capacity, head_dim)."""

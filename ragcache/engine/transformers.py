@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ragcache.blocks import SPARE_BYTES, Blocks
-from ragcache.engine.attention import Dispatch
+from ragcache.engine.attention import Detour, Driven
 from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
-from ragcache.engine.check import check_engine, watchable
+from ragcache.engine.check import check_engine, packable, watchable
 from ragcache.engine.decode import decode, end_tokens
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
+from ragcache.engine.packed import Pack
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.upload import Uploader
@@ -33,6 +34,9 @@ from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: RoPE whose angles depend on the length of the prompt: stored keys cannot be moved.
 _LENGTH_DEPENDENT = {"dynamic", "longrope"}
+#: Behind how many beginnings packs go on by turns: what a chunk is stored behind, and what it is
+#: seen behind to measure its sensitivity.
+_KEPT = 2
 
 
 class TransformersEngine(Engine):
@@ -58,8 +62,11 @@ class TransformersEngine(Engine):
         self.sliding_window = _sliding_window(model.config)
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
+        self.packs = True  # whether several chunks are encoded in one forward
+        self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
         check_engine(self, self.model.get_input_embeddings().num_embeddings)
         self.watchable = watchable(self)
+        self.packs = packable(self)
         self.fingerprint = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
 
     @classmethod
@@ -113,34 +120,50 @@ class TransformersEngine(Engine):
         """Query heads of a layer."""
         return int(self.model.config.get_text_config().num_attention_heads)
 
+    @property
+    def _decoder_config(self) -> Any:
+        return self.model.get_decoder().config
+
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
         return tuple(encoded["input_ids"])
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        if not chunks:
-            return []
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
-        width = max(map(len, chunks))
-        self._check_length(len(behind) + width, "a chunk behind its prefix")
-        start, dtype, kv = len(behind), self.model.dtype, None
-        if behind:  # once for all chunks
-            _, kv = self._forward([list(behind)], None, range(start), room=width)
-            kv.repeat(len(chunks))
-        # Padding stands on the right, where a causal model's earlier rows cannot see it.
-        rows = [[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
-        capture = Capture()
-        self._forward(rows, capture, range(start, start + width), 0, kv=kv)
+        longest = max(map(len, chunks), default=0)
+        self._check_length(len(behind) + longest, "a chunk behind its prefix")
+        packs = [chunks] if self.packs else [[chunk] for chunk in chunks]
+        return [kv for pack in packs if pack for kv in self._encode(pack, behind)]
+
+    def _encode(self, chunks: Sequence[Tokens], behind: Tokens) -> list[ChunkKV]:
+        """KV of chunks from one forward. One chunk alone just goes on behind ``behind``."""
+        pack = Pack(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+        ids = [token for chunk in chunks for token in chunk]
+        kv, capture, dtype = self._begun(behind, len(ids)), Capture(), self.model.dtype
+        detour = pack if len(chunks) > 1 else None
+        self._forward([ids], capture, pack.positions, 0, kv=kv, detour=detour)
         return [
             ChunkKV(
                 chunk,
-                tuple(on_host(k[i, :, : len(chunk)], dtype) for k in capture.keys),
-                tuple(on_host(v[i, :, : len(chunk)], dtype) for v in capture.values),
+                tuple(on_host(k[0, :, first:end], dtype) for k in capture.keys),
+                tuple(on_host(v[0, :, first:end], dtype) for v in capture.values),
             )
-            for i, chunk in enumerate(chunks)
+            for chunk, (first, end) in zip(chunks, pack.spans, strict=True)
         ]
+
+    def _begun(self, behind: Tokens, room: int) -> PlacedKV:
+        """KV of ``behind`` with ``room`` for more rows; computed once, not for every pack."""
+        if not behind:
+            return PlacedKV(len(self._layers.modules), room, self._blocks)
+        kv = self._behind.pop(behind, None)
+        if kv is None:
+            _, kv = self._forward([list(behind)], None, range(len(behind)), 0)
+        self._behind[behind] = kv  # as the latest
+        for earlier in list(self._behind)[:-_KEPT]:
+            del self._behind[earlier]
+        return kv.continued(room)
 
     @torch.inference_mode()
     def prefill(
@@ -207,11 +230,13 @@ class TransformersEngine(Engine):
         *,
         kv: PlacedKV | None = None,
         until: int | None = None,
+        detour: Detour | None = None,
     ) -> tuple[Tensor, PlacedKV]:
         """One forward over all layers, or those before ``until`` (then Enough is raised).
 
-        Goes on behind ``kv`` if there is one. Returns logits (batch, 1, vocabulary) of the last
-        row, and the KV.
+        Goes on behind ``kv`` if there is one. Attention is shown to ``attend``, or else goes by
+        ``detour``, of a forward that has a driver. Returns logits (batch, 1, vocabulary) of the
+        last row, and the KV.
         """
         ids = torch.tensor(rows, device=self.device)
         if kv is None:
@@ -220,10 +245,10 @@ class TransformersEngine(Engine):
         place = torch.tensor(positions, device=self.device)[None]
         with ExitStack() as stack:
             if driver is not None:
-                dispatch = Dispatch(attend, self.model.get_decoder().config, kv.start)
-                stack.enter_context(dispatch.installed())
+                detour = detour or Driven(attend, self._decoder_config, kv.start)
+                stack.enter_context(detour.taken())
                 stack.enter_context(
-                    self._layers.driven(kv, driver, ids.shape[1], dispatch, until=until)
+                    self._layers.driven(kv, driver, ids.shape[1], detour, until=until)
                 )
             out = self.model(
                 ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1

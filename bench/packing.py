@@ -1,0 +1,198 @@
+"""Chunks of unlike length in one forward: ``python -m bench.packing``.
+
+Tokens of chunks per second, of all that precompute computes of them: their KV behind a prefix, and
+once more behind that and the company that sensitivity takes. Packed as the package does it, beside
+one row under a block-diagonal mask, and beside batches padded on the right, of chunks sorted by
+length or not. The model is that of bench.ttft, ids are random, and there are two sets of lengths:
+paragraphs of the shipped world, and lognormal ones cut to 32..512. Ways take turns, and a rate is
+the median over rounds; before timing, all ways are checked to give the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from statistics import mean, median
+
+import torch
+from torch import Tensor
+
+from bench.ttft import engine
+from ragcache.engine.attention import Driven
+from ragcache.engine.hooks import Capture, on_host
+from ragcache.engine.packed import Pack
+from ragcache.engine.transformers import TransformersEngine
+from ragcache.models import world
+from ragcache.sensitivity import measured
+from ragcache.types import ChunkKV, Tokens
+
+BEHIND = tuple(range(3, 19))
+BATCH = 2048  # tokens of a batch; where there is padding, with it and BEHIND
+
+Cost = Callable[[list[int]], int]  # tokens of a batch, from its chunks' lengths
+
+
+class Padded(TransformersEngine):
+    """Chunks as rows of a batch, filled up on the right, where no earlier token sees it."""
+
+    @torch.inference_mode()
+    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+        start, width = len(behind), max(map(len, chunks))
+        kv = self._begun(behind, width)
+        for buffers in (kv._keys, kv._values):
+            buffers[:] = [t if t is None else t.repeat(len(chunks), 1, 1, 1) for t in buffers]
+        rows = [[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
+        capture = Capture()
+        self._forward(rows, capture, range(start, start + width), 0, kv=kv)
+        return [cut(chunk, capture, i, 0) for i, chunk in enumerate(chunks)]
+
+
+class Masked(TransformersEngine):
+    """Chunks in one row, which one mask over all of it keeps apart."""
+
+    @torch.inference_mode()
+    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+        pack = Pack(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+        ids = torch.tensor([[token for chunk in chunks for token in chunk]])
+        kv = self._begun(behind, ids.shape[1])
+        capture = Capture()
+        kv.begin(ids.shape[1])
+        with self._layers.driven(kv, capture, ids.shape[1], Driven(None, self._decoder_config)):
+            self.model(
+                ids,
+                attention_mask=block_diagonal(pack),
+                position_ids=torch.tensor([pack.positions]),
+                past_key_values=kv,
+                logits_to_keep=1,
+            )
+        firsts = [first for first, _ in pack.spans]
+        return [cut(chunk, capture, 0, at) for chunk, at in zip(chunks, firsts, strict=True)]
+
+
+def block_diagonal(pack: Pack) -> Tensor:
+    """(1, 1, rows, keys): who sees whom, in a model without windows."""
+    rows = pack.spans[-1][1]
+    mask = torch.zeros(1, 1, rows, pack.start + rows, dtype=torch.bool)
+    mask[..., : pack.start] = True
+    for first, end in pack.spans:
+        block = mask[..., first:end, pack.start + first : pack.start + end]
+        block.copy_(torch.ones_like(block).tril())
+    return mask
+
+
+def cut(chunk: Tokens, capture: Capture, batch: int, first: int) -> ChunkKV:
+    rows = slice(first, first + len(chunk))
+    keys, values = (
+        tuple(on_host(t[batch, :, rows], t.dtype) for t in layers)
+        for layers in (capture.keys, capture.values)
+    )
+    return ChunkKV(chunk, keys, values)
+
+
+def batches(chunks: Sequence[Tokens], cost: Cost) -> Iterator[list[Tokens]]:
+    """``chunks`` in order, as many at a time as cost at most BATCH."""
+    batch: list[Tokens] = []
+    for chunk in chunks:
+        if batch and cost([len(one) for one in (*batch, chunk)]) > BATCH:
+            yield batch
+            batch = []
+        batch.append(chunk)
+    yield batch
+
+
+def padded(lengths: list[int]) -> int:
+    return len(lengths) * (len(BEHIND) + max(lengths))
+
+
+def computed(
+    model: TransformersEngine, chunks: Sequence[Tokens], cost: Cost
+) -> tuple[float, dict[Tokens, ChunkKV]]:
+    """Seconds for all that precompute computes of ``chunks``, and what that is."""
+    done: dict[Tokens, ChunkKV] = {}
+    began = time.perf_counter()
+    for batch in batches(chunks, cost):
+        alone = model.encode(batch, behind=BEHIND)
+        done |= {kv.tokens: kv for kv in measured(model, alone, BEHIND)}
+    return time.perf_counter() - began, done
+
+
+def check(got: dict[Tokens, ChunkKV], want: dict[Tokens, ChunkKV]) -> None:
+    assert got.keys() == want.keys()
+    for tokens, kv in want.items():
+        other = got[tokens]
+        for a, b in zip(other.keys + other.values, kv.keys + kv.values, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        u, v = torch.tensor(other.sensitivity), torch.tensor(kv.sensitivity)
+        torch.testing.assert_close(u, v, atol=1e-5, rtol=1e-3)
+
+
+def of_the_world(model: TransformersEngine, tokens: int) -> list[int]:
+    """The world's paragraphs, the first of them that have about so many tokens."""
+    with world("documents.jsonl").open(encoding="utf-8") as lines:
+        texts = [text for line in lines for text in json.loads(line)["text"].split("\n\n")]
+    lengths: list[int] = []
+    for text in texts:
+        if sum(lengths) < tokens:
+            lengths.append(len(model.tokenize(text)))
+    return lengths
+
+
+def lognormal(_: TransformersEngine, tokens: int) -> list[int]:
+    """About so many tokens in chunks of 32 to 512, the median 128."""
+    generator = torch.Generator().manual_seed(0)
+    lengths: list[int] = []
+    while sum(lengths) < tokens:
+        drawn = math.exp(math.log(128) + 0.7 * float(torch.randn((), generator=generator)))
+        lengths.append(min(512, max(32, round(drawn))))
+    return lengths
+
+
+LENGTHS = {"world": of_the_world, "lognormal": lognormal}
+
+
+def row(name: str, lengths: list[int], rounds: int, models: list[TransformersEngine]) -> str:
+    generator = torch.Generator().manual_seed(1)
+    chunks = [tuple(torch.randint(3, 2048, (n,), generator=generator).tolist()) for n in lengths]
+    packed, masked, batched = models
+    ways = [
+        partial(computed, packed, chunks, sum),
+        partial(computed, masked, chunks, sum),
+        partial(computed, batched, sorted(chunks, key=len), padded),
+        partial(computed, batched, chunks, padded),
+    ]
+    _, want = ways[0]()
+    for way in ways[1:]:
+        check(way()[1], want)
+    times = [[way()[0] for way in ways] for _ in range(rounds)]
+    rates = [sum(lengths) / median(column) for column in zip(*times, strict=True)]
+    gain = median(by_length / together for together, _, by_length, _ in times)
+    cells = [name, f"{len(chunks)} of {min(lengths)} to {max(lengths)}, {mean(lengths):.0f}"]
+    return f"| {' | '.join([*cells, *(f'{rate:.0f}' for rate in rates), f'{gain:.2f}x'])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=2000, help="of chunks, about")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
+    given = parser.parse_args()
+    packed = engine(torch.float32)
+    others = [way(packed.model, packed.tokenizer, name=packed.name) for way in (Masked, Padded)]
+    print(
+        f"tokens/s, {packed.name}, float32; {platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
+    heads = "lengths", "chunks, mean", "packed", "one mask", "padded, sorted", "padded"
+    print(f"| {' | '.join(heads)} | packed / sorted |\n|---|---|{'--:|' * 5}")
+    for name in given.lengths:
+        lengths = LENGTHS[name](packed, given.tokens)
+        print(row(name, lengths, given.rounds, [packed, *others]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
