@@ -29,8 +29,8 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-bench: $(READY) ## print the tables of numbers
-	$(BIN)/python -m bench
+bench: $(READY) ## run the benchmarks and write docs/benchmarks.md
+	$(BIN)/python -m bench --again
 
 clean: ## remove build products, caches and the demo's store; .venv stays
 	rm -rf build dist ragcache.egg-info .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
-"""``python -m bench``: run every benchmark."""
+"""``python -m bench``: run every benchmark and write docs/benchmarks.md."""
 
 from __future__ import annotations
 
-from bench import ttft
+from bench import report
 
 if __name__ == "__main__":
-    ttft.main()
+    report.main()

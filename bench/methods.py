@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.results import table
 from examples.train_tiny.freeze import prompt_lines
 from ragcache import show
 from ragcache.bootstrap import Estimate
@@ -129,12 +130,6 @@ def interval(estimate: Estimate) -> str:
     ends = estimate.interval
     text = f"{100 * estimate.value:.1f}"
     return text if ends is None else f"{text} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(heads), "|".join(["---", *["--:"] * (len(heads) - 1)])]
-    lines += [" | ".join(row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 Warm: a LayerReader (two threads) on a store in the page cache, and on the tier in RAM, beside
 copying the same bytes in memory, on one thread. Cold: the same on a store whose files were dropped
-from the page cache, beside reading a file of that size from end to end, as dd does. One table row
-per size of a layer.
+from the page cache, beside reading a file of that size from end to end, as dd does. All in GB/s;
+one table row per size of a layer.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, Stored
+from bench import results
+from bench.serving import read
+from ragcache.store import ChunkKey, DiskStore
 from ragcache.store.tier import TieredStore
 from ragcache.types import ChunkKV, Fingerprint
 
@@ -28,6 +30,19 @@ HEADS, DIM = 8, 128  # bfloat16: 4 KiB a token and layer, as Llama-3.1-8B
 LAYERS = 8
 MODEL = Fingerprint((("weights", "random"),))
 MIB = 1 << 20
+TOKENS = 64, 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """GB/s, but for the first."""
+
+    layer_bytes: int
+    warm: float
+    tier: float
+    copy: float
+    cold: float
+    file: float
 
 
 def chunk(number: int, tokens: int) -> tuple[ChunkKey, ChunkKV]:
@@ -35,15 +50,6 @@ def chunk(number: int, tokens: int) -> tuple[ChunkKey, ChunkKV]:
     shape = (2, LAYERS, HEADS, tokens, DIM)
     keys, values = torch.randn(shape, generator=torch.manual_seed(number)).bfloat16()
     return ChunkKey(MODEL, ids), ChunkKV(ids, tuple(keys), tuple(values), (1.0,) * tokens)
-
-
-def read(store: ChunkStore, keys: list[ChunkKey]) -> None:
-    """Layer by layer; a layer is let go of when the next one comes, as in a fusion."""
-    found = [one for one in map(store.peek, keys) if isinstance(one, Stored)]
-    with LayerReader(store, found) as reader:
-        reader.start(range(LAYERS))
-        for layer in range(LAYERS):
-            reader.layer(layer)
 
 
 def copy_each(held: list[Tensor], room: list[Tensor]) -> None:
@@ -88,7 +94,19 @@ def cold(folder: Path, keys: list[ChunkKey], size: int) -> tuple[float, float]:
     return layers, size // MIB * MIB / (time.perf_counter() - began) / 1e9
 
 
-def row(folder: Path, tokens: int, chunks: int, rounds: int) -> str:
+def measure(
+    tokens: Sequence[int] = TOKENS, *, mib: int = 256, rounds: int = 7, folder: Path | None = None
+) -> list[Row]:
+    """A row for chunks of each number of tokens, ``mib`` of KV in all, below ``folder``."""
+    rows = []
+    for count in tokens:
+        bytes_each = 2 * 2 * HEADS * DIM * count * LAYERS
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            rows.append(row(Path(made), count, max(4, mib * MIB // bytes_each), rounds))
+    return rows
+
+
+def row(folder: Path, tokens: int, chunks: int, rounds: int) -> Row:
     made = dict(chunk(number, tokens) for number in range(chunks))
     keys, spec = list(made), made[next(iter(made))].spec
     size = chunks * spec.chunk_bytes(tokens)
@@ -102,27 +120,30 @@ def row(folder: Path, tokens: int, chunks: int, rounds: int) -> str:
         ]
         room = [torch.zeros_like(both) for both in held]
         copy = rate(size, partial(copy_each, held, room), rounds)
-    layers, plain = cold(folder, keys, size)
-    cells = [f"{spec.layer_bytes(tokens) >> 10} KiB", f"{disk:.1f}", f"{tier:.1f}", f"{copy:.1f}"]
-    cells += [f"{disk / copy:.0%}", f"{layers:.2f}", f"{plain:.2f}", f"{layers / plain:.0%}"]
-    return f"| {' | '.join(cells)} |"
+    return Row(spec.layer_bytes(tokens), disk, tier, copy, *cold(folder, keys, size))
+
+
+def table(found: Sequence[Row]) -> str:
+    heads = "a layer", "warm", "tier", "memcpy", "warm / memcpy", "cold", "one file", "cold / file"
+    rows = []
+    for one in found:
+        cells = [f"{one.layer_bytes >> 10} KiB", f"{one.warm:.1f}", f"{one.tier:.1f}"]
+        cells += [f"{one.copy:.1f}", f"{one.warm / one.copy:.0%}"]
+        cells += [f"{one.cold:.2f}", f"{one.file:.2f}", f"{one.cold / one.file:.0%}"]
+        rows.append(cells)
+    return results.table(heads, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 512], help="of a chunk")
+    parser = results.parser(__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="of a chunk")
     parser.add_argument("--mib", type=int, default=256, help="of KV, in all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to make the store")
-    given = parser.parse_args()
-    heads = "a layer", "warm", "tier", "memcpy", "warm / memcpy", "cold", "one file", "cold / file"
-    print(f"GB/s, {len(os.sched_getaffinity(0))} cores\n\n| {' | '.join(heads)} |")
-    print("|" + "--:|" * len(heads))
-    for tokens in given.tokens:
-        bytes_each = 2 * 2 * HEADS * DIM * tokens * LAYERS
-        chunks = max(4, given.mib * MIB // bytes_each)
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            print(row(Path(folder), tokens, chunks, given.rounds), flush=True)
+    given = vars(parser.parse_args())
+    out = given.pop("out")
+    found = measure(**given)
+    results.finish("reading", found, table(found), out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""What benchmarks share: where they ran, how their tables look, and how results are kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from ragcache.share import cores
+
+ROOT = Path(__file__).parent.parent
+_FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see proc(5)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one run of a benchmark found, and where."""
+
+    machine: str
+    commit: str
+    peak_mib: int  # of the process, the whole run
+    found: Any
+
+
+def machine() -> str:
+    """Processor, cores, memory and torch, in a line."""
+    model = "unknown processor"
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((s.partition(":")[2].strip() for s in lines if s.startswith("model n")), model)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {cores()} cores, {memory:.0f} GiB, "
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+    )
+
+
+def commit() -> str:
+    """The commit of the working tree, ``-dirty`` where it was changed since."""
+    describe = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*")
+    done = subprocess.run(describe, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def begin_peak() -> None:
+    """Let :func:`peak_mib` count from here on; where the system cannot, it goes on with what it
+    has. What was freed is given back first, so that it does not count."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text(_FREE_PEAK)
+
+
+def peak_mib() -> int:
+    """The most memory that this process has had in use, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown; all columns but the first are numbers."""
+    rule = f"|---|{'--:|' * (len(heads) - 1)}"
+    shown = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([shown[0], rule, *shown[1:]]) + "\n"
+
+
+def parser(about: str | None) -> ArgumentParser:
+    made = ArgumentParser(description=about)
+    made.add_argument("--out", type=Path, help="folder to keep the results in, as JSON")
+    return made
+
+
+def finish(name: str, found: Any, shown: str, out: Path | None) -> None:
+    """Print the table that was made of ``found``, and keep what was found if ``out`` is given."""
+    kept = Kept(machine(), commit(), peak_mib(), found)
+    print(f"{kept.machine}; commit {kept.commit}; peak memory {kept.peak_mib:,} MiB\n\n{shown}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        file(out, name).write_bytes(TypeAdapter(Kept).dump_json(kept, indent=1) + b"\n")
+
+
+def load(out: Path, name: str, kind: Any) -> Kept:
+    """What :func:`finish` kept; ``kind`` is the type of what was found."""
+    kept = TypeAdapter(Kept).validate_json(file(out, name).read_bytes())
+    found = TypeAdapter(kind).validate_python(kept.found)
+    return Kept(kept.machine, kept.commit, kept.peak_mib, found)
+
+
+def file(out: Path, name: str) -> Path:
+    return out / f"{name}.json"
