@@ -33,7 +33,7 @@ from bench.figures import Panel
 from bench.filled import DIMENSION, fill, small
 from bench.fits import parts, slope
 from bench.serving import check, clocked, medians, peaks, prepare, read, serve
-from bench.ttft import engine, prompt
+from bench.shapes import engine, prompt
 from ragcache import show
 from ragcache.answer import Answering
 from ragcache.compiled import compiled

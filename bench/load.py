@@ -37,7 +37,7 @@ from bench.corpus import QUESTION, Corpus, ids
 from bench.figures import Panel
 from bench.queueing import Mode, Seconds, percentiles, poisson, rate_within, ttft
 from bench.serving import Served, check, prepare, read, same, serve
-from bench.ttft import engine
+from bench.shapes import engine
 from ragcache import show
 from ragcache.answer import Answering
 from ragcache.compiled import compiled

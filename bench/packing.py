@@ -3,26 +3,26 @@
 Tokens of chunks per second, of all that precompute computes of them: their KV behind a prefix, and
 once more behind that and the company that sensitivity takes. Packed as the package does it, beside
 one row under a block-diagonal mask, and beside batches padded on the right, of chunks sorted by
-length or not. The model is that of bench.ttft, ids are random, and there are two sets of lengths:
-paragraphs of the shipped world, and lognormal ones cut to 32..512. Ways take turns, and a rate is
-the median over rounds; before timing, all ways are checked to give the same.
+length or not. The model has about 110M parameters, in float32, and ids are random. There are two
+sets of lengths: paragraphs of the shipped world, and lognormal ones cut to 32..512. Ways take
+turns, and a rate is the median over rounds; all ways are checked to give the same before timing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
 
 import torch
 from torch import Tensor
 
-from bench.ttft import engine
+from bench import results
+from bench.shapes import engine
 from ragcache.engine.attention import Driven
 from ragcache.engine.hooks import Capture, on_host
 from ragcache.engine.packed import Pack
@@ -155,7 +155,29 @@ def lognormal(_: TransformersEngine, tokens: int) -> list[int]:
 LENGTHS = {"world": of_the_world, "lognormal": lognormal}
 
 
-def row(name: str, lengths: list[int], rounds: int, models: list[TransformersEngine]) -> str:
+@dataclass(frozen=True)
+class Row:
+    """Tokens per second, by way of computing them."""
+
+    lengths: str
+    chunks: str
+    gain: float  # packed over by_length, the median within a round
+    packed: float
+    masked: float
+    by_length: float  # padded
+    padded: float
+
+
+def measure(
+    tokens: int = 2000, *, rounds: int = 3, lengths: Sequence[str] = tuple(LENGTHS)
+) -> list[Row]:
+    """For each set of lengths, chunks of about ``tokens`` tokens."""
+    packed = engine(torch.float32)
+    others = [way(packed.model, packed.tokenizer, name=packed.name) for way in (Masked, Padded)]
+    return [row(name, LENGTHS[name](packed, tokens), rounds, [packed, *others]) for name in lengths]
+
+
+def row(name: str, lengths: list[int], rounds: int, models: list[TransformersEngine]) -> Row:
     generator = torch.Generator().manual_seed(1)
     chunks = [tuple(torch.randint(3, 2048, (n,), generator=generator).tolist()) for n in lengths]
     packed, masked, batched = models
@@ -169,29 +191,30 @@ def row(name: str, lengths: list[int], rounds: int, models: list[TransformersEng
     for way in ways[1:]:
         check(way()[1], want)
     times = [[way()[0] for way in ways] for _ in range(rounds)]
-    rates = [sum(lengths) / median(column) for column in zip(*times, strict=True)]
+    rates = (sum(lengths) / median(column) for column in zip(*times, strict=True))
     gain = median(by_length / together for together, _, by_length, _ in times)
-    cells = [name, f"{len(chunks)} of {min(lengths)} to {max(lengths)}, {mean(lengths):.0f}"]
-    return f"| {' | '.join([*cells, *(f'{rate:.0f}' for rate in rates), f'{gain:.2f}x'])} |"
+    of = f"{len(chunks)} of {min(lengths)} to {max(lengths)}, {mean(lengths):.0f}"
+    return Row(name, of, gain, *rates)
+
+
+def table(found: Sequence[Row]) -> str:
+    heads = "lengths", "chunks, mean", "packed", "one mask", "padded, sorted", "padded"
+    rows = []
+    for one in found:
+        rates = (one.packed, one.masked, one.by_length, one.padded)
+        rows.append([one.lengths, one.chunks, *(f"{r:.0f}" for r in rates), f"{one.gain:.2f}x"])
+    return results.table([*heads, "packed / sorted"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = results.parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2000, help="of chunks, about")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
-    given = parser.parse_args()
-    packed = engine(torch.float32)
-    others = [way(packed.model, packed.tokenizer, name=packed.name) for way in (Masked, Padded)]
-    print(
-        f"tokens/s, {packed.name}, float32; {platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
-    )
-    heads = "lengths", "chunks, mean", "packed", "one mask", "padded, sorted", "padded"
-    print(f"| {' | '.join(heads)} | packed / sorted |\n|---|---|{'--:|' * 5}")
-    for name in given.lengths:
-        lengths = LENGTHS[name](packed, given.tokens)
-        print(row(name, lengths, given.rounds, [packed, *others]), flush=True)
+    given = vars(parser.parse_args())
+    out = given.pop("out")
+    found = measure(**given)
+    results.finish("packing", found, table(found), out)
 
 
 if __name__ == "__main__":

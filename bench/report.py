@@ -16,7 +16,7 @@ from textwrap import dedent
 from types import ModuleType
 from typing import get_type_hints
 
-from bench import growth, load, reading
+from bench import growth, load, model, packing, reading, ttft
 from bench.figures import draw
 from bench.results import ROOT, Kept, file
 from bench.results import load as kept_results
@@ -28,8 +28,11 @@ from ragcache import plot
 #: - ``table(found)``, Markdown, and perhaps ``panels(found)``, curves for a figure;
 #: - ``main()`` with ``--out``, see results.py.
 BENCHMARKS: tuple[ModuleType, ...] = (
+    ttft,
+    model,
     load,
     growth,
+    packing,
     reading,
 )
 

@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown; all columns but the first are numbers."""
     rule = f"|---|{'--:|' * (len(heads) - 1)}"
     shown = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]

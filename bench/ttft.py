@@ -1,141 +1,361 @@
-"""Time to first token of every mode against full prefill, over context lengths.
+"""Time to first token of every mode against full prefill: ``python -m bench.ttft``.
 
-A Llama of about 110M parameters and 16 layers with random weights: time does not depend on their
-values. Eight chunks, stored in LMDB and in the page cache. Modes take turns; a row is the median
-over rounds, its speed-up the median of ratios within a round. Before timing, ratio 1 is checked
-against the model's own logits, and every mode's first logits after timing against those before.
+Eight chunks of a prompt whose KV is stored, of a random model. Time counts from the moment that the
+chunks are known to the logits of the first token: look them up, load, place, choose, compute. Modes
+take turns within a round; a time is the median over rounds, a speed-up the median of ratios within
+a round. Full prefill is the engine's own: one forward with the kernels of SDPA, and logits of the
+last row only.
+
+The *bound* is what the hardware would allow: max(bytes / bandwidth, FLOPs / rate). The first is the
+time that a reader takes for the same layers with nothing computed beside it. FLOPs are those of the
+rows that the mode computes (products with weights, and attention to the keys that each row sees),
+and the rate is that of full prefill in the same run. Efficiency is bound / measured.
+
+*RAM*: the tier in RAM, which lends what it holds. *Disk*: the store on disk, in the page cache.
+*Cold*: the same with its files dropped from the page cache before every run. *Slow*: the tier in
+RAM, made to take as long for its layers as computing 15 % of the rows does; it sleeps meanwhile, as
+if it were at the other end of a network. There loading and computing are balanced, and *first
+loaded, then computed* takes the sum.
+
+Each mode's logits are checked against a second run's, `fused` and `cacheblend` at ratio 1 against
+full prefill's, and full prefill's against those of the bare model.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import tempfile
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import median
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor
 
-from ragcache.blend import Blender, blender
+from bench import results
+from bench.bound import Cost
+from bench.figures import Panel
+from bench.reading import drop
+from bench.serving import clocked, forward, read, same
+from bench.shapes import engine, prompt
+from ragcache import show
+from ragcache.blend import blender
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
-from ragcache.models import TINY, model_path
 from ragcache.precompute import precompute
 from ragcache.resolve import chunk_keys, resolve
-from ragcache.show import size
-from ragcache.store.base import ChunkStore
+from ragcache.store.base import ChunkStore, Stored
 from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.reader import LayerReader
+from ragcache.store.tier import TieredStore
 from ragcache.types import Prompt
 
-MODES = ("full", "reuse", "random+full_layers=2", "cacheblend")
-CHUNKS = 8
+CONTEXTS = 1024, 2048, 4096, 8192
+AT = 4096  # where everything but the contexts is compared
+MODES = "reuse", "fused", "cacheblend"
+OTHERS = "epic", "random", "ape", "infoflow", "qcfuse", "prophet", "kvshare"
+RATIOS = 0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0
+RATIO = 0.15
+DTYPES = "float32", "bfloat16"
 
 
-def engine(dtype: torch.dtype) -> TransformersEngine:
-    """The random model, with the small model's tokenizer for its template."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=16,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        vocab_size=2048,
-        max_position_embeddings=32768,
-    )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path(TINY))
-    model: Any = LlamaForCausalLM(config)
-    return TransformersEngine(model.to(dtype), tokenizer, name="llama-110m")
+@dataclass(frozen=True)
+class Run:
+    """A mode on a prompt. Times in seconds, medians over rounds."""
+
+    context: int  # tokens
+    store: str
+    mode: str
+    ratio: float | None
+    ttft_s: float
+    faster: float  # than full prefill
+    charged: float
+    load_bytes: int
+    load_s: float  # of a reader alone
+    compute_s: float  # FLOPs / rate
+    peak_mib: int
+
+    @property
+    def efficiency(self) -> float:
+        return max(self.load_s, self.compute_s) / self.ttft_s
 
 
-def prompt(tokens: int, generator: torch.Generator) -> Prompt:
-    """Random ids: 16 of prefix, eight chunks, 32 of question."""
-    ids = torch.randint(3, 2048, (tokens,), generator=generator).tolist()
-    each = (tokens - 48) // CHUNKS
-    chunks = tuple(tuple(ids[16 + i * each : 16 + (i + 1) * each]) for i in range(CHUNKS))
-    return Prompt(tuple(ids[:16]), chunks, tuple(ids[-32:]))
+@dataclass(frozen=True)
+class Found:
+    workload: str
+    runs: list[Run]
+    balanced_s: dict[str, float]  # at the slow store: load, compute, pipelined, one after the other
 
 
-def prefill(
-    engine: TransformersEngine, store: ChunkStore, given: Prompt, mode: Blender
-) -> tuple[float, FusedPrompt]:
-    """Seconds from a known prompt to the logits of its first token."""
-    began = time.perf_counter()
-    resolved = resolve(given, mode, store, engine.fingerprint, compiled=compiled("prefix", engine))
-    with LayerReader(store, resolved.stored) as source:
-        fused = fuse(engine, mode, resolved.layout, source)
-    return time.perf_counter() - began, fused
+class Slow(TieredStore):
+    """Takes ``seconds`` for a layer of all chunks, asleep for most of it."""
+
+    seconds = 0.0
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        began = time.perf_counter()
+        pairs = super().layers(chunks, layer)
+        time.sleep(max(0.0, self.seconds - (time.perf_counter() - began)))
+        return pairs
+
+
+@dataclass
+class Bench:
+    """A model and one prompt whose chunks are stored below ``folder``."""
+
+    model: TransformersEngine
+    given: Prompt
+    folder: Path
+    stores: dict[str, ChunkStore]
+    rounds: int
+
+    @classmethod
+    def of(cls, model: TransformersEngine, given: Prompt, rounds: int, opened: ExitStack) -> Bench:
+        folder = Path(opened.enter_context(TemporaryDirectory(prefix="ragcache-")))
+        how = compiled("prefix", model)
+        keys = chunk_keys(given, model.fingerprint, "compiled", how, "")
+        disk = opened.enter_context(DiskStore(folder / "store"))
+        precompute(model, disk, [ChunkKey(model.fingerprint, given.prefix), *keys])
+        size = 2 * disk.stats().payload_bytes
+        stores = {"RAM": TieredStore(disk, size), "disk": disk, "cold": disk}
+        return cls(model, given, folder, {**stores, "slow": Slow(disk, size)}, rounds)
+
+    def prefill(self, store: str, mode: str, ratio: float | None) -> FusedPrompt:
+        chosen, model = blender(mode, ratio), self.model
+        resolved = resolve(
+            self.given,
+            chosen,
+            self.stores[store],
+            model.fingerprint,
+            compiled=compiled("prefix", model),
+        )
+        assert len(resolved.misses) in (0, len(self.given.chunks))
+        with LayerReader(self.stores[store], resolved.stored, upload=model.upload) as source:
+            done = fuse(model, chosen, resolved.layout, source)
+            done.prefilled.logits.cpu()  # a device has done by then
+        return done
+
+    def runs(self, store: str, modes: Sequence[tuple[str, float | None]]) -> list[Run]:
+        """Every mode, and full prefill with them in every round."""
+        every = [("full", None), *modes]
+        memory, first = {}, {}
+        for what in every:
+            results.begin_peak()
+            first[what] = self.prefill(store, *what)
+            memory[what] = results.peak_mib()
+        times: dict[tuple[str, float | None], list[float]] = {what: [] for what in every}
+        loads = []
+        for _ in range(self.rounds):
+            loads.append(self._clocked(store, partial(self._read, store)))
+            for what in every:
+                times[what].append(self._clocked(store, partial(self.prefill, store, *what)))
+        for what in every:
+            again = self.prefill(store, *what).prefilled.logits
+            same(self.model, what[0], again, first[what].prefilled.logits)
+        return [
+            self._run(store, what, first[what], times, median(loads), memory[what])
+            for what in every
+        ]
+
+    def _run(
+        self,
+        store: str,
+        what: tuple[str, float | None],
+        done: FusedPrompt,
+        times: dict[tuple[str, float | None], list[float]],
+        load_s: float,
+        peak: int,
+    ) -> Run:
+        cost, full = Cost.of(self.model), times["full", None]
+        rate = cost.full(len(self.given), self.model.spec.layers) / median(full)
+        loaded = sum(layer.load_bytes for layer in done.layers)
+        every = self.model.spec.chunk_bytes(len(self.given) - len(self.given.question))
+        pairs = zip(full, times[what], strict=True)
+        return Run(
+            len(self.given),
+            store,
+            *what,
+            ttft_s=median(times[what]),
+            faster=median(a / b for a, b in pairs),
+            charged=done.charged_budget,
+            load_bytes=loaded,
+            load_s=load_s * loaded / every,
+            compute_s=cost.fused(done) / rate,
+            peak_mib=peak,
+        )
+
+    def check(self) -> None:
+        """Ratio 1 is full prefill, and that is the bare model's."""
+        want = forward(self.model, self.given)
+        same(self.model, "full", self.prefill("RAM", "full", None).prefilled.logits, want)
+        for mode in ("fused", "cacheblend"):
+            same(self.model, mode, self.prefill("RAM", mode, 1.0).prefilled.logits, want)
+
+    def balance(self) -> dict[str, float]:
+        """`fused` from a store that takes as long to load as RATIO of the rows to compute."""
+        slow = self.stores["slow"]
+        assert isinstance(slow, Slow)
+        work = partial(self.prefill, "slow", "fused", RATIO)
+        compute = median(clocked(work) for _ in range(self.rounds))
+        slow.seconds = compute / self.model.spec.layers
+        found: dict[str, list[float]] = {"load": [], "pipelined": []}
+        for _ in range(self.rounds):
+            found["load"].append(clocked(partial(self._read, "slow")))
+            found["pipelined"].append(clocked(work))
+        load, pipelined = (median(seconds) for seconds in found.values())
+        return {
+            "load": load,
+            "compute": compute,
+            "pipelined": pipelined,
+            "one after the other": load + compute,
+        }
+
+    def _read(self, store: str) -> None:
+        how = compiled("prefix", self.model)
+        keys = chunk_keys(self.given, self.model.fingerprint, "compiled", how, "")
+        read(self.stores[store], [ChunkKey(self.model.fingerprint, self.given.prefix), *keys])
+
+    def _clocked(self, store: str, work: Callable[[], object]) -> float:
+        if store == "cold":
+            drop(self.folder)
+        return clocked(work)
 
 
 def measure(
-    engine: TransformersEngine, store: ChunkStore, given: Prompt, ratio: float, rounds: int
-) -> list[tuple[str, float, float, FusedPrompt, int]]:
-    """Per mode: label, median seconds, median speed-up, last result, bytes loaded."""
-    modes = {m: blender(m, ratio if "full" != m != "reuse" else None) for m in MODES}
-    first = {m: prefill(engine, store, given, b)[1].prefilled.logits for m, b in modes.items()}
-    exact = prefill(engine, store, given, blender("cacheblend", 1.0))[1].prefilled.logits
-    error = float((exact - first["full"]).norm() / first["full"].norm())
-    assert error < (1e-3 if engine.spec.dtype == "float32" else 5e-2), f"ratio 1 is off: {error}"
-    times: dict[str, list[float]] = {m: [] for m in modes}
-    last: dict[str, FusedPrompt] = {}
-    for _ in range(rounds):
-        for m, b in modes.items():
-            seconds, last[m] = prefill(engine, store, given, b)
-            times[m].append(seconds)
-    for m, fused in last.items():
-        torch.testing.assert_close(fused.prefilled.logits, first[m], atol=1e-2, rtol=1e-2)
+    contexts: Sequence[int] = CONTEXTS,
+    *,
+    at: int = AT,
+    rounds: int = 3,
+    dtypes: Sequence[str] = DTYPES,
+    shape: str = "llama-110m",
+    device: str = "cpu",
+) -> list[Found]:
+    """For every dtype: modes by context; at context ``at``, by store, every other mode, and `fused`
+    by ratio."""
+    return [_measure(contexts, at, rounds, dtype, shape, device) for dtype in dtypes]
+
+
+def _measure(
+    contexts: Sequence[int], at: int, rounds: int, dtype: str, shape: str, device: str
+) -> Found:
+    model = engine(getattr(torch, dtype), shape, device)
+    generator = torch.Generator().manual_seed(0)
+    usual = [(mode, _ratio(mode)) for mode in MODES]
+    runs: list[Run] = []
+    balanced: dict[str, float] = {}
+    with show.progress(Console(stderr=True)) as told:
+        for number, tokens in enumerate(contexts):
+            with ExitStack() as opened:
+                bench = Bench.of(model, prompt(tokens, generator), rounds, opened)
+                bench.check()
+                more: list[tuple[str, float | None]] = []
+                if tokens == at:
+                    more = [(mode, _ratio(mode)) for mode in OTHERS]
+                    more += [("fused", ratio) for ratio in RATIOS]
+                runs += bench.runs("RAM", [*usual, *more])
+                if tokens == at:
+                    runs += bench.runs("disk", usual) + bench.runs("cold", usual)
+                    balanced = bench.balance()
+            told("contexts", number + 1, len(contexts))
+    return Found(f"{model.name}, {dtype}, {device}; 8 chunks; {rounds} rounds", runs, balanced)
+
+
+def _ratio(mode: str) -> float | None:
+    return RATIO if "recompute_ratio" in blender(mode).parameters else None
+
+
+def table(found: Sequence[Found]) -> str:
+    return "\n".join(map(_table, found))
+
+
+def _table(found: Found) -> str:
+    heads = ["mode", "context", "store", "TTFT ms", "faster", "charged", "loaded", "load ms"]
+    heads += ["FLOPs / rate ms", "efficiency", "peak MiB"]
+    usual = [r for r in found.runs if r.mode in ("full", *MODES) and r.ratio in (None, RATIO)]
+    at = max((r.context for r in found.runs if r.mode in OTHERS), default=0)
+    others = [r for r in found.runs if r.mode in OTHERS]
+    ratios = [r for r in found.runs if r.mode == "fused" and (r.context, r.store) == (at, "RAM")]
+    parts = [f"{found.workload}, ratio {RATIO}.\n", results.table(heads, map(_row, usual))]
+    if others:
+        parts += [f"The other modes, {at:,} tokens:\n", results.table(heads, map(_row, others))]
+        named = [[f"{run.ratio:.2f}", *_row(run)[3:]] for run in _sorted(ratios)]
+        parts += ["`fused` by ratio:\n", results.table(["ratio", *heads[3:]], named)]
+    if found.balanced_s:
+        parts.append(_balance(found.balanced_s))
+    return "\n".join(parts)
+
+
+def _sorted(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.ratio or 0.0)
+
+
+def _row(run: Run) -> list[str]:
+    loads = run.load_bytes > 0
     return [
-        (
-            m,
-            median(times[m]),
-            median(f / t for f, t in zip(times["full"], times[m], strict=True)),
-            last[m],
-            sum(layer.load_bytes for layer in last[m].layers),
-        )
-        for m in modes
+        f"`{run.mode}`",
+        f"{run.context:,}",
+        run.store,
+        f"{1e3 * run.ttft_s:,.0f}",
+        f"{run.faster:.2f}",
+        f"{run.charged:.1%}",
+        show.size(run.load_bytes) if loads else "–",
+        f"{1e3 * run.load_s:,.0f}" if loads else "–",
+        f"{1e3 * run.compute_s:,.0f}",
+        f"{run.efficiency:.2f}",
+        f"{run.peak_mib:,}",
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
-    parser.add_argument("--ratio", type=float, default=0.15)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    options = parser.parse_args()
-    model = engine(getattr(torch, options.dtype))
-    table = Table("context", "mode", "TTFT ms", "faster", "charged", "loaded")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    generator = torch.Generator().manual_seed(0)
-    for tokens in options.tokens:
-        given = prompt(tokens, generator)
-        with tempfile.TemporaryDirectory(prefix="ragcache-") as folder, DiskStore(folder) as store:
-            prefix = ChunkKey(model.fingerprint, given.prefix)
-            keys = chunk_keys(given, model.fingerprint, "compiled", compiled("prefix", model), "")
-            precompute(model, store, [prefix, *keys])
-            rows = measure(model, store, given, options.ratio, options.rounds)
-        for label, seconds, faster, fused, loaded in rows:
-            charged = f"{fused.charged_budget:.1%}"
-            table.add_row(
-                str(tokens), label, f"{1e3 * seconds:.0f}", f"{faster:.2f}x", charged, size(loaded)
-            )
-    console = Console()
-    console.print(
-        f"{model.name}, {options.dtype}, ratio {options.ratio}, {CHUNKS} chunks; "
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}",
-        highlight=False,
+def _balance(seconds: dict[str, float]) -> str:
+    load, compute, pipelined, apart = seconds.values()
+    return (
+        f"From the slow store `fused` loads in {load:.2f} s and computes in {compute:.2f} s: "
+        f"pipelined {pipelined:.2f} s, {pipelined / max(load, compute):.2f} times the longer of "
+        f"the two; first loaded, then computed {apart:.2f} s, {apart / pipelined:.2f} times as "
+        "long.\n"
     )
-    console.print(table)
+
+
+def panels(found: Sequence[Found]) -> list[Panel]:
+    return [panel for one in found for panel in _panels(one)]
+
+
+def _panels(found: Found) -> list[Panel]:
+    contexts: dict[str, list[tuple[float, float]]] = {}
+    for run in found.runs:
+        if run.store == "RAM" and run.mode in ("full", *MODES) and run.ratio in (None, RATIO):
+            contexts.setdefault(run.mode, []).append((run.context, run.ttft_s))
+    ratios = [r for r in found.runs if r.mode == "fused" and r.store == "RAM"]
+    at = [r for r in ratios if r.ratio in RATIOS]
+    curves = {
+        "fused": [(r.ratio or 0.0, r.ttft_s) for r in _sorted(at)],
+        "bound": [(r.ratio or 0.0, max(r.load_s, r.compute_s)) for r in _sorted(at)],
+    }
+    what = found.workload.split(", ")[1]
+    drawn = [Panel(f"TTFT, {what}", "context tokens", "s", contexts, "xy")]
+    return drawn + ([Panel(f"TTFT, {what}", "recompute ratio", "s", curves)] if at else [])
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument("--at", type=int, default=AT)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
+    parser.add_argument("--shape", default="llama-110m")
+    parser.add_argument("--device", default="cpu")
+    given = vars(parser.parse_args())
+    out = given.pop("out")
+    found = measure(**given)
+    results.finish("ttft", found, table(found), out)
 
 
 if __name__ == "__main__":
+    torch.set_grad_enabled(False)
     main()

@@ -216,8 +216,9 @@ class LayerTrace:
     (``place_s``) and computes (``compute_s``); meanwhile later layers are read.
     """
 
-    rows: int  # rows computed, of all kinds; where the layer narrows, those whose KV was
-    charged: int  # of these, rows of chunks whose KV had been loaded
+    rows: int  # rows whose KV was computed, of all kinds
+    through: int  # of these, those that the rest of the layer was computed for
+    charged: int  # of ``rows``, those of chunks whose KV had been loaded
     load_bytes: int
     read_at_s: float  # when reading its KV began,
     read_s: float  # and how long it took

@@ -7,7 +7,7 @@ from ragcache.types import LayerTrace, Report
 
 
 def trace(read_at: float, read: float, at: float, wait: float, compute: float) -> LayerTrace:
-    return LayerTrace(4, 2, 100, read_at, read, at, wait, 0.25, compute)
+    return LayerTrace(4, 4, 2, 100, read_at, read, at, wait, 0.25, compute)
 
 
 def report(*layers: LayerTrace) -> Report:

@@ -146,10 +146,10 @@ class FusionWalk(Walk):
         self._view = kv
         compares = len(chosen) and self.selector.compares(layer)
         self._stored = kv.read(chosen) if compares else None
-        computed = [self.layout.fresh, chosen]
+        self._rows = self._with_fresh(chosen)
         if not loads and self.layout.prefix_loaded:
-            computed.append(torch.arange(len(self.layout.prompt.prefix)))
-        self._rows = torch.cat(computed).sort().values
+            prefix = torch.arange(len(self.layout.prompt.prefix))
+            self._rows = torch.cat([prefix, self._rows])
         self._times = at, loaded, self._now()
         return self._rows
 
@@ -166,7 +166,10 @@ class FusionWalk(Walk):
 
     def narrowed(self, layer: int) -> Tensor:
         self._left = self._narrow(layer)
-        return torch.cat([self.layout.fresh, self._left]).sort().values
+        return self._with_fresh(self._left)
+
+    def _with_fresh(self, chosen: Tensor) -> Tensor:
+        return torch.cat([self.layout.fresh, chosen]).sort().values
 
     def _narrow(self, layer: int) -> Tensor:
         """The rows to go on with of those chosen at ``layer``, the last one that was begun."""
@@ -202,6 +205,9 @@ class FusionWalk(Walk):
         at, loaded, placed = self._times
         trace = LayerTrace(
             rows=len(self._rows),
+            through=len(self._rows)
+            if self._left is None
+            else len(self.layout.fresh) + len(self._left),
             charged=len(self.chosen[-1]),
             load_bytes=load.bytes,
             read_at_s=load.began - self._began,
