@@ -188,10 +188,12 @@ def _balance(demand: Demand, speeds: Speeds, loaded: tuple[int, ...], ratio: flo
         most = _time(demand.compute_s(speeds, loaded, ratio))
         verdict = f"loading takes longer, so the ratio rises to {ratio:.2f}, which takes {most}."
     rate = f" at {size / load / 1e9:.2f} GB/s" if load else ""
+    full = f", all of them in {demand.full_layers} layers," if demand.full_layers else ""
+    still = f" ({_time(speeds.stolen * load)} of it standing still)" if speeds.stolen else ""
     return (
         f"Loading {size / 1e6:.1f} MB in {demand.layers * parts:,} reads{rate} takes "
-        f"{_time(load)}; computing {demand.floor:.0%} of the {rows:,} loaded rows, and all that "
-        f"are not loaded, {_time(least)}: {verdict}"
+        f"{_time(load)}; computing {demand.floor:.0%} of the {rows:,} loaded rows{full} and all "
+        f"that are not loaded, {_time(least)}{still}: {verdict}"
     )
 
 

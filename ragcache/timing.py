@@ -138,8 +138,8 @@ def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], flo
 def _stolen(engine: Engine, store: ChunkStore, sample: Sequence[Stored], speeds: Speeds) -> float:
     """Share of the time of reading by which it delays computing that goes on meanwhile.
 
-    A fusion whose computing takes at least as long as its reading, against the same fusion with
-    everything at hand.
+    A fusion against the same one with everything at hand. It computes at least as long as it reads,
+    if that can be had: on a slow disk it waits, and waiting is no delay of computing.
     """
     room = min(_MOST_TOKENS, engine.context_tokens - _DECODED) // 2
     ends = accumulate(chunk.tokens for chunk in sample)
@@ -157,7 +157,8 @@ def _stolen(engine: Engine, store: ChunkStore, sample: Sequence[Stored], speeds:
         for _ in range(_ROUNDS):
             alone, _ = _fused(engine, lengths, rows, _Zeros(engine.spec, lengths))
             with LayerReader(store, chunks) as reader:
-                delays.append(_fused(engine, lengths, rows, reader)[0] - alone)
+                together, _ = _fused(engine, lengths, rows, reader)
+            delays.append(together - max(alone, reading))
     except StoreError as error:
         logger.warning("what reading takes from computing is not measured: %s", error)
         return 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ragcache.errors import ConfigError
 from ragcache.pipeline import RagCache
 from ragcache.settings import Ratio
 from ragcache.speeds import Speeds
+from ragcache.store.key import ChunkKey
 from ragcache.types import Plan, Report
 from tests import scene
 
@@ -130,6 +132,22 @@ def test_it_is_measured_at_the_first_need(tmp_path: Path) -> None:
         speeds = cache.profile.recorded()
         assert speeds is not None and speeds.measured in plan.sentences[0]
         assert 0.15 <= plan.ratio <= 1 and plan.prefill_s > 0
+
+
+def test_a_store_that_is_slow_is_found_out(
+    cache: RagCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = cache.store.layer
+
+    def slowly(key: ChunkKey, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        time.sleep(0.02)
+        return read(key, layer)
+
+    monkeypatch.setattr(cache.store, "layer", slowly)
+    speeds = cache.speeds(anew=True)
+    assert speeds is not None and speeds.load_s(LAYERS, 0) + 1e4 * speeds.byte_s > 0.03
+    report = cache.ask(QUESTION, chunks=[LONG, SHORT]).report
+    assert report.chunks[1].cheaper and (report.chunks[0].cheaper or planned(report).ratio > 0.15)
 
 
 def test_a_record_that_rots_is_planned_around(cache: RagCache) -> None:

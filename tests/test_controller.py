@@ -35,7 +35,7 @@ def test_where_computing_takes_longer_the_ratio_stays_at_its_floor() -> None:
     assert made.token_s == 0.02
     assert made.sentences == (
         "Loading 2.0 MB in 8 reads at 0.25 GB/s takes 8.0 ms; computing 15% of the 200 loaded "
-        "rows, and all that are not loaded, 50 ms: computing takes longer, so the ratio stays at "
+        "rows and all that are not loaded, 50 ms: computing takes longer, so the ratio stays at "
         "its floor, 0.15.",
     )
 
@@ -74,6 +74,7 @@ def test_of_equal_chunks_the_last_are_computed() -> None:
 def test_layers_in_full_are_paid_whatever_the_ratio() -> None:
     made = plan(asked(100, full_layers=2), machine(20))
     assert made.ratio == pytest.approx(0.2)  # 20 + 100 * (2 + 2 * 0.2) / 4 rows: 80 ms
+    assert "15% of the 100 loaded rows, all of them in 2 layers, and all" in made.sentences[0]
 
 
 def test_what_is_missing_or_long_computes_longer() -> None:
@@ -102,7 +103,8 @@ def test_reading_that_stops_computing_leaves_no_time_to_spend() -> None:
     """Without overlap a chunk is loaded where that is faster than to compute it, at the floor."""
     made = plan(asked(100, 100), machine(15, stolen=1))
     assert (made.ratio, made.recompute) == (0.15, ())
-    assert made.compute_s == pytest.approx(170 * MS)  # 120 ms of it standing still
+    assert made.compute_s == pytest.approx(170 * MS)
+    assert "170 ms (120 ms of it standing still): computing takes longer" in made.sentences[0]
     half = plan(asked(100), machine(15, stolen=0.5))
     assert half.ratio == LEAST_RATIO  # 35 ms, and 30 standing still
     assert plan(asked(100), machine(15, stolen=0.25)).ratio == pytest.approx(0.25)
