@@ -62,6 +62,8 @@ def _chunk(
     tokens = len(resolved.layout.prompt.chunks[index])
     if (miss := resolved.misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
+    if index in resolved.cheaper:
+        return ChunkReport(name, tokens, tokens, 1.0, cheaper=True)
     return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
 
 

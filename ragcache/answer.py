@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ragcache.account import account
-from ragcache.blend import Blender
+from ragcache.blend import Blender, with_ratio
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.compiled import Compiled
+from ragcache.controller import demand, plan
 from ragcache.engine.base import Engine, Prefilled, Step
 from ragcache.errors import ConfigError, StoreError
 from ragcache.precompute import keep, precompute
 from ragcache.resolve import Resolved, chunk_keys, resolve
+from ragcache.speeds import Speeds
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.reader import LayerReader
-from ragcache.types import Answer, Passage, Prompt, Sampling
+from ragcache.store.reader import AHEAD, LayerReader
+from ragcache.types import Answer, Passage, Plan, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +44,15 @@ class Answering:
         *,
         passages: Sequence[Passage] = (),
         retrieval_s: float = 0.0,
+        speeds: Speeds | None = None,
     ) -> AnswerStream:
-        """Start answering. Nothing runs until the stream is read."""
-        return AnswerStream(self, prompt, blender, sampling, tuple(passages), retrieval_s)
+        """Start answering. Nothing runs until the stream is read.
+
+        With ``speeds``, what is loaded and at what ratio the rest is recomputed suits them (see
+        :mod:`ragcache.controller`); ``blender`` must be one that this ``controls``, and its own
+        ratio is the least.
+        """
+        return AnswerStream(self, prompt, blender, sampling, tuple(passages), retrieval_s, speeds)
 
 
 class AnswerStream:
@@ -58,8 +66,9 @@ class AnswerStream:
         sampling: Sampling,
         passages: tuple[Passage, ...],
         retrieval_s: float,
+        speeds: Speeds | None,
     ) -> None:
-        self._with, self._prompt, self._blender = answering, prompt, blender
+        self._with, self._prompt, self._blender, self._speeds = answering, prompt, blender, speeds
         self._sampling, self._passages, self._retrieval_s = sampling, passages, retrieval_s
         self._pieces = self._run()
         self._answer: Answer | None = None
@@ -88,7 +97,9 @@ class AnswerStream:
 
     def _run(self) -> Iterator[str]:
         began = time.perf_counter()
-        fusion = _Fusion(self._with, self._prompt, self._blender, self._sampling.max_tokens)
+        fusion = _Fusion(
+            self._with, self._prompt, self._blender, self._sampling.max_tokens, self._speeds
+        )
         self._first_logits = fusion.prefilled.logits
         steps: list[Step] = []
         ttft = 0.0
@@ -101,10 +112,13 @@ class AnswerStream:
         if self._with.store_misses:
             fusion.store_misses()
         report = replace(
-            account(fusion.fused, fusion.resolved, self._blender, self._passages, fusion.fallbacks),
+            account(
+                fusion.fused, fusion.resolved, fusion.blender, self._passages, fusion.fallbacks
+            ),
             ttft_s=ttft,
             total_s=total,
             retrieval_s=self._retrieval_s,
+            plan=fusion.plan,
         )
         self._answer = Answer(
             text="".join(step.text for step in steps),
@@ -118,8 +132,12 @@ class AnswerStream:
 class _Fusion:
     """The prefill of one request, with what went otherwise than asked."""
 
-    def __init__(self, given: Answering, prompt: Prompt, blender: Blender, room: int) -> None:
-        self.given, self.blender, self.room = given, blender, room
+    def __init__(
+        self, given: Answering, prompt: Prompt, blender: Blender, room: int, speeds: Speeds | None
+    ) -> None:
+        self.given, self.blender, self.room, self.speeds = given, blender, room, speeds
+        self.floor = blender  # of the ratio
+        self.plan: Plan | None = None
         self.fallbacks: list[str] = []
         self.rotten: list[ChunkKey] = []  # records that failed while they were read
         if blender.placement == "overlapping":
@@ -159,6 +177,8 @@ class _Fusion:
                 tenant=given.tenant,
                 unusable=unusable,
             )
+            if self.speeds is not None:
+                resolved = self._planned(resolved, self.speeds)
             try:
                 return resolved, self._fuse(resolved)
             except StoreError as error:
@@ -170,11 +190,21 @@ class _Fusion:
                 what = "the prefix" if number is None else f"chunk {number + 1}"
                 self.fallbacks.append(f"{what} was recomputed: {error}")
 
+    def _planned(self, resolved: Resolved, speeds: Speeds) -> Resolved:
+        """Choose the ratio, and what is not loaded though it is stored."""
+        wanted = demand(resolved, self.floor, self.given.engine.spec.layers)
+        self.plan = plan(wanted, speeds)
+        self.blender = with_ratio(self.floor, self.plan.ratio)
+        return resolved.without(self.plan.recompute)
+
     def _fuse(self, resolved: Resolved) -> FusedPrompt:
         in_place = self.blender.behind in ("context", "variant")
         capture = sorted(resolved.misses) if in_place else []
         engine = self.given.engine
-        with LayerReader(self.given.store, resolved.stored, upload=engine.upload) as source:
+        ahead = AHEAD if self.plan is None else self.plan.ahead
+        with LayerReader(
+            self.given.store, resolved.stored, ahead=ahead, upload=engine.upload
+        ) as source:
             return fuse(
                 engine,
                 self.blender,

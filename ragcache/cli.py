@@ -34,7 +34,24 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Ratio = Annotated[float | None, typer.Option(help="Share of chunk tokens to recompute, 0 to 1.")]
+
+
+def _ratio(text: str) -> str | float:
+    """A number where it is one; the settings say what may be."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+Ratio = Annotated[
+    Any | None,
+    typer.Option(
+        parser=_ratio,
+        metavar="SHARE|auto",
+        help="Share of chunk tokens to recompute, 0 to 1; auto suits the machine.",
+    ),
+]
 Compile = Annotated[
     str | None,
     typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
@@ -145,7 +162,8 @@ def query(
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
     )
-    blender(settings.mode, settings.ratio)  # before the model is loaded
+    ratio = None if settings.ratio == "auto" else settings.ratio
+    blender(settings.mode, ratio)  # before the model is loaded
     with _opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         for piece in stream:
@@ -156,6 +174,8 @@ def query(
         err.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
     if explain:
         out.print(show.summary(answer), highlight=False)
+        for line in show.explanation(answer):
+            out.print(line, highlight=False, soft_wrap=True)
         out.print(show.chunk_table(answer))
         out.print(show.layer_table(answer.report))
 
@@ -352,6 +372,22 @@ def doctor(store: Store = None, model: Model = None) -> None:
     out.print(show.finding_table(found))
     if any(finding.state == "bad" for finding in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    store: Store = None, model: Model = None, device: Device = None, dtype: Dtype = None
+) -> None:
+    """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
+    settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
+    with _opened(settings, must_exist=True) as cache:
+        speeds = cache.speeds(anew=True)
+    if speeds is None:
+        raise StoreError(
+            f"{settings.store} holds no KV that this model can use, so there is no loading to "
+            "measure. Run `ragcache index` first."
+        )
+    out.print(show.speed_table(speeds))
 
 
 @app.command()

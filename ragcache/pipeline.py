@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,26 +15,31 @@ from blake3 import blake3
 from ragcache.answer import Answering, AnswerStream
 from ragcache.blend import Blender, blender
 from ragcache.compiled import Compiled, compiled
+from ragcache.controller import controls
 from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.models import TINY, model_path
 from ragcache.precompute import Precomputed, precompute
+from ragcache.profile import Profile
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
-from ragcache.settings import Settings
+from ragcache.settings import Ratio, Settings
+from ragcache.speeds import Speeds
+from ragcache.store.base import ChunkStore
 from ragcache.store.capacity import Quota
 from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.codecs import codec
 from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.tier import TieredStore
-from ragcache.types import Answer, Chunk, Document, Passage, Sampling, Tokens
+from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, Tokens
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
+_SAMPLE = 24  # documents whose first chunk is read to see how fast that is
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +69,13 @@ class RagCache:
     ) -> None:
         self.engine, self.store, self.settings = engine, store, settings
         #: What answers read from: the store, or the tier in RAM before it.
-        self.chunks = TieredStore(store, settings.ram_bytes) if settings.ram_bytes else store
+        self.chunks: ChunkStore = store
+        if settings.ram_bytes:
+            pin = engine.upload is not None
+            self.chunks = TieredStore(store, settings.ram_bytes, pin=pin)
         self._checked = False
         self.catalog = Catalog(store)
+        self.profile = Profile(engine, self.chunks, self.catalog)
         self.compiled = _compiled(self.catalog, engine, settings)
         self.splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
@@ -84,7 +94,7 @@ class RagCache:
         ``settings`` name others; a new store takes the small model that ships. Chunks computed by
         another model are misses, never answers. Raises StoreError, ModelError or ConfigError.
         """
-        from ragcache.engine.transformers import TransformersEngine
+        from ragcache.engine.transformers import TransformersEngine, as_device
 
         settings = settings or Settings.load()
         path = Path(path)
@@ -93,6 +103,7 @@ class RagCache:
             layout=settings.layout,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
             policy=settings.eviction,
+            pin=as_device(settings.device).type == "cuda",
         )
         try:
             catalog = Catalog(store)
@@ -174,7 +185,7 @@ class RagCache:
         question: str,
         *,
         mode: str | Blender | None = None,
-        ratio: float | None = None,
+        ratio: Ratio | None = None,
         top_k: int | None = None,
         neighbours: int | None = None,
         chunks: Sequence[str | Chunk | Passage] | None = None,
@@ -183,9 +194,12 @@ class RagCache:
         """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
 
         ``chunks`` are used instead of retrieval. What is not given comes from the settings.
+        ``ratio`` auto suits the machine (see :mod:`ragcache.controller`); the first such answer
+        from a store measures :meth:`speeds`, before its own time begins. A ``mode`` that names its
+        ratio, a finished one, and one that has none are used as they are.
         Raises ConfigError or PromptError before any work is done.
         """
-        with_mode = self._blender(mode, ratio)
+        with_mode, chosen = self._blender(mode, ratio)
         began = time.perf_counter()
         if not question.strip():
             raise PromptError("the question is empty: ask something")
@@ -202,7 +216,13 @@ class RagCache:
             sampling or self._sampling(),
             passages=passages,
             retrieval_s=retrieval_s if chunks is None else 0.0,
+            speeds=self.profile.speeds(lambda: self._sample(prompt)) if chosen else None,
         )
+
+    def speeds(self, *, anew: bool = False) -> Speeds | None:
+        """How fast this model computes, and loads from this store; None where nothing is stored
+        that it can use. Measured once, or ``anew``."""
+        return self.profile.measure(self._sample()) if anew else self.profile.speeds(self._sample)
 
     def retrieve(
         self, question: str, top_k: int | None = None, neighbours: int | None = None
@@ -312,10 +332,26 @@ class RagCache:
     def _prefix_key(self) -> ChunkKey:
         return ChunkKey(self.engine.fingerprint, self.engine.template.prefix)
 
-    def _blender(self, mode: str | Blender | None, ratio: float | None) -> Blender:
-        if mode is None:
-            return blender(self.settings.mode, self.settings.ratio if ratio is None else ratio)
-        return blender(mode, ratio)
+    def _sample(self, prompt: Prompt | None = None) -> Iterator[ChunkKey]:
+        """The prefix, and chunks from all over the store; else those of ``prompt``."""
+        yield self._prefix_key()
+        entries = self.catalog.entries()
+        for entry in entries[:: 1 + len(entries) // _SAMPLE]:
+            with suppress(KeyError):  # deleted meanwhile
+                yield from map(self._key, self.catalog.chunks(self.catalog.rows_of(entry.id)[:1]))
+        if not entries and prompt is not None:
+            yield from (self.compiled.key(self.engine.fingerprint, c) for c in prompt.chunks)
+
+    def _blender(self, mode: str | Blender | None, ratio: Ratio | None) -> tuple[Blender, bool]:
+        """The method, and whether its ratio is to be chosen."""
+        if ratio is None and (mode is None or self.settings.ratio == "auto"):
+            ratio = self.settings.ratio
+        mode = self.settings.mode if mode is None else mode
+        if ratio != "auto":
+            return blender(mode, ratio), False
+        made = blender(mode)
+        named = not isinstance(mode, str) or "recompute_ratio" in mode
+        return made, not named and controls(made)
 
     def _sampling(self) -> Sampling:
         s = self.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ragcache.blend.base import Behind, Blender, Layout, positions
 from ragcache.compiled import Compiled
@@ -24,6 +24,30 @@ class Resolved:
     stored: tuple[Stored, ...]  # what is loaded: the prefix first, then chunks in order
     misses: dict[int, Miss]  # chunk number -> why it is not loaded
     served: dict[int, Variant]  # chunk number -> the variant that is loaded
+    cheaper: frozenset[int] = frozenset()  # chunks that are stored, and computed all the same
+
+    @property
+    def prefix(self) -> Stored | None:
+        """The prefix, if it is loaded."""
+        return self.stored[0] if self.layout.prefix_loaded else None
+
+    @property
+    def chunks(self) -> dict[int, Stored]:
+        """The chunks that are loaded, by number."""
+        numbers = (i for i, loaded in enumerate(self.layout.loaded) if loaded)
+        return dict(zip(numbers, self.stored[self.layout.prefix_loaded :], strict=True))
+
+    def without(self, numbers: Collection[int]) -> Resolved:
+        """The same, but for these loaded chunks, which are computed: they are no misses."""
+        kept = {i: record for i, record in self.chunks.items() if i not in numbers}
+        return replace(
+            self,
+            layout=replace(
+                self.layout, loaded=tuple(i in kept for i in range(len(self.layout.loaded)))
+            ),
+            stored=(*self.stored[: self.layout.prefix_loaded], *kept.values()),
+            cheaper=self.cheaper | frozenset(numbers),
+        )
 
     def number_of(self, key: bytes) -> int | None:
         """Number of the first loaded chunk under a key digest; None for the prefix."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 from pydantic_settings import (
@@ -20,6 +20,8 @@ from ragcache.errors import ConfigError
 PREFIX = "RAGCACHE_"
 FILE = "ragcache.toml"
 
+#: A share of the chunk tokens, or as many as loading the others leaves time for.
+Ratio = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -79,7 +81,11 @@ class Settings(BaseSettings):
         "pgdsf", description="which chunks go first when the store is full"
     )
     mode: str = Field("fused", description="fusion method and its parameters")
-    ratio: float | None = Field(None, ge=0, le=1, description="share of chunk tokens recomputed")
+    ratio: Ratio = Field(
+        "auto",
+        description="share of chunk tokens recomputed; auto: at least the mode's own, and as many "
+        "as loading the others leaves time for",
+    )
     top_k: int = Field(4, ge=1, description="chunks retrieved")
     neighbours: int = Field(1, ge=0, description="chunks before and after each that come along")
     max_tokens: int = Field(64, ge=1, description="longest answer")
@@ -104,9 +110,10 @@ class Settings(BaseSettings):
             return cls(**{key: value for key, value in given.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or FILE
+            key = str(first["loc"][0]) if first["loc"] else FILE
+            wrong = [e["msg"].lower() for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
             raise ConfigError(
-                f"setting {key} = {first.get('input')!r} cannot be: {first['msg'].lower()}. "
+                f"setting {key} = {first.get('input')!r} cannot be: {', or '.join(wrong)}. "
                 f"It comes from a flag, {PREFIX}{key.upper()}, or {FILE}."
             ) from error
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ragcache.pipeline import Progress as Told
     from ragcache.scores import Figures
     from ragcache.simulate import Row
+    from ragcache.speeds import Speeds
     from ragcache.store.catalog import Entry
     from ragcache.types import Answer, Report
 
@@ -102,6 +103,42 @@ def summary(answer: Answer) -> str:
     )
 
 
+def explanation(answer: Answer) -> Iterator[str]:
+    """Why that ratio, where it was chosen to suit the machine, and whether it came out so."""
+    r, plan = answer.report, answer.report.plan
+    if plan is None:
+        return
+    yield from (f"- {sentence}" for sentence in plan.sentences)
+    waited = sum(layer.wait_s for layer in r.layers)
+    more = len(answer.tokens) - 1
+    decoding = f", then {_ms(plan.token_s)} a token" if more else ""
+    yield (
+        f"- Predicted: first token after {_ms(plan.prefill_s)} (loading {_ms(plan.load_s)}, "
+        f"computing {_ms(plan.compute_s)}){decoding}."
+    )
+    decoded = f", then {_ms((r.total_s - r.ttft_s) / more)} a token" if more else ""
+    yield f"- Measured: first token after {_ms(r.ttft_s)}, {_ms(waited)} of it waiting{decoded}."
+
+
+def speed_table(speeds: Speeds) -> Table:
+    """What was measured, in units for people."""
+    rate = f"{1e-9 / speeds.byte_s:.2f} GB/s" if speeds.byte_s else "too fast to tell"
+    rows = {
+        "any prefill": _ms(speeds.start_s),
+        "a computed token": f"{1e6 * speeds.row_s:.1f} µs",
+        "in a prompt of 1,000 tokens, also": f"{1e9 * speeds.pair_s:.1f} µs",
+        "a loaded token, to place it": f"{1e6 * speeds.place_s:.1f} µs",
+        "a layer of a chunk, to read it": f"{1e6 * speeds.read_s:.1f} µs",
+        "and its bytes": rate,
+        "of reading, computing stands still for": f"{speeds.stolen:.0%}",
+        "a token of the answer": _ms(speeds.token_s),
+    }
+    table = Table("what", Column("takes", justify="right"), title=speeds.measured, box=SIMPLE)
+    for what, takes in rows.items():
+        table.add_row(what, takes)
+    return table
+
+
 def answer_table(answers: dict[str, Answer]) -> Table:
     """The same question in several modes: answer, TTFT, shares computed, bytes loaded."""
     table = Table("mode", "answer", "TTFT ms", "recomputed", "charged", "loaded", box=SIMPLE)
@@ -132,7 +169,7 @@ def chunk_table(answer: Answer) -> Table:
             str(chunk.tokens),
             str(chunk.recomputed),
             f"{chunk.charged:.0%}",
-            "stored" if chunk.miss is None else chunk.miss,
+            chunk.miss or ("stored, but computed" if chunk.cheaper else "stored"),
         )
     return table
 
@@ -283,6 +320,10 @@ def _percent(share: Estimate | float | None, form: str = ".1f") -> str:
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"
 
 
 def size(count: float) -> str:

@@ -236,7 +236,26 @@ class ChunkReport:
     tokens: int
     recomputed: int  # of its rows, see Report.recomputed_tokens; all of them on a miss
     charged: float  # mean share of its rows computed, over layers, in [0, 1]
-    miss: str | None = None  # a MissReason, or None where stored KV was used
+    miss: str | None = None  # a MissReason, or None where its KV is stored
+    cheaper: bool = False  # its KV is stored, and was not loaded: it was cheaper to compute
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with the stored KV of a prompt, and why. Times in seconds, as predicted."""
+
+    ratio: float  # share of the loaded chunks' tokens that is recomputed
+    recompute: tuple[int, ...]  # numbers, from 0, of stored chunks that are computed, not loaded
+    load_s: float  # to load the others, while
+    compute_s: float  # everything else is computed, with the delay that loading causes
+    token_s: float  # for every token of the answer but the first
+    ahead: int  # layers to load ahead of the one that computes
+    sentences: tuple[str, ...] = ()  # how it came to this
+
+    @property
+    def prefill_s(self) -> float:
+        """Until the first token: the longer of the two, for they overlap."""
+        return max(self.load_s, self.compute_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +282,7 @@ class Report:
     probe_rows: int = 0  # computed by a look before the work, summed over its layers
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
+    plan: Plan | None = None  # where the ratio was chosen to suit the machine
 
     @property
     def recomputed_share(self) -> float:

@@ -58,8 +58,26 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
     code, out, err = run("query", "Where does Mira live?", "--explain", "--max-tokens", 4)
     assert code == 0 and err == ""
     assert "fused: " in out and "charged" in out and "layers" in out and "stored" in out
+    assert "- Speeds as measured on 20" in out and "- Predicted: first token after" in out
+    assert "- Measured: first token after" in out
     code, out, _ = run("query", "Where?", "--mode", "reuse", "--top-k", 1)
     assert code == 0 and "charged" not in out
+
+
+def test_profile_measures_what_auto_goes_by(run: Run, notes: Path, model: Path) -> None:
+    code, _, err = run("profile", "--model", model)
+    assert code == 1 and "there is no store in ragcache-store" in err
+    Path("ragcache-store").mkdir()
+    code, _, err = run("profile", "--model", model)
+    assert code == 1 and "holds no KV that this model can use" in err
+    run("index", notes, "--model", model)
+    code, out, err = run("profile")
+    assert code == 0 and err == ""
+    assert "a computed token" in out and "a layer of a chunk" in out
+    code, out, _ = run("query", "Who?", "--ratio", "auto", "--explain", "--max-tokens", 1)
+    assert code == 0 and "`ragcache profile` measures anew" in out
+    code, out, _ = run("query", "Who?", "--ratio", "0.3", "--explain", "--max-tokens", 1)
+    assert code == 0 and "Predicted" not in out
 
 
 def test_models_says_what_the_store_can_use(run: Run, notes: Path, model: Path) -> None:
@@ -89,6 +107,7 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
     [
         (["query", "Who?", "--mode", "blend"], "mode 'blend' is unknown: use one of full"),
         (["query", "Who?", "--ratio", "1.5"], "setting ratio = 1.5 cannot be"),
+        (["query", "Who?", "--ratio", "much"], "or input should be 'auto'"),
         (["query", " "], "the question is empty"),
         (["query", "Who?", "--top-k", "0"], "setting top_k = 0 cannot be"),
         (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 cannot be"),

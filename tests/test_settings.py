@@ -24,12 +24,19 @@ def test_flags_beat_environment_beats_file(
     monkeypatch.setenv("RAGCACHE_RATIO", "0.2")
     settings = Settings.load(top_k=9, ratio=None)
     assert (settings.top_k, settings.ratio, settings.mode) == (9, 0.2, "reuse")
+    monkeypatch.setenv("RAGCACHE_RATIO", "auto")
+    assert Settings.load().ratio == "auto"
+
+
+def test_the_ratio_suits_the_machine_by_default() -> None:
+    assert Settings.load().ratio == "auto" and Settings.load(ratio=0.3).ratio == 0.3
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"ratio": 1.5}, "setting ratio = 1.5 cannot be: .*less than or equal to 1"),
+        ({"ratio": "fast"}, "setting ratio = 'fast' cannot be: .*or input should be 'auto'"),
         ({"top_k": 0}, "setting top_k = 0 cannot be"),
         ({"index": "annoy"}, "setting index = 'annoy' cannot be"),
         ({"colour": "red"}, "setting colour = 'red' cannot be"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from ragcache.blend.ape import APE
@@ -22,7 +22,7 @@ from ragcache.blend.reuse import Reuse
 from ragcache.blend.shape import SHAPES, Shaped
 from ragcache.errors import ConfigError
 
-__all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender"]
+__all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender", "with_ratio"]
 
 BLENDERS: dict[str, type[Blender]] = {
     "full": Full,
@@ -71,6 +71,14 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
         given[key] = _typed(key, value, known[key])
     made = cls(**given)
     return _shaped(made, shapes) if shapes else made
+
+
+def with_ratio(made: Blender, ratio: float) -> Blender:
+    """``made``, which takes a ``recompute_ratio``, with another one."""
+    if isinstance(made, Shaped):
+        return replace(made, inner=with_ratio(made.inner, ratio))
+    changes: Any = {"recompute_ratio": ratio}
+    return replace(made, **changes)
 
 
 def _shaped(inner: Blender, shapes: list[str]) -> Blender:

@@ -85,7 +85,7 @@ class TransformersEngine(Engine):
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where = _device(device)
+        where = as_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" else "float32"
         if dtype not in _DTYPES:
@@ -322,7 +322,8 @@ def _sliding_window(config: Any) -> int | None:
     return int(window) if window else None
 
 
-def _device(device: str) -> torch.device:
+def as_device(device: str) -> torch.device:
+    """The device that a setting names. ConfigError if there is none, or it is not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

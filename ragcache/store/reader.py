@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]
 
 
+AHEAD = 4  # layers
+
+
 class Arrival(Protocol):
     """A layer that is being copied to a device, in the background."""
 
@@ -54,7 +57,7 @@ class LayerReader:
         *,
         workers: int = 2,
         pool: ThreadPoolExecutor | None = None,
-        ahead: int = 4,
+        ahead: int = AHEAD,
         ahead_bytes: int = 256 << 20,
         upload: Callable[[Sequence[Pair]], Arrival] | None = None,
     ) -> None:

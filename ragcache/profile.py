@@ -1,0 +1,99 @@
+"""The speeds of a model over a store: measured once, and kept with the store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+
+import torch
+from blake3 import blake3
+
+from ragcache.engine.base import Engine
+from ragcache.errors import StoreError
+from ragcache.speeds import Speeds
+from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.catalog import Catalog
+from ragcache.store.key import ChunkKey
+from ragcache.store.tier import TieredStore
+from ragcache.timing import measured
+
+logger = logging.getLogger(__name__)
+
+
+class Profile:
+    """The speeds of one engine over one store: measured at the first need, and recorded there.
+
+    What is recorded is for this model, device, threads, layout, tier and machine; of others there
+    are others. A store that cannot be written, and a record that is malformed, are no errors: it
+    is measured again by the next process.
+    """
+
+    def __init__(self, engine: Engine, store: ChunkStore, catalog: Catalog) -> None:
+        self.engine, self.store, self.catalog = engine, store, catalog
+        self.setting = f"speeds:{_circumstances(engine, store)}"
+        self._known: Speeds | None = None
+
+    def speeds(self, sample: Callable[[], Iterable[ChunkKey]]) -> Speeds | None:
+        """Known, recorded or else measured by reading chunks of ``sample``; None where none of
+        those can be read."""
+        self._known = self._known or self.recorded() or self.measure(sample())
+        return self._known
+
+    def recorded(self) -> Speeds | None:
+        """What an earlier process measured; None if there is nothing, or nothing sound."""
+        try:
+            text = self.catalog.get_setting(self.setting)
+            return None if text is None else Speeds.from_json(text)
+        except (StoreError, ValueError) as error:
+            logger.warning("recorded speeds cannot be used, so they are measured: %s", error)
+            return None
+
+    def measure(self, sample: Iterable[ChunkKey]) -> Speeds | None:
+        """Measure anew, and record it; None where none of ``sample`` is stored and sound."""
+        began = time.perf_counter()
+        speeds = measured(self.engine, self.store, self._found(sample))
+        if speeds is None:
+            return None
+        self._known = replace(speeds, measured=f"{datetime.now():%F %R}")
+        logger.info("speeds measured in %.1f s: %s", time.perf_counter() - began, self._known)
+        try:
+            self.catalog.put_setting(self.setting, self._known.as_json())
+        except StoreError as error:
+            logger.warning("the measured speeds are not recorded: %s", error)
+        return self._known
+
+    def _found(self, sample: Iterable[ChunkKey]) -> list[Stored]:
+        """What is stored of ``sample``, as far as that can be read."""
+        there = []
+        try:
+            for key in sample:
+                if isinstance(found := self.store.peek(key), Stored):
+                    there.append(found)
+        except StoreError as error:
+            logger.warning("chunks were left out of what is measured: %s", error)
+        return there
+
+
+def _circumstances(engine: Engine, store: ChunkStore) -> str:
+    """A digest of everything that the speeds depend on."""
+    below, ram_bytes = store, 0
+    if isinstance(store, TieredStore):
+        below, ram_bytes = store.below, store.max_bytes
+    device = str(getattr(engine, "device", ""))
+    on = [
+        engine.fingerprint.digest.hex(),  # the codec is in it
+        device,
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        torch.get_num_threads(),
+        torch.__version__,
+        platform.node(),
+        type(below).__name__,
+        getattr(below, "layout", ""),
+        ram_bytes,
+    ]
+    return blake3(json.dumps(on).encode()).hexdigest()

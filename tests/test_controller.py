@@ -1,0 +1,220 @@
+"""Load or compute: by hand, against every subset, and what holds of any machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain, combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragcache.blend import blender
+from ragcache.controller import LEAST_RATIO, Demand, controls, free_ratio, plan, preload
+from ragcache.speeds import Speeds
+
+MS = 0.001
+
+
+def machine(read_ms: float, **changes: float) -> Speeds:
+    """A row computes in 1 ms; a layer of a chunk is read in ``read_ms``; all else is free."""
+    return replace(Speeds(0, MS, 0, 0, read_ms * MS, 0, 0.02), **changes)  # type: ignore[arg-type]
+
+
+def asked(*chunks: int, question: int = 20, **changes: object) -> Demand:
+    """Stored chunks of so many tokens, 10 kB each, in a model of 4 layers; no prefix."""
+    demand = Demand(0, chunks, question, None, tuple(10_000 * n for n in chunks), 4)
+    return replace(demand, **changes)  # type: ignore[arg-type]
+
+
+def test_where_computing_takes_longer_the_ratio_stays_at_its_floor() -> None:
+    made = plan(asked(100, 100), machine(1))
+    assert (made.ratio, made.recompute) == (0.15, ())
+    assert made.load_s == pytest.approx(8 * MS)  # 2 chunks of 4 layers
+    assert made.compute_s == made.prefill_s == pytest.approx(50 * MS)  # 20 + 0.15 * 200 rows
+    assert made.token_s == 0.02
+    assert made.sentences == (
+        "Loading 2.0 MB in 8 reads at 0.25 GB/s takes 8.0 ms; computing 15% of the 200 loaded "
+        "rows and all that are not loaded, 50 ms: computing takes longer, so the ratio stays at "
+        "its floor, 0.15.",
+    )
+
+
+def test_where_loading_takes_longer_the_ratio_rises_until_it_does_not() -> None:
+    made = plan(asked(100), machine(15))
+    assert made.recompute == ()  # 120 ms to compute it all, 60 to load it
+    assert made.ratio == pytest.approx(0.4)  # 20 + 0.4 * 100 rows
+    assert made.compute_s == pytest.approx(made.load_s) == pytest.approx(60 * MS)
+    assert "the ratio rises to 0.40, which takes 60 ms." in made.sentences[-1]
+
+
+def test_on_a_slow_disk_everything_is_computed_and_exact() -> None:
+    made = plan(asked(100), machine(31))
+    assert (made.recompute, made.load_s) == ((0,), 0)
+    assert made.compute_s == pytest.approx(120 * MS)
+    assert made.sentences == (
+        "1 of 1 stored chunks (number 1; 100 tokens) are computed and not loaded: the longer of "
+        "loading and computing falls from 124 ms to 120 ms.",
+        "No chunk is loaded: this is full prefill, and exact.",
+    )
+
+
+def test_a_short_chunk_is_computed_and_a_long_one_loaded() -> None:
+    made = plan(asked(400, 4), machine(25))
+    assert made.recompute == (1,)  # 200 ms to load both, 100 the first; 84 to compute the rest
+    assert made.compute_s == pytest.approx(made.load_s) == pytest.approx(100 * MS)
+    assert made.ratio == pytest.approx(0.19)  # 24 + 0.19 * 400 rows
+
+
+def test_of_equal_chunks_the_last_are_computed() -> None:
+    made = plan(asked(100, 100, 100), machine(50))  # 200 ms to load each, 85 more to compute it
+    assert made.recompute == (1, 2)  # and not the first, which stands where it was computed
+
+
+def test_layers_in_full_are_paid_whatever_the_ratio() -> None:
+    made = plan(asked(100, full_layers=2), machine(20))
+    assert made.ratio == pytest.approx(0.2)  # 20 + 100 * (2 + 2 * 0.2) / 4 rows: 80 ms
+    assert "15% of the 100 loaded rows, all of them in 2 layers, and all" in made.sentences[0]
+
+
+def test_what_is_missing_or_long_computes_longer() -> None:
+    demand = asked(100, 100, chunk_bytes=(100, None))
+    made = plan(demand, machine(1, pair_s=1e-5, place_s=1e-4, start_s=0.005))
+    assert made.load_s == pytest.approx(4 * MS)
+    # 20 + 100 + 15 rows, each against all 220, 100 rows placed
+    assert made.compute_s == pytest.approx(0.005 + 135 * MS + 135 * 220 * 1e-5 + 100 * 1e-4)
+    assert made.sentences[0] == "1 of 2 chunks are not stored: computed."
+
+
+def test_a_stored_prefix_is_always_loaded() -> None:
+    demand = asked(10, prefix=30, prefix_bytes=30)
+    made = plan(demand, machine(100))
+    assert made.recompute == (0,)
+    assert made.load_s == pytest.approx(400 * MS) and made.compute_s == pytest.approx(30 * MS)
+
+
+def test_nothing_stored_is_nothing_to_choose() -> None:
+    made = plan(asked(10, 10, chunk_bytes=(None, None)), machine(1))
+    assert (made.ratio, made.recompute, made.load_s) == (0.15, (), 0)
+    assert made.sentences[-1] == "Nothing can be loaded, so there is no ratio to choose."
+
+
+def test_reading_that_stops_computing_leaves_no_time_to_spend() -> None:
+    """Without overlap a chunk is loaded where that is faster than to compute it, at the floor."""
+    made = plan(asked(100, 100), machine(15, stolen=1))
+    assert (made.ratio, made.recompute) == (0.15, ())
+    assert made.compute_s == pytest.approx(170 * MS)
+    assert "170 ms (120 ms of it standing still): computing takes longer" in made.sentences[0]
+    half = plan(asked(100), machine(15, stolen=0.5))
+    assert half.ratio == LEAST_RATIO  # 35 ms, and 30 standing still
+    assert plan(asked(100), machine(15, stolen=0.25)).ratio == pytest.approx(0.25)
+    assert plan(asked(100), machine(22, stolen=1)).recompute == (0,)  # 88 ms to load, 85 to compute
+
+
+def test_a_slower_disk_can_lower_the_ratio_but_not_the_work() -> None:
+    """Once a chunk is computed instead, there is less to wait for."""
+    plans = [plan(asked(100), machine(read)) for read in (5, 15, 20, 25, 31)]
+    assert [round(p.ratio, 2) for p in plans] == [0.15, 0.4, 0.6, 0.8, 0.15]
+    times = [p.compute_s for p in plans]
+    assert times == sorted(times)
+
+
+ROWS = st.integers(1, 500)
+PRICES = st.floats(0, 1)
+MACHINES = st.builds(
+    Speeds,
+    start_s=PRICES,
+    row_s=st.floats(1e-4, 1),
+    pair_s=st.floats(0, 1e-3),
+    place_s=st.floats(0, 1e-4),
+    read_s=st.floats(1e-3, 10),
+    byte_s=PRICES,
+    token_s=PRICES,
+    stolen=st.floats(0, 1),
+)
+FLOORS = st.floats(LEAST_RATIO, 1)
+
+
+@st.composite
+def demands(draw: st.DrawFn) -> Demand:
+    chunks = tuple(draw(st.lists(ROWS, max_size=8)))
+    stored = tuple(draw(st.none() | ROWS) for _ in chunks)
+    prefix = draw(st.none() | ROWS)
+    full = draw(st.integers(0, 4))
+    return Demand(prefix or 0, chunks, draw(ROWS), prefix, stored, 4, draw(FLOORS), full)
+
+
+def longest(demand: Demand, speeds: Speeds, loaded: tuple[int, ...]) -> float:
+    return max(demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, demand.floor))
+
+
+def chosen(demand: Demand, speeds: Speeds) -> tuple[int, ...]:
+    """The chunks that its plan loads."""
+    recompute = plan(demand, speeds).recompute
+    assert set(recompute) <= set(demand.stored)
+    return tuple(i for i in demand.stored if i not in recompute)
+
+
+@given(demands(), MACHINES)
+def test_near_the_best_of_all_subsets(demand: Demand, speeds: Speeds) -> None:
+    stored, time = demand.stored, longest(demand, speeds, chosen(demand, speeds))
+    subsets = chain.from_iterable(combinations(stored, n) for n in range(len(stored) + 1))
+    best = min(longest(demand, speeds, subset) for subset in subsets)
+    slack = 0.0
+    for chunk in stored:
+        saved = demand.load_s(speeds, stored) - demand.load_s(speeds, set(stored) - {chunk})
+        added = demand.compute_s(speeds, set(stored) - {chunk}, demand.floor)
+        added -= demand.compute_s(speeds, stored, demand.floor)
+        slack = max(slack, saved * added / (saved + added) if added > 0 else 0.0)
+    assert best <= time * (1 + 1e-9) and time <= (best + slack) * (1 + 1e-9)
+    assert time <= min(longest(demand, speeds, stored), longest(demand, speeds, ())) * (1 + 1e-9)
+
+
+@given(ROWS, st.integers(1, 8), ROWS, MACHINES)
+def test_of_chunks_of_one_size_the_best_number(
+    size: int, count: int, question: int, speeds: Speeds
+) -> None:
+    demand = asked(*[size] * count, question=question)
+    best = min(longest(demand, speeds, tuple(range(n))) for n in range(count + 1))
+    assert longest(demand, speeds, chosen(demand, speeds)) == pytest.approx(best)
+
+
+@given(demands(), MACHINES)
+def test_the_ratio_keeps_its_floor_and_costs_no_time(demand: Demand, speeds: Speeds) -> None:
+    made, loaded = plan(demand, speeds), chosen(demand, speeds)
+    assert demand.floor <= made.ratio <= 1
+    assert made.prefill_s <= longest(demand, speeds, loaded) * (1 + 1e-9)
+    if demand.floor < made.ratio < 1:
+        assert made.compute_s == pytest.approx(made.load_s)
+    assert made.load_s == demand.load_s(speeds, loaded)
+    assert made.sentences and all(s.endswith(".") for s in made.sentences)
+
+
+@given(demands(), MACHINES, st.floats(1, 100))
+def test_a_slower_disk_never_lowers_the_ratio_of_what_is_loaded(
+    demand: Demand, speeds: Speeds, times: float
+) -> None:
+    slower = replace(speeds, read_s=times * speeds.read_s, byte_s=times * speeds.byte_s)
+    before, after = (free_ratio(demand, s, demand.stored) for s in (speeds, slower))
+    assert before <= after + 1e-9
+
+
+@pytest.mark.parametrize("name", ["fused", "cacheblend", "prophet", "random+full_layers=2"])
+def test_methods_with_a_ratio_are_controlled(name: str) -> None:
+    assert controls(blender(name))
+
+
+@pytest.mark.parametrize("name", ["full", "prefix", "reuse", "epic", "cachecraft", "ape"])
+def test_others_are_not(name: str) -> None:
+    assert not controls(blender(name))
+
+
+@pytest.mark.parametrize(
+    ("load", "compute", "layers"), [(1.0, 2.0, 1), (1.0, 1.0, 1), (2.0, 1.0, 9), (1e9, 1.0, 17)]
+)
+def test_no_layer_is_waited_for_behind_the_first(load: float, compute: float, layers: int) -> None:
+    """17 layers: with L_p of them there, the last arrives before it is computed."""
+    there = preload(17, load, compute)
+    assert there == layers
+    begins = there * load / 17
+    assert all(begins + n * compute / 17 >= (n + 1) * load / 17 - 1e-9 for n in range(there, 17))
