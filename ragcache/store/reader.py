@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 AHEAD = 4  # layers
+#: Of a chunk's layer, up to which one thread reads as fast as two, which pass Python's lock to and
+#: fro; with more threads than two, large layers do not come faster either.
+FEW_BYTES = 512 << 10
 
 
 class Arrival(Protocol):
@@ -43,8 +46,7 @@ class LayerReader:
     From :meth:`start` on, at most ``ahead`` layers, and no more than ``ahead_bytes`` of them, are
     asked for and not yet handed over by :meth:`layer`; one always is. ``pool`` may be shared
     between readers, which then must not be consumed on its own threads; without one, the reader
-    has ``workers`` threads of its own, each of which reads one layer of all chunks at a time: two,
-    for with more, Python's lock takes more than they bring (``python -m bench.reading``).
+    has ``workers`` threads of its own, each of which reads one layer of all chunks at a time.
     ``upload`` begins to copy a layer to a device; the thread that has read it calls it. One
     consumer thread.
     """
@@ -55,7 +57,7 @@ class LayerReader:
         chunks: Sequence[Stored],
         spec: KVSpec | None = None,
         *,
-        workers: int = 2,
+        workers: int | None = None,
         pool: ThreadPoolExecutor | None = None,
         ahead: int = AHEAD,
         ahead_bytes: int = 256 << 20,
@@ -77,6 +79,9 @@ class LayerReader:
         self._closed = False
         self._held = ExitStack()  # what is read here is not evicted
         self._held.enter_context(store.hold([chunk.key for chunk in self._chunks]))
+        if workers is None:
+            small = layer_bytes < FEW_BYTES * len(self._chunks)
+            workers = 1 if small else 2
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
         self._pool = pool or self._own
 
