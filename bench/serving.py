@@ -55,11 +55,14 @@ def prepare(answering: Answering, prompt: Prompt) -> list[ChunkKey]:
     return keys
 
 
-def read(store: ChunkStore, keys: list[ChunkKey]) -> None:
-    """Look for the chunks and read all their layers, each let go of when the next one comes."""
+def read(
+    store: ChunkStore, keys: list[ChunkKey], engine: TransformersEngine | None = None
+) -> None:
+    """Look for the chunks and read all their layers, each let go of when the next one comes; onto
+    the device of ``engine``, if it is given."""
     found = [one for one in map(store.find, keys) if isinstance(one, Stored)]
     assert len(found) == len(keys), f"{len(keys) - len(found)} chunks are not stored"
-    with LayerReader(store, found) as reader:
+    with LayerReader(store, found, upload=engine.upload if engine else None) as reader:
         reader.start(range(found[0].spec.layers))
         for layer in range(found[0].spec.layers):
             reader.layer(layer)

@@ -120,11 +120,12 @@ class Bench:
         folder = Path(opened.enter_context(TemporaryDirectory(prefix="ragcache-")))
         how = compiled("prefix", model)
         keys = chunk_keys(given, model.fingerprint, "compiled", how, "")
-        disk = opened.enter_context(DiskStore(folder / "store"))
+        pin = model.upload is not None
+        disk = opened.enter_context(DiskStore(folder / "store", pin=pin))
         precompute(model, disk, [ChunkKey(model.fingerprint, given.prefix), *keys])
         size = 2 * disk.stats().payload_bytes
-        stores = {"RAM": TieredStore(disk, size), "disk": disk, "cold": disk}
-        return cls(model, given, folder, {**stores, "slow": Slow(disk, size)}, rounds)
+        stores = {"RAM": TieredStore(disk, size, pin=pin), "disk": disk, "cold": disk}
+        return cls(model, given, folder, {**stores, "slow": Slow(disk, size, pin=pin)}, rounds)
 
     def prefill(self, store: str, mode: str, ratio: float | None) -> FusedPrompt:
         chosen, model = blender(mode, ratio), self.model
@@ -219,7 +220,8 @@ class Bench:
     def _read(self, store: str) -> None:
         how = compiled("prefix", self.model)
         keys = chunk_keys(self.given, self.model.fingerprint, "compiled", how, "")
-        read(self.stores[store], [ChunkKey(self.model.fingerprint, self.given.prefix), *keys])
+        prefix = ChunkKey(self.model.fingerprint, self.given.prefix)
+        read(self.stores[store], [prefix, *keys], self.model)
 
     def _clocked(self, store: str, work: Callable[[], object]) -> float:
         if store == "cold":
