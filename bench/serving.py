@@ -55,9 +55,7 @@ def prepare(answering: Answering, prompt: Prompt) -> list[ChunkKey]:
     return keys
 
 
-def read(
-    store: ChunkStore, keys: list[ChunkKey], engine: TransformersEngine | None = None
-) -> None:
+def read(store: ChunkStore, keys: list[ChunkKey], engine: TransformersEngine | None = None) -> None:
     """Look for the chunks and read all their layers, each let go of when the next one comes; onto
     the device of ``engine``, if it is given."""
     found = [one for one in map(store.find, keys) if isinstance(one, Stored)]

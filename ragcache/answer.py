@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,14 +45,21 @@ class Answering:
         passages: Sequence[Passage] = (),
         retrieval_s: float = 0.0,
         speeds: Speeds | None = None,
+        check: Callable[[], None] | None = None,
+        keep: bool = True,
     ) -> AnswerStream:
         """Start answering. Nothing runs until the stream is read.
+
+        ``check`` is called before every layer and token: what it raises ends the answer there.
+        ``keep``: compute and store what was missing at the end of the stream; else call
+        :meth:`AnswerStream.keep`.
 
         With ``speeds``, what is loaded and at what ratio the rest is recomputed suits them (see
         :mod:`ragcache.controller`); ``blender`` must be one that this ``controls``, and its own
         ratio is the least.
         """
-        return AnswerStream(self, prompt, blender, sampling, tuple(passages), retrieval_s, speeds)
+        found = tuple(passages), retrieval_s
+        return AnswerStream(self, prompt, blender, sampling, *found, speeds, check, keep)
 
 
 class AnswerStream:
@@ -67,8 +74,12 @@ class AnswerStream:
         passages: tuple[Passage, ...],
         retrieval_s: float,
         speeds: Speeds | None,
+        check: Callable[[], None] | None,
+        keep: bool,
     ) -> None:
         self._with, self._prompt, self._blender, self._speeds = answering, prompt, blender, speeds
+        self._check, self._keep = check, keep
+        self._fusion: _Fusion | None = None
         self._sampling, self._passages, self._retrieval_s = sampling, passages, retrieval_s
         self._pieces = self._run()
         self._answer: Answer | None = None
@@ -95,10 +106,22 @@ class AnswerStream:
             raise RuntimeError("there are no logits yet: read the stream's first piece")
         return self._first_logits
 
+    def keep(self) -> None:
+        """Compute and store what this answer missed, once it is finished. A second call does
+        nothing."""
+        fusion, self._fusion = self._fusion, None
+        if fusion is not None and self._with.store_misses:
+            fusion.store_misses()
+
     def _run(self) -> Iterator[str]:
         began = time.perf_counter()
         fusion = _Fusion(
-            self._with, self._prompt, self._blender, self._sampling.max_tokens, self._speeds
+            self._with,
+            self._prompt,
+            self._blender,
+            self._sampling.max_tokens,
+            self._speeds,
+            self._check,
         )
         self._first_logits = fusion.prefilled.logits
         steps: list[Step] = []
@@ -108,9 +131,9 @@ class AnswerStream:
             steps.append(step)
             if step.text:
                 yield step.text
+            if self._check is not None:
+                self._check()
         total = time.perf_counter() - began
-        if self._with.store_misses:
-            fusion.store_misses()
         report = replace(
             account(
                 fusion.fused, fusion.resolved, fusion.blender, self._passages, fusion.fallbacks
@@ -127,15 +150,25 @@ class AnswerStream:
             passages=self._passages,
             report=report,
         )
+        self._fusion = fusion
+        if self._keep:
+            self.keep()
 
 
 class _Fusion:
     """The prefill of one request, with what went otherwise than asked."""
 
     def __init__(
-        self, given: Answering, prompt: Prompt, blender: Blender, room: int, speeds: Speeds | None
+        self,
+        given: Answering,
+        prompt: Prompt,
+        blender: Blender,
+        room: int,
+        speeds: Speeds | None,
+        check: Callable[[], None] | None,
     ) -> None:
         self.given, self.blender, self.room, self.speeds = given, blender, room, speeds
+        self.check = check
         self.floor = blender  # of the ratio
         self.plan: Plan | None = None
         self.fallbacks: list[str] = []
@@ -211,6 +244,7 @@ class _Fusion:
                 resolved.layout,
                 source,
                 room=self.room,
+                check=self.check,
                 capture=capture if self.given.store_misses else (),
             )
 

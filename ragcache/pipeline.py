@@ -65,9 +65,16 @@ class RagCache:
     """
 
     def __init__(
-        self, engine: Engine, store: DiskStore, embedder: Embedder, path: Path, settings: Settings
+        self,
+        engine: Engine,
+        store: DiskStore,
+        embedder: Embedder,
+        path: Path,
+        settings: Settings,
+        *,
+        tenant: str = "",
     ) -> None:
-        self.engine, self.store, self.settings = engine, store, settings
+        self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
         #: What answers read from: the store, or the tier in RAM before it.
         self.chunks: ChunkStore = store
         if settings.ram_bytes:
@@ -86,13 +93,20 @@ class RagCache:
 
     @classmethod
     def open(
-        cls, path: str | Path, model: str | None = None, settings: Settings | None = None
+        cls,
+        path: str | Path,
+        model: str | None = None,
+        settings: Settings | None = None,
+        *,
+        beside: RagCache | None = None,
+        tenant: str = "",
     ) -> Self:
         """Open, or make, the store in folder ``path``.
 
         The model and the embedder are those the store was built with unless ``model`` or
         ``settings`` name others; a new store takes the small model that ships. Chunks computed by
-        another model are misses, never answers. Raises StoreError, ModelError or ConfigError.
+        another model are misses, never answers. ``beside``: share the model and embedder of
+        another one. Keys of KV are ``tenant``'s. Raises StoreError, ModelError or ConfigError.
         """
         from ragcache.engine.transformers import TransformersEngine, as_device
 
@@ -107,15 +121,20 @@ class RagCache:
         )
         try:
             catalog = Catalog(store)
-            name = model or settings.model or catalog.get_setting("model") or TINY
-            engine = TransformersEngine.load(
-                model_path(name),
-                device=settings.device,
-                dtype=settings.dtype,
-                codec=_codec(catalog, settings),
+            built_with = catalog if beside is None else beside.catalog
+            name = model or settings.model or built_with.get_setting("model") or TINY
+            engine = (
+                beside.engine
+                if beside is not None
+                else TransformersEngine.load(
+                    model_path(name),
+                    device=settings.device,
+                    dtype=settings.dtype,
+                    codec=_codec(catalog, settings),
+                )
             )
-            embedder = _embedder(catalog, settings)
-            cache = cls(engine, store, embedder, path, settings)
+            embedder = beside.retriever.embedder if beside else _embedder(catalog, settings)
+            cache = cls(engine, store, embedder, path, settings, tenant=tenant)
         except BaseException:
             store.close()
             raise
@@ -190,10 +209,13 @@ class RagCache:
         neighbours: int | None = None,
         chunks: Sequence[str | Chunk | Passage] | None = None,
         sampling: Sampling | None = None,
+        check: Callable[[], None] | None = None,
+        keep: bool = True,
     ) -> AnswerStream:
         """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
 
         ``chunks`` are used instead of retrieval. What is not given comes from the settings.
+        ``check`` and ``keep`` as for :meth:`Answering.stream`.
         ``ratio`` auto suits the machine (see :mod:`ragcache.controller`); the first such answer
         from a store measures :meth:`speeds`, before its own time begins. A ``mode`` that names its
         ratio, a finished one, and one that has none are used as they are.
@@ -210,13 +232,15 @@ class RagCache:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
         retrieval_s = time.perf_counter() - began
         prompt = self.engine.template.prompt([p.chunk.text for p in passages], question)
-        return Answering(self.engine, self.chunks, self.compiled).stream(
+        return Answering(self.engine, self.chunks, self.compiled, self.tenant).stream(
             prompt,
             with_mode,
             sampling or self._sampling(),
             passages=passages,
             retrieval_s=retrieval_s if chunks is None else 0.0,
             speeds=self.profile.speeds(lambda: self._sample(prompt)) if chosen else None,
+            check=check,
+            keep=keep,
         )
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
@@ -320,7 +344,8 @@ class RagCache:
 
     def _key(self, chunk: Chunk) -> ChunkKey:
         engine = self.engine
-        return self.compiled.key(engine.fingerprint, engine.template.chunk(chunk.text))
+        tokens = engine.template.chunk(chunk.text)
+        return self.compiled.key(engine.fingerprint, tokens, self.tenant)
 
     def _company(self, chunk: Chunk | None) -> Tokens:
         """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""
@@ -330,7 +355,7 @@ class RagCache:
         return tuple(t for other in others for t in self.engine.template.chunk(other.text))
 
     def _prefix_key(self) -> ChunkKey:
-        return ChunkKey(self.engine.fingerprint, self.engine.template.prefix)
+        return ChunkKey(self.engine.fingerprint, self.engine.template.prefix, tenant=self.tenant)
 
     def _sample(self, prompt: Prompt | None = None) -> Iterator[ChunkKey]:
         """The prefix, and chunks from all over the store; else those of ``prompt``."""
@@ -340,7 +365,8 @@ class RagCache:
             with suppress(KeyError):  # deleted meanwhile
                 yield from map(self._key, self.catalog.chunks(self.catalog.rows_of(entry.id)[:1]))
         if not entries and prompt is not None:
-            yield from (self.compiled.key(self.engine.fingerprint, c) for c in prompt.chunks)
+            for tokens in prompt.chunks:
+                yield self.compiled.key(self.engine.fingerprint, tokens, self.tenant)
 
     def _blender(self, mode: str | Blender | None, ratio: Ratio | None) -> tuple[Blender, bool]:
         """The method, and whether its ratio is to be chosen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ def fuse(
     *,
     room: int = 1,
     capture: Sequence[int] = (),
+    check: Callable[[], None] | None = None,
 ) -> FusedPrompt:
     """Prefill ``layout.prompt`` with the stored KV of ``source`` under ``blender``.
 
@@ -56,8 +57,9 @@ def fuse(
     question row is computed at every layer, and so is every row whose KV is not at hand.
     ``capture`` numbers chunks, of those whose KV is not loaded, whose KV is to be returned as it
     comes to stand in this prompt, with notes on what they attend to if the method loads variants.
-    Raises StoreError if ``source`` cannot read what it had promised, and ConfigError where the
-    method looks at attention but the engine does not show it.
+    ``check`` is called before every layer; what it raises ends the fusion. Raises StoreError if
+    ``source`` cannot read what it had promised, and ConfigError where the method looks at attention
+    but the engine does not show it.
     """
     layers, tokens, positions = engine.spec.layers, layout.prompt.tokens, layout.positions
     selector = blender.selector(layout, layers)
@@ -72,9 +74,9 @@ def fuse(
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
         source = Kept(source)
-        walk = FusionWalk(Chosen(layout.reusable[:0]), layout, source)
+        walk = FusionWalk(Chosen(layout.reusable[:0]), layout, source, check=check)
         engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
-    walk = FusionWalk(selector, layout, source, capture)
+    walk = FusionWalk(selector, layout, source, capture, check)
     prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
@@ -112,9 +114,15 @@ class FusionWalk(Walk):
     """The Walk of one fusion. At layer l it computes ``fresh | chosen_l``."""
 
     def __init__(
-        self, selector: Selector, layout: Layout, source: KVSource, capture: Sequence[int] = ()
+        self,
+        selector: Selector,
+        layout: Layout,
+        source: KVSource,
+        capture: Sequence[int] = (),
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.selector, self.layout, self.source = selector, layout, source
+        self._check = check
         self._captured: dict[int, list[KVPair]] = {index: [] for index in capture}
         self.chosen: list[Tensor] = []
         self._runs = _runs(layout)
@@ -126,6 +134,8 @@ class FusionWalk(Walk):
         self._times = (0.0, 0.0, 0.0)  # since then: at the layer, loaded, placed
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
+        if self._check is not None:
+            self._check()
         self._close()
         if not self.chosen:
             chosen = self.selector.first()

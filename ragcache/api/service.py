@@ -1,0 +1,107 @@
+"""What is behind the routes: one model, a store for every tenant, and the scheduler between them.
+
+A tenant is a store of its own, below the folder of all: its documents, KV, vector index and tier in
+RAM are shared with nobody, and so nothing that it can ask or time depends on another's. The model
+and the embedder are loaded once.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ragcache.api.scheduler import Scheduler, Ticket, Told
+from ragcache.errors import ConfigError
+from ragcache.pipeline import RagCache
+from ragcache.settings import Ratio, Settings
+from ragcache.types import Answer, Chunk, Sampling
+
+TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TENANTS = "tenants"  # the folder, in that of the service's own store
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question as it comes to the service. What is None comes from the settings."""
+
+    question: str
+    chunks: Sequence[Chunk] | None = None  # instead of retrieval
+    mode: str | None = None
+    ratio: Ratio | None = None
+    top_k: int | None = None
+    neighbours: int | None = None
+    sampling: Sampling | None = None
+
+
+class Service:
+    """Tenants' stores below ``settings.store``, and one engine for all. Thread-safe.
+
+    The tenant called "" has the store in that folder itself: it is the only one where no keys are
+    asked for. Others are called as :data:`TENANT` says, and made on first use.
+    """
+
+    def __init__(self, own: RagCache, scheduler: Scheduler) -> None:
+        self.own, self.scheduler, self.settings = own, scheduler, own.settings
+        self._caches = {"": own}
+        self._opening = threading.Lock()
+
+    @classmethod
+    def open(cls, settings: Settings, *, queue: int = 64, streams: int = 16) -> Self:
+        """Raises what :meth:`RagCache.open` raises."""
+        own = RagCache.open(settings.store, settings=settings)
+        return cls(own, Scheduler(queue=queue, streams=streams))
+
+    def cache(self, tenant: str) -> RagCache:
+        """The tenant's own. ConfigError for a name that cannot be one."""
+        with self._opening:
+            if tenant not in self._caches:
+                if TENANT.fullmatch(tenant) is None:
+                    raise ConfigError(
+                        f"{tenant!r} cannot be a tenant: give up to 63 of a-z, 0-9, - and _"
+                    )
+                path = Path(self.settings.store) / TENANTS / tenant
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                self._caches[tenant] = RagCache.open(
+                    path, settings=self.settings, beside=self.own, tenant=tenant
+                )
+            return self._caches[tenant]
+
+    def ask(self, tenant: str, ask: Ask, told: Told, *, seconds: float | None = None) -> Ticket:
+        """Queue a question. It is told pieces of the answer's text, and the Answer last.
+
+        Raises Busy, and nothing else: what is wrong with the question is told.
+        """
+
+        def run(check: Callable[[], None]) -> Iterator[str | Answer]:
+            stream = self.cache(tenant).stream(
+                ask.question,
+                mode=ask.mode,
+                ratio=ask.ratio,
+                top_k=ask.top_k,
+                neighbours=ask.neighbours,
+                chunks=ask.chunks,
+                sampling=ask.sampling,
+                check=check,
+                keep=False,
+            )
+            yield from stream
+            yield stream.answer
+            self.scheduler.later(stream.keep)
+
+        return self.scheduler.submit(tenant, run, told, seconds=seconds)
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Finish what was begun, for so long; then close all stores."""
+        self.scheduler.close(seconds)
+        for cache in self._caches.values():
+            cache.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
