@@ -150,6 +150,7 @@ class AnswerStream:
             passages=self._passages,
             report=report,
         )
+        fusion.let_go()
         self._fusion = fusion
         if self._keep:
             self.keep()
@@ -176,10 +177,15 @@ class _Fusion:
         if blender.placement == "overlapping":
             self._encode_missing(prompt)
         self.resolved, self.fused = self._run(prompt)
+        self.captured, self.notes = self.fused.captured, self.fused.notes
 
     @property
     def prefilled(self) -> Prefilled:
         return self.fused.prefilled
+
+    def let_go(self) -> None:
+        """Of the prompt's own KV: what is still to be stored is kept, and no more."""
+        del self.fused
 
     def _encode_missing(self, prompt: Prompt) -> None:
         """Overlapping chunks cannot be computed in place: encode what is missing first."""
@@ -255,11 +261,12 @@ class _Fusion:
             return
         for key in self.rotten:
             store.delete(key)
-        if self.fused.captured:
+        if self.captured:
             missed = [self.resolved.keys[i] for i in sorted(self.resolved.misses)]
-            notes = self.fused.notes or [None] * len(missed)
-            for key, kv, seen in zip(missed, self.fused.captured, notes, strict=True):
-                keep(store, key, kv, seen)
+            notes = self.notes or [None] * len(missed)
+            for key, kv, seen in zip(missed, self.captured, notes, strict=True):
+                if seen is not None or not store.has(key):  # another answer may have stored it
+                    keep(store, key, kv, seen)
         elif self.resolved.misses and not self.given.compiled.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:

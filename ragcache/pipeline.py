@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.models import TINY, model_path
-from ragcache.precompute import Precomputed, precompute
+from ragcache.precompute import Precomputed, drain, precomputing
 from ragcache.profile import Profile
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.search import Retriever
@@ -38,7 +38,10 @@ from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, T
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
+#: The same, as a step of work that can be done in pieces.
+Step = tuple[str, int, int]
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
+_BATCH_TOKENS = 2048  # of chunks, computed at a time
 _SAMPLE = 24  # documents whose first chunk is read to see how fast that is
 
 
@@ -160,31 +163,61 @@ class RagCache:
         ``ttl_s``: seconds from now after which the documents are deleted. ``pinned``: their KV is
         not evicted. What is not given stays as it was; new documents are kept, and not pinned.
         """
-        report = progress or (lambda *_: None)
+        steps = self.adding(documents, ttl_s=ttl_s, pinned=pinned)
+        return drain(steps, lambda step: progress(*step) if progress is not None else None)
+
+    def adding(
+        self,
+        documents: Iterable[Document],
+        *,
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+        batch_tokens: int = _BATCH_TOKENS,
+    ) -> Generator[Step, None, Added]:
+        """:meth:`add` in steps: yields after every batch of chunks that was embedded ("index"), and
+        of ``batch_tokens`` tokens, or one chunk, that were computed ("precompute"). From the first
+        of the latter on, all documents are committed, and found.
+
+        Between two steps anything else may be done, such as to answer, or to delete a document.
+        Nothing is checked, and nothing done, before the first step is asked for.
+        """
         given = list(documents)
-        _check_ids(given)
-        if ttl_s is not None and not ttl_s > 0:
-            raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
+        check_documents(given, ttl_s)
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
-        count = self._index(changed, digests, expires, pinned, report)
+        count = yield from self._indexing(changed, digests, expires, pinned)
         if expires is not None or pinned is not None:
             for name in digests.keys() - {d.id for d in changed}:
                 self.catalog.keep(name, expires=expires, pinned=pinned)
-        keyed = {d.id: self._keyed(d.id) for d in given}
-        for name, pairs in keyed.items():
+        done = yield from self.computing(digests, batch_tokens=batch_tokens)
+        return Added(len(changed), len(given) - len(changed), count, done)
+
+    def computing(
+        self, documents: Iterable[str], *, batch_tokens: int = _BATCH_TOKENS
+    ) -> Generator[Step, None, Precomputed]:
+        """Compute what is not stored of the chunks of documents that were indexed, by id, in steps
+        as :meth:`adding` does. What is deleted meanwhile is left out."""
+        chunks_of: dict[ChunkKey, Chunk] = {}
+        for name in documents:
+            pairs = self._keyed(name)
             self.catalog.use(name, [key.content for key, _ in pairs])
+            chunks_of.update(pairs)
         self.retriever.refresh()
-        chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
-        done = precompute(
+        steps = precomputing(
             self.engine,
             self.store,
             [self._prefix_key(), *chunks_of] if chunks_of else [],
             company=lambda key: self._company(chunks_of.get(key)),
-            progress=lambda n, total: report("precompute", n, total),
+            wanted=lambda key: key not in chunks_of or self.catalog.uses(key.content),
+            batch_tokens=batch_tokens,
         )
-        return Added(len(changed), len(given) - len(changed), count, done)
+        while True:
+            try:
+                yield ("precompute", *next(steps))
+            except StopIteration as end:
+                precomputed: Precomputed = end.value
+                return precomputed
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there."""
@@ -291,21 +324,20 @@ class RagCache:
             )
         self._checked = True
 
-    def _index(
+    def _indexing(
         self,
         documents: list[Document],
         digests: dict[str, bytes],
         expires: float | None,
         pinned: bool | None,
-        report: Progress,
-    ) -> int:
+    ) -> Generator[Step, None, int]:
         """Split, embed and commit documents; the number of their chunks.
 
         An ``expires`` or ``pinned`` that is None stays what it was.
         """
         done = total = 0
         if documents:
-            report("index", 0, len(documents))
+            yield "index", 0, len(documents)
         for batch in _batches(((d, self.splitter.split(d)) for d in documents), _EMBED_BATCH):
             texts = [chunk.text for _, chunks in batch for chunk in chunks]
             vectors = self.retriever.embedder.embed(texts)
@@ -325,7 +357,7 @@ class RagCache:
                 at += len(chunks)
             done += len(batch)
             total += len(texts)
-            report("index", done, len(documents))
+            yield "index", done, len(documents)
         return total
 
     def _digest(self, document: Document) -> bytes:
@@ -384,8 +416,9 @@ class RagCache:
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
 
-def _check_ids(documents: Sequence[Document]) -> None:
-    """Raise SourceError where two documents have one id: one would replace the other."""
+def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:
+    """Raise SourceError where two documents have one id: one would replace the other; ConfigError
+    for a time to live that is over at once."""
     count = Counter(d.id for d in documents)
     twice = [name for name, n in count.items() if n > 1]
     if twice:
@@ -393,6 +426,8 @@ def _check_ids(documents: Sequence[Document]) -> None:
             f"{len(twice)} ids are given to several documents, the first is {twice[0]!r}: one "
             "would replace the other. Give each document an id of its own."
         )
+    if ttl_s is not None and not ttl_s > 0:
+        raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
 
 
 def _passage(chunk: str | Chunk | Passage, number: int) -> Passage:

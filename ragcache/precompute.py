@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
@@ -17,6 +18,8 @@ from ragcache.store.reader import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
 Progress = Callable[[int, int], None]  # done, total
+Step = TypeVar("Step")
+Result = TypeVar("Result")
 MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
 
@@ -42,32 +45,65 @@ def precompute(
 ) -> Precomputed:
     """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity.
 
+    As :func:`precomputing`, in one go.
+    """
+    steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
+    return drain(steps, lambda step: progress(*step) if progress is not None else None)
+
+
+def precomputing(
+    engine: Engine,
+    store: ChunkStore,
+    keys: Iterable[ChunkKey],
+    *,
+    company: Callable[[ChunkKey], Tokens] = lambda _: (),
+    wanted: Callable[[ChunkKey], bool] = lambda _: True,
+    batch_tokens: int = 2048,
+) -> Generator[tuple[int, int], None, Precomputed]:
+    """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity; yields
+    (done, total) chunks before the first batch and after every one.
+
     ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
     enriched), which its key does not name.
     A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
     (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
+    Between two batches others may store some of the chunks, which are not computed again then, or
+    let go of some: what is not ``wanted`` is left out, and taken out if it has just been put.
     """
     began = time.perf_counter()
-    wanted = {key.digest: key for key in keys}
-    missing = [key for key in wanted.values() if not store.has(key)]
-    done = tokens = 0
-    if progress is not None:
-        progress(0, len(missing))
+    given = {key.digest: key for key in keys}
+    missing = [key for key in given.values() if not store.has(key)]
+    done = encoded = tokens = 0
+    yield 0, len(missing)
     for behind, batch in _batches(missing, company, batch_tokens):
-        encoded = engine.encode([key.tokens for key in batch], behind=behind)
-        for key, kv in zip(batch, measured(engine, encoded, behind), strict=True):
+        due = [key for key in batch if wanted(key) and not store.has(key)]
+        computed = engine.encode([key.tokens for key in due], behind=behind) if due else []
+        for key, kv in zip(due, measured(engine, computed, behind) if due else (), strict=True):
             store.put(key, kv)
+            encoded += 1
             tokens += len(key.tokens)
+        for key in due:
+            if not wanted(key):
+                store.delete(key)
         done += len(batch)
-        if progress is not None:
-            progress(done, len(missing))
+        yield done, len(missing)
     return Precomputed(
-        encoded=done,
-        stored=len(wanted) - done,
+        encoded=encoded,
+        stored=len(given) - encoded,
         tokens=tokens,
         payload_bytes=engine.spec.chunk_bytes(tokens),
         seconds=time.perf_counter() - began,
     )
+
+
+def drain(steps: Generator[Step, None, Result], told: Callable[[Step], object]) -> Result:
+    """Take all steps of work that can be done in pieces; what it returns."""
+    while True:
+        try:
+            told(next(steps))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 def keep_variants(

@@ -129,6 +129,11 @@ class Catalog:
             for row, content in zip(rows, contents, strict=True):
                 _use(txn, row, content, now["pinned"])
 
+    def uses(self, content: bytes) -> bool:
+        """Whether a chunk of any document uses KV of this content."""
+        with self._tables.read() as txn:
+            return next(txn.keys("uses", content), None) is not None
+
     def delete_document(self, document_id: str) -> bool:
         """Remove a document, its chunks, and the KV that no other uses; True if it was there."""
         with self._store.change() as change:
@@ -253,6 +258,17 @@ class Catalog:
             raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(name.encode())}")
         with self._tables.write() as txn:
             txn.put("settings", name.encode(), value.encode())
+
+    def settings(self, prefix: str) -> dict[str, str]:
+        """All that was recorded under names that begin so, by name."""
+        with self._tables.read() as txn:
+            names = list(txn.keys("settings", prefix.encode()))
+            return {name.decode(): (txn.get("settings", name) or b"").decode() for name in names}
+
+    def drop_setting(self, name: str) -> bool:
+        """Forget what was recorded; True if there was something."""
+        with self._tables.write() as txn:
+            return txn.delete("settings", name.encode())
 
 
 def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
