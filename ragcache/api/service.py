@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ragcache.api.scheduler import Scheduler, Ticket, Told
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.pipeline import Added, RagCache
+from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
-from ragcache.types import Answer, Chunk, Sampling
+from ragcache.store.key import ChunkKey
+from ragcache.types import Answer, Chunk, Document, Sampling
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 TENANTS = "tenants"  # the folder, in that of the service's own store
+#: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
+#: waits for one such step at most.
+EMBED_BATCH, BATCH_TOKENS = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,7 @@ class Ask:
 
     question: str
     chunks: Sequence[Chunk] | None = None  # instead of retrieval
+    lead: str = ""  # instructions and earlier turns
     mode: str | None = None
     ratio: Ratio | None = None
     top_k: int | None = None
@@ -46,6 +53,8 @@ class Service:
 
     def __init__(self, own: RagCache, scheduler: Scheduler) -> None:
         self.own, self.scheduler, self.settings = own, scheduler, own.settings
+        #: What watches the quality of answers, and says so by ``status()``; None where nothing does.
+        self.guard: Any = None
         self._caches = {"": own}
         self._opening = threading.Lock()
 
@@ -73,7 +82,7 @@ class Service:
     def ask(self, tenant: str, ask: Ask, told: Told, *, seconds: float | None = None) -> Ticket:
         """Queue a question. It is told pieces of the answer's text, and the Answer last.
 
-        Raises Busy, and nothing else: what is wrong with the question is told.
+        Raises Busy or Closing, and nothing else: what is wrong with the question is told.
         """
 
         def run(check: Callable[[], None]) -> Iterator[str | Answer]:
@@ -84,6 +93,7 @@ class Service:
                 top_k=ask.top_k,
                 neighbours=ask.neighbours,
                 chunks=ask.chunks,
+                lead=ask.lead,
                 sampling=ask.sampling,
                 check=check,
                 keep=False,
@@ -93,6 +103,55 @@ class Service:
             self.scheduler.later(stream.keep)
 
         return self.scheduler.submit(tenant, run, told, seconds=seconds)
+
+    def add(
+        self,
+        tenant: str,
+        documents: Sequence[Document],
+        *,
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+    ) -> Future[Added]:
+        """:meth:`RagCache.add` in small steps, between which others' questions are answered.
+
+        The future raises what that raises; cancelled, it leaves what was committed.
+        """
+
+        def steps() -> Generator[object, None, Added]:
+            return (
+                yield from self.cache(tenant).adding(
+                    documents,
+                    ttl_s=ttl_s,
+                    pinned=pinned,
+                    embed_batch=EMBED_BATCH,
+                    batch_tokens=BATCH_TOKENS,
+                )
+            )
+
+        return self.scheduler.background(steps())
+
+    def compute(
+        self, tenant: str, chunks: Sequence[Chunk]
+    ) -> Future[tuple[list[ChunkKey], Precomputed]]:
+        """Compute and store the KV of chunks that no document has, each whole; their keys.
+
+        In small steps, as :meth:`add`.
+        """
+
+        def steps() -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
+            cache = self.cache(tenant)
+            keys = [cache.key(chunk) for chunk in chunks]
+            done = yield from precomputing(
+                cache.engine, cache.chunks, keys, batch_tokens=BATCH_TOKENS
+            )
+            return keys, done
+
+        return self.scheduler.background(steps())
+
+    def caches(self) -> list[RagCache]:
+        """Those that are open."""
+        with self._opening:
+            return list(self._caches.values())
 
     def close(self, seconds: float = 30.0) -> None:
         """Finish what was begun, for so long; then close all stores."""

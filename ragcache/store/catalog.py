@@ -134,6 +134,12 @@ class Catalog:
         with self._store.change() as change:
             return _delete(change, document_id)
 
+    def let_go(self, contents: Iterable[bytes]) -> None:
+        """Take out the KV of those ``contents`` that no document uses."""
+        if wanted := set(contents):
+            with self._store.change() as change:
+                _drop_unused(change, wanted)
+
     def keep(
         self, document_id: str, *, expires: float | None = None, pinned: bool | None = None
     ) -> bool:
