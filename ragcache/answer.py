@@ -106,6 +106,11 @@ class AnswerStream:
             raise RuntimeError("there are no logits yet: read the stream's first piece")
         return self._first_logits
 
+    @property
+    def misses(self) -> bool:
+        """Whether :meth:`keep` has anything to do; False before the stream is through."""
+        return self._fusion is not None and self._with.store_misses and self._fusion.misses
+
     def keep(self) -> None:
         """Compute and store what this answer missed, once it is finished. A second call does
         nothing."""
@@ -182,6 +187,13 @@ class _Fusion:
     @property
     def prefilled(self) -> Prefilled:
         return self.fused.prefilled
+
+    @property
+    def misses(self) -> bool:
+        """Whether there is anything to store, or a variant's use to be noted."""
+        found = self.resolved
+        missing = found.misses or not found.layout.prefix_loaded or found.served
+        return self.blender.behind != "nothing" and bool(missing or self.rotten)
 
     def let_go(self) -> None:
         """Of the prompt's own KV: what is still to be stored is kept, and no more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
@@ -17,9 +17,8 @@ from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.reader import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, total
-Step = TypeVar("Step")
-Result = TypeVar("Result")
 MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
 
@@ -45,10 +44,24 @@ def precompute(
 ) -> Precomputed:
     """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity.
 
-    As :func:`precomputing`, in one go.
+    ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
+    enriched), which its key does not name.
+    A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
+    (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
     """
     steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
-    return drain(steps, lambda step: progress(*step) if progress is not None else None)
+    return through(steps, progress)
+
+
+def through(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None] | None) -> T:
+    """Take all ``steps`` and tell of each; what they return."""
+    while True:
+        try:
+            done = next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
+        if told is not None:
+            told(*done)
 
 
 def precomputing(
@@ -57,53 +70,33 @@ def precomputing(
     keys: Iterable[ChunkKey],
     *,
     company: Callable[[ChunkKey], Tokens] = lambda _: (),
-    wanted: Callable[[ChunkKey], bool] = lambda _: True,
     batch_tokens: int = 2048,
 ) -> Generator[tuple[int, int], None, Precomputed]:
-    """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity; yields
-    (done, total) chunks before the first batch and after every one.
+    """As :func:`precompute`, a batch at a time: (done, total) at the start and after each.
 
-    ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
-    enriched), which its key does not name.
-    A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
-    (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
-    Between two batches others may store some of the chunks, which are not computed again then, or
-    let go of some: what is not ``wanted`` is left out, and taken out if it has just been put.
+    What others have stored between two batches is not computed again.
     """
     began = time.perf_counter()
-    given = {key.digest: key for key in keys}
-    missing = [key for key in given.values() if not store.has(key)]
+    wanted = {key.digest: key for key in keys}
+    missing = [key for key in wanted.values() if not store.has(key)]
     done = encoded = tokens = 0
     yield 0, len(missing)
     for behind, batch in _batches(missing, company, batch_tokens):
-        due = [key for key in batch if wanted(key) and not store.has(key)]
-        computed = engine.encode([key.tokens for key in due], behind=behind) if due else []
-        for key, kv in zip(due, measured(engine, computed, behind) if due else (), strict=True):
-            store.put(key, kv)
-            encoded += 1
-            tokens += len(key.tokens)
-        for key in due:
-            if not wanted(key):
-                store.delete(key)
+        if due := [key for key in batch if not store.has(key)]:
+            alone = engine.encode([key.tokens for key in due], behind=behind)
+            for key, kv in zip(due, measured(engine, alone, behind), strict=True):
+                store.put(key, kv)
+                tokens += len(key.tokens)
+            encoded += len(due)
         done += len(batch)
         yield done, len(missing)
     return Precomputed(
         encoded=encoded,
-        stored=len(given) - encoded,
+        stored=len(wanted) - encoded,
         tokens=tokens,
         payload_bytes=engine.spec.chunk_bytes(tokens),
         seconds=time.perf_counter() - began,
     )
-
-
-def drain(steps: Generator[Step, None, Result], told: Callable[[Step], object]) -> Result:
-    """Take all steps of work that can be done in pieces; what it returns."""
-    while True:
-        try:
-            told(next(steps))
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 def keep_variants(

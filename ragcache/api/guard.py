@@ -14,8 +14,8 @@ does not return on the evidence of full prefill. "No accident": the whole of Wil
 (1927, 99 %) lies on that side of the floor, of at least ``least`` answers.
 
 The guard is in charge of what is left to the service. A mode or a ratio that a client names is used
-as it is, and not counted: whoever asks for ``reuse`` wants to see what that does. Not counted either
-are answers for which nothing was loaded, since those are exact.
+as it is, and not counted: whoever asks for ``reuse`` wants to see what that does. Answers for which
+nothing was loaded are not counted either, since those are exact.
 
 What is known is known of all tenants together, and nothing of it names or quotes one. A tenant sees
 in its reports that the ratio was raised, and no more. A restart begins at the settings.
@@ -34,7 +34,6 @@ from math import sqrt
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ragcache.api.asking import Ask
 from ragcache.blend import blender
 from ragcache.metrics import first_token_kl
 from ragcache.settings import Settings
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.answer import AnswerStream
+    from ragcache.api.service import Ask
     from ragcache.pipeline import RagCache
 
 logger = logging.getLogger(__name__)
@@ -224,6 +224,7 @@ def _first(cache: RagCache, ask: Ask) -> Tensor:
         mode=ask.mode,
         ratio=None if ask.mode == "full" else ask.ratio,
         chunks=ask.chunks,
+        lead=ask.lead,
         sampling=_TOKEN,
         keep=False,
     )

@@ -11,10 +11,10 @@ two steps, whatever waits is looked at anew:
 4. else what can wait is done: work that nobody waits for, such as storing what an answer missed.
 
 So a long answer keeps no new question from its first token. Nor does a flood of questions by one
-tenant: the others have their turns, a full queue makes room for them at the cost of whoever has
-most in it, and a tenant with nothing under way finds a place beside ``streams`` answers of others.
-What can wait gets a tenth of the engine's time even where there is never nothing else to do: one
-piece of it then goes before a first token, and no more than one.
+tenant: each has a queue of its own, the others have their turns, and a tenant with nothing under
+way finds a place beside ``streams`` answers of others. What can wait gets a tenth of the engine's
+time even where there is never nothing else to do: one piece of it then goes before a first token,
+and no more than one.
 
 What a step has begun is not interrupted, but ``check`` is called between layers and tokens, and
 ends a question that was given up or whose time is over. One that still waits is ended by a second
@@ -27,15 +27,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from ragcache.api.waiting import Busy, GivenUp, Ticket, Told, TooLate, Waiting
+from ragcache.api.waiting import Busy, Closing, GivenUp, Ticket, Told, TooLate, Waiting
 from ragcache.errors import RagCacheError
 
-__all__ = ["Busy", "GivenUp", "Scheduler", "Ticket", "Told", "TooLate"]
+__all__ = ["Busy", "Closing", "GivenUp", "Scheduler", "Ticket", "Told", "TooLate"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ _STUCK_S = 10.0  # for what is given up to end
 
 
 class Scheduler:
-    """Runs what is submitted on a thread of its own. ``queue``: questions that may wait, and pieces
-    of work that nobody waits for; ``streams``: answers under way at a time, up to twice as many
-    where tenants would have none otherwise."""
+    """Runs what is submitted on a thread of its own. ``queue``: questions of a tenant that may
+    wait, and pieces of work that nobody waits for; ``streams``: answers under way at a time, up to
+    twice as many where tenants would have none otherwise."""
 
     def __init__(
         self, *, queue: int = 64, streams: int = 16, patience_s: float = _PATIENCE_S
@@ -60,13 +60,12 @@ class Scheduler:
         self._work, self._clock, self._idle = (threading.Condition(lock) for _ in range(3))
         self._lock = lock
         self._waiting = Waiting()
-        self._displaced: list[tuple[Ticket, Exception]] = []
         self._active: deque[Ticket] = deque()
         self._later: deque[Callable[[], object]] = deque()
         self._meanwhile: deque[Callable[[], object]] = deque()
         self._due = 0.0  # when what can wait has waited long enough
         self._question_s = 0.1  # of the engine's time for a question, a running mean
-        self._draining = self._closed = False
+        self._draining = self._ending = self._closed = False
         self._threads = [
             threading.Thread(target=self._loop, name="ragcache-engine", daemon=True),
             threading.Thread(target=self._watch, name="ragcache-clock", daemon=True),
@@ -82,61 +81,72 @@ class Scheduler:
         *,
         seconds: float | None = None,
     ) -> Ticket:
-        """Queue a question; ``run(check)`` iterates over its pieces. Busy where the queue is full
-        or the scheduler closes. ``seconds``: from now on until TooLate.
-
-        A full queue still takes a question of a tenant that has at least two fewer in it than
-        another: the youngest of whoever has most is told ("failed", Busy) instead.
-        """
+        """Queue a question; ``run(check)`` iterates over its pieces. ``seconds``: from now on
+        until TooLate. Raises Busy where the tenant's queue is full, Closing where all ends."""
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(tenant, run, told, deadline, _look=self._look)
         with self._lock:
-            if self._draining or (len(self._waiting) >= self.queue and not self._displace(tenant)):
-                raise self._busy()
+            self._check_open()
+            if (waiting := self._waiting.of(tenant)) >= self.queue:
+                least, most = _RETRY_S  # those of all tenants are to be through
+                seconds = len(self._waiting) * self._question_s
+                raise Busy(waiting, min(most, max(least, seconds)))
             self._waiting.add(ticket)
             self._look()
         return ticket
-
-    def call(
-        self, tenant: str, work: Callable[[], Result], *, seconds: float | None = None
-    ) -> Result:
-        """Do this on the engine's thread, in its turn as if it were a question, and wait for it.
-
-        Raises what ``work`` raises, and what a question would be told. Not for that thread itself.
-        """
-        assert threading.current_thread() not in self._threads, "it would wait for itself"
-        future: Future[Result] = Future()
-
-        def run(check: Callable[[], None]) -> Iterator[Result]:
-            yield work()
-
-        def told(how: str, what: Any) -> None:
-            if how == "piece":
-                future.set_result(what)
-            elif how == "failed" and not future.done():
-                future.set_exception(what)
-
-        self.submit(tenant, run, told, seconds=seconds)
-        return future.result()
 
     def later(self, work: Callable[[], None]) -> bool:
         """Do this when nobody waits for anything else; its errors are logged. False, and it will
         not be done, where ``queue`` of these wait already."""
         with self._lock:
-            if self._closed or len(self._later) >= self.queue:
+            if len(self._later) >= self.queue:
                 return False
-            self._begin_to_wait()
-            self._later.append(work)
-            self._work.notify()
+            self._put_off(self._later, lambda: None if self._ending else work())
         return True
 
-    def meanwhile(self, step: Callable[[], bool]) -> None:
-        """Behind all :meth:`later` work, take this step again and again as long as it says True:
-        long work in small pieces. Closing does not wait for it."""
+    def background(self, steps: Generator[object, None, Result]) -> Future[Result]:
+        """Run ``steps`` as what can wait, one at a time; the future has what they return.
+
+        To cancel it ends them between two steps; so does the end of all, with GivenUp. Raises
+        Closing.
+        """
+        future: Future[Result] = Future()
+
+        def step() -> None:
+            try:
+                if future.cancelled() or self._ending:
+                    steps.close()
+                    raise GivenUp
+                next(steps)
+            except StopIteration as end:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(end.value)
+            except Exception as error:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+            else:
+                with self._lock:
+                    self._put_off(self._later, step)
+
         with self._lock:
-            self._begin_to_wait()
-            self._meanwhile.append(step)
-            self._work.notify()
+            self._check_open()
+            self._put_off(self._later, step)
+        return future
+
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do this on the engine's thread, in one step, as ``background`` does its steps."""
+
+        def once() -> Generator[object, None, Result]:
+            yield from ()
+            return work()
+
+        return self.background(once())
+
+    def meanwhile(self, step: Callable[[], bool]) -> None:
+        """Behind all else, take this step again and again as long as it says True: long work in
+        small pieces. Closing does not wait for it."""
+        with self._lock:
+            self._put_off(self._meanwhile, step)
 
     def depth(self) -> tuple[int, int]:
         """(waiting, under way)."""
@@ -145,11 +155,12 @@ class Scheduler:
 
     def close(self, seconds: float = 30.0) -> None:
         """Take nothing more; finish what there is for so long, then give the rest up. Everything
-        has been told its end afterwards. Not for a thread of the scheduler."""
+        has been told its end afterwards. A second call does nothing. Not for a thread of the
+        scheduler."""
         with self._lock:
             self._draining = True
             if not self._idle.wait_for(self._is_idle, seconds):
-                self._later.clear()
+                self._ending = True
                 for ticket in (*self._active, *self._waiting):
                     ticket.give_up()
                 self._idle.wait_for(self._is_idle, _STUCK_S)
@@ -171,22 +182,15 @@ class Scheduler:
             self._work.notify()
             self._clock.notify()
 
-    def _busy(self) -> Busy:
-        """Try again when those that wait now should be through."""
-        least, most = _RETRY_S
-        waiting = len(self._waiting)
-        return Busy(waiting, min(most, max(least, waiting * self._question_s)))
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Closing
 
-    def _displace(self, tenant: str) -> bool:
-        """Make room for a question of ``tenant`` where that is fair."""
-        busy = self._busy()
-        if (ticket := self._waiting.displaced(tenant)) is not None:
-            self._displaced.append((ticket, busy))
-        return ticket is not None
-
-    def _begin_to_wait(self) -> None:
+    def _put_off(self, queue: deque[Callable[[], object]], work: Callable[[], object]) -> None:
         if not (self._later or self._meanwhile):
-            self._due = time.monotonic() + self.patience_s
+            self._due = max(self._due, time.monotonic() + self.patience_s)
+        queue.append(work)
+        self._work.notify()
 
     def _loop(self) -> None:
         while True:
@@ -199,15 +203,16 @@ class Scheduler:
                 do = self._next()
             do()
             del do  # what it holds is memory
-        while self._active:
+        while self._active:  # a step did not end in time
             self._end(self._active[0], "failed", GivenUp())
+        while self._later:
+            self._later.popleft()()
 
     def _watch(self) -> None:
         """Tell those that still wait that they do so for nothing."""
         while True:
             with self._lock:
-                over = self._displaced + self._waiting.over()
-                self._displaced = []
+                over = self._waiting.over()
                 if self._is_idle():
                     self._idle.notify_all()
                 if not over:
@@ -258,7 +263,7 @@ class Scheduler:
         with self._lock:
             if again:
                 self._meanwhile.append(work)
-            self._due = began + took + max(self.patience_s, took * (1 / _SHARE - 1))
+            self._due = began + took / _SHARE
 
     def _step(self, ticket: Ticket) -> None:
         began = time.monotonic()

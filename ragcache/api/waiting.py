@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+class Closing(Exception):
+    """The scheduler takes nothing more."""
+
+
 class Busy(Exception):
-    """The queue is full, or closes. ``retry_after_s``: when there should be room."""
+    """A tenant's queue is full. ``retry_after_s``: when there should be room."""
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         super().__init__(f"{waiting} questions are waiting already")
@@ -94,12 +98,9 @@ class Waiting:
             self._queues[tenant] = queue
         return ticket
 
-    def displaced(self, tenant: str) -> Ticket | None:
-        """Take out what is to make room for a question of ``tenant``, where that is fair: the
-        youngest of whoever has most, and at least two more than ``tenant``."""
-        most = max(self._queues.values(), key=len, default=deque[Ticket]())
-        fair = len(most) >= len(self._queues.get(tenant, ())) + 2
-        return most.pop() if fair else None
+    def of(self, tenant: str) -> int:
+        """How many of one tenant's there are."""
+        return len(self._queues.get(tenant, ()))
 
     def over(self) -> list[tuple[Ticket, Exception]]:
         """Take out those that wait for nothing, with the reason."""

@@ -129,15 +129,16 @@ class Catalog:
             for row, content in zip(rows, contents, strict=True):
                 _use(txn, row, content, now["pinned"])
 
-    def uses(self, content: bytes) -> bool:
-        """Whether a chunk of any document uses KV of this content."""
-        with self._tables.read() as txn:
-            return next(txn.keys("uses", content), None) is not None
-
     def delete_document(self, document_id: str) -> bool:
         """Remove a document, its chunks, and the KV that no other uses; True if it was there."""
         with self._store.change() as change:
             return _delete(change, document_id)
+
+    def let_go(self, contents: Iterable[bytes]) -> None:
+        """Take out the KV of those ``contents`` that no document uses."""
+        if wanted := set(contents):
+            with self._store.change() as change:
+                _drop_unused(change, wanted)
 
     def keep(
         self, document_id: str, *, expires: float | None = None, pinned: bool | None = None
