@@ -131,7 +131,8 @@ class Guard:
         exact = report.reused_tokens == 0 and len(self._levels) == 1
         if exact or not _same(ask, level) or self._random.random() >= self.share:
             return None
-        given, logits = replace(ask, chunks=stream.answer.passages), stream.first_logits
+        chunks = [passage.chunk for passage in stream.answer.passages]
+        given, logits = replace(ask, chunks=chunks), stream.first_logits
         ratio = float(report.parameters.get("recompute_ratio", 0.0))
         return lambda: self._compare(cache, given, level, logits, ratio)
 
