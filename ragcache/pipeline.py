@@ -41,7 +41,9 @@ from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, T
 Progress = Callable[[str, int, int], None]
 #: The same, as a step of work that can be done in pieces.
 Step = tuple[str, int, int]
+_MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a process has addresses for a thousand such stores
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
+_LOOKED_UP = 64  # documents whose chunks are looked up at a time
 _BATCH_TOKENS = 2048  # of chunks, computed at a time
 _SAMPLE = 24  # documents whose first chunk is read to see how fast that is
 
@@ -119,6 +121,7 @@ class RagCache:
         store = DiskStore(
             path,
             layout=settings.layout,
+            map_size=1 << 40 if beside is None else _MAP_BESIDE,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
             policy=settings.eviction,
             pin=as_device(settings.device).type == "cuda",
@@ -198,11 +201,14 @@ class RagCache:
     ) -> Generator[Step, None, Precomputed]:
         """Compute what is not stored of the chunks of documents that are indexed, by id: the second
         half of :meth:`adding`, in steps as that is."""
-        keyed = {name: self._keyed(name) for name in documents}
-        for name, pairs in keyed.items():
-            self.catalog.use(name, [key.content for key, _ in pairs])
+        names, keyed, digests = list(documents), {}, {}
+        for number, name in enumerate(names, 1):
+            digests[name] = self.catalog.document_digest(name)
+            keyed[name] = self._keyed(name)
+            self.catalog.use(name, [key.content for key, _ in keyed[name]])
+            if number % _LOOKED_UP == 0:
+                yield "look up", number, len(names)
         self.retriever.refresh()
-        digests = {name: self.catalog.document_digest(name) for name in keyed}
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
         steps = precomputing(
             self.engine,

@@ -20,21 +20,18 @@ import time
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
 from ragcache.errors import RagCacheError
 from ragcache.pipeline import Added, Step, check_documents
 from ragcache.precompute import Precomputed
 from ragcache.types import Document
 
-if TYPE_CHECKING:
-    from ragcache.api.service import Service
-
 logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "cancelled", "failed"]
 
-BATCH_TOKENS = 512  # of chunks, computed at a time: what a first token may have to wait for
 KEPT = 100  # jobs of a tenant that have ended and are still listed
 _RECORD, _TEXTS, _UNFINISHED = "job:", "job-texts:", "jobs-of:"
 
@@ -105,10 +102,10 @@ class Jobs:
         job = Job(uuid.uuid4().hex[:16], tenant, "queued", total=len(documents), created=now)
         expires = None if ttl_s is None else now + ttl_s
         work = _Work(job, [d.id for d in documents], expires, pinned)
-        texts = [[d.id, d.text, dict(d.metadata)] for d in documents]
+        texts = json.dumps([[d.id, d.text, dict(d.metadata)] for d in documents])
         with self._lock:
             works = self._of(tenant)
-            self._service.cache(tenant).catalog.put_setting(_TEXTS + job.id, json.dumps(texts))
+            self._service.cache(tenant).catalog.put_setting(_TEXTS + job.id, texts)
             self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
             self._record(work)
             works[job.id] = work
@@ -207,6 +204,7 @@ class Jobs:
             [Document(*fields) for fields in json.loads(texts)],
             ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
             pinned=work.pinned,
+            embed_batch=EMBED_BATCH,
             batch_tokens=BATCH_TOKENS,
         )
         indexed = False
