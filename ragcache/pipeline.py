@@ -39,7 +39,10 @@ from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, T
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
+#: The same, as a step of work that can be done in pieces.
+Step = tuple[str, int, int]
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
+_BATCH_TOKENS = 2048  # of chunks, computed at a time
 _SAMPLE = 24  # documents whose first chunk is read to see how fast that is
 
 
@@ -170,8 +173,8 @@ class RagCache:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         embed_batch: int = _EMBED_BATCH,
-        batch_tokens: int = 2048,
-    ) -> Generator[tuple[str, int, int], None, Added]:
+        batch_tokens: int = _BATCH_TOKENS,
+    ) -> Generator[Step, None, Added]:
         """As :meth:`add`, a step at a time: what is being done, how much of it, out of how much.
 
         A step embeds up to ``embed_batch`` chunks, or computes the KV of up to ``batch_tokens``
@@ -179,9 +182,7 @@ class RagCache:
         meanwhile no KV is left. Closed early, it has added the documents that were committed.
         """
         given = list(documents)
-        _check_ids(given)
-        if ttl_s is not None and not ttl_s > 0:
-            raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
+        check_documents(given, ttl_s)
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
@@ -189,10 +190,19 @@ class RagCache:
         if expires is not None or pinned is not None:
             for name in digests.keys() - {d.id for d in changed}:
                 self.catalog.keep(name, expires=expires, pinned=pinned)
-        keyed = {d.id: self._keyed(d.id) for d in given}
+        done = yield from self.computing(digests, batch_tokens=batch_tokens)
+        return Added(len(changed), len(given) - len(changed), count, done)
+
+    def computing(
+        self, documents: Iterable[str], *, batch_tokens: int = _BATCH_TOKENS
+    ) -> Generator[Step, None, Precomputed]:
+        """Compute what is not stored of the chunks of documents that are indexed, by id: the second
+        half of :meth:`adding`, in steps as that is."""
+        keyed = {name: self._keyed(name) for name in documents}
         for name, pairs in keyed.items():
             self.catalog.use(name, [key.content for key, _ in pairs])
         self.retriever.refresh()
+        digests = {name: self.catalog.document_digest(name) for name in keyed}
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
         steps = precomputing(
             self.engine,
@@ -202,11 +212,11 @@ class RagCache:
             batch_tokens=batch_tokens,
         )
         try:
-            done = yield from _named("precompute", steps)
+            return (yield from _named("precompute", steps))
         finally:
-            gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
-            self.catalog.let_go(key.content for name in gone for key, _ in keyed[name])
-        return Added(len(changed), len(given) - len(changed), count, done)
+            with suppress(StoreError):  # closed between two steps: what is left over is evicted
+                gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
+                self.catalog.let_go(key.content for name in gone for key, _ in keyed[name])
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there."""
@@ -326,7 +336,7 @@ class RagCache:
         expires: float | None,
         pinned: bool | None,
         most: int,
-    ) -> Generator[tuple[str, int, int], None, int]:
+    ) -> Generator[Step, None, int]:
         """Split, embed, ``most`` chunks a step, and commit documents; the number of their chunks.
 
         An ``expires`` or ``pinned`` that is None stays what it was.
@@ -423,7 +433,7 @@ class RagCache:
 
 def _named(
     stage: str, steps: Generator[tuple[int, int], None, Precomputed]
-) -> Generator[tuple[str, int, int], None, Precomputed]:
+) -> Generator[Step, None, Precomputed]:
     """The steps, each with the name of what is being done."""
     while True:
         try:
@@ -434,8 +444,9 @@ def _named(
         yield stage, done, total
 
 
-def _check_ids(documents: Sequence[Document]) -> None:
-    """Raise SourceError where two documents have one id: one would replace the other."""
+def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:
+    """Raise SourceError where two documents have one id: one would replace the other; ConfigError
+    for a time to live that is over at once."""
     count = Counter(d.id for d in documents)
     twice = [name for name, n in count.items() if n > 1]
     if twice:
@@ -443,6 +454,8 @@ def _check_ids(documents: Sequence[Document]) -> None:
             f"{len(twice)} ids are given to several documents, the first is {twice[0]!r}: one "
             "would replace the other. Give each document an id of its own."
         )
+    if ttl_s is not None and not ttl_s > 0:
+        raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
 
 
 def _check_fits(

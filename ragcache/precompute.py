@@ -72,22 +72,27 @@ def precomputing(
     company: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = 2048,
 ) -> Generator[tuple[int, int], None, Precomputed]:
-    """As :func:`precompute`, a batch at a time: (done, total) at the start and after each."""
+    """As :func:`precompute`, a batch at a time: (done, total) at the start and after each.
+
+    What others have stored between two batches is not computed again.
+    """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
     missing = [key for key in wanted.values() if not store.has(key)]
-    done = tokens = 0
+    done = encoded = tokens = 0
     yield 0, len(missing)
     for behind, batch in _batches(missing, company, batch_tokens):
-        encoded = engine.encode([key.tokens for key in batch], behind=behind)
-        for key, kv in zip(batch, measured(engine, encoded, behind), strict=True):
-            store.put(key, kv)
-            tokens += len(key.tokens)
+        if due := [key for key in batch if not store.has(key)]:
+            alone = engine.encode([key.tokens for key in due], behind=behind)
+            for key, kv in zip(due, measured(engine, alone, behind), strict=True):
+                store.put(key, kv)
+                tokens += len(key.tokens)
+            encoded += len(due)
         done += len(batch)
         yield done, len(missing)
     return Precomputed(
-        encoded=done,
-        stored=len(wanted) - done,
+        encoded=encoded,
+        stored=len(wanted) - encoded,
         tokens=tokens,
         payload_bytes=engine.spec.chunk_bytes(tokens),
         seconds=time.perf_counter() - began,

@@ -91,6 +91,19 @@ class Settings(BaseSettings):
     max_tokens: int = Field(64, ge=1, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
+    guard_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of a service's answers that are compared with full prefill; 0: none",
+    )
+    guard_floor: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        description="agreement with full prefill on the first token below which the service "
+        "recomputes more",
+    )
     host: str = Field("127.0.0.1", description="address to serve at; other than loopback: keys")
     port: int = Field(8000, ge=0, le=65535, description="port to serve at; 0: any that is free")
     keys: Path | None = Field(None, description="file of API keys: name:key, one a line")

@@ -260,6 +260,17 @@ class Catalog:
         with self._tables.write() as txn:
             txn.put("settings", name.encode(), value.encode())
 
+    def settings(self, prefix: str) -> dict[str, str]:
+        """All that was recorded under names that begin so, by name."""
+        with self._tables.read() as txn:
+            names = list(txn.keys("settings", prefix.encode()))
+            return {name.decode(): (txn.get("settings", name) or b"").decode() for name in names}
+
+    def drop_setting(self, name: str) -> bool:
+        """Forget what was recorded; True if there was something."""
+        with self._tables.write() as txn:
+            return txn.delete("settings", name.encode())
+
 
 def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
     if vectors.ndim != 2 or len(vectors) != len(chunks) or (chunks and not vectors.shape[1]):
