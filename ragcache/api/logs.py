@@ -8,7 +8,7 @@ import sys
 
 
 class Lines(logging.Formatter):
-    """A line of ``ragcache.access`` as it is; of others: time, level, logger, message, traceback."""
+    """A line of ``ragcache.access`` as it is; any other with its time, level and logger."""
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name == "ragcache.access":

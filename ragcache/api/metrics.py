@@ -23,31 +23,36 @@ class Metrics:
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
-        told = {"registry": self.registry}
+        told = self.registry
         self.requests = Counter(
-            "ragcache_requests", "Requests that were answered", ["route", "status"], **told
+            "ragcache_requests", "Requests that were answered", ["route", "status"], registry=told
         )
         self.ttft = Histogram(
             "ragcache_ttft_seconds",
             "From the question's arrival to its first token, waiting included",
             ["mode"],
             buckets=_SECONDS,
-            **told,
+            registry=told,
         )
         self.queued = Histogram(
-            "ragcache_queued_seconds", "Waiting for the engine", buckets=_SECONDS, **told
+            "ragcache_queued_seconds", "Waiting for the engine", buckets=_SECONDS, registry=told
         )
         self.tokens = Counter(
             "ragcache_tokens",
             "cached: of chunks, loaded and not computed; computed: the rest of the prompt; answer",
             ["kind"],
-            **told,
+            registry=told,
         )
         self.misses = Counter(
-            "ragcache_chunk_misses", "Chunks of prompts that had to be computed", ["reason"], **told
+            "ragcache_chunk_misses",
+            "Chunks of prompts that had to be computed",
+            ["reason"],
+            registry=told,
         )
         self.given_up = Counter(
-            "ragcache_given_up", "Answers whose client hung up or whose time was over", **told
+            "ragcache_given_up",
+            "Answers whose client hung up or whose time was over",
+            registry=told,
         )
         self.registry.register(_State(service))
 

@@ -17,7 +17,6 @@ import hmac
 import ipaddress
 from collections.abc import Iterable
 from hashlib import sha256
-from pathlib import Path
 from typing import Self
 
 from starlette.datastructures import Headers
@@ -123,8 +122,8 @@ def check_bind(host: str, keys: Keys) -> None:
     if not keys and not is_loopback(host):
         raise ConfigError(
             f"{host} can be reached from other machines, and no API keys are given: anybody could "
-            "read the documents. Give keys (--keys FILE with lines name:key, or RAGCACHE_API_KEYS), "
-            "or serve at 127.0.0.1."
+            "read the documents. Give keys (--keys FILE with lines name:key, or "
+            "RAGCACHE_API_KEYS), or serve at 127.0.0.1."
         )
 
 
