@@ -104,7 +104,8 @@ async def _gone(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    found = error.errors()  # of a union, one for every type: what we say ourselves is clearer
+    first = next((one for one in found if one["type"] == "value_error"), found[0])
     where = [str(part) for part in first["loc"][1:]]  # behind "body", "query" or "path"
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")

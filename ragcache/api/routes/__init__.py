@@ -45,11 +45,12 @@ class State:
         return self.service.own.engine.name
 
 
-def _state(request: Request) -> State:
+# Of these, plain functions would be run in threads.
+async def _state(request: Request) -> State:
     return cast(State, request.app.state.ragcache)
 
 
-def _tenant(request: Request) -> str:
+async def _tenant(request: Request) -> str:
     return cast(str, request.state.tenant)
 
 
