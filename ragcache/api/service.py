@@ -22,7 +22,7 @@ from ragcache.pipeline import Added, RagCache
 from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Chunk, Document, Sampling
+from ragcache.types import Answer, Chunk, Document, Passage, Sampling
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 TENANTS = "tenants"  # the folder, in that of the service's own store
@@ -36,7 +36,7 @@ class Ask:
     """A question as it comes to the service. What is None comes from the settings."""
 
     question: str
-    chunks: Sequence[Chunk] | None = None  # instead of retrieval
+    chunks: Sequence[Chunk] | Sequence[Passage] | None = None  # instead of retrieval
     lead: str = ""  # instructions and earlier turns
     mode: str | None = None
     ratio: Ratio | None = None
