@@ -28,7 +28,9 @@ from ragcache.errors import ConfigError
 from ragcache.settings import Settings
 
 _SHORTEST = 16  # characters of a key: it may be guessed at over a network
-_CHALLENGE = {"WWW-Authenticate": 'Bearer, Basic realm="ragcache"'}
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+#: For a person who opens an address; a page that fetches is not to make its browser ask.
+_TO_A_PERSON = {"WWW-Authenticate": 'Bearer, Basic realm="ragcache"'}
 
 
 class Keys:
@@ -110,7 +112,9 @@ class Guarded:
         if tenant is None:
             said = "the API key is not known" if key else "an API key is needed"
             message = f"{said}: send Authorization: Bearer KEY"
-            raise Problem(401, message, code="invalid_api_key", headers=_CHALLENGE)
+            opens = headers.get("sec-fetch-mode") == "navigate"
+            challenge = _TO_A_PERSON if opens else _CHALLENGE
+            raise Problem(401, message, code="invalid_api_key", headers=challenge)
         return tenant
 
     def _is_open(self, path: str) -> bool:

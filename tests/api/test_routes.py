@@ -6,11 +6,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from opentelemetry import trace
 
 from ragcache.api.security import Keys, check_bind
 from ragcache.errors import ConfigError
@@ -47,6 +50,9 @@ def test_every_route_but_health_asks_for_a_key(
 
 def test_a_browser_may_read_with_basic(clients: Clients) -> None:
     stranger = clients(None)
+    opened = stranger.get("/docs", headers={"Sec-Fetch-Mode": "navigate"})
+    assert "Basic" in opened.headers["WWW-Authenticate"]
+    assert "Basic" not in stranger.get("/docs").headers["WWW-Authenticate"]
     assert stranger.get("/docs", auth=("", ANN)).status_code == 200
     assert stranger.get("/docs", auth=("", "wrong")).status_code == 401
     assert stranger.post("/v1/query", auth=("", ANN), json={"question": "Who?"}).status_code == 401
@@ -132,6 +138,32 @@ def test_ids_and_one_line_a_request_without_text(
     ]
     assert lines[0]["request"] == "my-id" and lines[0]["cached_tokens"] >= 0
     assert "Mira" not in caplog.text
+
+
+def test_a_request_is_a_span(ann: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, Any] = {}
+
+    class Span(trace.NonRecordingSpan):
+        def update_name(self, name: str) -> None:
+            found["name"] = name
+
+        def set_attribute(self, key: str, value: Any) -> None:
+            found[key] = value
+
+    class Tracer(trace.NoOpTracer):
+        def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
+            return Span(trace.INVALID_SPAN_CONTEXT)
+
+        @contextmanager
+        def start_as_current_span(self, *args: Any, **kwargs: Any) -> Iterator[trace.Span]:
+            yield self.start_span()
+
+    monkeypatch.setattr(trace, "get_tracer", lambda name: Tracer())
+    ann.get("/version")
+    until = time.monotonic() + 5
+    while "ragcache.status" not in found and time.monotonic() < until:
+        time.sleep(0.01)
+    assert found["name"] == "GET /version" and found["ragcache.status"] == 200
 
 
 def test_bodies_have_a_limit(tmp_path: Path) -> None:
