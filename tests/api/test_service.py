@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from ragcache import pipeline
 from ragcache.api.scheduler import GivenUp, Ticket
-from ragcache.api.service import Ask
+from ragcache.api.service import Ask, Service
 from ragcache.blend.fuse import FusionWalk
 from ragcache.engine.base import LayerView
+from ragcache.retriever.embed import HashEmbedder
+from ragcache.settings import Settings
 from ragcache.store import Stored
 from ragcache.types import Answer, Sampling
 from tests import scene
@@ -164,3 +167,34 @@ def test_what_is_wrong_with_a_question_is_told(tmp_path: Path) -> None:
             service.ask(tenant, ask, heard)
             assert heard.end() == error
         assert isinstance(asked(service, QUESTION), Answer)
+
+
+@pytest.mark.parametrize(
+    ("given_share", "share", "floor"), [(None, 0.25, 0.9), (0.5, 0.5, 0.9), (0.0, None, None)]
+)
+def test_the_settings_open_it_with_a_guard(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given_share: float | None,
+    share: float | None,
+    floor: float | None,
+) -> None:
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    settings = Settings.load(
+        store=tmp_path / "store",
+        model=str(scene.save_model(tmp_path / "model")),
+        guard_share=0.25,
+        guard_floor=0.9,
+    )
+    with Service.open(settings, guard_share=given_share) as service:
+        guard = service.guard
+        assert (guard and guard.share, guard and guard.floor) == (share, floor)
+        assert service.cache("a").engine is service.own.engine
+
+
+def test_many_tenants_can_be_open(tmp_path: Path) -> None:
+    """The addresses that their maps reserve are few enough."""
+    with small(tmp_path) as service:
+        sizes = [service.cache(f"t{number}").store.tables.map_size for number in range(3)]
+        assert 500 * max(sizes) < 1 << 47 > service.own.store.tables.map_size
+        assert len(service.caches()) == 4
