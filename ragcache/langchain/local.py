@@ -172,7 +172,9 @@ class Local:
 
     def _pieces(self, run: Run, seconds: float | None = None) -> Generator[Any, None, None]:
         told: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        ticket = self.scheduler.submit("", run, lambda *what: told.put(what), seconds=seconds)
+        ticket = self.scheduler.submit(
+            "", _once(run), lambda *what: told.put(what), seconds=seconds
+        )
         try:
             while (piece := _next(*told.get(), seconds)) is not _DONE:
                 yield piece
@@ -187,7 +189,7 @@ class Local:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(told.put_nowait, what)
 
-        ticket = self.scheduler.submit("", run, tell, seconds=seconds)
+        ticket = self.scheduler.submit("", _once(run), tell, seconds=seconds)
         try:
             while (piece := _next(*(await told.get()), seconds)) is not _DONE:
                 yield piece
@@ -196,6 +198,12 @@ class Local:
 
 
 _DONE = object()
+
+
+def _once(run: Run) -> Run:
+    """Nothing that is done may keep its Local alive: the scheduler remembers its last ticket."""
+    runs = [run]
+    return lambda check: runs.pop()(check)
 
 
 def _next(how: str, what: Any, seconds: float | None) -> Any:

@@ -31,7 +31,6 @@ from ragcache.pipeline import RagCache
 from tests import scene
 from tests.langchain.conftest import DOCUMENTS, PLACES, QUESTION
 
-
 LISTED = "loading with allowed_objects='all' takes only classes that langchain-core itself lists"
 
 
