@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(piece, str):
                 self._event({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
             else:
-                choice = {"delta": {}, "finish_reason": piece.finish_reason}
+                choice: dict[str, Any] = {"delta": {}, "finish_reason": piece.finish_reason}
                 rest = _rest(piece)
                 usage = rest.pop("usage")
                 self._event({"choices": [choice], **rest})

@@ -116,7 +116,7 @@ def test_a_tools_artifact(model: ChatRagCache, cache: RagCache) -> None:
     call = {"name": "notes", "args": {"query": "Mira Holt"}, "id": "1", "type": "tool_call"}
     result = tool.invoke(call)
     result.artifact.sort(key=lambda d: TEXTS.index(d.page_content))
-    asked = [HumanMessage(QUESTION), AIMessage("", tool_calls=[call]), result]  # type: ignore[list-item]
+    asked = [HumanMessage(QUESTION), AIMessage("", tool_calls=[call]), result]
     check(model.invoke(asked), cache, "tool artifacts")
     result.artifact = [json.loads(document.model_dump_json()) for document in result.artifact]
     check(model.invoke(asked), cache, "tool artifacts")

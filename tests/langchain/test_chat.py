@@ -17,7 +17,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumpd, load
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableLambda
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
 from ragcache.langchain import ChatRagCache, RagCacheMessage, RagCacheMessageChunk, rag_messages
@@ -87,14 +87,14 @@ def test_callbacks_see_tokens_and_the_report(place: dict[str, Any]) -> None:
             self.tokens: list[str] = []
             self.results: list[LLMResult] = []
 
-        def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
             self.tokens.append(token)
 
         def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
             self.results.append(response)
 
     seen = Seen()
-    chain = RunnableLambda(lambda _: ASKED) | ChatRagCache(**place)
+    chain: Any = RunnableLambda(lambda _: ASKED) | ChatRagCache(**place)
     answer = chain.invoke("", {"callbacks": [seen]})
     pieces = list(chain.stream("", {"callbacks": [seen]}))
     assert "".join(seen.tokens) == answer.text and len(pieces) > 2
@@ -216,7 +216,8 @@ def test_a_folder_is_opened_once_and_closed_with_its_last_user(
 
 @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 def test_a_model_can_be_saved_and_loaded() -> None:
-    for place in ({"store": "a-store"}, {"base_url": "http://localhost:8000/v1"}):
+    places: list[dict[str, Any]] = [{"store": "a-store"}, {"base_url": "http://localhost:8000/v1"}]
+    for place in places:
         model = ChatRagCache(**place, mode="reuse", temperature=0.5, stop=["\n"])
         saved = dumpd(model)
         again = load(saved, valid_namespaces=["ragcache"], allowed_objects=[ChatRagCache])
@@ -228,7 +229,7 @@ def test_answers_are_shown_and_saved_as_what_they_are(cache: RagCache) -> None:
     model = ChatRagCache(store=cache)
     answer = model.invoke(ASKED)
     streamed = sum(model.stream(ASKED), RagCacheMessageChunk(content=""))
-    assert isinstance(answer, RagCacheMessage)
+    assert isinstance(answer, RagCacheMessage) and isinstance(streamed, RagCacheMessageChunk)
     for shown in (answer._repr_html_(), streamed._repr_html_()):
         assert shown is not None and shown.count("hsl(") == 2 * len(DOCUMENTS)
     assert RagCacheMessage(content="no report")._repr_html_() is None
@@ -244,7 +245,9 @@ def test_nothing_of_a_document_gets_into_the_page() -> None:
 
 
 def test_the_service_is_asked_as_its_contract_says(service: stub.Stub) -> None:
-    model = ChatRagCache(base_url=service.url, api_key=stub.KEY, mode="fused", ratio=0.3, seed=1)
+    model = ChatRagCache(
+        base_url=service.url, api_key=SecretStr(stub.KEY), mode="fused", ratio=0.3, seed=1
+    )
     model.invoke(ASKED)
     list(model.stream(ASKED))
     plain, streamed = service.asked[-2:]
@@ -256,7 +259,7 @@ def test_the_service_is_asked_as_its_contract_says(service: stub.Stub) -> None:
 
 
 def test_a_busy_service_is_asked_again(service: stub.Stub) -> None:
-    model = ChatRagCache(base_url=service.url, api_key=stub.KEY)
+    model = ChatRagCache(base_url=service.url, api_key=SecretStr(stub.KEY))
     for busy in (1, 2):
         service.busy = busy
         assert model.invoke(ASKED).text == asyncio.run(model.ainvoke(ASKED)).text
@@ -267,7 +270,7 @@ def test_a_busy_service_is_asked_again(service: stub.Stub) -> None:
 
 
 def test_a_key_that_is_refused(service: stub.Stub) -> None:
-    model = ChatRagCache(base_url=service.url, api_key="wrong")
+    model = ChatRagCache(base_url=service.url, api_key=SecretStr("wrong"))
     with pytest.raises(ConfigError, match="401: no such key. Check api_key"):
         model.invoke(ASKED)
     with pytest.raises(ConfigError, match="401"):
@@ -314,12 +317,17 @@ def _missing(name: str) -> Any:
     raise ModuleNotFoundError(name, name="langchain_core")
 
 
-def test_memory_that_is_collected_on_the_engines_thread_stops_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["here", "on its own thread"])
+def test_what_nobody_uses_any_more_ends(tmp_path: Path, where: str) -> None:
     with scene.small(tmp_path) as cache:
         before = set(threading.enumerate())
         held = [Local.of(cache)]
+        held[0].do(lambda cache: cache.documents())
         own = set(threading.enumerate()) - before
-        held[0].do(lambda _: held.clear())
+        if where == "here":
+            held.clear()
+        else:
+            held[0].scheduler.submit("", lambda _: map(list.clear, [held]), lambda *_: None)
         for thread in own:
             thread.join(5)
         assert own and not any(thread.is_alive() for thread in own)
