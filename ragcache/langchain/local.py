@@ -10,7 +10,6 @@ import asyncio
 import json
 import threading
 import weakref
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, closing, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from ragcache.langchain.backend import Finished, Request
 from ragcache.langchain.boundaries import Given, KnownTexts
 from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
+from ragcache.store.catalog import Catalog
 from ragcache.types import Answer, Chunk, Sampling
 
 Result = TypeVar("Result")
@@ -93,12 +93,7 @@ class Local:
         catalog = self.cache.catalog
         generation, known = self._known
         if generation != (now := catalog.generation):
-            rows = catalog.vectors()[0].tolist()
-            chunks = catalog.chunks(rows)
-            parts = Counter(chunk.document for chunk in chunks)
-            known = KnownTexts(
-                Given(c.text, c.document if parts[c.document] == 1 else c.id) for c in chunks
-            )
+            known = KnownTexts(_stored(catalog))
             self._known = now, known
         return known
 
@@ -225,6 +220,14 @@ def _chunk(given: Given, number: int) -> Chunk:
     if mark and ordinal.isdecimal():
         return Chunk(document, int(ordinal), given.text)
     return Chunk(given.id, 0, given.text)
+
+
+def _stored(catalog: Catalog) -> Iterator[Given]:
+    """All chunks, called as :func:`ragcache.langchain.documents.as_document` does."""
+    for entry in catalog.entries():
+        with suppress(KeyError):  # deleted or replaced meanwhile: its rows are gone
+            for chunk in catalog.chunks(catalog.rows_of(entry.id)):
+                yield Given(chunk.text, entry.id if entry.chunks == 1 else chunk.id)
 
 
 def _close(scheduler: Scheduler, cache: RagCache | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumpd, load
 from langchain_core.outputs import LLMResult
@@ -138,6 +139,14 @@ def test_the_event_loop_is_never_blocked(place: dict[str, Any]) -> None:
     began = time.perf_counter()
     longest = asyncio.run(main())
     assert longest < 0.5 * (time.perf_counter() - began)
+
+
+def test_langchains_cache_tells_calls_apart(cache: RagCache) -> None:
+    model = ChatRagCache(store=cache, cache=InMemoryCache())
+    one, two = (model.invoke(QUESTION, documents=[text]) for text in TEXTS[:2])
+    again = model.invoke(QUESTION, documents=[TEXTS[0]])
+    assert again.response_metadata["ragcache"] == one.response_metadata["ragcache"]
+    assert two.response_metadata["ragcache"] != one.response_metadata["ragcache"]
 
 
 def test_a_stream_that_is_left_is_given_up(cache: RagCache) -> None:
