@@ -23,6 +23,9 @@ FILE = "ragcache.toml"
 #: A share of the chunk tokens, or as many as loading the others leaves time for.
 Ratio = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 
+#: Variables that say to clients where a service answers: no settings, and no mistakes either.
+_CLIENTS = {"base_url", "api_key"}
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -126,7 +129,8 @@ class Settings(BaseSettings):
         """
         known = set(cls.model_fields)
         for name in os.environ:
-            if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in known:
+            key = name.removeprefix(PREFIX).lower()
+            if name.startswith(PREFIX) and key not in known | _CLIENTS:
                 raise ConfigError(
                     f"the environment sets {name}, which is no setting. Known: "
                     + ", ".join(sorted(PREFIX + key.upper() for key in known))

@@ -235,6 +235,14 @@ class Catalog:
         matrix = np.array(vectors, np.float32).reshape(len(rows), dimension)
         return np.array(rows, np.int64), matrix
 
+    def vectors_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Vectors of rows, in the order asked, (len(rows), dimension), of one state of the catalog.
+        Raises KeyError for a row whose document was replaced or deleted."""
+        with self._tables.read() as txn:
+            found = [get_sealed(txn, "vectors", _row_key(row)) for row in rows]
+            dimension = _number(txn, "dimension")
+        return np.frombuffer(b"".join(found), _FLOATS).reshape(len(rows), dimension)
+
     @property
     def generation(self) -> int:
         """Changes of documents so far."""
