@@ -153,6 +153,7 @@ class AnswerStream:
             tokens=tuple(step.token for step in steps),
             stopped=steps[-1].stopped or "length",
             passages=self._passages,
+            prompt=self._prompt,
             report=report,
         )
         fusion.let_go()

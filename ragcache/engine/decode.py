@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from ragcache.engine.base import Prefilled, Step
-from ragcache.types import Sampling
+from ragcache.types import Sampling, Tokens
 
 #: Logits (vocabulary,) behind one more token at a position.
 Next = Callable[[Prefilled, int, int], Tensor]
@@ -101,6 +101,15 @@ def _overlap(text: str, stop: str) -> int:
     return next(
         (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
     )
+
+
+def pieces(tokenizer: Any, tokens: Tokens) -> list[str]:
+    """See :meth:`Engine.pieces`."""
+    stream = DecodeStream(skip_special_tokens=False)
+    made = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in tokens]
+    if made and not made[-1]:
+        made[-1] = "\ufffd"
+    return made
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -20,7 +20,7 @@ from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.engine.attention import Detour, Driven
 from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
 from ragcache.engine.check import check_engine, packable, watchable
-from ragcache.engine.decode import decode, end_tokens
+from ragcache.engine.decode import decode, end_tokens, pieces
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
@@ -127,6 +127,9 @@ class TransformersEngine(Engine):
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
         return tuple(encoded["input_ids"])
+
+    def pieces(self, tokens: Tokens) -> list[str]:
+        return pieces(self.tokenizer, tokens)
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
