@@ -87,7 +87,7 @@ class _Query:
     kind = "query"
 
     def __init__(self, state: State, request: Request, trace: bool) -> None:
-        self.trace = trace
+        self.engine, self.trace = state.service.own.engine, trace
         self.common = {
             "id": f"{self.kind}-{request.state.request_id}",
             "created": int(time.time()),
@@ -116,7 +116,7 @@ class _Query:
         }
 
     def report(self, answer: Answer) -> dict[str, Any]:
-        return report_json(answer)  # self.trace: every token, once report_json can tell it
+        return report_json(answer, self.engine, trace=self.trace)
 
     async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
         async with aclosing(asked.pieces()) as pieces:
@@ -134,7 +134,7 @@ class _Completion(_Query):
     def __init__(self, state: State, request: Request, trace: bool, *, include_usage: bool) -> None:
         super().__init__(state, request, trace)
         self.include_usage = include_usage
-        self.common["system_fingerprint"] = state.service.own.engine.fingerprint.digest.hex()[:16]
+        self.common["system_fingerprint"] = self.engine.fingerprint.digest.hex()[:16]
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         choice = {

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from ragcache.api.asking import unless_gone
 from ragcache.api.jobs import Job
 from ragcache.api.problems import Problem
+from ragcache.api.reporting import store_json
 from ragcache.api.routes import Served, Tenant, in_thread, opened
 from ragcache.api.schemas import NewChunks, NewDocuments
 from ragcache.pipeline import check_documents
@@ -80,6 +81,13 @@ async def delete_document(id: str, state: Served, tenant: Tenant) -> dict[str, A
     if not await in_thread(cache.delete, [id]):
         raise _missing("document", id)
     return {"id": id, "object": "ragcache.document", "deleted": True}
+
+
+@router.get("/v1/stats", tags=["chunks"])
+async def stats(state: Served, tenant: Tenant) -> dict[str, Any]:
+    """What the store holds, and how often it had what was asked for since it was opened."""
+    cache = await opened(state, tenant)
+    return await in_thread(store_json, cache.chunks)
 
 
 @router.post("/v1/chunks", tags=["chunks"])
