@@ -28,10 +28,11 @@ LONG = {"question": "Where does Mira Holt live?", "max_tokens": 400, "mode": "fu
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose answers end at their length only."""
     with served(tmp_path_factory.mktemp("endless"), queue=200, grace_s=0.5) as one:
-        one.service.own.engine.model.generation_config.eos_token_id = None
-        one.service.own.engine.tokenizer.eos_token = None
+        engine: Any = one.service.own.engine
+        engine.model.generation_config.eos_token_id = None
+        engine.tokenizer.eos_token = None
         yield one
-        one.service.own.engine.tokenizer.eos_token = "<eos>"  # other tests have the same one
+        engine.tokenizer.eos_token = "<eos>"  # other tests have the same one
 
 
 def hang_up(url: str, body: dict[str, Any], *, after: bytes) -> None:

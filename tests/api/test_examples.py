@@ -29,7 +29,7 @@ def test_curl(running: Served) -> None:
 
 def test_the_openai_client(running: Served) -> None:
     env = os.environ | {"RAGCACHE_KEY": ANN, "no_proxy": "*"}
-    command = [sys.executable, SERVE / "client.py", running.url]
+    command = [sys.executable, str(SERVE / "client.py"), running.url]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "cached_tokens" in done.stdout, done.stderr
 

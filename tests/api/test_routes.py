@@ -150,13 +150,10 @@ def test_a_request_is_a_span(ann: httpx.Client, monkeypatch: pytest.MonkeyPatch)
         def set_attribute(self, key: str, value: Any) -> None:
             found[key] = value
 
-    class Tracer(trace.NoOpTracer):
-        def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
-            return Span(trace.INVALID_SPAN_CONTEXT)
-
+    class Tracer:
         @contextmanager
         def start_as_current_span(self, *args: Any, **kwargs: Any) -> Iterator[trace.Span]:
-            yield self.start_span()
+            yield Span(trace.INVALID_SPAN_CONTEXT)
 
     monkeypatch.setattr(trace, "get_tracer", lambda name: Tracer())
     ann.get("/version")
