@@ -46,6 +46,7 @@ def account(
         layers=fused.layers,
         probe_rows=fused.probed,
         fallbacks=(*fallbacks, *_missed(resolved, blender)),
+        computed=tuple(fused.computed.tolist()),
     )
 
 

@@ -140,10 +140,20 @@ def query(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     explain: Annotated[bool, typer.Option(help="Show what was reused, and the cost.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page (.html) that shows it, with all text used.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Ask in this mode too, with its own ratio.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Answer a question from the indexed documents; the answer streams."""
+    """Answer a question from the indexed documents; the answer streams.
+
+    --compare may be given several times.
+    """
+    from ragcache.api import page
     from ragcache.blend import blender
     from ragcache.types import Sampling
 
@@ -164,12 +174,23 @@ def query(
     )
     ratio = None if settings.ratio == "auto" else settings.ratio
     blender(settings.mode, ratio)  # before the model is loaded
+    for other in compare or ():
+        blender(other)
+    if report is not None:
+        page.check(report)
     with _opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         for piece in stream:
             out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
         out.print()
-    answer = stream.answer
+        answer = stream.answer
+        answers = {settings.mode: answer}
+        for other in compare or ():
+            answers[other] = cache.ask(question, mode=other, sampling=sampling)
+        if report is not None:
+            page.write(report, question, answers, cache)
+    if compare:
+        out.print(show.answer_table(answers))
     for note in answer.report.fallbacks:
         err.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
     if explain:
@@ -285,6 +306,52 @@ def demo(
     from ragcache.demo import run
 
     run(out, err, questions)
+
+
+@app.command()
+def serve(
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    host: Annotated[str | None, typer.Option(help="Address; other than loopback: keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0: any that is free.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys: name:key, one a line.")
+    ] = None,
+    queue: Annotated[int | None, typer.Option(help="Questions of a tenant that may wait.")] = None,
+    streams: Annotated[int | None, typer.Option(help="Answers under way at a time.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="How long an answer may take: 90s, 5m.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
+    ] = None,
+    ratio: Ratio = None,
+    ram_bytes: Annotated[
+        str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
+    ] = None,
+) -> None:
+    """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
+    from ragcache.api.serve import serve as run
+
+    run(
+        Settings.load(
+            store=store,
+            model=model,
+            device=device,
+            dtype=dtype,
+            host=host,
+            port=port,
+            keys=keys,
+            queue=queue,
+            streams=streams,
+            timeout_s=None if timeout is None else seconds(timeout),
+            mode=mode,
+            ratio=ratio,
+            ram_bytes=ram_bytes,
+        )
+    )
 
 
 @app.command()

@@ -63,10 +63,11 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shipped() -> set[str]:
-    """What the package folder has for users: code, the typing marker, the small model."""
+    """What the package folder has for users: code, the typing marker, the page, the small model."""
     files = {path for path in PACKAGE.rglob("*") if path.is_file()}
-    tiny = {path for path in files if path.is_relative_to(PACKAGE / "models" / "tiny")}
-    chosen = {path for path in files if path.suffix == ".py" or path.name == "py.typed"} | tiny
+    folders = PACKAGE / "models" / "tiny", PACKAGE / "api" / "static"
+    data = {path for path in files if any(path.is_relative_to(folder) for folder in folders)}
+    chosen = {path for path in files if path.suffix == ".py" or path.name == "py.typed"} | data
     return {path.relative_to(ROOT).as_posix() for path in chosen if path.suffix != ".pyc"}
 
 

@@ -28,6 +28,7 @@ class FusedPrompt:
     layout: Layout
     layers: tuple[LayerTrace, ...]
     chosen: tuple[Tensor, ...]  # per layer, the reusable rows that were computed
+    computed: Tensor  # (rows of the prompt,), int64: at how many layers each was computed
     captured: tuple[ChunkKV, ...] = ()  # of the chunks that were asked for
     notes: tuple[ChunkNotes, ...] = ()  # on the same chunks, where the method loads variants
     probed: int = 0  # rows computed by a probe, summed over its layers
@@ -85,6 +86,7 @@ def fuse(
         layout,
         walk.finish(),
         tuple(walk.chosen),
+        walk.computed,
         walk.captured(),
         tuple(map(noted.notes, capture)) if noted is not None else (),
         len(layout.fresh) * probe.layers if probe is not None else 0,
@@ -125,6 +127,7 @@ class FusionWalk(Walk):
         self._check = check
         self._captured: dict[int, list[KVPair]] = {index: [] for index in capture}
         self.chosen: list[Tensor] = []
+        self.computed = torch.zeros(len(layout.prompt), dtype=torch.int64)  # layers, per row
         self._runs = _runs(layout)
         self._left: Tensor | None = None  # of the chosen rows, where the layer has narrowed
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
@@ -160,6 +163,7 @@ class FusionWalk(Walk):
         if not loads and self.layout.prefix_loaded:
             prefix = torch.arange(len(self.layout.prompt.prefix))
             self._rows = torch.cat([prefix, self._rows])
+        self.computed[self._rows] += 1
         self._times = at, loaded, self._now()
         return self._rows
 

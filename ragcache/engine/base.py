@@ -144,6 +144,15 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def pieces(self, tokens: Tokens) -> list[str]:
+        """The text of every token; together they are the text of ``tokens``.
+
+        Control tokens are called by their names. A token whose bytes end inside a character has no
+        text, and the one that completes it has all of it; bytes at the end that make no character
+        are U+FFFD.
+        """
+
+    @abstractmethod
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
         """KV of every chunk, each computed behind ``behind`` alone, whose rows are dropped.
 

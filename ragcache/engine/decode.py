@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from ragcache.engine.base import Prefilled, Step
-from ragcache.types import Sampling
+from ragcache.types import Sampling, Tokens
 
 #: Logits (vocabulary,) behind one more token at a position.
 Next = Callable[[Prefilled, int, int], Tensor]
@@ -41,14 +41,17 @@ def decode(
         logits, position = following(prefilled, token, position), position + 1
 
 
+_COLDEST = 1e-5  # below it, logits that are divided by it are too large to compare
+
+
 class _Sampler:
-    """Greedy at temperature 0; else temperature, then top-p, then a seeded draw."""
+    """Greedy at temperature 0 or next to it; else temperature, then top-p, then a seeded draw."""
 
     def __init__(self, sampling: Sampling) -> None:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
         self.warpers: list[Any] = []
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature < _COLDEST
         if not self.greedy:
             self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_p < 1:
@@ -98,6 +101,15 @@ def _overlap(text: str, stop: str) -> int:
     return next(
         (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
     )
+
+
+def pieces(tokenizer: Any, tokens: Tokens) -> list[str]:
+    """See :meth:`Engine.pieces`."""
+    stream = DecodeStream(skip_special_tokens=False)
+    made = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in tokens]
+    if made and not made[-1]:
+        made[-1] = "\ufffd"
+    return made
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

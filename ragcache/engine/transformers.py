@@ -20,7 +20,7 @@ from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.engine.attention import Detour, Driven
 from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
 from ragcache.engine.check import check_engine, packable, watchable
-from ragcache.engine.decode import decode, end_tokens
+from ragcache.engine.decode import decode, end_tokens, pieces
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
@@ -28,7 +28,7 @@ from ragcache.engine.packed import Pack
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.upload import Uploader
-from ragcache.errors import ConfigError, ModelError, PromptError
+from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -128,6 +128,9 @@ class TransformersEngine(Engine):
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
         return tuple(encoded["input_ids"])
 
+    def pieces(self, tokens: Tokens) -> list[str]:
+        return pieces(self.tokenizer, tokens)
+
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
@@ -214,7 +217,7 @@ class TransformersEngine(Engine):
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:
-            raise PromptError(
+            raise ContextError(
                 f"{what} need {tokens} tokens, but {self.name} has a context of "
                 f"{self.context_tokens}. Retrieve fewer chunks (--top-k), make them smaller, or "
                 "ask for a shorter answer."

@@ -134,6 +134,12 @@ class Catalog:
         with self._store.change() as change:
             return _delete(change, document_id)
 
+    def let_go(self, contents: Iterable[bytes]) -> None:
+        """Take out the KV of those ``contents`` that no document uses."""
+        if wanted := set(contents):
+            with self._store.change() as change:
+                _drop_unused(change, wanted)
+
     def keep(
         self, document_id: str, *, expires: float | None = None, pinned: bool | None = None
     ) -> bool:
@@ -261,6 +267,17 @@ class Catalog:
             raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(name.encode())}")
         with self._tables.write() as txn:
             txn.put("settings", name.encode(), value.encode())
+
+    def settings(self, prefix: str) -> dict[str, str]:
+        """All that was recorded under names that begin so, by name."""
+        with self._tables.read() as txn:
+            names = list(txn.keys("settings", prefix.encode()))
+            return {name.decode(): (txn.get("settings", name) or b"").decode() for name in names}
+
+    def drop_setting(self, name: str) -> bool:
+        """Forget what was recorded; True if there was something."""
+        with self._tables.write() as txn:
+            return txn.delete("settings", name.encode())
 
 
 def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:

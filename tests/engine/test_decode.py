@@ -86,3 +86,20 @@ def test_stop_strings_hold_back_what_may_become_one() -> None:
 def test_sampling_that_cannot_be(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain words", "héllo 日本 🎉!", "<eos> ends", "ends in 🎉", "a \ufffd kept"]
+)
+def test_pieces_are_whole_characters_and_make_the_text(
+    engine: TransformersEngine, text: str
+) -> None:
+    tokens = engine.tokenize(text, control=True)
+    pieces = engine.pieces(tokens)
+    assert "".join(pieces) == text and len(pieces) == len(tokens)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_that_is_cut_off_has_a_piece(engine: TransformersEngine) -> None:
+    assert engine.pieces(engine.tokenize("a🎉")[:3]) == ["a", "", "\ufffd"]

@@ -1,0 +1,98 @@
+"""An answer as one HTML file: the code of the page at ``/demo``, with what it shows inside.
+
+The file asks no host for anything. Its Content-Security-Policy lets it run its own script and
+nothing else, whatever is in the documents.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragcache.api.reporting import report_json, store_json
+from ragcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ragcache.pipeline import RagCache
+    from ragcache.types import Answer
+
+STATIC = files("ragcache.api") / "static"  # what is served below /demo; index.html is the page
+_SCRIPT = "draw.js"
+
+
+def check(path: Path) -> None:
+    """Raise ConfigError, before any work, if :func:`write` could not write ``path``."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write the report to {path}: it is a folder. Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write the report to {path}: there is no folder {path.parent}")
+
+
+def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
+    """Write the page with the answers of ``cache`` to a question, by label; the first is shown.
+
+    The file has the text of all chunks that were used. Raises ConfigError if it cannot be written.
+    """
+    check(path)
+    data = {
+        "question": question,
+        "runs": [
+            {
+                "mode": label,
+                "answer": {"text": answer.text, "stopped": answer.stopped},
+                "ragcache": report_json(answer, cache.engine, trace=True),
+            }
+            for label, answer in answers.items()
+        ],
+        "stats": store_json(cache.chunks),
+    }
+    try:
+        path.write_text(html(data), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the report to {path}: {error.strerror}") from error
+
+
+def html(data: Mapping[str, Any]) -> str:
+    """The page with its style, script and ``data`` in it."""
+    style, script = _text("demo.css"), _text(_SCRIPT)
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    icon = b64encode(_text("icon.svg").encode()).decode()
+    page = _text("index.html")
+    found = page.split('content="', 1)[1].split('"', 1)[0]
+    for old, new in (
+        (found, policy),
+        ('href="/demo/icon.svg"', f'href="data:image/svg+xml;base64,{icon}"'),
+        ('<link rel="stylesheet" href="/demo/demo.css">', f"<style>{style}</style>"),
+        (f'<script src="/demo/{_SCRIPT}" defer></script>\n', ""),
+        ('<script src="/demo/demo.js" defer></script>\n', ""),
+        ("<body>", '<body class="report">'),
+    ):
+        assert page.count(old) == 1, f"index.html has {page.count(old)} of {old}"
+        page = page.replace(old, new)
+    body, end = page.split("</body>")
+    return (
+        f'{body}<script type="application/json" id="ragcache-data">{_inside(data)}</script>\n'
+        f"<script>{script}</script>\n</body>{end}"
+    )
+
+
+def _inside(data: Mapping[str, Any]) -> str:
+    """JSON that ends no script element and begins no comment, wherever it comes from."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _text(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
