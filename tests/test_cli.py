@@ -64,6 +64,17 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and "charged" not in out
 
 
+def test_a_report_is_a_page_that_compares(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--model", model)
+    asked = ("query", "Where does Mira live?", "--max-tokens", 2)
+    code, out, _ = run(*asked, "--report", "out.html", "--compare", "reuse", "--compare", "full")
+    assert code == 0 and " fused " in out and " reuse " in out and " full " in out
+    written = Path("out.html").read_text()
+    assert all(f'"mode":"{mode}"' in written for mode in ("fused", "reuse", "full"))
+    code, out, err = run(*asked, "--report", ".")
+    assert code == 1 and out == "" and "cannot write the report to .: it is a folder" in err
+
+
 def test_profile_measures_what_auto_goes_by(run: Run, notes: Path, model: Path) -> None:
     code, _, err = run("profile", "--model", model)
     assert code == 1 and "there is no store in ragcache-store" in err
