@@ -18,6 +18,7 @@ from ragcache.langchain.boundaries import Given, KnownTexts
 
 _WAIT_S = 60.0  # for an answer, where no timeout is given
 _KNOWN_S = 30.0  # for which a list of known chunks is taken for up to date
+_PAGE = 1000  # texts asked for at a time
 _AGAIN = {429, 503}  # busy: the service says when to come again
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
 
@@ -47,17 +48,21 @@ class Service:
     def known(self) -> KnownTexts:
         """A list of at most half a minute ago."""
         if (known := self._fresh()) is None:
+            pages: list[httpx.Response] = []
             with _explained(None):
-                response = self._client.get("chunks")
-            known = self._keep(response)
+                while more := _next(pages):
+                    pages.append(self._client.get("texts", params=more))
+            known = self._keep(pages)
         return known
 
     async def aknown(self) -> KnownTexts:
         if (known := self._fresh()) is None:
+            pages: list[httpx.Response] = []
             with _explained(None):
                 async with httpx.AsyncClient(**self._options) as client:
-                    response = await client.get("chunks")
-            known = self._keep(response)
+                    while more := _next(pages):
+                        pages.append(await client.get("texts", params=more))
+            known = self._keep(pages)
         return known
 
     def ask(self, request: Request) -> tuple[str, Finished]:
@@ -133,10 +138,9 @@ class Service:
             return None
         return self._known[1]
 
-    def _keep(self, response: httpx.Response) -> KnownTexts:
-        _check(response)
-        entries = response.json().get("data", [])
-        known = KnownTexts(Given(e["text"], e.get("id")) for e in entries if e.get("text"))
+    def _keep(self, pages: list[httpx.Response]) -> KnownTexts:
+        entries = [entry for page in pages for entry in page.json()["data"]]
+        known = KnownTexts(Given(entry["text"], entry["id"]) for entry in entries)
         self._known = time.monotonic(), known
         return known
 
@@ -206,6 +210,15 @@ def _explained(seconds: float | None) -> Iterator[None]:
         ) from error
     except httpx.HTTPError as error:
         raise RagCacheError(f"the service cannot be asked: {error}") from error
+
+
+def _next(pages: list[httpx.Response]) -> dict[str, int] | None:
+    """What to ask for behind these pages of texts; None behind the last. Raises as ``_check``."""
+    if not pages:
+        return {"limit": _PAGE}
+    _check(pages[-1])
+    body = pages[-1].json()
+    return {"limit": _PAGE, "after": body["data"][-1]["row"]} if body["has_more"] else None
 
 
 def _check(response: httpx.Response) -> None:

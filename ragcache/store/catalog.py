@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -215,6 +216,15 @@ class Catalog:
         with self._tables.read() as txn:
             return [
                 Chunk(*json.loads(get_sealed(txn, "chunks", _row_key(int(row))))) for row in rows
+            ]
+
+    def page(self, after: int, most: int) -> list[tuple[int, Chunk]]:
+        """Up to ``most`` rows behind row ``after`` with their chunks, ascending."""
+        with self._tables.read() as txn:
+            keys = islice(txn.keys("chunks", start=_row_key(after + 1)), most)
+            return [
+                (int.from_bytes(key, "big"), Chunk(*json.loads(get_sealed(txn, "chunks", key))))
+                for key in keys
             ]
 
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

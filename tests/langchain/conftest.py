@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from langchain_core.documents import Document
 from ragcache.langchain import RagCacheVectorStore
 from ragcache.pipeline import RagCache
 from tests import scene
+from tests.api.conftest import ANN, served
 from tests.langchain import stub
 
 PLACES = ["store", "service"]
@@ -33,13 +33,16 @@ def service(cache: RagCache) -> Iterator[stub.Stub]:
 
 
 @pytest.fixture(scope="module")
-def place(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What ChatRagCache is told about where answers come from: ask for it with one of PLACES.
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service that has the same documents."""
+    with served(tmp_path_factory.mktemp("served")) as one:
+        RagCacheVectorStore(one.service.cache("ann")).add_documents(DOCUMENTS)
+        yield f"{one.url}/v1"
 
-    ``SERVICE_URL`` and ``SERVICE_KEY`` name a running service to be tested instead of the stub.
-    """
+
+@pytest.fixture(scope="module")
+def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What ChatRagCache is told about where answers come from: ask for it with one of PLACES."""
     if request.param == "store":
         return {"store": request.getfixturevalue("cache")}
-    if url := os.environ.get("SERVICE_URL"):
-        return {"base_url": url, "api_key": os.environ.get("SERVICE_KEY")}
-    return {"base_url": request.getfixturevalue("service").url, "api_key": stub.KEY}
+    return {"base_url": request.getfixturevalue("running"), "api_key": ANN}

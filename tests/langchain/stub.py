@@ -55,11 +55,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        assert self.path == "/v1/chunks"
+        assert self.path.startswith("/v1/texts?")
         cache = self.stub.local.cache
         chunks = cache.catalog.chunks(cache.catalog.vectors()[0].tolist())
         if self._welcome():
-            self._send(200, {"data": [{"id": c.id, "text": c.text} for c in chunks]})
+            texts = [{"row": row, "id": c.id, "text": c.text} for row, c in enumerate(chunks)]
+            self._send(200, {"data": texts, "has_more": False})
 
     def do_POST(self) -> None:
         assert self.path == "/v1/chat/completions"

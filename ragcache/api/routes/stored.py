@@ -25,6 +25,7 @@ T = TypeVar("T")
 router = APIRouter()
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Row = Annotated[int, Query(ge=-1, lt=1 << 63)]
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -120,6 +121,21 @@ async def list_chunks(
             "model": header.name,
         }
         for header in found[:limit]
+    ]
+    return {"object": "list", "data": data, "has_more": len(found) > limit}
+
+
+@router.get("/v1/texts", tags=["chunks"])
+async def list_texts(
+    state: Served, tenant: Tenant, limit: Limit = 100, after: Row = -1
+) -> dict[str, Any]:
+    """The chunks of documents with their texts, in the order of their rows, those behind row
+    ``after``."""
+    cache = await opened(state, tenant)
+    found = await in_thread(cache.catalog.page, after, limit + 1)
+    data = [
+        {"object": "ragcache.text", "row": row, "id": chunk.id, "text": chunk.text}
+        for row, chunk in found[:limit]
     ]
     return {"object": "list", "data": data, "has_more": len(found) > limit}
 
