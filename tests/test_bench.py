@@ -104,7 +104,7 @@ def test_peak_memory_begins_anew() -> None:
     assert results.peak_mib() < with_them - 50
 
 
-@pytest.mark.parametrize("benchmark", report.BENCHMARKS, ids=report.name)
-def test_every_benchmark_has_a_heading(benchmark: ModuleType) -> None:
-    heading, text = report.about(benchmark)
+@pytest.mark.parametrize("module", report.BENCHMARKS, ids=report.name)
+def test_every_benchmark_has_a_heading(module: ModuleType) -> None:
+    heading, text = report.about(module)
     assert heading and "python" not in heading and text
