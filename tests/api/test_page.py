@@ -34,7 +34,7 @@ QUIET = (  # a browser that asks nobody for anything by itself
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
-    with scene.small(tmp_path_factory.mktemp("store"), top_k=3) as cache:
+    with scene.small(tmp_path_factory.mktemp("store"), top_k=4, chunk_tokens=96) as cache:
         cache.add([*scene.DOCUMENTS, Document("evil", f"Mira Holt {EVIL}, 日本 🎉.")])
         yield cache
 
@@ -168,7 +168,7 @@ def test_the_file_in_a_browser(browser: Browser, file: Path) -> None:
     visit.check(3)
     assert [url for url in visit.asked if not url.startswith("data:")] == [file.as_uri()]
     assert not visit.page.locator("#ask").is_visible()
-    visit.page.get_by_label("full", exact=True).check()
+    visit.page.get_by_role("radio", name="full").check()
     assert visit.page.locator("#heat .reused").count() == 0
     visit.page.close()
 
