@@ -26,11 +26,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 import torch
 from rich.console import Console
@@ -94,14 +95,16 @@ class Found:
 
 
 class Slow(TieredStore):
-    """Takes ``seconds`` for a layer of all chunks, asleep for most of it."""
+    """Takes ``seconds`` for a layer of all chunks, asleep for most of it, and one at a time."""
 
     seconds = 0.0
+    link = Lock()
 
     def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
-        began = time.perf_counter()
-        pairs = super().layers(chunks, layer)
-        time.sleep(max(0.0, self.seconds - (time.perf_counter() - began)))
+        with self.link:
+            began = time.perf_counter()
+            pairs = super().layers(chunks, layer)
+            time.sleep(max(0.0, self.seconds - (time.perf_counter() - began)))
         return pairs
 
 
@@ -140,7 +143,8 @@ class Bench:
         with LayerReader(self.stores[store], resolved.stored, upload=model.upload) as source:
             done = fuse(model, chosen, resolved.layout, source)
             done.prefilled.logits.cpu()  # a device has done by then
-        return done
+        # Its KV goes, as that of an answered question does, and the next one has the memory.
+        return replace(done, prefilled=replace(done.prefilled, kv=None))
 
     def runs(self, store: str, modes: Sequence[tuple[str, float | None]]) -> list[Run]:
         """Every mode, and full prefill with them in every round."""

@@ -106,6 +106,11 @@ class AnswerStream:
             raise RuntimeError("there are no logits yet: read the stream's first piece")
         return self._first_logits
 
+    @property
+    def misses(self) -> bool:
+        """Whether :meth:`keep` has anything to do; False before the stream is through."""
+        return self._fusion is not None and self._with.store_misses and self._fusion.misses
+
     def keep(self) -> None:
         """Compute and store what this answer missed, once it is finished. A second call does
         nothing."""
@@ -151,6 +156,7 @@ class AnswerStream:
             prompt=self._prompt,
             report=report,
         )
+        fusion.let_go()
         self._fusion = fusion
         if self._keep:
             self.keep()
@@ -177,10 +183,22 @@ class _Fusion:
         if blender.placement == "overlapping":
             self._encode_missing(prompt)
         self.resolved, self.fused = self._run(prompt)
+        self.captured, self.notes = self.fused.captured, self.fused.notes
 
     @property
     def prefilled(self) -> Prefilled:
         return self.fused.prefilled
+
+    @property
+    def misses(self) -> bool:
+        """Whether there is anything to store, or a variant's use to be noted."""
+        found = self.resolved
+        missing = found.misses or not found.layout.prefix_loaded or found.served
+        return self.blender.behind != "nothing" and bool(missing or self.rotten)
+
+    def let_go(self) -> None:
+        """Of the prompt's own KV: what is still to be stored is kept, and no more."""
+        del self.fused
 
     def _encode_missing(self, prompt: Prompt) -> None:
         """Overlapping chunks cannot be computed in place: encode what is missing first."""
@@ -256,11 +274,12 @@ class _Fusion:
             return
         for key in self.rotten:
             store.delete(key)
-        if self.fused.captured:
+        if self.captured:
             missed = [self.resolved.keys[i] for i in sorted(self.resolved.misses)]
-            notes = self.fused.notes or [None] * len(missed)
-            for key, kv, seen in zip(missed, self.fused.captured, notes, strict=True):
-                keep(store, key, kv, seen)
+            notes = self.notes or [None] * len(missed)
+            for key, kv, seen in zip(missed, self.captured, notes, strict=True):
+                if seen is not None or not store.has(key):  # another answer may have stored it
+                    keep(store, key, kv, seen)
         elif self.resolved.misses and not self.given.compiled.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:

@@ -309,6 +309,52 @@ def demo(
 
 
 @app.command()
+def serve(
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    host: Annotated[str | None, typer.Option(help="Address; other than loopback: keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0: any that is free.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys: name:key, one a line.")
+    ] = None,
+    queue: Annotated[int | None, typer.Option(help="Questions of a tenant that may wait.")] = None,
+    streams: Annotated[int | None, typer.Option(help="Answers under way at a time.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="How long an answer may take: 90s, 5m.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
+    ] = None,
+    ratio: Ratio = None,
+    ram_bytes: Annotated[
+        str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
+    ] = None,
+) -> None:
+    """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
+    from ragcache.api.serve import serve as run
+
+    run(
+        Settings.load(
+            store=store,
+            model=model,
+            device=device,
+            dtype=dtype,
+            host=host,
+            port=port,
+            keys=keys,
+            queue=queue,
+            streams=streams,
+            timeout_s=None if timeout is None else seconds(timeout),
+            mode=mode,
+            ratio=ratio,
+            ram_bytes=ram_bytes,
+        )
+    )
+
+
+@app.command()
 def documents(store: Store = None) -> None:
     """List the documents of a store."""
     from ragcache.store import Catalog

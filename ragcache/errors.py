@@ -6,6 +6,7 @@
     ├── ConfigError   a setting, mode, ratio or option that cannot be (also a ValueError)
     ├── ModelError    a model that cannot be loaded, or that the engine would get wrong
     ├── PromptError   a question or prompt that cannot be answered (also a ValueError)
+    │   └── ContextError   a prompt and its answer do not fit the model's context
     ├── SourceError   a document that cannot be read
     └── StoreError    a store that cannot be opened, read or written
 
@@ -29,6 +30,10 @@ class ModelError(RagCacheError):
 
 class PromptError(RagCacheError, ValueError):
     """A question or prompt that cannot be answered."""
+
+
+class ContextError(PromptError):
+    """A prompt and its answer do not fit the model's context."""
 
 
 class SourceError(RagCacheError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from blake3 import blake3
 
 from ragcache.answer import Answering, AnswerStream
@@ -18,9 +19,9 @@ from ragcache.compiled import Compiled, compiled
 from ragcache.controller import controls
 from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
-from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
+from ragcache.errors import ConfigError, ContextError, PromptError, SourceError, StoreError
 from ragcache.models import TINY, model_path
-from ragcache.precompute import Precomputed, precompute
+from ragcache.precompute import Precomputed, precomputing, through
 from ragcache.profile import Profile
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.search import Retriever
@@ -38,7 +39,12 @@ from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, T
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
+#: The same, as a step of work that can be done in pieces.
+Step = tuple[str, int, int]
+_MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a process has addresses for a thousand such stores
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
+_LOOKED_UP = 64  # documents whose chunks are looked up at a time
+_BATCH_TOKENS = 2048  # of chunks, computed at a time
 _SAMPLE = 24  # documents whose first chunk is read to see how fast that is
 
 
@@ -115,6 +121,7 @@ class RagCache:
         store = DiskStore(
             path,
             layout=settings.layout,
+            map_size=1 << 40 if beside is None else _MAP_BESIDE,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
             policy=settings.eviction,
             pin=as_device(settings.device).type == "cuda",
@@ -160,31 +167,62 @@ class RagCache:
         ``ttl_s``: seconds from now after which the documents are deleted. ``pinned``: their KV is
         not evicted. What is not given stays as it was; new documents are kept, and not pinned.
         """
-        report = progress or (lambda *_: None)
+        return through(self.adding(documents, ttl_s=ttl_s, pinned=pinned), progress)
+
+    def adding(
+        self,
+        documents: Iterable[Document],
+        *,
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+        embed_batch: int = _EMBED_BATCH,
+        batch_tokens: int = _BATCH_TOKENS,
+    ) -> Generator[Step, None, Added]:
+        """As :meth:`add`, a step at a time: what is being done, how much of it, out of how much.
+
+        A step embeds up to ``embed_batch`` chunks, or computes the KV of up to ``batch_tokens``
+        tokens. Other work may be done between two steps; of documents that are deleted or replaced
+        meanwhile no KV is left. Closed early, it has added the documents that were committed.
+        """
         given = list(documents)
-        _check_ids(given)
-        if ttl_s is not None and not ttl_s > 0:
-            raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
+        check_documents(given, ttl_s)
         digests = {d.id: self._digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
-        count = self._index(changed, digests, expires, pinned, report)
+        count = yield from self._index(changed, digests, expires, pinned, embed_batch)
         if expires is not None or pinned is not None:
             for name in digests.keys() - {d.id for d in changed}:
                 self.catalog.keep(name, expires=expires, pinned=pinned)
-        keyed = {d.id: self._keyed(d.id) for d in given}
-        for name, pairs in keyed.items():
-            self.catalog.use(name, [key.content for key, _ in pairs])
+        done = yield from self.computing(digests, batch_tokens=batch_tokens)
+        return Added(len(changed), len(given) - len(changed), count, done)
+
+    def computing(
+        self, documents: Iterable[str], *, batch_tokens: int = _BATCH_TOKENS
+    ) -> Generator[Step, None, Precomputed]:
+        """Compute what is not stored of the chunks of documents that are indexed, by id: the second
+        half of :meth:`adding`, in steps as that is."""
+        names, keyed, digests = list(documents), {}, {}
+        for number, name in enumerate(names, 1):
+            digests[name] = self.catalog.document_digest(name)
+            keyed[name] = self._keyed(name)
+            self.catalog.use(name, [key.content for key, _ in keyed[name]])
+            if number % _LOOKED_UP == 0:
+                yield "look up", number, len(names)
         self.retriever.refresh()
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
-        done = precompute(
+        steps = precomputing(
             self.engine,
             self.store,
             [self._prefix_key(), *chunks_of] if chunks_of else [],
             company=lambda key: self._company(chunks_of.get(key)),
-            progress=lambda n, total: report("precompute", n, total),
+            batch_tokens=batch_tokens,
         )
-        return Added(len(changed), len(given) - len(changed), count, done)
+        try:
+            return (yield from _named("precompute", steps))
+        finally:
+            with suppress(StoreError):  # closed between two steps: what is left over is evicted
+                gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
+                self.catalog.let_go(key.content for name in gone for key, _ in keyed[name])
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there."""
@@ -208,18 +246,22 @@ class RagCache:
         top_k: int | None = None,
         neighbours: int | None = None,
         chunks: Sequence[str | Chunk | Passage] | None = None,
+        lead: str = "",
         sampling: Sampling | None = None,
         check: Callable[[], None] | None = None,
         keep: bool = True,
     ) -> AnswerStream:
         """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
 
-        ``chunks`` are used instead of retrieval. What is not given comes from the settings.
+        ``chunks`` are used instead of retrieval, which goes by the question alone. ``lead`` stands
+        between the chunks and the question, such as instructions or earlier turns; it is always
+        computed. What is not given comes from the settings.
         ``check`` and ``keep`` as for :meth:`Answering.stream`.
         ``ratio`` auto suits the machine (see :mod:`ragcache.controller`); the first such answer
         from a store measures :meth:`speeds`, before its own time begins. A ``mode`` that names its
         ratio, a finished one, and one that has none are used as they are.
-        Raises ConfigError or PromptError before any work is done.
+        Raises ConfigError or PromptError before any work is done; ContextError says what there is
+        no room for.
         """
         with_mode, chosen = self._blender(mode, ratio)
         began = time.perf_counter()
@@ -231,11 +273,13 @@ class RagCache:
         else:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
         retrieval_s = time.perf_counter() - began
-        prompt = self.engine.template.prompt([p.chunk.text for p in passages], question)
+        prompt = self.engine.template.prompt([p.chunk.text for p in passages], question, lead)
+        sampling = sampling or self._sampling()
+        _check_fits(self.engine, prompt, passages, sampling.max_tokens)
         return Answering(self.engine, self.chunks, self.compiled, self.tenant).stream(
             prompt,
             with_mode,
-            sampling or self._sampling(),
+            sampling,
             passages=passages,
             retrieval_s=retrieval_s if chunks is None else 0.0,
             speeds=self.profile.speeds(lambda: self._sample(prompt)) if chosen else None,
@@ -297,18 +341,23 @@ class RagCache:
         digests: dict[str, bytes],
         expires: float | None,
         pinned: bool | None,
-        report: Progress,
-    ) -> int:
-        """Split, embed and commit documents; the number of their chunks.
+        most: int,
+    ) -> Generator[Step, None, int]:
+        """Split, embed, ``most`` chunks a step, and commit documents; the number of their chunks.
 
         An ``expires`` or ``pinned`` that is None stays what it was.
         """
         done = total = 0
         if documents:
-            report("index", 0, len(documents))
-        for batch in _batches(((d, self.splitter.split(d)) for d in documents), _EMBED_BATCH):
+            yield "index", 0, len(documents)
+        for batch in _batches(((d, self.splitter.split(d)) for d in documents), most):
             texts = [chunk.text for _, chunks in batch for chunk in chunks]
-            vectors = self.retriever.embedder.embed(texts)
+            parts = []
+            for first in range(0, max(1, len(texts)), most):
+                parts.append(self.retriever.embedder.embed(texts[first : first + most]))
+                if first + most < len(texts):
+                    yield "index", done, len(documents)
+            vectors = np.concatenate(parts)
             at = 0
             for document, chunks in batch:
                 part = vectors[at : at + len(chunks)]
@@ -318,14 +367,14 @@ class RagCache:
                     chunks,
                     part,
                     digests[document.id],
-                    contents=[self._key(chunk).content for chunk in chunks],
+                    contents=[self.key(chunk).content for chunk in chunks],
                     expires=was.expires if was and expires is None else expires,
                     pinned=bool(was and was.pinned) if pinned is None else pinned,
                 )
                 at += len(chunks)
             done += len(batch)
             total += len(texts)
-            report("index", done, len(documents))
+            yield "index", done, len(documents)
         return total
 
     def _digest(self, document: Document) -> bytes:
@@ -339,10 +388,14 @@ class RagCache:
         return h.digest()
 
     def _keyed(self, document: str) -> list[tuple[ChunkKey, Chunk]]:
-        chunks = self.catalog.chunks(self.catalog.rows_of(document))
-        return [(self._key(chunk), chunk) for chunk in chunks]
+        try:
+            chunks = self.catalog.chunks(self.catalog.rows_of(document))
+        except KeyError:  # another thread deleted or replaced it between the two
+            return []
+        return [(self.key(chunk), chunk) for chunk in chunks]
 
-    def _key(self, chunk: Chunk) -> ChunkKey:
+    def key(self, chunk: Chunk) -> ChunkKey:
+        """What the KV of a chunk is stored under. PromptError if its text is blank."""
         engine = self.engine
         tokens = engine.template.chunk(chunk.text)
         return self.compiled.key(engine.fingerprint, tokens, self.tenant)
@@ -363,7 +416,7 @@ class RagCache:
         entries = self.catalog.entries()
         for entry in entries[:: 1 + len(entries) // _SAMPLE]:
             with suppress(KeyError):  # deleted meanwhile
-                yield from map(self._key, self.catalog.chunks(self.catalog.rows_of(entry.id)[:1]))
+                yield from map(self.key, self.catalog.chunks(self.catalog.rows_of(entry.id)[:1]))
         if not entries and prompt is not None:
             for tokens in prompt.chunks:
                 yield self.compiled.key(self.engine.fingerprint, tokens, self.tenant)
@@ -384,8 +437,22 @@ class RagCache:
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
 
-def _check_ids(documents: Sequence[Document]) -> None:
-    """Raise SourceError where two documents have one id: one would replace the other."""
+def _named(
+    stage: str, steps: Generator[tuple[int, int], None, Precomputed]
+) -> Generator[Step, None, Precomputed]:
+    """The steps, each with the name of what is being done."""
+    while True:
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            finished: Precomputed = end.value
+            return finished
+        yield stage, done, total
+
+
+def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:
+    """Raise SourceError where two documents have one id: one would replace the other; ConfigError
+    for a time to live that is over at once."""
     count = Counter(d.id for d in documents)
     twice = [name for name, n in count.items() if n > 1]
     if twice:
@@ -393,6 +460,28 @@ def _check_ids(documents: Sequence[Document]) -> None:
             f"{len(twice)} ids are given to several documents, the first is {twice[0]!r}: one "
             "would replace the other. Give each document an id of its own."
         )
+    if ttl_s is not None and not ttl_s > 0:
+        raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
+
+
+def _check_fits(
+    engine: Engine, prompt: Prompt, passages: Sequence[Passage], max_tokens: int
+) -> None:
+    """Raise ContextError, with the numbers, where there is no room for prompt and answer."""
+    need, have = len(prompt) + max_tokens, engine.context_tokens
+    if need <= have:
+        return
+    message = (
+        f"prompt and answer need {need} tokens, but {engine.name} has a context of {have}: "
+        f"{len(prompt.prefix)} of instructions, {sum(map(len, prompt.chunks))} in "
+        f"{len(prompt.chunks)} chunks, {len(prompt.question)} of question, and room for an answer "
+        f"of {max_tokens}."
+    )
+    room = have - max_tokens - len(prompt.question)
+    over = [p.chunk.id for p, (_, end) in zip(passages, prompt.spans, strict=True) if end > room]
+    if over:
+        message += f" The first chunk that does not fit is {over[0]!r}."
+    raise ContextError(f"{message} Give or retrieve fewer chunks, or ask for a shorter answer.")
 
 
 def _passage(chunk: str | Chunk | Passage, number: int) -> Passage:

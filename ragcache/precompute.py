@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
@@ -16,6 +17,7 @@ from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.reader import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, total
 MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
@@ -47,23 +49,50 @@ def precompute(
     A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
     (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
     """
+    steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
+    return through(steps, progress)
+
+
+def through(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None] | None) -> T:
+    """Take all ``steps`` and tell of each; what they return."""
+    while True:
+        try:
+            done = next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
+        if told is not None:
+            told(*done)
+
+
+def precomputing(
+    engine: Engine,
+    store: ChunkStore,
+    keys: Iterable[ChunkKey],
+    *,
+    company: Callable[[ChunkKey], Tokens] = lambda _: (),
+    batch_tokens: int = 2048,
+) -> Generator[tuple[int, int], None, Precomputed]:
+    """As :func:`precompute`, a batch at a time: (done, total) at the start and after each.
+
+    What others have stored between two batches is not computed again.
+    """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
     missing = [key for key in wanted.values() if not store.has(key)]
-    done = tokens = 0
-    if progress is not None:
-        progress(0, len(missing))
+    done = encoded = tokens = 0
+    yield 0, len(missing)
     for behind, batch in _batches(missing, company, batch_tokens):
-        encoded = engine.encode([key.tokens for key in batch], behind=behind)
-        for key, kv in zip(batch, measured(engine, encoded, behind), strict=True):
-            store.put(key, kv)
-            tokens += len(key.tokens)
+        if due := [key for key in batch if not store.has(key)]:
+            alone = engine.encode([key.tokens for key in due], behind=behind)
+            for key, kv in zip(due, measured(engine, alone, behind), strict=True):
+                store.put(key, kv)
+                tokens += len(key.tokens)
+            encoded += len(due)
         done += len(batch)
-        if progress is not None:
-            progress(done, len(missing))
+        yield done, len(missing)
     return Precomputed(
-        encoded=done,
-        stored=len(wanted) - done,
+        encoded=encoded,
+        stored=len(wanted) - encoded,
         tokens=tokens,
         payload_bytes=engine.spec.chunk_bytes(tokens),
         seconds=time.perf_counter() - began,

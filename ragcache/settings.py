@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError
+from pydantic import ByteSize, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +22,9 @@ FILE = "ragcache.toml"
 
 #: A share of the chunk tokens, or as many as loading the others leaves time for.
 Ratio = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
+
+#: Variables that say to clients where a service answers: no settings, and no mistakes either.
+_CLIENTS = {"base_url", "api_key"}
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -91,6 +94,31 @@ class Settings(BaseSettings):
     max_tokens: int = Field(64, ge=1, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
+    guard_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of a service's answers that are compared with full prefill; 0: none",
+    )
+    guard_floor: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        description="agreement with full prefill on the first token below which the service "
+        "recomputes more",
+    )
+    host: str = Field("127.0.0.1", description="address to serve at; other than loopback: keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to serve at; 0: any that is free")
+    keys: Path | None = Field(None, description="file of API keys: name:key, one a line")
+    api_keys: SecretStr | None = Field(
+        None, description="API keys: name:key, separated by commas; for the environment"
+    )
+    queue: int = Field(64, ge=1, description="questions of a tenant that may wait")
+    streams: int = Field(16, ge=1, description="answers under way at a time")
+    timeout_s: float = Field(120.0, gt=0, description="seconds that an answer may take")
+    grace_s: float = Field(30.0, ge=0, description="seconds to finish what was begun, at the end")
+    body_bytes: ByteSize = Field(ByteSize(4 << 20), description="longest request body")
+    log_text: bool = Field(False, description="whether logs have questions and answers")
 
     @classmethod
     def load(cls, **given: Any) -> Self:
@@ -101,7 +129,8 @@ class Settings(BaseSettings):
         """
         known = set(cls.model_fields)
         for name in os.environ:
-            if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in known:
+            key = name.removeprefix(PREFIX).lower()
+            if name.startswith(PREFIX) and key not in known | _CLIENTS:
                 raise ConfigError(
                     f"the environment sets {name}, which is no setting. Known: "
                     + ", ".join(sorted(PREFIX + key.upper() for key in known))

@@ -283,9 +283,7 @@ class Report:
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
     plan: Plan | None = None  # where the ratio was chosen to suit the machine
-    computed: tuple[
-        int, ...
-    ] = ()  # per row of the prompt, at how many of the layers its KV was computed
+    computed: tuple[int, ...] = ()  # per row of the prompt, at how many layers it was computed
 
     @property
     def recomputed_share(self) -> float:

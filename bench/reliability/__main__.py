@@ -16,7 +16,7 @@ import torch
 
 from bench.reliability.outcome import Experiment
 
-_MODULES = ("kills", "flips", "machine", "faults", "crowd", "fuzz", "space")
+_MODULES = ("kills", "flips", "machine", "faults", "crowd", "fuzz", "space", "timing", "soak")
 
 
 def experiment(name: str) -> Experiment:

@@ -44,7 +44,7 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
         "runs": [
             {
                 "mode": label,
-                "answer": {"text": answer.text, "stopped": answer.stopped},
+                "answer": answer.text,
                 "ragcache": report_json(answer, cache.engine, trace=True),
             }
             for label, answer in answers.items()

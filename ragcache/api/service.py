@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from ragcache.api.guard import Guard
 from ragcache.api.scheduler import Scheduler, Ticket, Told
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.pipeline import Added, RagCache
+from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
-from ragcache.types import Answer, Chunk, Sampling
+from ragcache.store.key import ChunkKey
+from ragcache.types import Answer, Chunk, Document, Passage, Sampling
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 TENANTS = "tenants"  # the folder, in that of the service's own store
+#: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
+#: waits for one such step at most.
+EMBED_BATCH, BATCH_TOKENS = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,8 @@ class Ask:
     """A question as it comes to the service. What is None comes from the settings."""
 
     question: str
-    chunks: Sequence[Chunk] | None = None  # instead of retrieval
+    chunks: Sequence[Chunk] | Sequence[Passage] | None = None  # instead of retrieval
+    lead: str = ""  # instructions and earlier turns
     mode: str | None = None
     ratio: Ratio | None = None
     top_k: int | None = None
@@ -41,19 +49,36 @@ class Service:
     """Tenants' stores below ``settings.store``, and one engine for all. Thread-safe.
 
     The tenant called "" has the store in that folder itself: it is the only one where no keys are
-    asked for. Others are called as :data:`TENANT` says, and made on first use.
+    asked for. Others are called as :data:`TENANT` says, and made on first use. They stay open, with
+    a tier of ``settings.ram_bytes`` each: there are as many of them as somebody gave keys to.
+
+    Nothing is read ahead for a question that waits. Its layers are read while earlier ones compute,
+    by threads that share Python's lock with the answer that is under way.
     """
 
-    def __init__(self, own: RagCache, scheduler: Scheduler) -> None:
+    def __init__(self, own: RagCache, scheduler: Scheduler, guard: Guard | None = None) -> None:
         self.own, self.scheduler, self.settings = own, scheduler, own.settings
+        self.guard = guard  # None: nobody compares answers with full prefill
         self._caches = {"": own}
         self._opening = threading.Lock()
 
     @classmethod
-    def open(cls, settings: Settings, *, queue: int = 64, streams: int = 16) -> Self:
-        """Raises what :meth:`RagCache.open` raises."""
+    def open(
+        cls,
+        settings: Settings,
+        *,
+        queue: int = 64,
+        streams: int = 16,
+        guard_share: float | None = None,
+        guard_floor: float | None = None,
+    ) -> Self:
+        """Raises what :meth:`RagCache.open` raises. What the guard is not given comes from the
+        settings; with a share of 0 there is none."""
+        share = settings.guard_share if guard_share is None else guard_share
+        floor = settings.guard_floor if guard_floor is None else guard_floor
         own = RagCache.open(settings.store, settings=settings)
-        return cls(own, Scheduler(queue=queue, streams=streams))
+        guard = Guard(settings, share=share, floor=floor) if share else None
+        return cls(own, Scheduler(queue=queue, streams=streams), guard)
 
     def cache(self, tenant: str) -> RagCache:
         """The tenant's own. ConfigError for a name that cannot be one."""
@@ -73,31 +98,87 @@ class Service:
     def ask(self, tenant: str, ask: Ask, told: Told, *, seconds: float | None = None) -> Ticket:
         """Queue a question. It is told pieces of the answer's text, and the Answer last.
 
-        Raises Busy, and nothing else: what is wrong with the question is told.
+        Raises Busy or Closing, and nothing else: what is wrong with the question is told.
         """
 
         def run(check: Callable[[], None]) -> Iterator[str | Answer]:
-            stream = self.cache(tenant).stream(
-                ask.question,
-                mode=ask.mode,
-                ratio=ask.ratio,
-                top_k=ask.top_k,
-                neighbours=ask.neighbours,
-                chunks=ask.chunks,
-                sampling=ask.sampling,
+            cache, guard = self.cache(tenant), self.guard
+            given = ask if guard is None else guard.adjust(ask)
+            note = None if guard is None else guard.sentence(ask)
+            stream = cache.stream(
+                given.question,
+                mode=given.mode,
+                ratio=given.ratio,
+                top_k=given.top_k,
+                neighbours=given.neighbours,
+                chunks=given.chunks,
+                lead=given.lead,
+                sampling=given.sampling,
                 check=check,
                 keep=False,
             )
             yield from stream
-            yield stream.answer
-            self.scheduler.later(stream.keep)
+            if stream.misses:
+                self.scheduler.later(stream.keep)
+            if guard is not None and (compare := guard.sample(cache, given, stream)):
+                self.scheduler.later(compare)
+            yield stream.answer if note is None else _noted(stream.answer, note)
 
         return self.scheduler.submit(tenant, run, told, seconds=seconds)
+
+    def add(
+        self,
+        tenant: str,
+        documents: Sequence[Document],
+        *,
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+    ) -> Future[Added]:
+        """:meth:`RagCache.add` in small steps, between which others' questions are answered.
+
+        The future raises what that raises; cancelled, it leaves what was committed.
+        """
+
+        def steps() -> Generator[object, None, Added]:
+            return (
+                yield from self.cache(tenant).adding(
+                    documents,
+                    ttl_s=ttl_s,
+                    pinned=pinned,
+                    embed_batch=EMBED_BATCH,
+                    batch_tokens=BATCH_TOKENS,
+                )
+            )
+
+        return self.scheduler.background(steps())
+
+    def compute(
+        self, tenant: str, chunks: Sequence[Chunk]
+    ) -> Future[tuple[list[ChunkKey], Precomputed]]:
+        """Compute and store the KV of chunks that no document has, each whole; their keys.
+
+        In small steps, as :meth:`add`.
+        """
+
+        def steps() -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
+            cache = self.cache(tenant)
+            keys = [cache.key(chunk) for chunk in chunks]
+            done = yield from precomputing(
+                cache.engine, cache.chunks, keys, batch_tokens=BATCH_TOKENS
+            )
+            return keys, done
+
+        return self.scheduler.background(steps())
+
+    def caches(self) -> list[RagCache]:
+        """Those that are open."""
+        with self._opening:
+            return list(self._caches.values())
 
     def close(self, seconds: float = 30.0) -> None:
         """Finish what was begun, for so long; then close all stores."""
         self.scheduler.close(seconds)
-        for cache in self._caches.values():
+        for cache in self.caches():
             cache.close()
 
     def __enter__(self) -> Self:
@@ -105,3 +186,9 @@ class Service:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _noted(answer: Answer, note: str) -> Answer:
+    """The answer, with one more sentence in its report."""
+    report = answer.report
+    return replace(answer, report=replace(report, fallbacks=(*report.fallbacks, note)))

@@ -41,14 +41,17 @@ def decode(
         logits, position = following(prefilled, token, position), position + 1
 
 
+_COLDEST = 1e-5  # below it, logits that are divided by it are too large to compare
+
+
 class _Sampler:
-    """Greedy at temperature 0; else temperature, then top-p, then a seeded draw."""
+    """Greedy at temperature 0 or next to it; else temperature, then top-p, then a seeded draw."""
 
     def __init__(self, sampling: Sampling) -> None:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
         self.warpers: list[Any] = []
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature < _COLDEST
         if not self.greedy:
             self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_p < 1:

@@ -25,9 +25,10 @@ class Tokenize(Protocol):
 class PromptTemplate:
     """What stands before the chunks and behind the question.
 
-    A prompt reads ``before | chunk SEPARATOR | ... | Question: question after``. The parts are
+    A prompt reads ``before | chunk SEPARATOR | ... | lead Question: question after``. The parts are
     tokenised one by one and their ids concatenated, so a chunk has the same ids in every prompt.
-    Only the template's own text can make control tokens.
+    Only the template's own text can make control tokens. ``lead``, what is said before the
+    question, is computed with it for every prompt: the prefix is the same for all.
     """
 
     before: str
@@ -44,18 +45,20 @@ class PromptTemplate:
             raise PromptError("a chunk is empty: leave it out, or give it text")
         return self.tokenize(text.strip() + SEPARATOR)
 
-    def question(self, text: str) -> Tokens:
-        """Ids of the question and of what the template puts behind it."""
+    def question(self, text: str, lead: str = "") -> Tokens:
+        """Ids of ``lead``, the question and what the template puts behind it."""
         if not text.strip():
             raise PromptError("the question is empty: ask something")
         asked = f"Question: {text.strip()}"
+        if lead.strip():
+            asked = f"{lead.strip()}{SEPARATOR}{asked}"
         whole = self.tokenize(asked + self.after, control=True)
         if self.tokenize(asked, control=True) == (plain := self.tokenize(asked)):
             return whole
         return plain + self.tokenize(self.after, control=True)
 
-    def prompt(self, chunks: Sequence[str], question: str) -> Prompt:
-        return Prompt(self.prefix, tuple(map(self.chunk, chunks)), self.question(question))
+    def prompt(self, chunks: Sequence[str], question: str, lead: str = "") -> Prompt:
+        return Prompt(self.prefix, tuple(map(self.chunk, chunks)), self.question(question, lead))
 
 
 def split_chat_template(tokenizer: Any, tokenize: Tokenize) -> PromptTemplate:

@@ -28,7 +28,7 @@ from ragcache.engine.packed import Pack
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.upload import Uploader
-from ragcache.errors import ConfigError, ModelError, PromptError
+from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -217,7 +217,7 @@ class TransformersEngine(Engine):
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:
-            raise PromptError(
+            raise ContextError(
                 f"{what} need {tokens} tokens, but {self.name} has a context of "
                 f"{self.context_tokens}. Retrieve fewer chunks (--top-k), make them smaller, or "
                 "ask for a shorter answer."

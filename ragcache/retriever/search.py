@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol
@@ -120,9 +121,27 @@ class Retriever:
         _, index = self._current
         if not len(index):
             return []
-        scores, rows = index.search(self._embed(question)[None], k)
+        scores, rows = index.search(self.embed_question(question)[None], k)
         hits = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))  # best first
         return self._arrange(hits, neighbours)
+
+    def ranked(self, question: str | Vectors, k: int) -> list[tuple[int, Passage]]:
+        """Rows and passages of the k nearest chunks, the nearest first, up to date as above.
+
+        ``question`` may be a vector, (dimension,), of length 1. Raises as :meth:`retrieve`.
+        """
+        if isinstance(question, str):
+            if not question.strip():
+                raise PromptError("The question is empty: there is nothing to search for.")
+            question = self.embed_question(question)
+        self._catch_up()
+        _, index = self._current
+        scores, rows = index.search(question[None], k)
+        found = []
+        for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
+            with suppress(KeyError):  # went since the search
+                found.append((row, Passage(self.catalog.chunk(row), score)))
+        return found
 
     def similar(self, chunk: Chunk, k: int) -> list[Chunk]:
         """The k chunks most similar to ``chunk``, without itself, the most similar first."""
@@ -166,7 +185,8 @@ class Retriever:
                 passages.append(Passage(chunk, score))
         return passages
 
-    def _embed(self, question: str) -> Vectors:
+    def embed_question(self, question: str) -> Vectors:
+        """The vector to search with, (dimension,)."""
         if isinstance(self.embedder, QuestionEmbedder):
             return self.embedder.embed_question(question)
         vector: Vectors = self.embedder.embed([question])[0]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
     from tokenizers import Tokenizer
 
+#: Metadata of a document that is one chunk, however long it is.
+WHOLE = {"ragcache": "whole"}
+
 #: Changes whenever the same settings give other chunks than before.
 _VERSION = 1
 
@@ -52,11 +55,14 @@ class Splitter:
     def split(self, document: Document) -> list[Chunk]:
         """The chunks of a document in its order, ordinals from 0; [] where it has no text.
 
-        A document whose metadata says ``format: markdown`` is split as Markdown. No chunk is
-        longer than ``chunk_tokens``: each is counted again, and a text that cannot be cut to fit,
-        because a single character is longer, raises ConfigError. Chunks share their document's
-        metadata.
+        A document whose metadata says ``format: markdown`` is split as Markdown; one whose metadata
+        has :data:`WHOLE` is not split, whatever its length. No other chunk is longer than
+        ``chunk_tokens``: each is counted again, and a text that cannot be cut to fit, because a
+        single character is longer, raises ConfigError. Chunks share their document's metadata.
         """
+        if WHOLE.items() <= document.metadata.items():
+            whole = Chunk(document.id, 0, document.text, document.metadata)
+            return [whole] if document.text.strip() else []
         splitter = self._markdown if document.metadata.get("format") == "markdown" else self._plain
         texts = [text for text in splitter.chunks(document.text) if text.strip()]
         for text in texts:

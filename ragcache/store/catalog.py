@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -134,6 +135,12 @@ class Catalog:
         with self._store.change() as change:
             return _delete(change, document_id)
 
+    def let_go(self, contents: Iterable[bytes]) -> None:
+        """Take out the KV of those ``contents`` that no document uses."""
+        if wanted := set(contents):
+            with self._store.change() as change:
+                _drop_unused(change, wanted)
+
     def keep(
         self, document_id: str, *, expires: float | None = None, pinned: bool | None = None
     ) -> bool:
@@ -211,6 +218,15 @@ class Catalog:
                 Chunk(*json.loads(get_sealed(txn, "chunks", _row_key(int(row))))) for row in rows
             ]
 
+    def page(self, after: int, most: int) -> list[tuple[int, Chunk]]:
+        """Up to ``most`` rows behind row ``after`` with their chunks, ascending."""
+        with self._tables.read() as txn:
+            keys = islice(txn.keys("chunks", start=_row_key(after + 1)), most)
+            return [
+                (int.from_bytes(key, "big"), Chunk(*json.loads(get_sealed(txn, "chunks", key))))
+                for key in keys
+            ]
+
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """All rows, ascending, (n,), and their vectors, (n, dimension): to rebuild an index."""
         with self._tables.read() as txn:
@@ -228,6 +244,14 @@ class Catalog:
                 vectors.append(vector)
         matrix = np.array(vectors, np.float32).reshape(len(rows), dimension)
         return np.array(rows, np.int64), matrix
+
+    def vectors_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Vectors of rows, in the order asked, (len(rows), dimension), of one state of the catalog.
+        Raises KeyError for a row whose document was replaced or deleted."""
+        with self._tables.read() as txn:
+            found = [get_sealed(txn, "vectors", _row_key(row)) for row in rows]
+            dimension = _number(txn, "dimension")
+        return np.frombuffer(b"".join(found), _FLOATS).reshape(len(rows), dimension)
 
     @property
     def generation(self) -> int:
@@ -253,6 +277,17 @@ class Catalog:
             raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(name.encode())}")
         with self._tables.write() as txn:
             txn.put("settings", name.encode(), value.encode())
+
+    def settings(self, prefix: str) -> dict[str, str]:
+        """All that was recorded under names that begin so, by name."""
+        with self._tables.read() as txn:
+            names = list(txn.keys("settings", prefix.encode()))
+            return {name.decode(): (txn.get("settings", name) or b"").decode() for name in names}
+
+    def drop_setting(self, name: str) -> bool:
+        """Forget what was recorded; True if there was something."""
+        with self._tables.write() as txn:
+            return txn.delete("settings", name.encode())
 
 
 def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:

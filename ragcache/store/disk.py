@@ -247,6 +247,20 @@ class DiskStore(ChunkStore):
                 return
             start = page[-1] + b"\0"
 
+    def headers(self, *, after: bytes = b"", most: int = _PAGE) -> list[Header]:
+        """Of the chunks behind the digest ``after``, in the order of their digests. One that is
+        damaged is left out."""
+        start = after + b"\0" if after else b""
+        with self.tables.read() as txn:
+            digests = islice(txn.keys("headers", start=start), most)
+            found = [decode_header(txn.get("headers", digest) or b"") for digest in digests]
+        return [header for header in found if isinstance(header, Header)]
+
+    def forget(self, digest: bytes) -> bool:
+        """Remove a chunk by its digest; True if it was there."""
+        with self.change() as change:
+            return change.forget(digest)
+
     def stats(self) -> StoreStats:
         with self.tables.read() as txn:
             chunks = txn.count("headers")

@@ -16,9 +16,10 @@ from ragcache.api.reporting import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
 from ragcache.pipeline import RagCache
+from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene
-from tests.api.stub import served
+from tests.api.conftest import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -32,11 +33,26 @@ QUIET = (  # a browser that asks nobody for anything by itself
 ).split()
 
 
+DOCUMENTS = [*scene.DOCUMENTS, Document("evil", f"Mira Holt {EVIL}, 日本 🎉.", dict(WHOLE))]
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
-    with scene.small(tmp_path_factory.mktemp("store"), top_k=4, chunk_tokens=96) as cache:
-        cache.add([*scene.DOCUMENTS, Document("evil", f"Mira Holt {EVIL}, 日本 🎉.")])
+    with scene.small(tmp_path_factory.mktemp("store"), top_k=3) as cache:
+        cache.add(DOCUMENTS)
         yield cache
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the service, which asks for no key on this machine."""
+    with served(tmp_path_factory.mktemp("served"), keys=[], top_k=3) as running:
+        with running.client(key=None) as client:
+            documents = [
+                {"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in DOCUMENTS
+            ]
+            client.post("/v1/documents", json={"documents": documents}).raise_for_status()
+        yield running.url
 
 
 @pytest.fixture(scope="module")
@@ -174,37 +190,33 @@ def test_the_file_in_a_browser(browser: Browser, file: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1100, False), (360, True)])
-def test_a_person_asks_by_keyboard(
-    browser: Browser, cache: RagCache, width: int, dark: bool
-) -> None:
-    with served(cache) as address:
-        visit = Visit(browser, f"{address}/demo", width=width, dark=dark)
-        see = visit.page
+def test_a_person_asks_by_keyboard(browser: Browser, address: str, width: int, dark: bool) -> None:
+    visit = Visit(browser, f"{address}/demo", width=width, dark=dark)
+    see = visit.page
+    see.keyboard.press("Tab")
+    see.keyboard.type(QUESTION)
+    see.keyboard.press("Enter")
+    visit.check(3)
+    back = see.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back))) < 200) is dark
+    for _ in range(60):  # to the first part of the heat map
+        if see.evaluate("document.activeElement.matches('.tokens .t')"):
+            break
         see.keyboard.press("Tab")
-        see.keyboard.type(QUESTION)
-        see.keyboard.press("Enter")
-        visit.check(3)
-        back = see.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", back))) < 200) is dark
-        for _ in range(60):  # to the first part of the heat map
-            if see.evaluate("document.activeElement.matches('.tokens .t')"):
-                break
-            see.keyboard.press("Tab")
-        see.keyboard.press("End")
-        assert see.locator("#token").inner_text().endswith((", reused", "layers"))
-        assert all(url.startswith(address) for url in visit.asked)
-        see.close()
+    see.keyboard.press("End")
+    assert see.locator("#token").inner_text().endswith((", reused", "layers"))
+    assert all(url.startswith(address) for url in visit.asked)
+    see.close()
 
 
-def test_what_goes_wrong_is_said(browser: Browser, cache: RagCache) -> None:
-    with served(cache) as address:
-        visit = Visit(browser, f"{address}/demo")
-        visit.page.get_by_text("Options and API key").click()
-        visit.page.get_by_label("Other modes").fill("blend")
-        visit.page.get_by_label("Question").fill(QUESTION)
-        visit.page.keyboard.press("Enter")
-        alert = visit.page.get_by_role("alert")
-        alert.wait_for()
-        assert "mode 'blend' is unknown" in alert.inner_text()
-        assert visit.page.locator(".answers li").count() == 3
-        visit.page.close()
+def test_what_goes_wrong_is_said(browser: Browser, address: str) -> None:
+    visit = Visit(browser, f"{address}/demo")
+    visit.page.get_by_text("Options and API key").click()
+    visit.page.get_by_label("Other modes").fill("blend")
+    visit.page.get_by_label("Question").fill(QUESTION)
+    visit.page.keyboard.press("Enter")
+    alert = visit.page.get_by_role("alert")
+    alert.wait_for()
+    assert "mode 'blend' is unknown" in alert.inner_text()
+    assert visit.page.locator(".answers li").count() == 3
+    visit.page.close()

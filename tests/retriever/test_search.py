@@ -52,6 +52,16 @@ def test_documents_by_best_score_chunks_in_document_order(retriever: Retriever) 
     np.testing.assert_allclose(scores, [1, 1 / 3**0.5, 1 / 2**0.5], atol=1e-6)
 
 
+def test_ranked_is_strictly_by_score(retriever: Retriever, catalog: ListCatalog) -> None:
+    # unlike retrieve, which keeps the chunks of a document together
+    ranked = retriever.ranked("river", 3)
+    assert [p.chunk.text for _, p in ranked] == ["river river", "river fell", "the river rose"]
+    assert [catalog.chunk(row) for row, _ in ranked] == [p.chunk for _, p in ranked]
+    assert retriever.ranked(EMBEDDER.embed(["river"])[0], 3) == ranked
+    with pytest.raises(PromptError, match="nothing to search for"):
+        retriever.ranked(" ", 3)
+
+
 def test_neighbours_come_with_the_score_of_their_hit(retriever: Retriever) -> None:
     found = retriever.retrieve("apples", 1, neighbours=1)
     assert [p.chunk.text for p in found] == RIVER[2:5]

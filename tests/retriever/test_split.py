@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ragcache.errors import ConfigError
-from ragcache.retriever.split import Splitter
+from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.types import Document
 from tests.retriever.conftest import SENTENCES
 
@@ -112,3 +112,11 @@ def test_description_tells_settings_apart(tokenizer: Tokenizer) -> None:
     assert Splitter(len, 64).describe() == (
         "split v1 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
     )
+
+
+@pytest.mark.parametrize("text", [SENTENCES[0] * 50, "# One\n\ntext\n\n# Two\n\ntext"])
+def test_a_whole_document_is_one_chunk(tokenizer: Tokenizer, text: str) -> None:
+    document = Document("a", text, {"format": "markdown", **WHOLE})
+    (chunk,) = Splitter(tokenizer, 8).split(document)
+    assert (chunk.text, chunk.ordinal) == (text, 0)
+    assert Splitter(tokenizer, 8).split(Document("a", " \n", WHOLE)) == []

@@ -57,6 +57,16 @@ def test_what_was_put_comes_back(catalog: Catalog) -> None:
     assert catalog.dimension == 4
 
 
+def test_vectors_of_rows_in_the_order_asked(catalog: Catalog) -> None:
+    rows = [*add(catalog, "a", 3)[1], *add(catalog, "b", 2, seed=1)[1]]
+    all_rows, all_vectors = catalog.vectors()
+    assert all_rows.tolist() == rows
+    np.testing.assert_array_equal(catalog.vectors_of(rows[::-1]), all_vectors[::-1])
+    assert catalog.vectors_of([]).shape == (0, 4)
+    with pytest.raises(KeyError):
+        catalog.vectors_of([rows[-1] + 1])
+
+
 def test_replacing_leaves_nothing_behind_and_reuses_no_row(catalog: Catalog) -> None:
     _, before = add(catalog, "a", 3, 1)
     chunks, after = add(catalog, "a", 2, 2)

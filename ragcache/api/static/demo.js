@@ -3,9 +3,9 @@
 //
 // Every request carries `Authorization: Bearer KEY` where a key was given. Any other status than
 // 2xx comes with {"error": {"message", ...}}.
-// POST /v1/query      {"question", "mode", "top_k"?, "stream": true, "ragcache": {"trace": true}}
+// POST /v1/query      {"question", "mode", "top_k"?, "stream": true, "trace": true}
 //                     -> server-sent events, each a line `data: ...` and a blank one:
-//                     {"delta": "text"} ..., {"answer": {"text", ...}, "ragcache": report_json},
+//                     {"delta": "text"} ..., {"answer": "text", "ragcache": report_json, ...},
 //                     [DONE]; or {"error": {"message"}} where it fails on the way
 // GET /v1/documents   -> {"data": [{"id", "chunks", "pinned", "expires"}, ...]}; expires in seconds
 //                     since 1970, or null
@@ -61,14 +61,14 @@
   async function askIn(mode, question, signal) {
     const run = { mode, view: page.answerRow(mode) };
     try {
-      const body = { question, mode, stream: true, ragcache: { trace: true } };
+      const body = { question, mode, stream: true, trace: true };
       if (byId("top_k").value) body.top_k = Number(byId("top_k").value);
       for await (const event of events(await post("/v1/query", body, signal))) {
         if (event.error) throw new Error(event.error.message);
         if (event.delta) run.view.text.append(event.delta);
-        if (event.answer) Object.assign(run, { answer: event.answer, ragcache: event.ragcache });
+        if (event.ragcache) Object.assign(run, { answer: event.answer, ragcache: event.ragcache });
       }
-      if (!run.answer) throw new Error("the answer broke off: ask again");
+      if (!run.ragcache) throw new Error("the answer broke off: ask again");
       page.finish(run);
       return run;
     } catch (error) {

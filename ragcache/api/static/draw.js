@@ -70,7 +70,7 @@ const page = (() => {
   }
 
   function finish(run) {
-    run.view.text.textContent = run.answer.text.trim();
+    run.view.text.textContent = run.answer.trim();
     run.view.row.setAttribute("aria-busy", "false");
   }
 

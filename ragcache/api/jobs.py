@@ -1,0 +1,268 @@
+"""Documents that are added in the background, a batch at a time between questions.
+
+A job takes its steps on the engine's thread: one batch of chunks is embedded, or computed, then
+whatever waits goes first again. So it delays no first token by more than a batch, and cancelling it
+takes effect at the next one. Tenants take turns, batch by batch; of one tenant's jobs the oldest is
+done first.
+
+What a job needs to be taken up again, by this process or the next, is in its tenant's own store: a
+record, and the texts of its documents until all of them are committed there. Chunks that have been
+computed need no record, since what is stored is not computed again. Which tenants have something to
+take up is noted in the service's own store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
+from ragcache.errors import RagCacheError
+from ragcache.pipeline import Added, Step, check_documents
+from ragcache.precompute import Precomputed
+from ragcache.types import Document
+
+logger = logging.getLogger(__name__)
+
+State = Literal["queued", "running", "done", "cancelled", "failed"]
+
+KEPT = 100  # jobs of a tenant that have ended and are still listed
+_RECORD, _TEXTS, _UNFINISHED = "job:", "job-texts:", "jobs-of:"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a job is. ``done`` of ``total`` documents while they are indexed, then of chunks that
+    are computed; times are seconds since the epoch."""
+
+    id: str
+    tenant: str
+    state: State
+    done: int = 0
+    total: int = 0
+    message: str = ""  # what is being done, or what was, or what went wrong
+    created: float = 0.0
+    finished: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """A job, and what it takes to do it."""
+
+    job: Job
+    documents: list[str]  # ids
+    expires: float | None
+    pinned: bool | None
+    steps: Generator[Step, None, Added | Precomputed] | None = field(default=None, repr=False)
+
+    @property
+    def open(self) -> bool:
+        return self.job.state in ("queued", "running")
+
+
+class Jobs:
+    """The jobs of all tenants of a service; those that an earlier process left go on. Thread-safe.
+
+    They stop with the service's scheduler, and are not lost.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.RLock()
+        self._tenants: dict[str, dict[str, _Work]] = {}  # in the order of their turns
+        self._going = False
+        self._at: _Work | None = None  # whose step is being taken
+        for name in service.own.catalog.settings(_UNFINISHED):
+            tenant = name.removeprefix(_UNFINISHED)
+            try:
+                self._of(tenant)
+            except RagCacheError:
+                logger.exception("jobs of tenant %r cannot be taken up", tenant)
+        self._go()
+
+    def add(
+        self,
+        tenant: str,
+        documents: Sequence[Document],
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+    ) -> Job:
+        """Add documents, as :meth:`RagCache.add` does; durable on return, done later.
+
+        Raises SourceError and ConfigError as that does, and StoreError.
+        """
+        check_documents(documents, ttl_s)
+        now = time.time()
+        job = Job(uuid.uuid4().hex[:16], tenant, "queued", total=len(documents), created=now)
+        expires = None if ttl_s is None else now + ttl_s
+        work = _Work(job, [d.id for d in documents], expires, pinned)
+        texts = json.dumps([[d.id, d.text, dict(d.metadata)] for d in documents])
+        with self._lock:
+            works = self._of(tenant)
+            self._service.cache(tenant).catalog.put_setting(_TEXTS + job.id, texts)
+            self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
+            self._record(work)
+            works[job.id] = work
+            self._forget_old(tenant)
+            self._go()
+        return job
+
+    def list(self, tenant: str) -> list[Job]:
+        """The oldest first. Of those that have ended, the last :data:`KEPT`."""
+        with self._lock:
+            return [work.job for work in self._of(tenant).values()]
+
+    def get(self, tenant: str, id: str) -> Job:
+        """Raises KeyError."""
+        with self._lock:
+            return self._of(tenant)[id].job
+
+    def cancel(self, tenant: str, id: str) -> Job:
+        """End it at the next batch; what is done stays. One that has ended is left as it is. Raises
+        KeyError."""
+        with self._lock:
+            work = self._of(tenant)[id]
+            if work.open:
+                self._end(work, "cancelled", work.job.message)
+            return work.job
+
+    def resume(self, tenant: str, id: str) -> Job:
+        """Go on with one that was cancelled, or has failed; any other is left as it is. Raises
+        KeyError."""
+        with self._lock:
+            work = self._of(tenant)[id]
+            if work.job.state in ("cancelled", "failed"):
+                work.job = replace(work.job, state="queued", message="", finished=None)
+                self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
+                self._record(work)
+                self._go()
+            return work.job
+
+    def _of(self, tenant: str) -> dict[str, _Work]:
+        """A tenant's jobs by id, the oldest first, read from its store at the first time."""
+        if tenant not in self._tenants:
+            records = self._service.cache(tenant).catalog.settings(_RECORD)
+            works = [_from_json(text) for text in records.values()]
+            works.sort(key=lambda work: work.job.created)
+            self._tenants[tenant] = {work.job.id: work for work in works}
+        return self._tenants[tenant]
+
+    def _go(self) -> None:
+        if not self._going and self._next() is not None:
+            self._going = True
+            self._service.scheduler.meanwhile(self._step)
+
+    def _next(self) -> _Work | None:
+        """The oldest job of the tenant whose turn it is."""
+        works = (work for one in self._tenants.values() for work in one.values())
+        return next((work for work in works if work.open), None)
+
+    def _step(self) -> bool:
+        """One batch; whether there is more to do."""
+        with self._lock:
+            work = self._next()
+            self._going = work is not None
+            if work is None:
+                return False
+            tenant = work.job.tenant
+            self._tenants[tenant] = self._tenants.pop(tenant)  # its next turn is after all others'
+            work.job = replace(work.job, state="running")
+            self._at = work
+        try:
+            if work.steps is None:
+                work.steps = self._steps(work)
+            what, done, total = next(work.steps)
+        except StopIteration as end:
+            self._ended(work, "done", _summary(end.value))
+        except RagCacheError as error:
+            self._ended(work, "failed", str(error))
+        except Exception:
+            logger.exception("job %s has failed", work.job.id)
+            self._ended(work, "failed", "an internal error: see the log")
+        else:
+            with self._lock:
+                self._at = None
+                if work.open:
+                    work.job = replace(work.job, done=done, total=total, message=what)
+                else:  # cancelled meanwhile
+                    work.steps = None
+        return True
+
+    def _steps(self, work: _Work) -> Generator[Step, None, Added | Precomputed]:
+        """Index the documents, unless that was done; then compute."""
+        cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
+        texts = cache.catalog.get_setting(name)
+        if texts is None:
+            return (yield from cache.computing(work.documents, batch_tokens=BATCH_TOKENS))
+        steps = cache.adding(
+            [Document(*fields) for fields in json.loads(texts)],
+            ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
+            pinned=work.pinned,
+            embed_batch=EMBED_BATCH,
+            batch_tokens=BATCH_TOKENS,
+        )
+        indexed = False
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                added: Added = end.value
+                return added
+            if step[0] == "precompute" and not indexed:
+                indexed = cache.catalog.drop_setting(name)
+            yield step
+
+    def _ended(self, work: _Work, state: State, message: str) -> None:
+        with self._lock:
+            self._at = work.steps = None
+            if work.open or state == "done":
+                try:
+                    self._end(work, state, message)
+                except RagCacheError:
+                    logger.exception("the end of job %s is not recorded", work.job.id)
+
+    def _end(self, work: _Work, state: State, message: str) -> None:
+        tenant, own = work.job.tenant, self._service.own.catalog
+        work.job = replace(work.job, state=state, message=message, finished=time.time())
+        if work is not self._at:
+            work.steps = None
+        self._record(work)
+        if not any(other.open for other in self._of(tenant).values()):
+            own.drop_setting(_UNFINISHED + tenant)
+
+    def _record(self, work: _Work) -> None:
+        known = {
+            "job": asdict(work.job),
+            "documents": work.documents,
+            "expires": work.expires,
+            "pinned": work.pinned,
+        }
+        catalog = self._service.cache(work.job.tenant).catalog
+        catalog.put_setting(_RECORD + work.job.id, json.dumps(known))
+
+    def _forget_old(self, tenant: str) -> None:
+        ended = [work.job.id for work in self._of(tenant).values() if not work.open]
+        for id in ended[: max(0, len(ended) - KEPT)]:
+            catalog = self._service.cache(tenant).catalog
+            catalog.drop_setting(_TEXTS + id)
+            catalog.drop_setting(_RECORD + id)
+            del self._of(tenant)[id]
+
+
+def _from_json(text: str) -> _Work:
+    known: dict[str, Any] = json.loads(text)
+    return _Work(Job(**known["job"]), known["documents"], known["expires"], known["pinned"])
+
+
+def _summary(done: Added | Precomputed) -> str:
+    computed = done.precomputed if isinstance(done, Added) else done
+    kv = f"KV of {computed.encoded} chunks computed, {computed.stored} were there"
+    if isinstance(done, Precomputed):
+        return kv
+    return f"{done.documents} documents indexed, {done.unchanged} unchanged; {kv}"

@@ -1,0 +1,107 @@
+"""What Prometheus is told: of the whole service, never of a tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ragcache.errors import StoreError
+
+if TYPE_CHECKING:
+    from ragcache.api.service import Service
+    from ragcache.types import Answer
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """A registry of its own, so that a process may have several apps."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        told = self.registry
+        self.requests = Counter(
+            "ragcache_requests", "Requests that were answered", ["route", "status"], registry=told
+        )
+        self.ttft = Histogram(
+            "ragcache_ttft_seconds",
+            "From the question's arrival to its first token, waiting included",
+            ["mode"],
+            buckets=_SECONDS,
+            registry=told,
+        )
+        self.queued = Histogram(
+            "ragcache_queued_seconds", "Waiting for the engine", buckets=_SECONDS, registry=told
+        )
+        self.tokens = Counter(
+            "ragcache_tokens",
+            "cached: of chunks, loaded and not computed; computed: the rest of the prompt; answer",
+            ["kind"],
+            registry=told,
+        )
+        self.misses = Counter(
+            "ragcache_chunk_misses",
+            "Chunks of prompts that had to be computed",
+            ["reason"],
+            registry=told,
+        )
+        self.given_up = Counter(
+            "ragcache_given_up",
+            "Answers whose client hung up or whose time was over",
+            registry=told,
+        )
+        self.registry.register(_State(service))
+
+    def answered(self, answer: Answer, queued_s: float) -> None:
+        """Count a finished answer."""
+        report = answer.report
+        mode = report.mode.partition("+")[0].partition(":")[0]  # parameters would be endless
+        self.ttft.labels(mode).observe(queued_s + report.retrieval_s + report.ttft_s)
+        self.queued.observe(queued_s)
+        prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
+        self.tokens.labels("cached").inc(report.reused_tokens)
+        self.tokens.labels("computed").inc(prompt - report.reused_tokens)
+        self.tokens.labels("answer").inc(len(answer.tokens))
+        for chunk in report.chunks:
+            if chunk.miss is not None:
+                self.misses.labels(chunk.miss).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _State(Collector):
+    """What is looked up when it is asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # or registering would look everything up
+
+    def collect(self) -> Iterator[Metric]:
+        waiting, active = self.service.scheduler.depth()
+        yield GaugeMetricFamily("ragcache_queue_depth", "Questions that wait", waiting)
+        yield GaugeMetricFamily("ragcache_streams", "Answers under way", active)
+        chunks = held = evictions = 0
+        for cache in self.service.caches():
+            try:
+                stats = cache.store.stats()
+            except StoreError:  # closed meanwhile
+                continue
+            chunks += stats.chunks
+            held += stats.payload_bytes
+            evictions += stats.evictions
+        yield GaugeMetricFamily("ragcache_store_chunks", "Chunks whose KV is stored", chunks)
+        yield GaugeMetricFamily("ragcache_store_bytes", "Bytes of KV that is stored", held)
+        yield CounterMetricFamily("ragcache_evictions", "Chunks that made room", evictions)
+        if self.service.guard is not None:
+            guard = GaugeMetricFamily("ragcache_guard", "Of the quality guard", labels=["what"])
+            for name, value in self.service.guard.status().items():
+                if isinstance(value, (int, float)):
+                    guard.add_metric([name], value)
+            yield guard

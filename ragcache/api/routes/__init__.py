@@ -1,0 +1,116 @@
+"""The routes, by what they are about. What they share is in :class:`State`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ParamSpec, TypeVar, cast
+
+from fastapi import Depends, Request
+
+from ragcache.api.asking import Asked
+from ragcache.api.jobs import Jobs
+from ragcache.api.metrics import Metrics
+from ragcache.api.problems import ClientGone, problem
+from ragcache.api.ready import Check
+from ragcache.api.scheduler import GivenUp, TooLate
+from ragcache.api.service import Service
+from ragcache.pipeline import RagCache
+from ragcache.types import Answer, Sampling
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What an app serves."""
+
+    service: Service
+    jobs: Jobs
+    metrics: Metrics
+    check: Check
+    started: int  # seconds since the epoch
+
+    @property
+    def sampling(self) -> Sampling:
+        """Where a request does not say."""
+        s = self.service.settings
+        return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
+
+    @property
+    def model(self) -> str:
+        return self.service.own.engine.name
+
+
+# Of these, plain functions would be run in threads.
+async def _state(request: Request) -> State:
+    return cast(State, request.app.state.ragcache)
+
+
+async def _tenant(request: Request) -> str:
+    return cast(str, request.state.tenant)
+
+
+Served = Annotated[State, Depends(_state)]
+Tenant = Annotated[str, Depends(_tenant)]
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What only the store is needed for: it blocks, and needs no turn of the engine's."""
+    return await asyncio.to_thread(partial(work, *args, **kwargs))
+
+
+async def opened(state: State, tenant: str) -> RagCache:
+    return await in_thread(state.service.cache, tenant)
+
+
+def account(state: State, request: Request, asked: Asked, question: str) -> None:
+    """Log and count what became of a question."""
+    log, answer = request.state.log, asked.answer
+    log["queued_ms"] = round(1000 * asked.queued_s, 1)
+    if state.service.settings.log_text:
+        log["question"] = question
+    if answer is None:
+        state.metrics.given_up.inc()
+        return
+    report = answer.report
+    log |= {
+        "mode": report.mode,
+        "ttft_ms": round(1000 * (report.retrieval_s + report.ttft_s), 1),
+        "chunks": len(report.chunks),
+        "misses": sum(chunk.miss is not None for chunk in report.chunks),
+        **usage(answer, flat=True),
+    }
+    if state.service.settings.log_text:
+        log["answer"] = answer.text
+    state.metrics.answered(answer, asked.queued_s)
+
+
+def failed(request: Request, error: Exception | None) -> None:
+    """Log how a stream ended whose status had gone out before."""
+    if isinstance(error, ClientGone | GivenUp):
+        request.state.log["status"] = 499 if isinstance(error, ClientGone) else 503
+    elif isinstance(error, TooLate):
+        request.state.log["status"] = 504
+    elif error is not None:
+        request.state.log["status"] = problem(error).status
+
+
+def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
+    """Tokens as OpenAI counts them. Cached: of chunks, loaded from the store and not computed."""
+    report = answer.report
+    prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
+    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(answer.tokens)}
+    if flat:
+        return counts | {"cached_tokens": report.reused_tokens}
+    return counts | {
+        "total_tokens": prompt + len(answer.tokens),
+        "prompt_tokens_details": {"cached_tokens": report.reused_tokens},
+    }
+
+
+def finish_reason(answer: Answer) -> str:
+    return "length" if answer.stopped == "length" else "stop"

@@ -1,0 +1,210 @@
+"""``/v1/documents``, ``/v1/chunks`` and ``/v1/jobs``: what is stored, and what is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Request
+
+from ragcache.api.asking import unless_gone
+from ragcache.api.jobs import Job
+from ragcache.api.problems import Problem
+from ragcache.api.reporting import store_json
+from ragcache.api.routes import Served, Tenant, in_thread, opened
+from ragcache.api.schemas import NewChunks, NewDocuments
+from ragcache.pipeline import check_documents
+from ragcache.store.catalog import Entry
+from ragcache.types import Chunk, Document
+
+T = TypeVar("T")
+router = APIRouter()
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Row = Annotated[int, Query(ge=-1, lt=1 << 63)]
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+async def _awaited(request: Request, work: Future[T]) -> T:
+    """What the engine's thread does; cancelled where the client hangs up."""
+
+    async def done() -> T:
+        return await asyncio.wrap_future(work)
+
+    return await unless_gone(request.receive, done())
+
+
+def _documents(given: NewDocuments) -> list[Document]:
+    return [Document(one.id, one.text, one.metadata) for one in given.documents]
+
+
+@router.post("/v1/documents", tags=["documents"])
+async def add_documents(
+    given: NewDocuments, request: Request, state: Served, tenant: Tenant
+) -> dict[str, Any]:
+    """Split, embed and store documents, and compute their KV; answers when it is done. The same id
+    replaces. For many documents, make a job."""
+    documents = _documents(given)
+    check_documents(documents, given.ttl_s)
+    work = state.service.add(tenant, documents, ttl_s=given.ttl_s, pinned=given.pinned)
+    added = await _awaited(request, work)
+    return {"object": "ragcache.added", **asdict(added)}
+
+
+@router.get("/v1/documents", tags=["documents"])
+async def list_documents(
+    state: Served, tenant: Tenant, limit: Limit = 100, after: str = ""
+) -> dict[str, Any]:
+    """By id, those behind ``after``."""
+    cache = await opened(state, tenant)
+    found = [entry for entry in await in_thread(cache.documents) if entry.id > after]
+    data = [_entry(entry) for entry in found[:limit]]
+    return {"object": "list", "data": data, "has_more": len(found) > limit}
+
+
+@router.get("/v1/documents/{id:path}", tags=["documents"])
+async def get_document(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
+    cache = await opened(state, tenant)
+    entry = await in_thread(cache.catalog.entry, id)
+    if entry is None:
+        raise _missing("document", id)
+    return _entry(entry)
+
+
+@router.delete("/v1/documents/{id:path}", tags=["documents"])
+async def delete_document(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """With its chunks and all KV that no other document uses."""
+    cache = await opened(state, tenant)
+    if not await in_thread(cache.delete, [id]):
+        raise _missing("document", id)
+    return {"id": id, "object": "ragcache.document", "deleted": True}
+
+
+@router.get("/v1/stats", tags=["chunks"])
+async def stats(state: Served, tenant: Tenant) -> dict[str, Any]:
+    """What the store holds, and how often it had what was asked for since it was opened."""
+    cache = await opened(state, tenant)
+    return await in_thread(store_json, cache.chunks)
+
+
+@router.post("/v1/chunks", tags=["chunks"])
+async def add_chunks(
+    given: NewChunks, request: Request, state: Served, tenant: Tenant
+) -> dict[str, Any]:
+    """Compute and store the KV of texts, each whole, for prompts that bring them. They are not
+    found by retrieval: documents are."""
+    chunks = [Chunk("chunks", number, text) for number, text in enumerate(given.chunks)]
+    keys, done = await _awaited(request, state.service.compute(tenant, chunks))
+    data = [{"id": key.digest.hex(), "tokens": len(key.tokens)} for key in keys]
+    return {"object": "list", "data": data, "encoded": done.encoded, "stored": done.stored}
+
+
+@router.get("/v1/chunks", tags=["chunks"])
+async def list_chunks(
+    state: Served, tenant: Tenant, limit: Limit = 100, after: str = ""
+) -> dict[str, Any]:
+    """All whose KV is stored, by id, those behind ``after``."""
+    digest = bytes.fromhex(_digest(after)) if after else b""
+    cache = await opened(state, tenant)
+    found = await in_thread(cache.store.headers, after=digest, most=limit + 1)
+    data = [
+        {
+            "id": header.key.hex(),
+            "object": "ragcache.chunk",
+            "tokens": len(header.tokens),
+            "bytes": sum(payload.length for payload in header.payloads),
+            "compiled": header.mode,
+            "model": header.name,
+        }
+        for header in found[:limit]
+    ]
+    return {"object": "list", "data": data, "has_more": len(found) > limit}
+
+
+@router.get("/v1/texts", tags=["chunks"])
+async def list_texts(
+    state: Served, tenant: Tenant, limit: Limit = 100, after: Row = -1
+) -> dict[str, Any]:
+    """The chunks of documents with their texts, in the order of their rows, those behind row
+    ``after``."""
+    cache = await opened(state, tenant)
+    found = await in_thread(cache.catalog.page, after, limit + 1)
+    data = [
+        {"object": "ragcache.text", "row": row, "id": chunk.id, "text": chunk.text}
+        for row, chunk in found[:limit]
+    ]
+    return {"object": "list", "data": data, "has_more": len(found) > limit}
+
+
+@router.delete("/v1/chunks/{id}", tags=["chunks"])
+async def delete_chunk(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """Its KV alone: it is computed anew where it is needed."""
+    digest = bytes.fromhex(_digest(id))
+    cache = await opened(state, tenant)
+    if not await in_thread(cache.store.forget, digest):
+        raise _missing("chunk", id)
+    return {"id": id, "object": "ragcache.chunk", "deleted": True}
+
+
+@router.post("/v1/jobs", tags=["jobs"], status_code=202)
+async def add_job(given: NewDocuments, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """Add documents in the background."""
+    documents = _documents(given)
+    job = await in_thread(state.jobs.add, tenant, documents, given.ttl_s, given.pinned)
+    return _job(job)
+
+
+@router.get("/v1/jobs", tags=["jobs"])
+async def list_jobs(state: Served, tenant: Tenant) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "data": [_job(job) for job in await in_thread(state.jobs.list, tenant)],
+    }
+
+
+@router.get("/v1/jobs/{id}", tags=["jobs"])
+async def get_job(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
+    return await _of_job(state.jobs.get, tenant, id)
+
+
+@router.post("/v1/jobs/{id}/cancel", tags=["jobs"])
+async def cancel_job(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """End it at the next batch; what is done stays."""
+    return await _of_job(state.jobs.cancel, tenant, id)
+
+
+@router.post("/v1/jobs/{id}/resume", tags=["jobs"])
+async def resume_job(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """Go on with one that was cancelled, or has failed."""
+    return await _of_job(state.jobs.resume, tenant, id)
+
+
+async def _of_job(what: Callable[[str, str], Job], tenant: str, id: str) -> dict[str, Any]:
+    try:
+        return _job(await in_thread(what, tenant, id))
+    except KeyError:
+        raise _missing("job", id) from None
+
+
+def _job(job: Job) -> dict[str, Any]:
+    found = asdict(job)
+    del found["tenant"]
+    return {"object": "ragcache.job", **found}
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {"object": "ragcache.document", **asdict(entry), "metadata": dict(entry.metadata)}
+
+
+def _digest(text: str) -> str:
+    if _DIGEST.fullmatch(text) is None:
+        raise Problem(400, f"{text!r} is no chunk's id: 64 digits of 0-9 and a-f")
+    return text
+
+
+def _missing(what: str, id: str) -> Problem:
+    return Problem(404, f"there is no {what} {id!r}", code="not_found")

@@ -1,0 +1,197 @@
+"""What requests may say. A field that nobody knows is an error, and so is one whose effect we do
+not have; fields of OpenAI's that change no answer are accepted and ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ragcache.settings import Ratio
+from ragcache.types import Sampling
+
+_TEN_YEARS = 10 * 365 * 86400
+_NONZERO = Field(min_length=1, max_length=1000)
+Stop = Annotated[str, _NONZERO] | Annotated[list[Annotated[str, _NONZERO]], Field(max_length=16)]
+
+#: What would change an answer's meaning, and the values with which it does not.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+}
+_UNSUPPORTED_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "tool_calls": ([],),
+    "function_call": (),
+    "audio": (),
+    "refusal": ("",),
+    "annotations": ([],),
+}
+
+
+def _check_supported(model: BaseModel, table: dict[str, tuple[Any, ...]]) -> None:
+    for name, harmless in table.items():
+        value = getattr(model, name)
+        if value is not None and value not in harmless:
+            raise ValueError(f"{name} is not supported: leave it out")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Sampled(Strict):
+    """How to decode; what is not given comes from the settings."""
+
+    max_tokens: int | None = Field(None, ge=1, le=1 << 31)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: Stop | None = None
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+
+    def sampling(self, default: Sampling, most: int | None = None) -> Sampling:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return Sampling(
+            max_tokens=most or self.max_tokens or default.max_tokens,
+            temperature=default.temperature if self.temperature is None else self.temperature,
+            top_p=self.top_p or default.top_p,
+            stop=tuple(stop),
+            seed=self.seed,
+        )
+
+
+class Fusion(Strict):
+    """How to fuse; what is not given comes from the settings."""
+
+    mode: str | None = Field(None, max_length=200)
+    ratio: Ratio | None = None
+    top_k: int | None = Field(None, ge=1, le=1000)
+    neighbours: int | None = Field(None, ge=0, le=100)
+    trace: bool = Field(False, description="report every token")
+
+
+class Query(Sampled, Fusion):
+    question: str
+    stream: bool = False
+
+
+class Options(Fusion):
+    """The ``ragcache`` object of a chat."""
+
+    retrieve: bool | None = Field(
+        None, description="look for chunks; default: where the request brings none"
+    )
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Part:
+        if self.type != "text" or self.text is None:
+            raise ValueError(f"parts of type {self.type!r} are not supported: send text")
+        return self
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    name: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+    refusal: Any = None
+    annotations: Any = None
+
+    @model_validator(mode="after")
+    def _supported(self) -> Message:
+        _check_supported(self, _UNSUPPORTED_IN_MESSAGES)
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        if isinstance(self.content, str):
+            return [self.content]
+        return [part.text or "" for part in self.content]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class Chat(Sampled):
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    documents: list[str | dict[str, Any]] | None = None
+    ragcache: Options = Options.model_validate({})
+    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    n: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    logit_bias: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+
+    user: Any = Field(None, description="ignored, as all that follows")
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    parallel_tool_calls: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+
+    @model_validator(mode="after")
+    def _supported(self) -> Chat:
+        _check_supported(self, _UNSUPPORTED)
+        return self
+
+
+Id = Annotated[str, Field(min_length=1, max_length=1000)]
+Metadata = Annotated[dict[str, str], Field(max_length=100)]
+
+
+class NewDocument(Strict):
+    id: Id
+    text: Annotated[str, Field(min_length=1)]
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class NewDocuments(Strict):
+    documents: list[NewDocument] = Field(min_length=1, max_length=10_000)
+    ttl_s: float | None = Field(None, gt=0, le=_TEN_YEARS)
+    pinned: bool | None = None
+
+
+class NewChunks(Strict):
+    chunks: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=10_000)

@@ -1,0 +1,65 @@
+"""What the chat model asks of whatever answers: a store in this process, or the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ragcache.langchain.boundaries import Given, KnownTexts
+from ragcache.settings import Ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question over given chunks. What is None is left to the other side's settings."""
+
+    question: str
+    chunks: tuple[Given, ...] = ()
+    model: str = ""  # the one that is asked for; empty: whichever answers there
+    mode: str | None = None
+    ratio: Ratio | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    timeout: float | None = None  # seconds until TimeoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What is known of an answer when its last piece is through."""
+
+    model: str
+    finish_reason: Literal["stop", "length"]
+    input_tokens: int
+    cached_tokens: int  # of these, taken from the store and not computed
+    output_tokens: int
+    report: dict[str, Any]  # as ragcache.api.reporting.report_json
+
+
+class Backend(Protocol):
+    """Where questions are answered. Any number of threads and event loops may ask at once."""
+
+    def known(self) -> KnownTexts:
+        """Texts of the chunks that are stored there."""
+        ...
+
+    async def aknown(self) -> KnownTexts: ...
+
+    def ask(self, request: Request) -> tuple[str, Finished]:
+        """The answer's text, and what became of it."""
+        ...
+
+    async def aask(self, request: Request) -> tuple[str, Finished]:
+        """The same; the event loop is never blocked."""
+        ...
+
+    def stream(self, request: Request) -> Generator[str | Finished, None, None]:
+        """Pieces of the answer's text, then what became of it. Closed early, it is given up."""
+        ...
+
+    def astream(self, request: Request) -> AsyncGenerator[str | Finished, None]:
+        """The same; the event loop is never blocked."""
+        ...

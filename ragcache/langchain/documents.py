@@ -1,0 +1,60 @@
+"""LangChain's documents and ours: ids, and metadata that holds more than strings.
+
+A document of LangChain is one of ours, under the same id. Metadata that are strings are kept as
+they are, for whoever else reads the store; the rest is kept as JSON beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.documents import Document
+
+from ragcache.errors import SourceError
+from ragcache.retriever.split import WHOLE
+from ragcache.store.catalog import Catalog
+from ragcache.types import Chunk
+from ragcache.types import Document as OurDocument
+
+_JSON = "langchain"  # the key of what is no string
+_RESERVED = {_JSON, *WHOLE}
+
+
+def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
+    """Ours, called ``name``; ``whole``: one chunk, however long. SourceError for metadata that JSON
+    cannot hold."""
+    plain: dict[str, str] = {}
+    other: dict[str, Any] = {}
+    for key, value in document.metadata.items():
+        if isinstance(value, str) and key not in _RESERVED:
+            plain[key] = value
+        else:
+            other[key] = value
+    if other:
+        try:
+            plain[_JSON] = json.dumps(other, allow_nan=False, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise SourceError(
+                f"the metadata of {name} cannot be kept: {error}. Give strings, numbers, lists "
+                "and dictionaries."
+            ) from error
+    return OurDocument(name, document.page_content, plain | (WHOLE if whole else {}))
+
+
+def as_document(catalog: Catalog, chunk: Chunk) -> Document:
+    """A chunk. One that is all of its document has its document's id; others are called
+    ``document#ordinal``."""
+    alone = len(catalog.rows_of(chunk.document)) == 1
+    return Document(
+        chunk.text,
+        id=chunk.document if alone else chunk.id,
+        metadata=_metadata(chunk.metadata),
+    )
+
+
+def _metadata(kept: Mapping[str, str]) -> dict[str, Any]:
+    plain = {key: value for key, value in kept.items() if key not in _RESERVED}
+    other: dict[str, Any] = json.loads(kept.get(_JSON, "{}"))
+    return plain | other

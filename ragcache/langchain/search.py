@@ -1,0 +1,106 @@
+"""Finding and deleting documents of a store, for the vector store: done where its work is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+from numpy.typing import NDArray
+
+from ragcache.errors import ConfigError
+from ragcache.langchain.documents import as_document
+from ragcache.pipeline import RagCache
+
+#: Metadata and the values that they must have, or a question about a document.
+Filter = Mapping[str, Any] | Callable[[Document], bool]
+Query = str | NDArray[np.float32]
+
+
+def remove(cache: RagCache, ids: Sequence[str] | None) -> bool:
+    """Delete documents, or all; ConfigError, and nothing is deleted, for the id of a mere chunk."""
+    if ids is None:
+        ids = [entry.id for entry in cache.documents()]
+    for name in ids:
+        document, ordinal = _parts(name)
+        if ordinal is not None and cache.catalog.entry(name) is None:
+            if len(cache.catalog.rows_of(document)) > ordinal:
+                raise ConfigError(
+                    f"{name} is a chunk of {document!r}: delete that document, or add it anew "
+                    "without what should go"
+                )
+    cache.delete(ids)
+    return True
+
+
+def named_so(cache: RagCache, ids: Sequence[str]) -> list[Document]:
+    """Of every id its document, as its chunks; or the chunk that is called so."""
+    catalog = cache.catalog
+    catalog.expire(time.time())
+    found = []
+    for name in ids:
+        rows = catalog.rows_of(name)
+        document, ordinal = _parts(name)
+        if not rows and ordinal is not None:
+            rows = catalog.rows_of(document)[ordinal : ordinal + 1]
+        found += [as_document(catalog, chunk) for chunk in catalog.chunks(rows)]
+    return found
+
+
+def _parts(name: str) -> tuple[str, int | None]:
+    document, mark, ordinal = name.rpartition("#")
+    return (document, int(ordinal)) if mark and ordinal.isdecimal() else (name, None)
+
+
+def _search(
+    cache: RagCache, query: Query, k: int, filter: Filter | None
+) -> list[tuple[int, Document, float]]:
+    """Rows, documents and cosines of the k most similar that the filter lets through."""
+    cache.catalog.expire(time.time())
+    fetch = k if filter is None else 4 * k
+    while True:
+        hits = cache.retriever.ranked(query, fetch)
+        found = []
+        for row, passage in hits:
+            document = as_document(cache.catalog, passage.chunk)
+            if filter is None or _passes(document, filter):
+                found.append((row, document, passage.score))
+        if len(found) >= k or fetch >= len(cache.retriever):
+            return found[:k]
+        fetch *= 4
+
+
+def scored(
+    cache: RagCache, query: Query, k: int, filter: Filter | None
+) -> list[tuple[Document, float]]:
+    """Documents and cosines, the most similar first."""
+    return [(document, score) for _, document, score in _search(cache, query, k, filter)]
+
+
+def diverse(
+    cache: RagCache, query: Query, k: int, fetch_k: int, lambda_mult: float, filter: Filter | None
+) -> list[Document]:
+    """Maximal marginal relevance among the ``fetch_k`` most similar."""
+    found = _search(cache, query, max(k, fetch_k), filter)
+    vectors = cache.catalog.vectors_of([row for row, _, _ in found])
+    if isinstance(query, str):
+        query = cache.retriever.embed_question(query)
+    order = maximal_marginal_relevance(query, list(vectors), lambda_mult, k)
+    return [found[at][1] for at in order]
+
+
+def _passes(document: Document, filter: Filter) -> bool:
+    if callable(filter):
+        return filter(document)
+    missing = object()
+    return all(document.metadata.get(key, missing) == value for key, value in filter.items())
+
+
+def unit(embedding: Sequence[float]) -> NDArray[np.float32]:
+    """A vector of length 1, as indexes compare them; the zero vector stays what it is."""
+    vector = np.asarray(embedding, np.float32)
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector

@@ -1,0 +1,264 @@
+"""A running ragcache service, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+
+from ragcache.errors import ConfigError, PromptError, RagCacheError
+from ragcache.langchain.backend import Finished, Request
+from ragcache.langchain.boundaries import Given, KnownTexts
+
+_WAIT_S = 60.0  # for an answer, where no timeout is given
+_KNOWN_S = 30.0  # for which a list of known chunks is taken for up to date
+_PAGE = 1000  # texts asked for at a time
+_AGAIN = {429, 503}  # busy: the service says when to come again
+_SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
+
+
+class Service:
+    """A client of the service at ``base_url``, such as ``http://localhost:8000/v1``.
+
+    See :class:`ragcache.langchain.backend.Backend`. A service that is busy, or that cannot be
+    reached, is asked ``max_retries`` times more, when it says so or after a second. Raises
+    PromptError for a question that it refuses, ConfigError for a key that it does, TimeoutError,
+    and RagCacheError for whatever else keeps it from answering.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None = None, *, max_retries: int = 2) -> None:
+        self.max_retries = max_retries
+        self._ssl = httpx.create_ssl_context()  # slow to make, so that clients share it
+        self._options: dict[str, Any] = {
+            "base_url": base_url.rstrip("/") + "/",
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+            "verify": self._ssl,
+            "timeout": _WAIT_S,
+        }
+        self._client = httpx.Client(**self._options)
+        weakref.finalize(self, self._client.close)
+        self._known: tuple[float, KnownTexts] | None = None
+
+    def known(self) -> KnownTexts:
+        """A list of at most half a minute ago."""
+        if (known := self._fresh()) is None:
+            pages: list[httpx.Response] = []
+            with _explained(None):
+                while more := _next(pages):
+                    pages.append(self._client.get("texts", params=more))
+            known = self._keep(pages)
+        return known
+
+    async def aknown(self) -> KnownTexts:
+        if (known := self._fresh()) is None:
+            pages: list[httpx.Response] = []
+            with _explained(None):
+                async with httpx.AsyncClient(**self._options) as client:
+                    while more := _next(pages):
+                        pages.append(await client.get("texts", params=more))
+            known = self._keep(pages)
+        return known
+
+    def ask(self, request: Request) -> tuple[str, Finished]:
+        """The whole answer at once."""
+        with self._asked(request, stream=False) as response:
+            return _whole(response.json())
+
+    async def aask(self, request: Request) -> tuple[str, Finished]:
+        async with self._aasked(request, stream=False) as response:
+            return _whole(json.loads(await response.aread()))
+
+    def stream(self, request: Request) -> Generator[str | Finished, None, None]:
+        events = _Events()
+        with self._asked(request, stream=True) as response:
+            for line in response.iter_lines():
+                yield from events.read(line)
+        yield events.finished()
+
+    async def astream(self, request: Request) -> AsyncGenerator[str | Finished, None]:
+        events = _Events()
+        async with self._aasked(request, stream=True) as response:
+            async for line in response.aiter_lines():
+                for piece in events.read(line):
+                    yield piece
+        yield events.finished()
+
+    @contextmanager
+    def _asked(self, request: Request, *, stream: bool) -> Iterator[httpx.Response]:
+        for left in range(self.max_retries, -1, -1):
+            try:
+                with (
+                    _explained(request.timeout),
+                    self._client.stream(**_post(request, stream)) as response,
+                ):
+                    if response.is_error:
+                        response.read()
+                    if not (left and response.status_code in _AGAIN):
+                        _check(response)
+                        if not stream:
+                            response.read()
+                        yield response
+                        return
+                    pause = _pause(response)
+            except _Unreachable:
+                if not left:
+                    raise
+                pause = 1.0
+            time.sleep(pause)
+
+    @asynccontextmanager
+    async def _aasked(self, request: Request, *, stream: bool) -> AsyncIterator[httpx.Response]:
+        # A client belongs to one event loop, and LangChain asks from any: each has its own.
+        async with httpx.AsyncClient(**self._options) as client:
+            for left in range(self.max_retries, -1, -1):
+                try:
+                    with _explained(request.timeout):
+                        async with client.stream(**_post(request, stream)) as response:
+                            if response.is_error:
+                                await response.aread()
+                            if not (left and response.status_code in _AGAIN):
+                                _check(response)
+                                yield response
+                                return
+                            pause = _pause(response)
+                except _Unreachable:
+                    if not left:
+                        raise
+                    pause = 1.0
+                await asyncio.sleep(pause)
+
+    def _fresh(self) -> KnownTexts | None:
+        if self._known is None or time.monotonic() - self._known[0] > _KNOWN_S:
+            return None
+        return self._known[1]
+
+    def _keep(self, pages: list[httpx.Response]) -> KnownTexts:
+        entries = [entry for page in pages for entry in page.json()["data"]]
+        known = KnownTexts(Given(entry["text"], entry["id"]) for entry in entries)
+        self._known = time.monotonic(), known
+        return known
+
+
+class _Unreachable(RagCacheError):
+    """There is nobody at that address."""
+
+
+class _Events:
+    """Reads server-sent events: pieces as they come, the rest when they are through."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] = {}
+        self._reason = "stop"
+
+    def read(self, line: str) -> Iterator[str]:
+        if not line.startswith("data:") or (data := line[5:].strip()) == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise RagCacheError(f"the service gave up: {_message(event)}")
+        for name in ("model", "usage", "ragcache"):
+            if event.get(name):
+                self._last[name] = event[name]
+        for choice in event.get("choices") or ():
+            self._reason = choice.get("finish_reason") or self._reason
+            if piece := (choice.get("delta") or {}).get("content"):
+                yield piece
+
+    def finished(self) -> Finished:
+        return _finished(self._last, self._reason)
+
+
+def _post(request: Request, stream: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": request.model or "ragcache",
+        "messages": [{"role": "user", "content": request.question}],
+        "documents": [
+            {"text": c.text} if c.id is None else {"id": c.id, "text": c.text}
+            for c in request.chunks
+        ],
+        "stream": stream,
+    }
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    body |= {name: v for name in _SAMPLING if (v := getattr(request, name)) is not None}
+    if request.stop:
+        body["stop"] = list(request.stop)
+    wanted = {"mode": request.mode, "ratio": request.ratio}
+    if wanted := {name: value for name, value in wanted.items() if value is not None}:
+        body["ragcache"] = wanted
+    timeout = _WAIT_S if request.timeout is None else request.timeout
+    return {"method": "POST", "url": "chat/completions", "json": body, "timeout": timeout}
+
+
+@contextmanager
+def _explained(seconds: float | None) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise TimeoutError(
+            f"the service gave no answer within {seconds or _WAIT_S} seconds"
+        ) from error
+    except httpx.ConnectError as error:
+        raise _Unreachable(
+            f"no service answers at {error.request.url}: {error}. Start one, or check base_url."
+        ) from error
+    except httpx.HTTPError as error:
+        raise RagCacheError(f"the service cannot be asked: {error}") from error
+
+
+def _next(pages: list[httpx.Response]) -> dict[str, int] | None:
+    """What to ask for behind these pages of texts; None behind the last. Raises as ``_check``."""
+    if not pages:
+        return {"limit": _PAGE}
+    _check(pages[-1])
+    body = pages[-1].json()
+    return {"limit": _PAGE, "after": body["data"][-1]["row"]} if body["has_more"] else None
+
+
+def _check(response: httpx.Response) -> None:
+    """Raise what a status says; the body of an error has been read."""
+    if not response.is_error:
+        return
+    try:
+        message = _message(response.json())
+    except ValueError:
+        message = response.text[:200]
+    said = f"the service answered {response.status_code}: {message}"
+    if response.status_code in {401, 403}:
+        raise ConfigError(f"{said}. Check api_key.")
+    if response.status_code in {400, 413, 422}:
+        raise PromptError(said)
+    raise RagCacheError(said)
+
+
+def _message(body: Any) -> str:
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
+
+
+def _pause(response: httpx.Response) -> float:
+    after = response.headers.get("Retry-After", "")
+    return min(float(after), _WAIT_S) if after.isdecimal() else 1.0
+
+
+def _whole(body: dict[str, Any]) -> tuple[str, Finished]:
+    (choice,) = body["choices"]
+    return choice["message"]["content"] or "", _finished(body, choice.get("finish_reason"))
+
+
+def _finished(body: Mapping[str, Any], reason: str | None) -> Finished:
+    usage = body.get("usage") or {}
+    return Finished(
+        model=body.get("model") or "ragcache",
+        finish_reason="length" if reason == "length" else "stop",
+        input_tokens=usage.get("prompt_tokens", 0),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+        output_tokens=usage.get("completion_tokens", 0),
+        report=dict(body.get("ragcache") or {}),
+    )

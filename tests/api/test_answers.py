@@ -1,0 +1,149 @@
+"""Questions over HTTP: what is answered, streamed and refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.conftest import Served
+
+QUESTION = "Where does Mira Holt live?"
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def chat(client: httpx.Client, content: Any = QUESTION, **fields: Any) -> httpx.Response:
+    messages = content if isinstance(content, list) and "role" in content[0] else None
+    messages = messages or [{"role": "user", "content": content}]
+    body = {"model": "ragcache", "messages": messages, **fields}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def test_query_answers_as_the_pipeline_does(running: Served, ann: httpx.Client) -> None:
+    found = ann.post("/v1/query", json={"question": QUESTION, "mode": "full"}).json()
+    want = running.service.scheduler.call(
+        lambda: running.service.cache("ann").ask(QUESTION, mode="full")
+    ).result()
+    assert found["answer"] == want.text and found["ragcache"]["mode"] == "full"
+    assert [p["id"] for p in found["passages"]] == [p.chunk.id for p in want.passages]
+    assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    reused = ann.post("/v1/query", json={"question": QUESTION, "mode": "reuse"}).json()
+    report = reused["ragcache"]
+    assert reused["usage"]["prompt_tokens_details"]["cached_tokens"] == report["reused_tokens"] > 0
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(ann: httpx.Client) -> None:
+    whole = ann.post("/v1/query", json={"question": QUESTION}).json()
+    *pieces, last, done = events(ann.post("/v1/query", json={"question": QUESTION, "stream": True}))
+    assert done == "[DONE]" and last["answer"] == whole["answer"]
+    assert "".join(piece["delta"] for piece in pieces) == whole["answer"]
+
+
+def test_a_chat_has_openais_shape(ann: httpx.Client) -> None:
+    whole = chat(ann, documents=["Mira Holt lives in Oslo."]).json()
+    assert whole["object"] == "chat.completion" and len(whole["ragcache"]["chunks"]) == 1
+    usage = {"include_usage": True}
+    streamed = chat(ann, documents=["Mira Holt lives in Oslo."], stream=True, stream_options=usage)
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    first, *_, last, counted, done = events(streamed)
+    assert done == "[DONE]" and first["choices"][0]["delta"]["role"] == "assistant"
+    assert last["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert last["ragcache"]["chunks"][0]["miss"] is None and last["usage"] is None
+    assert counted["choices"] == [] and counted["usage"]["total_tokens"] > 0
+    said = [e["choices"][0]["delta"].get("content", "") for e in events(streamed)[:-2]]
+    assert "".join(said) == whole["choices"][0]["message"]["content"]
+    assert not any("usage" in e for e in events(chat(ann, stream=True))[:-1])
+
+
+def test_the_same_text_is_one_chunk_however_it_comes(ann: httpx.Client) -> None:
+    text = "Corvex Mills makes clocks in Bexley."
+    shapes: list[Any] = [
+        text,
+        {"text": text},
+        {"id": "a", "data": text},
+        {"id": "b", "data": {"snippet": text}},
+        {"page_content": text},
+    ]
+    chat(ann, documents=[text])
+    found = chat(ann, documents=shapes).json()["ragcache"]["chunks"]
+    assert [chunk["miss"] for chunk in found] == [None] * 5
+    assert [chunk["id"] for chunk in found][2:4] == ["a#2", "b#3"]
+    parts = [{"type": "text", "text": text}, {"type": "text", "text": QUESTION}]
+    assert [c["miss"] for c in chat(ann, parts).json()["ragcache"]["chunks"]] == [None]
+
+
+def test_nothing_of_a_chat_is_dropped(running: Served, ann: httpx.Client) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": QUESTION},
+    ]
+    found = chat(ann, messages, documents=[]).json()
+    lead = "Be brief.\n\nEarlier turns:\nUser: Hello\nAssistant: Hi."
+    want = running.service.own.engine.template.prompt([], QUESTION, lead)
+    assert found["usage"]["prompt_tokens"] == len(want)
+
+
+def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
+    assert chat(ann).json()["ragcache"]["passages"]
+    assert not chat(ann, documents=[]).json()["ragcache"]["passages"]
+    assert not chat(ann, ragcache={"retrieve": False}).json()["ragcache"]["passages"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"n": 2}, None, "n is not supported"),
+        ({"tools": [{"type": "function"}]}, None, "tools is not supported"),
+        ({"logprobs": True}, None, "logprobs is not supported"),
+        ({"response_format": {"type": "json_object"}}, None, "response_format is not"),
+        ({"colour": "red"}, "colour", "this field is unknown"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"documents": [{"text": {"a": 1}}]}, "documents.0.text", "only text and numbers"),
+        ({"documents": [{"id": "a"}]}, "documents.0", "has no text"),
+        ({"ragcache": {"mode": "blend"}}, None, "mode 'blend' is unknown"),
+        ({"ragcache": {"retrieve": True}, "documents": ["a"]}, "ragcache.retrieve", "without doc"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "last message must"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'user'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            None,
+            "'image_url' are not supported",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(
+    ann: httpx.Client, fields: dict[str, Any], param: str | None, message: str
+) -> None:
+    response = ann.post(
+        "/v1/chat/completions",
+        json={"model": "ragcache", "messages": [{"role": "user", "content": "Who?"}], **fields},
+    )
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["type"] == "invalid_request_error"
+    assert message in error["message"] and (param is None or error["param"] == param)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_context_that_is_too_small_is_said_with_the_numbers(
+    ann: httpx.Client, stream: bool
+) -> None:
+    response = chat(ann, documents=["One.", "word and " * 400, "Two."], stream=stream)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "context of 512" in error["message"] and "'documents#1'" in error["message"]
+
+
+def test_another_model_is_not_found(ann: httpx.Client) -> None:
+    body = {"model": "gpt-5", "messages": [{"role": "user", "content": "Who?"}]}
+    response = ann.post("/v1/chat/completions", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    [model] = ann.get("/v1/models").json()["data"]
+    assert ann.get(f"/v1/models/{model['id']}").json() == model

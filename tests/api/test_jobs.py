@@ -1,0 +1,264 @@
+"""Documents in the background: progress, cancelling, taking up again, and nobody kept waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragcache.api import jobs as module
+from ragcache.api.jobs import Job, Jobs
+from ragcache.api.scheduler import Closing
+from ragcache.api.service import Ask, Service
+from ragcache.errors import ConfigError, SourceError, StoreError
+from ragcache.precompute import Precomputed
+from ragcache.types import Document
+from tests import scene
+from tests.api.scene import SOON, Heard, Held, asked, small, threads
+
+QUESTION = "Where does Mira Holt live?"
+
+
+@pytest.fixture(autouse=True)
+def one_chunk_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with small(tmp_path) as made:
+        yield made
+
+
+def until(jobs: Jobs, job: Job, *states: str) -> Job:
+    """The job, once it is in one of these states."""
+    waited = threading.Event()
+    for _ in range(int(SOON / 0.002)):
+        if (now := jobs.get(job.tenant, job.id)).state in states:
+            return now
+        waited.wait(0.002)
+    raise AssertionError(now)
+
+
+class Slow:
+    """An engine whose batches are counted, each of which waits for :meth:`go`."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+        engine = service.own.engine
+        self._encode, self._prefix = engine.encode, engine.template.prefix
+        self.at, self._go, self.log = threading.Semaphore(0), threading.Semaphore(0), log
+        monkeypatch.setattr(engine, "encode", self)
+
+    def __call__(self, chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
+        if options.get("behind", ()) in (self._prefix, ()):  # else the same, for sensitivity
+            self.log.append("batch")
+            self.at.release()
+            assert self._go.acquire(timeout=SOON)
+        return self._encode(chunks, **options)
+
+    def begun(self) -> None:
+        """Wait until the next batch has begun."""
+        assert self.at.acquire(timeout=SOON)
+
+    def go(self, batches: int = 1) -> None:
+        self._go.release(batches)
+
+
+def stored(service: Service, tenant: str = "") -> int:
+    return service.cache(tenant).store.stats().chunks
+
+
+def test_it_does_what_add_does(service: Service, tmp_path: Path) -> None:
+    jobs = Jobs(service)
+    job = jobs.add("a", scene.DOCUMENTS, ttl_s=3600, pinned=True)
+    assert (job.state, job.done, job.total) == ("queued", 0, 3)
+    job = until(jobs, job, "done")
+    with scene.small(tmp_path / "other") as other:
+        added = other.add(scene.DOCUMENTS)
+        assert stored(service, "a") == other.store.stats().chunks
+    assert job.done == job.total == added.precomputed.encoded
+    assert job.finished is not None and job.finished >= job.created
+    encoded = added.precomputed.encoded
+    assert job.message == (
+        f"3 documents indexed, 0 unchanged; KV of {encoded} chunks computed, 0 were there"
+    )
+    entries = service.cache("a").documents()
+    assert all(entry.pinned and entry.expires is not None for entry in entries)
+    assert {c.miss for c in asked(service, QUESTION, tenant="a").report.chunks} == {None}
+    assert jobs.list("a") == [job] and jobs.list("b") == []
+    assert jobs.cancel("a", job.id) == jobs.resume("a", job.id) == job
+    with pytest.raises(KeyError):
+        jobs.get("b", job.id)
+
+
+def test_what_cannot_be_is_refused_at_once(service: Service) -> None:
+    jobs = Jobs(service)
+    with pytest.raises(SourceError, match="ids are given to several documents"):
+        jobs.add("", [scene.DOCUMENTS[0]] * 2)
+    with pytest.raises(ConfigError, match="ttl_s is 0"):
+        jobs.add("", scene.DOCUMENTS, ttl_s=0)
+    with pytest.raises(ConfigError, match="cannot be a tenant"):
+        jobs.add("..", scene.DOCUMENTS)
+    assert jobs.list("") == []
+
+
+def test_cancelled_it_ends_at_the_next_batch_and_keeps_what_is_done(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    jobs, slow = Jobs(service), Slow(service, monkeypatch, log)
+    job = jobs.add("", scene.DOCUMENTS)
+    slow.begun()
+    slow.go()
+    slow.begun()
+    assert jobs.get("", job.id).state == "running"
+    assert (jobs.get("", job.id).done, jobs.get("", job.id).message) == (1, "precompute")
+    assert jobs.cancel("", job.id).state == "cancelled"
+    slow.go()
+    service.scheduler.call(lambda: None).result(SOON)
+    assert len(log) == stored(service) == 2
+    assert len(service.own.documents()) == 3  # which are found, and computed when they are used
+    resumed = jobs.resume("", job.id)
+    assert resumed.state == "queued" and resumed.finished is None
+    slow.go(100)
+    done = until(jobs, job, "done")
+    assert "2 were there" in done.message
+    assert stored(service) == len(log)  # each was computed once
+
+
+def test_a_question_waits_for_one_batch_at_most(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.own.add(scene.DOCUMENTS[:1])
+    log: list[str] = []
+    jobs, slow, heard = Jobs(service), Slow(service, monkeypatch, log), Heard("q", log)
+    job = jobs.add("", scene.DOCUMENTS)
+    slow.begun()
+    service.ask("", Ask(QUESTION, top_k=1, neighbours=0), heard)
+    slow.go(100)
+    until(jobs, job, "done")
+    assert heard.end() == "done" and log[:2] == ["batch", "q1"]
+
+
+def test_tenants_take_turns(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(service)
+    order: list[str] = []
+    step = jobs._steps
+
+    def noted(work: module._Work) -> Any:
+        for one in (steps := step(work)):
+            order.append(work.job.tenant)
+            yield one
+        del steps
+        return Precomputed(0, 0, 0, 0, 0.0)
+
+    monkeypatch.setattr(jobs, "_steps", noted)
+    with Held(service.scheduler):
+        first = [jobs.add("a", [document]) for document in scene.DOCUMENTS]
+        last = jobs.add("b", scene.DOCUMENTS[:1])
+    for job in (*first, last):
+        until(jobs, job, "done")
+    assert order[:6] == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+def test_it_survives_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    """It goes on by itself, from its documents' texts or from what is indexed."""
+    log: list[str] = []
+    with small(tmp_path) as service:
+        jobs, slow = Jobs(service), Slow(service, monkeypatch, log)
+        if batches:
+            job = jobs.add("a", scene.DOCUMENTS)
+            for _ in range(batches):
+                slow.begun()
+                slow.go()
+        else:
+            with Held(service.scheduler):
+                job = jobs.add("a", scene.DOCUMENTS)
+                closing = threading.Thread(target=service.close)
+                closing.start()
+                while not service.scheduler._draining:
+                    pass
+            closing.join()
+        cancelled = jobs.add("b", scene.DOCUMENTS) if batches else None
+        if cancelled is not None:
+            jobs.cancel("b", cancelled.id)
+            slow.go(1)
+    assert not threads()
+    with small(tmp_path) as service:
+        jobs = Jobs(service)
+        done = until(jobs, job, "done")
+        assert (done.id, done.created) == (job.id, job.created)
+        assert {entry.id for entry in service.cache("a").documents()} == {"holt", "mill", "boats"}
+        keys = [k for d in scene.DOCUMENTS for k in service.cache("a").keys(d.id)]
+        assert all(map(service.cache("a").store.has, keys))
+        if cancelled is not None:
+            assert jobs.get("b", cancelled.id).state == "cancelled"
+            jobs.resume("b", cancelled.id)
+            until(jobs, cancelled, "done")
+            assert len(service.cache("b").documents()) == 3
+        assert not service.own.catalog.settings("jobs-of:")
+        assert not service.cache("a").catalog.settings("job-texts:")
+
+
+def test_a_failed_one_says_why_and_can_be_taken_up(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = Jobs(service)
+
+    def fail(error: Exception) -> Callable[..., None]:
+        def put(*_: object, **__: object) -> None:
+            raise error
+
+        return put
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.own.catalog, "put_document", fail(StoreError("the disk is full")))
+        job = jobs.add("", scene.DOCUMENTS)
+        assert until(jobs, job, "failed").message == "the disk is full"
+        patch.setattr(service.own.catalog, "put_document", fail(RuntimeError("secret")))
+        other = jobs.add("", [Document("x", "Another text.")])
+        assert until(jobs, other, "failed").message == "an internal error: see the log"
+        assert "has failed" in caplog.text
+    jobs.resume("", job.id)
+    until(jobs, job, "done")
+    assert len(service.own.documents()) == 3
+
+
+def test_documents_deleted_meanwhile_leave_nothing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, slow = Jobs(service), Slow(service, monkeypatch, [])
+    job = jobs.add("", scene.DOCUMENTS[:1])
+    slow.begun()
+    service.own.delete(["holt"])
+    slow.go(100)
+    until(jobs, job, "done")
+    assert stored(service) == 1  # the prefix
+
+
+def test_only_the_last_that_have_ended_are_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    jobs = Jobs(service)
+    made = []
+    for number in range(4):
+        made.append(jobs.add("", [Document(f"d{number}", "A text.")]))
+        until(jobs, made[-1], "done")
+    assert [job.id for job in jobs.list("")] == [job.id for job in made[1:]]
+    assert len(service.own.catalog.settings("job:")) == 3
+
+
+def test_none_is_taken_up_once_all_ends(service: Service) -> None:
+    jobs = Jobs(service)
+    service.scheduler.close()
+    job = jobs.add("", scene.DOCUMENTS)  # is durable: the next process does it
+    assert jobs.get("", job.id).state == "queued"
+    with pytest.raises(Closing):
+        service.add("", scene.DOCUMENTS)

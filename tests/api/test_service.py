@@ -1,0 +1,200 @@
+"""Many questions to one engine: what is computed and read for them, and what they leave behind."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from ragcache import pipeline
+from ragcache.api.scheduler import GivenUp, Ticket
+from ragcache.api.service import Ask, Service
+from ragcache.blend.fuse import FusionWalk
+from ragcache.engine.base import LayerView
+from ragcache.retriever.embed import HashEmbedder
+from ragcache.settings import Settings
+from ragcache.store import Stored
+from ragcache.types import Answer, Sampling
+from tests import scene
+from tests.api.scene import SOON, Heard, Held, asked, given, settle, small, threads
+
+QUESTION = "Where does Mira Holt live?"
+TEXTS = [document.text for document in scene.DOCUMENTS]
+
+
+def test_questions_over_the_same_missing_chunks_encode_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small(tmp_path) as service:
+        engine, encode = service.own.engine, service.own.engine.encode
+        encoded = Counter[tuple[int, ...]]()
+
+        def counted(chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
+            if options.get("behind", ()) in (engine.template.prefix, ()):  # not for sensitivity
+                encoded.update(map(tuple, chunks))
+            return encode(chunks, **options)
+
+        monkeypatch.setattr(engine, "encode", counted)
+        heard = [Heard(str(n)) for n in range(6)]
+        with Held(service.scheduler):
+            for one in heard:
+                service.ask("", Ask(QUESTION, chunks=given(*TEXTS)), one)
+        assert {one.end() for one in heard} == {"done"}
+        settle(service)
+        wanted = {engine.template.chunk(text) for text in TEXTS} | {engine.template.prefix}
+        assert encoded == Counter(dict.fromkeys(wanted, 1))
+        again = asked(service, QUESTION, chunks=given(*TEXTS)).report
+        assert {chunk.miss for chunk in again.chunks} == {None}
+
+
+def test_questions_over_the_same_chunks_read_each_layer_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small(tmp_path, ram_bytes=1 << 24) as service:
+        asked(service, QUESTION, chunks=given(*TEXTS))  # computes and stores them
+        reads, layers = Counter[tuple[bytes, int]](), service.own.store.layers
+
+        def counted(chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+            reads.update((chunk.key.digest, layer) for chunk in chunks)
+            return layers(chunks, layer)
+
+        monkeypatch.setattr(service.own.store, "layers", counted)
+        heard = [Heard(str(n)) for n in range(6)]
+        with Held(service.scheduler):
+            for one in heard:
+                service.ask("", Ask(QUESTION, chunks=given(*TEXTS)), one)
+        assert {one.end() for one in heard} == {"done"}
+        assert set(reads.values()) == {1}
+        assert len(reads) == 4 * service.own.engine.spec.layers  # three chunks and the prefix
+
+
+def test_an_answer_that_was_at_hand_leaves_nothing_to_do(tmp_path: Path) -> None:
+    with small(tmp_path) as service:
+        asked(service, QUESTION, chunks=given(*TEXTS))
+        stream = service.own.stream(QUESTION, chunks=TEXTS, keep=False)
+        assert not stream.misses and stream.answer and not stream.misses
+        other = service.own.stream(QUESTION, chunks=["new"], keep=False)
+        assert other.answer and other.misses
+        other.keep()
+        assert not other.misses
+
+
+def test_a_hundred_clients_give_up(tmp_path: Path) -> None:
+    """Half of them after the first piece, the others while they wait."""
+    with small(tmp_path, queue=100, max_bytes="1GB") as service:
+        for tenant in "abcd":
+            service.add(tenant, scene.DOCUMENTS).result(SOON)
+        settle(service)
+        heard = [_Leaving(n % 2 == 0) for n in range(100)]
+        long = Sampling(max_tokens=200)
+        with Held(service.scheduler):
+            for number, one in enumerate(heard):
+                ask = Ask(f"{QUESTION} {number}", sampling=long)
+                one.goes_by(service.ask("abcd"[number % 4], ask, one))
+        assert {one.end() for one in heard} == {"GivenUp"}
+        assert {len(one.pieces) for one in heard} == {0, 1}
+        assert sum(len(one.pieces) for one in heard) == 50
+        assert service.scheduler.depth() == (0, 0)
+        settle(service)
+        assert threads() == {"ragcache-engine", "ragcache-clock"}
+        for tenant in "abcd":
+            capacity = service.cache(tenant).store._capacity
+            assert capacity is not None and not capacity._held
+            assert asked(service, QUESTION, tenant=tenant).text is not None
+    assert not threads()  # and all stores could be closed: no transaction was left open
+
+
+class _Leaving(Heard):
+    """Gives up after the first piece, or at once."""
+
+    def __init__(self, listens: bool) -> None:
+        super().__init__()
+        self.listens, self._ticket = listens, threading.Event()
+
+    def goes_by(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self._ticket.set()
+        if not self.listens:
+            ticket.give_up()
+
+    def __call__(self, how: str, what: Any) -> None:
+        super().__call__(how, what)
+        assert self._ticket.wait(SOON)
+        self.ticket.give_up()
+
+
+@pytest.mark.parametrize("mode", ["full", "fused", "cacheblend"])
+def test_a_prefill_stops_at_the_next_layer(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small(tmp_path) as service:
+        asked(service, QUESTION, chunks=given(*TEXTS))
+        tickets: list[Ticket] = []
+        begun: list[int] = []
+        before = FusionWalk.before
+
+        def leaves(walk: FusionWalk, layer: int, kv: LayerView) -> Tensor:
+            rows = before(walk, layer, kv)
+            begun.append(layer)
+            if layer == 1:
+                tickets[0].give_up()
+            return rows
+
+        monkeypatch.setattr(FusionWalk, "before", leaves)
+        heard = Heard()
+        with Held(service.scheduler):
+            ask = Ask(QUESTION, chunks=given(*TEXTS), mode=mode)
+            tickets.append(service.ask("", ask, heard))
+        assert heard.end() == "GivenUp" and isinstance(heard.ends[0][1], GivenUp)
+        assert begun == [0, 1]
+        settle(service)
+        assert "ragcache-reader_0" not in threads()
+
+
+def test_what_is_wrong_with_a_question_is_told(tmp_path: Path) -> None:
+    with small(tmp_path) as service:
+        for tenant, ask, error in [
+            ("", Ask(" "), "PromptError"),
+            ("", Ask(QUESTION, mode="blend"), "ConfigError"),
+            ("NO", Ask(QUESTION), "ConfigError"),
+        ]:
+            heard = Heard()
+            service.ask(tenant, ask, heard)
+            assert heard.end() == error
+        assert isinstance(asked(service, QUESTION), Answer)
+
+
+@pytest.mark.parametrize(
+    ("given_share", "share", "floor"), [(None, 0.25, 0.9), (0.5, 0.5, 0.9), (0.0, None, None)]
+)
+def test_the_settings_open_it_with_a_guard(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given_share: float | None,
+    share: float | None,
+    floor: float | None,
+) -> None:
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    settings = Settings.load(
+        store=tmp_path / "store",
+        model=str(scene.save_model(tmp_path / "model")),
+        guard_share=0.25,
+        guard_floor=0.9,
+    )
+    with Service.open(settings, guard_share=given_share) as service:
+        guard = service.guard
+        assert (guard and guard.share, guard and guard.floor) == (share, floor)
+        assert service.cache("a").engine is service.own.engine
+
+
+def test_many_tenants_can_be_open(tmp_path: Path) -> None:
+    """The addresses that their maps reserve are few enough."""
+    with small(tmp_path) as service:
+        sizes = [service.cache(f"t{number}").store.tables.map_size for number in range(3)]
+        assert 500 * max(sizes) < 1 << 47 > service.own.store.tables.map_size
+        assert len(service.caches()) == 4

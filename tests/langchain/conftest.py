@@ -1,0 +1,48 @@
+"""A small store, and the two places that answers come from: this process, and a service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+
+from ragcache.langchain import RagCacheVectorStore
+from ragcache.pipeline import RagCache
+from tests import scene
+from tests.api.conftest import ANN, served
+from tests.langchain import stub
+
+PLACES = ["store", "service"]
+DOCUMENTS = [Document(d.text, id=d.id, metadata={"title": d.id}) for d in scene.DOCUMENTS]
+QUESTION = "Where does Mira Holt live?"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
+    with scene.small(tmp_path_factory.mktemp("store")) as cache:
+        RagCacheVectorStore(cache).add_documents(DOCUMENTS)
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def service(cache: RagCache) -> Iterator[stub.Stub]:
+    with stub.serve(cache) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service that has the same documents."""
+    with served(tmp_path_factory.mktemp("served")) as one:
+        RagCacheVectorStore(one.service.cache("ann")).add_documents(DOCUMENTS)
+        yield f"{one.url}/v1"
+
+
+@pytest.fixture(scope="module")
+def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What ChatRagCache is told about where answers come from: ask for it with one of PLACES."""
+    if request.param == "store":
+        return {"store": request.getfixturevalue("cache")}
+    return {"base_url": request.getfixturevalue("running"), "api_key": ANN}

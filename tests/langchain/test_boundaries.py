@@ -1,0 +1,152 @@
+"""Where chunks begin and end comes through on every way from retriever to model.
+
+What is looked at is the report: chunks whose boundaries were lost would not be found in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.load import dumps, loads
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+)
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.tools import create_retriever_tool
+
+from ragcache.langchain import ChatRagCache, RagCacheRetriever, rag_messages
+from ragcache.pipeline import RagCache
+from tests.langchain.conftest import DOCUMENTS, PLACES, QUESTION
+
+pytestmark = pytest.mark.parametrize("place", PLACES, indirect=True, scope="module")
+TEXTS = [document.page_content for document in DOCUMENTS]
+ASKED = rag_messages(QUESTION, DOCUMENTS)
+
+
+@pytest.fixture
+def model(place: dict[str, Any]) -> ChatRagCache:
+    return ChatRagCache(**place)
+
+
+def check(answer: BaseMessage, cache: RagCache, way: str = "content blocks") -> None:
+    """All chunks were found in the store, and the answer is the pipeline's own."""
+    report = answer.response_metadata["ragcache"]
+    assert report["boundaries"] == [way]
+    assert [chunk["miss"] for chunk in report["chunks"]] == [None] * len(DOCUMENTS)
+    own = cache.ask(QUESTION, chunks=TEXTS)
+    assert report["reused_tokens"] == own.report.reused_tokens > 0
+    assert answer.text == own.text
+
+
+def summed(pieces: list[AIMessageChunk]) -> AIMessageChunk:
+    first, *others = pieces
+    return first.__add__(others)
+
+
+def test_invoke(model: ChatRagCache, cache: RagCache) -> None:
+    answer = model.invoke(ASKED)
+    check(answer, cache)
+    named = [chunk["id"] for chunk in answer.response_metadata["ragcache"]["chunks"]]
+    assert named == [document.id for document in DOCUMENTS]
+
+
+def test_stream(model: ChatRagCache, cache: RagCache) -> None:
+    pieces = list(model.stream(ASKED))
+    assert len(pieces) > 2
+    check(summed(pieces), cache)
+
+
+def test_batch(model: ChatRagCache, cache: RagCache) -> None:
+    for answer in model.batch([ASKED] * 4):
+        check(answer, cache)
+
+
+def test_async(model: ChatRagCache, cache: RagCache) -> None:
+    async def ask() -> list[BaseMessage]:
+        streamed = summed([piece async for piece in model.astream(ASKED)])
+        return [streamed, await model.ainvoke(ASKED), *await model.abatch([ASKED] * 3)]
+
+    for answer in asyncio.run(ask()):
+        check(answer, cache)
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
+def test_serialisation(model: ChatRagCache, cache: RagCache) -> None:
+    check(model.invoke(loads(dumps(ASKED), allowed_objects="core")), cache)
+
+
+def test_a_placeholder(model: ChatRagCache, cache: RagCache) -> None:
+    documents = [HumanMessage(ASKED[0].content[:-1])]  # blocks alone, before the question
+    prompt = ChatPromptTemplate([MessagesPlaceholder("found"), ("human", "{question}")])
+    check((prompt | model).invoke({"found": documents, "question": QUESTION}), cache)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        DOCUMENTS,
+        TEXTS,
+        [{"id": d.id, "text": d.page_content} for d in DOCUMENTS],
+        [{"page_content": d.page_content} for d in DOCUMENTS],
+    ],
+)
+def test_documents_at_call_and_bind(
+    model: ChatRagCache, cache: RagCache, documents: list[Any]
+) -> None:
+    check(model.invoke(QUESTION, documents=documents), cache, "documents")
+    bound = model.bind(documents=documents)
+    check(bound.invoke(QUESTION), cache, "documents")
+    check(summed(list(bound.stream(QUESTION))), cache, "documents")  # type: ignore[arg-type]
+
+
+def test_a_tools_artifact(model: ChatRagCache, cache: RagCache) -> None:
+    tool = create_retriever_tool(
+        RagCacheRetriever(store=cache, k=3),
+        "notes",
+        "Search the notes.",
+        response_format="content_and_artifact",
+    )
+    call = {"name": "notes", "args": {"query": "Mira Holt"}, "id": "1", "type": "tool_call"}
+    result = tool.invoke(call)
+    result.artifact.sort(key=lambda d: TEXTS.index(d.page_content))
+    asked = [HumanMessage(QUESTION), AIMessage("", tool_calls=[call]), result]
+    check(model.invoke(asked), cache, "tool artifacts")
+    result.artifact = [json.loads(document.model_dump_json()) for document in result.artifact]
+    check(model.invoke(asked), cache, "tool artifacts")
+
+
+def test_several_text_parts(model: ChatRagCache, cache: RagCache) -> None:
+    parts: list[str | dict[str, Any]] = [{"type": "text", "text": t} for t in [*TEXTS, QUESTION]]
+    check(model.invoke([HumanMessage(parts)]), cache, "text parts")
+
+
+@pytest.mark.parametrize("joined", ["{0}\n\n{1}\n\n{2}\n\n{q}", "- {0}\n- {1}\n- {2}\n{q}"])
+def test_a_joined_string_is_matched_and_the_report_says_so(
+    model: ChatRagCache, joined: str
+) -> None:
+    answer = model.invoke(joined.format(*TEXTS, q=QUESTION))
+    report = answer.response_metadata["ragcache"]
+    assert report["boundaries"] == ["matched text"]
+    assert [chunk["miss"] for chunk in report["chunks"]] == [None] * 3
+    assert "3 chunks were found by their texts" in report["fallbacks"][-1]
+
+
+def test_a_chunk_that_nobody_knows_is_stored_with_its_first_question(model: ChatRagCache) -> None:
+    text = f"A heron nests on the roof of {type(model.backend).__name__}."
+    reports = [
+        model.invoke(QUESTION, documents=[text]).response_metadata["ragcache"] for _ in range(2)
+    ]
+    assert [report["chunks"][0]["miss"] for report in reports] == ["absent", None]
+    assert reports[1]["reused_tokens"] > 0
+
+
+def test_any_retriever_may_stand_in_front(model: ChatRagCache, cache: RagCache) -> None:
+    found = [Document(text) for text in TEXTS]  # without ids, as some retrievers give them
+    check(model.invoke(rag_messages(QUESTION, found)), cache)

@@ -1,0 +1,192 @@
+"""The vector store beyond the standard suites, and the retriever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from ragcache.errors import ConfigError, SourceError
+from ragcache.langchain import ChatRagCache, RagCacheRetriever, RagCacheVectorStore, rag_messages
+from ragcache.pipeline import RagCache
+from tests import scene
+from tests.langchain.conftest import DOCUMENTS, QUESTION
+
+LONG = "Mira Holt keeps a parrot. " * 6 + "She plays the cello and lives by the sea. " * 6
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[RagCache]:
+    with scene.small(tmp_path) as cache:
+        yield cache
+
+
+@pytest.fixture
+def store(cache: RagCache) -> RagCacheVectorStore:
+    store = RagCacheVectorStore(cache)
+    store.add_documents(DOCUMENTS)
+    return store
+
+
+def test_adding_precomputes_with_progress(cache: RagCache) -> None:
+    told: list[tuple[str, int, int]] = []
+    RagCacheVectorStore(cache).add_documents(DOCUMENTS, progress=lambda *what: told.append(what))
+    assert {stage for stage, _, _ in told} == {"index", "precompute"}
+    assert told[-1] == ("precompute", 4, 4)  # the prefix too
+    answer = ChatRagCache(store=cache).invoke(rag_messages(QUESTION, DOCUMENTS))
+    assert all(c["miss"] is None for c in answer.response_metadata["ragcache"]["chunks"])
+
+
+def test_what_is_there_unchanged_costs_nothing(store: RagCacheVectorStore) -> None:
+    told: list[tuple[str, int, int]] = []
+    store.add_documents(DOCUMENTS, progress=lambda *what: told.append(what))
+    assert all(total == 0 for _, _, total in told)
+
+
+def test_metadata_come_back_as_they_were(store: RagCacheVectorStore) -> None:
+    metadata = {"n": 1, "f": 0.5, "none": None, "list": [1, "a"], "s": "1", "langchain": "own"}
+    metadata |= {"ragcache": "whole", "format": "markdown"}
+    (name,) = store.add_documents([Document("Some text.", metadata=metadata)])
+    assert store.get_by_ids([name])[0].metadata == metadata
+    with pytest.raises(SourceError, match="metadata of x cannot be kept"):
+        store.add_documents([Document("Some text.", id="x", metadata={"a": object()})])
+
+
+def test_a_document_is_one_chunk(store: RagCacheVectorStore, cache: RagCache) -> None:
+    store.add_documents([Document(LONG, id="long")])
+    assert len(cache.catalog.rows_of("long")) == 1
+    assert store.get_by_ids(["long"])[0].page_content == LONG
+
+
+def test_a_split_documents_chunks_have_ids_of_their_own(cache: RagCache) -> None:
+    store = RagCacheVectorStore(cache, splitting=True)
+    assert store.add_documents([Document(LONG, id="long")]) == ["long"]
+    chunks = store.get_by_ids(["long"])
+    assert [chunk.id for chunk in chunks] == [f"long#{n}" for n in range(len(chunks))]
+    assert len(chunks) > 1
+    assert store.get_by_ids(["long#1", "long#99", "other#0"]) == [chunks[1]]
+    assert store.similarity_search("cello", k=1)[0] in chunks
+    with pytest.raises(ConfigError, match="long#1 is a chunk of 'long'"):
+        store.delete(["long#1"])
+    store.delete(["long"])
+    assert store.get_by_ids(["long", "long#0"]) == []
+
+
+@pytest.mark.parametrize(
+    ("documents", "ids", "says"),
+    [
+        ([Document(" ")], None, "has no text"),
+        ([Document("a b " * 2000, id="x")], None, "x is .* tokens, more than the 512"),
+        ([Document("a"), Document("b")], ["1", "1"], "given to several"),
+        ([Document("a")], ["1", "2"], "1 documents but 2 ids"),
+    ],
+)
+def test_what_cannot_be_added_is_refused_whole(
+    cache: RagCache, documents: list[Document], ids: list[str] | None, says: str
+) -> None:
+    store = RagCacheVectorStore(cache)
+    with pytest.raises((SourceError, ConfigError), match=says):
+        store.add_documents([*documents], ids=ids)
+    assert cache.documents() == []
+
+
+def test_deleting_all_leaves_no_kv(store: RagCacheVectorStore, cache: RagCache) -> None:
+    store.delete()
+    assert cache.documents() == []
+    assert cache.store.stats().chunks == 1  # the prefix
+
+
+def test_filters(store: RagCacheVectorStore) -> None:
+    def search(filter: Any) -> list[str | None]:
+        return [d.id for d in store.similarity_search("old mill", k=3, filter=filter)]
+
+    assert search(None)[0] == "mill"
+    assert search({"title": "holt"}) == ["holt"]
+    assert search({"title": "holt", "other": 1}) == []
+    assert search(lambda d: d.id != "mill") == [n for n in search(None) if n != "mill"]
+
+
+def test_a_filter_looks_beyond_the_first_hits(cache: RagCache) -> None:
+    store = RagCacheVectorStore(cache)
+    texts = [f"The old mill, number {n}." for n in range(30)]
+    store.add_texts(texts, [{"n": n} for n in range(30)])
+    for n in range(30):
+        (found,) = store.similarity_search("The old mill", k=2, filter={"n": n})
+        assert found.page_content == texts[n]
+
+
+def test_scores_are_cosines(store: RagCacheVectorStore) -> None:
+    found = store.similarity_search_with_score("the old mill", k=3)
+    query = np.array(store.embeddings.embed_query("the old mill"))
+    for document, score in found:
+        vector = np.array(store.embeddings.embed_documents([document.page_content])[0])
+        assert score == pytest.approx(query @ vector, abs=1e-6)
+    relevance = store.similarity_search_with_relevance_scores("the old mill", k=3)
+    assert [s for _, s in relevance] == pytest.approx([(1 + s) / 2 for _, s in found])
+
+
+def test_mmr_is_langchains_own(cache: RagCache) -> None:
+    """The same as the reference vector store of langchain-core over the same vectors."""
+    store = RagCacheVectorStore(cache)
+    texts = ["the old mill", "the mill stands still", "an old boat", "the boat is a fast one"]
+    store.add_texts(texts)
+    reference = InMemoryVectorStore(store.embeddings)
+    reference.add_texts(texts)
+    for weight in (0.3, 0.5, 0.7, 1.0):
+        own = store.max_marginal_relevance_search("the old mill", 3, 4, weight)
+        want = reference.max_marginal_relevance_search("the old mill", 3, 4, weight)
+        assert [d.page_content for d in own] == [d.page_content for d in want]
+    vector = [2 * x for x in store.embeddings.embed_query("a boat")]
+    by_vector = store.max_marginal_relevance_search_by_vector(vector, 2)
+    assert by_vector == store.max_marginal_relevance_search("a boat", 2)
+    assert store.similarity_search_by_vector(vector, 2) == store.similarity_search("a boat", 2)
+
+
+def test_async_is_the_same(store: RagCacheVectorStore) -> None:
+    vector = store.embeddings.embed_query("old mill")
+    pairs = [
+        ("similarity_search", ("old mill", 2)),
+        ("similarity_search_with_score", ("old mill", 2)),
+        ("similarity_search_by_vector", (vector, 2)),
+        ("max_marginal_relevance_search", ("old mill", 2)),
+        ("max_marginal_relevance_search_by_vector", (vector, 2)),
+    ]
+    for name, given in pairs:
+        assert asyncio.run(getattr(store, f"a{name}")(*given)) == getattr(store, name)(*given)
+    assert asyncio.run(store.adelete(["mill"])) is True
+    assert [d.id for d in asyncio.run(store.aget_by_ids(["mill", "holt"]))] == ["holt"]
+
+
+def test_from_texts(cache: RagCache) -> None:
+    store = RagCacheVectorStore.from_texts(["one text", "another"], ids=["1", "2"], store=cache)
+    assert [d.id for d in store.similarity_search("another", 1)] == ["2"]
+    same = RagCacheVectorStore.from_texts([], store.embeddings, store=cache)
+    assert same.local is store.local
+    with pytest.raises(ConfigError, match="makes its own vectors"):
+        RagCacheVectorStore.from_texts([], DeterministicFakeEmbedding(size=8), store=cache)
+
+
+def test_the_retriever_is_the_pipelines_own(cache: RagCache) -> None:
+    cache.add(scene.DOCUMENTS)  # split into several chunks each
+    retriever = RagCacheRetriever(store=cache)
+    own = [passage.chunk for passage in cache.retrieve(QUESTION)]
+    assert [d.page_content for d in retriever.invoke(QUESTION)] == [c.text for c in own]
+    assert [d.id for d in retriever.invoke(QUESTION)] == [c.id for c in own]
+    alone = RagCacheRetriever(store=cache, k=1, neighbours=0)
+    assert len(alone.invoke(QUESTION)) == 1
+    assert len(alone.invoke(QUESTION, k=3)) == 3
+    assert len(asyncio.run(alone.ainvoke(QUESTION, neighbours=1))) > 1
+
+
+def test_a_stores_own_retriever_takes_filters(store: RagCacheVectorStore) -> None:
+    kwargs = {"k": 2, "filter": {"title": "boats"}}
+    assert [d.id for d in store.as_retriever(search_kwargs=kwargs).invoke("mill")] == ["boats"]
+    mmr = store.as_retriever(search_type="mmr", search_kwargs={"k": 2})
+    assert len(asyncio.run(mmr.ainvoke("mill"))) == 2
