@@ -28,7 +28,14 @@ def served(path: Path, keys: Any = KEYS, **settings: Any) -> Iterator[Served]:
     given = {"store": path, "port": 0, "grace_s": 5.0, **settings}
     own = scene.small(path, **given)
     limits = {name: getattr(own.settings, name) for name in ("queue", "streams")}
-    with Service(own, Scheduler(**limits)) as service:
+    with serving(Service(own, Scheduler(**limits)), keys) as running:
+        yield running
+
+
+@contextmanager
+def serving(service: Service, keys: Any) -> Iterator[Served]:
+    """The same for any service, which is closed at the end."""
+    with service:
         server = Server(service, Keys(keys))
         thread = threading.Thread(target=server.run)
         thread.start()

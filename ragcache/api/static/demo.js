@@ -90,6 +90,7 @@
         byId("status").textContent = `Asking in mode ${mode} (${runs.length + 1} of ${modes.length}) …`;
         runs.push(await askIn(mode, question, asking.signal));
         page.drawRuns(runs);
+        await new Promise((drawn) => setTimeout(drawn, 60)); // this may be the service's own machine
       }
       byId("status").textContent = "";
     } catch (error) {
@@ -119,7 +120,7 @@
       page.drawStore(await (await call("/v1/stats")).json());
       const documents = (await (await call("/v1/documents")).json()).data;
       byId("documents").replaceChildren(...documents.map((entry) => {
-        const facts = [`${entry.chunks} chunks`];
+        const facts = [`${entry.chunks} chunk${entry.chunks === 1 ? "" : "s"}`];
         if (entry.pinned) facts.push("pinned");
         if (entry.expires) facts.push(`until ${new Date(1e3 * entry.expires).toLocaleString()}`);
         return make("li", {}, `${entry.id} `, make("span", {}, facts.join(", ")));

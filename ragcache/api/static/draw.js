@@ -189,8 +189,10 @@ const page = (() => {
     const width = Math.max(240, box.clientWidth);
     const left = 30, top = 18, right = 8;
     const last = layers[layers.length - 1];
-    const end = last.at_s + last.wait_s + last.place_s + last.compute_s || 1e-9;
-    const x = (seconds) => left + (seconds / end) * (width - left - right);
+    // Reading may begin before the walk does, whose beginning is the report's zero.
+    const zero = Math.min(0, ...layers.filter((l) => l.read_s > 0).map((l) => l.read_at_s));
+    const end = last.at_s + last.wait_s + last.place_s + last.compute_s - zero || 1e-9;
+    const x = (sinceStart) => left + (sinceStart / end) * (width - left - right);
     const height = top + ROW * layers.length + 4;
     const svg = draw("svg", {
       viewBox: `0 0 ${width} ${height}`, role: "img", height,
@@ -210,15 +212,16 @@ const page = (() => {
       const bars = [
         ["read", layer.read_at_s, layer.read_s, y + 1, 4],
         ["wait", layer.at_s, layer.wait_s, y + 7, 9],
-        ["place", placing, layer.place_s, y + 6, 11],
+        ["place", placing, layer.place_s, y + 8, 7],
         ["compute", computing, layer.compute_s, y + 6, 11],
       ];
       for (const [kind, start, took, at, tall] of bars) {
         if (took <= 0) continue;
-        const from = Math.min(x(start), width - right), to = Math.min(x(start + took), width - right);
+        const from = Math.min(x(start - zero), width - right);
+        const to = Math.min(x(start - zero + took), width - right);
         if (kind === "wait" && to - from < 2) continue; // narrower than its own outline
         svg.append(draw("rect", { class: kind, x: from, y: at, height: tall, width: Math.max(1, to - from) },
-          draw("title", {}, `layer ${number}: ${kind} ${ms(took)}, from ${ms(start)}`)));
+          draw("title", {}, `layer ${number}: ${kind} ${ms(took)}, from ${ms(start - zero)}`)));
       }
     });
     box.replaceChildren(svg);
