@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from ragcache.engine.attention import Detour
 from ragcache.engine.base import Walk
-from ragcache.engine.kv import KnownKV, PlacedKV
+from ragcache.engine.kv import KnownKV, KVPair, PlacedKV
 from ragcache.engine.rope import Rope
 
-KVPair = tuple[Tensor, Tensor]
 _SMALL_BYTES = 128 << 10  # of keys
 
 

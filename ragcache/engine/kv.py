@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from ragcache.blocks import Blocks
 
+KVPair = tuple[Tensor, Tensor]  # keys and values
 Fresh = Callable[[int, Tensor, Tensor], None]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KVPair = tuple[Tensor, Tensor]
+from ragcache.engine.kv import KVPair
 
 
 class Uploader:
