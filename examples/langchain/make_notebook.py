@@ -32,7 +32,7 @@ store.add_texts(texts, ids=["holt", "corvex"])""",
 chain = (
     {"documents": store.as_retriever(), "question": RunnablePassthrough()}
     | RunnableLambda(rag_messages)
-    | ChatRagCache(store=store)
+    | ChatRagCache(store=store, ratio=0.15)
 )
 chain.invoke("What does Corvex Mills make?")""",
     "Green is what was taken from the store, red what was computed. Another method:",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -86,6 +87,16 @@ class Asked:
         if kind == "failed":
             raise value
         return kind, value
+
+
+async def awaited(receive: Receive, work: Future[T]) -> T:
+    """What the engine's thread does; cancelled where the client hangs up, as :func:`unless_gone`
+    says."""
+
+    async def done() -> T:
+        return await asyncio.wrap_future(work)
+
+    return await unless_gone(receive, done())
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

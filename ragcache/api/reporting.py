@@ -11,7 +11,19 @@ from ragcache.store.tier import TieredStore
 if TYPE_CHECKING:
     from ragcache.engine.base import Engine
     from ragcache.store.base import ChunkStore
-    from ragcache.types import Answer, Tokens
+    from ragcache.types import Answer, Passage, Tokens
+
+
+def passage_json(passage: Passage) -> dict[str, Any]:
+    """A chunk that was found, with its text."""
+    chunk = passage.chunk
+    return {
+        "id": chunk.id,
+        "document": chunk.document,
+        "score": passage.score,
+        "text": chunk.text,
+        "metadata": dict(chunk.metadata),
+    }
 
 
 def report_json(

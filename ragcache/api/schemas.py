@@ -81,6 +81,12 @@ class Fusion(Strict):
     trace: bool = Field(False, description="report every token")
 
 
+class Search(Strict):
+    question: str
+    top_k: int | None = Field(None, ge=1, le=1000)
+    neighbours: int | None = Field(None, ge=0, le=100)
+
+
 class Query(Sampled, Fusion):
     question: str
     stream: bool = False

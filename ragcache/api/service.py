@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ragcache.api.guard import Guard
 from ragcache.api.scheduler import Scheduler, Ticket, Told
@@ -125,6 +125,41 @@ class Service:
             yield stream.answer if note is None else _noted(stream.answer, note)
 
         return self.scheduler.submit(tenant, run, told, seconds=seconds)
+
+    def search(
+        self,
+        tenant: str,
+        question: str,
+        *,
+        top_k: int | None = None,
+        neighbours: int | None = None,
+        seconds: float | None = None,
+    ) -> Future[list[tuple[Passage, int]]]:
+        """:meth:`RagCache.retrieve` in its turn among the questions; each passage with the number
+        of its document's chunks.
+
+        The future raises what that raises, or TooLate; cancelled, it gives the search up. Raises
+        Busy or Closing.
+        """
+        future: Future[list[tuple[Passage, int]]] = Future()
+        found: list[tuple[Passage, int]] = []
+
+        def run(check: Callable[[], None]) -> Iterator[tuple[Passage, int]]:
+            cache = self.cache(tenant)
+            for passage in cache.retrieve(question, top_k, neighbours):
+                found.append((passage, len(cache.catalog.rows_of(passage.chunk.document))))
+            yield from ()
+
+        def told(kind: str, value: Any) -> None:
+            if future.set_running_or_notify_cancel():
+                if kind == "failed":
+                    future.set_exception(value)
+                else:
+                    future.set_result(found)
+
+        ticket = self.scheduler.submit(tenant, run, told, seconds=seconds)
+        future.add_done_callback(lambda done: ticket.give_up() if done.cancelled() else None)
+        return future
 
     def add(
         self,

@@ -1,10 +1,12 @@
-"""What the chat model asks of whatever answers: a store in this process, or the service."""
+"""What chat model and retriever ask of what answers: a store in this process, or the service."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from langchain_core.documents import Document
 
 from ragcache.langchain.boundaries import Given, KnownTexts
 from ragcache.settings import Ratio
@@ -47,6 +49,14 @@ class Backend(Protocol):
         ...
 
     async def aknown(self) -> KnownTexts: ...
+
+    def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+        """The chunks that are nearest to a question, as :meth:`RagCache.retrieve` finds them."""
+        ...
+
+    async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+        """The same; the event loop is never blocked."""
+        ...
 
     def ask(self, request: Request) -> tuple[str, Finished]:
         """The answer's text, and what became of it."""

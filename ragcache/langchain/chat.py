@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Self
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import Field, PrivateAttr, SecretStr, model_validator
 
-from ragcache.errors import ConfigError
-from ragcache.langchain.backend import Backend, Finished, Request
+from ragcache.langchain.backend import Finished, Request
 from ragcache.langchain.boundaries import MATCHED, Turn, read
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
-from ragcache.settings import Ratio, Settings
+from ragcache.langchain.place import Place
+from ragcache.settings import Ratio
 
 #: What a call may set, and ``bind`` before it, besides ``stop`` and ``documents``.
 _OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
 
 
-class ChatRagCache(BaseChatModel):
+class ChatRagCache(Place, BaseChatModel):
     """A model that answers from chunks, over a store in this process or a running service.
 
-    ``store`` is the folder of a store, an open RagCache, or a RagCacheVectorStore; ``base_url`` is
-    where a service answers, such as ``http://localhost:8000/v1``. One of them must be given, or set
-    as ``RAGCACHE_STORE`` or ``RAGCACHE_BASE_URL``. Nothing is opened before the first use.
+    ``store=`` or ``base_url=`` says where, as :class:`Place` has them.
 
     The last human message is the question. Chunks come from ``text-plain`` blocks
     (:func:`rag_messages` makes them), from several text parts of the last human message, from
@@ -47,11 +42,6 @@ class ChatRagCache(BaseChatModel):
     settings of the store or service.
     """
 
-    store: Any = None
-    base_url: str | None = None
-    api_key: SecretStr | None = None
-    model: str = ""  # of a store that is not open yet; the service's name of one
-    settings: Settings | None = Field(default=None, exclude=True)  # of a store not open yet
     mode: str | None = None
     ratio: Ratio | None = None
     max_tokens: int | None = None
@@ -60,37 +50,7 @@ class ChatRagCache(BaseChatModel):
     seed: int | None = None
     stop: list[str] | None = None
     timeout: float | None = None  # seconds
-    max_retries: int = 2  # of a service that is busy or cannot be reached
     streaming: bool = False
-
-    _backend: Backend | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        env = os.environ.get
-        if self.store is None and self.base_url is None:
-            self.base_url = env("RAGCACHE_BASE_URL")
-            self.store = env("RAGCACHE_STORE") if self.base_url is None else None
-        if self.base_url is not None and self.api_key is None and (key := env("RAGCACHE_API_KEY")):
-            self.api_key = SecretStr(key)
-        if (self.store is None) == (self.base_url is None):
-            raise ConfigError("give one of store= and base_url=: where should answers come from?")
-        return self
-
-    @property
-    def backend(self) -> Backend:
-        """Where answers come from; opened when it is first asked for. Raises what opening does."""
-        if self._backend is None:
-            if self.base_url is None:
-                from ragcache.langchain.local import Local
-
-                self._backend = Local.of(self.store, self.model, self.settings)
-            else:
-                from ragcache.langchain.service import Service
-
-                key = self.api_key.get_secret_value() if self.api_key else None
-                self._backend = Service(self.base_url, key, max_retries=self.max_retries)
-        return self._backend
 
     @property
     def _llm_type(self) -> str:
@@ -133,7 +93,7 @@ class ChatRagCache(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turn, backend = _turn(messages, kwargs), await self._opened()
+        turn, backend = _turn(messages, kwargs), await self.opened()
         if not turn.chunks:
             turn = turn.matched(await backend.aknown())
         return _result(turn, *await backend.aask(self._request(turn, stop, kwargs)))
@@ -162,7 +122,7 @@ class ChatRagCache(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        turn, backend = _turn(messages, kwargs), await self._opened()
+        turn, backend = _turn(messages, kwargs), await self.opened()
         if not turn.chunks:
             turn = turn.matched(await backend.aknown())
         async with aclosing(backend.astream(self._request(turn, stop, kwargs))) as pieces:
@@ -171,12 +131,6 @@ class ChatRagCache(BaseChatModel):
                 if run_manager and chunk.text:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-
-    async def _opened(self) -> Backend:
-        """Opening loads a model, which must not block the event loop."""
-        if self._backend is not None:
-            return self._backend
-        return await asyncio.to_thread(lambda: self.backend)
 
     def _request(self, turn: Turn, stop: Sequence[str] | None, given: dict[str, Any]) -> Request:
         """What is asked: this call's options before the model's own. TypeError for unknown ones."""

@@ -50,11 +50,12 @@ def as_document(catalog: Catalog, chunk: Chunk) -> Document:
     return Document(
         chunk.text,
         id=chunk.document if alone else chunk.id,
-        metadata=_metadata(chunk.metadata),
+        metadata=metadata(chunk.metadata),
     )
 
 
-def _metadata(kept: Mapping[str, str]) -> dict[str, Any]:
+def metadata(kept: Mapping[str, str]) -> dict[str, Any]:
+    """LangChain's, of what :func:`from_document` has made of it."""
     plain = {key: value for key, value in kept.items() if key not in _RESERVED}
     other: dict[str, Any] = json.loads(kept.get(_JSON, "{}"))
     return plain | other

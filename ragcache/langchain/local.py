@@ -16,11 +16,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from langchain_core.documents import Document
+
 from ragcache.api.reporting import report_json
 from ragcache.api.scheduler import Scheduler, TooLate
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import Finished, Request
 from ragcache.langchain.boundaries import Given, KnownTexts
+from ragcache.langchain.documents import as_document
 from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
 from ragcache.store.catalog import Catalog
@@ -99,6 +102,12 @@ class Local:
 
     async def aknown(self) -> KnownTexts:
         return await asyncio.to_thread(self.known)
+
+    def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+        return self.do(lambda cache: _found(cache, question, k, neighbours))
+
+    async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+        return await self.ado(lambda cache: _found(cache, question, k, neighbours))
 
     def ask(self, request: Request) -> tuple[str, Finished]:
         *pieces, finished = self._pieces(self._answer(request), request.timeout)
@@ -210,6 +219,11 @@ def _next(how: str, what: Any, seconds: float | None) -> Any:
     if isinstance(what, TooLate):
         raise TimeoutError(f"there was no answer within {seconds} seconds") from what
     raise what
+
+
+def _found(cache: RagCache, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+    passages = cache.retrieve(question, k, neighbours)
+    return [as_document(cache.catalog, passage.chunk) for passage in passages]
 
 
 def _chunk(given: Given, number: int) -> Chunk:

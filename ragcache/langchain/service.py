@@ -8,13 +8,16 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from langchain_core.documents import Document
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
 from ragcache.langchain.backend import Finished, Request
 from ragcache.langchain.boundaries import Given, KnownTexts
+from ragcache.langchain.documents import metadata
 
 _WAIT_S = 60.0  # for an answer, where no timeout is given
 _KNOWN_S = 30.0  # for which a list of known chunks is taken for up to date
@@ -49,7 +52,7 @@ class Service:
         """A list of at most half a minute ago."""
         if (known := self._fresh()) is None:
             pages: list[httpx.Response] = []
-            with _explained(None):
+            with _explained():
                 while more := _next(pages):
                     pages.append(self._client.get("texts", params=more))
             known = self._keep(pages)
@@ -58,50 +61,55 @@ class Service:
     async def aknown(self) -> KnownTexts:
         if (known := self._fresh()) is None:
             pages: list[httpx.Response] = []
-            with _explained(None):
+            with _explained():
                 async with httpx.AsyncClient(**self._options) as client:
                     while more := _next(pages):
                         pages.append(await client.get("texts", params=more))
             known = self._keep(pages)
         return known
 
+    def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+        with self._asked(_search(question, k, neighbours)) as response:
+            return _documents(response.json())
+
+    async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+        async with self._aasked(_search(question, k, neighbours)) as response:
+            return _documents(json.loads(await response.aread()))
+
     def ask(self, request: Request) -> tuple[str, Finished]:
         """The whole answer at once."""
-        with self._asked(request, stream=False) as response:
+        with self._asked(_chat(request, stream=False)) as response:
             return _whole(response.json())
 
     async def aask(self, request: Request) -> tuple[str, Finished]:
-        async with self._aasked(request, stream=False) as response:
+        async with self._aasked(_chat(request, stream=False)) as response:
             return _whole(json.loads(await response.aread()))
 
     def stream(self, request: Request) -> Generator[str | Finished, None, None]:
         events = _Events()
-        with self._asked(request, stream=True) as response:
+        with self._asked(_chat(request, stream=True)) as response:
             for line in response.iter_lines():
                 yield from events.read(line)
         yield events.finished()
 
     async def astream(self, request: Request) -> AsyncGenerator[str | Finished, None]:
         events = _Events()
-        async with self._aasked(request, stream=True) as response:
+        async with self._aasked(_chat(request, stream=True)) as response:
             async for line in response.aiter_lines():
                 for piece in events.read(line):
                     yield piece
         yield events.finished()
 
     @contextmanager
-    def _asked(self, request: Request, *, stream: bool) -> Iterator[httpx.Response]:
+    def _asked(self, post: _Post) -> Iterator[httpx.Response]:
         for left in range(self.max_retries, -1, -1):
             try:
-                with (
-                    _explained(request.timeout),
-                    self._client.stream(**_post(request, stream)) as response,
-                ):
+                with _explained(post.timeout), self._client.stream("POST", **post.args) as response:
                     if response.is_error:
                         response.read()
                     if not (left and response.status_code in _AGAIN):
                         _check(response)
-                        if not stream:
+                        if not post.stream:
                             response.read()
                         yield response
                         return
@@ -113,13 +121,13 @@ class Service:
             time.sleep(pause)
 
     @asynccontextmanager
-    async def _aasked(self, request: Request, *, stream: bool) -> AsyncIterator[httpx.Response]:
+    async def _aasked(self, post: _Post) -> AsyncIterator[httpx.Response]:
         # A client belongs to one event loop, and LangChain asks from any: each has its own.
         async with httpx.AsyncClient(**self._options) as client:
             for left in range(self.max_retries, -1, -1):
                 try:
-                    with _explained(request.timeout):
-                        async with client.stream(**_post(request, stream)) as response:
+                    with _explained(post.timeout):
+                        async with client.stream("POST", **post.args) as response:
                             if response.is_error:
                                 await response.aread()
                             if not (left and response.status_code in _AGAIN):
@@ -174,7 +182,38 @@ class _Events:
         return _finished(self._last, self._reason)
 
 
-def _post(request: Request, stream: bool) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """A request to one of the service's routes."""
+
+    url: str
+    json: dict[str, Any]
+    timeout: float = _WAIT_S
+    stream: bool = False
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return {"url": self.url, "json": self.json, "timeout": self.timeout}
+
+
+def _search(question: str, k: int | None, neighbours: int | None) -> _Post:
+    wanted = {"question": question, "top_k": k, "neighbours": neighbours}
+    return _Post("search", {name: value for name, value in wanted.items() if value is not None})
+
+
+def _documents(body: Mapping[str, Any]) -> list[Document]:
+    """Named as :func:`ragcache.langchain.documents.as_document` does."""
+    return [
+        Document(
+            found["text"],
+            id=found["document"] if found["chunks"] == 1 else found["id"],
+            metadata=metadata(found["metadata"]),
+        )
+        for found in body["data"]
+    ]
+
+
+def _chat(request: Request, *, stream: bool) -> _Post:
     body: dict[str, Any] = {
         "model": request.model or "ragcache",
         "messages": [{"role": "user", "content": request.question}],
@@ -193,17 +232,15 @@ def _post(request: Request, stream: bool) -> dict[str, Any]:
     if wanted := {name: value for name, value in wanted.items() if value is not None}:
         body["ragcache"] = wanted
     timeout = _WAIT_S if request.timeout is None else request.timeout
-    return {"method": "POST", "url": "chat/completions", "json": body, "timeout": timeout}
+    return _Post("chat/completions", body, timeout, stream)
 
 
 @contextmanager
-def _explained(seconds: float | None) -> Iterator[None]:
+def _explained(seconds: float = _WAIT_S) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise TimeoutError(
-            f"the service gave no answer within {seconds or _WAIT_S} seconds"
-        ) from error
+        raise TimeoutError(f"the service gave no answer within {seconds} seconds") from error
     except httpx.ConnectError as error:
         raise _Unreachable(
             f"no service answers at {error.request.url}: {error}. Start one, or check base_url."

@@ -38,6 +38,21 @@ def test_query_answers_as_the_pipeline_does(running: Served, ann: httpx.Client) 
     assert reused["usage"]["prompt_tokens_details"]["cached_tokens"] == report["reused_tokens"] > 0
 
 
+def test_a_search_finds_what_a_query_answers_from(running: Served, ann: httpx.Client) -> None:
+    asked = {"question": QUESTION, "top_k": 1, "neighbours": 1}
+    found = ann.post("/v1/search", json=asked).json()["data"]
+    assert [p["id"] for p in found] == [
+        p["id"] for p in ann.post("/v1/query", json=asked).json()["passages"]
+    ]
+    catalog = running.service.cache("ann").catalog
+    assert [p["chunks"] for p in found] == [len(catalog.rows_of(p["document"])) for p in found]
+    assert found[0]["text"] and found[0]["score"] > 0
+    refused = ann.post("/v1/search", json={**asked, "top_k": 0})
+    assert refused.status_code == 400 and "top_k" in refused.json()["error"]["message"]
+    blank = ann.post("/v1/search", json={"question": " "})
+    assert blank.status_code == ann.post("/v1/query", json={"question": " "}).status_code
+
+
 def test_a_streamed_answer_is_the_whole_one_in_pieces(ann: httpx.Client) -> None:
     whole = ann.post("/v1/query", json={"question": QUESTION}).json()
     *pieces, last, done = events(ann.post("/v1/query", json={"question": QUESTION, "stream": True}))

@@ -106,6 +106,20 @@ def test_documents_at_call_and_bind(
     check(summed(list(bound.stream(QUESTION))), cache, "documents")  # type: ignore[arg-type]
 
 
+def test_retriever_and_model_of_one_place(
+    place: dict[str, Any], model: ChatRagCache, cache: RagCache
+) -> None:
+    own = RagCacheRetriever(store=cache, k=3).invoke(QUESTION)
+    retriever = RagCacheRetriever(**place, k=3)
+    assert retriever.invoke(QUESTION) == own == asyncio.run(retriever.ainvoke(QUESTION))
+    assert retriever.invoke(QUESTION, k=1, neighbours=0) == own[:1]
+    answer = model.invoke(rag_messages(QUESTION, retriever.invoke(QUESTION)))
+    assert answer.text == cache.ask(QUESTION, chunks=[d.page_content for d in own]).text
+    report = answer.response_metadata["ragcache"]
+    assert [chunk["id"] for chunk in report["chunks"]] == [document.id for document in own]
+    assert [chunk["miss"] for chunk in report["chunks"]] == [None] * len(own)
+
+
 def test_a_tools_artifact(model: ChatRagCache, cache: RagCache) -> None:
     tool = create_retriever_tool(
         RagCacheRetriever(store=cache, k=3),

@@ -132,14 +132,19 @@ class InStore:
         self._cache = cache
 
 
-class TestRetriever(InStore, RetrieversIntegrationTests):
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+class TestRetriever(RetrieversIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _placed(self, place: dict[str, Any]) -> None:
+        self._place = place
+
     @property
     def retriever_constructor(self) -> type[BaseRetriever]:
         return RagCacheRetriever
 
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"store": self._cache, "k": 2}
+        return {**self._place, "k": 2}
 
     @property
     def retriever_query_example(self) -> str:

@@ -1,4 +1,5 @@
-"""``/v1/query`` and ``/v1/chat/completions``: questions and their answers, streamed or whole."""
+"""``/v1/query`` and ``/v1/chat/completions``: questions and their answers, streamed or whole; and
+``/v1/search``: the chunks alone."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ragcache.api import chat
-from ragcache.api.asking import Asked, unless_gone
+from ragcache.api.asking import Asked, awaited, unless_gone
 from ragcache.api.problems import Problem
-from ragcache.api.reporting import report_json
+from ragcache.api.reporting import passage_json, report_json
 from ragcache.api.routes import Served, State, Tenant, account, failed, finish_reason, usage
-from ragcache.api.schemas import Chat, Query
+from ragcache.api.schemas import Chat, Query, Search
 from ragcache.api.service import Ask
 from ragcache.api.sse import EventStream
 from ragcache.types import Answer
@@ -37,6 +38,23 @@ async def query(
     )
     shape = _Query(state, request, given.trace)
     return await _answered(state, request, tenant, ask, shape, bool(given.stream))
+
+
+@router.post("/v1/search")
+async def search(given: Search, request: Request, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """The chunks that ``/v1/query`` would answer from, in the order of its prompt."""
+    service = state.service
+    work = service.search(
+        tenant,
+        given.question,
+        top_k=given.top_k,
+        neighbours=given.neighbours,
+        seconds=service.settings.timeout_s,
+    )
+    data = []
+    for passage, chunks in await awaited(request.receive, work):
+        data.append({"object": "ragcache.passage", **passage_json(passage), "chunks": chunks})
+    return {"object": "list", "data": data}
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -95,22 +113,12 @@ class _Query:
         }
 
     def whole(self, answer: Answer) -> dict[str, Any]:
-        passages = [
-            {
-                "id": passage.chunk.id,
-                "document": passage.chunk.document,
-                "score": passage.score,
-                "text": passage.chunk.text,
-                "metadata": dict(passage.chunk.metadata),
-            }
-            for passage in answer.passages
-        ]
         return {
             **self.common,
             "object": "ragcache.answer",
             "answer": answer.text,
             "finish_reason": finish_reason(answer),
-            "passages": passages,
+            "passages": [passage_json(passage) for passage in answer.passages],
             "usage": usage(answer),
             "ragcache": self.report(answer),
         }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from ragcache.api.asking import unless_gone
+from ragcache.api.asking import awaited
 from ragcache.api.jobs import Job
 from ragcache.api.problems import Problem
 from ragcache.api.reporting import store_json
@@ -21,21 +19,11 @@ from ragcache.pipeline import check_documents
 from ragcache.store.catalog import Entry
 from ragcache.types import Chunk, Document
 
-T = TypeVar("T")
 router = APIRouter()
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Row = Annotated[int, Query(ge=-1, lt=1 << 63)]
 _DIGEST = re.compile("[0-9a-f]{64}")
-
-
-async def _awaited(request: Request, work: Future[T]) -> T:
-    """What the engine's thread does; cancelled where the client hangs up."""
-
-    async def done() -> T:
-        return await asyncio.wrap_future(work)
-
-    return await unless_gone(request.receive, done())
 
 
 def _documents(given: NewDocuments) -> list[Document]:
@@ -51,7 +39,7 @@ async def add_documents(
     documents = _documents(given)
     check_documents(documents, given.ttl_s)
     work = state.service.add(tenant, documents, ttl_s=given.ttl_s, pinned=given.pinned)
-    added = await _awaited(request, work)
+    added = await awaited(request.receive, work)
     return {"object": "ragcache.added", **asdict(added)}
 
 
@@ -98,7 +86,7 @@ async def add_chunks(
     """Compute and store the KV of texts, each whole, for prompts that bring them. They are not
     found by retrieval: documents are."""
     chunks = [Chunk("chunks", number, text) for number, text in enumerate(given.chunks)]
-    keys, done = await _awaited(request, state.service.compute(tenant, chunks))
+    keys, done = await awaited(request.receive, state.service.compute(tenant, chunks))
     data = [{"id": key.digest.hex(), "tokens": len(key.tokens)} for key in keys]
     return {"object": "list", "data": data, "encoded": done.encoded, "stored": done.stored}
 
