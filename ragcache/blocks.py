@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 SPARE_BYTES = 256 << 20  # kept for what comes: as much as a LayerReader asks for ahead
 
 
+class _Block(np.ndarray):
+    """Memory, or the part of it that is leased. A view of an array keeps the first array below it
+    whose own base is of another class, so that views of a lease keep the lease."""
+
+
 class Blocks:
     """Memory for tensors that goes to the next once nothing refers to the last. Thread-safe.
 
@@ -36,19 +41,17 @@ class Blocks:
         self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
 
     def empty(self, nbytes: int) -> Bytes:
-        """``nbytes`` bytes, at least 1, that are the caller's until this very array is gone.
-
-        A NumPy view of it does not keep it: make tensors with ``torch.from_numpy`` of the array
-        itself, and views of those.
-        """
+        """``nbytes`` bytes, at least 1, that are the caller's until this array, and all views and
+        tensors of it, are gone."""
         size = 1 << (nbytes - 1).bit_length()
         try:
             block = self._queue(size).get_nowait()
         except Empty:
-            block = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin).numpy()
+            memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin)
+            block = memory.numpy().view(_Block)
         lease = block[:nbytes]
         weakref.finalize(lease, self._take_back, block).atexit = False
-        return lease
+        return lease.view(np.ndarray)
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The same as a tensor, not written yet."""

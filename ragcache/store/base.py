@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 from ragcache.errors import StoreError
@@ -36,6 +36,7 @@ class Stored:
     payload_bytes: int  # of all layers, as they are stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
     version: int = 0  # another one for every put: what was found is what is there if it is equal
+    origin: object = field(default=None, compare=False, repr=False)  # for the store that found it
 
     @property
     def layer_bytes(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
@@ -146,16 +146,17 @@ class DiskStore(ChunkStore):
         return found
 
     def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
-        with self.tables.read() as txn:  # one for all
-            found: list[tuple[Tensor, Tensor] | Miss] = []
-            for chunk in chunks:
-                header = _find(txn, chunk.key)
-                if isinstance(header, Miss):
-                    found.append(header)
-                else:
-                    found.append(self._layer(txn, header, layer))
+        # Headers as they were found: bytes that another put has replaced fail their checksum.
+        headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
+        sizes = [0 if h is None or h.file else _room(h.payloads[layer].length) for h in headers]
+        block = self._blocks.empty(max(1, sum(sizes)))  # one for all, and one transaction
+        found: list[tuple[Tensor, Tensor] | Miss | None] = []
+        with self.tables.read() as txn:
+            for header, end, size in zip(headers, accumulate(sizes), sizes, strict=True):
+                room = block[end - size : end]
+                found.append(None if header is None else self._layer(txn, header, layer, room))
         return [
-            self.layer(chunk.key, layer) if isinstance(pair, Miss) else pair
+            pair if isinstance(pair, tuple) else self.layer(chunk.key, layer)
             for chunk, pair in zip(chunks, found, strict=True)
         ]
 
@@ -400,20 +401,27 @@ class DiskStore(ChunkStore):
             self._place(blank, whole, in_file, also)
         return True
 
-    def _raw(self, txn: Transaction, header: Header, layer: int) -> Bytes | Miss:
-        """The bytes of a layer, unchecked, in memory of their own."""
+    def _raw(
+        self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
+    ) -> Bytes | Miss:
+        """The bytes of a layer, unchecked, in memory of their own: of ``room``, if they fit."""
         check_layer(layer, header.spec.layers)
         if header.file:
             return self._files.read(header.file, header.payloads[layer])
         record = txn.view("layers", _layer_key(header.key, layer))
         if record is None:
             return Miss("truncated", f"layer {layer} of {header.spec.layers} is missing")
-        raw = self._blocks.empty(len(record)) if record else np.empty(0, np.uint8)
+        size = len(record)
+        if room is None or len(room) < size:
+            room = self._blocks.empty(max(1, size))
+        raw = room[:size]
         raw[:] = np.frombuffer(record, np.uint8)
         return raw
 
-    def _layer(self, txn: Transaction, header: Header, layer: int) -> tuple[Tensor, Tensor] | Miss:
-        raw = self._raw(txn, header, layer)
+    def _layer(
+        self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
+    ) -> tuple[Tensor, Tensor] | Miss:
+        raw = self._raw(txn, header, layer, room)
         return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
 
     def _chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
@@ -504,6 +512,11 @@ class DiskChange:
     def enter(self, header: Header) -> None:
         self.txn.put("headers", header.key, encode_header(header))
         account(self.txn, header, 1)
+
+
+def _room(size: int) -> int:
+    """So many bytes, and as many more that the next array is aligned as any of torch's."""
+    return -(-size // 64) * 64
 
 
 def _layer_key(digest: bytes, layer: int) -> bytes:

@@ -106,9 +106,15 @@ class Header:
         return sum(payload.length for payload in self.payloads)
 
     def stored(self, key: ChunkKey) -> Stored:
-        """What a store has found under ``key``."""
+        """What a store has found under ``key``; this header is its origin."""
         return Stored(
-            key, self.spec, len(self.tokens), self.payload_bytes, self.sensitivity, self.version
+            key,
+            self.spec,
+            len(self.tokens),
+            self.payload_bytes,
+            self.sensitivity,
+            self.version,
+            self,
         )
 
     def foreign(self, key: ChunkKey) -> Miss | None:

@@ -66,10 +66,9 @@ def to_bytes(tensor: Tensor) -> Bytes:
 
 def from_bytes(data: Bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     """The tensor that ``to_bytes`` had; shares the memory of ``data``. ValueError if too short."""
-    kind, integers, stored = DTYPES[dtype]
+    kind, _, stored = DTYPES[dtype]
     if data.size != stored.itemsize * math.prod(shape):
         raise ValueError(f"{data.size} bytes for shape {shape}")
     if sys.byteorder == "big":
         data.view(stored).byteswap(inplace=True)
-    # A tensor of the very array, see Blocks.empty.
-    return torch.from_numpy(data).view(integers).view(kind).view(shape)
+    return torch.from_numpy(data).view(kind).view(shape)

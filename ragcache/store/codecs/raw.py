@@ -24,8 +24,7 @@ class Raw(Codec):
 
     def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
         both = from_bytes(data, spec.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
-        keys, values = both
-        return keys, values
+        return both[0], both[1]
 
     def layer_bytes(self, spec: KVSpec, tokens: int) -> int:
         return spec.layer_bytes(tokens)
