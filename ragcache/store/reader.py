@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 AHEAD = 4  # layers
-#: Of a chunk's layer, up to which one thread reads as fast as two, which pass Python's lock to and
+#: Of a chunk's layer, below which one thread reads faster than two, which pass Python's lock to and
 #: fro; with more threads than two, large layers do not come faster either.
-FEW_BYTES = 512 << 10
+FEW_BYTES = 128 << 10
 
 
 class Arrival(Protocol):

@@ -20,7 +20,7 @@ from ragcache.engine.transformers import TransformersEngine
 from ragcache.models import world
 from ragcache.pipeline import RagCache
 from ragcache.retriever.embed import HashEmbedder
-from ragcache.settings import Settings
+from ragcache.settings import Ratio, Settings
 from ragcache.store.disk import DiskStore
 from ragcache.types import Sampling
 from tests import scene
@@ -160,8 +160,10 @@ def engine(tiny_model_dir: Path) -> TransformersEngine:
     return TransformersEngine.load(str(tiny_model_dir), device="cpu")
 
 
-def served(path: Path, engine: TransformersEngine, mode: str, **options: Any) -> Service:
-    settings = Settings.load(store=path, mode=mode)
+def served(
+    path: Path, engine: TransformersEngine, mode: str, ratio: Ratio = "auto", **options: Any
+) -> Service:
+    settings = Settings.load(store=path, mode=mode, ratio=ratio)
     own = RagCache(engine, DiskStore(path), HashEmbedder(), path, settings)
     guard = Guard(settings, share=1.0, least=8, **options)
     return Service(own, Scheduler(patience_s=0.0), guard)
@@ -210,7 +212,7 @@ def test_plain_reuse_trips_it_and_the_next_level_is_enough(
 
 
 def test_a_good_mode_never_trips_it(tmp_path: Path, engine: TransformersEngine) -> None:
-    with served(tmp_path, engine, "fused") as service:
+    with served(tmp_path, engine, "fused", 0.15) as service:
         assert set(ask_all(service, 20)) == {"as set"}
         assert service.guard is not None and service.guard.status()["sampled"] == 20
 
