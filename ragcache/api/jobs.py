@@ -22,6 +22,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from ragcache.api.scheduler import Busy
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
 from ragcache.errors import RagCacheError
 from ragcache.pipeline import Added, Step, check_documents
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 State = Literal["queued", "running", "done", "cancelled", "failed"]
 
 KEPT = 100  # jobs of a tenant that have ended and are still listed
+MOST = 100  # jobs of a tenant that have not ended; their texts are on the disk
+_AGAIN_S = 10.0  # after which one more may have ended
 _RECORD, _TEXTS, _UNFINISHED = "job:", "job-texts:", "jobs-of:"
 
 
@@ -95,7 +98,8 @@ class Jobs:
     ) -> Job:
         """Add documents, as :meth:`RagCache.add` does; durable on return, done later.
 
-        Raises SourceError and ConfigError as that does, and StoreError.
+        Raises SourceError and ConfigError as that does, StoreError, and Busy where :data:`MOST` of
+        the tenant's have not ended.
         """
         check_documents(documents, ttl_s)
         now = time.time()
@@ -105,6 +109,8 @@ class Jobs:
         texts = json.dumps([[d.id, d.text, dict(d.metadata)] for d in documents])
         with self._lock:
             works = self._of(tenant)
+            if (waiting := sum(other.open for other in works.values())) >= MOST:
+                raise Busy(waiting, _AGAIN_S, "jobs")
             self._service.cache(tenant).catalog.put_setting(_TEXTS + job.id, texts)
             self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
             self._record(work)

@@ -14,10 +14,10 @@ class Closing(Exception):
 
 
 class Busy(Exception):
-    """A tenant's queue is full. ``retry_after_s``: when there should be room."""
+    """As many of a tenant's wait as may. ``retry_after_s``: when there should be room."""
 
-    def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} questions are waiting already")
+    def __init__(self, waiting: int, retry_after_s: float, what: str = "questions") -> None:
+        super().__init__(f"{waiting} {what} are waiting already")
         self.retry_after_s = retry_after_s
 
 

@@ -63,6 +63,10 @@ class Served:
     def app(self) -> Any:
         return self.server.config.app
 
+    def settle(self) -> None:
+        """Wait until what answers have left to be stored is stored."""
+        self.service.scheduler.call(lambda: None).result(timeout=30)
+
     def client(self, key: str | None = ANN) -> httpx.Client:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)

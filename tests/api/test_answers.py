@@ -60,8 +60,9 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(ann: httpx.Client) -> None
     assert "".join(piece["delta"] for piece in pieces) == whole["answer"]
 
 
-def test_a_chat_has_openais_shape(ann: httpx.Client) -> None:
+def test_a_chat_has_openais_shape(running: Served, ann: httpx.Client) -> None:
     whole = chat(ann, documents=["Mira Holt lives in Oslo."]).json()
+    running.settle()
     assert whole["object"] == "chat.completion" and len(whole["ragcache"]["chunks"]) == 1
     usage = {"include_usage": True}
     streamed = chat(ann, documents=["Mira Holt lives in Oslo."], stream=True, stream_options=usage)
@@ -76,7 +77,7 @@ def test_a_chat_has_openais_shape(ann: httpx.Client) -> None:
     assert not any("usage" in e for e in events(chat(ann, stream=True))[:-1])
 
 
-def test_the_same_text_is_one_chunk_however_it_comes(ann: httpx.Client) -> None:
+def test_the_same_text_is_one_chunk_however_it_comes(running: Served, ann: httpx.Client) -> None:
     text = "Corvex Mills makes clocks in Bexley."
     shapes: list[Any] = [
         text,
@@ -86,6 +87,7 @@ def test_the_same_text_is_one_chunk_however_it_comes(ann: httpx.Client) -> None:
         {"page_content": text},
     ]
     chat(ann, documents=[text])
+    running.settle()
     found = chat(ann, documents=shapes).json()["ragcache"]["chunks"]
     assert [chunk["miss"] for chunk in found] == [None] * 5
     assert [chunk["id"] for chunk in found][2:4] == ["a#2", "b#3"]

@@ -11,7 +11,7 @@ import pytest
 
 from ragcache.api import jobs as module
 from ragcache.api.jobs import Job, Jobs
-from ragcache.api.scheduler import Closing
+from ragcache.api.scheduler import Busy, Closing
 from ragcache.api.service import Ask, Service
 from ragcache.errors import ConfigError, SourceError, StoreError
 from ragcache.precompute import Precomputed
@@ -103,6 +103,21 @@ def test_what_cannot_be_is_refused_at_once(service: Service) -> None:
     with pytest.raises(ConfigError, match="cannot be a tenant"):
         jobs.add("..", scene.DOCUMENTS)
     assert jobs.list("") == []
+
+
+def test_as_many_as_may_be_open_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 1)
+    jobs, slow = Jobs(service), Slow(service, monkeypatch, [])
+    first = jobs.add("", scene.DOCUMENTS)
+    slow.begun()
+    with pytest.raises(Busy, match="1 jobs are waiting already"):
+        jobs.add("", scene.DOCUMENTS)
+    other = jobs.add("a", scene.DOCUMENTS)
+    jobs.cancel("", first.id)
+    second = jobs.add("", scene.DOCUMENTS)
+    slow.go(100)
+    assert until(jobs, second, "done") and until(jobs, other, "done")
+    assert [job.id for job in jobs.list("")] == [first.id, second.id]
 
 
 def test_cancelled_it_ends_at_the_next_batch_and_keeps_what_is_done(

@@ -154,11 +154,12 @@ def test_a_joined_string_is_matched_and_the_report_says_so(
 
 def test_a_chunk_that_nobody_knows_is_stored_with_its_first_question(model: ChatRagCache) -> None:
     text = f"A heron nests on the roof of {type(model.backend).__name__}."
-    reports = [
-        model.invoke(QUESTION, documents=[text]).response_metadata["ragcache"] for _ in range(2)
-    ]
-    assert [report["chunks"][0]["miss"] for report in reports] == ["absent", None]
-    assert reports[1]["reused_tokens"] > 0
+    misses = []
+    while None not in misses and len(misses) < 20:  # a service stores it behind the answer
+        report = model.invoke(QUESTION, documents=[text]).response_metadata["ragcache"]
+        misses.append(report["chunks"][0]["miss"])
+    assert misses[0] == "absent" and misses[-1] is None
+    assert report["reused_tokens"] > 0
 
 
 def test_any_retriever_may_stand_in_front(model: ChatRagCache, cache: RagCache) -> None:
