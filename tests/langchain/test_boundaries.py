@@ -154,7 +154,7 @@ def test_a_joined_string_is_matched_and_the_report_says_so(
 
 def test_a_chunk_that_nobody_knows_is_stored_with_its_first_question(model: ChatRagCache) -> None:
     text = f"A heron nests on the roof of {type(model.backend).__name__}."
-    misses = []
+    misses: list[str | None] = []
     while None not in misses and len(misses) < 20:  # a service stores it behind the answer
         report = model.invoke(QUESTION, documents=[text]).response_metadata["ragcache"]
         misses.append(report["chunks"][0]["miss"])
