@@ -124,6 +124,13 @@ class Header:
         return None
 
 
+class Record(NamedTuple):
+    """A chunk as it is stored; offsets in its header may be those of another place."""
+
+    header: Header
+    raws: tuple[Bytes, ...]  # per layer
+
+
 def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
     """Raise ValueError where these cannot be what ``key`` names, or cannot be stored."""
     if kv.tokens != key.tokens:
@@ -171,6 +178,13 @@ def encode_header(header: Header) -> bytes:
     size = _PREAMBLE.size + len(body) + _CHECKSUM.size
     record = _PREAMBLE.pack(MAGIC, VERSION, size) + body
     return record + _CHECKSUM.pack(xxh3_64_intdigest(record))
+
+
+def header_size(data: bytes) -> int | None:
+    """How long the header is that ``data`` begins with, if it does; not checked in any way."""
+    if len(data) < _PREAMBLE.size or data[: len(MAGIC)] != MAGIC:
+        return None
+    return int(_PREAMBLE.unpack_from(data)[2])
 
 
 @lru_cache(maxsize=512)  # every layer of a chunk is read with its header: the same bytes again
