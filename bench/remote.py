@@ -28,9 +28,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -41,19 +43,18 @@ from bench.shapes import engine, prompt
 from ragcache import show
 from ragcache.answer import Answering
 from ragcache.blend import blender
-from ragcache.blend.fuse import fuse
 from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
-from ragcache.resolve import chunk_keys, resolve
+from ragcache.resolve import chunk_keys
 from ragcache.speeds import Speeds
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.base import ChunkStore, Miss, Stored
 from ragcache.store.bucket import Bucket, Got
 from ragcache.store.capacity import Quota
 from ragcache.store.disk import DiskStore
-from ragcache.store.key import ChunkKey
+from ragcache.store.key import ChunkKey, at_level
 from ragcache.store.objects import ChunkObjects
-from ragcache.store.reader import LayerReader
 from ragcache.store.remote import RemoteStore
+from ragcache.store.tier import TieredStore
 from ragcache.timing import measured
 from ragcache.types import Plan, Prompt, Sampling
 
@@ -105,6 +106,7 @@ class Run:
 
     mbit: int
     ttft_s: dict[str, float]  # by what is loaded
+    predicted_s: float  # of the controller's plan
     chose: dict[str, int]  # what the controller made of the chunks, in the last round
     ratio: float  # as it chose
 
@@ -120,6 +122,17 @@ class Found:
     workload: str
     runs: list[Run]
     pipelined_s: dict[str, float]  # transfer, compute, both at once
+
+
+class At(TieredStore):
+    """Has every chunk at one level, and holds nothing."""
+
+    def __init__(self, below: RemoteStore, level: str) -> None:
+        super().__init__(below, 0)
+        self.level = level
+
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return self.below.find_all([at_level(key, self.level) for key in keys])
 
 
 @dataclass
@@ -153,53 +166,44 @@ class Bench:
         disk = DiskStore(self.folder / f"machine-{mbit}", quota=Quota(0))
         return opened.enter_context(RemoteStore(disk, ChunkObjects(bucket), levels=LEVELS))
 
-    def load(self, store: ChunkStore, level: str) -> tuple[float, Tensor]:
-        """Seconds to the logits, and these, with all chunks loaded at a level."""
-        began = time.perf_counter()
-        chosen, model = blender("fused", RATIO), self.model
-        resolved = resolve(
-            self.given, chosen, store, model.fingerprint, compiled=compiled("prefix", model)
-        )
-        assert not resolved.misses
-        if level in LEVELS:
-            forms = store.forms(list(resolved.chunks.values()))
-            at = LEVELS.index(level)
-            resolved = resolved.at_levels({i: each[at] for i, each in enumerate(forms)})
-        with LayerReader(store, resolved.stored) as source:
-            done = fuse(model, chosen, resolved.layout, source)
-        return time.perf_counter() - began, done.prefilled.logits
-
-    def answer(self, store: ChunkStore, speeds: Speeds | None) -> tuple[float, Tensor, Plan | None]:
-        """Seconds to the first token as an answer takes them, its logits and its plan."""
-        mode = blender("fused" if speeds else "full")
-        answering = Answering(self.model, store, compiled("prefix", self.model), store_misses=False)
-        stream = answering.stream(self.given, mode, Sampling(max_tokens=1), speeds=speeds)
+    def answer(
+        self, store: ChunkStore, mode: str = "fused", speeds: Speeds | None = None
+    ) -> tuple[float, Tensor, Plan | None]:
+        """Seconds to the first token, its logits, and the plan, if there was one."""
+        how = compiled("prefix", self.model)
+        answering = Answering(self.model, store, how, store_misses=False)
+        chosen = blender(mode, None if mode == "full" else RATIO)
+        stream = answering.stream(self.given, chosen, Sampling(max_tokens=1), speeds=speeds)
         report = stream.answer.report
+        assert not report.fallbacks, report.fallbacks
         return report.ttft_s, stream.first_logits, report.plan
 
     def run(self, mbit: int, rounds: int) -> Run:
         with ExitStack() as opened:
             store = self.machine(mbit, opened)
-            plans: list[Plan | None] = []
+            plans: list[Plan] = []
 
             def controller() -> float:
-                seconds, _, plan = self.answer(store, self.speeds)
+                seconds, _, plan = self.answer(store, speeds=self.speeds)
+                assert plan is not None
                 plans.append(plan)
                 return seconds
 
-            works: dict[str, Callable[[], float]] = {
-                what: partial(lambda what: self.load(store, what)[0], what)
-                for what in ("raw", *LEVELS)
-            }
-            works["text"] = lambda: self.answer(store, None)[0]
-            works["controller"] = controller
-            ttft = medians(works, rounds)
+            works: dict[str, Callable[[], float]] = {"raw": lambda: self.answer(store)[0]}
+            for level in LEVELS:
+                works[level] = partial(lambda level: self.answer(At(store, level))[0], level)
+            works |= {"text": lambda: self.answer(store, "full")[0], "controller": controller}
+            seconds: dict[str, list[float]] = {what: [] for what in works}
+            for number in range(rounds):
+                for what in np.roll(list(works), number).tolist():  # none always follows the same
+                    seconds[what].append(works[what]())
         plan = plans[-1]
-        assert plan is not None
         chose = Counter({"text": len(plan.recompute)})
         chose.update(LEVELS[level - 1] for level in plan.levels.values())
         chose["raw"] = len(self.given.chunks) - chose.total()
-        return Run(mbit, ttft, {what: n for what, n in chose.items() if n}, plan.ratio)
+        ttft = {what: median(taken) for what, taken in seconds.items()}
+        predicted = median(plan.prefill_s for plan in plans)
+        return Run(mbit, ttft, predicted, {w: n for w, n in chose.items() if n}, plan.ratio)
 
     def pipelined(self, mbit: int, rounds: int) -> dict[str, float]:
         with ExitStack() as opened:
@@ -207,23 +211,26 @@ class Bench:
             how, model = compiled("prefix", self.model), self.model
             keys = [ChunkKey(model.fingerprint, self.given.prefix)]
             keys += chunk_keys(self.given, model.fingerprint, "compiled", how, "")
+            here = TieredStore(self.disk, 2 * self.disk.stats().payload_bytes)
+            read(here, keys)
             works = {
                 "transfer": lambda: clocked(lambda: read(store, keys)),
-                "compute": lambda: self.load(self.disk, "raw")[0],
-                "pipelined": lambda: self.load(store, "raw")[0],
+                "compute": lambda: self.answer(here)[0],
+                "pipelined": lambda: self.answer(store)[0],
             }
             return medians(works, rounds)
 
     def check(self) -> None:
         with ExitStack() as opened:
             store = self.machine(10_000, opened)
-            here, there = (self.load(each, "raw")[1] for each in (self.disk, store))
+            here, there = (self.answer(each)[1] for each in (self.disk, store))
             assert torch.equal(here, there), "chunks over a link are not those on disk"
-            same(self.model, "text", self.answer(store, None)[1], forward(self.model, self.given))
+            text = self.answer(store, "full")[1]
+            same(self.model, "text", text, forward(self.model, self.given))
 
 
 def measure(
-    mbits: Sequence[int] = MBITS, *, context: int = 4096, rounds: int = 3, dtype: str = "float32"
+    mbits: Sequence[int] = MBITS, *, context: int = 2048, rounds: int = 5, dtype: str = "float32"
 ) -> Found:
     """A prompt of ``context`` tokens over every link."""
     model = engine(getattr(torch, dtype))
@@ -246,11 +253,12 @@ def measure(
 
 
 def table(found: Found) -> str:
-    heads = ["link", *found.runs[0].ttft_s, "of the best", "chunks", "ratio"]
+    heads = ["link", *found.runs[0].ttft_s, "as planned", "of the best", "chunks", "ratio"]
     rows = [
         [
             f"{run.mbit / 1000:g} Gbit/s",
             *(f"{seconds:.2f}" for seconds in run.ttft_s.values()),
+            f"{run.predicted_s:.2f}",
             f"{run.off:.2f}",
             ", ".join(f"{n} {what}" for what, n in run.chose.items()),
             f"{run.ratio:.2f}",
@@ -269,8 +277,8 @@ def table(found: Found) -> str:
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--mbits", type=int, nargs="+", default=MBITS)
-    parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
     given = vars(parser.parse_args())
     out = given.pop("out")
     found = measure(**given)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Below this ratio, no method is lossless everywhere: however fast a machine is, not less.
 LEAST_RATIO = 0.15
+#: As much of a prompt's time may loading take for the sake of better forms: no link is as steady as
+#: it was measured, and where it is late, everything is.
+MOST_LOAD = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +222,14 @@ def without_dearest(demand: Demand, speeds: Speeds, every: Loaded) -> Loaded:
 
 
 def bettered(demand: Demand, speeds: Speeds, loaded: Loaded) -> Loaded:
-    """The same chunks, from what loses least without taking longer, the first ones first."""
+    """The same chunks, from what loses least without taking longer, the first ones first; where
+    loading would take more than :data:`MOST_LOAD` of the time, as they are."""
     limit = max(_times(demand, speeds, loaded))
     for i, form in loaded.items():
         for better in demand.forms[i][: demand.forms[i].index(form)]:
             changed = {**loaded, i: better}
-            if max(_times(demand, speeds, changed)) <= limit:
+            load, compute = _times(demand, speeds, changed)
+            if compute <= limit and load <= MOST_LOAD * limit:
                 loaded = changed
                 break
     return loaded

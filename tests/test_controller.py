@@ -244,7 +244,7 @@ def levels(demand: Demand, speeds: Speeds) -> list[str]:
     ("mbit", "expected"),
     [
         (10_000, ""),  # 6.4 ms to transfer all, 140 to compute
-        (500, ""),
+        (1_000, ""),  # 64 ms
         (150, "int8"),  # 427 ms as it is, 115 at int8; as much as computing leaves time for
         (30, "cachegen"),
         (1, "text"),
