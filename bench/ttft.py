@@ -98,10 +98,10 @@ class Slow(TieredStore):
     """Takes ``seconds`` for a layer of all chunks, asleep for most of it, and one at a time."""
 
     seconds = 0.0
-    link = Lock()
+    wire = Lock()
 
     def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
-        with self.link:
+        with self.wire:
             began = time.perf_counter()
             pairs = super().layers(chunks, layer)
             time.sleep(max(0.0, self.seconds - (time.perf_counter() - began)))

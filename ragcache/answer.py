@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from ragcache.errors import ConfigError, StoreError
 from ragcache.precompute import keep, precompute
 from ragcache.resolve import Resolved, chunk_keys, resolve
 from ragcache.speeds import Speeds
-from ragcache.store.base import ChunkStore
+from ragcache.store.base import ChunkStore, Stored
 from ragcache.store.key import ChunkKey
 from ragcache.store.reader import AHEAD, LayerReader
 from ragcache.types import Answer, Passage, Plan, Prompt, Sampling
@@ -230,7 +230,7 @@ class _Fusion:
                 unusable=unusable,
             )
             if self.speeds is not None:
-                resolved = self._planned(resolved, self.speeds)
+                resolved = self._planned(resolved, self.speeds, unusable)
             try:
                 return resolved, self._fuse(resolved)
             except StoreError as error:
@@ -242,12 +242,20 @@ class _Fusion:
                 what = "the prefix" if number is None else f"chunk {number + 1}"
                 self.fallbacks.append(f"{what} was recomputed: {error}")
 
-    def _planned(self, resolved: Resolved, speeds: Speeds) -> Resolved:
-        """Choose the ratio, and what is not loaded though it is stored."""
-        wanted = demand(resolved, self.floor, self.given.engine.spec.layers)
+    def _planned(self, resolved: Resolved, speeds: Speeds, unusable: Collection[bytes]) -> Resolved:
+        """Choose the ratio, what is not loaded though it is stored, and levels for the rest."""
+        store, chunks = self.given.store, resolved.chunks
+        levels: dict[int, list[Stored]] = {}
+        if far := [one for one in resolved.stored if one.distant]:
+            probe = max(far, key=lambda one: one.payload_bytes)
+            speeds = replace(speeds, link=store.link(probe))
+            every = zip(chunks, store.forms(list(chunks.values())), strict=True)
+            levels = {i: [f for f in fs if f.key.digest not in unusable] for i, fs in every}
+        wanted = demand(resolved, self.floor, self.given.engine.spec.layers, levels)
         self.plan = plan(wanted, speeds)
         self.blender = with_ratio(self.floor, self.plan.ratio)
-        return resolved.without(self.plan.recompute)
+        better = {i: levels[i][level - 1] for i, level in self.plan.levels.items()}
+        return resolved.at_levels(better).without(self.plan.recompute)
 
     def _fuse(self, resolved: Resolved) -> FusedPrompt:
         in_place = self.blender.behind in ("context", "variant")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from ragcache.settings import Settings, seconds
 
 if TYPE_CHECKING:
     from ragcache.store import DiskStore
+    from ragcache.store.remote import RemoteStore
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
@@ -56,6 +58,13 @@ Compile = Annotated[
     str | None,
     typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
 ]
+Remote = Annotated[
+    str | None,
+    typer.Option(help="Object store that machines share: s3://bucket/prefix or file:///folder."),
+]
+Levels = Annotated[
+    str | None, typer.Option(help="Codecs that chunks are sent there in too: int8,cachegen.")
+]
 Codec = Annotated[str | None, typer.Option(help="How KV is stored: raw, int8, fp8 or cachegen.")]
 
 
@@ -93,6 +102,8 @@ def index(
     skip_errors: Annotated[
         bool, typer.Option(help="Report documents that cannot be read, and go on.")
     ] = False,
+    remote: Remote = None,
+    levels: Levels = None,
 ) -> None:
     """Split, embed and precompute documents. Run again, it does only what is missing."""
     from ragcache.retriever.source import read
@@ -112,9 +123,13 @@ def index(
         compile=compile_mode,
         codec=codec,
         max_bytes=max_bytes,
+        remote=remote,
+        levels=levels,
     )
     with _opened(settings) as cache, show.progress(err) as told:
         added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
+        if cache.remote is not None:
+            cache.remote.flush(partial(told, "send"))
     done = added.precomputed
     out.print(
         f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "
@@ -148,6 +163,8 @@ def query(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
+    remote: Remote = None,
+    levels: Levels = None,
 ) -> None:
     """Answer a question from the indexed documents; the answer streams.
 
@@ -168,6 +185,8 @@ def query(
         top_p=top_p,
         device=device,
         dtype=dtype,
+        remote=remote,
+        levels=levels,
     )
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
@@ -331,6 +350,8 @@ def serve(
     ram_bytes: Annotated[
         str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
     ] = None,
+    remote: Remote = None,
+    levels: Levels = None,
 ) -> None:
     """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
     from ragcache.api.serve import serve as run
@@ -350,6 +371,8 @@ def serve(
             mode=mode,
             ratio=ratio,
             ram_bytes=ram_bytes,
+            remote=remote,
+            levels=levels,
         )
     )
 
@@ -367,11 +390,13 @@ def documents(store: Store = None) -> None:
 def delete(
     ids: Annotated[list[str], typer.Argument(help="Documents, as `ragcache documents` has them.")],
     store: Store = None,
+    remote: Remote = None,
 ) -> None:
-    """Delete documents, their chunks, and the KV that no other document uses."""
+    """Delete documents, their chunks, and the KV that no other document uses, there and here."""
     from ragcache.store import Catalog
 
-    with _store(store) as chunks:
+    has_remote = Settings.load(remote=remote).remote
+    with _shared(store, remote) if has_remote else _store(store) as chunks:
         catalog = Catalog(chunks)
         missing = [name for name in ids if not catalog.delete_document(name)]
     out.print(f"{len(ids) - len(missing)} documents deleted", highlight=False)
@@ -421,6 +446,68 @@ def compact(store: Store = None) -> None:
     with _store(store) as chunks:
         before, after = chunks.compact()
     out.print(f"{show.size(before)} before, {show.size(after)} now", highlight=False)
+
+
+@app.command()
+def push(
+    store: Store = None, remote: Remote = None, levels: Levels = None, model: Model = None
+) -> None:
+    """Write chunks that are in the store and not in the remote there.
+
+    With --levels, for which the model is loaded, those of documents also in these codecs.
+    """
+    settings = Settings.load(store=store, remote=remote, levels=levels, model=model)
+    from ragcache.store.transfer import push as run
+
+    with ExitStack() as opened:
+        told = opened.enter_context(show.progress(err))
+        if settings.levels:
+            cache = opened.enter_context(_opened(settings, must_exist=True))
+            both, wanted = cache.remote, cache.levels()
+        else:
+            both, wanted = opened.enter_context(_shared(store, remote)), {}
+        both.flush(partial(told, "send"))
+        done = run(both.disk, both.objects, levels=wanted, told=partial(told, "push"))
+        out.print(show.moved(done, "pushed"), highlight=False)
+
+
+@app.command()
+def pull(
+    store: Store = None,
+    remote: Remote = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Of all texts, not of this store's documents alone.")
+    ] = False,
+) -> None:
+    """Bring chunks of the store's documents from the remote, as many as the store may hold."""
+    from ragcache.store import Catalog
+    from ragcache.store.transfer import pull as run
+
+    with _shared(store, remote, bounded=True) as both, show.progress(err) as told:
+        catalog = Catalog(both.disk)
+        limit = both.disk.quota.total
+        done = run(
+            both.disk,
+            both.objects,
+            contents=None if every else catalog.contents(),
+            codec=catalog.get_setting("codec") or "raw",
+            room=None if limit is None else limit - both.stats().payload_bytes,
+            told=partial(told, "pull"),
+        )
+    out.print(show.moved(done, "pulled"), highlight=False)
+
+
+@app.command()
+def stats(store: Store = None, remote: Remote = None) -> None:
+    """What a store holds, and what its remote does."""
+    with _store(store, readonly=True) as chunks:
+        out.print(show.store_table(chunks))
+    if url := Settings.load(remote=remote).remote:
+        from ragcache.store.bucket import Bucket
+        from ragcache.store.objects import ChunkObjects
+
+        sizes = [size for _, size in ChunkObjects(Bucket(url)).names()]
+        out.print(f"{url}: {len(sizes)} chunks, {show.size(sum(sizes))}", highlight=False)
 
 
 @app.command()
@@ -513,13 +600,36 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
                 out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
 
 
-def _store(path: Path | None, *, readonly: bool = False) -> DiskStore:
-    """A store without a model; StoreError if there is none."""
+def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) -> DiskStore:
+    """A store without a model, perhaps with its quota; StoreError if there is none."""
     from ragcache.store import DiskStore
+    from ragcache.store.capacity import UNBOUNDED, Quota
 
     settings = Settings.load(store=path)
     _check_exists(settings.store)
-    return DiskStore(settings.store, readonly=readonly, layout=settings.layout)
+    quota = Quota(settings.max_bytes, settings.tenant_bytes) if bounded else UNBOUNDED
+    return DiskStore(
+        settings.store,
+        readonly=readonly,
+        layout=settings.layout,
+        quota=quota,
+        policy=settings.eviction,
+    )
+
+
+def _shared(path: Path | None, remote: str | None, *, bounded: bool = False) -> RemoteStore:
+    """A store over its remote, without a model; ConfigError where none is set."""
+    url = Settings.load(remote=remote).remote
+    if not url:
+        raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
+    from ragcache.store.remote import shared
+
+    chunks = _store(path, bounded=bounded)
+    try:
+        return shared(chunks, url)
+    except BaseException:
+        chunks.close()
+        raise
 
 
 def _check_exists(store: Path) -> None:

@@ -5,15 +5,23 @@ computing stands still for some share of the reading. Chunks that cost more to l
 are computed; whatever time is left over while the others load is spent on recomputing more of their
 rows, which costs nothing then (CacheBlend's loading controller, Yao et al., EuroSys 2025,
 arXiv:2405.16444: T_recompute(r) = T_load). No clock is looked at here.
+
+A chunk that comes over a network may be there in several *forms*: as it is, and at levels that take
+fewer bytes and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240, whose controller
+chooses among levels and text; here, text is to compute). Then loading is two things that go on side
+by side, and takes as long as the longer: what the link transfers, and what this machine reads and
+decodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
+from ragcache.store.base import Stored
 from ragcache.types import Plan
 
 if TYPE_CHECKING:
@@ -23,17 +31,36 @@ if TYPE_CHECKING:
 
 #: Below this ratio, no method is lossless everywhere: however fast a machine is, not less.
 LEAST_RATIO = 0.15
+#: As much of a prompt's time may loading take for the sake of better forms: no link is as steady as
+#: it was measured, and where it is late, everything is.
+MOST_LOAD = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A record that the KV of a chunk can be loaded from."""
+
+    size: int  # bytes, as it is stored
+    codec: str = ""  # empty: the store's own
+    distant: bool = False
+
+    @classmethod
+    def of(cls, stored: Stored, *, level: bool = False) -> Form:
+        return cls(stored.payload_bytes, stored.codec if level else "", stored.distant)
+
+
+Loaded = Mapping[int, Form]  # chunks by number, and what they are loaded from
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A prompt in tokens, and what is stored of it in bytes; None: not there, so computed."""
+    """A prompt in tokens, and what is stored of it; None, or no form: not there, so computed."""
 
     prefix: int
     chunks: tuple[int, ...]
     question: int
-    prefix_bytes: int | None
-    chunk_bytes: tuple[int | None, ...]
+    prefix_form: Form | None
+    forms: tuple[tuple[Form, ...], ...]  # of each chunk, those that lose least first
     layers: int
     floor: float = LEAST_RATIO  # the least ratio, up to 1
     full_layers: int = 0  # first layers that compute every row whatever the ratio
@@ -45,27 +72,37 @@ class Demand:
     @property
     def stored(self) -> tuple[int, ...]:
         """Numbers of the chunks that can be loaded."""
-        return tuple(i for i, size in enumerate(self.chunk_bytes) if size is not None)
+        return tuple(i for i, forms in enumerate(self.forms) if forms)
 
-    def bytes_of(self, loaded: Collection[int]) -> tuple[int, int]:
-        """(parts, their bytes) that are read where these chunks, and the prefix, are loaded."""
-        sizes = [self.prefix_bytes, *(self.chunk_bytes[i] for i in loaded)]
-        there = [size for size in sizes if size is not None]
-        return len(there), sum(there)
+    def read(self, loaded: Loaded) -> tuple[Form, ...]:
+        """What is read where these chunks, and the prefix if it is stored, are loaded."""
+        return (*(() if self.prefix_form is None else (self.prefix_form,)), *loaded.values())
 
-    def load_s(self, speeds: Speeds, loaded: Collection[int]) -> float:
+    def link_s(self, speeds: Speeds, loaded: Loaded) -> float:
+        """Seconds for the link to transfer what is distant of it."""
+        distant = [form.size for form in self.read(loaded) if form.distant]
+        if speeds.link is None or not distant:
+            return 0.0
+        return speeds.link.seconds(self.layers * len(distant), sum(distant))
+
+    def read_s(self, speeds: Speeds, loaded: Loaded) -> float:
+        """Seconds for this machine to read, check and decode it."""
+        forms = self.read(loaded)
+        decoding = sum(speeds.decode_s.get(form.codec, 0.0) * form.size for form in forms)
+        return speeds.load_s(self.layers * len(forms), sum(f.size for f in forms)) + decoding
+
+    def load_s(self, speeds: Speeds, loaded: Loaded) -> float:
         """Seconds to load these chunks, and the prefix if it is stored."""
-        parts, size = self.bytes_of(loaded)
-        return speeds.load_s(self.layers * parts, size)
+        return max(self.link_s(speeds, loaded), self.read_s(speeds, loaded))
 
-    def compute_s(self, speeds: Speeds, loaded: Collection[int], ratio: float) -> float:
+    def compute_s(self, speeds: Speeds, loaded: Loaded, ratio: float) -> float:
         """Seconds to compute ``ratio`` of the rows of these chunks and all rows of the rest, with
         what reading takes from it."""
         reused = sum(self.chunks[i] for i in loaded)
-        placed = reused + (0 if self.prefix_bytes is None else self.prefix)
+        placed = reused + (0 if self.prefix_form is None else self.prefix)
         share = (self.full_layers + (self.layers - self.full_layers) * ratio) / self.layers
         rows = self.tokens - placed + share * reused
-        stolen = speeds.stolen * self.load_s(speeds, loaded)
+        stolen = speeds.stolen * self.read_s(speeds, loaded)
         return speeds.compute_s(rows, self.tokens, placed) + stolen
 
 
@@ -78,16 +115,24 @@ def controls(blender: Blender) -> bool:
     )
 
 
-def demand(resolved: Resolved, blender: Blender, layers: int) -> Demand:
-    """What ``blender`` would load and compute. Its own ratio is the floor if it is the higher."""
+def demand(
+    resolved: Resolved,
+    blender: Blender,
+    layers: int,
+    levels: Mapping[int, Sequence[Stored]] | None = None,
+) -> Demand:
+    """What ``blender`` would load and compute. Its own ratio is the floor if it is the higher.
+
+    ``levels``: by number of the chunk, other records that may be loaded in its place.
+    """
     prompt, parameters = resolved.layout.prompt, blender.parameters
     prefix, chunks = resolved.prefix, resolved.chunks
     return Demand(
         len(prompt.prefix),
         tuple(map(len, prompt.chunks)),
         len(prompt.question),
-        None if prefix is None else prefix.payload_bytes,
-        tuple(chunks[i].payload_bytes if i in chunks else None for i in range(len(prompt.chunks))),
+        None if prefix is None else Form.of(prefix),
+        tuple(_forms(chunks.get(i), (levels or {}).get(i, ())) for i in range(len(prompt.chunks))),
         layers,
         max(LEAST_RATIO, parameters["recompute_ratio"]),
         min(layers, _full_layers(parameters)),
@@ -95,9 +140,10 @@ def demand(resolved: Resolved, blender: Blender, layers: int) -> Demand:
 
 
 def plan(demand: Demand, speeds: Speeds) -> Plan:
-    """Which stored chunks to compute, and the ratio for the others, with the reasons."""
-    instead = computed_instead(demand, speeds)
-    loaded = tuple(i for i in demand.stored if i not in instead)
+    """Which stored chunks to compute, what to load the others from, and the ratio for these, with
+    the reasons."""
+    loaded = chosen(demand, speeds)
+    instead = tuple(i for i in demand.stored if i not in loaded)
     ratio = free_ratio(demand, speeds, loaded)
     load, compute = demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, ratio)
     return Plan(
@@ -108,6 +154,7 @@ def plan(demand: Demand, speeds: Speeds) -> Plan:
         speeds.token_s,
         preload(demand.layers, load, compute) + 1,
         tuple(_sentences(demand, speeds, loaded, ratio)),
+        {i: demand.forms[i].index(form) for i, form in loaded.items() if form.codec},
     )
 
 
@@ -122,31 +169,73 @@ def preload(layers: int, load_s: float, compute_s: float) -> int:
     return ceil((layers - 1) * (1 - compute_s / load_s)) + 1
 
 
-def computed_instead(demand: Demand, speeds: Speeds) -> tuple[int, ...]:
-    """Numbers of the stored chunks that are computed so that the longer of loading and computing,
-    at the floor, gets shorter.
+def chosen(demand: Demand, speeds: Speeds) -> Loaded:
+    """What to load, so that the longer of loading and computing, at the floor, is short; and at
+    that, what loses least."""
+    loaded = without_dearest(demand, speeds, fastest(demand, speeds))
+    return bettered(demand, speeds, loaded)
+
+
+def fastest(demand: Demand, speeds: Speeds) -> Loaded:
+    """Of every chunk the form that loads in the shortest time.
+
+    Where the link is the bottleneck, those are small ones, and where decoding is, others: so from
+    each chunk's own fastest, chunks are given another form as long as all of it loads faster.
+    """
+
+    def alone(form: Form) -> float:
+        return demand.load_s(speeds, {0: form})
+
+    loaded = {i: min(demand.forms[i], key=alone) for i in demand.stored}
+    best = demand.load_s(speeds, loaded)
+    for i in loaded:
+        for form in demand.forms[i]:
+            changed = {**loaded, i: form}
+            if (load := demand.load_s(speeds, changed)) < best:
+                loaded, best = changed, load
+    return loaded
+
+
+def without_dearest(demand: Demand, speeds: Speeds, every: Loaded) -> Loaded:
+    """``every`` chunk but those that are computed so that the longer of loading and computing, at
+    the floor, gets shorter.
 
     Greedy: those that save most loading per second of computing first, of equals the last first,
     since the first chunk of a prompt stands where it was computed. Never longer than to load all or
-    to compute all; beyond the best set by at most l * c / (l + c), the largest over the chunks, for
-    a chunk that loads in l and computes in c. For chunks of one size it is the best set.
+    to compute all; where nothing is distant, beyond the best set by at most l * c / (l + c), the
+    largest over the chunks, for a chunk that loads in l and computes in c. For chunks of one size
+    it is the best set.
     """
-    loaded = set(demand.stored)
-    load, compute = _times(demand, speeds, loaded)
+    load, compute = _times(demand, speeds, every)
     changes = []
-    for chunk in demand.stored:
-        without_load, without_compute = _times(demand, speeds, loaded - {chunk})
+    for chunk in every:
+        without_load, without_compute = _times(demand, speeds, _but(every, chunk))
         saved, added = load - without_load, without_compute - compute
-        changes.append((added / saved if saved > 0 else inf, -chunk, saved, added))
-    chosen = []
-    for _, negative, saved, added in sorted(changes):
-        if max(load - saved, compute + added) < max(load, compute):
-            load, compute = load - saved, compute + added
-            chosen.append(-negative)
-    return tuple(sorted(chosen))
+        changes.append((added / saved if saved > 0 else inf, -chunk))
+    loaded, best = every, max(load, compute)
+    for _, negative in sorted(changes):
+        fewer = _but(loaded, -negative)
+        if (time := max(_times(demand, speeds, fewer))) < best:
+            loaded, best = fewer, time
+    nothing: Loaded = {}
+    return nothing if max(_times(demand, speeds, nothing)) < best else loaded
 
 
-def free_ratio(demand: Demand, speeds: Speeds, loaded: Collection[int]) -> float:
+def bettered(demand: Demand, speeds: Speeds, loaded: Loaded) -> Loaded:
+    """The same chunks, from what loses least without taking longer, the first ones first; where
+    loading would take more than :data:`MOST_LOAD` of the time, as they are."""
+    limit = max(_times(demand, speeds, loaded))
+    for i, form in loaded.items():
+        for better in demand.forms[i][: demand.forms[i].index(form)]:
+            changed = {**loaded, i: better}
+            load, compute = _times(demand, speeds, changed)
+            if compute <= limit and load <= MOST_LOAD * limit:
+                loaded = changed
+                break
+    return loaded
+
+
+def free_ratio(demand: Demand, speeds: Speeds, loaded: Loaded) -> float:
     """The largest ratio at which computing takes no longer than loading; in [floor, 1]."""
     load, least = _times(demand, speeds, loaded)
     most = demand.compute_s(speeds, loaded, 1.0)
@@ -155,9 +244,19 @@ def free_ratio(demand: Demand, speeds: Speeds, loaded: Collection[int]) -> float
     return min(1.0, demand.floor + (1 - demand.floor) * (load - least) / (most - least))
 
 
-def _times(demand: Demand, speeds: Speeds, loaded: Collection[int]) -> tuple[float, float]:
+def _times(demand: Demand, speeds: Speeds, loaded: Loaded) -> tuple[float, float]:
     """Seconds to load, and to compute at the floor."""
     return demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, demand.floor)
+
+
+def _but(loaded: Loaded, chunk: int) -> Loaded:
+    return {i: form for i, form in loaded.items() if i != chunk}
+
+
+def _forms(stored: Stored | None, levels: Sequence[Stored]) -> tuple[Form, ...]:
+    if stored is None:
+        return ()
+    return Form.of(stored), *(Form.of(level, level=True) for level in levels)
 
 
 def _full_layers(parameters: dict[str, Any]) -> int:
@@ -165,9 +264,9 @@ def _full_layers(parameters: dict[str, Any]) -> int:
     return max(int(parameters.get("full_layers", 0)), int(parameters.get("check_layer", -1)) + 1)
 
 
-def _sentences(demand: Demand, speeds: Speeds, loaded: tuple[int, ...], ratio: float) -> list[str]:
+def _sentences(demand: Demand, speeds: Speeds, loaded: Loaded, ratio: float) -> list[str]:
     """The choice in words. Chunks are numbered from 1, as people count."""
-    every, missing = demand.stored, len(demand.chunks) - len(demand.stored)
+    every, missing = fastest(demand, speeds), len(demand.chunks) - len(demand.stored)
     said = []
     if speeds.measured:
         said.append(f"Speeds as measured on {speeds.measured}; `ragcache profile` measures anew.")
@@ -185,14 +284,17 @@ def _sentences(demand: Demand, speeds: Speeds, loaded: tuple[int, ...], ratio: f
             f"longer of loading and computing falls from {_time(max(all_load, all_compute))} to "
             f"{_time(max(load, compute))}."
         )
+    for codec, count in Counter(form.codec for form in loaded.values() if form.codec).items():
+        said.append(f"{count} of {len(loaded)} are loaded as {codec}, which takes fewer bytes.")
     if not loaded:
         return [*said, "No chunk is loaded: this is full prefill, and exact."]
     return [*said, _balance(demand, speeds, loaded, ratio)]
 
 
-def _balance(demand: Demand, speeds: Speeds, loaded: tuple[int, ...], ratio: float) -> str:
+def _balance(demand: Demand, speeds: Speeds, loaded: Loaded, ratio: float) -> str:
     """Loading against computing, and the ratio that follows."""
-    parts, size = demand.bytes_of(loaded)
+    forms = demand.read(loaded)
+    parts, size = len(forms), sum(form.size for form in forms)
     load, least = _times(demand, speeds, loaded)
     rows = sum(demand.chunks[i] for i in loaded)
     if ratio == demand.floor:
@@ -202,9 +304,12 @@ def _balance(demand: Demand, speeds: Speeds, loaded: tuple[int, ...], ratio: flo
         verdict = f"loading takes longer, so the ratio rises to {ratio:.2f}, which takes {most}."
     rate = f" at {size / load / 1e9:.2f} GB/s" if load else ""
     full = f", all of them in {demand.full_layers} layers," if demand.full_layers else ""
-    still = f" ({_time(speeds.stolen * load)} of it standing still)" if speeds.stolen else ""
+    read = demand.read_s(speeds, loaded)
+    still = f" ({_time(speeds.stolen * read)} of it standing still)" if speeds.stolen else ""
+    far = sum(form.distant for form in forms)
+    where = f" ({far} of {parts} parts over the link)" if far else ""
     return (
-        f"Loading {size / 1e6:.1f} MB in {demand.layers * parts:,} reads{rate} takes "
+        f"Loading {size / 1e6:.1f} MB in {demand.layers * parts:,} reads{rate}{where} takes "
         f"{_time(load)}; computing {demand.floor:.0%} of the {rows:,} loaded rows{full} and all "
         f"that are not loaded, {_time(least)}{still}: {verdict}"
     )

@@ -9,6 +9,8 @@
     │   └── ContextError   a prompt and its answer do not fit the model's context
     ├── SourceError   a document that cannot be read
     └── StoreError    a store that cannot be opened, read or written
+        ├── FullError     a store that may hold no more
+        └── RemoteError   a remote that cannot be reached, or does not let us
 
 Every message says what happened, why, and what to do about it.
 """
@@ -51,3 +53,11 @@ class StoreError(RagCacheError):
         super().__init__(message)
         self.key = key
         self.reason = reason
+
+
+class FullError(StoreError):
+    """A store that may hold no more: its quota is used up by what may not go."""
+
+
+class RemoteError(StoreError):
+    """A remote that cannot be reached, or that does not let us."""

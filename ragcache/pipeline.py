@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from blake3 import blake3
@@ -33,9 +33,13 @@ from ragcache.store.capacity import Quota
 from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.codecs import codec
 from ragcache.store.disk import DiskStore
-from ragcache.store.key import ChunkKey
+from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.outbox import Level
 from ragcache.store.tier import TieredStore
 from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, Tokens
+
+if TYPE_CHECKING:
+    from ragcache.store.remote import RemoteStore, Traffic
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -81,14 +85,8 @@ class RagCache:
         tenant: str = "",
     ) -> None:
         self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
-        #: What answers read from: the store, or the tier in RAM before it.
-        self.chunks: ChunkStore = store
-        if settings.ram_bytes:
-            pin = engine.upload is not None
-            self.chunks = TieredStore(store, settings.ram_bytes, pin=pin)
         self._checked = False
         self.catalog = Catalog(store)
-        self.profile = Profile(engine, self.chunks, self.catalog)
         self.compiled = _compiled(self.catalog, engine, settings)
         self.splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
@@ -96,6 +94,14 @@ class RagCache:
             tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
         )
         self.retriever = Retriever(self.catalog, embedder, path / "vectors.index", settings.index)
+        pin = engine.upload is not None
+        self.remote = _remote(store, engine, settings, pin=pin)
+        #: Where KV is put, and what answers read from: the store, over a remote if there is one,
+        #: and behind a tier in RAM.
+        self.chunks: ChunkStore = self.remote or store
+        if settings.ram_bytes:
+            self.chunks = TieredStore(self.chunks, settings.ram_bytes, pin=pin)
+        self.profile = Profile(engine, self.chunks, self.catalog)
 
     @classmethod
     def open(
@@ -212,7 +218,7 @@ class RagCache:
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
         steps = precomputing(
             self.engine,
-            self.store,
+            self.chunks,
             [self._prefix_key(), *chunks_of] if chunks_of else [],
             company=lambda key: self._company(chunks_of.get(key)),
             batch_tokens=batch_tokens,
@@ -321,12 +327,23 @@ class RagCache:
         """Stored chunks that the open model can use, and all stored chunks."""
         return self.store.stats().usable(self.engine.fingerprint)
 
+    def levels(self) -> dict[bytes, list[Level]]:
+        """Key digests of the documents' chunks, and the levels that a remote is sent of each."""
+        names = () if self.remote is None else self.remote.levels
+        keys = {key for entry in self.catalog.entries() for key in self.keys(entry.id)}
+        keys.add(self._prefix_key())
+        return {key.digest: [Level.of(at_level(key, name)) for name in names] for key in keys}
+
+    def traffic(self) -> Traffic | None:
+        """What has gone to the remote and come from it; None without one."""
+        return None if self.remote is None else self.remote.traffic
+
     def _check_usable(self, mode: Blender) -> None:
         """Refuse to answer from a store that was built with another model altogether."""
         if mode.behind == "nothing" or self._checked:
             return
         usable, total = self.usable()
-        if total and not usable:
+        if total and not usable and self.remote is None:
             built = ", ".join(self.store.stats().fingerprints)
             raise StoreError(
                 f"0 of {total} stored chunks are usable: built for {built}, the engine is "
@@ -516,6 +533,25 @@ def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
     if recorded is None:
         catalog.put_setting("chunk_tokens", str(chosen))
     return chosen
+
+
+def _remote(
+    store: DiskStore, engine: Engine, settings: Settings, *, pin: bool
+) -> RemoteStore | None:
+    """The store over a remote, where the settings have one."""
+    if not settings.remote:
+        if settings.levels:
+            raise ConfigError("levels are what a remote is sent: set remote too, or leave them out")
+        return None
+    own = dict(engine.fingerprint.fields).get("codec", "raw")
+    if settings.levels and own != "raw":
+        raise ConfigError(
+            f"levels are made of what is stored, and codec {own} has lost some of it: leave levels "
+            "out, or begin a store with codec raw"
+        )
+    from ragcache.store.remote import shared
+
+    return shared(store, settings.remote, settings.levels, pin=pin)
 
 
 def _codec(catalog: Catalog, settings: Settings) -> str:

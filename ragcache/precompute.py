@@ -78,7 +78,7 @@ def precomputing(
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
-    missing = [key for key in wanted.values() if not store.has(key)]
+    missing = store.missing(list(wanted.values()))
     done = encoded = tokens = 0
     yield 0, len(missing)
     for behind, batch in _batches(missing, company, batch_tokens):

@@ -24,6 +24,8 @@ from ragcache.timing import measured
 
 logger = logging.getLogger(__name__)
 
+_BROUGHT = 4  # chunks
+
 
 class Profile:
     """The speeds of one engine over one store: measured at the first need, and recorded there.
@@ -68,15 +70,24 @@ class Profile:
         return self._known
 
     def _found(self, sample: Iterable[ChunkKey]) -> list[Stored]:
-        """What is stored of ``sample``, as far as that can be read."""
-        there = []
+        """What is stored of ``sample``, as far as that can be read; what is here, if anything is.
+
+        If nothing is, some of it is brought here, where there is room: how fast that comes over a
+        network changes, and is not what is recorded.
+        """
+        there: list[Stored] = []
         try:
             for key in sample:
                 if isinstance(found := self.store.peek(key), Stored):
                     there.append(found)
         except StoreError as error:
             logger.warning("chunks were left out of what is measured: %s", error)
-        return there
+        if there and all(chunk.distant for chunk in there):
+            for chunk in there[:_BROUGHT]:
+                self.store.get(chunk.key)
+            again = [self.store.peek(chunk.key) for chunk in there]
+            there = [chunk for chunk in again if isinstance(chunk, Stored)]
+        return [chunk for chunk in there if not chunk.distant] or there
 
 
 def _circumstances(engine: Engine, store: ChunkStore) -> str:
@@ -84,6 +95,7 @@ def _circumstances(engine: Engine, store: ChunkStore) -> str:
     below, ram_bytes = store, 0
     if isinstance(store, TieredStore):
         below, ram_bytes = store.below, store.max_bytes
+    below = getattr(below, "disk", below)  # of a remote, what is measured is here
     device = str(getattr(engine, "device", ""))
     on = [
         engine.fingerprint.digest.hex(),  # the codec is in it
@@ -95,5 +107,6 @@ def _circumstances(engine: Engine, store: ChunkStore) -> str:
         type(below).__name__,
         getattr(below, "layout", ""),
         ram_bytes,
+        list(store.levels),
     ]
     return blake3(json.dumps(on).encode()).hexdigest()

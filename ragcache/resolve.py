@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ragcache.blend.base import Behind, Blender, Layout, positions
@@ -49,6 +49,15 @@ class Resolved:
             cheaper=self.cheaper | frozenset(numbers),
         )
 
+    def at_levels(self, records: Mapping[int, Stored]) -> Resolved:
+        """The same, with these records in the place of those of loaded chunks, by number."""
+        chunks = {**self.chunks, **records}
+        return replace(
+            self,
+            keys=tuple(records[i].key if i in records else k for i, k in enumerate(self.keys)),
+            stored=(*self.stored[: self.layout.prefix_loaded], *chunks.values()),
+        )
+
     def number_of(self, key: bytes) -> int | None:
         """Number of the first loaded chunk under a key digest; None for the prefix."""
         return next((i for i, k in enumerate(self.keys) if k.digest == key), None)
@@ -71,14 +80,14 @@ def resolve(
     prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
     prefix: Stored | Miss = Miss("absent")
     if behind != "nothing" and prompt.prefix:
-        prefix = _find(store, prefix_key, unusable)
+        (prefix,) = _find(store, [prefix_key], unusable)
     found: list[Stored | Variant | Miss]
     if behind == "nothing":
         found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
     elif behind == "variant":
         found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
     else:
-        found = [_find(store, key, unusable) for key in keys]
+        found = list(_find(store, keys, unusable))
     if behind == "context":
         found = _until_first_miss(found, prefix)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
@@ -117,10 +126,13 @@ def chunk_keys(
     return tuple(keys)
 
 
-def _find(store: ChunkStore, key: ChunkKey, unusable: Collection[bytes]) -> Stored | Miss:
-    if key.digest in unusable:
-        return Miss("corrupt", "its record failed its check while being read")
-    return store.find(key)
+def _find(
+    store: ChunkStore, keys: Sequence[ChunkKey], unusable: Collection[bytes]
+) -> list[Stored | Miss]:
+    usable = [key for key in keys if key.digest not in unusable]
+    found = dict(zip(usable, store.find_all(usable), strict=True))
+    failed = Miss("corrupt", "its record failed its check while being read")
+    return [found.get(key, failed) for key in keys]
 
 
 def _fitting(

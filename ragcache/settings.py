@@ -80,6 +80,16 @@ class Settings(BaseSettings):
     ram_bytes: ByteSize = Field(
         ByteSize(0), description="KV held in RAM in front of the store, such as 4GB; 0: none"
     )
+    remote: str = Field(
+        "",
+        description="object store that machines share: s3://bucket/prefix, gs://bucket/prefix, "
+        "az://container/prefix or file:///folder; empty: none",
+    )
+    levels: str = Field(
+        "",
+        description="codecs in which chunks are sent there too, for slow links, those that lose "
+        "least first: int8, fp8 and cachegen, separated by commas",
+    )
     eviction: Literal["lru", "pgdsf", "craft"] = Field(
         "pgdsf", description="which chunks go first when the store is full"
     )

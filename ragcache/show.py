@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ragcache.simulate import Row
     from ragcache.speeds import Speeds
     from ragcache.store.catalog import Entry
+    from ragcache.store.disk import DiskStore
+    from ragcache.store.transfer import Moved
     from ragcache.types import Answer, Report
 
 
@@ -62,6 +64,30 @@ def document_table(entries: Sequence[Entry]) -> Table:
         until = "" if entry.expires is None else f"{datetime.fromtimestamp(entry.expires):%F %T}"
         table.add_row(entry.id, str(entry.chunks), until, "yes" if entry.pinned else "")
     return table
+
+
+def store_table(store: DiskStore) -> Table:
+    """What a store holds, for whom, and what its remote is still to be told."""
+    stats, waiting = store.stats(), store.waiting
+    table = Table("built for", Column("chunks", justify="right"), box=SIMPLE)
+    for name, count in sorted(stats.fingerprints.items()):
+        table.add_row(name, f"{count:,}")
+    table.title = f"{stats.chunks:,} chunks, {size(stats.payload_bytes)} of KV"
+    if waiting:
+        table.caption = f"{waiting:,} changes are still to be told to the remote"
+    return table
+
+
+def moved(done: Moved, what: str) -> str:
+    """One line: what became of chunks that were to be moved."""
+    parts = {
+        f"chunks {what}": done.moved,
+        "were there": done.there,
+        "damaged": done.damaged,
+        "had no room": done.no_room,
+        "of another kind": done.other,
+    }
+    return ", ".join(f"{n:,} {part}" for part, n in parts.items() if n or part == f"chunks {what}")
 
 
 def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
@@ -133,6 +159,8 @@ def speed_table(speeds: Speeds) -> Table:
         "of reading, computing stands still for": f"{speeds.stolen:.0%}",
         "a token of the answer": _ms(speeds.token_s),
     }
+    for codec, seconds in speeds.decode_s.items():
+        rows[f"to decode {codec}"] = f"{1e-6 / seconds:,.0f} MB/s" if seconds else "nothing"
     table = Table("what", Column("takes", justify="right"), title=speeds.measured, box=SIMPLE)
     for what, takes in rows.items():
         table.add_row(what, takes)

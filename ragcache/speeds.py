@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from math import isfinite
-from typing import Self
+from typing import Any, Self
 
-VERSION = 1  # another one where the meaning of a field changes: what was recorded is then measured
+from ragcache.store.link import Link
+
+VERSION = 2  # another one where the meaning of a field changes: what was recorded is then measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,13 @@ class Speeds:
     token_s: float  # per token of the answer but the first
     stolen: float = 0.0  # share of the time of reading by which it delays computing, in [0, 1]
     measured: str = ""  # when, for people
+    #: By codec, to decode a byte of it, on top of what a byte of the store's own codec takes.
+    decode_s: Mapping[str, float] = field(default_factory=dict)
+    link: Link | None = None  # to a remote, as it is now: never recorded
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if name != "measured" and not (isfinite(value) and value >= 0):
+        for name, value in (*self._seconds().items(), *self.decode_s.items()):
+            if not (isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}: it must be 0 or more seconds")
         if self.stolen > 1:
             raise ValueError(f"stolen is {self.stolen}: it must be in [0, 1]")
@@ -45,18 +51,27 @@ class Speeds:
         return self.read_s * reads + self.byte_s * size
 
     def as_json(self) -> str:
-        return json.dumps({"version": VERSION, **asdict(self)})
+        known = {"measured": self.measured, "decode_s": dict(self.decode_s)}
+        return json.dumps({"version": VERSION, **self._seconds(), **known})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """What :meth:`as_json` wrote. Raises ValueError for anything else, another version too."""
         found = json.loads(text)
-        names = {f.name for f in fields(cls)}
+        names = {f.name for f in fields(cls)} - {"link"}
         if not isinstance(found, dict) or found.pop("version", None) != VERSION:
             raise ValueError(f"no speeds of version {VERSION}")
         if found.keys() != names or not isinstance(found["measured"], str):
             raise ValueError(f"speeds have the fields {', '.join(sorted(names))}")
-        for name in names - {"measured"}:
-            if type(found[name]) not in (int, float):
-                raise ValueError(f"{name} is {found[name]!r}: it must be a number")
+        if not isinstance(found["decode_s"], dict):
+            raise ValueError(f"decode_s is {found['decode_s']!r}: it must be an object")
+        numbers = {name: found[name] for name in names - {"measured", "decode_s"}}
+        for name, value in (*numbers.items(), *found["decode_s"].items()):
+            if type(value) not in (int, float):
+                raise ValueError(f"{name} is {value!r}: it must be a number")
         return cls(**found)
+
+    def _seconds(self) -> dict[str, Any]:
+        """What is measured of the machine, in seconds and a share."""
+        others = "measured", "decode_s", "link"
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}

@@ -19,7 +19,8 @@ from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import Engine
 from ragcache.errors import StoreError
 from ragcache.speeds import Speeds
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.store.codecs import codec
 from ragcache.store.reader import LayerReader
 from ragcache.store.tier import TieredStore
 from ragcache.types import KVSpec, Load, Prompt, Sampling
@@ -50,7 +51,8 @@ def measured(engine: Engine, store: ChunkStore, sample: Sequence[Stored]) -> Spe
     start_s, row_s, pair_s, place_s = fitted(costs, [seconds for *_, seconds in runs])
     if token_s is None:  # the answer ended at once
         token_s = start_s + row_s + pair_s * runs[-1][1]
-    speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s)
+    decode_s = {name: _decoding(store, sample, name) for name in store.levels}
+    speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
     return replace(speeds, stolen=_stolen(engine, store, sample, speeds))
 
 
@@ -109,6 +111,27 @@ def _drained(store: ChunkStore, chunks: Sequence[Stored]) -> float:
         for layer in layers:
             reader.layer(layer)
     return time.perf_counter() - began
+
+
+def _decoding(store: ChunkStore, sample: Sequence[Stored], name: str) -> float:
+    """Seconds to decode a byte of a codec; of the first sound chunk, put into it here."""
+    coded = codec(name)
+    for chunk in sample:
+        if isinstance(kv := store.get(chunk.key), Miss):
+            continue
+        layers = sorted({0, len(kv.keys) // 2, len(kv.keys) - 1})
+        seconds, size = 0.0, 0
+        for layer in layers:
+            raw = coded.encode(kv.keys[layer], kv.values[layer], layer, len(kv.keys))
+            copies = [raw.copy() for _ in range(_ROUNDS)]
+            times = [time.perf_counter()]
+            for copy in copies:
+                coded.decode(copy, kv.spec, len(kv.tokens), layer)
+                times.append(time.perf_counter())
+            seconds += median(after - before for before, after in pairwise(times))
+            size += len(raw)
+        return seconds / size
+    return 0.0
 
 
 def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], float | None]:

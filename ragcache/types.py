@@ -251,6 +251,8 @@ class Plan:
     token_s: float  # for every token of the answer but the first
     ahead: int  # layers to load ahead of the one that computes
     sentences: tuple[str, ...] = ()  # how it came to this
+    #: By number of a chunk that is loaded at a level: which one, from 1, of those that it has.
+    levels: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def prefill_s(self) -> float:

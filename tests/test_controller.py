@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, combinations
 
@@ -10,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragcache.blend import blender
-from ragcache.controller import LEAST_RATIO, Demand, controls, free_ratio, plan, preload
+from ragcache.controller import (
+    LEAST_RATIO,
+    Demand,
+    Form,
+    Loaded,
+    controls,
+    free_ratio,
+    plan,
+    preload,
+)
 from ragcache.speeds import Speeds
+from ragcache.store.link import Link
 
 MS = 0.001
 
@@ -23,7 +34,7 @@ def machine(read_ms: float, **changes: float) -> Speeds:
 
 def asked(*chunks: int, question: int = 20, **changes: object) -> Demand:
     """Stored chunks of so many tokens, 10 kB each, in a model of 4 layers; no prefix."""
-    demand = Demand(0, chunks, question, None, tuple(10_000 * n for n in chunks), 4)
+    demand = Demand(0, chunks, question, None, tuple((Form(10_000 * n),) for n in chunks), 4)
     return replace(demand, **changes)  # type: ignore[arg-type]
 
 
@@ -78,7 +89,7 @@ def test_layers_in_full_are_paid_whatever_the_ratio() -> None:
 
 
 def test_what_is_missing_or_long_computes_longer() -> None:
-    demand = asked(100, 100, chunk_bytes=(100, None))
+    demand = asked(100, 100, forms=((Form(100),), ()))
     made = plan(demand, machine(1, pair_s=1e-5, place_s=1e-4, start_s=0.005))
     assert made.load_s == pytest.approx(4 * MS)
     # 20 + 100 + 15 rows, each against all 220, 100 rows placed
@@ -87,14 +98,14 @@ def test_what_is_missing_or_long_computes_longer() -> None:
 
 
 def test_a_stored_prefix_is_always_loaded() -> None:
-    demand = asked(10, prefix=30, prefix_bytes=30)
+    demand = asked(10, prefix=30, prefix_form=Form(30))
     made = plan(demand, machine(100))
     assert made.recompute == (0,)
     assert made.load_s == pytest.approx(400 * MS) and made.compute_s == pytest.approx(30 * MS)
 
 
 def test_nothing_stored_is_nothing_to_choose() -> None:
-    made = plan(asked(10, 10, chunk_bytes=(None, None)), machine(1))
+    made = plan(asked(10, 10, forms=((), ())), machine(1))
     assert (made.ratio, made.recompute, made.load_s) == (0.15, (), 0)
     assert made.sentences[-1] == "Nothing can be loaded, so there is no ratio to choose."
 
@@ -138,36 +149,45 @@ FLOORS = st.floats(LEAST_RATIO, 1)
 @st.composite
 def demands(draw: st.DrawFn) -> Demand:
     chunks = tuple(draw(st.lists(ROWS, max_size=8)))
-    stored = tuple(draw(st.none() | ROWS) for _ in chunks)
+    stored = tuple(draw(st.just(()) | st.builds(lambda n: (Form(n),), ROWS)) for _ in chunks)
     prefix = draw(st.none() | ROWS)
     full = draw(st.integers(0, 4))
-    return Demand(prefix or 0, chunks, draw(ROWS), prefix, stored, 4, draw(FLOORS), full)
+    form = None if prefix is None else Form(prefix)
+    return Demand(prefix or 0, chunks, draw(ROWS), form, stored, 4, draw(FLOORS), full)
 
 
-def longest(demand: Demand, speeds: Speeds, loaded: tuple[int, ...]) -> float:
+def these(demand: Demand, numbers: Iterable[int]) -> Loaded:
+    """So many chunks, from the first form of each."""
+    return {i: demand.forms[i][0] for i in numbers}
+
+
+def longest(demand: Demand, speeds: Speeds, loaded: Loaded) -> float:
     return max(demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, demand.floor))
 
 
-def chosen(demand: Demand, speeds: Speeds) -> tuple[int, ...]:
+def chosen(demand: Demand, speeds: Speeds) -> Loaded:
     """The chunks that its plan loads."""
-    recompute = plan(demand, speeds).recompute
-    assert set(recompute) <= set(demand.stored)
-    return tuple(i for i in demand.stored if i not in recompute)
+    made = plan(demand, speeds)
+    assert set(made.recompute) <= set(demand.stored)
+    loaded = [i for i in demand.stored if i not in made.recompute]
+    return {i: demand.forms[i][made.levels.get(i, 0)] for i in loaded}
 
 
 @given(demands(), MACHINES)
 def test_near_the_best_of_all_subsets(demand: Demand, speeds: Speeds) -> None:
     stored, time = demand.stored, longest(demand, speeds, chosen(demand, speeds))
     subsets = chain.from_iterable(combinations(stored, n) for n in range(len(stored) + 1))
-    best = min(longest(demand, speeds, subset) for subset in subsets)
+    best = min(longest(demand, speeds, these(demand, subset)) for subset in subsets)
+    every = these(demand, stored)
     slack = 0.0
     for chunk in stored:
-        saved = demand.load_s(speeds, stored) - demand.load_s(speeds, set(stored) - {chunk})
-        added = demand.compute_s(speeds, set(stored) - {chunk}, demand.floor)
-        added -= demand.compute_s(speeds, stored, demand.floor)
+        others = these(demand, set(stored) - {chunk})
+        saved = demand.load_s(speeds, every) - demand.load_s(speeds, others)
+        added = demand.compute_s(speeds, others, demand.floor)
+        added -= demand.compute_s(speeds, every, demand.floor)
         slack = max(slack, saved * added / (saved + added) if added > 0 else 0.0)
     assert best <= time * (1 + 1e-9) and time <= (best + slack) * (1 + 1e-9)
-    assert time <= min(longest(demand, speeds, stored), longest(demand, speeds, ())) * (1 + 1e-9)
+    assert time <= min(longest(demand, speeds, every), longest(demand, speeds, {})) * (1 + 1e-9)
 
 
 @given(ROWS, st.integers(1, 8), ROWS, MACHINES)
@@ -175,7 +195,7 @@ def test_of_chunks_of_one_size_the_best_number(
     size: int, count: int, question: int, speeds: Speeds
 ) -> None:
     demand = asked(*[size] * count, question=question)
-    best = min(longest(demand, speeds, tuple(range(n))) for n in range(count + 1))
+    best = min(longest(demand, speeds, these(demand, range(n))) for n in range(count + 1))
     assert longest(demand, speeds, chosen(demand, speeds)) == pytest.approx(best)
 
 
@@ -195,8 +215,88 @@ def test_a_slower_disk_never_lowers_the_ratio_of_what_is_loaded(
     demand: Demand, speeds: Speeds, times: float
 ) -> None:
     slower = replace(speeds, read_s=times * speeds.read_s, byte_s=times * speeds.byte_s)
-    before, after = (free_ratio(demand, s, demand.stored) for s in (speeds, slower))
+    every = these(demand, demand.stored)
+    before, after = (free_ratio(demand, s, every) for s in (speeds, slower))
     assert before <= after + 1e-9
+
+
+#: Bytes of a chunk as it is, and at two levels: the second is small and slow to decode.
+FORMS = Form(1_000_000, "", True), Form(270_000, "int8", True), Form(110_000, "cachegen", True)
+
+
+def over(mbit: float, latency_s: float = 0.0) -> Speeds:
+    """A row computes in 1 ms; decoding runs at 500 MB/s, or at 10; the rest is the link."""
+    decode = {"int8": 2e-9, "cachegen": 1e-7}
+    return replace(machine(0), decode_s=decode, link=Link(latency_s, 8e-6 / mbit))
+
+
+def far(count: int, tokens: int = 100) -> Demand:
+    return asked(*[tokens] * count, forms=(FORMS,) * count)
+
+
+def levels(demand: Demand, speeds: Speeds) -> list[str]:
+    """What becomes of every chunk."""
+    loaded = chosen(demand, speeds)
+    return [loaded[i].codec if i in loaded else "text" for i in range(len(demand.chunks))]
+
+
+@pytest.mark.parametrize(
+    ("mbit", "expected"),
+    [
+        (10_000, ""),  # 6.4 ms to transfer all, 140 to compute
+        (1_000, ""),  # 64 ms
+        (150, "int8"),  # 427 ms as it is, 115 at int8; as much as computing leaves time for
+        (30, "cachegen"),
+        (1, "text"),
+    ],
+)
+def test_what_is_loaded_follows_the_link(mbit: float, expected: str) -> None:
+    """Eight chunks: raw while that is no slower, then levels, at last they are computed."""
+    found = levels(far(8), over(mbit))
+    assert expected in found
+    order = ["", "int8", "cachegen", "text"]
+    assert {"", "int8", "cachegen", "text"} >= set(found)
+    assert max(map(order.index, found)) >= order.index(expected)
+    if expected in ("", "text"):
+        assert set(found) == {expected}
+
+
+def test_a_faster_link_never_takes_longer_and_never_loses_more_at_a_time() -> None:
+    times = [plan(far(8), over(mbit)).prefill_s for mbit in (1, 3, 10, 30, 100, 300, 1000, 3000)]
+    assert times == sorted(times, reverse=True)
+
+
+@st.composite
+def forms(draw: st.DrawFn) -> tuple[Form, ...]:
+    first = Form(draw(st.integers(1, 10**7)), "", draw(st.booleans()))
+    sizes = [draw(st.integers(1, first.size)) for _ in range(draw(st.integers(0, 2)))]
+    coded = zip(sizes, ("int8", "cachegen"), strict=False)
+    return first, *(Form(size, codec, draw(st.booleans())) for size, codec in coded)
+
+
+@given(
+    st.lists(st.tuples(ROWS, forms()), min_size=1, max_size=5),
+    MACHINES,
+    st.floats(0, 1e-5),
+    st.floats(0, 1),
+    st.floats(0, 1e-6),
+)
+def test_never_longer_than_any_one_thing_for_all(
+    chunks: list[tuple[int, tuple[Form, ...]]],
+    speeds: Speeds,
+    byte_s: float,
+    latency_s: float,
+    decode_s: float,
+) -> None:
+    """Raw, one level, or to compute: whichever of them is best for all is not beaten."""
+    demand = asked(*(n for n, _ in chunks), forms=tuple(each for _, each in chunks))
+    decode = {"int8": decode_s, "cachegen": 10 * decode_s}
+    given = replace(speeds, decode_s=decode, link=Link(latency_s, byte_s))
+    time = longest(demand, given, chosen(demand, given))
+    alike = [these(demand, demand.stored), {}]
+    for level in (1, 2):
+        alike.append({i: each[min(level, len(each) - 1)] for i, each in enumerate(demand.forms)})
+    assert time <= min(longest(demand, given, one) for one in alike) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", ["fused", "cacheblend", "prophet", "random+full_layers=2"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ragcache.store import Catalog, ChunkKey, DiskStore
 from ragcache.store.tier import TieredStore
 from tests import models, scene
 
-SPEEDS = Speeds(0.1, 0.01, 0.001, 0.002, 0.003, 0.0004, 0.5, 0.25, "today")
+SPEEDS = Speeds(0.1, 0.01, 0.001, 0.002, 0.003, 0.0004, 0.5, 0.25, "today", {"int8": 0.1})
 
 
 @pytest.fixture
@@ -61,7 +61,11 @@ def record(**changes: object) -> str:
         record(stolen=1.5),
         record(measured=3),
         record(another=1),
-        json.dumps({"version": 1} | {k: v for k, v in asdict(SPEEDS).items() if k != "row_s"}),
+        record(decode_s=[]),
+        record(decode_s={"int8": "fast"}),
+        record(decode_s={"int8": -1}),
+        record(link=None),
+        json.dumps({k: v for k, v in json.loads(SPEEDS.as_json()).items() if k != "row_s"}),
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -88,17 +89,26 @@ class _State(Collector):
         yield GaugeMetricFamily("ragcache_queue_depth", "Questions that wait", waiting)
         yield GaugeMetricFamily("ragcache_streams", "Answers under way", active)
         chunks = held = evictions = 0
+        remote: dict[str, int] = {}
         for cache in self.service.caches():
             try:
-                stats = cache.store.stats()
+                stats, traffic = cache.store.stats(), cache.traffic()
             except StoreError:  # closed meanwhile
                 continue
             chunks += stats.chunks
             held += stats.payload_bytes
             evictions += stats.evictions
+            for what, value in ({} if traffic is None else asdict(traffic)).items():
+                if isinstance(value, int):
+                    remote[what] = remote.get(what, 0) + value
         yield GaugeMetricFamily("ragcache_store_chunks", "Chunks whose KV is stored", chunks)
         yield GaugeMetricFamily("ragcache_store_bytes", "Bytes of KV that is stored", held)
         yield CounterMetricFamily("ragcache_evictions", "Chunks that made room", evictions)
+        if remote:
+            told = GaugeMetricFamily("ragcache_remote", "To and from the remote", labels=["what"])
+            for what, count in remote.items():
+                told.add_metric([what], count)
+            yield told
         if self.service.guard is not None:
             guard = GaugeMetricFamily("ragcache_guard", "Of the quality guard", labels=["what"])
             for name, value in self.service.guard.status().items():

@@ -49,7 +49,7 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
             }
             for label, answer in answers.items()
         ],
-        "stats": store_json(cache.chunks),
+        "stats": store_json(cache.chunks, cache.traffic()),
     }
     try:
         path.write_text(html(data), encoding="utf-8")

@@ -11,6 +11,7 @@ from ragcache.store.tier import TieredStore
 if TYPE_CHECKING:
     from ragcache.engine.base import Engine
     from ragcache.store.base import ChunkStore
+    from ragcache.store.remote import Traffic
     from ragcache.types import Answer, Passage, Tokens
 
 
@@ -50,10 +51,10 @@ def report_json(
     return found
 
 
-def store_json(store: ChunkStore) -> dict[str, Any]:
+def store_json(store: ChunkStore, traffic: Traffic | None = None) -> dict[str, Any]:
     """What a store, or the tier in RAM before it, holds, and how often it had what was asked for.
 
-    ``tier`` is None where there is none.
+    ``tier`` is None where there is none, and so is ``remote``, what has gone to and fro of it.
     """
     stats = store.stats()
     return {
@@ -62,6 +63,7 @@ def store_json(store: ChunkStore) -> dict[str, Any]:
         "hits": stats.hits,
         "misses": dict(stats.misses),
         "tier": asdict(store.tier) if isinstance(store, TieredStore) else None,
+        "remote": None if traffic is None else asdict(traffic),
     }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
+    from ragcache.store.link import Link
     from ragcache.store.tables import Transaction
     from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
@@ -36,7 +37,12 @@ class Stored:
     payload_bytes: int  # of all layers, as they are stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
     version: int = 0  # another one for every put: what was found is what is there if it is equal
+    distant: bool = field(default=False, compare=False)  # to be read over a network
     origin: object = field(default=None, compare=False, repr=False)  # for the store that found it
+
+    @property
+    def codec(self) -> str:
+        return self.key.codec
 
     @property
     def layer_bytes(self) -> int:
@@ -149,6 +155,9 @@ class Change(Protocol):
 class ChunkStore(ABC):
     """Keys to KV. Thread-safe; one writer process, any number of readers."""
 
+    #: Codecs of :meth:`forms`.
+    levels: Sequence[str] = ()
+
     @abstractmethod
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         """Store all layers of a chunk, or none. Replaces what was there. Durable on return.
@@ -162,6 +171,10 @@ class ChunkStore(ABC):
     def find(self, key: ChunkKey) -> Stored | Miss:
         """Look at the header only. Counts a hit, or a miss under its reason."""
 
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        """:meth:`find` of every key, in order; where that means to wait, for all at once."""
+        return [self.find(key) for key in keys]
+
     @abstractmethod
     def peek(self, key: ChunkKey) -> Stored | Miss:
         """What ``find`` would find. Counts nothing, and is no use of the chunk."""
@@ -169,6 +182,10 @@ class ChunkStore(ABC):
     def has(self, key: ChunkKey) -> bool:
         """Would ``find`` hit?"""
         return not isinstance(self.peek(key), Miss)
+
+    def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """Those that ``has`` denies, in order."""
+        return [key for key in keys if not self.has(key)]
 
     @abstractmethod
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
@@ -186,6 +203,16 @@ class ChunkStore(ABC):
         or the new record, or the error says that it is gone.
         """
         return [self.layer(chunk.key, layer) for chunk in chunks]
+
+    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
+        """Of every chunk, other records of its KV that may be loaded in its place: in codecs that
+        lose more and take fewer bytes, those that lose least first. Counts nothing."""
+        return [()] * len(chunks)
+
+    def link(self, probe: Stored) -> Link | None:
+        """How fast *distant* chunks come, as they came lately, or as ``probe`` comes now; None
+        where there are none, or it does not come."""
+        return None
 
     @abstractmethod
     def variants(self, key: ChunkKey) -> list[Variant]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragcache.errors import StoreError
+from ragcache.errors import FullError
 from ragcache.store.evict import Policy, Use, policy
 from ragcache.store.header import Header, decode_header
 
@@ -93,7 +93,7 @@ class Capacity:
         """A chunk is about to come in: what has to go for it, in the same commit.
 
         Nobody begins to read while this lasts, and once it has ended well the chunk is there and
-        the others are gone. Raises StoreError, before anything is changed, where not enough may go.
+        the others are gone. Raises FullError, before anything is changed, where not enough may go.
         """
         with self._lock:
             victims = self._room(header, pinned)
@@ -173,8 +173,8 @@ class _Spared:
         return known or self.pinned(digest)
 
 
-def _full(quota: int, whose: str, size: int) -> StoreError:
-    return StoreError(
+def _full(quota: int, whose: str, size: int) -> FullError:
+    return FullError(
         f"{whose} may hold {quota} bytes of KV and would hold {size} with this chunk, and nothing "
         "more may go: all else is pinned or being read. Raise max_bytes, or unpin documents"
     )

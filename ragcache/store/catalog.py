@@ -192,6 +192,11 @@ class Catalog:
         with self._tables.read() as txn:
             return sorted(_entries(txn), key=lambda entry: entry.id)
 
+    def contents(self) -> set[bytes]:
+        """Content digests of everything that documents use."""
+        with self._tables.read() as txn:
+            return {row[:_CONTENT] for row in txn.keys("uses")}
+
     def document_digest(self, document_id: str) -> bytes | None:
         """The ``source_digest`` it was put with; None where there is no such document."""
         with self._tables.read() as txn:

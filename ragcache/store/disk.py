@@ -22,7 +22,7 @@ import numpy as np
 
 from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import variants
+from ragcache.store import outbox, variants
 from ragcache.store.base import (
     ChunkStore,
     Miss,
@@ -42,13 +42,16 @@ from ragcache.store.files import ChunkFiles, file_digest
 from ragcache.store.header import (
     Header,
     Payload,
+    Record,
     check_kv,
+    check_layer_bytes,
     decode_header,
     decode_layer,
     encode_header,
     layer_checksum,
 )
 from ragcache.store.index import account, reindex, remove, totals
+from ragcache.store.key import at_level
 from ragcache.types import ChunkKV, ChunkNotes
 
 if TYPE_CHECKING:
@@ -94,7 +97,10 @@ class DiskStore(ChunkStore):
         policy: str = "pgdsf",
         pin: bool = False,
     ) -> None:
-        self.layout = as_layout(layout)
+        self.layout, self.quota = as_layout(layout), quota
+        #: Where puts and deletions are told to a remote: the codecs in which chunks are sent there
+        #: too, beside their own. See outbox.py.
+        self.shared: tuple[str, ...] | None = None
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
@@ -120,11 +126,15 @@ class DiskStore(ChunkStore):
         pairs = zip(kv.keys, kv.values, strict=True)
         raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
         size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
-        blank = Header.of(key, kv, [Payload(0, 0, 0)] * len(kv.keys))
+        blank = Header.of(key, kv, ())
 
         def also(txn: Transaction) -> None:
             if notes is not None:
                 variants.put(txn, key.digest, notes)
+            elif self.shared is not None:
+                levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
+                version = blank.version
+                outbox.send(txn, key.content, key.digest, version, levels)
 
         self._place(blank, raws, self._in_file(size), also)
 
@@ -183,13 +193,15 @@ class DiskStore(ChunkStore):
 
     def delete(self, key: ChunkKey) -> bool:
         with self.change() as change:
+            if self.shared is not None:
+                outbox.delete(change.txn, key.content, key.digest)
             return change.forget(key.digest)
 
     @contextmanager
     def change(self) -> Iterator[DiskChange]:
         with self._writing:
             with self.tables.write() as txn:
-                change = DiskChange(txn)
+                change = DiskChange(txn, shared=self.shared is not None)
                 yield change
                 if self._capacity is not None:
                     self._capacity.save(txn)
@@ -260,7 +272,35 @@ class DiskStore(ChunkStore):
     def forget(self, digest: bytes) -> bool:
         """Remove a chunk by its digest; True if it was there."""
         with self.change() as change:
+            header = decode_header(change.txn.get("headers", digest) or b"")
+            if self.shared is not None and isinstance(header, Header):
+                outbox.delete(change.txn, header.content, digest)
             return change.forget(digest)
+
+    def drop(self, digest: bytes) -> None:
+        """Remove a chunk here; a remote is told nothing."""
+        with self.change() as change:
+            change.forget(digest)
+
+    def record(self, digest: bytes) -> Record | Miss:
+        """A chunk as it is stored, every layer checked; counts nothing."""
+        with self.tables.read() as txn:
+            return self._record(txn, digest)
+
+    def enter(self, record: Record) -> bool:
+        """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
+
+        False, and nothing is changed, where there is one, or it was deleted and the remote has not
+        been told yet. Raises FullError as ``put`` does.
+        """
+        header = record.header
+        with self._writing:
+            with self.tables.read() as txn:
+                there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
+                if there or outbox.gone(txn, header.content, header.key):
+                    return False
+            self._place(header, record.raws, self._in_file(len(record.raws[0])))
+        return True
 
     def stats(self) -> StoreStats:
         with self.tables.read() as txn:
@@ -274,6 +314,12 @@ class DiskStore(ChunkStore):
         return StoreStats(
             chunks, payload_bytes, *self._tally.snapshot(), dict(fingerprints), evictions
         )
+
+    @property
+    def waiting(self) -> int:
+        """Changes that a remote is still to be told."""
+        with self.tables.read() as txn:
+            return outbox.depth(txn)
 
     def verify(
         self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
@@ -331,12 +377,13 @@ class DiskStore(ChunkStore):
         blank: Header,
         raws: Iterable[Bytes],
         in_file: bool,
-        also: Callable[[Transaction], None],
+        also: Callable[[Transaction], None] = lambda _: None,
     ) -> None:
         """Write a chunk in the place of what is there under its key; ``also`` in the same commit.
 
-        ``blank`` is its header but for the payloads and the file.
+        ``blank`` is its header; what it says of the payloads and the file is not used.
         """
+        blank = replace(blank, file="", payloads=(Payload(0, 0, 0),) * blank.spec.layers)
         header = self._write_file(blank, raws) if in_file else blank
         try:
             with ExitStack() as committed, self.change() as change:
@@ -389,17 +436,30 @@ class DiskStore(ChunkStore):
                 in_file = self._in_file(header.payloads[0].length)
                 if in_file == bool(header.file) or self._damage(txn, digest) is not None:
                     return False
-                raws = [self._raw(txn, header, layer) for layer in range(header.spec.layers)]
+                record = self._record(txn, digest)
                 noted = txn.get("variants", digest)
 
             def also(txn: Transaction) -> None:
                 if noted is not None:
                     txn.put("variants", digest, noted)
 
-            whole = [raw for raw in raws if not isinstance(raw, Miss)]
-            blank = replace(header, file="", payloads=(Payload(0, 0, 0),) * len(whole))
-            self._place(blank, whole, in_file, also)
+            if isinstance(record, Miss):
+                return False
+            self._place(record.header, record.raws, in_file, also)
         return True
+
+    def _record(self, txn: Transaction, digest: bytes) -> Record | Miss:
+        header = decode_header(txn.get("headers", digest) or b"")
+        if isinstance(header, Miss):
+            return header
+        raws = []
+        for layer in range(header.spec.layers):
+            raw = self._raw(txn, header, layer)
+            miss = raw if isinstance(raw, Miss) else check_layer_bytes(header, layer, raw)
+            if isinstance(raw, Miss) or miss is not None:
+                return cast("Miss", miss)
+            raws.append(raw)
+        return Record(header, tuple(raws))
 
     def _raw(
         self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
@@ -479,8 +539,8 @@ def as_layout(name: str) -> Layout:
 class DiskChange:
     """A :class:`Change` of a store on disk."""
 
-    def __init__(self, txn: Transaction) -> None:
-        self.txn = txn
+    def __init__(self, txn: Transaction, *, shared: bool = False) -> None:
+        self.txn, self._shared = txn, shared
         self.gone: list[str] = []  # files that nothing names once this is committed
         self.forgotten: list[bytes] = []
 
@@ -498,6 +558,8 @@ class DiskChange:
         self.forgotten.remove(digest)
 
     def forget_content(self, content: bytes) -> int:
+        if self._shared:
+            outbox.forget(self.txn, content)
         digests = [row[_DIGEST:] for row in self.txn.keys("contents", content)]
         return sum(map(self.forget, digests))
 
@@ -540,7 +602,8 @@ def _is_pinned(txn: Transaction, digest: bytes) -> bool:
     header = decode_header(txn.get("headers", digest) or b"")
     if isinstance(header, Miss):
         return False
-    return next(txn.keys("pins", header.content), None) is not None
+    pinned = next(txn.keys("pins", header.content), None) is not None
+    return pinned or outbox.waits(txn, header.content, digest)
 
 
 def _absent(txn: Transaction, key: ChunkKey) -> Miss:

@@ -40,6 +40,7 @@ from ragcache.store.tables import TABLES, Tables, Transaction
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_LATER = {"outbox"}  # tables that a store of an earlier release may lack
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
 _LOOK_S = 5.0  # between two looks at who reads
@@ -138,7 +139,7 @@ class Environment(Tables):
         """What the pages in use take: the file is as large as they were at most."""
         with self._entered() as opened, explained(self.path, "read"):
             with opened.env.begin() as txn:
-                stats = [txn.stat(handle) for handle in opened.tables.values()]
+                stats = [txn.stat(db) for db in opened.tables.values() if db is not None]
             pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
             return int((pages + 4) * opened.env.stat()["psize"])  # two metas, two roots
 
@@ -286,7 +287,9 @@ class _LmdbTransaction(Transaction):
         self.tables = tables
 
     def view(self, table: str, key: bytes) -> memoryview | None:
-        value: memoryview | None = self.txn.get(key, db=self.tables[table])
+        if (db := self.tables[table]) is None:
+            return None
+        value: memoryview | None = self.txn.get(key, db=db)
         return value
 
     def put(self, table: str, key: bytes, value: bytes | memoryview) -> None:
@@ -296,19 +299,24 @@ class _LmdbTransaction(Transaction):
         return self.txn.delete(key, db=self.tables[table])
 
     def keys(self, table: str, prefix: bytes = b"", *, start: bytes = b"") -> Iterator[bytes]:
-        with self.txn.cursor(db=self.tables[table]) as cursor:
+        if (db := self.tables[table]) is None:
+            return
+        with self.txn.cursor(db=db) as cursor:
             more = cursor.set_range(max(prefix, start))
             while more and (key := bytes(cursor.key())).startswith(prefix):
                 yield key
                 more = cursor.next()
 
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        with self.txn.cursor(db=self.tables[table]) as cursor:
+        if (db := self.tables[table]) is None:
+            return
+        with self.txn.cursor(db=db) as cursor:
             for key, value in cursor:
                 yield bytes(key), bytes(value)
 
     def count(self, table: str) -> int:
-        return self.txn.stat(self.tables[table])["entries"]
+        db = self.tables[table]
+        return 0 if db is None else self.txn.stat(db)["entries"]
 
     def clear(self, table: str) -> None:
         self.txn.drop(self.tables[table], delete=False)
@@ -396,7 +404,18 @@ def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]
             f"the store in {path} has format {version}, this ragcache reads up to {FORMAT}: "
             "upgrade ragcache, or index into another directory"
         )
-    return {name: env.open_db(name.encode(), create=False) for name in TABLES}
+    return {name: _table(env, name, readonly) for name in TABLES}
+
+
+def _table(env: lmdb.Environment, name: str, readonly: bool) -> Any:
+    """The handle of a table; None of one that is not there yet, and only read."""
+    later = name in _LATER
+    try:
+        return env.open_db(name.encode(), create=later and not readonly)
+    except (lmdb.NotFoundError, lmdb.ReadonlyError):
+        if later:
+            return None
+        raise
 
 
 def _no_store(path: Path) -> StoreError:

@@ -116,13 +116,13 @@ class ChunkFile:
 
     def skip(self, size: int) -> None:
         """Leave room for a header of ``size`` bytes."""
-        self._at = _aligned(size)
+        self._at = aligned(size)
 
     def append(self, raw: Bytes) -> int:
         """Write a layer; its offset."""
         offset = self._at
         self._write(raw.data, offset)
-        self._at = _aligned(offset + len(raw))
+        self._at = aligned(offset + len(raw))
         return offset
 
     def finish(self, header: bytes) -> None:
@@ -135,5 +135,6 @@ class ChunkFile:
             done += os.pwrite(self._file.fileno(), data[done:], offset + done)
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Where the next layer can begin, behind ``size`` bytes."""
     return -(-size // PAGE) * PAGE

@@ -114,7 +114,7 @@ class Header:
             self.payload_bytes,
             self.sensitivity,
             self.version,
-            self,
+            origin=self,
         )
 
     def foreign(self, key: ChunkKey) -> Miss | None:
@@ -128,6 +128,13 @@ class Header:
             if mine != wanted:
                 return Miss("foreign", f"the record under this key names another {what}")
         return None
+
+
+class Record(NamedTuple):
+    """A chunk as it is stored; offsets in its header may be those of another place."""
+
+    header: Header
+    raws: tuple[Bytes, ...]  # per layer
 
 
 def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
@@ -177,6 +184,13 @@ def encode_header(header: Header) -> bytes:
     size = _PREAMBLE.size + len(body) + _CHECKSUM.size
     record = _PREAMBLE.pack(MAGIC, VERSION, size) + body
     return record + _CHECKSUM.pack(xxh3_64_intdigest(record))
+
+
+def header_size(data: bytes) -> int | None:
+    """How long the header is that ``data`` begins with, if it does; not checked in any way."""
+    if len(data) < _PREAMBLE.size or data[: len(MAGIC)] != MAGIC:
+        return None
+    return int(_PREAMBLE.unpack_from(data)[2])
 
 
 @lru_cache(maxsize=512)  # every layer of a chunk is read with its header: the same bytes again

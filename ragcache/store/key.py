@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from blake3 import blake3
@@ -58,6 +58,12 @@ class ChunkKey:
             + digest_tokens(self.behind)
             + self.content
         ).digest()
+
+
+def at_level(key: ChunkKey, codec: str) -> ChunkKey:
+    """The key of the same KV, stored with another codec."""
+    fields = {**dict(key.fingerprint.fields), "codec": codec}
+    return replace(key, fingerprint=replace(key.fingerprint, fields=tuple(sorted(fields.items()))))
 
 
 def variant_key(

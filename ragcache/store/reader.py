@@ -46,7 +46,8 @@ class LayerReader:
     From :meth:`start` on, at most ``ahead`` layers, and no more than ``ahead_bytes`` of them, are
     asked for and not yet handed over by :meth:`layer`; one always is. ``pool`` may be shared
     between readers, which then must not be consumed on its own threads; without one, the reader
-    has ``workers`` threads of its own, each of which reads one layer of all chunks at a time.
+    has ``workers`` threads of its own, each of which reads one layer of all chunks at a time; by
+    default one or two, or as many as layers ahead where chunks are distant.
     ``upload`` begins to copy a layer to a device; the thread that has read it calls it. One
     consumer thread.
     """
@@ -82,6 +83,8 @@ class LayerReader:
         if workers is None:
             small = layer_bytes < FEW_BYTES * len(self._chunks)
             workers = 1 if small else 2
+            if any(chunk.distant for chunk in self._chunks):  # a network is waited for
+                workers = self._ahead
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
         self._pool = pool or self._own
 

@@ -23,7 +23,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragcache.blocks import SPARE_BYTES, Blocks
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
+    from ragcache.store.link import Link
     from ragcache.types import ChunkKV, ChunkNotes
 
 
@@ -68,7 +69,7 @@ class TieredStore(ChunkStore):
     def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool = False) -> None:
         if max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes}: it must be 0 (hold nothing) or more")
-        self.below = below
+        self.below, self.levels = below, below.levels
         self.max_bytes = max_bytes
         self._room = _Room(max_bytes)
         self._blocks = Blocks(SPARE_BYTES)
@@ -87,8 +88,20 @@ class TieredStore(ChunkStore):
     def find(self, key: ChunkKey) -> Stored | Miss:
         return self._without(key, self.below.find(key))
 
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return list(map(self._without, keys, self.below.find_all(keys)))
+
     def peek(self, key: ChunkKey) -> Stored | Miss:
         return self._without(key, self.below.peek(key))
+
+    def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        return self.below.missing(keys)
+
+    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
+        return self.below.forms(chunks)
+
+    def link(self, probe: Stored) -> Link | None:
+        return self.below.link(probe)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self.peek(key)
@@ -156,9 +169,12 @@ class TieredStore(ChunkStore):
         self._blocks.clear()
 
     def _without(self, key: ChunkKey, found: Stored | Miss) -> Stored | Miss:
-        """What was found below; what is not there any more is not held either."""
+        """What was found below; what is not there any more is not held either, and what is held
+        is not far."""
         if isinstance(found, Miss):
             self._room.drop(key.digest)
+        elif found.distant and self._room.holds(found):
+            return replace(found, distant=False)
         return found
 
     def _entered(
@@ -220,6 +236,14 @@ class _Room:
             self._hits += held is not None
             self._misses += held is None
             return chunk, held
+
+    def holds(self, stored: Stored) -> bool:
+        """Whether all layers of a record are held."""
+        with self._lock:
+            chunk = self._chunks.get(stored.key.digest)
+            if chunk is None or chunk.stored != stored:
+                return False
+            return len(chunk.layers) == stored.spec.layers
 
     def fill(self, chunk: _Held, layer: int, both: Tensor) -> None:
         """Hold a layer, but of another size than there is room for: the record was replaced.

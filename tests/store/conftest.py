@@ -10,10 +10,19 @@ import pytest
 from ragcache.store import ChunkStore, DiskStore, MemoryStore
 from tests.store.samples import ONE, TWO, make_kv
 
+
+def _remote(path: Path) -> ChunkStore:
+    pytest.importorskip("obstore")
+    from tests.store.remote import over
+
+    return over(path / "store")
+
+
 STORES: dict[str, Callable[[Path], ChunkStore]] = {
     "memory": lambda path: MemoryStore(),
     "records": lambda path: DiskStore(path / "store", layout="records"),
     "files": lambda path: DiskStore(path / "store", layout="files"),
+    "remote": _remote,
 }
 
 

@@ -72,6 +72,14 @@ def test_a_peek_finds_and_counts_nothing(store: ChunkStore) -> None:
     assert store.peek(KEYS[1]) == store.find(KEYS[1])
 
 
+def test_all_at_once_is_one_by_one(store: ChunkStore) -> None:
+    fill(store)
+    keys = [KEYS[2], make_key(50), KEYS[0]]
+    assert store.missing(keys) == [make_key(50)] and store.missing([]) == []
+    assert store.find_all(keys) == [store.find(key) for key in keys]
+    assert store.stats().hits == 4 and store.stats().misses == {"absent": 2}
+
+
 def test_fewer_layers_leave_none_behind(store: ChunkStore) -> None:
     kv = make_kv(KEYS[0])
     store.put(KEYS[0], kv)

@@ -76,7 +76,7 @@ async def delete_document(id: str, state: Served, tenant: Tenant) -> dict[str, A
 async def stats(state: Served, tenant: Tenant) -> dict[str, Any]:
     """What the store holds, and how often it had what was asked for since it was opened."""
     cache = await opened(state, tenant)
-    return await in_thread(store_json, cache.chunks)
+    return await in_thread(lambda: store_json(cache.chunks, cache.traffic()))
 
 
 @router.post("/v1/chunks", tags=["chunks"])

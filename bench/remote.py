@@ -1,0 +1,290 @@
+"""Chunks over a slow link: ``python -m bench.remote``.
+
+Eight chunks whose KV is in a remote and not here, of a random model. The remote is a folder behind
+a link that is paced: a request waits for its turn and for as long as its bytes take, asleep, and is
+answered 5 ms later. Time counts from the moment that the chunks are known to the logits of the
+first token: look them up, load, place, choose, compute. Times are medians over rounds, in which all
+take turns; nothing is kept here from one to the next.
+
+*raw*, *int8*, *cachegen*: all chunks are loaded at that level, in mode `fused` at ratio 0.15.
+*text*: nothing is loaded. *controller*: for every chunk as the controller has it, which knows what
+the machine computes, reads and decodes in a second, and what the link has carried lately. Its ratio
+is 0.15 at the least, and more where loading leaves time for it.
+
+The pipeline is held against what bounds it, with all chunks raw: *transfer* is a reader alone over
+the same link, *compute* the same fusion with everything at hand.
+
+Whatever a level has lost, `raw` is checked against the same fusion from a store on disk, and *text*
+against the model's own forward.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from bench import results
+from bench.serving import clocked, forward, medians, prepare, read, same
+from bench.shapes import engine, prompt
+from ragcache import show
+from ragcache.answer import Answering
+from ragcache.blend import blender
+from ragcache.compiled import compiled
+from ragcache.engine.transformers import TransformersEngine
+from ragcache.resolve import chunk_keys
+from ragcache.speeds import Speeds
+from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.store.bucket import Bucket, Got
+from ragcache.store.capacity import Quota
+from ragcache.store.disk import DiskStore
+from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.objects import ChunkObjects
+from ragcache.store.remote import RemoteStore
+from ragcache.store.tier import TieredStore
+from ragcache.timing import measured
+from ragcache.types import Plan, Prompt, Sampling
+
+Read = TypeVar("Read")
+
+MBITS = 100, 1_000, 10_000
+PIPELINED = 1_000  # Mbit/s at which the pipeline is held against its bounds
+LEVELS = "int8", "cachegen"
+LATENCY_S = 0.005
+RATIO = 0.15
+
+
+class Paced(Bucket):
+    """Behind a link of ``byte_s`` seconds a byte, which all requests share in turns."""
+
+    byte_s = 0.0
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._wire, self._free = threading.Lock(), 0.0
+
+    def get(
+        self,
+        name: str,
+        start: int,
+        end: int,
+        *,
+        tag: str | None = None,
+        check: Callable[[Got], Read],
+    ) -> Read | None:
+        size = [0]
+
+        def seen(got: Got) -> Read:
+            size[0] = len(memoryview(got.data))
+            return check(got)
+
+        asked = time.perf_counter()
+        found = super().get(name, start, end, tag=tag, check=seen)
+        with self._wire:
+            self._free = max(asked, self._free) + self.byte_s * size[0]
+            there = self._free + LATENCY_S
+        time.sleep(max(0.0, there - time.perf_counter()))
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """One link. Times in seconds, medians over rounds."""
+
+    mbit: int
+    ttft_s: dict[str, float]  # by what is loaded
+    predicted_s: float  # of the controller's plan
+    chose: dict[str, int]  # what the controller made of the chunks, in the last round
+    ratio: float  # as it chose
+
+    @property
+    def off(self) -> float:
+        """The controller's time over that of the best."""
+        others = [seconds for what, seconds in self.ttft_s.items() if what != "controller"]
+        return self.ttft_s["controller"] / min(others)
+
+
+@dataclass(frozen=True)
+class Found:
+    workload: str
+    runs: list[Run]
+    pipelined_s: dict[str, float]  # transfer, compute, both at once
+
+
+class At(TieredStore):
+    """Has every chunk at one level, and holds nothing."""
+
+    def __init__(self, below: RemoteStore, level: str) -> None:
+        super().__init__(below, 0)
+        self.level = level
+
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return self.below.find_all([at_level(key, self.level) for key in keys])
+
+
+@dataclass
+class Bench:
+    """A model, and one prompt whose chunks are in a remote, at every level."""
+
+    model: TransformersEngine
+    given: Prompt
+    disk: DiskStore  # that has them all
+    folder: Path
+    speeds: Speeds
+
+    @classmethod
+    def of(cls, model: TransformersEngine, given: Prompt, opened: ExitStack) -> Bench:
+        folder = Path(opened.enter_context(TemporaryDirectory(prefix="ragcache-")))
+        disk = DiskStore(folder / "full")
+        objects = ChunkObjects(Bucket((folder / "remote").as_uri()))
+        store = opened.enter_context(RemoteStore(disk, objects, levels=LEVELS))
+        answering = Answering(model, store, compiled("prefix", model))
+        keys = prepare(answering, given)
+        store.flush()
+        found = [one for one in map(store.find, keys) if isinstance(one, Stored)]
+        speeds = measured(model, store, found)
+        assert speeds is not None
+        return cls(model, given, disk, folder, speeds)
+
+    def machine(self, mbit: int, opened: ExitStack) -> RemoteStore:
+        """One that has no room for chunks, behind a link of ``mbit`` Mbit/s."""
+        bucket = Paced((self.folder / "remote").as_uri())
+        bucket.byte_s = 8e-6 / mbit
+        disk = DiskStore(self.folder / f"machine-{mbit}", quota=Quota(0))
+        return opened.enter_context(RemoteStore(disk, ChunkObjects(bucket), levels=LEVELS))
+
+    def answer(
+        self, store: ChunkStore, mode: str = "fused", speeds: Speeds | None = None
+    ) -> tuple[float, Tensor, Plan | None]:
+        """Seconds to the first token, its logits, and the plan, if there was one."""
+        how = compiled("prefix", self.model)
+        answering = Answering(self.model, store, how, store_misses=False)
+        chosen = blender(mode, None if mode == "full" else RATIO)
+        stream = answering.stream(self.given, chosen, Sampling(max_tokens=1), speeds=speeds)
+        report = stream.answer.report
+        assert not report.fallbacks, report.fallbacks
+        return report.ttft_s, stream.first_logits, report.plan
+
+    def run(self, mbit: int, rounds: int) -> Run:
+        with ExitStack() as opened:
+            store = self.machine(mbit, opened)
+            plans: list[Plan] = []
+
+            def controller() -> float:
+                seconds, _, plan = self.answer(store, speeds=self.speeds)
+                assert plan is not None
+                plans.append(plan)
+                return seconds
+
+            works: dict[str, Callable[[], float]] = {"raw": lambda: self.answer(store)[0]}
+            for level in LEVELS:
+                works[level] = partial(lambda level: self.answer(At(store, level))[0], level)
+            works |= {"text": lambda: self.answer(store, "full")[0], "controller": controller}
+            seconds: dict[str, list[float]] = {what: [] for what in works}
+            for number in range(rounds):
+                for what in np.roll(list(works), number).tolist():  # none always follows the same
+                    seconds[what].append(works[what]())
+        plan = plans[-1]
+        chose = Counter({"text": len(plan.recompute)})
+        chose.update(LEVELS[level - 1] for level in plan.levels.values())
+        chose["raw"] = len(self.given.chunks) - chose.total()
+        ttft = {what: median(taken) for what, taken in seconds.items()}
+        predicted = median(plan.prefill_s for plan in plans)
+        return Run(mbit, ttft, predicted, {w: n for w, n in chose.items() if n}, plan.ratio)
+
+    def pipelined(self, mbit: int, rounds: int) -> dict[str, float]:
+        with ExitStack() as opened:
+            store = self.machine(mbit, opened)
+            how, model = compiled("prefix", self.model), self.model
+            keys = [ChunkKey(model.fingerprint, self.given.prefix)]
+            keys += chunk_keys(self.given, model.fingerprint, "compiled", how, "")
+            here = TieredStore(self.disk, 2 * self.disk.stats().payload_bytes)
+            read(here, keys)
+            works = {
+                "transfer": lambda: clocked(lambda: read(store, keys)),
+                "compute": lambda: self.answer(here)[0],
+                "pipelined": lambda: self.answer(store)[0],
+            }
+            return medians(works, rounds)
+
+    def check(self) -> None:
+        with ExitStack() as opened:
+            store = self.machine(10_000, opened)
+            here, there = (self.answer(each)[1] for each in (self.disk, store))
+            assert torch.equal(here, there), "chunks over a link are not those on disk"
+            text = self.answer(store, "full")[1]
+            same(self.model, "text", text, forward(self.model, self.given))
+
+
+def measure(
+    mbits: Sequence[int] = MBITS, *, context: int = 2048, rounds: int = 5, dtype: str = "float32"
+) -> Found:
+    """A prompt of ``context`` tokens over every link."""
+    model = engine(getattr(torch, dtype))
+    given = prompt(context, torch.Generator().manual_seed(0))
+    with ExitStack() as opened:
+        told = opened.enter_context(show.progress(Console(stderr=True)))
+        bench = Bench.of(model, given, opened)
+        bench.check()
+        runs = []
+        for number, mbit in enumerate(mbits, 1):
+            runs.append(bench.run(mbit, rounds))
+            told("links", number, len(mbits))
+        pipelined = bench.pipelined(PIPELINED, rounds)
+        size = model.spec.chunk_bytes(sum(map(len, given.chunks)))
+    workload = (
+        f"{model.name}, {dtype}; 8 chunks, {context:,} tokens in all, {show.size(size)} of KV; "
+        f"{rounds} rounds"
+    )
+    return Found(workload, runs, pipelined)
+
+
+def table(found: Found) -> str:
+    heads = ["link", *found.runs[0].ttft_s, "as planned", "of the best", "chunks", "ratio"]
+    rows = [
+        [
+            f"{run.mbit / 1000:g} Gbit/s",
+            *(f"{seconds:.2f}" for seconds in run.ttft_s.values()),
+            f"{run.predicted_s:.2f}",
+            f"{run.off:.2f}",
+            ", ".join(f"{n} {what}" for what, n in run.chose.items()),
+            f"{run.ratio:.2f}",
+        ]
+        for run in found.runs
+    ]
+    transfer, compute, both = found.pipelined_s.values()
+    return (
+        f"{found.workload}. TTFT in seconds.\n\n{results.table(heads, rows)}\n"
+        f"At {PIPELINED / 1000:g} Gbit/s, raw, transfer takes {transfer:.2f} s and compute "
+        f"{compute:.2f} s: pipelined {both:.2f} s, {both / max(transfer, compute):.2f} times the "
+        "longer of the two.\n"
+    )
+
+
+def main() -> None:
+    parser = results.parser(__doc__)
+    parser.add_argument("--mbits", type=int, nargs="+", default=MBITS)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = vars(parser.parse_args())
+    out = given.pop("out")
+    found = measure(**given)
+    results.finish("remote", found, table(found), out)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,86 @@
+"""How fast bytes come from a remote: measured from what is read there anyway."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+
+AT_ONCE = 8  # requests under way together; more only make the layer that is next share the link
+_NEW = 0.5  # weight of the last latency against all before it
+_OLD = 0.5  # what is left of the weight of busy times with each new one
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A connection to a remote, as it was lately. Seconds, none of them negative."""
+
+    latency_s: float  # of a request, until it is answered
+    byte_s: float  # per byte, with :data:`AT_ONCE` requests under way
+
+    def __post_init__(self) -> None:
+        if not all(isfinite(s) and s >= 0 for s in (self.latency_s, self.byte_s)):
+            raise ValueError(f"{self} cannot be: give 0 or more seconds")
+
+    def seconds(self, requests: int, size: int) -> float:
+        """To read ``size`` bytes in so many requests."""
+        if not requests:
+            return 0.0
+        return self.latency_s + max(self.latency_s * requests / AT_ONCE, self.byte_s * size)
+
+
+class Meter:
+    """Watches requests. Thread-safe.
+
+    Bandwidth is that of *busy times*, from the moment that a request is under way to the moment
+    that none is: what several requests share is counted once, and the time in which nobody wanted
+    anything not at all. Long ones count for more than short ones, and late ones than early ones.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._began = 0.0
+        self._bytes = 0
+        self._latency_s: float | None = None
+        self._busy_s = self._busy_bytes = 0.0  # of all busy times, by weight
+
+    @property
+    def link(self) -> Link | None:
+        """None before anything has been read."""
+        with self._lock:
+            if not self._busy_bytes:
+                return None
+            return Link(self._latency_s or 0.0, self._busy_s / self._busy_bytes)
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """A request whose answer is so small that only its latency counts."""
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        with self._lock:
+            before = took if self._latency_s is None else self._latency_s
+            self._latency_s = _NEW * took + (1 - _NEW) * before
+
+    @contextmanager
+    def reading(self, size: int) -> Iterator[None]:
+        """A request for ``size`` bytes; one that fails takes its time and brings nothing."""
+        with self._lock:
+            if not self._under_way:
+                self._began, self._bytes = time.perf_counter(), 0
+            self._under_way += 1
+        try:
+            yield
+            with self._lock:
+                self._bytes += size
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                if not self._under_way and self._bytes:
+                    busy = time.perf_counter() - self._began - (self._latency_s or 0.0)
+                    self._busy_s = _OLD * self._busy_s + max(0.0, busy)
+                    self._busy_bytes = _OLD * self._busy_bytes + self._bytes

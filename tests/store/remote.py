@@ -1,0 +1,28 @@
+"""Stores over a remote for the tests: over a folder, in memory, and over a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ragcache.store.bucket import Bucket, Patience
+from ragcache.store.capacity import UNBOUNDED, Quota
+from ragcache.store.disk import DiskStore
+from ragcache.store.objects import ChunkObjects
+from ragcache.store.remote import RemoteStore
+
+HASTY = Patience(first_s=0.001, longest_s=0.005, read_s=0.5, rest_s=0.05)
+
+
+def over(
+    path: Path,
+    url: str = "",
+    *,
+    quota: Quota = UNBOUNDED,
+    patience: Patience = HASTY,
+    levels: Sequence[str] = (),
+) -> RemoteStore:
+    """A store on disk in ``path``, over the remote of that URL, or over a folder beside it."""
+    bucket = Bucket(url or (path.parent / "remote").as_uri(), patience)
+    disk = DiskStore(path, quota=quota)
+    return RemoteStore(disk, ChunkObjects(bucket), levels=levels, patience_s=5.0)
