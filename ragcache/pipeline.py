@@ -85,7 +85,7 @@ class RagCache:
         self.chunks: ChunkStore = store
         if settings.ram_bytes:
             pin = engine.upload is not None
-            self.chunks = TieredStore(store, settings.ram_bytes, pin=pin)
+            self.chunks = TieredStore(self.chunks, settings.ram_bytes, pin=pin)
         self._checked = False
         self.catalog = Catalog(store)
         self.profile = Profile(engine, self.chunks, self.catalog)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from ragcache.store import ChunkStore, DiskStore, MemoryStore
+from ragcache.store.above import Tier
 from tests.store.samples import ONE, TWO, make_kv
 
 STORES: dict[str, Callable[[Path], ChunkStore]] = {
     "memory": lambda path: MemoryStore(),
     "records": lambda path: DiskStore(path / "store", layout="records"),
     "files": lambda path: DiskStore(path / "store", layout="files"),
+    "tier": lambda path: Tier(DiskStore(path / "store", layout="records")),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ragcache.store import Catalog, ChunkKey, ChunkStore, DiskStore, MemoryStore
+from ragcache.store.above import Tier
 from ragcache.store.key import variant_key
 from ragcache.types import Chunk, ChunkNotes, Document
 from tests.store.samples import MODEL, OTHER, make_key, make_kv
@@ -17,10 +18,12 @@ A, B, C = (make_key(first) for first in (1, 2, 3))
 
 @pytest.fixture
 def catalog(store: ChunkStore) -> Catalog:
-    """Over a store that has KV of three chunks."""
-    assert isinstance(store, MemoryStore | DiskStore)
+    """Over a store that has KV of three chunks; of a tier, in the store below it."""
     for key in (A, B, C):
         store.put(key, make_kv(key))
+    while isinstance(store, Tier):
+        store = store.below
+    assert isinstance(store, MemoryStore | DiskStore)
     return Catalog(store)
 
 
