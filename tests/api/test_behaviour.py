@@ -177,8 +177,10 @@ def test_own_chunks_hit_and_anothers_miss_in_every_mode(
             assert misses(ann, mode, [mine, "Another."]) == [None, None], mode
             assert misses(bob, mode, [mine, "Another."])[0] in ("absent", "encoded"), mode
         for mode in ("prefix", "cachecraft"):  # what they reuse, prompts leave
-            first, again = (misses(ann, mode, [text, "Another."]) for _ in range(2))
-            assert None not in first and again == [None, None], mode
+            assert None not in misses(ann, mode, [text, "Another."]), mode
+            until = time.monotonic() + 20
+            while misses(ann, mode, [text, "Another."]) != [None, None]:  # kept when there is time
+                assert time.monotonic() < until, mode
             assert None not in misses(bob, mode, [text, "Another."]), mode
 
 
