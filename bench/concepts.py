@@ -16,7 +16,6 @@ from ragcache.types import Document
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
     from torch import Tensor
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
@@ -68,28 +67,26 @@ def rows(chosen: tuple[int, ...] | None = None) -> Tensor:
 
 
 def matrix(axes: Axes, title: str, fresh: Tensor) -> None:
+    from matplotlib.colors import ListedColormap
+
     count, start = len(fresh), PARTS["prefix"] + PARTS["chunk A"]
     ends = torch.tensor(list(PARTS.values())).cumsum(0).tolist()
-    for row in range(count):
-        for column in range(row + 1):
-            apart = start <= row < ends[2] and PARTS["prefix"] <= column < start
-            colour = FRESH if fresh[row] else UNSEEN if apart else STORED
-            box = (column, row)
-            axes.add_patch(_square(box, colour))
+    state = torch.ones(count, count)  # a number for each colour below
+    state[start : ends[2], PARTS["prefix"] : start] = 2
+    state[fresh] = 3
+    colours = ListedColormap(["white", STORED, UNSEEN, FRESH])
+    axes.imshow(state.tril(), colours, vmin=0, vmax=3, extent=(0, count, count, 0))
+    for at in range(count):
+        axes.axhline(at, color="white", linewidth=0.5)
+        axes.axvline(at, color="white", linewidth=0.5)
     for end in ends[:-1]:
         axes.axhline(end, color="0.4", linewidth=0.6)
         axes.axvline(end, color="0.4", linewidth=0.6)
     middles = [end - length / 2 for end, length in zip(ends, PARTS.values(), strict=True)]
-    axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal", title=title)
+    axes.set_title(title)
     axes.set_xticks(middles, list(PARTS), rotation=30)
     axes.set_yticks(middles, list(PARTS))
     axes.tick_params(length=0)
-
-
-def _square(at: tuple[float, float], colour: str) -> Rectangle:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(at, 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5)
 
 
 def sensitive() -> Figure:
