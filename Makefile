@@ -10,7 +10,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow check docs bench coverage mutants repeat dist hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,11 +29,38 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: $(READY) ## build the site in site/, from docs/ and the docstrings
+	$(BIN)/python docs/site
+
+coverage: $(READY) ## run the fast tests and measure lines and branches: at least 90 %
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+# Of `WHAT`, or all of blend/ and store/: that takes hours. Then: .venv/bin/mutmut browse
+WHAT ?=
+mutants: $(READY) ## change the code of blend/ and store/ and see whether tests notice: WHAT="ragcache.store.key*"
+	rm -rf mutants
+	$(BIN)/mutmut run $(WHAT)
+	$(BIN)/mutmut results
+
+TIMES ?= 20
+TESTS ?= tests
+repeat: $(READY) ## run TESTS in TIMES random orders, to find those that are not sure: make repeat TESTS=tests/api TIMES=5
+	for seed in $$(seq $(TIMES)); do \
+	  $(BIN)/python -m pytest -q --random-order --random-order-seed=$$seed $(TESTS) || exit 1; done
+
+dist: $(READY) ## build sdist and wheel in dist/, and say how large they are
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	@ls -l dist | awk 'NF > 8 {printf "%s %.1f MB\n", $$9, $$5 / 1e6}'
+
+hooks: $(READY) ## let git run the cheap checks before every commit
+	$(BIN)/pre-commit install
+
 bench: $(READY) ## run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m bench --again
 
 clean: ## remove build products, caches and the demo's store; .venv stays
-	rm -rf build dist ragcache.egg-info .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site mutants ragcache.egg-info .coverage .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first, and pinned, so that no other package pulls another build of it.

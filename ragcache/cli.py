@@ -289,32 +289,58 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    dataset: Annotated[
-        list[Path] | None,
-        typer.Option(help="prompts.jsonl or CacheBlend's JSON; default: the small world."),
+    questions: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Your questions: a text file, one a line, asked over the store; or a file of "
+            "prompts with chunks (.jsonl, .json). Default: the small world's."
+        ),
     ] = None,
+    store: Store = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help="Candidates; default: ape at 25 settings.")
+        list[str] | None, typer.Option(help="Modes to try, at several ratios; default: fused.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Questions.")] = 32,
-    compile_mode: Compile = None,
+    keep: Annotated[
+        float, typer.Option(help="Share of full prefill's answers to keep, 0 to 1.")
+    ] = 0.95,
+    limit: Annotated[int, typer.Option(help="Questions.")] = 50,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    processes: Annotated[
+        int, typer.Option(help="Share the questions out; each process loads the model.")
+    ] = 1,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Which modes come nearest to full prefill's first token: needs questions, no answers."""
-    from ragcache.blend import blender
-    from ragcache.calibrate import ape_grid
-    from ragcache.calibrate import calibrate as rank
-    from ragcache.dataset import load_all
+    """Find the least ratio that keeps full prefill's answers: needs questions, no answers.
+
+    --mode may be given several times.
+    """
+    from ragcache import calibrate as choosing
+    from ragcache.dataset import load
     from ragcache.models import world
 
-    settings = Settings.load(model=model, device=device, dtype=dtype, compile=compile_mode)
-    candidates = {name: blender(name) for name in mode} if mode else ape_grid()
-    contexts = [c for cs in load_all(dataset or [world("prompts.jsonl")]).values() for c in cs]
+    settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
+    choosing.candidates(mode or ())  # before anything is loaded
+    path = questions or world("prompts.jsonl")
+    if path.suffix in {".jsonl", ".json"}:
+        contexts = load(path)
+    else:
+        with _opened(settings, must_exist=True) as cache:
+            contexts = choosing.retrieved(path, cache)
+            settings = choosing.of_store(settings, cache)
     with show.progress(err) as told:
-        found = rank(settings, contexts, candidates, limit=limit, progress=told)
-    out.print(show.nearness_table(found, "nearest to full prefill first"))
+        found = choosing.calibrate(
+            settings,
+            contexts,
+            mode or ["fused"],
+            limit=limit,
+            max_tokens=max_tokens,
+            processes=processes,
+            progress=told,
+        )
+    out.print(show.curve_table(found))
+    out.print(show.choice(choosing.least(found, keep), keep), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -37,10 +37,7 @@ def load(path: Path) -> list[Context]:
     ``.json`` (a list of ``{"ctxs": [{"title", "text"}], "question", "answers"}``; some sets nest
     the answers one level, or give one as a string). SourceError names the entry that is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot read the questions in {path}: {error}") from error
+    text = _read(path)
     try:
         if path.suffix == ".jsonl":
             lines = enumerate(text.split("\n"), 1)
@@ -49,9 +46,9 @@ def load(path: Path) -> list[Context]:
         else:
             contexts = [_cacheblend(e, f"{path}[{n}]") for n, e in enumerate(json.loads(text))]
     except json.JSONDecodeError as error:
-        raise SourceError(f"{path} is not valid JSON: {error}") from error
+        raise SourceError(f"{path} is not valid JSON: {error}. Correct or remove it.") from error
     if not any(context.questions for context in contexts):
-        raise SourceError(f"{path} holds no questions")
+        raise SourceError(f"{path} holds no questions: give every entry at least one")
     return contexts
 
 
@@ -66,10 +63,29 @@ def load_all(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[
     return {name: take(contexts, limit) for name, contexts in loaded.items()}
 
 
+def lines(path: Path) -> list[str]:
+    """Questions from a text file, one a line; blank lines are passed over. Raises SourceError where
+    it cannot be read or holds none."""
+    found = [line.strip() for line in _read(path).splitlines() if line.strip()]
+    if not found:
+        raise SourceError(f"{path} holds no questions: write one a line")
+    return found
+
+
 def long_answers(contexts: Iterable[Context]) -> bool:
     """Whether the right answers are long (over 8 words, by the median): summaries, not names."""
     words = [len(a.split()) for c in contexts for q in c.questions for a in q.answers]
     return bool(words) and median(words) > LONG_WORDS
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"cannot read the questions in {path}: {error}. Name a file of UTF-8 text that this "
+            "user may read."
+        ) from error
 
 
 def take(contexts: Iterable[Context], limit: int) -> list[Context]:

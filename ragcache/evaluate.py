@@ -205,6 +205,7 @@ def _outcome(
         rouge_l=rouge_l(answer.text, question.answers) if long else None,
         kl=None if wanted is None else first_token_kl(wanted, logits),
         agrees=None if wanted is None else bool(wanted.argmax() == logits.argmax()),
+        same=None if full is None else exact_match(answer.text, [full.text]),
         ttft_s=report.ttft_s,
         speedup=None if full is None else full.report.ttft_s / report.ttft_s,
         recomputed=report.recomputed_share,

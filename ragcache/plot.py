@@ -12,6 +12,7 @@ from ragcache.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox, BboxBase
 
     from ragcache.scores import Figures
@@ -33,6 +34,11 @@ def check(path: Path) -> None:
 
 
 def draw(datasets: Mapping[str, Sequence[Figures]], path: Path) -> None:
+    """Write :func:`picture` to ``path``, whose ending is one of :data:`FORMATS`."""
+    picture(datasets).savefig(path, dpi=200)
+
+
+def picture(datasets: Mapping[str, Sequence[Figures]]) -> Figure:
     """A panel per dataset: exact match, mean over kinds, against the charged budget.
 
     One labelled point per mode with its 95 % interval; ratios of one mode are joined, and a
@@ -41,17 +47,17 @@ def draw(datasets: Mapping[str, Sequence[Figures]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(6.4 * len(datasets), 4.8), layout="constrained")
-    canvas: Any = FigureCanvasAgg(picture)
-    panels = picture.subplots(1, len(datasets), squeeze=False)[0]
+    drawn = Figure(figsize=(6.4 * len(datasets), 4.8), layout="constrained")
+    canvas: Any = FigureCanvasAgg(drawn)
+    panels = drawn.subplots(1, len(datasets), squeeze=False)[0]
     for axes, (name, figures) in zip(panels, datasets.items(), strict=True):
         _points(axes, figures)
         axes.set_title(f"{name}: {sum(figures[0].questions.values())} questions", fontsize=10)
-    picture.draw_without_rendering()  # settles the layout, which labels are placed by
-    picture.set_layout_engine("none")
+    drawn.draw_without_rendering()  # settles the layout, which labels are placed by
+    drawn.set_layout_engine("none")
     for axes, figures in zip(panels, datasets.values(), strict=True):
-        _labels(axes, figures, canvas.get_renderer(), picture.dpi / 72)
-    picture.savefig(path, dpi=200)
+        _labels(axes, figures, canvas.get_renderer(), drawn.dpi / 72)
+    return drawn
 
 
 def _points(axes: Axes, figures: Sequence[Figures]) -> None:

@@ -28,6 +28,7 @@ class Outcome:
     rouge_l: float | None  # None where answers are short
     kl: float | None  # KL(full || mode) at the first answer token, nats
     agrees: bool | None  # full's most likely first token is this mode's too
+    same: bool | None  # full's answer is this mode's too, as exact match compares them
     ttft_s: float
     speedup: float | None  # TTFT of full / this one's, on this question
     recomputed: float  # share of chunk tokens, mean over layers not in full: the nominal ratio
@@ -63,6 +64,7 @@ class Figures:
     rouge_l: float | None
     kl: float | None
     agreement: float | None
+    same: Estimate | None  # share of all questions with the answer of full prefill
     ttft_s: float
     speedup: float | None
     recomputed: float
@@ -93,11 +95,13 @@ class Figures:
                 },
                 "exact_match_mean": self.mean_match.interval,
                 "difference_mean": self.mean_difference and self.mean_difference.interval,
+                "same_answer": self.same and self.same.interval,
             },
             "f1": self.f1,
             "rouge_l": self.rouge_l,
             "first_token_kl": self.kl,
             "first_token_agreement": self.agreement,
+            "same_answer": self.same and self.same.value,
             "ttft_ms": 1e3 * self.ttft_s,
             "ttft_speedup": self.speedup,
             "recomputed": self.recomputed,
@@ -117,17 +121,18 @@ def figures(scores: Sequence[Scores], against: str | None = None) -> list[Figure
 
 
 class _Table:
-    """Right answers of all modes by context and kind: what every exact-match figure is made of."""
+    """Answers of all modes by context and kind: what every figure with an interval is made of."""
 
     def __init__(self, scores: Sequence[Scores]) -> None:
         self.scores = scores
         self.asked = Counter(o.kind for o in scores[0].outcomes)
         self.full = _row(scores, lambda b: b.name == "full")
         self.reuse = _row(scores, lambda b: b.name == "reuse" and b.placement == "consecutive")
-        self.sums = Bootstrap(self._totals())
+        self.sums = Bootstrap(self._totals(lambda o: o.exact))
+        self.alike = Bootstrap(self._totals(lambda o: bool(o.same)))
 
-    def _totals(self) -> Array:
-        """(contexts, 1 + modes, kinds): questions asked, then right answers of every mode."""
+    def _totals(self, counts: Callable[[Outcome], bool]) -> Array:
+        """(contexts, 1 + modes, kinds): questions asked, then those that count in every mode."""
         outcomes = self.scores[0].outcomes
         contexts = {
             number: row for row, number in enumerate(dict.fromkeys(o.context for o in outcomes))
@@ -137,7 +142,7 @@ class _Table:
         totals = np.zeros((len(contexts), 1 + len(self.scores), len(kinds)))
         np.add.at(totals[:, 0], at, 1)
         for row, one in enumerate(self.scores, 1):
-            np.add.at(totals[:, row], at, [o.exact for o in one.outcomes])
+            np.add.at(totals[:, row], at, list(map(counts, one.outcomes)))
         return totals
 
     def figures(self, row: int, against: str | None) -> Figures:
@@ -165,6 +170,7 @@ class _Table:
             against=against,
             difference=difference,
             mean_difference=mean_difference,
+            same=self._same(row),
             **_means(one.outcomes),
         )
 
@@ -184,6 +190,16 @@ class _Table:
         lost = dict(zip(self.asked, gap(self.sums.totals.sum(0)), strict=True))
         found = self._by_kind(recovered)
         return {kind: one for kind, one in found.items() if lost[kind] > LEAST_GAP}
+
+    def _same(self, row: int) -> Estimate | None:
+        if self.full is None:
+            return None
+        (found,) = self.alike.estimate(
+            lambda s: (
+                s[..., 1 + row, :].sum(-1, keepdims=True) / s[..., 0, :].sum(-1, keepdims=True)
+            )
+        )
+        return found
 
     def _by_kind(self, statistic: Callable[[Array], Array]) -> dict[str, Estimate]:
         return dict(zip(self.asked, self.sums.estimate(statistic), strict=True))

@@ -314,6 +314,41 @@ def nearness_table(figures: Sequence[Figures], title: str) -> Table:
     return _mode_table(figures, columns, title)
 
 
+def curve_table(figures: Sequence[Figures]) -> Table:
+    """Mode x (share of full prefill's answers, as a bar and in percent; nearness; cost)."""
+    columns = [
+        ("full prefill's answers", [_bar(f.same.value if f.same else 0.0) for f in figures]),
+        ("%", [_percent(f.same) for f in figures]),
+        ("first token\nagrees", [_percent(f.agreement) for f in figures]),
+        ("KL", [_number(f.kl, ".4f") for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
+        ("faster\nthan full", [_number(f.speedup, ".2f", "x") for f in figures]),
+    ]
+    return _mode_table(figures, columns, "what is kept of full prefill", _resampled(figures[0]))
+
+
+def choice(chosen: Figures | None, keep: float) -> str:
+    """What to set, in a sentence or two."""
+    if chosen is None or chosen.same is None:
+        return (
+            f"None of these keeps {keep:.0%} of full prefill's answers. Use mode full or prefix, "
+            "try another mode, or ask for less with --keep."
+        )
+    name, _, ratio = chosen.mode.partition("@")
+    flags = f"--mode {name}" + (f" --ratio {ratio}" if ratio else "")
+    kept = f"{chosen.same.value:.0%} of full prefill's answers"
+    low = chosen.same.interval[0] if chosen.same.interval else 0.0
+    unsure = f" The 95 % interval goes down to {low:.0%}: ask more questions to be surer."
+    return f"Least that keeps {keep:.0%}: {flags} ({kept}, {chosen.charged:.0%} computed)." + (
+        unsure if low < keep else ""
+    )
+
+
+def _bar(share: float, width: int = 20) -> str:
+    full = round(width * share)
+    return "█" * full + "░" * (width - full)
+
+
 def _mode_table(
     figures: Sequence[Figures],
     columns: Iterable[tuple[str, list[str]]],

@@ -38,7 +38,9 @@ def load(path: Path) -> list[Request]:
                 if line.strip():
                     trace.append(_request(line, f"{path}:{number}", tokens))
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot read the trace {path}: {error}") from error
+        raise SourceError(
+            f"cannot read the trace {path}: {error}. Name a file, or one of {', '.join(MADE_UP)}."
+        ) from error
     if not trace:
         raise SourceError(f"{path} holds no requests: write one JSON object a line")
     return trace

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ragcache.errors import RagCacheError
+from tests.errors import MET
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # torch's threads
@@ -21,3 +24,22 @@ def tiny_model_dir() -> Path:
     if not (path / "config.json").is_file():
         pytest.skip(f"no model in {path}: examples/train_tiny makes it")
     return path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    MET.watch(RagCacheError)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """All fast tests were run, and passed: were all error messages met?"""
+    option = session.config.option
+    everything = session.config.args == session.config.getini("testpaths")
+    if (
+        everything
+        and not (option.keyword or option.collectonly or option.deselect)
+        and not exitstatus
+    ):
+        missing = MET.missing()
+        if option.markexpr == "not slow and not gpu" and missing:
+            print("\nno test meets these errors:", *missing, sep="\n  ")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

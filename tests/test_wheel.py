@@ -1,13 +1,14 @@
-"""What users install: the wheel's contents, and the wheel in an empty environment."""
+"""What users install: contents and size, and both kinds of it in an empty environment."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import venv
+import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ragcache"
 LINKS = ("api", "blend", "retriever", "store")
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = [name for name in PROJECT["optional-dependencies"] if name != "dev"]
+#: The oldest that is supported, which the tests run with, and the newer ones that are at hand.
+PYTHONS = [Path(sys.executable)] + [
+    Path(found)
+    for minor in range(sys.version_info.minor + 1, 20)
+    if (found := shutil.which(f"python3.{minor}"))
+]
 
 PROGRAM = """
 from importlib.resources import files
@@ -89,20 +99,36 @@ def test_sdist_holds_the_package_once(dist: Path) -> None:
     assert {name.split("/")[0] for name in inside}.isdisjoint(LINKS)
 
 
-@pytest.mark.slow
-def test_wheel_works_in_an_empty_environment(dist: Path, tmp_path: Path) -> None:
+def test_the_wheel_is_as_large_as_the_readme_says(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=True)
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    (said,) = re.findall(r"The wheel is ([0-9.]+) MB", (ROOT / "README.md").read_text("utf-8"))
+    assert float(said) == pytest.approx(wheel.stat().st_size / 1e6, abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.name)
+def test_it_works_in_an_empty_environment(
+    dist: Path, empty: Path, tmp_path: Path, python: Path, kind: str
+) -> None:
+    """And every extra can be installed beside it, without the others."""
+    (built,) = dist.glob(kind)
+    run(python, "-m", "venv", tmp_path / "venv", cwd=empty)
     bin = tmp_path / "venv" / "bin"
     install = (bin / "python", "-m", "pip", "install", "--quiet", "--no-input")
     constraints = ("--constraint", ROOT / "constraints.txt")
     run(*install, *constraints, "torch", cwd=empty)
-    run(*install, *constraints, wheel, cwd=empty)
+    run(*install, *constraints, built, cwd=empty)
 
     assert "Usage" in run(bin / "ragcache", "--help", cwd=empty)
     assert "tiny" in run(bin / "ragcache", "models", cwd=empty)
     finite, file = run(bin / "python", "-c", PROGRAM, cwd=empty, HF_HUB_OFFLINE="1").split()
     assert finite == "True"
     assert Path(file).is_relative_to(tmp_path / "venv"), "it ran from the checkout"
+    for extra in EXTRAS:
+        run(*install, "--dry-run", *constraints, f"{built}[{extra}]", cwd=empty)

@@ -5,14 +5,9 @@ python -m examples.langchain.make_notebook
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import io
-import json
-import os
-import tempfile
 from pathlib import Path
-from typing import Any
+
+from examples.notebook import write
 
 CELLS = [
     "# ragcache in LangChain\n\nDocuments in, answers out, and what was reused for them.",
@@ -50,53 +45,5 @@ for _ in range(2):
 ]
 
 
-def run(code: str, names: dict[str, Any], number: int) -> list[dict[str, Any]]:
-    """The outputs that a notebook shows of one cell."""
-    tree = ast.parse(code)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    printed = io.StringIO()
-    value = None
-    with contextlib.redirect_stdout(printed):
-        exec(compile(tree, "<cell>", "exec"), names)
-        if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
-    outputs: list[dict[str, Any]] = []
-    if text := printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": lines(text)})
-    if value is not None:
-        data = {"text/plain": lines(repr(getattr(value, "text", value)))}
-        if html := getattr(value, "_repr_html_", lambda: None)():
-            data["text/html"] = lines(html)
-        result = {"output_type": "execute_result", "execution_count": number}
-        outputs.append({**result, "metadata": {}, "data": data})
-    return outputs
-
-
-def lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)
-
-
-def notebook() -> dict[str, Any]:
-    """The whole notebook, run in the working directory."""
-    names: dict[str, Any] = {}
-    cells: list[dict[str, Any]] = []
-    for n, source in enumerate(CELLS):
-        cell = {"id": f"cell-{n}", "metadata": {}, "source": lines(source)}
-        if n % 2 == 0:
-            cells.append({"cell_type": "markdown", **cell})
-        else:
-            outputs = run(source, names, n // 2 + 1)
-            code = {"cell_type": "code", "execution_count": n // 2 + 1, "outputs": outputs}
-            cells.append({**code, **cell})
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-
-
 if __name__ == "__main__":
-    target = Path(__file__).resolve().with_name("langchain.ipynb")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        made = notebook()
-        os.chdir(target.parent)
-    target.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(CELLS, Path(__file__).resolve().with_name("langchain.ipynb"))

@@ -54,7 +54,10 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
     try:
         path.write_text(html(data), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write the report to {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot write the report to {path}: {error.strerror}. Name a file in a folder that "
+            "this user may write to."
+        ) from error
 
 
 def html(data: Mapping[str, Any]) -> str:

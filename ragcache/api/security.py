@@ -49,7 +49,10 @@ class Keys:
             try:
                 text = settings.keys.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"cannot read the API keys in {settings.keys}: {error}") from None
+                raise ConfigError(
+                    f"cannot read the API keys in {settings.keys}: {error}. Name a file of lines "
+                    "name:key that this user may read."
+                ) from None
             numbered = enumerate(text.splitlines(), 1)
             lines += [(line, f"line {number} of {settings.keys}") for number, line in numbered]
         if settings.api_keys is not None:

@@ -104,4 +104,6 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         return type(default)(value)
     except (KeyError, ValueError) as error:
         kind = type(default).__name__
-        raise ConfigError(f"{key}={value!r} cannot be read as {kind}") from error
+        raise ConfigError(
+            f"{key}={value!r} cannot be read as {kind}: give one such as {key}={default}"
+        ) from error

@@ -180,7 +180,7 @@ class TransformersEngine(Engine):
     ) -> Prefilled:
         positions = range(len(tokens)) if positions is None else positions
         if not tokens:
-            raise PromptError("the prompt is empty")
+            raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
         driver: Driver | None = Every() if attend is not None else None
         if walk is not None:

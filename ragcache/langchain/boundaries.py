@@ -190,7 +190,9 @@ def _plain(block: Mapping[str, Any]) -> Given:
         try:
             text = base64.b64decode(block["base64"], validate=True).decode()
         except (binascii.Error, UnicodeDecodeError) as error:
-            raise PromptError(f"a text-plain block's base64 is no text: {error}") from error
+            raise PromptError(
+                f"a text-plain block's base64 is no text: {error}. Encode UTF-8, or give text."
+            ) from error
     if not isinstance(text, str):
         raise PromptError("a text-plain block has no text: nothing is fetched from URLs or files")
     return Given(text, block.get("id"))

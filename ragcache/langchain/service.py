@@ -169,7 +169,7 @@ class _Events:
             return
         event = json.loads(data)
         if "error" in event:
-            raise RagCacheError(f"the service gave up: {_message(event)}")
+            raise RagCacheError(f"the service gave up: {_message(event)}. Ask again")
         for name in ("model", "usage", "ragcache"):
             if event.get(name):
                 self._last[name] = event[name]
@@ -246,7 +246,7 @@ def _explained(seconds: float = _WAIT_S) -> Iterator[None]:
             f"no service answers at {error.request.url}: {error}. Start one, or check base_url."
         ) from error
     except httpx.HTTPError as error:
-        raise RagCacheError(f"the service cannot be asked: {error}") from error
+        raise RagCacheError(f"the service cannot be asked: {error}. Check base_url") from error
 
 
 def _next(pages: list[httpx.Response]) -> dict[str, int] | None:

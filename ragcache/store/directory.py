@@ -17,6 +17,7 @@ from ragcache.errors import StoreError
 _OWN_FILES = {"lock.mdb", "writer.lock", "lost+found"}
 
 #: What to do about errors that say too little by themselves.
+_OTHERWISE = "Look at the disk and at who may use it: `ragcache doctor` helps."
 _FIXES = {
     errno.ENOSPC: "The disk is full: free some space; what was committed before is intact.",
     errno.EIO: "The disk is full or failing: check both; what was committed before is intact.",
@@ -119,5 +120,5 @@ def explained(path: Path, action: str) -> Iterator[None]:
             ) from error
         code = error.code if isinstance(error, lmdb.Error) else error.errno
         raise StoreError(
-            f"cannot {action} the store in {path}: {error}. {_FIXES.get(code or 0, '')}".rstrip()
+            f"cannot {action} the store in {path}: {error}. {_FIXES.get(code or 0, _OTHERWISE)}"
         ) from error

@@ -96,7 +96,9 @@ class Environment(Tables):
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         if self.readonly:
-            raise StoreError(f"the store in {self.path} was opened with readonly=True")
+            raise StoreError(
+                f"the store in {self.path} was opened with readonly=True: open it without"
+            )
         with self._writing, self._entered() as opened, explained(self.path, "write to"):
             with opened.env.begin(write=True, buffers=True) as txn:
                 yield _LmdbTransaction(txn, opened.tables)
@@ -117,7 +119,9 @@ class Environment(Tables):
         one. Space that another process still has mapped is free once its next transaction begins.
         """
         if self.readonly:
-            raise StoreError(f"the store in {self.path} was opened with readonly=True")
+            raise StoreError(
+                f"the store in {self.path} was opened with readonly=True: open it without"
+            )
         with self._writing, explained(self.path, "compact"):
             with self._entered() as opened:
                 opened.env.reader_check()  # the copy takes the place of a reader
@@ -389,7 +393,9 @@ def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]
             tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
             txn.put(b"format", _FORMAT.pack(_MAGIC, FORMAT), db=tables["meta"])
         return tables
-    foreign = StoreError(f"{path} holds an LMDB environment that is not a ragcache store")
+    foreign = StoreError(
+        f"{path} holds an LMDB environment that is not a ragcache store: give another directory"
+    )
     try:
         meta = env.open_db(b"meta", create=False)
     except lmdb.NotFoundError:

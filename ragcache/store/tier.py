@@ -21,28 +21,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.base import (
-    Change,
-    ChunkStore,
-    Miss,
-    Stored,
-    StoreStats,
-    Variant,
-    check_layer,
-)
+from ragcache.store.above import Tier
+from ragcache.store.base import ChunkStore, Miss, Stored, check_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.store.link import Link
     from ragcache.types import ChunkKV, ChunkNotes
 
 
@@ -56,7 +47,7 @@ class TierStats:
     held_bytes: int  # of layers; room that is set aside for layers to come is not counted
 
 
-class TieredStore(ChunkStore):
+class TieredStore(Tier):
     """``below``, with up to ``max_bytes`` of decoded layers in RAM; equal to it in all it answers.
 
     ``pin``: hold page-locked memory, from which a GPU copies faster and in the background. Copies
@@ -69,7 +60,7 @@ class TieredStore(ChunkStore):
     def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool = False) -> None:
         if max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes}: it must be 0 (hold nothing) or more")
-        self.below, self.levels = below, below.levels
+        super().__init__(below)
         self.max_bytes = max_bytes
         self._room = _Room(max_bytes)
         self._blocks = Blocks(SPARE_BYTES)
@@ -93,15 +84,6 @@ class TieredStore(ChunkStore):
 
     def peek(self, key: ChunkKey) -> Stored | Miss:
         return self._without(key, self.below.peek(key))
-
-    def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        return self.below.missing(keys)
-
-    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
-        return self.below.forms(chunks)
-
-    def link(self, probe: Stored) -> Link | None:
-        return self.below.link(probe)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self.peek(key)
@@ -129,33 +111,11 @@ class TieredStore(ChunkStore):
             for place, held in taken
         ]
 
-    def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk from below, where all layers can be read at one moment."""
-        return self.below.get(key)
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        return self.below.variants(key)
-
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        self.below.credit(worth)
-
     def delete(self, key: ChunkKey) -> bool:
         try:
             return self.below.delete(key)
         finally:
             self._room.drop(key.digest)
-
-    def change(self) -> AbstractContextManager[Change]:
-        return self.below.change()
-
-    def keys(self) -> Iterator[bytes]:
-        return self.below.keys()
-
-    def stats(self) -> StoreStats:
-        return self.below.stats()
-
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        return self.below.hold(keys)
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         wrong = self.below.verify(repair=repair)

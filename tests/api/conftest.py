@@ -12,13 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
-from ragcache.api.scheduler import Scheduler
+from ragcache.api.problems import Problem
+from ragcache.api.scheduler import Busy, Scheduler
 from ragcache.api.security import Keys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from tests import scene
+from tests.errors import MET
 
 ANN, BOB = "ann-" + "a" * 32, "bob-" + "b" * 32
+MET.watch(Problem)
+MET.watch(Busy)
+
 KEYS = [("ann", ANN), ("bob", BOB)]
 
 

@@ -1,4 +1,4 @@
-"""The examples, the page about LangChain, and the notebook: what they show is run."""
+"""The examples and the notebook: what they show is run."""
 
 from __future__ import annotations
 
@@ -52,19 +52,12 @@ def test_all_examples_are_run() -> None:
     assert found == EXAMPLES.keys() | {"__init__", "chain", "make_notebook"}
 
 
-def test_the_pages_python(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "langchain.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "langchain.md", "exec"), names)
-    assert "clocks" in capsys.readouterr().out
-
-
 def test_the_notebook_has_the_outputs_of_its_cells() -> None:
-    from examples.langchain.make_notebook import notebook
+    from examples.langchain.make_notebook import CELLS
+    from examples.notebook import notebook
 
     path = ROOT / "examples" / "langchain" / "langchain.ipynb"
-    assert told(json.loads(path.read_text(encoding="utf-8"))) == told(notebook())
+    assert told(json.loads(path.read_text(encoding="utf-8"))) == told(notebook(CELLS))
 
 
 def told(made: dict[str, Any]) -> list[Any]:

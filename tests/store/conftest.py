@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.store import ChunkStore, DiskStore, MemoryStore
+from ragcache.store.above import Tier
 from tests.store.samples import ONE, TWO, make_kv
 
 
@@ -23,6 +24,7 @@ STORES: dict[str, Callable[[Path], ChunkStore]] = {
     "records": lambda path: DiskStore(path / "store", layout="records"),
     "files": lambda path: DiskStore(path / "store", layout="files"),
     "remote": _remote,
+    "tier": lambda path: Tier(DiskStore(path / "store", layout="records")),
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ragcache.store import Catalog, ChunkKey, ChunkStore
+from ragcache.store.above import Tier
 from ragcache.store.catalog import HasTables
 from ragcache.store.key import variant_key
 from ragcache.types import Chunk, ChunkNotes, Document
@@ -19,9 +20,11 @@ A, B, C = (make_key(first) for first in (1, 2, 3))
 
 @pytest.fixture
 def catalog(store: ChunkStore) -> Catalog:
-    """Over a store that has KV of three chunks."""
+    """Over a store that has KV of three chunks; of a tier, in the store below it."""
     for key in (A, B, C):
         store.put(key, make_kv(key))
+    while isinstance(store, Tier):
+        store = store.below
     return Catalog(cast("HasTables", store))
 
 

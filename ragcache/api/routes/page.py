@@ -22,6 +22,6 @@ _HEADERS = {
 def demo(file: str = "index.html") -> Response:
     found = resources.files("ragcache.api").joinpath("static", file)
     if file.startswith(".") or not found.is_file():
-        raise Problem(404, f"there is no {file!r} of the demo page here", code="not_found")
+        raise Problem(404, f"there is no {file!r} of the page: it is at /demo", code="not_found")
     kind = mimetypes.guess_type(file)[0] or "application/octet-stream"
     return Response(found.read_bytes(), media_type=kind, headers=_HEADERS)

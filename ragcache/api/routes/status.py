@@ -88,4 +88,9 @@ def _model(name: str, created: int) -> dict[str, Any]:
 
 
 def _not_ready(why: str) -> Problem:
-    return Problem(503, f"not ready: {why}", code="not_ready", headers={"Retry-After": "5"})
+    return Problem(
+        503,
+        f"not ready: {why}. Ask again later; the log says more",
+        code="not_ready",
+        headers={"Retry-After": "5"},
+    )

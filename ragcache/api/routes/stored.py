@@ -195,4 +195,4 @@ def _digest(text: str) -> str:
 
 
 def _missing(what: str, id: str) -> Problem:
-    return Problem(404, f"there is no {what} {id!r}", code="not_found")
+    return Problem(404, f"there is no {what} {id!r}: GET /v1/{what}s lists them", code="not_found")

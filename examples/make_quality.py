@@ -1,0 +1,36 @@
+"""Writes quality.ipynb beside this file: ``python -m examples.make_quality``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.notebook import write
+
+CELLS = [
+    "# Quality against budget\n\nHow much must be computed again until the answers are those of "
+    "full prefill? First the shipped world's questions, a few of each kind:",
+    """\
+from ragcache.dataset import load, spread
+from ragcache.models import world
+
+contexts = spread(load(world("prompts.jsonl")), 12)
+print(sum(len(context.questions) for context in contexts), "questions over", len(contexts))
+print(contexts[0].questions[0].text)""",
+    "Every mode answers all of them, with the same chunks in the prompt:",
+    """\
+from ragcache.evaluate import compare, modes
+from ragcache.settings import Settings
+
+chosen = modes(["full", "reuse", "fused", "cacheblend"], [0.05, 0.15, 0.3])
+((_, figures),) = compare(Settings.load(), {"world": contexts}, chosen, max_tokens=8)
+for one in figures:
+    print(f"{one.mode:16} {one.mean_match.value:4.0%} right, {one.charged:4.0%} computed")""",
+    "Up is better, and left is cheaper. The dashed line is full prefill:",
+    """\
+from ragcache.plot import picture
+
+picture({"world": figures})""",
+]
+
+if __name__ == "__main__":
+    write(CELLS, Path(__file__).resolve().with_name("quality.ipynb"))

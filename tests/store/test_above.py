@@ -1,0 +1,13 @@
+"""A tier passes everything on; the contract's tests hold it to what then comes back."""
+
+from __future__ import annotations
+
+from ragcache.store import ChunkStore
+from ragcache.store.above import Tier
+
+
+def test_every_call_is_passed_on() -> None:
+    """Also those that have a default: below they may do better than that."""
+    called = {name for name, what in vars(ChunkStore).items() if callable(what)}
+    passed = {name for name, what in vars(Tier).items() if callable(what)}
+    assert {name for name in called - passed if not name.startswith("_")} == set()
