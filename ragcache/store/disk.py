@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -116,17 +116,22 @@ class DiskStore(ChunkStore):
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         check_kv(key, kv, notes)
-        coded = codec(key.codec)
-        pairs = zip(kv.keys, kv.values, strict=True)
-        raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
-        size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
-        blank = Header.of(key, kv, [Payload(0, 0, 0)] * len(kv.keys))
 
         def also(txn: Transaction) -> None:
             if notes is not None:
                 variants.put(txn, key.digest, notes)
 
-        self._place(blank, raws, self._in_file(size), also)
+        self._place([self._coming(key, kv)], also)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        """All in one commit; one by one where there is a quota, for each may evict others."""
+        if self._capacity is not None:
+            super().put_all(chunks)
+            return
+        given = list(chunks)
+        for key, kv in given:
+            check_kv(key, kv, None)
+        self._place([self._coming(key, kv) for key, kv in given])
 
     def find(self, key: ChunkKey) -> Stored | Miss:
         found = self.peek(key)
@@ -325,32 +330,38 @@ class DiskStore(ChunkStore):
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
-    def _place(
-        self,
-        blank: Header,
-        raws: Iterable[Bytes],
-        in_file: bool,
-        also: Callable[[Transaction], None],
-    ) -> None:
-        """Write a chunk in the place of what is there under its key; ``also`` in the same commit.
+    def _coming(self, key: ChunkKey, kv: ChunkKV) -> _Coming:
+        coded = codec(key.codec)
+        pairs = zip(kv.keys, kv.values, strict=True)
+        raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
+        size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
+        blank = Header.of(key, kv, [Payload(0, 0, 0)] * len(kv.keys))
+        return _Coming(blank, raws, self._in_file(size))
 
-        ``blank`` is its header but for the payloads and the file.
-        """
-        header = self._write_file(blank, raws) if in_file else blank
+    def _place(
+        self, coming: Sequence[_Coming], also: Callable[[Transaction], None] = lambda _: None
+    ) -> None:
+        """Write chunks, each in the place of what is there under its key; ``also`` in the same
+        commit."""
+        files: dict[bytes, Header] = {}
         try:
+            for one in coming:
+                if one.in_file:
+                    files[one.blank.key] = self._write_file(one.blank, one.raws)
             with ExitStack() as committed, self.change() as change:
-                change.forget(blank.key)
-                if not in_file:
-                    header = change.put_layers(blank, raws)
-                if self._capacity is not None:
-                    room = self._capacity.replaced(header, partial(_is_pinned, change.txn))
-                    for victim in committed.enter_context(room):
-                        change.evict(victim)
-                change.enter(header)
+                for one in coming:
+                    change.forget(one.blank.key)
+                    header = files.get(one.blank.key) or change.put_layers(one.blank, one.raws)
+                    if self._capacity is not None:
+                        room = self._capacity.replaced(header, partial(_is_pinned, change.txn))
+                        for victim in committed.enter_context(room):
+                            change.evict(victim)
+                    change.enter(header)
                 also(change.txn)
         except BaseException:
-            if header.file and not self._is_named(header.file):
-                self._files.remove(header.file)
+            for header in files.values():
+                if not self._is_named(header.file):
+                    self._files.remove(header.file)
             raise
 
     def _write_file(self, blank: Header, raws: Iterable[Bytes]) -> Header:
@@ -397,7 +408,7 @@ class DiskStore(ChunkStore):
 
             whole = [raw for raw in raws if not isinstance(raw, Miss)]
             blank = replace(header, file="", payloads=(Payload(0, 0, 0),) * len(whole))
-            self._place(blank, whole, in_file, also)
+            self._place([_Coming(blank, whole, in_file)], also)
         return True
 
     def _raw(self, txn: Transaction, header: Header, layer: int) -> Bytes | Miss:
@@ -466,6 +477,15 @@ def as_layout(name: str) -> Layout:
         if name == layout:
             return cast("Layout", layout)
     raise ConfigError(f"layout is {name!r}: it must be one of {', '.join(get_args(Layout))}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A chunk to be written: its header but for the payloads and the file, and its layers."""
+
+    blank: Header
+    raws: Iterable[Bytes]
+    in_file: bool
 
 
 class DiskChange:

@@ -84,6 +84,14 @@ class TieredStore(ChunkStore):
         finally:
             self._room.drop(key.digest)
 
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        given = list(chunks)
+        try:
+            self.below.put_all(given)
+        finally:
+            for key, _ in given:
+                self._room.drop(key.digest)
+
     def find(self, key: ChunkKey) -> Stored | Miss:
         return self._without(key, self.below.find(key))
 
