@@ -10,10 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ragcache import show
+from ragcache import bulk, show
 from ragcache.errors import ConfigError, RagCacheError, StoreError
+from ragcache.options import (
+    Codec,
+    Compile,
+    Device,
+    Dtype,
+    Model,
+    Ratio,
+    Store,
+    check_exists,
+    err,
+    opened,
+    out,
+)
 from ragcache.settings import Settings, seconds
 
 if TYPE_CHECKING:
@@ -25,38 +37,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
-
-Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Model folder or hub name; default: the store's own, or `tiny`."),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-
-
-def _ratio(text: str) -> str | float:
-    """A number where it is one; the settings say what may be."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-Ratio = Annotated[
-    Any | None,
-    typer.Option(
-        parser=_ratio,
-        metavar="SHARE|auto",
-        help="Share of chunk tokens to recompute, 0 to 1; auto suits the machine.",
-    ),
-]
-Compile = Annotated[
-    str | None,
-    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
-]
-Codec = Annotated[str | None, typer.Option(help="How KV is stored: raw, int8, fp8 or cachegen.")]
 
 
 def main() -> None:
@@ -113,7 +93,7 @@ def index(
         codec=codec,
         max_bytes=max_bytes,
     )
-    with _opened(settings) as cache, show.progress(err) as told:
+    with opened(settings) as cache, show.progress(err) as told:
         added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
     done = added.precomputed
     out.print(
@@ -178,7 +158,7 @@ def query(
         blender(other)
     if report is not None:
         page.check(report)
-    with _opened(settings, must_exist=True) as cache:
+    with opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         for piece in stream:
             out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
@@ -447,7 +427,7 @@ def profile(
 ) -> None:
     """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
-    with _opened(settings, must_exist=True) as cache:
+    with opened(settings, must_exist=True) as cache:
         speeds = cache.speeds(anew=True)
     if speeds is None:
         raise StoreError(
@@ -466,6 +446,10 @@ def simulate(
         list[str] | None,
         typer.Option(help="Sizes of the store; default: 5, 10 and 25 % of what is asked for twice"),
     ] = None,
+    replicas: Annotated[
+        list[int] | None,
+        typer.Option(help="Instead: the trace over so many replicas, each with this much RAM."),
+    ] = None,
     model: Model = None,
 ) -> None:
     """What stores of some sizes would save, under every eviction policy and at best.
@@ -473,7 +457,9 @@ def simulate(
     A line of a trace: {"chunks": [{"id": "a#0", "tokens": 123}, ...]}
     """
     from ragcache.engine.transformers import TransformersEngine
+    from ragcache.figures import routing_table
     from ragcache.models import TINY, model_path
+    from ragcache.offline.routing import POLICIES, route
     from ragcache.settings import size
     from ragcache.simulate import Model as Costs
     from ragcache.simulate import report, working_set
@@ -485,6 +471,13 @@ def simulate(
     costs = Costs(engine.spec, engine.parameters, engine.heads)
     whole = working_set(asked, costs)
     sizes = given or [max(1, whole * share // 100) for share in (5, 10, 25)]
+    if replicas:
+        for ram in sizes:
+            held = ram // costs.size(1)
+            routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
+            out.print(f"{show.size(ram)} in RAM each")
+            out.print(routing_table(routed))
+        return
     out.print(show.simulation_table(report(asked, costs, sizes), whole))
 
 
@@ -513,25 +506,15 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
                 out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
 
 
+app.command()(bulk.precompute)
+app.command()(bulk.batch)
+app.command("plan")(bulk.plan_)
+
+
 def _store(path: Path | None, *, readonly: bool = False) -> DiskStore:
     """A store without a model; StoreError if there is none."""
     from ragcache.store import DiskStore
 
     settings = Settings.load(store=path)
-    _check_exists(settings.store)
+    check_exists(settings.store)
     return DiskStore(settings.store, readonly=readonly, layout=settings.layout)
-
-
-def _check_exists(store: Path) -> None:
-    if not store.exists():
-        raise StoreError(
-            f"there is no store in {store}. Make one: ragcache index PATH... --store {store}"
-        )
-
-
-def _opened(settings: Settings, *, must_exist: bool = False) -> Any:
-    from ragcache.pipeline import RagCache
-
-    if must_exist:
-        _check_exists(settings.store)
-    return RagCache.open(settings.store, settings=settings)
