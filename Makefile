@@ -10,7 +10,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check docs bench coverage mutants repeat dist hooks clean
+.PHONY: help demo test test-slow test-ray check docs bench coverage mutants repeat dist hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ test: $(READY) ## run the tests that need neither a GPU nor minutes
 
 test-slow: $(READY) ## run the tests that take minutes (one downloads packages)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-ray: .venv-ray/.ready ## run the tests of Ray and Arrow, which have an environment of their own
+	.venv-ray/bin/python -m pytest tests/offline tests/retriever/test_source.py
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check
@@ -76,3 +79,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $@
 	@echo "ready: .venv"
+
+# All that .venv has, and on top of it what is heavy and only a few tests need.
+.venv-ray/.ready: $(READY)
+	@echo "installing Ray, Arrow and Hugging Face's datasets (about 500 MB) ..."
+	@$(BIN)/python -m venv .venv-ray
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > "$$(.venv-ray/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	  --constraint constraints.txt ray pyarrow datasets
+	@touch $@

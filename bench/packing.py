@@ -2,10 +2,11 @@
 
 Tokens of chunks per second, of all that precompute computes of them: their KV behind a prefix, and
 once more behind that and the company that sensitivity takes. Packed as the package does it, beside
-one row under a block-diagonal mask, and beside batches padded on the right, of chunks sorted by
-length or not. The model has about 110M parameters, in float32, and ids are random. There are two
-sets of lengths: paragraphs of the shipped world, and lognormal ones cut to 32..512. Ways take
-turns, and a rate is the median over rounds; all ways are checked to give the same before timing.
+one row under a block-diagonal mask, beside batches padded on the right, of chunks sorted by length
+or not, and beside one chunk at a time. The model has about 110M parameters, in float32, and ids
+are random. There are two sets of lengths: paragraphs of the shipped world, and lognormal ones cut
+to 32..512. Ways take turns, and a rate is the median over rounds; all ways are checked to give the
+same before timing.
 """
 
 from __future__ import annotations
@@ -162,10 +163,12 @@ class Row:
     lengths: str
     chunks: str
     gain: float  # packed over by_length, the median within a round
+    over_alone: float  # and over alone
     packed: float
     masked: float
     by_length: float  # padded
     padded: float
+    alone: float  # one chunk at a time
 
 
 def measure(
@@ -186,24 +189,27 @@ def row(name: str, lengths: list[int], rounds: int, models: list[TransformersEng
         partial(computed, masked, chunks, sum),
         partial(computed, batched, sorted(chunks, key=len), padded),
         partial(computed, batched, chunks, padded),
+        partial(computed, packed, chunks, lambda _: BATCH + 1),
     ]
     _, want = ways[0]()
     for way in ways[1:]:
         check(way()[1], want)
     times = [[way()[0] for way in ways] for _ in range(rounds)]
     rates = (sum(lengths) / median(column) for column in zip(*times, strict=True))
-    gain = median(by_length / together for together, _, by_length, _ in times)
+    gain = median(by_length / together for together, _, by_length, *_ in times)
+    over_alone = median(alone / together for together, *_, alone in times)
     of = f"{len(chunks)} of {min(lengths)} to {max(lengths)}, {mean(lengths):.0f}"
-    return Row(name, of, gain, *rates)
+    return Row(name, of, gain, over_alone, *rates)
 
 
 def table(found: Sequence[Row]) -> str:
-    heads = "lengths", "chunks, mean", "packed", "one mask", "padded, sorted", "padded"
+    heads = "lengths", "chunks, mean", "packed", "one mask", "padded, sorted", "padded", "alone"
     rows = []
     for one in found:
-        rates = (one.packed, one.masked, one.by_length, one.padded)
-        rows.append([one.lengths, one.chunks, *(f"{r:.0f}" for r in rates), f"{one.gain:.2f}x"])
-    return results.table([*heads, "packed / sorted"], rows)
+        rates = (one.packed, one.masked, one.by_length, one.padded, one.alone)
+        gains = (f"{one.gain:.2f}x", f"{one.over_alone:.2f}x")
+        rows.append([one.lengths, one.chunks, *(f"{r:.0f}" for r in rates), *gains])
+    return results.table([*heads, "packed / sorted", "packed / alone"], rows)
 
 
 def main() -> None:

@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ragcache import show
+from ragcache import bulk, show
 from ragcache.errors import ConfigError, RagCacheError, StoreError
+from ragcache.options import (
+    Codec,
+    Compile,
+    Device,
+    Dtype,
+    Levels,
+    Model,
+    Ratio,
+    Remote,
+    Store,
+    check_exists,
+    err,
+    opened,
+    out,
+)
 from ragcache.settings import Settings, seconds
 
 if TYPE_CHECKING:
@@ -27,45 +41,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
-
-Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Model folder or hub name; default: the store's own, or `tiny`."),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-
-
-def _ratio(text: str) -> str | float:
-    """A number where it is one; the settings say what may be."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-Ratio = Annotated[
-    Any | None,
-    typer.Option(
-        parser=_ratio,
-        metavar="SHARE|auto",
-        help="Share of chunk tokens to recompute, 0 to 1; auto suits the machine.",
-    ),
-]
-Compile = Annotated[
-    str | None,
-    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
-]
-Remote = Annotated[
-    str | None,
-    typer.Option(help="Object store that machines share: s3://bucket/prefix or file:///folder."),
-]
-Levels = Annotated[
-    str | None, typer.Option(help="Codecs that chunks are sent there in too: int8,cachegen.")
-]
-Codec = Annotated[str | None, typer.Option(help="How KV is stored: raw, int8, fp8 or cachegen.")]
 
 
 def main() -> None:
@@ -126,7 +101,7 @@ def index(
         remote=remote,
         levels=levels,
     )
-    with _opened(settings) as cache, show.progress(err) as told:
+    with opened(settings) as cache, show.progress(err) as told:
         added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
         if cache.remote is not None:
             cache.remote.flush(partial(told, "send"))
@@ -197,7 +172,7 @@ def query(
         blender(other)
     if report is not None:
         page.check(report)
-    with _opened(settings, must_exist=True) as cache:
+    with opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         for piece in stream:
             out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
@@ -326,7 +301,7 @@ def calibrate(
     if path.suffix in {".jsonl", ".json"}:
         contexts = load(path)
     else:
-        with _opened(settings, must_exist=True) as cache:
+        with opened(settings, must_exist=True) as cache:
             contexts = choosing.retrieved(path, cache)
             settings = choosing.of_store(settings, cache)
     with show.progress(err) as told:
@@ -485,13 +460,13 @@ def push(
     settings = Settings.load(store=store, remote=remote, levels=levels, model=model)
     from ragcache.store.transfer import push as run
 
-    with ExitStack() as opened:
-        told = opened.enter_context(show.progress(err))
+    with ExitStack() as stack:
+        told = stack.enter_context(show.progress(err))
         if settings.levels:
-            cache = opened.enter_context(_opened(settings, must_exist=True))
+            cache = stack.enter_context(opened(settings, must_exist=True))
             both, wanted = cache.remote, cache.levels()
         else:
-            both, wanted = opened.enter_context(_shared(store, remote)), {}
+            both, wanted = stack.enter_context(_shared(store, remote)), {}
         both.flush(partial(told, "send"))
         done = run(both.disk, both.objects, levels=wanted, told=partial(told, "push"))
         out.print(show.moved(done, "pushed"), highlight=False)
@@ -560,7 +535,7 @@ def profile(
 ) -> None:
     """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
-    with _opened(settings, must_exist=True) as cache:
+    with opened(settings, must_exist=True) as cache:
         speeds = cache.speeds(anew=True)
     if speeds is None:
         raise StoreError(
@@ -579,6 +554,10 @@ def simulate(
         list[str] | None,
         typer.Option(help="Sizes of the store; default: 5, 10 and 25 % of what is asked for twice"),
     ] = None,
+    replicas: Annotated[
+        list[int] | None,
+        typer.Option(help="Instead: the trace over so many replicas, each with this much RAM."),
+    ] = None,
     model: Model = None,
 ) -> None:
     """What stores of some sizes would save, under every eviction policy and at best.
@@ -586,7 +565,9 @@ def simulate(
     A line of a trace: {"chunks": [{"id": "a#0", "tokens": 123}, ...]}
     """
     from ragcache.engine.transformers import TransformersEngine
+    from ragcache.figures import routing_table
     from ragcache.models import TINY, model_path
+    from ragcache.offline.routing import POLICIES, route
     from ragcache.settings import size
     from ragcache.simulate import Model as Costs
     from ragcache.simulate import report, working_set
@@ -598,6 +579,13 @@ def simulate(
     costs = Costs(engine.spec, engine.parameters, engine.heads)
     whole = working_set(asked, costs)
     sizes = given or [max(1, whole * share // 100) for share in (5, 10, 25)]
+    if replicas:
+        for ram in sizes:
+            held = ram // costs.size(1)
+            routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
+            out.print(f"{show.size(ram)} in RAM each")
+            out.print(routing_table(routed))
+        return
     out.print(show.simulation_table(report(asked, costs, sizes), whole))
 
 
@@ -626,13 +614,18 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
                 out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
 
 
+app.command()(bulk.precompute)
+app.command()(bulk.batch)
+app.command("plan")(bulk.plan_)
+
+
 def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) -> DiskStore:
     """A store without a model, perhaps with its quota; StoreError if there is none."""
     from ragcache.store import DiskStore
     from ragcache.store.capacity import UNBOUNDED, Quota
 
     settings = Settings.load(store=path)
-    _check_exists(settings.store)
+    check_exists(settings.store)
     quota = Quota(settings.max_bytes, settings.tenant_bytes) if bounded else UNBOUNDED
     return DiskStore(
         settings.store,
@@ -656,18 +649,3 @@ def _shared(path: Path | None, remote: str | None, *, bounded: bool = False) -> 
     except BaseException:
         chunks.close()
         raise
-
-
-def _check_exists(store: Path) -> None:
-    if not store.exists():
-        raise StoreError(
-            f"there is no store in {store}. Make one: ragcache index PATH... --store {store}"
-        )
-
-
-def _opened(settings: Settings, *, must_exist: bool = False) -> Any:
-    from ragcache.pipeline import RagCache
-
-    if must_exist:
-        _check_exists(settings.store)
-    return RagCache.open(settings.store, settings=settings)

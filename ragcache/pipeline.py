@@ -21,7 +21,7 @@ from ragcache.engine.base import Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError, StoreError
 from ragcache.models import TINY, model_path
-from ragcache.precompute import Precomputed, precomputing, through
+from ragcache.precompute import BATCH_TOKENS, Precomputed, precomputing, through
 from ragcache.profile import Profile
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.search import Retriever
@@ -48,7 +48,6 @@ Step = tuple[str, int, int]
 _MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a process has addresses for a thousand such stores
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
 _LOOKED_UP = 64  # documents whose chunks are looked up at a time
-_BATCH_TOKENS = 2048  # of chunks, computed at a time
 _SAMPLE = 24  # documents whose first chunk is read to see how fast that is
 
 
@@ -182,7 +181,7 @@ class RagCache:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         embed_batch: int = _EMBED_BATCH,
-        batch_tokens: int = _BATCH_TOKENS,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> Generator[Step, None, Added]:
         """As :meth:`add`, a step at a time: what is being done, how much of it, out of how much.
 
@@ -203,7 +202,7 @@ class RagCache:
         return Added(len(changed), len(given) - len(changed), count, done)
 
     def computing(
-        self, documents: Iterable[str], *, batch_tokens: int = _BATCH_TOKENS
+        self, documents: Iterable[str], *, batch_tokens: int = BATCH_TOKENS
     ) -> Generator[Step, None, Precomputed]:
         """Compute what is not stored of the chunks of documents that are indexed, by id: the second
         half of :meth:`adding`, in steps as that is."""
@@ -219,7 +218,7 @@ class RagCache:
         steps = precomputing(
             self.engine,
             self.chunks,
-            [self._prefix_key(), *chunks_of] if chunks_of else [],
+            [self.prefix_key, *chunks_of] if chunks_of else [],
             company=lambda key: self._company(chunks_of.get(key)),
             batch_tokens=batch_tokens,
         )
@@ -274,7 +273,7 @@ class RagCache:
         if not question.strip():
             raise PromptError("the question is empty: ask something")
         if chunks is None:
-            self._check_usable(with_mode)
+            self.check_usable(with_mode)
             passages = self.retrieve(question, top_k, neighbours)
         else:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
@@ -331,14 +330,14 @@ class RagCache:
         """Key digests of the documents' chunks, and the levels that a remote is sent of each."""
         names = () if self.remote is None else self.remote.levels
         keys = {key for entry in self.catalog.entries() for key in self.keys(entry.id)}
-        keys.add(self._prefix_key())
+        keys.add(self.prefix_key)
         return {key.digest: [Level.of(at_level(key, name)) for name in names] for key in keys}
 
     def traffic(self) -> Traffic | None:
         """What has gone to the remote and come from it; None without one."""
         return None if self.remote is None else self.remote.traffic
 
-    def _check_usable(self, mode: Blender) -> None:
+    def check_usable(self, mode: Blender) -> None:
         """Refuse to answer from a store that was built with another model altogether."""
         if mode.behind == "nothing" or self._checked:
             return
@@ -424,12 +423,14 @@ class RagCache:
         others = self.retriever.similar(chunk, self.compiled.similar)
         return tuple(t for other in others for t in self.engine.template.chunk(other.text))
 
-    def _prefix_key(self) -> ChunkKey:
+    @property
+    def prefix_key(self) -> ChunkKey:
+        """What the KV of the prompt's own prefix is stored under."""
         return ChunkKey(self.engine.fingerprint, self.engine.template.prefix, tenant=self.tenant)
 
     def _sample(self, prompt: Prompt | None = None) -> Iterator[ChunkKey]:
         """The prefix, and chunks from all over the store; else those of ``prompt``."""
-        yield self._prefix_key()
+        yield self.prefix_key
         entries = self.catalog.entries()
         for entry in entries[:: 1 + len(entries) // _SAMPLE]:
             with suppress(KeyError):  # deleted meanwhile

@@ -1,10 +1,15 @@
-"""The batch job: compute the KV of chunks that are not stored yet, and nothing else."""
+"""Computing the KV of chunks that are not stored yet, a batch at a time, and storing it.
+
+The last bits of a chunk's KV depend on what is computed with it in one forward. So a batch follows
+from what is wanted and never from what is there already, and is stored in one commit: a run that is
+killed, and one that goes on after it, make the very batches of a run that nobody disturbed.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from ragcache.blend.base import Layout
@@ -19,7 +24,23 @@ from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, total
+BATCH_TOKENS = 2048  # of chunks, computed at a time
 MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks that one forward computes, one after another, all behind the same tokens."""
+
+    behind: Tokens
+    keys: tuple[ChunkKey, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(key.tokens) for key in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +60,14 @@ def precompute(
     keys: Iterable[ChunkKey],
     *,
     company: Callable[[ChunkKey], Tokens] = lambda _: (),
-    batch_tokens: int = 2048,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Precomputed:
     """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity.
 
     ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
     enriched), which its key does not name.
-    A chunk is durable as soon as it is put, so a run that is killed has lost at most one batch
+    A batch is durable as soon as it is put, so a run that is killed has lost at most one
     (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
     """
     steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
@@ -70,7 +91,7 @@ def precomputing(
     keys: Iterable[ChunkKey],
     *,
     company: Callable[[ChunkKey], Tokens] = lambda _: (),
-    batch_tokens: int = 2048,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Generator[tuple[int, int], None, Precomputed]:
     """As :func:`precompute`, a batch at a time: (done, total) at the start and after each.
 
@@ -78,16 +99,15 @@ def precomputing(
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
-    missing = store.missing(list(wanted.values()))
+    missing = {key.digest for key in store.missing(list(wanted.values()))}
     done = encoded = tokens = 0
     yield 0, len(missing)
-    for behind, batch in _batches(missing, company, batch_tokens):
-        if due := [key for key in batch if not store.has(key)]:
-            alone = engine.encode([key.tokens for key in due], behind=behind)
-            for key, kv in zip(due, measured(engine, alone, behind), strict=True):
-                store.put(key, kv)
-                tokens += len(key.tokens)
-            encoded += len(due)
+    placed = ((key.behind + company(key), key) for key in wanted.values())
+    every = batches(placed, batch_tokens=batch_tokens)
+    for batch in lacking(every, lambda key: key.digest in missing, batch_tokens=batch_tokens):
+        for due in unless_stored(store, [batch]):
+            store.put_all(zip(due.keys, compute(engine, due), strict=True))
+            encoded, tokens = encoded + len(due), tokens + due.tokens
         done += len(batch)
         yield done, len(missing)
     return Precomputed(
@@ -97,6 +117,62 @@ def precomputing(
         payload_bytes=engine.spec.chunk_bytes(tokens),
         seconds=time.perf_counter() - began,
     )
+
+
+def batches(
+    keys: Iterable[tuple[Tokens, ChunkKey]], *, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[Batch]:
+    """Chunks behind the same tokens, in order: at most ``batch_tokens`` tokens, or one chunk.
+
+    ``keys`` come with the tokens that they are computed behind.
+    """
+    filling: dict[Tokens, list[ChunkKey]] = {}
+    sizes: dict[Tokens, int] = {}
+    for behind, key in keys:
+        batch, size = filling.setdefault(behind, []), sizes.get(behind, 0)
+        if batch and size + len(key.tokens) > batch_tokens:
+            yield Batch(behind, tuple(batch))
+            batch.clear()
+            size = 0
+        batch.append(key)
+        sizes[behind] = size + len(key.tokens)
+    for behind, batch in filling.items():
+        yield Batch(behind, tuple(batch))
+
+
+def lacking(
+    every: Iterable[Batch],
+    is_missing: Callable[[ChunkKey], bool],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[Batch]:
+    """What is missing: batches of which nothing is there as they are, then the rest of the others.
+
+    That rest is packed anew: of a corpus in which a chunk here and there has changed, a forward for
+    every such chunk would cost many times as much.
+    """
+    rest: list[tuple[Tokens, ChunkKey]] = []
+    for batch in every:
+        missing = [key for key in batch.keys if is_missing(key)]
+        if len(missing) == len(batch):
+            yield batch
+        else:
+            rest += [(batch.behind, key) for key in missing]
+    yield from batches(rest, batch_tokens=batch_tokens)
+
+
+def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches without what is stored by the time that they are asked for; none that is empty."""
+    for batch in every:
+        due = tuple(key for key in batch.keys if not store.has(key))
+        if due:
+            yield replace(batch, keys=due)
+
+
+def compute(engine: Engine, batch: Batch) -> list[ChunkKV]:
+    """The KV of every chunk of a batch, as it is stored: before RoPE, with its sensitivity."""
+    alone = engine.encode([key.tokens for key in batch.keys], behind=batch.behind)
+    return measured(engine, alone, batch.behind)
 
 
 def keep_variants(
@@ -131,22 +207,3 @@ def keep(store: ChunkStore, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None
         for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
             store.delete(variant.stored.key)
     store.put(key, kv, notes)
-
-
-def _batches(
-    keys: Sequence[ChunkKey], company: Callable[[ChunkKey], Tokens], batch_tokens: int
-) -> Iterator[tuple[Tokens, list[ChunkKey]]]:
-    """Chunks behind the same tokens, in order: at most ``batch_tokens`` tokens, or one chunk."""
-    together: dict[Tokens, list[ChunkKey]] = {}
-    for key in keys:
-        together.setdefault(key.behind + company(key), []).append(key)
-    for behind, group in together.items():
-        batch: list[ChunkKey] = []
-        size = 0
-        for key in group:
-            if batch and size + len(key.tokens) > batch_tokens:
-                yield behind, batch
-                batch, size = [], 0
-            batch.append(key)
-            size += len(key.tokens)
-        yield behind, batch

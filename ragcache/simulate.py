@@ -32,15 +32,16 @@ class Model:
         """Bytes of a chunk's KV."""
         return self.spec.chunk_bytes(tokens)
 
-    def flops(self, tokens: int) -> float:
-        """FLOPs to make a chunk's KV: 2 * parameters * n + 4 * layers * heads * head_dim * n^2 / 2.
+    def flops(self, tokens: int, behind: int = 0) -> float:
+        """FLOPs to make a chunk's KV: 2 * parameters * n + 4 * layers * heads * head_dim * pairs.
 
         A multiplication and an addition per weight and token (Kaplan et al., arXiv:2001.08361),
-        and the same, for keys and for values, per attention weight and dimension; half of the
-        weights are masked. What stands before the chunk, and the output layer, are not told apart.
+        and the same, for keys and for values, per attention weight and dimension: n^2 / 2 pairs
+        within the chunk, for half of the weights are masked, and n * ``behind`` with what stands
+        before it. The embedding and the output layer are not told apart.
         """
-        width = self.heads * self.spec.head_dim
-        return 2.0 * self.parameters * tokens + 2.0 * self.spec.layers * width * tokens**2
+        width, pairs = self.heads * self.spec.head_dim, tokens**2 / 2 + tokens * behind
+        return 2.0 * self.parameters * tokens + 4.0 * self.spec.layers * width * pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,32 @@ def zipf(
     return trace
 
 
+def topics(
+    requests: int,
+    documents: int,
+    each: int = 16,
+    exponent: float = 1.0,
+    per_request: int = 8,
+    seed: int = 0,
+    tokens: int = 256,
+) -> list[Request]:
+    """Requests for chunks of one document each, the k-th most popular asked for as k^-exponent.
+
+    Of a document of ``each`` chunks, ``per_request`` are drawn evenly. Raises ConfigError for more
+    than there are.
+    """
+    if not 0 < per_request <= each or documents < 1:
+        raise ConfigError(f"cannot draw {per_request} of {each} chunks of {documents} documents")
+    random = Random(seed)
+    shares = list(accumulate(rank**-exponent for rank in range(1, documents + 1)))
+    trace = []
+    for _ in range(requests):
+        topic = min(bisect_right(shares, random.random() * shares[-1]), documents - 1)
+        drawn = random.sample(range(each), per_request)
+        trace.append(tuple(Asked(f"document{topic}#{number}", tokens) for number in drawn))
+    return trace
+
+
 def scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Request]:
     """``trace`` with a batch job after every ``every`` requests: ``length`` requests, each for as
     many chunks as the one before the job, all cold: asked for once and never again.
@@ -129,5 +155,6 @@ def scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Request]
 #: Traces to try a policy on without one's own, by name.
 MADE_UP: dict[str, Callable[[], list[Request]]] = {
     "zipf": lambda: zipf(3000, 2000),
+    "topics": lambda: topics(3000, 500),
     "scans": lambda: scans(zipf(3000, 2000), every=100, length=40),
 }

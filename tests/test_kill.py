@@ -21,13 +21,14 @@ from pathlib import Path
 from tests import scene, test_kill
 
 cache = scene.small(Path(sys.argv[1]))
-put = cache.store.put
-def slow(key, kv):
-    put(key, kv)
+put_all = cache.store.put_all
+def slow(chunks):
+    put_all(chunks)
     print("put", flush=True)
     time.sleep(0.02)
-cache.store.put = slow
-cache.add(test_kill.DOCUMENTS)
+cache.store.put_all = slow
+for step in cache.adding(test_kill.DOCUMENTS, batch_tokens=32):
+    pass
 """
 
 

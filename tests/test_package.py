@@ -21,10 +21,23 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 #: A module may import from its own layer and from those after it.
 LAYERS = (
-    {"cli", "demo", "doctor", "show", "plot", "api", "langchain", "__main__"},
+    {
+        "cli",
+        "bulk",
+        "figures",
+        "options",
+        "demo",
+        "doctor",
+        "show",
+        "plot",
+        "api",
+        "langchain",
+        "__main__",
+    },
     {
         "pipeline",
         "calibrate",
+        "offline",
         "evaluate",
         "share",
         "simulate",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ragcache.precompute import _batches, precompute
+from ragcache.precompute import Batch, batches, lacking, precompute
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from tests import models
+from tests.store.samples import same
 
 
 def test_stored_kv_is_what_encode_gives() -> None:
@@ -57,15 +58,49 @@ def test_repeated_chunks_are_computed_once() -> None:
 def test_batches_are_filled_in_order_behind_the_same_tokens() -> None:
     fingerprint = models.engine("llama").fingerprint
     keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 57) for b in ((), (1, 2))]
-    batches = list(_batches(keys, lambda key: (7,) if len(key.tokens) == 50 else (), 61))
-    assert [(behind, [len(key.tokens) for key in batch]) for behind, batch in batches] == [
+    behind = [key.behind + ((7,) if len(key.tokens) == 50 else ()) for key in keys]
+    made = list(batches(zip(behind, keys, strict=True), batch_tokens=61))
+    assert [(b.behind, [len(key.tokens) for key in b.keys]) for b in made] == [
         ((), [3, 4]),
-        ((), [57]),
         ((1, 2), [3, 4]),
+        ((), [57]),
         ((1, 2), [57]),
         ((7,), [50]),
         ((1, 2, 7), [50]),
     ]
-    assert {key for _, batch in batches for key in batch} == set(keys)
-    long = [ChunkKey(fingerprint, tuple(range(500)))]
-    assert list(_batches(long, lambda _: (), 100)) == [((), long)]  # one at least, however long
+    assert {key for batch in made for key in batch.keys} == set(keys)
+    long = ChunkKey(fingerprint, tuple(range(500)))
+    assert list(batches([((), long)], batch_tokens=100)) == [Batch((), (long,))]  # however long
+
+
+def test_what_is_missing_is_whole_batches_and_then_the_rest_packed_anew() -> None:
+    fingerprint = models.engine("llama").fingerprint
+    keys = [ChunkKey(fingerprint, (n, n + 1, n + 2), (1,)) for n in range(12)]
+    every = list(batches([((1, 9), key) for key in keys], batch_tokens=9))
+    assert [len(batch) for batch in every] == [3, 3, 3, 3]
+    stored = {keys[0], keys[4], *keys[6:9]}
+    left = list(lacking(every, lambda key: key not in stored, batch_tokens=9))
+    assert left == [every[3], Batch((1, 9), (keys[1], keys[2], keys[3])), Batch((1, 9), (keys[5],))]
+
+
+def test_batches_do_not_depend_on_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a run that goes on after a kill has the bits of one that nobody disturbed."""
+    engine = models.engine("llama")
+    keys = [ChunkKey(engine.fingerprint, tuple(range(i, i + 2 + i % 7)), (1,)) for i in range(30)]
+    whole, halved = MemoryStore(), MemoryStore()
+    precompute(engine, whole, keys, batch_tokens=16)
+    put_all = halved.put_all
+
+    def full(chunks: object) -> None:
+        if halved.stats().chunks > 10:
+            raise KeyboardInterrupt
+        put_all(chunks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(halved, "put_all", full)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(engine, halved, keys, batch_tokens=16)
+    monkeypatch.setattr(halved, "put_all", put_all)
+    stored = halved.stats().chunks
+    done = precompute(engine, halved, keys, batch_tokens=16)
+    assert 0 < stored == done.stored < len(keys)
+    assert all(same(whole.get(key), halved.get(key)) for key in keys)

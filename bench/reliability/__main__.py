@@ -16,7 +16,18 @@ import torch
 
 from bench.reliability.outcome import Experiment
 
-_MODULES = ("kills", "flips", "machine", "faults", "crowd", "fuzz", "space", "timing", "soak")
+_MODULES = (
+    "kills",
+    "corpus",
+    "flips",
+    "machine",
+    "faults",
+    "crowd",
+    "fuzz",
+    "space",
+    "timing",
+    "soak",
+)
 
 
 def experiment(name: str) -> Experiment:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragcache.api.problems import Problem
-from ragcache.api.schemas import Chat, Message
+from ragcache.api.schemas import Chat, Message, Query
 from ragcache.api.service import Ask
 from ragcache.types import Chunk, Sampling
 
@@ -54,6 +54,18 @@ def ask(chat: Chat, default: Sampling) -> Ask:
         top_k=options.top_k,
         neighbours=options.neighbours,
         sampling=chat.sampling(default, chat.max_completion_tokens),
+    )
+
+
+def ask_query(query: Query, default: Sampling) -> Ask:
+    """What ``/v1/query`` is asked."""
+    return Ask(
+        query.question,
+        mode=query.mode,
+        ratio=query.ratio,
+        top_k=query.top_k,
+        neighbours=query.neighbours,
+        sampling=query.sampling(default),
     )
 
 

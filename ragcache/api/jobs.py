@@ -1,4 +1,4 @@
-"""Documents that are added in the background, a batch at a time between questions.
+"""Documents that are added, or whose KV is computed, in the background: a batch between questions.
 
 A job takes its steps on the engine's thread: one batch of chunks is embedded, or computed, then
 whatever waits goes first again. So it delays no first token by more than a batch, and cancelling it
@@ -6,7 +6,8 @@ takes effect at the next one. Tenants take turns, batch by batch; of one tenant'
 done first.
 
 What a job needs to be taken up again, by this process or the next, is in its tenant's own store: a
-record, and the texts of its documents until all of them are committed there. Chunks that have been
+record, and the texts of its documents until all of them are committed there; of a job that indexes
+nothing, until it is done. Chunks that have been
 computed need no record, since what is stored is not computed again. Which tenants have something to
 take up is noted in the service's own store.
 """
@@ -24,7 +25,8 @@ from typing import Any, Literal
 
 from ragcache.api.scheduler import Busy
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
-from ragcache.errors import RagCacheError
+from ragcache.errors import ConfigError, RagCacheError
+from ragcache.offline.run import Finished, precomputing
 from ragcache.pipeline import Added, Step, check_documents
 from ragcache.precompute import Precomputed
 from ragcache.types import Document
@@ -62,7 +64,10 @@ class _Work:
     documents: list[str]  # ids
     expires: float | None
     pinned: bool | None
-    steps: Generator[Step, None, Added | Precomputed] | None = field(default=None, repr=False)
+    index: bool  # else their KV is computed, and nothing more
+    steps: Generator[Step, None, Added | Precomputed | Finished] | None = field(
+        default=None, repr=False
+    )
 
     @property
     def open(self) -> bool:
@@ -95,17 +100,26 @@ class Jobs:
         documents: Sequence[Document],
         ttl_s: float | None = None,
         pinned: bool | None = None,
+        *,
+        index: bool = True,
     ) -> Job:
         """Add documents, as :meth:`RagCache.add` does; durable on return, done later.
 
+        Without ``index`` their chunks' KV is computed as ``ragcache precompute`` does, for those
+        who find chunks by other means; nothing is kept of the documents.
         Raises SourceError and ConfigError as that does, StoreError, and Busy where :data:`MOST` of
         the tenant's have not ended.
         """
         check_documents(documents, ttl_s)
+        if not index and (ttl_s is not None or pinned is not None):
+            raise ConfigError(
+                "ttl_s and pinned are kept with documents, and none are kept without index: leave "
+                "them out"
+            )
         now = time.time()
         job = Job(uuid.uuid4().hex[:16], tenant, "queued", total=len(documents), created=now)
         expires = None if ttl_s is None else now + ttl_s
-        work = _Work(job, [d.id for d in documents], expires, pinned)
+        work = _Work(job, [d.id for d in documents], expires, pinned, index)
         texts = json.dumps([[d.id, d.text, dict(d.metadata)] for d in documents])
         with self._lock:
             works = self._of(tenant)
@@ -200,10 +214,15 @@ class Jobs:
                     work.steps = None
         return True
 
-    def _steps(self, work: _Work) -> Generator[Step, None, Added | Precomputed]:
-        """Index the documents, unless that was done; then compute."""
+    def _steps(self, work: _Work) -> Generator[Step, None, Added | Precomputed | Finished]:
+        """Index the documents, unless that was done, or is not to be; then compute."""
         cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
         texts = cache.catalog.get_setting(name)
+        if not work.index:
+            given = [Document(*fields) for fields in json.loads(texts or "[]")]
+            finished = yield from precomputing(cache, given, batch_tokens=BATCH_TOKENS)
+            cache.catalog.drop_setting(name)
+            return finished
         if texts is None:
             return (yield from cache.computing(work.documents, batch_tokens=BATCH_TOKENS))
         steps = cache.adding(
@@ -248,6 +267,7 @@ class Jobs:
             "documents": work.documents,
             "expires": work.expires,
             "pinned": work.pinned,
+            "index": work.index,
         }
         catalog = self._service.cache(work.job.tenant).catalog
         catalog.put_setting(_RECORD + work.job.id, json.dumps(known))
@@ -263,10 +283,18 @@ class Jobs:
 
 def _from_json(text: str) -> _Work:
     known: dict[str, Any] = json.loads(text)
-    return _Work(Job(**known["job"]), known["documents"], known["expires"], known["pinned"])
+    return _Work(
+        Job(**known["job"]),
+        known["documents"],
+        known["expires"],
+        known["pinned"],
+        known.get("index", True),  # of an earlier release
+    )
 
 
-def _summary(done: Added | Precomputed) -> str:
+def _summary(done: Added | Precomputed | Finished) -> str:
+    if isinstance(done, Finished):
+        return done.summary()
     computed = done.precomputed if isinstance(done, Added) else done
     kv = f"KV of {computed.encoded} chunks computed, {computed.stored} were there"
     if isinstance(done, Precomputed):

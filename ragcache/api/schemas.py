@@ -199,5 +199,9 @@ class NewDocuments(Strict):
     pinned: bool | None = None
 
 
+class NewJob(NewDocuments):
+    index: bool = Field(True, description="false: compute KV alone, and keep no documents")
+
+
 class NewChunks(Strict):
     chunks: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=10_000)

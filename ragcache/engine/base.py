@@ -135,6 +135,16 @@ class Engine(ABC):
     #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
     upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
 
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """How many weights the model has."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> int:
+        """Query heads of a layer."""
+
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         """Ids of ``text`` alone: no BOS, no EOS, nothing added.

@@ -112,12 +112,10 @@ class TransformersEngine(Engine):
 
     @property
     def parameters(self) -> int:
-        """How many weights the model has."""
         return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def heads(self) -> int:
-        """Query heads of a layer."""
         return int(self.model.config.get_text_config().num_attention_heads)
 
     @property

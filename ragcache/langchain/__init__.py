@@ -20,11 +20,13 @@ __all__ = [
     "RagCacheMessageChunk",
     "RagCacheRetriever",
     "RagCacheVectorStore",
+    "from_documents",
     "rag_messages",
 ]
 
 if TYPE_CHECKING:
     from ragcache.langchain.chat import ChatRagCache as ChatRagCache
+    from ragcache.langchain.documents import from_documents as from_documents
     from ragcache.langchain.messages import RagCacheMessage as RagCacheMessage
     from ragcache.langchain.messages import RagCacheMessageChunk as RagCacheMessageChunk
     from ragcache.langchain.messages import rag_messages as rag_messages
@@ -37,6 +39,7 @@ else:  # type checkers must not see __getattr__: with it, they would accept any 
         "RagCacheMessageChunk": "messages",
         "RagCacheRetriever": "retriever",
         "RagCacheVectorStore": "vectorstore",
+        "from_documents": "documents",
         "rag_messages": "messages",
     }
 

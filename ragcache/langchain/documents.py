@@ -7,7 +7,8 @@ they are, for whoever else reads the store; the rest is kept as JSON beside them
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from langchain_core.documents import Document
@@ -41,6 +42,21 @@ def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
                 "and dictionaries."
             ) from error
     return OurDocument(name, document.page_content, plain | (WHOLE if whole else {}))
+
+
+def from_documents(documents: Iterable[Document]) -> Iterator[OurDocument]:
+    """What a loader gives, as documents that may be split: for ``RagCache.add`` and for
+    :mod:`ragcache.offline`.
+
+    One without an id is called by its ``source`` and its place among those of that source. Raises
+    SourceError for metadata that JSON cannot hold.
+    """
+    places = Counter[str]()
+    for document in documents:
+        source = str(document.metadata.get("source", "document"))
+        name = document.id or f"{source}#{places[source]}"
+        places[source] += 1
+        yield from_document(document, name, whole=False)
 
 
 def as_document(catalog: Catalog, chunk: Chunk) -> Document:

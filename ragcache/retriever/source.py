@@ -1,4 +1,4 @@
-"""Files to documents: text, Markdown, HTML, PDF, JSON Lines and CacheBlend's evaluation files.
+"""Files to documents: text, Markdown, HTML, PDF, JSON Lines, Arrow, CacheBlend's evaluation files.
 
 ``read(paths)`` takes files and folders and gives :class:`~ragcache.types.Document` s in a fixed
 order, with ids that depend only on where a file lies in its folder, never on the machine.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any
 from ragcache.errors import SourceError
 from ragcache.retriever.formats import html_text, markdown_text, pdf_text, tidy
 from ragcache.types import Document
+
+STDIN = Path("-")  # JSON Lines from standard input
+_DATASET = "state.json", "dataset_info.json"  # of a data set that Hugging Face's datasets saved
 
 OnError = Callable[[SourceError], None]
 Reader = Callable[[str, Path], Iterator[Document | SourceError]]  # raises for a whole file
@@ -35,7 +39,10 @@ def read(
 
     An id is the path below ``root``; without ``root``, below the folder that was given, or the
     name of a file that was given. A line of a JSON Lines file adds ``#`` and its ``id``, or ``:``
-    and its line number; a passage of an evaluation file adds ``#`` and a digest of its text.
+    and its line number, and so does a row of an Arrow or Parquet file; a passage of an evaluation
+    file adds ``#`` and a digest of its text. ``-`` is JSON Lines from standard input. A folder that
+    ``datasets`` has saved is its Arrow files. Of a record, ``text`` is the text, or
+    ``page_content``, so that LangChain's documents are read as they are dumped.
 
     Missing paths are noticed by the call itself, before a document is read. Without ``on_error``
     the first :class:`SourceError` raises. With it, every error is handed over, what it is about is
@@ -66,8 +73,9 @@ def _read(files: list[tuple[str, Path]], report: OnError) -> Iterator[Document]:
 
 
 def _results(name: str, path: Path) -> Iterator[Document | SourceError]:
+    reader = _read_stdin if path == STDIN else READERS[path.suffix.lower()]
     try:
-        yield from READERS[path.suffix.lower()](name, path)
+        yield from reader(name, path)
     except SourceError as error:
         yield error
     except OSError as error:
@@ -90,11 +98,14 @@ def _duplicate(name: str, first: Path, second: Path) -> SourceError:
 def _files(path: Path, root: Path | None) -> list[tuple[str, Path]]:
     """The readable files at ``path`` with their names, in reading order."""
     known = ", ".join(sorted(READERS))
+    if path == STDIN:
+        return [("stdin", path)]
     if not path.exists():
         raise SourceError(f"{path} does not exist. Check the path.")
     if path.is_dir():
         found = [p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file()]
         found = [p for p in found if not any(s[0] == "." for s in p.relative_to(path).parts)]
+        found = [p for p in found if p.suffix == ".arrow" or not _is_of_a_dataset(p)]
         if not found:
             raise SourceError(f"{path} holds no document: no file in it is one of {known}.")
         found.sort(key=Path.as_posix)
@@ -189,14 +200,69 @@ def _read_pdf(name: str, path: Path) -> Iterator[Document]:
     yield Document(name, _sound(text), metadata)
 
 
+def _is_of_a_dataset(file: Path) -> bool:
+    """Whether a file is one that ``datasets`` puts beside the Arrow files of a data set."""
+    beside = all((file.parent / name).is_file() for name in _DATASET)
+    return beside or file.name in ("dataset_dict.json", "dataset_infos.json")
+
+
 def _read_jsonl(name: str, path: Path) -> Iterator[Document | SourceError]:
     with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            try:
-                if line := _decode(raw, f"{path}:{number}").strip():
-                    yield _record(name, number, _json(line, f"{path}:{number}"), path)
-            except SourceError as error:
-                yield error
+        yield from _records(name, lines, str(path))
+
+
+def _read_stdin(name: str, path: Path) -> Iterator[Document | SourceError]:
+    yield from _records(name, sys.stdin.buffer, "standard input")
+
+
+def _records(name: str, lines: Iterable[bytes], place: str) -> Iterator[Document | SourceError]:
+    for number, raw in enumerate(lines, start=1):
+        where = f"{place}:{number}"
+        try:
+            if line := _decode(raw, where).strip():
+                yield _record(name, number, _json(line, where), where)
+        except SourceError as error:
+            yield error
+
+
+def _read_arrow(name: str, path: Path) -> Iterator[Document | SourceError]:
+    """Rows of an Arrow stream, which ``datasets`` writes, an Arrow file, or a Parquet file."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise SourceError(
+            f'{path} needs pyarrow, which is not installed. Run `pip install "ragcache[arrow]"`.'
+        ) from None
+    number = 0
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".parquet":
+                batches = parquet.ParquetFile(file).iter_batches()
+            elif file.read(6) == b"ARROW1":
+                whole = pyarrow.ipc.open_file(file)
+                batches = map(whole.get_batch, range(whole.num_record_batches))
+            else:
+                file.seek(0)
+                batches = iter(pyarrow.ipc.open_stream(file))
+            for batch in batches:
+                columns = sorted(set(batch.schema.names) & _FIELDS)
+                if not {"text", "page_content"} & set(columns):
+                    raise SourceError(
+                        f"{path} has no column text, only {', '.join(batch.schema.names)}. Rename "
+                        'one, for instance with `dataset.rename_column("content", "text")`.'
+                    )
+                for row in batch.select(columns).to_pylist():
+                    number += 1
+                    try:
+                        yield _record(name, number, row, f"{path}:{number}", path.suffix[1:])
+                    except SourceError as error:
+                        yield error
+    except (pyarrow.ArrowException, ValueError) as error:
+        kind = path.suffix[1:].capitalize()
+        raise SourceError(
+            f"{path} is not a readable {kind} file: {error}. Write it again."
+        ) from error
 
 
 def _json(text: str, place: str) -> Any:
@@ -206,21 +272,28 @@ def _json(text: str, place: str) -> Any:
         raise SourceError(f"{place} is not valid JSON: {error}. Correct or remove it.") from None
 
 
-def _record(name: str, number: int, record: Any, path: Path) -> Document:
-    """One line of a JSON Lines file; ``metadata`` values that are no strings become JSON."""
-    wanted = 'Each line must be an object like {"text": "...", "id": "...", "title": "..."}.'
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise SourceError(f'{path}:{number} has no string "text". {wanted}')
+#: Of a record, what is read; all else in it is passed over.
+_FIELDS = {"text", "page_content", "id", "title", "metadata"}
+
+
+def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl") -> Document:
+    """A line of JSON Lines, or a row; ``metadata`` values that are no strings become JSON."""
+    wanted = 'Each must be like {"text": "...", "id": "...", "title": "..."}.'
+    if isinstance(record, dict) and record.get("lc") == 1:  # as langchain_core.load dumps it
+        record = record.get("kwargs")
+    text = record.get("text", record.get("page_content")) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise SourceError(f'{where} has no string "text". {wanted}')
     key, title = record.get("id"), record.get("title") or ""
     if isinstance(key, bool) or not isinstance(key, str | int | None) or not isinstance(title, str):
-        raise SourceError(f'{path}:{number}: "id" or "title" is not a string. {wanted}')
+        raise SourceError(f'{where}: "id" or "title" is not a string. {wanted}')
     extra = record.get("metadata") or {}
     if not isinstance(extra, dict):
-        raise SourceError(f'{path}:{number}: "metadata" is not an object. Write {{"key": "..."}}.')
+        raise SourceError(f'{where}: "metadata" is not an object. Write {{"key": "..."}}.')
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in extra.items()}
     label = f"{name}:{number}" if key is None or key == "" else _sound(f"{name}#{key}")
-    defaults = {"source": name, "format": "jsonl"}
-    return _document(label, title, record["text"], **(defaults | metadata))
+    defaults = {"source": name, "format": kind}
+    return _document(label, title, text, **(defaults | metadata))
 
 
 def _read_cacheblend(name: str, path: Path) -> Iterator[Document | SourceError]:
@@ -257,5 +330,7 @@ READERS: dict[str, Reader] = {
     ".htm": _read_html,
     ".pdf": _read_pdf,
     ".jsonl": _read_jsonl,
+    ".arrow": _read_arrow,
+    ".parquet": _read_arrow,
     ".json": _read_cacheblend,
 }

@@ -29,6 +29,9 @@ class Tier(ChunkStore):
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         self.below.put(key, kv, notes)
 
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        self.below.put_all(chunks)
+
     def find(self, key: ChunkKey) -> Stored | Miss:
         return self.below.find(key)
 

@@ -167,6 +167,11 @@ class ChunkStore(ABC):
         unsupported dtypes).
         """
 
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        """:meth:`put` every chunk. A store that can makes it one commit: all of them, or none."""
+        for key, kv in chunks:
+            self.put(key, kv)
+
     @abstractmethod
     def find(self, key: ChunkKey) -> Stored | Miss:
         """Look at the header only. Counts a hit, or a miss under its reason."""

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
@@ -122,21 +122,31 @@ class DiskStore(ChunkStore):
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         check_kv(key, kv, notes)
-        coded = codec(key.codec)
-        pairs = zip(kv.keys, kv.values, strict=True)
-        raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
-        size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
-        blank = Header.of(key, kv, ())
+        coming = self._coming(key, kv)
 
         def also(txn: Transaction) -> None:
             if notes is not None:
                 variants.put(txn, key.digest, notes)
-            elif self.shared is not None:
-                levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
-                version = blank.version
-                outbox.send(txn, key.content, key.digest, version, levels)
+            else:
+                self._send(txn, key, coming.blank)
 
-        self._place(blank, raws, self._in_file(size), also)
+        self._place([coming], also)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        """All in one commit; one by one where there is a quota, for each may evict others."""
+        if self._capacity is not None:
+            super().put_all(chunks)
+            return
+        given = list(chunks)
+        for key, kv in given:
+            check_kv(key, kv, None)
+        coming = [self._coming(key, kv) for key, kv in given]
+
+        def also(txn: Transaction) -> None:
+            for (key, _), one in zip(given, coming, strict=True):
+                self._send(txn, key, one.blank)
+
+        self._place(coming, also)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
         found = self.peek(key)
@@ -299,7 +309,7 @@ class DiskStore(ChunkStore):
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
                 if there or outbox.gone(txn, header.content, header.key):
                     return False
-            self._place(header, record.raws, self._in_file(len(record.raws[0])))
+            self._place([_Coming.of(record, self._in_file(len(record.raws[0])))])
         return True
 
     def stats(self) -> StoreStats:
@@ -372,33 +382,44 @@ class DiskStore(ChunkStore):
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
-    def _place(
-        self,
-        blank: Header,
-        raws: Iterable[Bytes],
-        in_file: bool,
-        also: Callable[[Transaction], None] = lambda _: None,
-    ) -> None:
-        """Write a chunk in the place of what is there under its key; ``also`` in the same commit.
+    def _coming(self, key: ChunkKey, kv: ChunkKV) -> _Coming:
+        coded = codec(key.codec)
+        pairs = zip(kv.keys, kv.values, strict=True)
+        raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
+        size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
+        blank = _blank(Header.of(key, kv, ()))
+        return _Coming(blank, raws, self._in_file(size))
 
-        ``blank`` is its header; what it says of the payloads and the file is not used.
-        """
-        blank = replace(blank, file="", payloads=(Payload(0, 0, 0),) * blank.spec.layers)
-        header = self._write_file(blank, raws) if in_file else blank
+    def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
+        """Note, where the store is shared, that a remote is to have this chunk."""
+        if self.shared is not None:
+            levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
+            outbox.send(txn, key.content, key.digest, header.version, levels)
+
+    def _place(
+        self, coming: Sequence[_Coming], also: Callable[[Transaction], None] = lambda _: None
+    ) -> None:
+        """Write chunks, each in the place of what is there under its key; ``also`` in the same
+        commit."""
+        files: dict[bytes, Header] = {}
         try:
+            for one in coming:
+                if one.in_file:
+                    files[one.blank.key] = self._write_file(one.blank, one.raws)
             with ExitStack() as committed, self.change() as change:
-                change.forget(blank.key)
-                if not in_file:
-                    header = change.put_layers(blank, raws)
-                if self._capacity is not None:
-                    room = self._capacity.replaced(header, partial(_is_pinned, change.txn))
-                    for victim in committed.enter_context(room):
-                        change.evict(victim)
-                change.enter(header)
+                for one in coming:
+                    change.forget(one.blank.key)
+                    header = files.get(one.blank.key) or change.put_layers(one.blank, one.raws)
+                    if self._capacity is not None:
+                        room = self._capacity.replaced(header, partial(_is_pinned, change.txn))
+                        for victim in committed.enter_context(room):
+                            change.evict(victim)
+                    change.enter(header)
                 also(change.txn)
         except BaseException:
-            if header.file and not self._is_named(header.file):
-                self._files.remove(header.file)
+            for header in files.values():
+                if not self._is_named(header.file):
+                    self._files.remove(header.file)
             raise
 
     def _write_file(self, blank: Header, raws: Iterable[Bytes]) -> Header:
@@ -445,7 +466,7 @@ class DiskStore(ChunkStore):
 
             if isinstance(record, Miss):
                 return False
-            self._place(record.header, record.raws, in_file, also)
+            self._place([_Coming.of(record, in_file)], also)
         return True
 
     def _record(self, txn: Transaction, digest: bytes) -> Record | Miss:
@@ -534,6 +555,24 @@ def as_layout(name: str) -> Layout:
         if name == layout:
             return cast("Layout", layout)
     raise ConfigError(f"layout is {name!r}: it must be one of {', '.join(get_args(Layout))}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A chunk to be written: its header but for the payloads and the file, and its layers."""
+
+    blank: Header
+    raws: Iterable[Bytes]
+    in_file: bool
+
+    @classmethod
+    def of(cls, record: Record, in_file: bool) -> _Coming:
+        return cls(_blank(record.header), record.raws, in_file)
+
+
+def _blank(header: Header) -> Header:
+    """Without what says where the layers are."""
+    return replace(header, file="", payloads=(Payload(0, 0, 0),) * header.spec.layers)
 
 
 class DiskChange:

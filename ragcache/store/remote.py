@@ -124,6 +124,15 @@ class RemoteStore(ChunkStore):
         else:
             self.courier.wake()
 
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        given = list(chunks)
+        try:
+            self.disk.put_all(given)
+        except FullError:
+            super().put_all(given)
+        else:
+            self.courier.wake()
+
     def find(self, key: ChunkKey) -> Stored | Miss:
         found = self.peek(key)
         if isinstance(found, Stored) and not found.distant:

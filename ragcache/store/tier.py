@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,14 @@ class TieredStore(Tier):
             self.below.put(key, kv, notes)
         finally:
             self._room.drop(key.digest)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        given = list(chunks)
+        try:
+            self.below.put_all(given)
+        finally:
+            for key, _ in given:
+                self._room.drop(key.digest)
 
     def find(self, key: ChunkKey) -> Stored | Miss:
         return self._without(key, self.below.find(key))

@@ -15,6 +15,7 @@ from ragcache.api.scheduler import Busy, Closing
 from ragcache.api.service import Ask, Service
 from ragcache.errors import ConfigError, SourceError, StoreError
 from ragcache.precompute import Precomputed
+from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene
 from tests.api.scene import SOON, Heard, Held, asked, small, threads
@@ -92,6 +93,33 @@ def test_it_does_what_add_does(service: Service, tmp_path: Path) -> None:
     assert jobs.cancel("a", job.id) == jobs.resume("a", job.id) == job
     with pytest.raises(KeyError):
         jobs.get("b", job.id)
+
+
+def test_without_an_index_it_computes_and_keeps_no_documents(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Document("long", "A parrot. " * 400, WHOLE)
+    log: list[str] = []
+    jobs, slow = Jobs(service), Slow(service, monkeypatch, log)
+    job = jobs.add("", [*scene.DOCUMENTS, long], index=False)
+    slow.begun()
+    slow.go()
+    slow.begun()
+    jobs.cancel("", job.id)
+    slow.go()
+    service.scheduler.call(lambda: None).result(SOON)
+    assert len(log) == stored(service) == 2
+    again = Jobs(service)  # as after a restart: the texts were kept
+    again.resume("", job.id)
+    slow.go(100)
+    job = until(again, job, "done")
+    assert job.done == job.total == len(log) - 2 and stored(service) == len(log)
+    assert "2 were there; 1 documents skipped, the first is long: chunk long#0" in job.message
+    assert service.own.documents() == [] and not service.own.catalog.settings("job-texts:")
+    chunks = [c for document in scene.DOCUMENTS for c in service.own.splitter.split(document)]
+    assert {c.miss for c in asked(service, QUESTION, chunks=chunks).report.chunks} == {None}
+    with pytest.raises(ConfigError, match="none are kept without index"):
+        jobs.add("", scene.DOCUMENTS, pinned=True, index=False)
 
 
 def test_what_cannot_be_is_refused_at_once(service: Service) -> None:

@@ -14,7 +14,13 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.langchain import ChatRagCache, RagCacheRetriever, RagCacheVectorStore, rag_messages
+from ragcache.langchain import (
+    ChatRagCache,
+    RagCacheRetriever,
+    RagCacheVectorStore,
+    from_documents,
+    rag_messages,
+)
 from ragcache.pipeline import RagCache
 from tests import scene
 from tests.langchain.conftest import DOCUMENTS, QUESTION
@@ -190,3 +196,16 @@ def test_a_stores_own_retriever_takes_filters(store: RagCacheVectorStore) -> Non
     assert [d.id for d in store.as_retriever(search_kwargs=kwargs).invoke("mill")] == ["boats"]
     mmr = store.as_retriever(search_type="mmr", search_kwargs={"k": 2})
     assert len(asyncio.run(mmr.ainvoke("mill"))) == 2
+
+
+def test_what_a_loader_gives(tmp_path: Path) -> None:
+    given = [
+        Document("One.", metadata={"source": "a.txt", "page": 1}),
+        Document("Two.", metadata={"source": "a.txt", "page": 2}),
+        Document("Three.", id="three"),
+        Document("Four."),
+    ]
+    found = list(from_documents(given))
+    assert [one.id for one in found] == ["a.txt#0", "a.txt#1", "three", "document#1"]
+    assert [one.text for one in found] == ["One.", "Two.", "Three.", "Four."]
+    assert found[0].metadata == {"source": "a.txt", "langchain": '{"page": 1}'}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,78 @@ def test_jsonl(write: Write) -> None:
     }
     assert (second.id, second.text) == ("a.jsonl#7", "two")
     assert (third.id, third.text) == ("a.jsonl:4", "three \ufffd")
+
+
+def test_langchain_documents_as_they_are_dumped(write: Write) -> None:
+    from langchain_core.documents import Document
+    from langchain_core.load import dumps
+
+    given = Document("one", metadata={"source": "x.txt", "page": 3}, id="a")
+    other = given.model_copy(update={"id": None, "page_content": "two"})
+    lines = given.model_dump_json(), dumps(given.model_copy(update={"id": "b"}))
+    path = write("a.jsonl", "\n".join([*lines, other.model_dump_json()]))
+    read_back = list(read([path]))
+    assert [d.id for d in read_back] == ["a.jsonl#a", "a.jsonl#b", "a.jsonl:3"]
+    assert [d.text for d in read_back] == ["one", "one", "two"]
+    assert read_back[0].metadata == {"source": "x.txt", "page": "3", "format": "jsonl"}
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b'{"text": "one", "id": "a"}\nno\n{"text": "two"}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    errors: list[SourceError] = []
+    found = list(read(["-"], on_error=errors.append))
+    assert [(d.id, d.text) for d in found] == [("stdin#a", "one"), ("stdin:3", "two")]
+    assert "standard input:2 is not valid JSON" in str(errors[0])
+
+
+@pytest.fixture
+def rows() -> list[dict[str, object]]:
+    return [
+        {"text": "one", "id": "a", "metadata": {"year": 1998}, "vector": [0.5]},
+        {"text": "two", "id": "b", "metadata": {"year": 2001}, "vector": [0.25]},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["stream", "file", "parquet"])
+def test_arrow(tmp_path: Path, kind: str, rows: list[dict[str, object]]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist(rows)
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    if kind == "parquet":
+        parquet.write_table(table, path)
+    else:
+        new = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=1)
+    found = list(read([path]))
+    assert [(d.id, d.text) for d in found] == [(f"{path.name}#a", "one"), (f"{path.name}#b", "two")]
+    assert found[0].metadata["year"] == "1998" and "vector" not in found[0].metadata
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SourceError, match="is not a readable"):
+        list(read([path]))
+    bare = tmp_path / "bare.parquet"
+    parquet.write_table(pyarrow.table({"content": ["x"]}), bare)
+    with pytest.raises(SourceError, match="no column text, only content"):
+        list(read([bare]))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_data_set_on_disk(tmp_path: Path, split: bool, rows: list[dict[str, object]]) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list(rows)
+    whole = datasets.DatasetDict({"train": made, "test": made}) if split else made
+    whole.save_to_disk(str(tmp_path / "set"))
+    found = list(read([tmp_path / "set"]))
+    assert [d.text for d in found] == ["one", "two"] * (2 if split else 1)
+
+
+def test_without_pyarrow(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SourceError, match=r'pip install "ragcache\[arrow\]"'):
+        list(read([write("a.parquet", "")]))
 
 
 def test_evaluation_set_holds_every_passage_once(write: Write) -> None:

@@ -238,3 +238,12 @@ def test_what_was_put_is_there_after_reopening(kind: str, tmp_path: Path) -> Non
         assert all(same(store.get(key), make_kv(key)) for key in KEYS)
         assert store.stats().fingerprints == before.fingerprints
         assert store.stats().payload_bytes == before.payload_bytes
+
+
+def test_put_all_is_every_put(store: ChunkStore, reference: MemoryStore) -> None:
+    fill(reference)
+    store.put(KEYS[0], make_kv(KEYS[0], seed=1))
+    store.put_all([(key, make_kv(key)) for key in KEYS])
+    assert all(same(store.get(key), reference.get(key)) for key in KEYS)
+    assert store.stats().payload_bytes == reference.stats().payload_bytes
+    store.put_all([])

@@ -20,6 +20,7 @@ from ragcache.errors import ConfigError, StoreError
 from ragcache.store import ChunkKey, DiskStore, Miss
 from ragcache.store import disk as disk_module
 from ragcache.store.disk import FILES_FROM
+from ragcache.store.index import account
 from ragcache.store.key import variant_key
 from ragcache.types import ChunkKV, ChunkNotes
 from tests.store.samples import (
@@ -269,3 +270,22 @@ def test_a_file_that_cannot_be_read_is_unreadable(
         missed = disk.get(ONE)
     assert isinstance(missed, Miss) and missed.reason == "unreadable"
     assert same(disk.get(ONE), make_kv(ONE))
+
+
+def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+
+    def fails(*args: object) -> None:
+        calls.append(0)
+        if len(calls) > 2:  # what was there is accounted for too
+            raise StoreError("no")
+        account(*args)  # type: ignore[arg-type]
+
+    third = make_key(7)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_module, "account", fails)
+        with pytest.raises(StoreError, match="no"):
+            two.put_all([(key, make_kv(key, seed=1)) for key in (third, ONE, TWO)])
+    assert calls and not two.has(third) and two.verify() == {}
+    assert same(two.get(ONE), make_kv(ONE)) and same(two.get(TWO), make_kv(TWO))
+    assert len(list((two.tables.path / "kv").rglob("*-*"))) in (0, 2)

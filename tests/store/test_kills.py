@@ -23,8 +23,9 @@ def reliability(*names: str) -> str:
 
 
 def test_nothing_that_was_acknowledged_is_lost() -> None:
-    told = reliability("kills", "crowd", "space")
+    told = reliability("kills", "corpus", "crowd", "space")
     assert re.search(r"killed in: \w+", told) and re.search(r"gets: right \d{2}", told)
+    assert "221 chunks in the end, 221 of them bit-equal" in told
 
 
 def test_the_oracle_sees_what_is_wrong(tmp_path: Path) -> None:

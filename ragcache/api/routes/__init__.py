@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ParamSpec, TypeVar, cast
+from typing import Annotated, ParamSpec, TypeVar, cast
 
 from fastapi import Depends, Request
 
@@ -17,8 +17,9 @@ from ragcache.api.problems import ClientGone, problem
 from ragcache.api.ready import Check
 from ragcache.api.scheduler import GivenUp, TooLate
 from ragcache.api.service import Service
+from ragcache.api.shapes import usage
 from ragcache.pipeline import RagCache
-from ragcache.types import Answer, Sampling
+from ragcache.types import Sampling
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,20 +98,3 @@ def failed(request: Request, error: Exception | None) -> None:
         request.state.log["status"] = 504
     elif error is not None:
         request.state.log["status"] = problem(error).status
-
-
-def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
-    """Tokens as OpenAI counts them. Cached: of chunks, loaded from the store and not computed."""
-    report = answer.report
-    prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
-    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(answer.tokens)}
-    if flat:
-        return counts | {"cached_tokens": report.reused_tokens}
-    return counts | {
-        "total_tokens": prompt + len(answer.tokens),
-        "prompt_tokens_details": {"cached_tokens": report.reused_tokens},
-    }
-
-
-def finish_reason(answer: Answer) -> str:
-    return "length" if answer.stopped == "length" else "stop"

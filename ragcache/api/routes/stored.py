@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -14,7 +15,7 @@ from ragcache.api.jobs import Job
 from ragcache.api.problems import Problem
 from ragcache.api.reporting import store_json
 from ragcache.api.routes import Served, Tenant, in_thread, opened
-from ragcache.api.schemas import NewChunks, NewDocuments
+from ragcache.api.schemas import NewChunks, NewDocuments, NewJob
 from ragcache.pipeline import check_documents
 from ragcache.store.catalog import Entry
 from ragcache.types import Chunk, Document
@@ -139,11 +140,11 @@ async def delete_chunk(id: str, state: Served, tenant: Tenant) -> dict[str, Any]
 
 
 @router.post("/v1/jobs", tags=["jobs"], status_code=202)
-async def add_job(given: NewDocuments, state: Served, tenant: Tenant) -> dict[str, Any]:
-    """Add documents in the background."""
-    documents = _documents(given)
-    job = await in_thread(state.jobs.add, tenant, documents, given.ttl_s, given.pinned)
-    return _job(job)
+async def add_job(given: NewJob, state: Served, tenant: Tenant) -> dict[str, Any]:
+    """Add documents in the background; or, with ``index`` false, compute their chunks' KV and no
+    more, for prompts that bring them."""
+    add = partial(state.jobs.add, index=given.index)
+    return _job(await in_thread(add, tenant, _documents(given), given.ttl_s, given.pinned))
 
 
 @router.get("/v1/jobs", tags=["jobs"])

@@ -1,0 +1,34 @@
+"""Precompute a corpus from Python: ``python -m examples.precompute``.
+
+The same from the command line, here and on all GPUs of a cluster:
+
+    ragcache precompute documents.jsonl --store my-store
+    ragcache precompute documents.jsonl --store my-store \\
+        --engine ray --workers 8 --gpus-per-worker 1
+"""
+
+from ragcache import RagCache
+from ragcache.models import world
+from ragcache.offline.run import in_process, run
+from ragcache.offline.work import plan
+from ragcache.retriever.source import read
+
+with RagCache.open("my-store") as cache:
+    documents = list(read([world("documents.jsonl")]))  # or from_documents(loader.lazy_load())
+
+    work = plan(cache, documents)
+    print(f"{work.missing.chunks} of {work.wanted.chunks} chunks to compute,", end=" ")
+    print(f"{work.missing.payload_bytes / 1e6:.0f} MB, {work.missing.flops:.1e} FLOPs")
+
+    # Stopped early, on purpose or by kill -9, nothing that was done is lost, or done again.
+    run(cache.store, work, in_process(cache.engine), limit=40)
+    left = plan(cache, documents)
+    print(f"{left.stored.chunks} are there, {left.missing.chunks} are left")
+
+    done = run(cache.store, left, in_process(cache.engine))
+    print(
+        f"{done.computed.chunks} more computed: {done.computed.tokens / done.seconds:.0f} tokens/s"
+    )
+
+    added = cache.add(documents)  # embeds and indexes: their KV is there
+    print(f"{added.documents} documents indexed, KV of {added.precomputed.encoded} chunks computed")

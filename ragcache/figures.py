@@ -1,0 +1,149 @@
+"""Work on corpora, and what it takes: as text, tables and bars for a terminal, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+from ragcache.offline.sizing import break_even_link
+from ragcache.show import size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ragcache.offline.routing import Routed
+    from ragcache.offline.run import Done
+    from ragcache.offline.sizing import Sizing
+    from ragcache.offline.work import Size, Work
+
+
+@contextmanager
+def gauge(console: Console, work: Work) -> Iterator[Callable[[Done], None]]:
+    """A bar with rates for a precompute; hand what it yields to the work."""
+    columns = (BarColumn(16), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bars:
+        there = work.stored.chunks
+        bar = bars.add_task("", total=work.wanted.chunks, completed=there)
+
+        def told(done: Done) -> None:
+            one, seconds = done.computed, max(1e-9, done.seconds)
+            rates = [
+                f"{one.chunks / seconds:.1f} chunks/s",
+                f"{one.tokens / seconds:.0f} tokens/s",
+                f"{one.payload_bytes / 1e9:.2f} GB",
+                f"{there} resumed",
+                "" if done.left_s is None else f"{duration(done.left_s)} left",
+            ]
+            said = ", ".join(filter(None, rates))
+            bars.update(bar, completed=there + one.chunks, description=said)
+
+        yield told
+
+
+def plan_text(work: Work, rate: float | None) -> str:
+    """What is there, what is missing, and how long it takes at ``rate`` tokens a second."""
+    missing = work.missing
+    part = "" if work.shard.of == 1 else f", shard {work.shard}"
+    said = (
+        f"{work.documents} documents{part}: {work.wanted.chunks} chunks of {work.wanted.tokens} "
+        f"tokens, {work.stored.chunks} of them are there; {missing.chunks} to compute: "
+        f"{missing.tokens} tokens, {size(missing.payload_bytes)}, {missing.flops:.3g} FLOPs"
+    )
+    return said + (f", about {duration(missing.tokens / rate)}" if rate else "")
+
+
+def done_text(done: Done, state: str) -> str:
+    """What a run has done, and whether anything is left."""
+    one, left = done.computed, (done.planned - done.computed).chunks
+    rate = f", {one.tokens / done.seconds:.0f} tokens/s" if one.tokens else ""
+    said = (
+        f"KV of {one.chunks} chunks computed ({one.tokens} tokens, "
+        f"{size(one.payload_bytes)}) in {done.seconds:.1f} s{rate}"
+    )
+    return said if state == "done" else f"{said}; {left} are left: run it again ({state})"
+
+
+def report_json(
+    work: Work, rate: float | None, done: Done, state: str, skipped: Sequence[str]
+) -> dict[str, Any]:
+    """Plan and outcome of a precompute, for machines."""
+    sizes: dict[str, Size] = {
+        "wanted": work.wanted,
+        "stored": work.stored,
+        "missing": work.missing,
+        "computed": done.computed,
+    }
+    return {
+        "state": state,
+        "documents": work.documents,
+        "shard": str(work.shard),
+        **{name: asdict(one) for name, one in sizes.items()},
+        "expected_s": work.missing.tokens / rate if rate else None,
+        "seconds": done.seconds,
+        "skipped": list(skipped),
+    }
+
+
+def sizing_text(one: Sizing, model: str, codec: str, tokens: int, ratio: float) -> str:
+    """What a chunk takes, and when its KV pays."""
+    each = decimal(one.bytes / one.chunks / tokens)
+    return (
+        f"{model}, {codec}: {each} a token. A chunk of {tokens} is loaded in "
+        f"{1e3 * one.load_s:.1f} ms over the link, or computed in {1e3 * one.prefill_s:.1f} ms; "
+        f"loading is no slower than computing what it saves from "
+        f"{decimal(break_even_link(one, ratio))}/s on. Its KV pays from {one.reuses:.1f} uses a "
+        f"month on, {one.first_reuses:.1f} in the first month."
+    )
+
+
+def sizing_table(rows: Sequence[Sizing]) -> Table:
+    """What corpora take."""
+    heads = "chunks", "bytes", "a month", "GPU hours", "GPU price", "over the link"
+    table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
+    for row in rows:
+        table.add_row(
+            f"{row.chunks:,}",
+            decimal(row.bytes),
+            f"{row.month:,.2f}",
+            f"{row.gpu_s / 3600:,.2f}",
+            f"{row.gpu:,.2f}",
+            duration(row.copy_s),
+        )
+    return table
+
+
+def routing_table(rows: Sequence[Routed]) -> Table:
+    """What replicas that share a trace serve from RAM, and how evenly."""
+    heads = "replicas", "policy", "served from RAM", "most requests / mean", "most loaded / mean"
+    table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
+    for row in rows:
+        most = max(row.loaded) * row.replicas / max(1, sum(row.loaded))
+        rates = f"{100 * row.hit_rate:.1f} %", f"{row.imbalance:.2f}", f"{most:.2f}"
+        table.add_row(str(row.replicas), row.policy, *rates)
+    return table
+
+
+def decimal(count: float) -> str:
+    """Bytes for people, in powers of 1000, as prices and links have them."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in two units at most."""
+    units = ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)
+    for (unit, length), (next_unit, next_length) in pairwise(units):
+        if seconds >= length:
+            whole, rest = divmod(round(seconds), length)
+            return f"{whole:,} {unit} {rest // next_length} {next_unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -1,0 +1,69 @@
+"""What several commands have in common: options, the two consoles, and opening a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ragcache.errors import StoreError
+from ragcache.settings import Settings
+
+out, err = Console(), Console(stderr=True)
+
+Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Model folder or hub name; default: the store's own, or `tiny`."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
+
+def _ratio(text: str) -> str | float:
+    """A number where it is one; the settings say what may be."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+Ratio = Annotated[
+    Any | None,
+    typer.Option(
+        parser=_ratio,
+        metavar="SHARE|auto",
+        help="Share of chunk tokens to recompute, 0 to 1; auto suits the machine.",
+    ),
+]
+Compile = Annotated[
+    str | None,
+    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
+]
+Remote = Annotated[
+    str | None,
+    typer.Option(help="Object store that machines share: s3://bucket/prefix or file:///folder."),
+]
+Levels = Annotated[
+    str | None, typer.Option(help="Codecs that chunks are sent there in too: int8,cachegen.")
+]
+Codec = Annotated[str | None, typer.Option(help="How KV is stored: raw, int8, fp8 or cachegen.")]
+
+
+def check_exists(store: Path) -> None:
+    """Raise StoreError where there is none."""
+    if not store.exists():
+        raise StoreError(
+            f"there is no store in {store}. Make one: ragcache index PATH... --store {store}"
+        )
+
+
+def opened(settings: Settings, *, must_exist: bool = False) -> Any:
+    """A RagCache, to be closed by its ``with``."""
+    from ragcache.pipeline import RagCache
+
+    if must_exist:
+        check_exists(settings.store)
+    return RagCache.open(settings.store, settings=settings)
