@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +16,20 @@ from pydantic import ByteSize
 
 from ragcache import figures, show
 from ragcache.errors import ConfigError, SourceError
-from ragcache.options import Codec, Compile, Device, Dtype, Model, Ratio, Store, err, opened, out
+from ragcache.options import (
+    Codec,
+    Compile,
+    Device,
+    Dtype,
+    Levels,
+    Model,
+    Ratio,
+    Remote,
+    Store,
+    err,
+    opened,
+    out,
+)
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +53,8 @@ def precompute(
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
     compile_mode: Compile = None,
     codec: Codec = None,
+    remote: Remote = None,
+    levels: Levels = None,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of chunks computed in one forward.")
     ] = 2048,
@@ -79,6 +95,8 @@ def precompute(
         chunk_tokens=chunk_tokens,
         compile=compile_mode,
         codec=codec,
+        remote=remote,
+        levels=levels,
     )
     cluster = Cluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []
@@ -92,7 +110,8 @@ def precompute(
             err.print(f"[yellow]skipped:[/] {line}", highlight=False, soft_wrap=True)
         rate = _rate(cache, work, cluster)
         out.print(figures.plan_text(work, rate), highlight=False, soft_wrap=True)
-        _check_room(here, work)
+        if cache.remote is None:
+            _check_room(here, work)
         done, state = Done(Size(), work.missing, 0.0), "planned"
         if not dry_run:
             done, state = _run(cache, work, computing, limit)
@@ -250,8 +269,11 @@ def _run(
     done = Done(Size(), work.missing, 0.0)
     try:
         with figures.gauge(err, work) as gauge:
-            for (done,) in running(cache.store, work, computing, limit=limit):
+            for (done,) in running(cache.chunks, work, computing, limit=limit):
                 gauge(done)
+        if cache.remote is not None:
+            with show.progress(err) as told:
+                cache.remote.flush(partial(told, "send"))
     except KeyboardInterrupt:
         return done, "interrupted"
     cut = limit is not None and done.computed.chunks >= limit and done.computed != work.missing

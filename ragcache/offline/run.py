@@ -64,7 +64,7 @@ def precomputing(
     """Plan and do it in this process, in steps: what is being done, how much of it, out of how
     much."""
     work = yield from planning(cache, documents, batch_tokens=batch_tokens)
-    steps = running(cache.store, work, in_process(cache.engine))
+    steps = running(cache.chunks, work, in_process(cache.engine))
     while True:
         try:
             (done,) = next(steps)

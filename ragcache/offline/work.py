@@ -181,7 +181,7 @@ def planning(
         yield "plan", reading.documents, reading.documents
     due = lacking(
         (packed.batch for packed in mine),
-        lambda key: not cache.store.has(key),
+        lambda key: not cache.chunks.has(key),
         batch_tokens=batch_tokens,
     )
     missing, packed = Size(), list[_Packed]()
