@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import fuse
-from ragcache.engine.base import Engine
+from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.sensitivity import measured
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
@@ -34,7 +34,7 @@ class Precomputed:
 
 
 def precompute(
-    engine: Engine,
+    engine: ChunkEngine,
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
@@ -65,7 +65,7 @@ def through(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None
 
 
 def precomputing(
-    engine: Engine,
+    engine: ChunkEngine,
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,

@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
         self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
-        _refuse_length_dependent_rope(self.model.config, self.name)
+        refuse_length_dependent_rope(self.model.config, self.name)
         modules = _decoder_layers(self.model, self.name)
         self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
         self.bos: int | None = tokenizer.bos_token_id
@@ -308,7 +308,7 @@ def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:
     return cast(Sequence[nn.Module], layers)
 
 
-def _refuse_length_dependent_rope(config: Any, name: str) -> None:
+def refuse_length_dependent_rope(config: Any, name: str) -> None:
     """Raise ModelError where cos and sin depend on the length of the prompt."""
     parameters = getattr(config, "rope_parameters", None) or {}
     per_layer = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
