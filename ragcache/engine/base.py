@@ -126,6 +126,7 @@ class Encoder(ABC):
 
     name: str
     spec: KVSpec
+    fingerprint: Fingerprint
 
     @abstractmethod
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
@@ -140,6 +141,8 @@ class Prefiller(Encoder):
     """Layers that a Walk can drive: what fusion needs."""
 
     watchable: bool  # whether an AttentionRule sees this model's attention
+    #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
+    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
 
     @abstractmethod
     def prefill(
@@ -175,12 +178,9 @@ class Prefiller(Encoder):
 class ChunkEngine(Encoder):
     """Makes chunks and prompts of texts, and their KV: what a store is filled with."""
 
-    fingerprint: Fingerprint
     template: PromptTemplate
     bos: int | None  # the token that begins a text, if the model has one
     context_tokens: int  # longest prompt and answer together
-    #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
-    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
 
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:

@@ -48,24 +48,38 @@ class Mailbox:
 
     def take(self, ticket: str) -> dict[str, Any] | None:
         """The report, which is gone then; None where there is none."""
-        raw = self._take(f"{ticket}.json")
-        return None if raw is None else dict(json.loads(raw))
+        path = self.folder / f"{ticket}.json"
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        path.unlink(missing_ok=True)
+        return dict(json.loads(raw))
 
-    def take_kv(self, ticket: str, ranks: int) -> tuple[Tensor, Tensor]:
-        """All heads of the KV that so many workers left. StoreError where some is missing."""
+    def take_kv(self, ticket: str) -> tuple[Tensor, Tensor]:
+        """Keys and values of all heads, from all workers. StoreError where some is missing."""
         import torch
-        from safetensors.torch import load
 
-        parts = []
-        for rank in range(ranks):
-            raw = self._take(f"{ticket}.{rank}")
-            if raw is None:
-                raise StoreError(
-                    f"worker {rank} of {ranks} has handed back no KV in {self.folder}: vLLM and "
-                    "this process must see the same store folder"
-                )
-            parts.append(load(raw))
-        return tuple(torch.cat([part[name] for part in parts], 1) for name in ("keys", "values"))  # type: ignore[return-value]
+        first, ranks = self._part(ticket, 0)
+        parts = [first, *(self._part(ticket, rank)[0] for rank in range(1, ranks))]
+        keys, values = zip(*parts, strict=True)
+        return torch.cat(keys, 1), torch.cat(values, 1)
+
+    def _part(self, ticket: str, rank: int) -> tuple[tuple[Tensor, Tensor], int]:
+        """What one worker left, and how many there are."""
+        from safetensors import safe_open
+
+        path = self.folder / f"{ticket}.{rank}"
+        if not path.is_file():
+            raise StoreError(
+                f"worker {rank} of vLLM has handed back no KV in {self.folder}: it and this "
+                "process must see the same store folder"
+            )
+        with safe_open(path, framework="pt") as letter:
+            pair = letter.get_tensor("keys"), letter.get_tensor("values")
+            ranks = int(letter.metadata()["ranks"])
+        path.unlink(missing_ok=True)
+        return pair, ranks
 
     def clean(self) -> None:
         """Throw away what nobody came for."""
@@ -75,18 +89,9 @@ class Mailbox:
                     letter.unlink(missing_ok=True)
 
     def _write(self, name: str, raw: bytes) -> None:
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self.folder / f"{name}.{secrets.token_hex(4)}.part"
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
         part.replace(self.folder / name)
-
-    def _take(self, name: str) -> bytes | None:
-        path = self.folder / name
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        path.unlink(missing_ok=True)
-        return raw

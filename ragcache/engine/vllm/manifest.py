@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from ragcache.errors import PromptError
 from ragcache.store.key import digest_tokens
+from ragcache.store.tenants import TENANT
 from ragcache.types import Prompt, Tokens
 
 FIELD = "ragcache"  # of kv_transfer_params
@@ -22,7 +23,6 @@ Task = Literal["fuse", "keep"]
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _TICKET = re.compile("[0-9a-f]{32}")
-_TENANT = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,62})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,19 @@ class Manifest:
             ("prefix, chunks or question", min(sizes) >= 0 and all(self.chunks)),
             ("question", self.question > 0 or self.task == "keep"),
             ("chunks", len(self.chunks) == 1 or self.task == "fuse"),
-            ("tenant", _TENANT.fullmatch(self.tenant)),
+            ("tenant", not self.tenant or TENANT.fullmatch(self.tenant)),
             ("ticket", not self.ticket or _TICKET.fullmatch(self.ticket)),
             ("ticket", self.ticket or self.task == "fuse"),
         ):
             if not fine:
                 raise PromptError(f"a manifest cannot have this {what}: {self!r}")
 
+    @property
+    def question_start(self) -> int:
+        return self.prefix + sum(self.chunks)
+
     def __len__(self) -> int:
-        return self.prefix + sum(self.chunks) + self.question
+        return self.question_start + self.question
 
     @classmethod
     def fuse(

@@ -64,15 +64,16 @@ class Planner:
         """Tokens beyond ``computed`` that a job would provide: all of the prompt but the last.
 
         One token at least is left to vLLM, which takes the first logits from it. 0 where the
-        request asks for nothing, is :attr:`refused`, or has them. Nothing but :attr:`refused` is
-        changed: vLLM may ask again.
+        request asks for nothing, is :attr:`refused`, or has its chunks among the ``computed``:
+        those are cached blocks of the same recipe, and what is left of the question is computed in
+        any case. Nothing but :attr:`refused` is changed: vLLM may ask again.
         """
         manifest = self._manifest(asked)
         self._matched.pop(asked.id, None)
         if manifest is None or asked.tokens is None:
             return 0
         stop = len(manifest) - 1
-        if stop <= computed:
+        if computed >= min(stop, manifest.question_start) and manifest.task == "fuse":
             return 0
         self._matched[asked.id] = _Match(manifest, tuple(asked.tokens), computed, stop)
         return stop - computed

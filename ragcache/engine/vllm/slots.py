@@ -45,6 +45,6 @@ def runs(rows: Tensor) -> Runs:
     return Runs(starts.to(torch.int32), (rows[ends - 1] + 1).to(torch.int32))
 
 
-def touched(first: int, stop: int, blocks: Sequence[int], block_size: int) -> list[int]:
-    """The blocks that hold rows ``first:stop``."""
-    return list(blocks[first // block_size : -(-stop // block_size)])
+def touched(stop: int, blocks: Sequence[int], block_size: int) -> list[int]:
+    """The blocks that hold the rows before ``stop``."""
+    return list(blocks[: -(-stop // block_size)])
