@@ -27,7 +27,7 @@ test-slow: $(READY) ## run the tests that take minutes (one downloads packages)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # vLLM pins half the world, so it has an environment of its own: 2.4 GB, and minutes to install.
-test-vllm: .venv-vllm/.ready $(READY) ## run the tests with a real vLLM, on the CPU
+test-vllm: .venv-vllm/.ready ## run the tests with a real vLLM, on the CPU
 	OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -W default -m vllm tests/vllm
 
 check: $(READY) ## formatting, lint and types
