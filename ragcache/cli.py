@@ -339,6 +339,12 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys: name:key, one a line.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="embedded, or vllm: servers at --base-url.")
+    ] = None,
+    base_url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM server; again for each one more.")
+    ] = None,
     queue: Annotated[int | None, typer.Option(help="Questions of a tenant that may wait.")] = None,
     streams: Annotated[int | None, typer.Option(help="Answers under way at a time.")] = None,
     timeout: Annotated[
@@ -366,6 +372,8 @@ def serve(
             host=host,
             port=port,
             keys=keys,
+            engine=engine,
+            vllm_url=",".join(base_url) if base_url else None,
             queue=queue,
             streams=streams,
             timeout_s=None if timeout is None else seconds(timeout),

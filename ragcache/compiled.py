@@ -11,7 +11,7 @@ from ragcache.store.key import ChunkKey
 from ragcache.types import Fingerprint, Tokens
 
 if TYPE_CHECKING:
-    from ragcache.engine.base import Engine
+    from ragcache.engine.base import ChunkEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ COMPILE_MODES = {
 }
 
 
-def compiled(name: str, engine: Engine) -> Compiled:
+def compiled(name: str, engine: ChunkEngine) -> Compiled:
     """The mode called ``name``. ConfigError if there is none, or the engine has no BOS token."""
     if name == "prefix":
         return Compiled(name, engine.template.prefix)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from blake3 import blake3
 
-from ragcache.answer import Answering, AnswerStream
+from ragcache.answer import Answering, Answers, AnswerStream
 from ragcache.blend import Blender, blender
 from ragcache.compiled import Compiled, compiled
 from ragcache.controller import controls
-from ragcache.engine.base import Engine
+from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError, StoreError
 from ragcache.models import TINY, model_path
@@ -40,6 +40,7 @@ from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, T
 
 if TYPE_CHECKING:
     from ragcache.store.remote import RemoteStore, Traffic
+    from ragcache.vllm.remote import VllmEngine
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -75,7 +76,7 @@ class RagCache:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | VllmEngine,
         store: DiskStore,
         embedder: Embedder,
         path: Path,
@@ -85,6 +86,7 @@ class RagCache:
     ) -> None:
         self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
         self._checked = False
+        self._hangs_up: Callable[[], None] | None = None
         self.catalog = Catalog(store)
         self.compiled = _compiled(self.catalog, engine, settings)
         self.splitter = Splitter(
@@ -93,14 +95,19 @@ class RagCache:
             tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
         )
         self.retriever = Retriever(self.catalog, embedder, path / "vectors.index", settings.index)
-        pin = engine.upload is not None
+        pin = isinstance(engine, Engine) and engine.upload is not None
         self.remote = _remote(store, engine, settings, pin=pin)
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
-        if settings.ram_bytes:
+        if settings.ram_bytes and isinstance(engine, Engine):  # servers hold what they read
             self.chunks = TieredStore(self.chunks, settings.ram_bytes, pin=pin)
         self.profile = Profile(engine, self.chunks, self.catalog)
+        self.answers: Answers
+        if isinstance(engine, Engine):
+            self.answers = Answering(engine, self.chunks, self.compiled, tenant)
+        else:
+            self.answers = engine.answering(self.chunks, self.compiled, tenant)
 
     @classmethod
     def open(
@@ -135,18 +142,22 @@ class RagCache:
             catalog = Catalog(store)
             built_with = catalog if beside is None else beside.catalog
             name = model or settings.model or built_with.get_setting("model") or TINY
-            engine = (
-                beside.engine
-                if beside is not None
-                else TransformersEngine.load(
+            engine: Engine | VllmEngine
+            if beside is not None:
+                engine = beside.engine
+            elif settings.engine == "vllm":
+                engine = _servers(model_path(name), path, settings, _codec(catalog, settings))
+            else:
+                engine = TransformersEngine.load(
                     model_path(name),
                     device=settings.device,
                     dtype=settings.dtype,
                     codec=_codec(catalog, settings),
                 )
-            )
             embedder = beside.retriever.embedder if beside else _embedder(catalog, settings)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
+            if beside is None and not isinstance(engine, Engine):
+                cache._hangs_up = engine.close
         except BaseException:
             store.close()
             raise
@@ -281,7 +292,7 @@ class RagCache:
         prompt = self.engine.template.prompt([p.chunk.text for p in passages], question, lead)
         sampling = sampling or self._sampling()
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
-        return Answering(self.engine, self.chunks, self.compiled, self.tenant).stream(
+        return self.answers.stream(
             prompt,
             with_mode,
             sampling,
@@ -315,6 +326,8 @@ class RagCache:
 
     def close(self) -> None:
         self.chunks.close()
+        if self._hangs_up is not None:
+            self._hangs_up()
 
     def __enter__(self) -> Self:
         return self
@@ -483,7 +496,7 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
 
 
 def _check_fits(
-    engine: Engine, prompt: Prompt, passages: Sequence[Passage], max_tokens: int
+    engine: ChunkEngine, prompt: Prompt, passages: Sequence[Passage], max_tokens: int
 ) -> None:
     """Raise ContextError, with the numbers, where there is no room for prompt and answer."""
     need, have = len(prompt) + max_tokens, engine.context_tokens
@@ -524,7 +537,7 @@ def _batches(
         yield batch
 
 
-def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
+def _chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
     """The setting, else what the store was built with, else what the packaged embedder reads whole,
     and little enough that 32 chunks fit a context."""
     if settings.chunk_tokens is not None:
@@ -537,13 +550,18 @@ def _chunk_tokens(catalog: Catalog, engine: Engine, settings: Settings) -> int:
 
 
 def _remote(
-    store: DiskStore, engine: Engine, settings: Settings, *, pin: bool
+    store: DiskStore, engine: Engine | VllmEngine, settings: Settings, *, pin: bool
 ) -> RemoteStore | None:
     """The store over a remote, where the settings have one."""
     if not settings.remote:
         if settings.levels:
             raise ConfigError("levels are what a remote is sent: set remote too, or leave them out")
         return None
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            "vLLM reads the store in its folder and no remote: leave remote out, and fetch what "
+            "is there with `ragcache pull`"
+        )
     own = dict(engine.fingerprint.fields).get("codec", "raw")
     if settings.levels and own != "raw":
         raise ConfigError(
@@ -564,7 +582,7 @@ def _codec(catalog: Catalog, settings: Settings) -> str:
     return name
 
 
-def _compiled(catalog: Catalog, engine: Engine, settings: Settings) -> Compiled:
+def _compiled(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> Compiled:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
     how = compiled(settings.compile or recorded or "prefix", engine)
@@ -583,3 +601,21 @@ def _embedder(catalog: Catalog, settings: Settings) -> Embedder:
         )
     name = settings.embedder or recorded
     return SentenceTransformerEmbedder(name) if name else SentenceTransformerEmbedder()
+
+
+def _servers(name: str | Path, path: Path, settings: Settings, codec: str) -> VllmEngine:
+    """vLLM servers that were started with the store in ``path``."""
+    try:
+        from ragcache.vllm.remote import VllmEngine
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"engine vllm needs {error.name}: pip install 'ragcache[vllm]'"
+        ) from error
+    if settings.dtype == "auto":
+        raise ConfigError(
+            "engine vllm needs to know the dtype that the servers were started with, for it is in "
+            "every chunk's key: give --dtype float32, bfloat16 or float16"
+        )
+    key = settings.vllm_key.get_secret_value() if settings.vllm_key else ""
+    urls = [url for url in settings.vllm_url.split(",") if url.strip()]
+    return VllmEngine(name, urls, path, dtype=settings.dtype, codec=codec, api_key=key)

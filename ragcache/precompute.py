@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import fuse
-from ragcache.engine.base import Engine
+from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.sensitivity import measured
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
@@ -55,7 +55,7 @@ class Precomputed:
 
 
 def precompute(
-    engine: Engine,
+    engine: ChunkEngine,
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
@@ -86,7 +86,7 @@ def through(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None
 
 
 def precomputing(
-    engine: Engine,
+    engine: ChunkEngine,
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
@@ -169,7 +169,7 @@ def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
             yield replace(batch, keys=due)
 
 
-def compute(engine: Engine, batch: Batch) -> list[ChunkKV]:
+def compute(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:
     """The KV of every chunk of a batch, as it is stored: before RoPE, with its sensitivity."""
     alone = engine.encode([key.tokens for key in batch.keys], behind=batch.behind)
     return measured(engine, alone, batch.behind)

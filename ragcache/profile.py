@@ -13,7 +13,7 @@ from datetime import datetime
 import torch
 from blake3 import blake3
 
-from ragcache.engine.base import Engine
+from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.errors import StoreError
 from ragcache.speeds import Speeds
 from ragcache.store.base import ChunkStore, Stored
@@ -35,7 +35,7 @@ class Profile:
     is measured again by the next process.
     """
 
-    def __init__(self, engine: Engine, store: ChunkStore, catalog: Catalog) -> None:
+    def __init__(self, engine: ChunkEngine, store: ChunkStore, catalog: Catalog) -> None:
         self.engine, self.store, self.catalog = engine, store, catalog
         self.setting = f"speeds:{_circumstances(engine, store)}"
         self._known: Speeds | None = None
@@ -56,7 +56,10 @@ class Profile:
             return None
 
     def measure(self, sample: Iterable[ChunkKey]) -> Speeds | None:
-        """Measure anew, and record it; None where none of ``sample`` is stored and sound."""
+        """Measure anew, and record it; None where none of ``sample`` is stored and sound, and of
+        servers, whose speeds are their own business."""
+        if not isinstance(self.engine, Engine):
+            return None
         began = time.perf_counter()
         speeds = measured(self.engine, self.store, self._found(sample))
         if speeds is None:
@@ -90,7 +93,7 @@ class Profile:
         return [chunk for chunk in there if not chunk.distant] or there
 
 
-def _circumstances(engine: Engine, store: ChunkStore) -> str:
+def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
     """A digest of everything that the speeds depend on."""
     below, ram_bytes = store, 0
     if isinstance(store, TieredStore):

@@ -15,7 +15,7 @@ from ragcache.blend.rank import band
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ragcache.engine.base import Engine
+    from ragcache.engine.base import ChunkEngine
     from ragcache.types import ChunkKV, Tokens
 
 #: What every chunk is seen behind: it has a woman, a man, a company and a town in it, a year and a
@@ -30,12 +30,12 @@ COMPANY = (
 )
 
 
-def company(engine: Engine) -> Tokens:
+def company(engine: ChunkEngine) -> Tokens:
     """Ids of :data:`COMPANY`, as the chunks of a prompt."""
     return tuple(token for text in COMPANY for token in engine.template.chunk(text))
 
 
-def measured(engine: Engine, alone: Sequence[ChunkKV], behind: Tokens) -> list[ChunkKV]:
+def measured(engine: ChunkEngine, alone: Sequence[ChunkKV], behind: Tokens) -> list[ChunkKV]:
     """``alone``, which was computed behind ``behind``, with the sensitivity of every token.
 
     The chunks are computed once more, behind ``behind`` and :data:`COMPANY` (as much of its end as

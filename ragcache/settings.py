@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     eviction: Literal["lru", "pgdsf", "craft"] = Field(
         "pgdsf", description="which chunks go first when the store is full"
     )
+    engine: Literal["embedded", "vllm"] = Field(
+        "embedded", description="what runs the model: this process, or vLLM servers"
+    )
+    vllm_url: str = Field("", description="addresses of vLLM servers, separated by commas")
+    vllm_key: SecretStr | None = Field(None, description="their API key; for the environment")
     mode: str = Field("fused", description="fusion method and its parameters")
     ratio: Ratio = Field(
         "auto",

@@ -11,6 +11,7 @@ import torch
 
 from ragcache.blend import BLENDERS
 from ragcache.compiled import compiled
+from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.pipeline import RagCache
 from ragcache.store.base import Miss
@@ -273,6 +274,7 @@ def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         fingerprint = cache.engine.fingerprint
     with RagCache.open(tmp_path / "store") as cache:
         assert cache.engine.fingerprint == fingerprint
+        assert isinstance(cache.engine, Engine)
         assert torch.equal(
             cache.engine.prefill((1, 2, 3)).logits,
             cache.engine.prefill((1, 2, 3)).logits,

@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp, TooLate
-from ragcache.errors import ContextError, RagCacheError, StoreError
+from ragcache.errors import ContextError, ModelError, RagCacheError, StoreError
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _CLOSING = "the service is shutting down: ask again, here or another replica"
@@ -78,6 +78,8 @@ def problem(error: Exception) -> Problem:
             return Problem(400, str(error), code="context_length_exceeded")
         case StoreError():
             return Problem(500, str(error), code="store_error")
+        case ModelError():  # of servers that run the model: they are gone, or refuse what is asked
+            return Problem(502, str(error), code="model_error")
         case RagCacheError():
             return Problem(400, str(error))
         case _:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ragcache.store.tier import TieredStore
 
 if TYPE_CHECKING:
-    from ragcache.engine.base import Engine
+    from ragcache.engine.base import ChunkEngine
     from ragcache.store.base import ChunkStore
     from ragcache.store.remote import Traffic
     from ragcache.types import Answer, Passage, Tokens
@@ -28,7 +28,7 @@ def passage_json(passage: Passage) -> dict[str, Any]:
 
 
 def report_json(
-    answer: Answer, engine: Engine | None = None, *, trace: bool = False
+    answer: Answer, engine: ChunkEngine | None = None, *, trace: bool = False
 ) -> dict[str, Any]:
     """What was reused for an answer and what it cost, in values that JSON has.
 
@@ -67,7 +67,7 @@ def store_json(store: ChunkStore, traffic: Traffic | None = None) -> dict[str, A
     }
 
 
-def _parts(answer: Answer, engine: Engine) -> list[dict[str, Any]]:
+def _parts(answer: Answer, engine: ChunkEngine) -> list[dict[str, Any]]:
     prompt, report = answer.prompt, answer.report
     layers = len(report.layers)
     shares = [count / layers for count in report.computed]
@@ -84,7 +84,7 @@ def _parts(answer: Answer, engine: Engine) -> list[dict[str, Any]]:
 
 
 def _part(
-    kind: str, name: str, loaded: bool, tokens: Tokens, shares: Sequence[float], engine: Engine
+    kind: str, name: str, loaded: bool, tokens: Tokens, shares: Sequence[float], engine: ChunkEngine
 ) -> dict[str, Any]:
     made: list[list[Any]] = []
     open_: list[float] = []  # shares of tokens whose character is not whole yet

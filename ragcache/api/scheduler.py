@@ -35,12 +35,13 @@ from typing import Any, TypeVar
 from ragcache.api.waiting import Busy, Closing, GivenUp, Ticket, Told, TooLate, Waiting
 from ragcache.errors import RagCacheError
 
-__all__ = ["Busy", "Closing", "GivenUp", "Scheduler", "Ticket", "Told", "TooLate"]
+__all__ = ["Busy", "Closing", "GivenUp", "WAITS", "Scheduler", "Ticket", "Told", "TooLate"]
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+WAITS = object()  # a step that came to nothing yet
 _SHARE = 0.1  # of the engine's time for what can wait, at the least
 _PATIENCE_S = 1.0  # that it waits at the least, where there is anything else to do
 _RETRY_S = 1.0, 60.0  # the least and the most that is said
@@ -81,7 +82,8 @@ class Scheduler:
         *,
         seconds: float | None = None,
     ) -> Ticket:
-        """Queue a question; ``run(check)`` iterates over its pieces. ``seconds``: from now on
+        """Queue a question; ``run(check)`` iterates over its pieces, and over WAITS where it waits
+        for another machine: it is then told nothing. ``seconds``: from now on
         until TooLate. Raises Busy where the tenant's queue is full, Closing where all ends."""
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(tenant, run, told, deadline, _look=self._look)
@@ -283,7 +285,8 @@ class Scheduler:
             self._end(ticket, "failed", error)
         else:
             ticket._spent_s += time.monotonic() - began
-            self._tell(ticket, "piece", piece)
+            if piece is not WAITS:
+                self._tell(ticket, "piece", piece)
 
     def _end(self, ticket: Ticket, how: str, error: Exception | None) -> None:
         steps, ticket._steps = ticket._steps, iter(())

@@ -23,9 +23,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ragcache.api.problems import Problem
-from ragcache.api.service import TENANT
 from ragcache.errors import ConfigError
 from ragcache.settings import Settings
+from ragcache.store.tenants import TENANT
 
 _SHORTEST = 16  # characters of a key: it may be guessed at over a network
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}

@@ -7,7 +7,6 @@ and the embedder are loaded once.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,16 +15,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from ragcache.api.guard import Guard
-from ragcache.api.scheduler import Scheduler, Ticket, Told
-from ragcache.errors import ConfigError
+from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
 from ragcache.pipeline import Added, RagCache
 from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey
+from ragcache.store.tenants import tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling
 
-TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-TENANTS = "tenants"  # the folder, in that of the service's own store
 #: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
 #: waits for one such step at most.
 EMBED_BATCH, BATCH_TOKENS = 16, 256
@@ -49,8 +46,9 @@ class Service:
     """Tenants' stores below ``settings.store``, and one engine for all. Thread-safe.
 
     The tenant called "" has the store in that folder itself: it is the only one where no keys are
-    asked for. Others are called as :data:`TENANT` says, and made on first use. They stay open, with
-    a tier of ``settings.ram_bytes`` each: there are as many of them as somebody gave keys to.
+    asked for. Others are called as :mod:`ragcache.store.tenants` says, and made on first use. They
+    stay open, with a tier of ``settings.ram_bytes`` each: there are as many of them as somebody
+    gave keys to.
 
     Nothing is read ahead for a question that waits. Its layers are read while earlier ones compute,
     by threads that share Python's lock with the answer that is under way.
@@ -77,18 +75,15 @@ class Service:
         share = settings.guard_share if guard_share is None else guard_share
         floor = settings.guard_floor if guard_floor is None else guard_floor
         own = RagCache.open(settings.store, settings=settings)
-        guard = Guard(settings, share=share, floor=floor) if share else None
+        watched = share and settings.engine == "embedded"  # a server hands no logits over
+        guard = Guard(settings, share=share, floor=floor) if watched else None
         return cls(own, Scheduler(queue=queue, streams=streams), guard)
 
     def cache(self, tenant: str) -> RagCache:
         """The tenant's own. ConfigError for a name that cannot be one."""
         with self._opening:
             if tenant not in self._caches:
-                if TENANT.fullmatch(tenant) is None:
-                    raise ConfigError(
-                        f"{tenant!r} cannot be a tenant: give up to 63 of a-z, 0-9, - and _"
-                    )
-                path = Path(self.settings.store) / TENANTS / tenant
+                path = tenant_folder(Path(self.settings.store), tenant)
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 self._caches[tenant] = RagCache.open(
                     path, settings=self.settings, beside=self.own, tenant=tenant
@@ -101,7 +96,7 @@ class Service:
         Raises Busy or Closing, and nothing else: what is wrong with the question is told.
         """
 
-        def run(check: Callable[[], None]) -> Iterator[str | Answer]:
+        def run(check: Callable[[], None]) -> Iterator[object]:
             cache, guard = self.cache(tenant), self.guard
             given = ask if guard is None else guard.adjust(ask)
             note = None if guard is None else guard.sentence(ask)
@@ -117,7 +112,8 @@ class Service:
                 check=check,
                 keep=False,
             )
-            yield from stream
+            for piece in stream.steps():
+                yield WAITS if piece is None else piece
             if stream.misses:
                 self.scheduler.later(stream.keep)
             if guard is not None and (compare := guard.sample(cache, given, stream)):

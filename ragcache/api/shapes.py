@@ -11,7 +11,7 @@ from ragcache.api.reporting import report_json
 
 if TYPE_CHECKING:
     from ragcache.api.asking import Asked
-    from ragcache.engine.base import Engine
+    from ragcache.engine.base import ChunkEngine
     from ragcache.types import Answer
 
 
@@ -37,7 +37,7 @@ class QueryShape:
 
     kind = "query"
 
-    def __init__(self, engine: Engine, id: str, trace: bool = False) -> None:
+    def __init__(self, engine: ChunkEngine, id: str, trace: bool = False) -> None:
         self.engine, self.trace = engine, trace
         self.common = {
             "id": f"{self.kind}-{id}",
@@ -83,7 +83,7 @@ class CompletionShape(QueryShape):
     kind = "chatcmpl"
 
     def __init__(
-        self, engine: Engine, id: str, trace: bool = False, *, include_usage: bool = False
+        self, engine: ChunkEngine, id: str, trace: bool = False, *, include_usage: bool = False
     ) -> None:
         super().__init__(engine, id, trace)
         self.include_usage = include_usage

@@ -22,7 +22,7 @@ from ragcache.blend.reuse import Reuse
 from ragcache.blend.shape import SHAPES, Shaped
 from ragcache.errors import ConfigError
 
-__all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender", "with_ratio"]
+__all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender", "with_ratio", "written"]
 
 BLENDERS: dict[str, type[Blender]] = {
     "full": Full,
@@ -71,6 +71,16 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
         given[key] = _typed(key, value, known[key])
     made = cls(**given)
     return _shaped(made, shapes) if shapes else made
+
+
+def written(made: Blender) -> str:
+    """What :func:`blender` reads as ``made``."""
+    if isinstance(made, Shaped):
+        inner = made.inner.parameters
+        shapes = [f"{name}={n}" for name, n in made.parameters.items() if name not in inner]
+        return "+".join([written(made.inner), *shapes])
+    parameters = ",".join(f"{key}={value}" for key, value in made.parameters.items())
+    return f"{made.name}:{parameters}" if parameters else made.name
 
 
 def with_ratio(made: Blender, ratio: float) -> Blender:

@@ -17,7 +17,7 @@ from ragcache.errors import ConfigError
 from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
 
 if TYPE_CHECKING:
-    from ragcache.engine.base import Engine, LayerView, Prefilled
+    from ragcache.engine.base import LayerView, Prefilled, Prefiller
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class FusedPrompt:
 
 
 def fuse(
-    engine: Engine,
+    engine: Prefiller,
     blender: Blender,
     layout: Layout,
     source: KVSource,

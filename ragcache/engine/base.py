@@ -121,46 +121,12 @@ class Step:
     stopped: Literal["", "eos", "stop", "length"] = ""
 
 
-class Engine(ABC):
-    """A loaded model."""
+class Encoder(ABC):
+    """Makes the KV of chunks."""
 
     name: str
     spec: KVSpec
     fingerprint: Fingerprint
-    template: PromptTemplate
-    bos: int | None  # the token that begins a text, if the model has one
-    context_tokens: int  # longest prompt and answer together
-    sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
-    watchable: bool  # whether an AttentionRule sees this model's attention
-    #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
-    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
-
-    @property
-    @abstractmethod
-    def parameters(self) -> int:
-        """How many weights the model has."""
-
-    @property
-    @abstractmethod
-    def heads(self) -> int:
-        """Query heads of a layer."""
-
-    @abstractmethod
-    def tokenize(self, text: str, *, control: bool = False) -> Tokens:
-        """Ids of ``text`` alone: no BOS, no EOS, nothing added.
-
-        The names of control tokens in it are plain text unless ``control``: a document that says
-        ``<|im_end|>`` must not end its turn.
-        """
-
-    @abstractmethod
-    def pieces(self, tokens: Tokens) -> list[str]:
-        """The text of every token; together they are the text of ``tokens``.
-
-        Control tokens are called by their names. A token whose bytes end inside a character has no
-        text, and the one that completes it has all of it; bytes at the end that make no character
-        are U+FFFD.
-        """
 
     @abstractmethod
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
@@ -169,6 +135,14 @@ class Engine(ABC):
         Keys are before RoPE. Chunks may be computed together, so a caller bounds their tokens.
         Raises PromptError for an empty chunk or one beyond the context.
         """
+
+
+class Prefiller(Encoder):
+    """Layers that a Walk can drive: what fusion needs."""
+
+    watchable: bool  # whether an AttentionRule sees this model's attention
+    #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
+    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
 
     @abstractmethod
     def prefill(
@@ -199,6 +173,47 @@ class Engine(ABC):
         layers: int,
     ) -> None:
         """As ``prefill``, but stop behind layer ``layers - 1``: only what was seen remains."""
+
+
+class ChunkEngine(Encoder):
+    """Makes chunks and prompts of texts, and their KV: what a store is filled with."""
+
+    template: PromptTemplate
+    bos: int | None  # the token that begins a text, if the model has one
+    context_tokens: int  # longest prompt and answer together
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """How many weights the model has."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> int:
+        """Query heads of a layer."""
+
+    @abstractmethod
+    def tokenize(self, text: str, *, control: bool = False) -> Tokens:
+        """Ids of ``text`` alone: no BOS, no EOS, nothing added.
+
+        The names of control tokens in it are plain text unless ``control``: a document that says
+        ``<|im_end|>`` must not end its turn.
+        """
+
+    @abstractmethod
+    def pieces(self, tokens: Tokens) -> list[str]:
+        """The text of every token; together they are the text of ``tokens``.
+
+        Control tokens are called by their names. A token whose bytes end inside a character has no
+        text, and the one that completes it has all of it; bytes at the end that make no character
+        are U+FFFD.
+        """
+
+
+class Engine(ChunkEngine, Prefiller):
+    """A loaded model."""
+
+    sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
 
     @abstractmethod
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:

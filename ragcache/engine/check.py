@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import AttentionCall, Engine, LayerView, Walk
+from ragcache.engine.base import AttentionCall, LayerView, Prefiller, Walk
 from ragcache.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 _LENGTH, _BEHIND = 24, 8
 
 
-def check_engine(engine: Engine, vocabulary: int) -> None:
+def check_engine(engine: Prefiller, vocabulary: int) -> None:
     """Raise ModelError unless, on a few random tokens below ``vocabulary``,
 
     1. walking all rows gives the plain forward's logits,
@@ -52,7 +52,7 @@ def check_engine(engine: Engine, vocabulary: int) -> None:
             )
 
 
-def watchable(engine: Engine) -> bool:
+def watchable(engine: Prefiller) -> bool:
     """Whether an AttentionRule sees every layer's attention and can compute it as the model does.
 
     Tried on a few random tokens, all rows and then few rows among placed ones, and one token of
@@ -75,7 +75,7 @@ def watchable(engine: Engine) -> bool:
     return layers == 2 * list(range(engine.spec.layers))
 
 
-def packable(engine: Engine) -> bool:
+def packable(engine: Prefiller) -> bool:
     """Whether chunks that are encoded together come out as each of them by itself.
 
     Tried on a few random tokens, in two chunks of unlike length, by themselves and behind others.
@@ -93,7 +93,7 @@ def packable(engine: Engine) -> bool:
     return all(error <= _TOLERANCE[engine.spec.dtype] for error in errors)
 
 
-def _shift_error(engine: Engine, ids: tuple[int, ...], stored: ChunkKV) -> float:
+def _shift_error(engine: Prefiller, ids: tuple[int, ...], stored: ChunkKV) -> float:
     """Place KV from positions 0.. at positions 5.., against a forward at 5.. itself."""
     probe = _Shifted(stored)
     engine.prefill(ids, probe, positions=range(5, 5 + len(ids)))

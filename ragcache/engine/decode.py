@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -17,28 +17,44 @@ Next = Callable[[Prefilled, int, int], Tensor]
 
 
 def decode(
-    following: Next, tokenizer: Any, ends: set[int], prefilled: Prefilled, sampling: Sampling
+    following: Next, tokenizer: Any, ends: Collection[int], prefilled: Prefilled, sampling: Sampling
 ) -> Iterator[Step]:
-    """See :meth:`Engine.decode`. ``ends`` are the tokens that end an answer; the one that does is
-    a step without text. Bytes that do not make a whole character by the end are left out."""
-    pick = _Sampler(sampling)
-    stream = DecodeStream(skip_special_tokens=True)
-    stops = StopStrings(tuple(sampling.stop))
+    """See :meth:`Engine.decode`; ``ends`` as for :class:`Speller`."""
+    pick, speller = _Sampler(sampling), Speller(tokenizer, ends, sampling)
     logits, position = prefilled.logits, prefilled.next_position
-    for count in range(1, sampling.max_tokens + 1):
-        token = pick(logits)
-        if token in ends:
-            yield Step(token, stops.flush(), "eos")
+    while True:
+        step = speller.push(pick(logits))
+        yield step
+        if step.stopped:
             return
-        text, hit = stops.push(stream.step(tokenizer.backend_tokenizer, token) or "")
+        logits, position = following(prefilled, step.token, position), position + 1
+
+
+class Speller:
+    """Gives an answer's tokens their text, up to the end that ``sampling`` sets.
+
+    ``ends`` are the tokens that end an answer; the one that does is a step without text. Bytes that
+    do not make a whole character by the end are left out.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Collection[int], sampling: Sampling) -> None:
+        self._tokenizer, self._ends = tokenizer, ends
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stops = StopStrings(tuple(sampling.stop))
+        self._left = sampling.max_tokens
+
+    def push(self, token: int) -> Step:
+        """The next token's step; nothing may follow one that has ``stopped``."""
+        self._left -= 1
+        if token in self._ends:
+            return Step(token, self._stops.flush(), "eos")
+        spelled = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        text, hit = self._stops.push(spelled)
         if hit:
-            yield Step(token, text, "stop")
-            return
-        if count == sampling.max_tokens:
-            yield Step(token, text + stops.flush(), "length")
-            return
-        yield Step(token, text)
-        logits, position = following(prefilled, token, position), position + 1
+            return Step(token, text, "stop")
+        if not self._left:
+            return Step(token, text + self._stops.flush(), "length")
+        return Step(token, text)
 
 
 _COLDEST = 1e-5  # below it, logits that are divided by it are too large to compare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -48,8 +48,11 @@ def weights_digest(model: nn.Module) -> str:
     return h.hexdigest()
 
 
-def cached_weights_digest(model: nn.Module, files: Sequence[Path]) -> str:
+def cached_weights_digest(
+    model: nn.Module, files: Sequence[Path], load: Callable[[], nn.Module] | None = None
+) -> str:
     """The digest of a model that was just loaded from ``files``, computed once for these files.
+    With ``load``, ``model`` is its outline, and it is loaded where its digest is not known.
 
     Kept below ``$XDG_CACHE_HOME/ragcache`` (``~/.cache``) under the files' identity (path, inode,
     size, time of change) and what loading made of them (class and dtype): a file that was changed
@@ -66,7 +69,7 @@ def cached_weights_digest(model: nn.Module, files: Sequence[Path]) -> str:
         known = kept.read_text().strip()
         if re.fullmatch("[0-9a-f]{64}", known):
             return known
-    digest = weights_digest(model)
+    digest = weights_digest(model if load is None else load())
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         part = kept.with_name(f"{kept.name}.{os.getpid()}")

@@ -20,13 +20,14 @@ from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.engine.attention import Detour, Driven
 from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
 from ragcache.engine.check import check_engine, packable, watchable
-from ragcache.engine.decode import decode, end_tokens, pieces
+from ragcache.engine.decode import decode, end_tokens
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.packed import Pack
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
+from ragcache.engine.tokenizing import Tokenizing
 from ragcache.engine.upload import Uploader
 from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
@@ -39,7 +40,7 @@ _LENGTH_DEPENDENT = {"dynamic", "longrope"}
 _KEPT = 2
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(Tokenizing, Engine):
     """A model and tokenizer of the transformers library. Not thread-safe: one prompt at a time."""
 
     def __init__(
@@ -54,7 +55,7 @@ class TransformersEngine(Engine):
         self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
-        _refuse_length_dependent_rope(self.model.config, self.name)
+        refuse_length_dependent_rope(self.model.config, self.name)
         modules = _decoder_layers(self.model, self.name)
         self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
         self.bos: int | None = tokenizer.bos_token_id
@@ -121,13 +122,6 @@ class TransformersEngine(Engine):
     @property
     def _decoder_config(self) -> Any:
         return self.model.get_decoder().config
-
-    def tokenize(self, text: str, *, control: bool = False) -> Tokens:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
-        return tuple(encoded["input_ids"])
-
-    def pieces(self, tokens: Tokens) -> list[str]:
-        return pieces(self.tokenizer, tokens)
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
@@ -306,7 +300,7 @@ def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:
     return cast(Sequence[nn.Module], layers)
 
 
-def _refuse_length_dependent_rope(config: Any, name: str) -> None:
+def refuse_length_dependent_rope(config: Any, name: str) -> None:
     """Raise ModelError where cos and sin depend on the length of the prompt."""
     parameters = getattr(config, "rope_parameters", None) or {}
     per_layer = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]

@@ -12,7 +12,7 @@ from ragcache.offline.work import Size, Work, planning
 from ragcache.precompute import BATCH_TOKENS, Batch, compute, through, unless_stored
 
 if TYPE_CHECKING:
-    from ragcache.engine.base import Engine
+    from ragcache.engine.base import ChunkEngine
     from ragcache.pipeline import Progress, RagCache, Step
     from ragcache.store.base import ChunkStore
     from ragcache.types import ChunkKV, Document
@@ -84,7 +84,7 @@ def precompute(
     return through(precomputing(cache, documents), progress)
 
 
-def in_process(engine: Engine) -> Computing:
+def in_process(engine: ChunkEngine) -> Computing:
     """By this process, one batch after another."""
 
     def computing(every: Iterable[Batch]) -> Computed:
@@ -133,7 +133,7 @@ def _limited(every: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
         yield batch
 
 
-def tokens_per_second(engine: Engine, work: Work) -> float | None:
+def tokens_per_second(engine: ChunkEngine, work: Work) -> float | None:
     """How fast this process computes the beginning of ``work``; None where nothing is missing.
 
     What it computes is thrown away.

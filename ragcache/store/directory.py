@@ -14,7 +14,7 @@ import lmdb
 
 from ragcache.errors import StoreError
 
-_OWN_FILES = {"lock.mdb", "writer.lock", "lost+found"}
+_OWN_FILES = {"lock.mdb", "writer.lock", "lost+found", "mailbox"}
 
 #: What to do about errors that say too little by themselves.
 _OTHERWISE = "Look at the disk and at who may use it: `ragcache doctor` helps."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ragcache.blend import blender
+from ragcache.blend import Blender, blender, written
 from ragcache.blend.cacheblend import CacheBlend
 from ragcache.blend.shape import First, Shaped, Successors, Windows
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError
 from tests import models
 from tests.blend import scene
+from tests.blend.matrix import AT_ONE, AT_ZERO, PARTIAL, label
 
 # Two chunks: rows 3..7 and 8..11; row 5 is not among those in play.
 ROWS = torch.tensor([3, 4, 6, 7, 8, 9, 10, 11])
@@ -81,3 +82,8 @@ def test_what_cannot_be_shaped_is_refused(engine: TransformersEngine) -> None:
         scene.run(engine, blender("reuse+windows=8"))
     with pytest.raises(ConfigError, match="full_layers is 6, but the model has 6 layers"):
         scene.run(engine, blender("random+full_layers=6"))
+
+
+@pytest.mark.parametrize("made", AT_ZERO + AT_ONE + PARTIAL, ids=label)
+def test_a_method_can_be_written_down(made: Blender) -> None:
+    assert blender(written(made)) == made

@@ -1,0 +1,75 @@
+"""What ragcache can do with a vLLM, and what it refuses at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ragcache.errors import ConfigError
+
+#: Releases of vLLM that the tests have run with. Its connector interface changes without notice.
+VERSIONS = ("0.32",)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A vLLM as it was started."""
+
+    version: str
+    cache_dtype: str = "auto"  # of the KV cache
+    kv_groups: int = 1
+    mla: bool = False
+    windows: bool = False  # whether a layer sees less than all tokens before it
+    pipeline: int = 1  # stages of pipeline parallelism
+    context: int = 1  # ranks of context parallelism
+    lora: bool = False
+    multimodal: bool = False
+    quantization: str | None = None
+    speculative: bool = False
+
+
+def check(setup: Setup) -> None:
+    """Raise ConfigError, with all that is wrong, where answers would be."""
+    wrong = [sentence for bad, sentence in _refusals(setup) if bad]
+    if wrong:
+        raise ConfigError("ragcache cannot work with this vLLM: " + "; ".join(wrong))
+
+
+def _refusals(setup: Setup) -> list[tuple[bool, str]]:
+    release = ".".join(setup.version.split(".")[:2])
+    return [
+        (
+            release not in VERSIONS,
+            f"its version is {setup.version}, and ragcache was tested with "
+            f"{', '.join(VERSIONS)}: install one of these",
+        ),
+        (setup.mla, "the model's attention is MLA, whose KV is not keys and values"),
+        (setup.windows, "the model has layers with a sliding window, whose pages vLLM gives back"),
+        (
+            setup.kv_groups != 1,
+            f"its KV cache has {setup.kv_groups} groups of layers, and a fused prompt needs one",
+        ),
+        (
+            setup.multimodal,
+            "the model takes images or sound, whose tokens have no KV in a store: start it with "
+            "--language-model-only, or use a text model",
+        ),
+        (
+            setup.lora,
+            "adapters change the KV and have no fingerprint: start it without --enable-lora, with "
+            "the adapter merged",
+        ),
+        (
+            setup.quantization is not None,
+            f"its weights are quantized ({setup.quantization}), so they are not those that the "
+            "fingerprint is taken of",
+        ),
+        (
+            setup.cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
+            f"its KV cache is {setup.cache_dtype}: start it with --kv-cache-dtype auto",
+        ),
+        (
+            setup.pipeline != 1 or setup.context != 1,
+            "its layers or its context are spread over stages: use tensor parallelism or replicas",
+        ),
+        (setup.speculative, "speculative decoding keeps KV of a second model, which is not stored"),
+    ]

@@ -1,0 +1,11 @@
+"""``--worker-cls ragcache.vllm.gpu.GPUWorker``"""
+
+from __future__ import annotations
+
+from vllm.v1.worker.gpu_worker import Worker
+
+from ragcache.vllm.worker import Handover
+
+
+class GPUWorker(Handover, Worker):  # type: ignore[misc]
+    """vLLM's worker on GPUs, with the handover."""

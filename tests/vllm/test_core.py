@@ -1,0 +1,289 @@
+"""What is decided without vLLM: manifests, salts, slots, plans, refusals, letters."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ragcache.engine.vllm.mailbox import Mailbox, ticket
+from ragcache.engine.vllm.manifest import FIELD, Manifest
+from ragcache.engine.vllm.planner import Asked, Planner, merged
+from ragcache.engine.vllm.salt import check_salt, salt, tenant_salt
+from ragcache.engine.vllm.slots import runs, slots, touched
+from ragcache.engine.vllm.support import VERSIONS, Setup, check
+from ragcache.errors import ConfigError, PromptError, StoreError
+from ragcache.types import Prompt
+
+MODEL = bytes(range(32))
+PROMPT = Prompt((1, 5), ((10, 11, 12), (20, 21)), (30, 31, 32))
+MANIFEST = Manifest.fuse(PROMPT, "fused:recompute_ratio=0.3", MODEL, tenant="acme")
+
+
+def asked(manifest: Manifest | None = MANIFEST, **changes: Any) -> Asked:
+    params = None if manifest is None else manifest.params()
+    name = None if manifest is None else salt(manifest)
+    return replace(Asked("r", params, PROMPT.tokens, name), **changes)
+
+
+def test_a_manifest_survives_json() -> None:
+    given = replace(MANIFEST, behind=(1,), compiled="bos", ticket=ticket())
+    assert Manifest.read(json.loads(json.dumps(given.params()))) == given
+    assert Manifest.read(None) is None
+    assert Manifest.read({"other": 1}) is None
+
+
+def test_a_manifest_gives_the_prompt_back() -> None:
+    assert MANIFEST.prompt(list(PROMPT.tokens)) == PROMPT
+    with pytest.raises(PromptError, match="11 tokens, its manifest speaks of 10"):
+        MANIFEST.prompt((*PROMPT.tokens, 9))
+    with pytest.raises(PromptError, match="not those"):
+        MANIFEST.prompt((2, *PROMPT.tokens[1:]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"task": "drop"},
+        {"model": "xyz"},
+        {"tokens": "../" + "0" * 61},
+        {"prefix": -1},
+        {"prefix": True},
+        {"prefix": "2"},
+        {"chunks": [3, 0]},
+        {"chunks": 3},
+        {"chunks": "33"},
+        {"chunks": [1.5]},
+        {"question": 0},
+        {"tenant": "../other"},
+        {"ticket": "../../etc/passwd"},
+        {"behind": [-1]},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    params = MANIFEST.params()[FIELD] | change
+    with pytest.raises(PromptError, match="manifest"):
+        Manifest.read({FIELD: params})
+
+
+def test_a_manifest_must_be_an_object() -> None:
+    with pytest.raises(PromptError, match="must be an object"):
+        Manifest.read({FIELD: "yes"})
+
+
+def test_every_part_of_the_recipe_is_in_the_salt() -> None:
+    others: dict[str, Any] = {
+        "task": "keep",
+        "model": "0" * 64,
+        "tokens": "0" * 64,
+        "prefix": 3,
+        "chunks": (2, 3),
+        "question": 2,
+        "mode": "reuse",
+        "compiled": "bos",
+        "behind": (1,),
+        "tenant": "other",
+    }
+    assert others.keys() == {f.name for f in fields(Manifest)} - {"ticket"}
+    del others["task"]
+    salts = {salt(replace(MANIFEST, **{name: value})) for name, value in others.items()}
+    assert len(salts | {salt(MANIFEST)}) == len(others) + 1
+
+
+def test_a_ticket_is_in_the_salt_only_where_kv_is_handed_back() -> None:
+    assert salt(replace(MANIFEST, ticket=ticket())) == salt(MANIFEST)
+    first, second = (Manifest.keep((5, 6), (1,), MODEL, ticket()) for _ in range(2))
+    assert salt(first) != salt(second)
+
+
+def test_another_salt_is_refused() -> None:
+    check_salt(MANIFEST, salt(MANIFEST))
+    for wrong in (None, "", "mine", salt(replace(MANIFEST, tenant="other"))):
+        with pytest.raises(PromptError, match="cache_salt"):
+            check_salt(MANIFEST, wrong)
+
+
+def test_tenants_have_salts_of_their_own() -> None:
+    assert tenant_salt("") is None
+    assert len({tenant_salt("a"), tenant_salt("b"), tenant_salt("")}) == 3
+
+
+def test_slots_follow_the_block_table() -> None:
+    blocks = torch.tensor([7, 3, 9])
+    rows = torch.arange(10)
+    want = [int(blocks[r // 4]) * 4 + r % 4 for r in range(10)]
+    assert slots(rows, blocks, 4).tolist() == want
+    with pytest.raises(ValueError, match="behind 3 blocks"):
+        slots(torch.tensor([12]), blocks, 4)
+
+
+@pytest.mark.parametrize("rows", [[0], [5], [0, 1, 2], [0, 2, 3, 7, 8, 9], [1, 3, 5]], ids=str)
+def test_runs_are_the_contiguous_ones(rows: list[int]) -> None:
+    made = runs(torch.tensor(rows))
+    parts = [rows[a:b] for a, b in zip(made.starts[:-1], made.starts[1:], strict=True)]
+    assert sum(parts, []) == rows
+    assert all(part == list(range(part[0], part[0] + len(part))) for part in parts)
+    assert all(a[-1] + 1 < b[0] for a, b in zip(parts, parts[1:], strict=False))
+    assert made.lengths.tolist() == [part[-1] + 1 for part in parts]
+    assert (len(made), made.longest) == (len(parts), max(map(len, parts)))
+
+
+def test_touched_blocks() -> None:
+    assert touched(9, [4, 5, 6, 7], 4) == [4, 5, 6]
+    assert touched(8, [4, 5, 6, 7], 4) == [4, 5]
+
+
+def planner() -> Planner:
+    return Planner(MODEL.hex())
+
+
+def test_all_but_the_last_token_is_loaded() -> None:
+    plan = planner()
+    assert plan.match(asked(), 0) == len(PROMPT) - 1
+    plan.allocated("r", [4, 5], len(PROMPT) - 1)
+    [job] = plan.due()
+    assert (job.tokens, job.first, job.stop) == (PROMPT.tokens, 0, len(PROMPT) - 1)
+    assert (job.blocks, job.manifest) == ((4, 5), MANIFEST)
+    assert plan.due() == []
+    assert plan.finished("r") is None
+
+
+def test_cached_blocks_of_the_same_recipe_are_counted() -> None:
+    plan = planner()
+    assert plan.match(asked(), 4) == len(PROMPT) - 5
+    assert plan.match(asked(), PROMPT.question_start - 1) == 3
+    for computed in range(PROMPT.question_start, len(PROMPT)):
+        assert plan.match(asked(), computed) == 0
+    plan.allocated("r", [4, 5], 0)
+    assert plan.due() == []
+
+
+def test_what_vllm_does_not_take_is_not_done() -> None:
+    plan = planner()
+    plan.match(asked(), 0)
+    plan.allocated("r", [4], 0)
+    assert plan.due() == []
+
+
+def test_a_request_that_ends_early_takes_its_job_along() -> None:
+    plan = planner()
+    plan.match(asked(), 0)
+    plan.allocated("r", [4], len(PROMPT) - 1)
+    plan.finished("r")
+    assert plan.due() == []
+
+
+def test_a_job_that_failed_is_not_planned_again() -> None:
+    plan = planner()
+    assert plan.match(asked(), 0)
+    plan.failed({"r": "the disk is gone"})
+    assert plan.match(asked(), 0) == 0
+    assert plan.finished("r") == "the disk is gone"
+    assert plan.match(asked(), 0), "another request may have the same name later"
+
+
+def test_a_request_without_a_manifest_is_left_alone() -> None:
+    plan = planner()
+    assert plan.match(asked(None), 0) == 0
+    assert plan.finished("r") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"adapter": "law"}, "LoRA adapter 'law'"),
+        ({"multimodal": True}, "images"),
+        ({"tokens": None}, "embeddings"),
+        ({"salt": None}, "no cache_salt"),
+        ({"salt": "mine"}, "another cache_salt"),
+        ({"tokens": PROMPT.tokens[:-1]}, "the prompt has 9 tokens"),
+        ({"tokens": (*PROMPT.tokens[:-1], 9)}, "not those"),
+        ({"params": {FIELD: 5}}, "must be an object"),
+    ],
+)
+def test_what_would_be_wrong_is_refused(change: dict[str, Any], why: str) -> None:
+    plan = planner()
+    assert plan.match(asked(**change), 0) == 0
+    assert why in (plan.finished("r") or "")
+
+
+def test_another_model_is_refused() -> None:
+    plan = Planner("ff" * 32)
+    assert plan.match(asked(), 0) == 0
+    assert "fingerprint 00010203, this one's is ffffffff" in (plan.finished("r") or "")
+
+
+def test_reports_of_several_workers() -> None:
+    assert merged([{"a": "1"}, {"a": "2", "b": "3"}]) == {"a": "1", "b": "3"}
+
+
+def test_a_plain_setup_is_fine() -> None:
+    check(Setup(VERSIONS[0] + ".1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"version": "0.19.2"}, "its version is 0.19.2"),
+        ({"cache_dtype": "fp8"}, "KV cache is fp8"),
+        ({"kv_groups": 2}, "2 groups"),
+        ({"mla": True}, "MLA"),
+        ({"windows": True}, "sliding window"),
+        ({"pipeline": 2}, "stages"),
+        ({"context": 2}, "stages"),
+        ({"lora": True}, "adapter"),
+        ({"multimodal": True}, "images"),
+        ({"quantization": "awq"}, "quantized (awq)"),
+        ({"speculative": True}, "speculative"),
+    ],
+    ids=str,
+)
+def test_a_setup_that_would_be_wrong_is_refused(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check(replace(Setup(VERSIONS[0] + ".0"), **change))
+    assert why in str(error.value)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(ConfigError, match="MLA.*adapter"):
+        check(Setup(VERSIONS[0], mla=True, lora=True))
+
+
+def test_letters_are_taken_once(tmp_path: Path) -> None:
+    box, name = Mailbox(tmp_path / "mailbox"), ticket()
+    assert box.take(name) is None
+    box.post(name, {"rows": 3})
+    assert (box.folder.stat().st_mode & 0o777, os.listdir(box.folder)) == (0o700, [f"{name}.json"])
+    assert (box.folder / f"{name}.json").stat().st_mode & 0o777 == 0o600
+    assert box.take(name) == {"rows": 3}
+    assert box.take(name) is None
+
+
+def test_heads_of_several_workers_come_together(tmp_path: Path) -> None:
+    box, name = Mailbox(tmp_path / "mailbox"), ticket()
+    keys, values = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 5, 8)
+    for rank in range(2):
+        heads = slice(2 * rank, 2 * rank + 2)
+        box.post_kv(name, rank, 2, keys[:, heads], values[:, heads])
+    got = box.take_kv(name)
+    assert torch.equal(got[0], keys) and torch.equal(got[1], values)
+    with pytest.raises(StoreError, match="worker 0 of vLLM has handed back no KV"):
+        box.take_kv(name)
+
+
+def test_old_letters_are_thrown_away(tmp_path: Path) -> None:
+    box, old, new = Mailbox(tmp_path / "mailbox"), ticket(), ticket()
+    box.clean()
+    for name in (old, new):
+        box.post(name, {})
+    os.utime(box.folder / f"{old}.json", (0, 0))
+    box.clean()
+    assert (box.take(old), box.take(new)) == (None, {})

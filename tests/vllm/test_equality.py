@@ -1,0 +1,82 @@
+"""Fused in vLLM equals fused by the embedded engine: tokens, log probabilities, rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from ragcache.account import account
+from ragcache.answer import Answering
+from ragcache.blend import Blender
+from ragcache.blend.fused import Fused
+from ragcache.blend.reuse import Reuse
+from ragcache.engine.vllm.mailbox import FOLDER, Mailbox, ticket
+from ragcache.engine.vllm.manifest import Manifest
+from ragcache.engine.vllm.salt import salt
+from ragcache.fusing import Fusion
+from ragcache.types import Prompt
+from tests.blend.matrix import AT_ONE, PARTIAL, label
+from tests.vllm import scene
+from tests.vllm.scene import Request, Scene
+
+pytestmark = pytest.mark.vllm
+
+USABLE = [made for made in PARTIAL if made.placement == "consecutive"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _variants(tiny: Scene) -> None:
+    tiny.keep_variants()
+
+
+@pytest.mark.parametrize("made", USABLE, ids=label)
+def test_every_selector_equals_the_embedded_engine(tiny: Scene, llm: Any, made: Blender) -> None:
+    [said] = tiny.ask(llm, [Request.fused(tiny.prompt, made, tiny)])
+    tiny.check(said, tiny.prompt, made)
+
+
+@pytest.mark.parametrize("made", AT_ONE, ids=label)
+def test_ratio_one_equals_plain_vllm(tiny: Scene, llm: Any, made: Blender) -> None:
+    plain, said = tiny.ask(llm, [Request(tiny.prompt), Request.fused(tiny.prompt, made, tiny)])
+    assert (said.refused, said.tokens) == (None, plain.tokens)
+    for mine, theirs in zip(said.logprobs, plain.logprobs, strict=True):
+        errors = [abs(mine[token] - theirs[token]) for token in mine.keys() & theirs.keys()]
+        assert max(errors) <= scene.EXACT
+
+
+@pytest.mark.parametrize("made", [Reuse(), Fused(0.3), PARTIAL[2]], ids=label)
+def test_chunks_that_are_not_stored_are_computed(tiny: Scene, llm: Any, made: Blender) -> None:
+    texts = (scene.TEXTS[0], "Nobody has ever seen this chunk before.", scene.TEXTS[2])
+    prompt = tiny.engine.template.prompt(texts, scene.QUESTION)
+    [said] = tiny.ask(llm, [Request.fused(prompt, made, tiny)])
+    tiny.check(said, prompt, made)
+    assert said.report is not None
+    assert [chunk["miss"] for chunk in said.report["chunks"]] == [None, "absent", None]
+
+
+def test_the_report_says_what_the_embedded_engine_s_does(tiny: Scene, llm: Any) -> None:
+    made = PARTIAL[2]
+    [said] = tiny.ask(llm, [Request.fused(tiny.prompt, made, tiny)])
+    given = Answering(tiny.engine, tiny.held, tiny.compiled).fusing
+    fusion = Fusion(given, tiny.prompt, made)
+    want = asdict(account(fusion.fused, fusion.resolved, made, (), fusion.fallbacks))
+    assert said.report is not None
+    for name in ("mode", "recomputed_tokens", "charged_budget", "probe_rows", "bytes_loaded"):
+        assert said.report[name] == want[name]
+    assert tuple(said.report["computed"]) == want["computed"]
+
+
+def test_vllm_computes_the_kv_that_is_stored(tiny: Scene, llm: Any) -> None:
+    key = tiny.keys[1]
+    made = Manifest.keep(key.tokens, key.behind, key.fingerprint.digest, ticket())
+    whole = Prompt(key.behind, (key.tokens,), ())
+    [said] = tiny.ask(llm, [Request(whole, made, salt=salt(made))])
+    assert said.refused is None
+    keys, values = Mailbox(tiny.path / FOLDER).take_kv(made.ticket)
+    [want] = tiny.engine.encode([key.tokens], behind=key.behind)
+    for layer in range(tiny.engine.spec.layers):
+        torch.testing.assert_close(keys[layer], want.keys[layer], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(values[layer], want.values[layer], rtol=1e-4, atol=1e-4)
