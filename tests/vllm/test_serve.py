@@ -18,9 +18,11 @@ import httpx
 import pytest
 import torch
 
+from ragcache import pipeline
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.engine.transformers import TransformersEngine
+from ragcache.errors import ConfigError
 from ragcache.pipeline import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
@@ -214,6 +216,25 @@ def test_langchain_works_through_it(running: Served, embedded: RagCache) -> None
     assert said.content == want.text
 
 
+def test_settings_name_the_servers(
+    tiny_model_dir: Path,
+    servers: tuple[Path, list[Vllm]],
+    embedded: RagCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    urls = ",".join(f"{one.url}/v1" for one in servers[1])
+    given = {"engine": "vllm", "vllm_url": urls, "model": str(tiny_model_dir)}
+    with pytest.raises(ConfigError, match="needs to know the dtype"):
+        RagCache.open(tmp_path, settings=settings(tmp_path, **given))
+    with RagCache.open(tmp_path, settings=settings(tmp_path, dtype="float32", **given)) as cache:
+        assert cache.speeds() is None
+        with deadline(60):
+            answer = cache.ask(QUESTION, chunks=list(TEXTS), mode="full")
+        assert answer.text == embedded.ask(QUESTION, chunks=list(TEXTS), mode="full").text
+
+
 def test_overlapping_positions_are_refused(ann: httpx.Client) -> None:
     answer = ann.post("/v1/query", json={"question": QUESTION, "mode": "ape"})
     assert answer.status_code == 400 and "share positions" in answer.text
@@ -253,8 +274,9 @@ def test_one_server_is_killed_in_the_middle(
 def test_with_no_server_left_it_says_so(
     servers: tuple[Path, list[Vllm]], ann: httpx.Client
 ) -> None:
-    _, both = servers
-    both[1].kill()
+    for one in servers[1]:
+        if one.process.poll() is None:
+            one.kill()
     with deadline(60):
         answer = ann.post("/v1/query", json={"question": QUESTION, "mode": "full"})
     assert answer.status_code >= 500 and "no vLLM server answers" in answer.text
