@@ -12,6 +12,7 @@ from ragcache.blend.base import Layout, positions
 from ragcache.blend.cacheblend import CacheBlend
 from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
+from ragcache.blend.rank import Band, band
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError
@@ -137,3 +138,23 @@ def test_what_cannot_be_is_refused(mode: str, ratio: float | None, message: str)
 def test_too_few_layers_are_refused_before_any_work() -> None:
     with pytest.raises(ConfigError, match="checks layer 1 and needs a layer behind it"):
         CacheBlend().selector(layout(), layers=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "found"),
+    [
+        ("all", 7, range(0, 7)),
+        ("first", 7, range(0, 3)),
+        ("middle", 7, range(2, 5)),
+        ("last", 7, range(4, 7)),
+        ("middle", 12, range(4, 8)),
+        ("last", 1, range(0, 1)),
+    ],
+)
+def test_a_band_is_a_third_of_the_layers(name: Band, layers: int, found: range) -> None:
+    assert band(name, layers) == found
+
+
+def test_a_band_of_another_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="layers is 'most': it must be one of all, first"):
+        band("most", 4)  # type: ignore[arg-type]

@@ -78,8 +78,12 @@ async def models(state: Served) -> dict[str, Any]:
 @router.get("/v1/models/{id:path}")
 async def model(id: str, state: Served) -> dict[str, Any]:
     if id not in (state.model, "ragcache"):
-        message = f"there is no model {id!r} here"
-        raise Problem(404, message, code="model_not_found", param="model")
+        raise Problem(
+            404,
+            f"there is no model {id!r} here: ask for {state.model!r}, or 'ragcache'",
+            code="model_not_found",
+            param="model",
+        )
     return _model(id, state.started)
 
 

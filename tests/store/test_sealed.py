@@ -1,0 +1,49 @@
+"""A sealed record is whole, and where it was put; anything else names the row that is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ragcache.errors import StoreError
+from ragcache.store.sealed import get_sealed, put_sealed
+from ragcache.store.tables import MemoryTables, Transaction
+
+ROW = (7).to_bytes(8, "big")
+NAME = bytes(range(32))
+
+
+def moved(txn: Transaction) -> None:
+    txn.put("documents", ROW, txn.get("chunks", ROW) or b"")
+
+
+def renamed(txn: Transaction) -> None:
+    txn.put("chunks", NAME, txn.get("chunks", ROW) or b"")
+
+
+def flipped(txn: Transaction) -> None:
+    raw = bytearray(txn.get("chunks", ROW) or b"")
+    raw[-1] ^= 1
+    txn.put("chunks", ROW, bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("damage", "table", "key", "row"),
+    [
+        (moved, "documents", ROW, "row 7 in documents"),
+        (renamed, "chunks", NAME, f"row {NAME.hex()[:12]} in chunks"),
+        (flipped, "chunks", ROW, "row 7 in chunks"),
+    ],
+)
+def test_what_is_not_as_it_was_put_is_corrupt(
+    damage: Callable[[Transaction], None], table: str, key: bytes, row: str
+) -> None:
+    tables = MemoryTables()
+    with tables.write() as txn:
+        put_sealed(txn, "chunks", ROW, b"a body")
+        assert bytes(get_sealed(txn, "chunks", ROW)) == b"a body"
+        damage(txn)
+        with pytest.raises(StoreError, match=f"^{row} is damaged: index its document") as caught:
+            get_sealed(txn, table, key)
+    assert caught.value.reason == "corrupt"
