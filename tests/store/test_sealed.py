@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store.sealed import get_sealed, put_sealed
+from ragcache.store.sealed import SEALED, get_sealed, put_sealed, unsealed
 from ragcache.store.tables import MemoryTables, Transaction
 
 ROW = (7).to_bytes(8, "big")
@@ -47,3 +47,14 @@ def test_what_is_not_as_it_was_put_is_corrupt(
         with pytest.raises(StoreError, match=f"^{row} is damaged: index its document") as caught:
             get_sealed(txn, table, key)
     assert caught.value.reason == "corrupt"
+
+
+def test_every_sealed_row_is_looked_at() -> None:
+    tables = MemoryTables()
+    with tables.write() as txn:
+        for table in SEALED:
+            put_sealed(txn, table, ROW, b"a body")
+        flipped(txn)
+    assert unsealed(tables) == {
+        f"chunks {ROW.hex()}": "row 7 in chunks is damaged: index its document again"
+    }
