@@ -120,7 +120,10 @@ def topics(
     than there are.
     """
     if not 0 < per_request <= each or documents < 1:
-        raise ConfigError(f"cannot draw {per_request} of {each} chunks of {documents} documents")
+        raise ConfigError(
+            f"cannot draw {per_request} of {each} chunks of {documents} documents: ask for at most "
+            "as many as a document has"
+        )
     random = Random(seed)
     shares = list(accumulate(rank**-exponent for rank in range(1, documents + 1)))
     trace = []

@@ -56,7 +56,8 @@ class Request:
             if not isinstance(given, dict):
                 raise ValueError("it is no object")
         except (ValueError, RecursionError) as error:
-            return cls(number, digest, name, Problem(400, f"line {number} is no JSON: {error}"))
+            wrong = Problem(400, f"line {number} is no JSON: {error}. Give one request a line.")
+            return cls(number, digest, name, wrong)
         name = str(given.get("custom_id") or name)
         return cls(number, digest, name, _asked(given))
 
@@ -76,7 +77,10 @@ def read(path: Path) -> list[Request]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise SourceError(f"cannot read the questions in {path}: {error.strerror}") from error
+        raise SourceError(
+            f"cannot read the questions in {path}: {error.strerror}. Name a file that this user "
+            "may read."
+        ) from error
     requests = [Request.parse(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     seen: dict[str, int] = {}
     for request in requests:

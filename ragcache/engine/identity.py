@@ -48,7 +48,9 @@ class Identity:
             digest = cached_weights_digest(outline, files, load) if files else ""
             model = outline if digest else load()
         except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load the model {name!r}: {error}") from error
+            raise ModelError(
+                f"cannot load the model {name!r}: {error}. Name what the servers were started with."
+            ) from error
         try:
             outline.generation_config = GenerationConfig.from_pretrained(name)
         except OSError:

@@ -221,7 +221,7 @@ def _as_own(error: Any) -> Exception:
     cause = getattr(error, "cause", error)
     if isinstance(cause, RagCacheError):
         return cause
-    return RagCacheError(f"a worker has failed: {error}")
+    return RagCacheError(f"a worker has failed: {error}. Run it again: what is stored stays.")
 
 
 def _sent(kv: ChunkKV) -> Sent:

@@ -253,7 +253,10 @@ def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore:
             retry_config={"max_retries": 0},
         )
     except (BaseError, OSError, ValueError) as error:
-        raise ConfigError(f"the remote {url!r} cannot be opened: {_short(error)}") from error
+        raise ConfigError(
+            f"the remote {url!r} cannot be opened: {_short(error)}. Give s3://bucket/prefix or "
+            "file:///folder; credentials come from the environment."
+        ) from error
 
 
 def _short(error: Exception) -> str:

@@ -143,7 +143,10 @@ def transcoded(record: Record, level: outbox.Level) -> Record:
     for layer, raw in enumerate(record.raws):
         pair = decode_layer(header, layer, raw.copy())
         if isinstance(pair, Miss):
-            raise StoreError(f"chunk {header.key.hex()[:12]} cannot be recoded: {pair.detail}")
+            raise StoreError(
+                f"chunk {header.key.hex()[:12]} cannot be recoded: {pair.detail}. Run `ragcache "
+                "verify --repair`."
+            )
         raws.append(coded.encode(*pair, layer, header.spec.layers))
     named = replace(
         header,

@@ -223,7 +223,9 @@ class VllmStream(AnswerStream):
         letter = self._engine.mailbox.take(ticket) or {}
         self._letter = self._letter or letter
         if (why := letter.get("refused")) is not None:
-            raise ModelError(f"vLLM at {url} loads nothing for this prompt: {why}")
+            raise ModelError(
+                f"vLLM at {url} loads nothing for this prompt: {why}. Its log says more."
+            )
 
     def _report(self) -> Report:
         """What the worker says of its work; what must have been where it had none to do."""

@@ -66,7 +66,9 @@ class Client:
             except Unreachable as error:
                 wrong.append(str(error))
         if not found:
-            raise ModelError("no vLLM server answers: " + "; ".join(wrong))
+            raise ModelError(
+                f"no vLLM server answers: {'; '.join(wrong)}. Start one, or check --base-url."
+            )
         return found
 
     def complete(self, url: str, body: dict[str, Any]) -> dict[str, Any]:

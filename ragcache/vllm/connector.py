@@ -73,7 +73,9 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 "folder of the store, codec and ram_bytes"
             )
         if "store" not in extra:
-            raise ConfigError("kv_connector_extra_config must name the folder of the store: store")
+            raise ConfigError(
+                "kv_connector_extra_config names no store: add store, the folder of the store"
+            )
         self.root = Path(extra["store"])
         self.block_size: int = vllm_config.cache_config.block_size
         if role == KVConnectorRole.SCHEDULER:
@@ -154,7 +156,8 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         heads = self._vllm_config.model_config.get_total_num_kv_heads()
         if heads % tp.world_size:
             raise ConfigError(
-                f"{tp.world_size} tensor-parallel workers cannot share {heads} KV heads evenly"
+                f"{tp.world_size} tensor-parallel workers cannot share {heads} KV heads evenly: "
+                "give a --tensor-parallel-size that divides them"
             )
         rank = Rank(tp.rank_in_group, tp.world_size, _agreement(tp))
         group = self._kv_cache_config.kv_cache_groups[0]

@@ -108,7 +108,9 @@ class VllmEngine(Tokenizing):
                 lost.append(url)
                 continue
             if (letter := self.mailbox.take(manifest.ticket)) is not None:
-                raise ModelError(f"vLLM at {url} computes no chunks: {letter['refused']}")
+                raise ModelError(
+                    f"vLLM at {url} computes no chunks: {letter['refused']}. Its log says more."
+                )
             keys, values = self.mailbox.take_kv(manifest.ticket)
             return ChunkKV(chunk, keys.unbind(), values.unbind())
         raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")

@@ -59,7 +59,10 @@ class Manifest:
             ("ticket", self.ticket or self.task == "fuse"),
         ):
             if not fine:
-                raise PromptError(f"a manifest cannot have this {what}: {self!r}")
+                raise PromptError(
+                    f"a manifest cannot have this {what}: {self!r}. Make it with Manifest.fuse or "
+                    "Manifest.keep."
+                )
 
     @property
     def question_start(self) -> int:
@@ -121,7 +124,9 @@ class Manifest:
                     fields[name] = _numbers(name, fields[name])
             return cls(**fields)
         except TypeError as error:
-            raise PromptError(f"a manifest cannot be read: {error}") from error
+            raise PromptError(
+                f"a manifest cannot be read: {error}. Send what Manifest.params gives."
+            ) from error
 
     def params(self) -> dict[str, Any]:
         """For ``kv_transfer_params``: plain JSON."""

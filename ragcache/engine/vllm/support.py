@@ -31,7 +31,10 @@ def check(setup: Setup) -> None:
     """Raise ConfigError, with all that is wrong, where answers would be."""
     wrong = [sentence for bad, sentence in _refusals(setup) if bad]
     if wrong:
-        raise ConfigError("ragcache cannot work with this vLLM: " + "; ".join(wrong))
+        raise ConfigError(
+            f"ragcache cannot work with this vLLM: {'; '.join(wrong)}. docs/vllm.md says what can "
+            "be started."
+        )
 
 
 def _refusals(setup: Setup) -> list[tuple[bool, str]]:
