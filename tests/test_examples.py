@@ -37,6 +37,7 @@ def test_the_least_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1].startswith("use fused@")
 
 
+@pytest.mark.slow
 def test_the_notebook_has_the_outputs_of_its_cells() -> None:
     path = EXAMPLES / "quality.ipynb"
     assert told(json.loads(path.read_text(encoding="utf-8"))) == told(notebook(CELLS))

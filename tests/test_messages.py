@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ragcache.answer import _check_window
-from ragcache.api import page
+from ragcache.api import batch, page
 from ragcache.api.security import Keys
 from ragcache.blend import blender
 from ragcache.blend.full import Full
@@ -33,7 +33,7 @@ from ragcache.errors import (
     StoreError,
 )
 from ragcache.langchain import ChatRagCache
-from ragcache.pipeline import _embedder
+from ragcache.pipeline import RagCache, _embedder, _remote
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
 from ragcache.retriever.source import read
@@ -43,7 +43,7 @@ from ragcache.store import Catalog, DiskStore, MemoryStore
 from ragcache.store.catalog import _vector
 from ragcache.store.directory import explained
 from ragcache.store.sealed import put_sealed
-from ragcache.trace import scans
+from ragcache.trace import scans, topics
 from ragcache.types import Chunk, ChunkKV, Document, KVSpec, Prompt
 from tests import models, scene
 from tests.api.conftest import ANN, served
@@ -213,3 +213,28 @@ def test_files_to_write_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         app(standalone_mode=False)
     with pytest.raises(SourceError, match="Name a file of UTF-8 text"):
         load(tmp_path / "none.jsonl")
+
+
+def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path) -> None:
+    where = {"store": tmp_path / "s", "remote": (tmp_path / "far").as_uri()}
+    with pytest.raises(ConfigError, match="codec int8 has lost some of it: leave levels"):
+        RagCache.open(tmp_path / "s", settings=Settings.load(**where, levels="fp8", codec="int8"))
+    with pytest.raises(ConfigError, match="engine vllm needs to know the dtype"):
+        RagCache.open(
+            tmp_path / "v",
+            settings=Settings.load(store=tmp_path / "v", engine="vllm", vllm_url="http://[::1]:1"),
+        )
+    with pytest.raises(ConfigError, match="reads the store in its folder and no remote"):
+        _remote(cast(DiskStore, None), cast(Engine, object()), Settings.load(**where), pin=False)
+
+
+def test_a_trace_draws_no_more_than_there_is() -> None:
+    with pytest.raises(ConfigError, match="ask for at most as many as a document has"):
+        topics(1, documents=1, each=2, per_request=3)
+
+
+def test_a_line_of_a_batch_has_known_fields(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"body": {"question": "Who?"}, "colour": "red"}\n', encoding="utf-8")
+    (request,) = batch.read(file)
+    assert "colour: no field of a request: leave it out" in str(request.asked)

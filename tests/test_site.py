@@ -12,6 +12,8 @@ import pytest
 
 from tests.pages import ROOT
 
+pytestmark = pytest.mark.slow  # `make docs` builds it too
+
 #: What makes a browser fetch; a link is only followed by whoever clicks it.
 FETCHED = {"img": "src", "script": "src", "iframe": "src", "link": "href"}
 

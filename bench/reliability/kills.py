@@ -37,7 +37,7 @@ from ragcache.store.capacity import UNBOUNDED, Quota
 from ragcache.store.disk import Layout
 from ragcache.types import Chunk, ChunkKV, Document, Tokens
 
-FULL, SHORT = 500, 8
+FULL, SHORT = 500, 5
 CHUNKS = 18
 LAYOUTS: tuple[Layout, ...] = ("records", "files")
 QUOTAS = (UNBOUNDED, Quota(300_000))  # bytes: of no writer, and of one that evicts

@@ -139,7 +139,7 @@ def _asked(given: dict[str, Any]) -> Query | Chat | Problem:
     if "body" not in given:
         body = {key: value for key, value in given.items() if key != "custom_id"}
     elif unknown := given.keys() - _KEYS:
-        return Problem(400, f"{', '.join(sorted(unknown))}: this field is unknown here")
+        return Problem(400, f"{', '.join(sorted(unknown))}: no field of a request: leave it out")
     kinds: dict[str, type[Query] | type[Chat]] = {
         "/v1/query": Query,
         "/v1/chat/completions": Chat,
