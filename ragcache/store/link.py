@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 AT_ONCE = 8  # requests under way together; more only make the layer that is next share the link
-_NEW = 0.5  # weight of the last latency against all before it
-_OLD = 0.5  # what is left of the weight of busy times with each new one
+_AGED = 1.25  # how much slower the best time counts, with each megabyte and each latency since
+_FEW = 4.0  # latencies: of a shorter time, what is left without one is mostly noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Meter:
 
     Bandwidth is that of *busy times*, from the moment that a request is under way to the moment
     that none is: what several requests share is counted once, and the time in which nobody wanted
-    anything not at all. Long ones count for more than short ones, and late ones than early ones.
+    anything not at all. Requests also wait for each other and for this machine's cores, which is
+    no property of the link: so the best of late times counts, and the later the more.
     """
 
     def __init__(self) -> None:
@@ -45,16 +46,15 @@ class Meter:
         self._under_way = 0
         self._began = 0.0
         self._bytes = 0
-        self._latency_s: float | None = None
-        self._busy_s = self._busy_bytes = 0.0  # of all busy times, by weight
+        self._latency_s = self._byte_s = inf
 
     @property
     def link(self) -> Link | None:
         """None before anything has been read."""
         with self._lock:
-            if not self._busy_bytes:
+            if self._byte_s == inf:
                 return None
-            return Link(self._latency_s or 0.0, self._busy_s / self._busy_bytes)
+            return Link(self._latency, self._byte_s)
 
     @contextmanager
     def answered(self) -> Iterator[None]:
@@ -63,8 +63,7 @@ class Meter:
         yield
         took = time.perf_counter() - began
         with self._lock:
-            before = took if self._latency_s is None else self._latency_s
-            self._latency_s = _NEW * took + (1 - _NEW) * before
+            self._latency_s = min(took, _AGED * self._latency_s)
 
     @contextmanager
     def reading(self, size: int) -> Iterator[None]:
@@ -81,6 +80,13 @@ class Meter:
             with self._lock:
                 self._under_way -= 1
                 if not self._under_way and self._bytes:
-                    busy = time.perf_counter() - self._began - (self._latency_s or 0.0)
-                    self._busy_s = _OLD * self._busy_s + max(0.0, busy)
-                    self._busy_bytes = _OLD * self._busy_bytes + self._bytes
+                    busy = time.perf_counter() - self._began
+                    if busy > _FEW * self._latency:
+                        busy -= self._latency
+                    aged = _AGED ** min(1.0, self._bytes / 1e6)
+                    self._byte_s = min(busy / self._bytes, aged * self._byte_s)
+
+    @property
+    def _latency(self) -> float:
+        """0 before any was measured."""
+        return 0.0 if self._latency_s == inf else self._latency_s
