@@ -172,8 +172,12 @@ def preload(layers: int, load_s: float, compute_s: float) -> int:
 def chosen(demand: Demand, speeds: Speeds) -> Loaded:
     """What to load, so that the longer of loading and computing, at the floor, is short; and at
     that, what loses least."""
-    loaded = without_dearest(demand, speeds, fastest(demand, speeds))
-    return bettered(demand, speeds, loaded)
+    begun = [fastest(demand, speeds)]
+    for level in range(max(map(len, demand.forms), default=0)):  # none of them is to be better
+        alike = {i: demand.forms[i][min(level, len(demand.forms[i]) - 1)] for i in demand.stored}
+        begun += [alike] if alike not in begun else []
+    found = [without_dearest(demand, speeds, one) for one in begun]
+    return bettered(demand, speeds, min(found, key=lambda one: max(_times(demand, speeds, one))))
 
 
 def fastest(demand: Demand, speeds: Speeds) -> Loaded:
