@@ -17,6 +17,7 @@ from ragcache.settings import Settings
 from ragcache.speeds import Speeds
 from ragcache.store import DiskStore
 from ragcache.store.bucket import Bucket
+from ragcache.store.link import Link, Meter
 from ragcache.store.objects import ChunkObjects
 from tests import models, scene
 
@@ -29,11 +30,22 @@ def machine(tmp_path: Path, name: str, *, ram_bytes: int = 0, levels: str = "") 
     return scene.small(tmp_path / name, remote=remote, ram_bytes=ram_bytes, levels=levels)
 
 
+class Slow(Meter):
+    """Of a link that is this slow, whatever is measured."""
+
+    def __init__(self, byte_s: float) -> None:
+        super().__init__()
+        self.byte_s = byte_s
+
+    @property
+    def link(self) -> Link:
+        return Link(0.0, self.byte_s)
+
+
 def slow(cache: RagCache, byte_s: float) -> None:
-    """Let its link have been this slow for as long as anybody remembers."""
+    """Let its link be this slow."""
     assert cache.remote is not None
-    meter = cache.remote.objects.meter
-    meter._busy_s, meter._busy_bytes = 1e12 * byte_s, 1e12
+    cache.remote.objects.meter = Slow(byte_s)
 
 
 def there(tmp_path: Path) -> int:
