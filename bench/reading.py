@@ -2,8 +2,10 @@
 
 Warm: a LayerReader (two threads) on a store in the page cache, and on the tier in RAM, beside
 copying the same bytes in memory, on one thread. Cold: the same on a store whose files were dropped
-from the page cache, beside reading a file of that size from end to end, as dd does. All in GB/s;
-one table row per size of a layer.
+from the page cache, beside reading a file of that size from end to end into one buffer, as dd does;
+the two take turns at who is first, since a host behind this machine may remember what was read. All
+in GB/s, medians; *cold / file* is the median of the ratios within a round. One table row per size
+of a layer.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ HEADS, DIM = 8, 128  # bfloat16: 4 KiB a token and layer, as Llama-3.1-8B
 LAYERS = 8
 MODEL = Fingerprint((("weights", "random"),))
 MIB = 1 << 20
-TOKENS = 64, 512
+TOKENS = 32, 64, 512
 
 
 @dataclass(frozen=True)
 class Row:
-    """GB/s, but for the first."""
+    """GB/s, but for the first and the last."""
 
     layer_bytes: int
     warm: float
@@ -43,6 +45,7 @@ class Row:
     copy: float
     cold: float
     file: float
+    cold_to_file: float  # no unit
 
 
 def chunk(number: int, tokens: int) -> tuple[ChunkKey, ChunkKV]:
@@ -77,21 +80,38 @@ def drop(folder: Path) -> None:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cold(folder: Path, keys: list[ChunkKey], size: int) -> tuple[float, float]:
-    """GB/s of a LayerReader, and of reading as many bytes from one file in order."""
+def cold(folder: Path, keys: list[ChunkKey], size: int, rounds: int) -> tuple[float, float, float]:
+    """GB/s of a LayerReader, of reading as many bytes from one file in order, and their ratio."""
     plain = folder / "plain"
     plain.write_bytes(os.urandom(MIB) * (size // MIB))
-    drop(folder)
-    with DiskStore(folder / "store", readonly=True) as store:
+    works = partial(read_store, folder / "store", keys), partial(read_file, plain)
+    found = []
+    for number in range(rounds):
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if number % 2 else (1, 0):
+            drop(folder)
+            seconds[which] = works[which]()
+        found.append((size / seconds[0] / 1e9, size // MIB * MIB / seconds[1] / 1e9))
+    layers, file = zip(*found, strict=True)
+    return median(layers), median(file), median(a / b for a, b in found)
+
+
+def read_store(folder: Path, keys: list[ChunkKey]) -> float:
+    """Seconds, of a store that is open."""
+    with DiskStore(folder, readonly=True) as store:
         began = time.perf_counter()
         read(store, keys)
-        layers = size / (time.perf_counter() - began) / 1e9
-    drop(folder)
+        return time.perf_counter() - began
+
+
+def read_file(path: Path) -> float:
+    """Seconds."""
+    piece = bytearray(MIB)
     began = time.perf_counter()
-    with plain.open("rb", buffering=0) as file:
-        while file.read(MIB):
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
             pass
-    return layers, size // MIB * MIB / (time.perf_counter() - began) / 1e9
+    return time.perf_counter() - began
 
 
 def measure(
@@ -120,7 +140,7 @@ def row(folder: Path, tokens: int, chunks: int, rounds: int) -> Row:
         ]
         room = [torch.zeros_like(both) for both in held]
         copy = rate(size, partial(copy_each, held, room), rounds)
-    return Row(spec.layer_bytes(tokens), disk, tier, copy, *cold(folder, keys, size))
+    return Row(spec.layer_bytes(tokens), disk, tier, copy, *cold(folder, keys, size, rounds))
 
 
 def table(found: Sequence[Row]) -> str:
@@ -129,7 +149,7 @@ def table(found: Sequence[Row]) -> str:
     for one in found:
         cells = [f"{one.layer_bytes >> 10} KiB", f"{one.warm:.1f}", f"{one.tier:.1f}"]
         cells += [f"{one.copy:.1f}", f"{one.warm / one.copy:.0%}"]
-        cells += [f"{one.cold:.2f}", f"{one.file:.2f}", f"{one.cold / one.file:.0%}"]
+        cells += [f"{one.cold:.2f}", f"{one.file:.2f}", f"{one.cold_to_file:.0%}"]
         rows.append(cells)
     return results.table(heads, rows)
 

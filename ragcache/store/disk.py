@@ -1,8 +1,9 @@
 """The store on local disk: headers in LMDB, layers in LMDB or in a file for each chunk.
 
-LMDB reads layers of up to about 1 MiB faster than plain files, and larger ones slower. So each
-chunk has one of two layouts: *records*, one in LMDB for every layer, or *file* (see files.py). The
-header says which, and is the truth: what no header names is not there.
+LMDB reads small layers faster than plain files do, and large ones slower, cold ones above all
+(docs/reliability.md has the figures). So each chunk has one of two layouts: *records*, one in LMDB
+for every layer, or *file* (see files.py). The header says which, and is the truth: what no header
+names is not there.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 Layout = Literal["auto", "records", "files"]
-FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
+FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
 _AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
 _DIGEST = 32
 WORTH_COMPACTING = 1 << 20  # unused bytes
@@ -105,7 +106,7 @@ class DiskStore(ChunkStore):
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
         self._blocks = Blocks(SPARE_BYTES, pin=pin)
-        self._files = ChunkFiles(self.tables.path / "kv", self._blocks)
+        self._files = ChunkFiles(self.tables.path / "kv")
         self._tally = Tally()
         self._changes = 0
         self._writing = threading.RLock()  # a change of chunks, from its first look on
@@ -168,7 +169,7 @@ class DiskStore(ChunkStore):
     def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
         # Headers as they were found: bytes that another put has replaced fail their checksum.
         headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
-        sizes = [0 if h is None or h.file else _room(h.payloads[layer].length) for h in headers]
+        sizes = [0 if h is None else _room(h.payloads[layer].length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))  # one for all, and one transaction
         found: list[tuple[Tensor, Tensor] | Miss | None] = []
         with self.tables.read() as txn:
@@ -487,14 +488,15 @@ class DiskStore(ChunkStore):
     ) -> Bytes | Miss:
         """The bytes of a layer, unchecked, in memory of their own: of ``room``, if they fit."""
         check_layer(layer, header.spec.layers)
-        if header.file:
-            return self._files.read(header.file, header.payloads[layer])
-        record = txn.view("layers", _layer_key(header.key, layer))
-        if record is None:
+        record = None if header.file else txn.view("layers", _layer_key(header.key, layer))
+        if record is None and not header.file:
             return Miss("truncated", f"layer {layer} of {header.spec.layers} is missing")
-        size = len(record)
+        payload = header.payloads[layer]
+        size = payload.length if record is None else len(record)
         if room is None or len(room) < size:
             room = self._blocks.empty(max(1, size))
+        if record is None:
+            return self._files.read(header.file, payload, room)
         raw = room[:size]
         raw[:] = np.frombuffer(record, np.uint8)
         return raw

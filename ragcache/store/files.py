@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ragcache.blocks import Blocks
 from ragcache.store.base import Miss
 from ragcache.store.codecs.base import Bytes
 from ragcache.store.directory import sync_folder
@@ -28,8 +27,8 @@ _sync = getattr(os, "fdatasync", os.fsync)
 class ChunkFiles:
     """Files of chunks below ``root``, which is made with the first of them (0700, files 0600)."""
 
-    def __init__(self, root: Path, blocks: Blocks) -> None:
-        self.root, self._blocks = root, blocks
+    def __init__(self, root: Path) -> None:
+        self.root, self._folder = root, str(root)
 
     def new_name(self, digest: bytes) -> str:
         """A name that was never given: a chunk that is put again gets another file."""
@@ -55,25 +54,21 @@ class ChunkFiles:
                 part.unlink()
             raise
 
-    def read(self, name: str, payload: Payload) -> Bytes | Miss:
-        """The bytes of one layer, in memory of their own, not checked yet.
+    def read(self, name: str, payload: Payload, room: Bytes) -> Bytes | Miss:
+        """The bytes of one layer, not checked yet: the beginning of ``room``, which holds them.
 
         What is wrong with the file is a Miss; OSError where the process or the machine is at its
         limits (open files, memory).
         """
         try:
-            handle = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(f"{self._folder}/{name[:2]}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return Miss("truncated", f"its file {name[:12]}… is gone")
         try:
             offset, length, _ = payload
-            size = os.fstat(handle).st_size
-            if size < offset + length:
-                return Miss("truncated", f"its file has {size} bytes of {offset + length}")
             if hasattr(os, "posix_fadvise"):  # the next layer is on its way while this one is read
                 os.posix_fadvise(handle, offset, 2 * length, os.POSIX_FADV_WILLNEED)
-            raw = self._blocks.empty(length)
-            at = 0
+            raw, at = room[:length], 0
             while at < length and (more := os.preadv(handle, [raw.data[at:]], offset + at)):
                 at += more
             if at < length:
