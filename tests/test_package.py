@@ -23,9 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {
         "cli",
-        "bulk",
         "figures",
-        "options",
         "demo",
         "doctor",
         "show",

@@ -15,8 +15,7 @@ import typer
 from pydantic import ByteSize
 
 from ragcache import figures, show
-from ragcache.errors import ConfigError, SourceError
-from ragcache.options import (
+from ragcache.cli.options import (
     Codec,
     Compile,
     Device,
@@ -30,6 +29,7 @@ from ragcache.options import (
     opened,
     out,
 )
+from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def batch(
         raise typer.Exit(SKIPPED)
 
 
-def plan_(
+def plan_corpora(
     model: Annotated[
         str, typer.Option(help="Folder, name of a model hub, or a shape such as llama-3.1-8b.")
     ] = "llama-3.1-8b",

@@ -1,0 +1,64 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from ragcache.cli import asking, bulk, measuring, stores
+from ragcache.cli.options import err
+from ragcache.errors import RagCacheError
+
+app = typer.Typer(
+    help="Reuse the KV of retrieved chunks in any RAG prompt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+#: In the order of ``ragcache --help``.
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Documents and questions": {
+        "index": asking.index,
+        "query": asking.query,
+        "serve": asking.serve,
+        "precompute": bulk.precompute,
+        "batch": bulk.batch,
+        "demo": asking.demo,
+    },
+    "Quality and speed": {
+        "eval": measuring.evaluate,
+        "calibrate": measuring.calibrate,
+        "profile": measuring.profile,
+        "models": measuring.models,
+        "plan": bulk.plan_corpora,
+        "simulate": measuring.simulate,
+    },
+    "The store": {
+        "documents": stores.documents,
+        "delete": stores.delete,
+        "stats": stores.stats,
+        "verify": stores.verify,
+        "convert": stores.convert,
+        "compact": stores.compact,
+        "doctor": stores.doctor,
+        "push": stores.push,
+        "pull": stores.pull,
+    },
+}
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
+
+
+def main() -> None:
+    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback."""
+    if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except RagCacheError as error:
+        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

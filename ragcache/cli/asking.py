@@ -1,0 +1,231 @@
+"""Commands for documents and questions, and to serve them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ragcache import show
+from ragcache.cli.options import (
+    Codec,
+    Compile,
+    Device,
+    Dtype,
+    Levels,
+    Model,
+    Ratio,
+    Remote,
+    Store,
+    err,
+    opened,
+    out,
+)
+from ragcache.settings import Settings, seconds
+
+
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    embedder: Annotated[str | None, typer.Option(help="sentence-transformers model.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
+    compile_mode: Compile = None,
+    codec: Codec = None,
+    ttl: Annotated[
+        str | None, typer.Option(help="Delete the documents after this long: 90s, 12h, 30d.")
+    ] = None,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--unpin", help="Whether their KV may not be evicted.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="KV that the store may hold, such as 50GB.")
+    ] = None,
+    skip_errors: Annotated[
+        bool, typer.Option(help="Report documents that cannot be read, and go on.")
+    ] = False,
+    remote: Remote = None,
+    levels: Levels = None,
+) -> None:
+    """Split, embed and precompute documents. Run again, it does only what is missing."""
+    from ragcache.retriever.source import read
+
+    ttl_s = None if ttl is None else seconds(ttl)
+    errors: list[Any] = []
+    documents = list(read(paths, on_error=errors.append if skip_errors else None))
+    for error in errors:
+        err.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
+    settings = Settings.load(
+        store=store,
+        model=model,
+        device=device,
+        dtype=dtype,
+        embedder=embedder,
+        chunk_tokens=chunk_tokens,
+        compile=compile_mode,
+        codec=codec,
+        max_bytes=max_bytes,
+        remote=remote,
+        levels=levels,
+    )
+    with opened(settings) as cache, show.progress(err) as told:
+        added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
+        if cache.remote is not None:
+            cache.remote.flush(partial(told, "send"))
+    done = added.precomputed
+    out.print(
+        f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "
+        f"unchanged; KV of {done.encoded} chunks computed ({done.tokens} tokens, "
+        f"{show.size(done.payload_bytes)}), {done.stored} were there; {done.seconds:.1f} s",
+        highlight=False,
+    )
+
+
+def query(
+    question: str,
+    store: Store = None,
+    model: Model = None,
+    mode: Annotated[
+        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
+    ] = None,
+    ratio: Ratio = None,
+    top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    explain: Annotated[bool, typer.Option(help="Show what was reused, and the cost.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page (.html) that shows it, with all text used.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Ask in this mode too, with its own ratio.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    remote: Remote = None,
+    levels: Levels = None,
+) -> None:
+    """Answer a question from the indexed documents; the answer streams.
+
+    --compare may be given several times.
+    """
+    from ragcache.api import page
+    from ragcache.blend import blender
+    from ragcache.types import Sampling
+
+    settings = Settings.load(
+        store=store,
+        model=model,
+        mode=mode,
+        ratio=ratio,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        device=device,
+        dtype=dtype,
+        remote=remote,
+        levels=levels,
+    )
+    sampling = Sampling(
+        settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
+    )
+    ratio = None if settings.ratio == "auto" else settings.ratio
+    blender(settings.mode, ratio)  # before the model is loaded
+    for other in compare or ():
+        blender(other)
+    if report is not None:
+        page.check(report)
+    with opened(settings, must_exist=True) as cache:
+        stream = cache.stream(question, sampling=sampling)
+        for piece in stream:
+            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        out.print()
+        answer = stream.answer
+        answers = {settings.mode: answer}
+        for other in compare or ():
+            answers[other] = cache.ask(question, mode=other, sampling=sampling)
+        if report is not None:
+            page.write(report, question, answers, cache)
+    if compare:
+        out.print(show.answer_table(answers))
+    for note in answer.report.fallbacks:
+        err.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+    if explain:
+        out.print(show.summary(answer), highlight=False)
+        for line in show.explanation(answer):
+            out.print(line, highlight=False, soft_wrap=True)
+        out.print(show.chunk_table(answer))
+        out.print(show.layer_table(answer.report))
+
+
+def demo(
+    questions: Annotated[int, typer.Option(help="Held-out questions in the table.")] = 200,
+) -> None:
+    """Index, precompute, ask in every mode, compare: no GPU, no model hub."""
+    from ragcache.demo import run
+
+    run(out, err, questions)
+
+
+def serve(
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    host: Annotated[str | None, typer.Option(help="Address; other than loopback: keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0: any that is free.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys: name:key, one a line.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="embedded, or vllm: servers at --base-url.")
+    ] = None,
+    base_url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM server; again for each one more.")
+    ] = None,
+    queue: Annotated[int | None, typer.Option(help="Questions of a tenant that may wait.")] = None,
+    streams: Annotated[int | None, typer.Option(help="Answers under way at a time.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="How long an answer may take: 90s, 5m.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
+    ] = None,
+    ratio: Ratio = None,
+    ram_bytes: Annotated[
+        str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
+    ] = None,
+    remote: Remote = None,
+    levels: Levels = None,
+) -> None:
+    """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
+    from ragcache.api.serve import serve as run
+
+    run(
+        Settings.load(
+            store=store,
+            model=model,
+            device=device,
+            dtype=dtype,
+            host=host,
+            port=port,
+            keys=keys,
+            engine=engine,
+            vllm_url=",".join(base_url) if base_url else None,
+            queue=queue,
+            streams=streams,
+            timeout_s=None if timeout is None else seconds(timeout),
+            mode=mode,
+            ratio=ratio,
+            ram_bytes=ram_bytes,
+            remote=remote,
+            levels=levels,
+        )
+    )

@@ -1,0 +1,202 @@
+"""Commands for what is stored, here and in a remote."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ragcache import show
+from ragcache.cli.options import (
+    Levels,
+    Model,
+    Remote,
+    Store,
+    check_exists,
+    err,
+    opened,
+    out,
+)
+from ragcache.errors import ConfigError, StoreError
+from ragcache.settings import Settings
+
+if TYPE_CHECKING:
+    from ragcache.store import DiskStore
+    from ragcache.store.remote import RemoteStore
+
+
+def documents(store: Store = None) -> None:
+    """List the documents of a store."""
+    from ragcache.store import Catalog
+
+    with _store(store, readonly=True) as chunks:
+        out.print(show.document_table(Catalog(chunks).entries()))
+
+
+def delete(
+    ids: Annotated[list[str], typer.Argument(help="Documents, as `ragcache documents` has them.")],
+    store: Store = None,
+    remote: Remote = None,
+) -> None:
+    """Delete documents, their chunks, and the KV that no other document uses, there and here."""
+    from ragcache.store import Catalog
+
+    has_remote = Settings.load(remote=remote).remote
+    with _shared(store, remote) if has_remote else _store(store) as chunks:
+        catalog = Catalog(chunks)
+        missing = [name for name in ids if not catalog.delete_document(name)]
+    out.print(f"{len(ids) - len(missing)} documents deleted", highlight=False)
+    if missing:
+        raise StoreError(
+            f"there is no document {', '.join(map(repr, missing))}: `ragcache documents` lists them"
+        )
+
+
+def stats(store: Store = None, remote: Remote = None) -> None:
+    """What a store holds, and what its remote does."""
+    with _store(store, readonly=True) as chunks:
+        out.print(show.store_table(chunks))
+    if url := Settings.load(remote=remote).remote:
+        from ragcache.store.bucket import Bucket
+        from ragcache.store.objects import ChunkObjects
+
+        sizes = [size for _, size in ChunkObjects(Bucket(url)).names()]
+        out.print(f"{url}: {len(sizes)} chunks, {show.size(sum(sizes))}", highlight=False)
+
+
+def verify(
+    store: Store = None,
+    repair: Annotated[
+        bool, typer.Option(help="Drop what is damaged: it is computed anew.")
+    ] = False,
+) -> None:
+    """Read every record of a store and report what is damaged; exit code 1 if anything is left."""
+    with _store(store, readonly=not repair) as chunks:
+        with show.progress(err) as told:
+            bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
+        count = chunks.stats().chunks
+    for digest, wrong in bad.items():
+        out.print(f"{digest[:16]}  {wrong}", highlight=False)
+    done = "dropped" if repair else "damaged"
+    out.print(f"{count} chunks, {len(bad)} records {done}", highlight=False)
+    if bad and not repair:
+        raise typer.Exit(1)
+
+
+def convert(
+    layout: Annotated[str, typer.Argument(help="records, files, or auto: by the layers' size.")],
+    store: Store = None,
+) -> None:
+    """Move every chunk into LMDB, or into a file of its own; what is there stays usable."""
+    from ragcache.store.disk import as_layout
+
+    wanted = as_layout(layout)
+    with _store(store) as chunks, show.progress(err) as told:
+        moved = chunks.convert(wanted, progress=partial(told, "convert"))
+    out.print(f"{moved} chunks moved", highlight=False)
+
+
+def compact(store: Store = None) -> None:
+    """Give unused space in a store back to the file system; readers may go on meanwhile."""
+    with _store(store) as chunks:
+        before, after = chunks.compact()
+    out.print(f"{show.size(before)} before, {show.size(after)} now", highlight=False)
+
+
+def doctor(store: Store = None, model: Model = None) -> None:
+    """Look at a store and the machine under it; exit code 1 if something is bad."""
+    from ragcache.doctor import examine
+    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.models import model_path
+    from ragcache.store import Catalog
+
+    with _store(store) as chunks:
+        name = model or Catalog(chunks).get_setting("model")
+        codec = Catalog(chunks).get_setting("codec") or "raw"
+        engine = TransformersEngine.load(model_path(name), codec=codec) if name else None
+        found = list(examine(chunks, engine))
+    out.print(show.finding_table(found))
+    if any(finding.state == "bad" for finding in found):
+        raise typer.Exit(1)
+
+
+def push(
+    store: Store = None, remote: Remote = None, levels: Levels = None, model: Model = None
+) -> None:
+    """Write chunks that are in the store and not in the remote there.
+
+    With --levels, for which the model is loaded, those of documents also in these codecs.
+    """
+    settings = Settings.load(store=store, remote=remote, levels=levels, model=model)
+    from ragcache.store.transfer import push as run
+
+    with ExitStack() as stack:
+        told = stack.enter_context(show.progress(err))
+        if settings.levels:
+            cache = stack.enter_context(opened(settings, must_exist=True))
+            both, wanted = cache.remote, cache.levels()
+        else:
+            both, wanted = stack.enter_context(_shared(store, remote)), {}
+        both.flush(partial(told, "send"))
+        done = run(both.disk, both.objects, levels=wanted, told=partial(told, "push"))
+        out.print(show.moved(done, "pushed"), highlight=False)
+
+
+def pull(
+    store: Store = None,
+    remote: Remote = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Of all texts, not of this store's documents alone.")
+    ] = False,
+) -> None:
+    """Bring chunks of the store's documents from the remote, as many as the store may hold."""
+    from ragcache.store import Catalog
+    from ragcache.store.transfer import pull as run
+
+    with _shared(store, remote, bounded=True) as both, show.progress(err) as told:
+        catalog = Catalog(both.disk)
+        limit = both.disk.quota.total
+        done = run(
+            both.disk,
+            both.objects,
+            contents=None if every else catalog.contents(),
+            codec=catalog.get_setting("codec") or "raw",
+            room=None if limit is None else limit - both.stats().payload_bytes,
+            told=partial(told, "pull"),
+        )
+    out.print(show.moved(done, "pulled"), highlight=False)
+
+
+def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) -> DiskStore:
+    """A store without a model, perhaps with its quota; StoreError if there is none."""
+    from ragcache.store import DiskStore
+    from ragcache.store.capacity import UNBOUNDED, Quota
+
+    settings = Settings.load(store=path)
+    check_exists(settings.store)
+    quota = Quota(settings.max_bytes, settings.tenant_bytes) if bounded else UNBOUNDED
+    return DiskStore(
+        settings.store,
+        readonly=readonly,
+        layout=settings.layout,
+        quota=quota,
+        policy=settings.eviction,
+    )
+
+
+def _shared(path: Path | None, remote: str | None, *, bounded: bool = False) -> RemoteStore:
+    """A store over its remote, without a model; ConfigError where none is set."""
+    url = Settings.load(remote=remote).remote
+    if not url:
+        raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
+    from ragcache.store.remote import shared
+
+    chunks = _store(path, bounded=bounded)
+    try:
+        return shared(chunks, url)
+    except BaseException:
+        chunks.close()
+        raise
