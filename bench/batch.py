@@ -115,8 +115,8 @@ def _opened(engine: TransformersEngine, path: Path, ram: int) -> RagCache:
 
 def _fill(engine: TransformersEngine, path: Path, texts: Sequence[str]) -> list[tuple[int, ...]]:
     with _opened(engine, path, 0) as cache:
-        keys = [cache.key(Chunk("bench", n, text)) for n, text in enumerate(texts)]
-        precompute(engine, cache.store, [cache.prefix_key, *keys])
+        keys = [cache.indexing.key(Chunk("bench", n, text)) for n, text in enumerate(texts)]
+        precompute(engine, cache.store, [cache.indexing.prefix_key, *keys])
     return [key.tokens for key in keys]
 
 

@@ -38,7 +38,7 @@ from ragcache import show
 from ragcache.answer import Answering
 from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
-from ragcache.pipeline import Progress
+from ragcache.indexing import Progress
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.retriever.search import Retriever
 from ragcache.store.catalog import Catalog

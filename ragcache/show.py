@@ -24,7 +24,7 @@ from rich.table import Column, Table
 if TYPE_CHECKING:
     from ragcache.bootstrap import Estimate
     from ragcache.doctor import Finding
-    from ragcache.pipeline import Progress as Told
+    from ragcache.indexing import Progress as Told
     from ragcache.scores import Figures
     from ragcache.simulate import Row
     from ragcache.speeds import Speeds

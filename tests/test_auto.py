@@ -152,7 +152,7 @@ def test_a_store_that_is_slow_is_found_out(
 
 def test_a_record_that_rots_is_planned_around(cache: RagCache) -> None:
     want = cache.ask(QUESTION, mode="full")
-    key = cache.keys("holt")[0]
+    key = cache.indexing.keys("holt")[0]
     with cache.store.tables.write() as txn:
         name = key.digest + (2).to_bytes(2, "big")
         raw = bytearray(txn.get("layers", name) or b"")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ragcache import cli, pipeline
+from ragcache import cli, opening
 from ragcache.retriever.embed import HashEmbedder
 from tests import scene
 
@@ -21,7 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run ``ragcache ARGS`` in an empty folder: exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
 
     def ragcache(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ragcache", *map(str, args)])

@@ -33,7 +33,8 @@ from ragcache.errors import (
     StoreError,
 )
 from ragcache.langchain import ChatRagCache
-from ragcache.pipeline import RagCache, _embedder, _remote
+from ragcache.opening import embedder_of, over_remote
+from ragcache.pipeline import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
 from ragcache.retriever.source import read
@@ -71,7 +72,9 @@ def test_a_chunk_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
     with served(tmp_path / "store") as one, one.client(ANN) as ann:
         cache = one.service.cache("ann")
         cache.add(scene.DOCUMENTS)
-        for key in [key for document in scene.DOCUMENTS for key in cache.keys(document.id)]:
+        for key in [
+            key for document in scene.DOCUMENTS for key in cache.indexing.keys(document.id)
+        ]:
             kv = cache.store.get(key)
             assert isinstance(kv, ChunkKV)
             cache.store.put(key, replace(kv, values=tuple(value + 1 for value in kv.values)))
@@ -187,7 +190,7 @@ def test_another_embedder_than_the_stores(monkeypatch: pytest.MonkeyPatch) -> No
         catalog = Catalog(store)
         catalog.put_setting("embedder", "mine")
         with pytest.raises(ConfigError, match="Use the store's own, or index into a new folder"):
-            _embedder(catalog, Settings.load(embedder="yours"))
+            embedder_of(catalog, Settings.load(embedder="yours"))
     mute = SimpleNamespace(get_embedding_dimension=lambda: None)
     monkeypatch.setattr(embed, "_load", lambda name, device: mute)
     with pytest.raises(ModelError, match="Choose another model"):
@@ -225,7 +228,9 @@ def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path
             settings=Settings.load(store=tmp_path / "v", engine="vllm", vllm_url="http://[::1]:1"),
         )
     with pytest.raises(ConfigError, match="reads the store in its folder and no remote"):
-        _remote(cast(DiskStore, None), cast(Engine, object()), Settings.load(**where), pin=False)
+        over_remote(
+            cast(DiskStore, None), cast(Engine, object()), Settings.load(**where), pin=False
+        )
 
 
 def test_a_trace_draws_no_more_than_there_is() -> None:

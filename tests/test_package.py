@@ -34,6 +34,8 @@ LAYERS = (
     },
     {
         "pipeline",
+        "opening",
+        "indexing",
         "calibrate",
         "offline",
         "evaluate",

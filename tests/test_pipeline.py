@@ -49,13 +49,13 @@ def check_adding(cache: RagCache) -> None:
 
 def test_old_kv_goes_with_the_last_text_that_used_it(cache: RagCache) -> None:
     store, before = cache.store, cache.store.stats().chunks
-    old = cache.keys("holt")
+    old = cache.indexing.keys("holt")
     cache.add([Document("copy", scene.DOCUMENTS[0].text), Document("holt", "Mira left.")])
     assert all(map(store.has, old))  # the copy has the same chunks
     assert cache.delete(["copy", "nobody"]) == ["copy"]
-    assert not any(map(store.has, old)) and all(map(store.has, cache.keys("holt")))
+    assert not any(map(store.has, old)) and all(map(store.has, cache.indexing.keys("holt")))
     assert store.stats().chunks == before - len(old) + 1
-    assert cache.delete(["holt"]) == ["holt"] and cache.keys("holt") == []
+    assert cache.delete(["holt"]) == ["holt"] and cache.indexing.keys("holt") == []
     assert not any("Mira left." in p.chunk.text for p in cache.retrieve("Mira", 9))
 
 
@@ -66,7 +66,7 @@ def test_a_document_whose_time_is_over_is_not_found(
     cache.add(scene.DOCUMENTS[:1], ttl_s=3600)
     [news] = [entry for entry in cache.documents() if entry.id == "news"]
     assert news.pinned and news.expires is not None
-    [key, *_] = cache.keys("news")
+    [key, *_] = cache.indexing.keys("news")
     assert any("Friday" in p.chunk.text for p in cache.retrieve("When does the Gull sail?", 9))
     monkeypatch.setattr(time, "time", lambda: news.expires)
     assert not any("Friday" in p.chunk.text for p in cache.retrieve("When does it sail?", 9))
@@ -205,7 +205,7 @@ def test_a_record_that_rots_is_recomputed_and_said(
 ) -> None:
     """The third layer of one chunk fails its checksum while the prompt is being fused."""
     want = cache.ask(QUESTION, mode="cacheblend", ratio=1.0)
-    key = cache.keys(want.passages[0].chunk.document)[want.passages[0].chunk.ordinal]
+    key = cache.indexing.keys(want.passages[0].chunk.document)[want.passages[0].chunk.ordinal]
     with cache.store.tables.write() as txn:
         name = key.digest + (2).to_bytes(2, "big")
         raw = bytearray(txn.get("layers", name) or b"")
@@ -227,7 +227,7 @@ def test_another_models_store_is_refused_and_kept(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=f"0 of {stored} stored chunks are usable: built for"):
             other.ask(QUESTION)
         assert other.usable() == (0, stored)
-        key = other.keys("holt")[0]
+        key = other.indexing.keys("holt")[0]
         miss = other.store.find(key)
         assert isinstance(miss, Miss) and miss.reason == "stale"
         other.add(scene.DOCUMENTS)  # adds its own KV beside the other's
@@ -264,10 +264,10 @@ def test_nothing_is_retrieved_from_an_empty_store(tmp_path: Path) -> None:
 
 
 def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ragcache import pipeline
+    from ragcache import opening
     from ragcache.retriever.embed import HashEmbedder
 
-    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "model")
     with RagCache.open(tmp_path / "store", str(model)) as cache:
         cache.add(scene.DOCUMENTS)
@@ -285,7 +285,7 @@ def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
     with scene.small(tmp_path, compile=mode) as cache:
         cache.add(scene.DOCUMENTS)
-        [key, *_] = cache.keys("holt")
+        [key, *_] = cache.indexing.keys("holt")
         bos = cache.engine.bos
         assert key.mode == mode and key.behind == (bos,) * (1 if mode == "bos" else 4)
         kv = cache.store.get(key)
@@ -304,7 +304,7 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
 def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> None:
     with scene.small(tmp_path, compile="enriched(2)") as cache:
         cache.add(scene.DOCUMENTS)
-        [key, *_] = cache.keys("holt")
+        [key, *_] = cache.indexing.keys("holt")
         assert key.mode == "enriched(2)" and key.behind == cache.engine.template.prefix
         [chunk, *_] = cache.catalog.chunks(cache.catalog.rows_of("holt"))
         similar = cache.retriever.similar(chunk, 2)

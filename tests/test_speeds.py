@@ -159,7 +159,7 @@ def test_what_is_recorded_is_for_one_model_and_one_way_to_store(tmp_path: Path) 
 
 def test_damaged_chunks_are_left_out(cache: RagCache) -> None:
     def flip(document: str) -> None:
-        for key in cache.keys(document):
+        for key in cache.indexing.keys(document):
             with cache.store.tables.write() as txn:
                 name = key.digest + bytes(2)
                 raw = bytearray(txn.get("layers", name) or b"")
@@ -167,9 +167,10 @@ def test_damaged_chunks_are_left_out(cache: RagCache) -> None:
                 txn.put("layers", name, bytes(raw))
 
     flip("holt")
-    keys = cache.keys("holt")
+    keys = cache.indexing.keys("holt")
     assert cache.profile.measure(keys) is None
-    assert cache.profile.measure([*keys, *cache.keys("mill"), *cache.keys("boats")]) is not None
+    keys += [*cache.indexing.keys("mill"), *cache.indexing.keys("boats")]
+    assert cache.profile.measure(keys) is not None
 
 
 def test_a_tier_in_ram_is_measured_when_it_is_warm(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from typing import Any, Literal
 from ragcache.api.scheduler import Busy
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
 from ragcache.errors import ConfigError, RagCacheError
+from ragcache.indexing import Added, Step, check_documents
 from ragcache.offline.run import Finished, precomputing
-from ragcache.pipeline import Added, Step, check_documents
 from ragcache.precompute import Precomputed
 from ragcache.types import Document
 
@@ -224,8 +224,8 @@ class Jobs:
             cache.catalog.drop_setting(name)
             return finished
         if texts is None:
-            return (yield from cache.computing(work.documents, batch_tokens=BATCH_TOKENS))
-        steps = cache.adding(
+            return (yield from cache.indexing.computing(work.documents, batch_tokens=BATCH_TOKENS))
+        steps = cache.indexing.adding(
             [Document(*fields) for fields in json.loads(texts)],
             ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
             pinned=work.pinned,

@@ -49,10 +49,10 @@ class Check:
 
 def _some_key(cache: RagCache) -> ChunkKey | None:
     """Of a chunk that was computed behind what its key says and nothing else."""
-    if cache.compiled.similar:
+    if cache.indexing.compiled.similar:
         return None
     for header in cache.store.headers(most=_LOOK_AT):
-        key = cache.compiled.key(cache.engine.fingerprint, header.tokens, cache.tenant)
+        key = cache.indexing.compiled.key(cache.engine.fingerprint, header.tokens, cache.tenant)
         if key.digest == header.key:
             return key
     return None

@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from ragcache.api.guard import Guard
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
-from ragcache.pipeline import Added, RagCache
+from ragcache.indexing import Added
+from ragcache.pipeline import RagCache
 from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey
@@ -172,7 +173,7 @@ class Service:
 
         def steps() -> Generator[object, None, Added]:
             return (
-                yield from self.cache(tenant).adding(
+                yield from self.cache(tenant).indexing.adding(
                     documents,
                     ttl_s=ttl_s,
                     pinned=pinned,
@@ -193,7 +194,7 @@ class Service:
 
         def steps() -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
             cache = self.cache(tenant)
-            keys = [cache.key(chunk) for chunk in chunks]
+            keys = [cache.indexing.key(chunk) for chunk in chunks]
             done = yield from precomputing(
                 cache.engine, cache.chunks, keys, batch_tokens=BATCH_TOKENS
             )

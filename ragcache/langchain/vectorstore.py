@@ -12,11 +12,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from ragcache.errors import ConfigError, SourceError
+from ragcache.indexing import Progress
 from ragcache.langchain.documents import from_document
 from ragcache.langchain.embeddings import StoreEmbeddings
 from ragcache.langchain.local import Local
 from ragcache.langchain.search import Filter, diverse, named_so, remove, scored, unit
-from ragcache.pipeline import Progress, RagCache
+from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
 
 
@@ -225,7 +226,7 @@ def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tup
 
 
 def _check_length(cache: RagCache, name: str, text: str) -> None:
-    tokens, most = cache.splitter.count(text), cache.engine.context_tokens
+    tokens, most = cache.indexing.splitter.count(text), cache.engine.context_tokens
     if tokens > most:
         raise SourceError(
             f"{name} is {tokens} tokens, more than the {most} that the model reads: split it, or "

@@ -13,7 +13,8 @@ from ragcache.precompute import BATCH_TOKENS, Batch, compute, through, unless_st
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
-    from ragcache.pipeline import Progress, RagCache, Step
+    from ragcache.indexing import Progress, Step
+    from ragcache.pipeline import RagCache
     from ragcache.store.base import ChunkStore
     from ragcache.types import ChunkKV, Document
 

@@ -20,7 +20,8 @@ from ragcache.store.codecs import codec
 from ragcache.store.key import ChunkKey
 
 if TYPE_CHECKING:
-    from ragcache.pipeline import Progress, RagCache, Step
+    from ragcache.indexing import Progress, Step
+    from ragcache.pipeline import RagCache
     from ragcache.types import Document, Tokens
 
 
@@ -165,14 +166,14 @@ def planning(
     batch_tokens: int = BATCH_TOKENS,
 ) -> Generator[Step, None, Work]:
     """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
-    if cache.compiled.similar:
+    if cache.indexing.compiled.similar:
         raise ConfigError(
-            f"compile mode {cache.compiled.mode} computes chunks behind similar ones of an index, "
-            "and there is none here: use `ragcache index`"
+            f"compile mode {cache.indexing.compiled.mode} computes chunks behind similar ones of "
+            "an index, and there is none here: use `ragcache index`"
         )
     engine, reading = cache.engine, _Reading(cache)
     model = Model(engine.spec, engine.parameters, engine.heads)
-    measure = Measure(model, len(cache.compiled.behind))
+    measure = Measure(model, len(cache.indexing.compiled.behind))
     mine, wanted = list[_Packed](), Size()
     for number, batch in enumerate(batches(reading.keys(documents), batch_tokens=batch_tokens), 1):
         if number % shard.of == shard.number % shard.of:
@@ -211,16 +212,16 @@ class _Reading:
             except (ConfigError, PromptError) as error:
                 self.skipped.append(Skipped(document.id, str(error)))
                 continue
-            if found and not seen and self.cache.prefix_key.tokens:
-                found = [self.cache.prefix_key, *found]
+            if found and not seen and self.cache.indexing.prefix_key.tokens:
+                found = [self.cache.indexing.prefix_key, *found]
             for key in found:
                 if key.digest not in seen:
                     seen.add(key.digest)
                     yield key.behind, key
 
     def _of(self, document: Document) -> list[ChunkKey]:
-        chunks = self.cache.splitter.split(document)
-        keys = [self.cache.key(chunk) for chunk in chunks]
+        chunks = self.cache.indexing.splitter.split(document)
+        keys = [self.cache.indexing.key(chunk) for chunk in chunks]
         for chunk, key in zip(chunks, keys, strict=True):
             need, have = len(key.behind) + len(key.tokens), self.cache.engine.context_tokens
             if need > have:

@@ -184,7 +184,7 @@ def ask_all(service: Service, most: int) -> list[str]:
     for number, (chunks, question) in enumerate(split_questions()):
         if number == most:
             break
-        keys = [service.own.key(chunk) for chunk in given(*chunks)]
+        keys = [service.own.indexing.key(chunk) for chunk in given(*chunks)]
         if not all(map(service.own.store.has, keys)):
             service.compute("", given(*chunks)).result(60)
         asked(service, question, chunks=given(*chunks), sampling=Sampling(max_tokens=1))

@@ -116,7 +116,9 @@ def test_without_an_index_it_computes_and_keeps_no_documents(
     assert job.done == job.total == len(log) - 2 and stored(service) == len(log)
     assert "2 were there; 1 documents skipped, the first is long: chunk long#0" in job.message
     assert service.own.documents() == [] and not service.own.catalog.settings("job-texts:")
-    chunks = [c for document in scene.DOCUMENTS for c in service.own.splitter.split(document)]
+    chunks = [
+        c for document in scene.DOCUMENTS for c in service.own.indexing.splitter.split(document)
+    ]
     assert {c.miss for c in asked(service, QUESTION, chunks=chunks).report.chunks} == {None}
     with pytest.raises(ConfigError, match="none are kept without index"):
         jobs.add("", scene.DOCUMENTS, pinned=True, index=False)
@@ -238,7 +240,7 @@ def test_it_survives_a_restart(
         done = until(jobs, job, "done")
         assert (done.id, done.created) == (job.id, job.created)
         assert {entry.id for entry in service.cache("a").documents()} == {"holt", "mill", "boats"}
-        keys = [k for d in scene.DOCUMENTS for k in service.cache("a").keys(d.id)]
+        keys = [k for d in scene.DOCUMENTS for k in service.cache("a").indexing.keys(d.id)]
         assert all(map(service.cache("a").store.has, keys))
         if cancelled is not None:
             assert jobs.get("b", cancelled.id).state == "cancelled"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ragcache import pipeline
+from ragcache import opening
 from ragcache.api.scheduler import GivenUp, Ticket
 from ragcache.api.service import Ask, Service
 from ragcache.blend.fuse import FusionWalk
@@ -179,7 +179,7 @@ def test_the_settings_open_it_with_a_guard(
     share: float | None,
     floor: float | None,
 ) -> None:
-    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
     settings = Settings.load(
         store=tmp_path / "store",
         model=str(scene.save_model(tmp_path / "model")),

@@ -47,7 +47,7 @@ def test_documents_are_found_by_their_tenant_alone(service: Service) -> None:
     assert asked(service, QUESTION, tenant="c").passages
     assert asked(service, QUESTION, tenant="d").passages == ()
     assert service.cache("d").documents() == [] and service.cache("").documents() == []
-    [key, *_] = service.cache("c").keys("holt")
+    [key, *_] = service.cache("c").indexing.keys("holt")
     assert service.cache("c").store.has(key)
     assert not any(service.cache(name).store.has(key) for name in ("d", ""))
 

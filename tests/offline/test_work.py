@@ -43,7 +43,7 @@ def equal(left: RagCache, right: RagCache) -> bool:
     return list(left.store.keys()) == list(right.store.keys()) and all(
         same(left.store.get(key), right.store.get(key))
         for document in DOCUMENTS
-        for key in map(left.key, left.splitter.split(document))
+        for key in map(left.indexing.key, left.indexing.splitter.split(document))
     )
 
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import torch
 
-from ragcache import pipeline
+from ragcache import opening
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.engine.transformers import TransformersEngine
@@ -160,8 +160,8 @@ def test_documents_go_in_and_vllm_computes_their_kv(
     assert added.json()["documents"] == len(DOCUMENTS)
     cache = running.service.cache("ann")
     for document in DOCUMENTS:
-        keys = cache.keys(document.id)
-        assert keys == embedded.keys(document.id)
+        keys = cache.indexing.keys(document.id)
+        assert keys == embedded.indexing.keys(document.id)
         for key in keys:
             mine, theirs = cache.store.get(key), embedded.store.get(key)
             assert not isinstance(mine, Miss) and not isinstance(theirs, Miss)
@@ -223,7 +223,7 @@ def test_settings_name_the_servers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "_embedder", lambda *_: HashEmbedder())
+    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
     urls = ",".join(f"{one.url}/v1" for one in servers[1])
     given = {"engine": "vllm", "vllm_url": urls, "model": str(tiny_model_dir)}
     with pytest.raises(ConfigError, match="needs to know the dtype"):
