@@ -16,6 +16,8 @@ from ragcache.models import TINY, world
 from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
 from ragcache.share import cores
+from ragcache.show.answers import answer_table
+from ragcache.show.quality import score_tables
 
 _KINDS = """\
 direct: the fact names its subject. local: a pronoun, its subject named earlier
@@ -48,7 +50,7 @@ def run(out: Console, err: Console, questions: int) -> None:
         ((_, figures),) = compare(
             settings, asked, modes(), max_tokens=8, processes=min(4, cores()), progress=told
         )
-    for table in show.score_tables(figures, "exact match by kind of question, in percent"):
+    for table in score_tables(figures, "exact match by kind of question, in percent"):
         out.print(table)
     out.print(_KINDS, highlight=False)
     out.print(_ABOUT.format(model=TINY), highlight=False)
@@ -78,4 +80,4 @@ def _index_and_ask(out: Console, err: Console, folder: Path) -> None:
             answers = {
                 label: cache.ask(entry["question"], mode=mode) for label, mode in modes().items()
             }
-            out.print(show.answer_table(answers))
+            out.print(answer_table(answers))

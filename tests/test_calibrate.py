@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ragcache import show
 from ragcache.blend import blender
 from ragcache.blend.ape import APE
 from ragcache.bootstrap import Estimate
@@ -16,6 +15,7 @@ from ragcache.dataset import Context, Question, lines, spread
 from ragcache.errors import ConfigError, SourceError
 from ragcache.scores import Figures
 from ragcache.settings import Settings
+from ragcache.show.quality import choice
 from tests import scene
 
 CONTEXTS = [
@@ -80,9 +80,9 @@ def test_where_the_work_is_the_same_the_nearest_is_chosen(found: list[Figures]) 
 
 def test_what_to_set_is_said(found: list[Figures]) -> None:
     kept = replace(figure(found, "fused@0.1", 0.97, 0.1), same=Estimate(0.97, (0.91, 1.0)))
-    said = show.choice(kept, 0.95)
+    said = choice(kept, 0.95)
     assert "--mode fused --ratio 0.1 (97% of full" in said and "down to 91%" in said
-    assert "Use mode full" in show.choice(None, 0.95)
+    assert "Use mode full" in choice(None, 0.95)
 
 
 def test_candidates_are_tried_at_ratios_or_as_they_are() -> None:

@@ -23,7 +23,6 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {
         "cli",
-        "figures",
         "demo",
         "doctor",
         "show",

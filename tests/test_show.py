@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragcache.show import waterfall
+from ragcache.show.answers import waterfall
 from ragcache.types import LayerTrace, Report
 
 

@@ -24,6 +24,7 @@ from ragcache.cli.options import (
     out,
 )
 from ragcache.settings import Settings, seconds
+from ragcache.show.answers import answer_table, chunk_table, explanation, layer_table, summary
 
 
 def index(
@@ -154,15 +155,15 @@ def query(
         if report is not None:
             page.write(report, question, answers, cache)
     if compare:
-        out.print(show.answer_table(answers))
+        out.print(answer_table(answers))
     for note in answer.report.fallbacks:
         err.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
     if explain:
-        out.print(show.summary(answer), highlight=False)
-        for line in show.explanation(answer):
+        out.print(summary(answer), highlight=False)
+        for line in explanation(answer):
             out.print(line, highlight=False, soft_wrap=True)
-        out.print(show.chunk_table(answer))
-        out.print(show.layer_table(answer.report))
+        out.print(chunk_table(answer))
+        out.print(layer_table(answer.report))
 
 
 def demo(

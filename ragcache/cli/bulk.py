@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from pydantic import ByteSize
 
-from ragcache import figures, show
+from ragcache import show
 from ragcache.cli.options import (
     Codec,
     Compile,
@@ -31,6 +31,7 @@ from ragcache.cli.options import (
 )
 from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
+from ragcache.show import corpora
 
 if TYPE_CHECKING:
     from ragcache.offline.cluster import Cluster
@@ -109,15 +110,15 @@ def precompute(
         for line in skipped:
             err.print(f"[yellow]skipped:[/] {line}", highlight=False, soft_wrap=True)
         rate = _rate(cache, work, cluster)
-        out.print(figures.plan_text(work, rate), highlight=False, soft_wrap=True)
+        out.print(corpora.plan_text(work, rate), highlight=False, soft_wrap=True)
         if cache.remote is None:
             _check_room(here, work)
         done, state = Done(Size(), work.missing, 0.0), "planned"
         if not dry_run:
             done, state = _run(cache, work, computing, limit)
-            out.print(figures.done_text(done, state), highlight=False, soft_wrap=True)
+            out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
     if report is not None:
-        found = figures.report_json(work, rate, done, state, skipped)
+        found = corpora.report_json(work, rate, done, state, skipped)
         report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if state == "interrupted":
         raise typer.Exit(INTERRUPTED)
@@ -218,9 +219,9 @@ def plan_corpora(
             sizing(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)
             for count in counts
         ]
-        said = figures.sizing_text(rows[0], model, name, chunk_tokens, ratio)
+        said = corpora.sizing_text(rows[0], model, name, chunk_tokens, ratio)
         out.print(said, highlight=False, soft_wrap=True)
-        out.print(figures.sizing_table(rows))
+        out.print(corpora.sizing_table(rows))
 
 
 @contextmanager
@@ -268,7 +269,7 @@ def _run(
 
     done = Done(Size(), work.missing, 0.0)
     try:
-        with figures.gauge(err, work) as gauge:
+        with corpora.gauge(err, work) as gauge:
             for (done,) in running(cache.chunks, work, computing, limit=limit):
                 gauge(done)
         if cache.remote is not None:

@@ -22,6 +22,8 @@ from ragcache.cli.options import (
 )
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
+from ragcache.show import corpora, quality
+from ragcache.show.stores import speed_table
 
 
 def evaluate(
@@ -81,7 +83,7 @@ def evaluate(
             )
         )
     for name, figures in done.items():
-        for table in show.score_tables(figures, name):
+        for table in quality.score_tables(figures, name):
             out.print(table)
     if json_file is not None:
         rows = [{"dataset": name} | f.as_json() for name, figures in done.items() for f in figures]
@@ -141,8 +143,8 @@ def calibrate(
             processes=processes,
             progress=told,
         )
-    out.print(show.curve_table(found))
-    out.print(show.choice(choosing.least(found, keep), keep), highlight=False, soft_wrap=True)
+    out.print(quality.curve_table(found))
+    out.print(quality.choice(choosing.least(found, keep), keep), highlight=False, soft_wrap=True)
 
 
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:
@@ -181,7 +183,7 @@ def profile(
             f"{settings.store} holds no KV that this model can use, so there is no loading to "
             "measure. Run `ragcache index` first."
         )
-    out.print(show.speed_table(speeds))
+    out.print(speed_table(speeds))
 
 
 def simulate(
@@ -203,7 +205,6 @@ def simulate(
     A line of a trace: {"chunks": [{"id": "a#0", "tokens": 123}, ...]}
     """
     from ragcache.engine.transformers import TransformersEngine
-    from ragcache.figures import routing_table
     from ragcache.models import TINY, model_path
     from ragcache.offline.routing import POLICIES, route
     from ragcache.settings import size
@@ -222,6 +223,6 @@ def simulate(
             held = ram // costs.size(1)
             routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
             out.print(f"{show.size(ram)} in RAM each")
-            out.print(routing_table(routed))
+            out.print(corpora.routing_table(routed))
         return
-    out.print(show.simulation_table(report(asked, costs, sizes), whole))
+    out.print(corpora.simulation_table(report(asked, costs, sizes), whole))

@@ -22,6 +22,7 @@ from ragcache.cli.options import (
 )
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
+from ragcache.show.stores import document_table, finding_table, moved, store_table
 
 if TYPE_CHECKING:
     from ragcache.store import DiskStore
@@ -33,7 +34,7 @@ def documents(store: Store = None) -> None:
     from ragcache.store import Catalog
 
     with _store(store, readonly=True) as chunks:
-        out.print(show.document_table(Catalog(chunks).entries()))
+        out.print(document_table(Catalog(chunks).entries()))
 
 
 def delete(
@@ -58,7 +59,7 @@ def delete(
 def stats(store: Store = None, remote: Remote = None) -> None:
     """What a store holds, and what its remote does."""
     with _store(store, readonly=True) as chunks:
-        out.print(show.store_table(chunks))
+        out.print(store_table(chunks))
     if url := Settings.load(remote=remote).remote:
         from ragcache.store.bucket import Bucket
         from ragcache.store.objects import ChunkObjects
@@ -118,7 +119,7 @@ def doctor(store: Store = None, model: Model = None) -> None:
         codec = Catalog(chunks).get_setting("codec") or "raw"
         engine = TransformersEngine.load(model_path(name), codec=codec) if name else None
         found = list(examine(chunks, engine))
-    out.print(show.finding_table(found))
+    out.print(finding_table(found))
     if any(finding.state == "bad" for finding in found):
         raise typer.Exit(1)
 
@@ -142,7 +143,7 @@ def push(
             both, wanted = stack.enter_context(_shared(store, remote)), {}
         both.flush(partial(told, "send"))
         done = run(both.disk, both.objects, levels=wanted, told=partial(told, "push"))
-        out.print(show.moved(done, "pushed"), highlight=False)
+        out.print(moved(done, "pushed"), highlight=False)
 
 
 def pull(
@@ -167,7 +168,7 @@ def pull(
             room=None if limit is None else limit - both.stats().payload_bytes,
             told=partial(told, "pull"),
         )
-    out.print(show.moved(done, "pulled"), highlight=False)
+    out.print(moved(done, "pulled"), highlight=False)
 
 
 def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) -> DiskStore:

@@ -1,11 +1,10 @@
-"""Work on corpora, and what it takes: as text, tables and bars for a terminal, and as JSON."""
+"""Work on corpora, and what it takes: as text, tables and bars, and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from ragcache.offline.sizing import break_even_link
-from ragcache.show import size
+from ragcache.show import decimal, duration, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from ragcache.offline.run import Done
     from ragcache.offline.sizing import Sizing
     from ragcache.offline.work import Size, Work
+    from ragcache.simulate import Row
 
 
 @contextmanager
@@ -130,20 +130,19 @@ def routing_table(rows: Sequence[Routed]) -> Table:
     return table
 
 
-def decimal(count: float) -> str:
-    """Bytes for people, in powers of 1000, as prices and links have them."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people, in two units at most."""
-    units = ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)
-    for (unit, length), (next_unit, next_length) in pairwise(units):
-        if seconds >= length:
-            whole, rest = divmod(round(seconds), length)
-            return f"{whole:,} {unit} {rest // next_length} {next_unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
+    """What each policy would have served, in percent; ``working_set`` in bytes."""
+    table = Table(
+        "store",
+        "policy",
+        *(Column(head, justify="right") for head in ("chunks", "tokens", "FLOPs", "of Belady's")),
+        Column("evictions", justify="right"),
+        title=f"served of the trace, in percent; asked for twice and more: {size(working_set)}",
+        box=SIMPLE,
+    )
+    for row in rows:
+        o = row.outcome
+        rates = (f"{100 * rate:.1f}" for rate in (o.hit_rate, o.token_rate, o.saved, row.of_belady))
+        evictions = "" if o.policy == "bound" else str(o.evictions)
+        table.add_row(size(o.capacity), o.policy, *rates, evictions, end_section=not evictions)
+    return table
