@@ -1,4 +1,4 @@
-"""Vectors to nearest ids: the contract, a plain numpy index that defines it, and FAISS.
+"""Vectors to nearest ids: the contract, and a plain numpy index that defines it.
 
 An index is a cache of the catalog's vectors: a file that is checked whole when it is opened
 (:mod:`ragcache.retriever.indexfile`), and rebuilt rather than repaired.
@@ -141,7 +141,8 @@ def score(vectors: Vectors, query: Vectors) -> Vectors:
     return scores
 
 
-def _best(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
+def best(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
+    """The k highest scores (n,), highest first, and their ids; of equals the smaller id first."""
     order = np.lexsort((ids, -scores))[:k]
     return scores[order], ids[order]
 
@@ -175,7 +176,7 @@ class NumpyIndex(VectorIndex):
     def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
         starts = range(0, len(self._ids), self._BLOCK)
         scores = [score(self._vectors[at : at + self._BLOCK], query) for at in starts]
-        return _best(np.concatenate(scores), self._ids, k)
+        return best(np.concatenate(scores), self._ids, k)
 
     def _pack(self) -> bytes:
         return self._ids.astype("<i8").tobytes() + self._vectors.astype("<f4").tobytes()
@@ -188,69 +189,4 @@ class NumpyIndex(VectorIndex):
         index._ids = np.frombuffer(payload, "<i8", count).astype(np.int64)
         rows = np.frombuffer(payload, "<f4", offset=8 * count).astype(np.float32)
         index._vectors = rows.reshape(count, dimension)
-        return index
-
-
-class FaissIndex(VectorIndex):
-    """FAISS, exact: what its factory calls ``IDMap2,Flat``, by inner product."""
-
-    kind = 2
-
-    def __init__(self, dimension: int):
-        import faiss
-
-        super().__init__(dimension)
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
-
-    @property
-    def ids(self) -> Ids:
-        import faiss
-
-        return np.sort(faiss.vector_to_array(self._index.id_map))
-
-    def __len__(self) -> int:
-        return int(self._index.ntotal)
-
-    def _add(self, ids: Ids, vectors: Vectors) -> None:
-        self._index.add_with_ids(vectors, ids)
-
-    def remove(self, ids: ArrayLike) -> int:
-        import faiss
-
-        selector = faiss.IDSelectorBatch(np.asarray(ids, np.int64))
-        return int(self._index.remove_ids(selector))
-
-    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        # FAISS adds up in float32 and leaves the order of ties open. So more is fetched than
-        # asked for, until what was left out is too far behind for rounding to bring it in; what
-        # was fetched is scored exactly.
-        slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
-        fetch = min(k + 16, len(self))
-        while True:
-            rough, ids = self._index.search(query[None], fetch)
-            if fetch == len(self) or rough[0, -1] < rough[0, k - 1] - slack:
-                break
-            fetch = min(2 * fetch, len(self))
-        return _best(score(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
-
-    def _pack(self) -> bytes:
-        import faiss
-
-        return bytes(faiss.serialize_index(self._index).tobytes())
-
-    @classmethod
-    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
-        import faiss
-
-        try:
-            found = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
-        except RuntimeError:  # another version of FAISS may not know the payload's format
-            return None
-        expected = (dimension, count, faiss.METRIC_INNER_PRODUCT)
-        if not isinstance(found, faiss.IndexIDMap2) or expected != (
-            *(found.d, found.ntotal, found.metric_type),
-        ):
-            return None
-        index = cls(dimension)
-        index._index = found
         return index

@@ -13,7 +13,8 @@ import numpy as np
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
-from ragcache.retriever.index import FaissIndex, Ids, NumpyIndex, VectorIndex, Vectors
+from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
 from ragcache.types import Chunk, Passage
 
 logger = logging.getLogger(__name__)

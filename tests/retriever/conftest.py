@@ -13,7 +13,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
-from ragcache.retriever.index import FaissIndex, Ids, NumpyIndex, VectorIndex, Vectors
+from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
 from ragcache.types import Chunk
 
 SENTENCES = (

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.retriever.index import FaissIndex, NumpyIndex, VectorIndex
+from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.index import NumpyIndex, VectorIndex
 from tests.retriever.conftest import unit
 
 DIMENSION = 24

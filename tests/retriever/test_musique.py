@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ragcache.retriever.embed import SentenceTransformerEmbedder
-from ragcache.retriever.index import FaissIndex, NumpyIndex
+from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.index import NumpyIndex
 from ragcache.retriever.source import read
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "musique_s.json"

@@ -15,7 +15,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.errors import DependencyError
 
 from ragcache.errors import SourceError
-from ragcache.retriever import source
+from ragcache.retriever import readers
 from ragcache.retriever.source import read
 from ragcache.types import Document
 from tests.retriever.conftest import pdf
@@ -274,7 +274,7 @@ def test_aes_without_its_library_is_an_encrypted_file(
     def refuse(stream: object) -> tuple[str, str]:
         raise DependencyError("cryptography>=3.1 is required for AES algorithm")
 
-    monkeypatch.setattr(source, "pdf_text", refuse)
+    monkeypatch.setattr(readers, "pdf_text", refuse)
     with pytest.raises(SourceError, match="encrypted.*pip install cryptography"):
         one(write("a.pdf", pdf("x")))
 

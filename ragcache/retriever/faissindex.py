@@ -1,0 +1,75 @@
+"""FAISS behind the contract of an index."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ragcache.retriever.index import Ids, VectorIndex, Vectors, best, score
+
+
+class FaissIndex(VectorIndex):
+    """FAISS, exact: what its factory calls ``IDMap2,Flat``, by inner product."""
+
+    kind = 2
+
+    def __init__(self, dimension: int):
+        import faiss
+
+        super().__init__(dimension)
+        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+
+    @property
+    def ids(self) -> Ids:
+        import faiss
+
+        return np.sort(faiss.vector_to_array(self._index.id_map))
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def _add(self, ids: Ids, vectors: Vectors) -> None:
+        self._index.add_with_ids(vectors, ids)
+
+    def remove(self, ids: ArrayLike) -> int:
+        import faiss
+
+        selector = faiss.IDSelectorBatch(np.asarray(ids, np.int64))
+        return int(self._index.remove_ids(selector))
+
+    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
+        # FAISS adds up in float32 and leaves the order of ties open. So more is fetched than
+        # asked for, until what was left out is too far behind for rounding to bring it in; what
+        # was fetched is scored exactly.
+        slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
+        fetch = min(k + 16, len(self))
+        while True:
+            rough, ids = self._index.search(query[None], fetch)
+            if fetch == len(self) or rough[0, -1] < rough[0, k - 1] - slack:
+                break
+            fetch = min(2 * fetch, len(self))
+        return best(score(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
+
+    def _pack(self) -> bytes:
+        import faiss
+
+        return bytes(faiss.serialize_index(self._index).tobytes())
+
+    @classmethod
+    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
+        import faiss
+
+        try:
+            found = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
+        except RuntimeError:  # another version of FAISS may not know the payload's format
+            return None
+        expected = (dimension, count, faiss.METRIC_INNER_PRODUCT)
+        if not isinstance(found, faiss.IndexIDMap2) or expected != (
+            *(found.d, found.ntotal, found.metric_type),
+        ):
+            return None
+        index = cls(dimension)
+        index._index = found
+        return index
