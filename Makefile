@@ -12,7 +12,7 @@ PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-i
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-ray test-vllm check docs bench coverage mutants repeat dist hooks clean
+.PHONY: help demo test test-slow test-ray test-vllm check pages docs bench coverage mutants repeat dist hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+pages: $(READY) ## write the pages that come from the code: docs/commands.md and docs/settings.md
+	$(BIN)/python docs/site/lookup.py
 
 docs: $(READY) ## build the site in site/, from docs/ and the docstrings
 	$(BIN)/python docs/site

@@ -74,9 +74,12 @@ class Settings(BaseSettings):
         "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"
     )
     max_bytes: ByteSize | None = Field(
-        None, description="KV that the store may hold, such as 50GB; a full one evicts"
+        None,
+        description="KV that the store may hold, such as 50GB; a full one evicts; empty: no bound",
     )
-    tenant_bytes: ByteSize | None = Field(None, description="the same, of each tenant")
+    tenant_bytes: ByteSize | None = Field(
+        None, description="KV that each tenant may hold; empty: no bound"
+    )
     ram_bytes: ByteSize = Field(
         ByteSize(0), description="KV held in RAM in front of the store, such as 4GB; 0: none"
     )

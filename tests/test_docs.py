@@ -254,3 +254,20 @@ def test_a_fence_that_is_not_closed_is_an_error(tmp_path: Path) -> None:
 def test_the_facades_docstring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert doctest.testmod(pipeline).failed == 0
+
+
+def test_the_pages_to_look_things_up_in_are_those_of_the_code() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import lookup; print(lookup.settings(), end='')"],
+        cwd=ROOT / "docs" / "site",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == made.stdout, "run `make pages`"
+    commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        part = commands.partition(f"## `ragcache {name}`\n")[2].partition("\n## ")[0]
+        options = [option for p in command.params for option in p.opts if option[:2] == "--"]
+        assert part and all(f"`{option}" in part for option in options), "run `make pages`"

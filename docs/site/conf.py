@@ -47,7 +47,7 @@ CONTENTS = {
         "small-model",
     ],
     "Extend": ["add-a-blender", "add-a-codec", "add-a-store", "contributing"],
-    "Look up": ["reference", "changelog"],
+    "Look up": ["commands", "settings", "reference", "changelog"],
 }
 
 project, author, release = "ragcache", "the authors of ragcache", ragcache.__version__
