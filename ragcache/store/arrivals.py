@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from ragcache.errors import FullError, StoreError
 from ragcache.store.base import Miss
 from ragcache.store.disk import DiskStore
-from ragcache.store.header import Header, Record
+from ragcache.store.header import Header
 from ragcache.store.link import AT_ONCE
 from ragcache.store.objects import ChunkObjects
+from ragcache.store.record import Record
 
 if TYPE_CHECKING:
     from ragcache.store.codecs.base import Bytes

@@ -67,6 +67,9 @@ class Miss:
     detail: str = ""
 
 
+ABSENT = Miss("absent", "these tokens are not stored")
+
+
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     """Counts since the store was opened, and what it holds now."""

@@ -8,17 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import groupby
 
-from ragcache.errors import RagCacheError, StoreError
+from ragcache.errors import RagCacheError
 from ragcache.store import outbox
 from ragcache.store.base import Miss
-from ragcache.store.codecs import codec
 from ragcache.store.disk import DiskStore
-from ragcache.store.header import Record, decode_layer
 from ragcache.store.link import AT_ONCE
 from ragcache.store.objects import ChunkObjects
+from ragcache.store.record import transcoded
 
 logger = logging.getLogger(__name__)
 
@@ -134,26 +132,3 @@ class Courier:
         for level in row.levels:
             self._objects.put(transcoded(record, level), replacing=True)
         self._counts["sent"] += sent
-
-
-def transcoded(record: Record, level: outbox.Level) -> Record:
-    """The same chunk in another codec. Raises StoreError where it cannot be decoded."""
-    header, coded = record.header, codec(level.codec)
-    raws = []
-    for layer, raw in enumerate(record.raws):
-        pair = decode_layer(header, layer, raw.copy())
-        if isinstance(pair, Miss):
-            raise StoreError(
-                f"chunk {header.key.hex()[:12]} cannot be recoded: {pair.detail}. Run `ragcache "
-                "verify --repair`."
-            )
-        raws.append(coded.encode(*pair, layer, header.spec.layers))
-    named = replace(
-        header,
-        key=level.key,
-        fingerprint=level.fingerprint,
-        name=level.name,
-        codec=level.codec,
-        payloads=(),
-    )
-    return Record(named, tuple(raws))

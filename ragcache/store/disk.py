@@ -2,7 +2,7 @@
 
 LMDB reads small layers faster than plain files do, and large ones slower, cold ones above all
 (docs/reliability.md has the figures). So each chunk has one of two layouts: *records*, one in LMDB
-for every layer, or *file* (see files.py). The header says which, and is the truth: what no header
+for every layer, or *file* (see layers.py). The header says which, and is the truth: what no header
 names is not there.
 """
 
@@ -13,52 +13,29 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
-import numpy as np
-
-from ragcache.blocks import SPARE_BYTES, Blocks
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import outbox, variants
-from ragcache.store.base import (
-    ChunkStore,
-    Miss,
-    Stored,
-    StoreStats,
-    Tally,
-    Variant,
-    check_layer,
-    stale,
-    unusable,
-)
+from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats, Tally, Variant, unusable
 from ragcache.store.capacity import UNBOUNDED, Capacity, Quota
+from ragcache.store.change import DiskChange
 from ragcache.store.codecs import codec
+from ragcache.store.damage import damage, damaged
 from ragcache.store.directory import explained
 from ragcache.store.environment import Environment
-from ragcache.store.files import ChunkFiles, file_digest
-from ragcache.store.header import (
-    Header,
-    Payload,
-    Record,
-    check_kv,
-    check_layer_bytes,
-    decode_header,
-    decode_layer,
-    encode_header,
-    layer_checksum,
-)
-from ragcache.store.index import account, reindex, remove, totals
+from ragcache.store.header import Header, decode_header
+from ragcache.store.index import digests, find, reindex, totals
 from ragcache.store.key import at_level
+from ragcache.store.layers import ChunkLayers, Coming
+from ragcache.store.record import Record, check_kv, encoded_layers
 from ragcache.types import ChunkKV, ChunkNotes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ragcache.store.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.store.tables import Transaction
 
@@ -67,11 +44,8 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 Layout = Literal["auto", "records", "files"]
 FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
-_AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
-_DIGEST = 32
 WORTH_COMPACTING = 1 << 20  # unused bytes
 _LOOK_EVERY = 16  # changes between two looks at what is unused
-_PAGE = 1000  # digests listed per read transaction
 
 
 class DiskStore(ChunkStore):
@@ -105,15 +79,14 @@ class DiskStore(ChunkStore):
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
-        self._blocks = Blocks(SPARE_BYTES, pin=pin)
-        self._files = ChunkFiles(self.tables.path / "kv")
+        self._layers = ChunkLayers(self.tables, pin=pin)
         self._tally = Tally()
         self._changes = 0
         self._writing = threading.RLock()  # a change of chunks, from its first look on
         try:
             if not readonly:
                 with explained(self.tables.path, "open"):
-                    self._sweep()
+                    self._layers.sweep()
             if self._capacity is not None:
                 with self.tables.read() as txn:
                     self._capacity.load(txn)
@@ -157,33 +130,25 @@ class DiskStore(ChunkStore):
 
     def peek(self, key: ChunkKey) -> Stored | Miss:
         with self.tables.read() as txn:
-            header = _find(txn, key)
+            header = find(txn, key)
         return header if isinstance(header, Miss) else header.stored(key)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
-        found = self._read(key, lambda txn, header: self._layer(txn, header, layer))
+        found = self._read(key, lambda txn, header: self._layers.pair(txn, header, layer))
         if isinstance(found, Miss):
             raise unusable(key, layer, self._tally.count(found))
         return found
 
     def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
-        # Headers as they were found: bytes that another put has replaced fail their checksum.
         headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
-        sizes = [0 if h is None else _room(h.payloads[layer].length) for h in headers]
-        block = self._blocks.empty(max(1, sum(sizes)))  # one for all, and one transaction
-        found: list[tuple[Tensor, Tensor] | Miss | None] = []
-        with self.tables.read() as txn:
-            for header, end, size in zip(headers, accumulate(sizes), sizes, strict=True):
-                room = block[end - size : end]
-                found.append(None if header is None else self._layer(txn, header, layer, room))
         return [
             pair if isinstance(pair, tuple) else self.layer(chunk.key, layer)
-            for chunk, pair in zip(chunks, found, strict=True)
+            for chunk, pair in zip(chunks, self._layers.pairs(headers, layer), strict=True)
         ]
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
         """The whole chunk, every layer verified, all layers of one ``put``."""
-        return self._tally.count(self._read(key, self._chunk))
+        return self._tally.count(self._read(key, self._layers.chunk))
 
     def variants(self, key: ChunkKey) -> list[Variant]:
         with self.tables.read() as txn:
@@ -220,7 +185,7 @@ class DiskStore(ChunkStore):
                 for digest in change.forgotten:
                     self._capacity.discard(digest)
             for name in change.gone:  # nothing names them any more
-                self._files.remove(name)
+                self._layers.remove(name)
             self._changes += 1
             if self._changes % _LOOK_EVERY == 0:
                 self._compact_if_wasteful()
@@ -254,30 +219,23 @@ class DiskStore(ChunkStore):
         damaged chunk stays as it is. Chunks that are put from now on have this layout too.
         """
         self.layout, moved = layout, 0
-        digests = list(self.keys())
-        for number, digest in enumerate(digests):
+        every = list(self.keys())
+        for done, digest in enumerate(every, 1):
             moved += self._move(digest)
             if progress is not None:
-                progress(number + 1, len(digests))
+                progress(done, len(every))
         return moved
 
     def keys(self) -> Iterator[bytes]:
-        start = b""
-        while True:
-            with self.tables.read() as txn:
-                page = list(islice(txn.keys("headers", start=start), _PAGE))
-            yield from page
-            if len(page) < _PAGE:
-                return
-            start = page[-1] + b"\0"
+        return digests(self.tables)
 
-    def headers(self, *, after: bytes = b"", most: int = _PAGE) -> list[Header]:
+    def headers(self, *, after: bytes = b"", most: int = 1000) -> list[Header]:
         """Of the chunks behind the digest ``after``, in the order of their digests. One that is
         damaged is left out."""
         start = after + b"\0" if after else b""
         with self.tables.read() as txn:
-            digests = islice(txn.keys("headers", start=start), most)
-            found = [decode_header(txn.get("headers", digest) or b"") for digest in digests]
+            page = islice(txn.keys("headers", start=start), most)
+            found = [decode_header(txn.get("headers", digest) or b"") for digest in page]
         return [header for header in found if isinstance(header, Header)]
 
     def forget(self, digest: bytes) -> bool:
@@ -296,7 +254,7 @@ class DiskStore(ChunkStore):
     def record(self, digest: bytes) -> Record | Miss:
         """A chunk as it is stored, every layer checked; counts nothing."""
         with self.tables.read() as txn:
-            return self._record(txn, digest)
+            return self._layers.record(txn, digest)
 
     def enter(self, record: Record) -> bool:
         """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
@@ -310,7 +268,8 @@ class DiskStore(ChunkStore):
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
                 if there or outbox.gone(txn, header.content, header.key):
                     return False
-            self._place([_Coming.of(record, self._in_file(len(record.raws[0])))])
+            in_file = self._in_file(len(record.raws[0]))
+            self._place([Coming.of(header, record.raws, in_file=in_file)])
         return True
 
     def stats(self) -> StoreStats:
@@ -339,21 +298,13 @@ class DiskStore(ChunkStore):
 
         Also finds layers that belong to no chunk. Does not count as hits or misses.
         """
-        bad: dict[bytes, str] = {}
-        digests = [*self.keys(), *self._orphans()]
-        for number, digest in enumerate(digests):
-            if progress is not None:
-                progress(number, len(digests))
-            with self.tables.read() as txn:
-                miss = self._damage(txn, digest)
-            if miss is not None:
-                bad[digest] = f"{miss.reason}: {miss.detail}"
+        bad = damaged(self.tables, self._layers, progress)
         if repair and bad:
             with self.change() as change:
                 for digest in bad:
                     change.forget(digest)
                 reindex(change.txn)
-        return {digest.hex(): wrong for digest, wrong in bad.items()}
+        return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
 
     def close(self) -> None:
         if self._capacity is not None:
@@ -372,7 +323,7 @@ class DiskStore(ChunkStore):
         before: Header | None = None
         while True:
             with self.tables.read() as txn:
-                header = _find(txn, key)
+                header = find(txn, key)
                 if isinstance(header, Miss):
                     return header
                 found = read(txn, header)
@@ -383,13 +334,10 @@ class DiskStore(ChunkStore):
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
-    def _coming(self, key: ChunkKey, kv: ChunkKV) -> _Coming:
-        coded = codec(key.codec)
-        pairs = zip(kv.keys, kv.values, strict=True)
-        raws = (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
-        size = coded.layer_bytes(kv.spec, len(kv.tokens)) or kv.spec.layer_bytes(len(kv.tokens))
-        blank = _blank(Header.of(key, kv, ()))
-        return _Coming(blank, raws, self._in_file(size))
+    def _coming(self, key: ChunkKey, kv: ChunkKV) -> Coming:
+        size = codec(key.codec).layer_bytes(kv.spec, len(kv.tokens))
+        in_file = self._in_file(size or kv.spec.layer_bytes(len(kv.tokens)))
+        return Coming.of(Header.of(key, kv, ()), encoded_layers(key.codec, kv), in_file=in_file)
 
     def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
         """Note, where the store is shared, that a remote is to have this chunk."""
@@ -398,55 +346,21 @@ class DiskStore(ChunkStore):
             outbox.send(txn, key.content, key.digest, header.version, levels)
 
     def _place(
-        self, coming: Sequence[_Coming], also: Callable[[Transaction], None] = lambda _: None
+        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
         """Write chunks, each in the place of what is there under its key; ``also`` in the same
         commit."""
-        files: dict[bytes, Header] = {}
-        try:
+        written = self._layers.written(coming)
+        with written as files, ExitStack() as committed, self.change() as change:
             for one in coming:
-                if one.in_file:
-                    files[one.blank.key] = self._write_file(one.blank, one.raws)
-            with ExitStack() as committed, self.change() as change:
-                for one in coming:
-                    change.forget(one.blank.key)
-                    header = files.get(one.blank.key) or change.put_layers(one.blank, one.raws)
-                    if self._capacity is not None:
-                        room = self._capacity.replaced(header, partial(_is_pinned, change.txn))
-                        for victim in committed.enter_context(room):
-                            change.evict(victim)
-                    change.enter(header)
-                also(change.txn)
-        except BaseException:
-            for header in files.values():
-                if not self._is_named(header.file):
-                    self._files.remove(header.file)
-            raise
-
-    def _write_file(self, blank: Header, raws: Iterable[Bytes]) -> Header:
-        """The header of a file that now holds ``raws``, and that nothing names yet."""
-        blank = replace(blank, file=self._files.new_name(blank.key))
-        payloads = []
-        path = self.tables.path
-        with explained(path, "write to"), self._files.create(blank.file) as file:
-            file.skip(len(encode_header(blank)))
-            for layer, raw in enumerate(raws):
-                checksum = layer_checksum(blank.key, layer, raw)
-                payloads.append(Payload(file.append(raw), len(raw), checksum))
-            header = replace(blank, payloads=tuple(payloads))
-            file.finish(encode_header(header))
-        return header
-
-    def _is_named(self, file: str) -> bool:
-        with self.tables.read() as txn:
-            header = decode_header(txn.get("headers", file_digest(file)) or b"")
-        return isinstance(header, Header) and header.file == file
-
-    def _sweep(self) -> None:
-        """Remove the files that a crash has left: those that no header names."""
-        for name in self._files.names():
-            if not self._is_named(name):
-                self._files.remove(name)
+                change.forget(one.blank.key)
+                header = files.get(one.blank.key) or self._layers.put(change.txn, one)
+                if self._capacity is not None:
+                    room = self._capacity.replaced(header, change.is_pinned)
+                    for victim in committed.enter_context(room):
+                        change.evict(victim)
+                change.enter(header)
+            also(change.txn)
 
     def _move(self, digest: bytes) -> bool:
         """Give a chunk the layout that it would get now; True if it had another and is whole."""
@@ -456,9 +370,9 @@ class DiskStore(ChunkStore):
                 if isinstance(header, Miss) or header.key != digest:
                     return False
                 in_file = self._in_file(header.payloads[0].length)
-                if in_file == bool(header.file) or self._damage(txn, digest) is not None:
+                if in_file == bool(header.file) or damage(txn, self._layers, digest) is not None:
                     return False
-                record = self._record(txn, digest)
+                record = self._layers.record(txn, digest)
                 noted = txn.get("variants", digest)
 
             def also(txn: Transaction) -> None:
@@ -467,88 +381,8 @@ class DiskStore(ChunkStore):
 
             if isinstance(record, Miss):
                 return False
-            self._place([_Coming.of(record, in_file)], also)
+            self._place([Coming.of(header, record.raws, in_file=in_file)], also)
         return True
-
-    def _record(self, txn: Transaction, digest: bytes) -> Record | Miss:
-        header = decode_header(txn.get("headers", digest) or b"")
-        if isinstance(header, Miss):
-            return header
-        raws = []
-        for layer in range(header.spec.layers):
-            raw = self._raw(txn, header, layer)
-            miss = raw if isinstance(raw, Miss) else check_layer_bytes(header, layer, raw)
-            if isinstance(raw, Miss) or miss is not None:
-                return cast("Miss", miss)
-            raws.append(raw)
-        return Record(header, tuple(raws))
-
-    def _raw(
-        self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
-    ) -> Bytes | Miss:
-        """The bytes of a layer, unchecked, in memory of their own: of ``room``, if they fit."""
-        check_layer(layer, header.spec.layers)
-        record = None if header.file else txn.view("layers", _layer_key(header.key, layer))
-        if record is None and not header.file:
-            return Miss("truncated", f"layer {layer} of {header.spec.layers} is missing")
-        payload = header.payloads[layer]
-        size = payload.length if record is None else len(record)
-        if room is None or len(room) < size:
-            room = self._blocks.empty(max(1, size))
-        if record is None:
-            return self._files.read(header.file, payload, room)
-        raw = room[:size]
-        raw[:] = np.frombuffer(record, np.uint8)
-        return raw
-
-    def _layer(
-        self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
-    ) -> tuple[Tensor, Tensor] | Miss:
-        raw = self._raw(txn, header, layer, room)
-        return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
-
-    def _chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
-        pairs = []
-        for layer in range(header.spec.layers):
-            pair = self._layer(txn, header, layer)
-            if isinstance(pair, Miss):
-                return pair
-            pairs.append(pair)
-        keys, values = zip(*pairs, strict=True)
-        return ChunkKV(header.tokens, keys, values, header.sensitivity)
-
-    def _damage(self, txn: Transaction, digest: bytes) -> Miss | None:
-        """What is wrong with what is stored under ``digest``; None too where it is gone by now."""
-        record = txn.get("headers", digest)
-        layers = sum(1 for _ in txn.keys("layers", digest))
-        if record is None:
-            return Miss("truncated", f"{layers} layers without a header") if layers else None
-        header = decode_header(record)
-        if isinstance(header, Miss):
-            return header
-        if header.key != digest:
-            return Miss("foreign", f"the header names {header.key.hex()[:12]}")
-        chunk = self._chunk(txn, header)
-        if isinstance(chunk, Miss):
-            return chunk
-        expected = 0 if header.file else header.spec.layers
-        if layers != expected:
-            return Miss("corrupt", f"{layers} layers stored, {expected} expected")
-        return None
-
-    def _orphans(self) -> Iterator[bytes]:
-        """What layer records are stored under, where there is no header for it."""
-        start = b""
-        while True:
-            with self.tables.read() as txn:
-                key = next(txn.keys("layers", start=start), None)
-                if key is None:
-                    return
-                digest = key[:_DIGEST]
-                orphan = txn.view("headers", digest) is None
-            if orphan:
-                yield digest
-            start = digest + _AFTER_LAYERS
 
 
 def as_layout(name: str) -> Layout:
@@ -557,99 +391,3 @@ def as_layout(name: str) -> Layout:
         if name == layout:
             return cast("Layout", layout)
     raise ConfigError(f"layout is {name!r}: it must be one of {', '.join(get_args(Layout))}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Coming:
-    """A chunk to be written: its header but for the payloads and the file, and its layers."""
-
-    blank: Header
-    raws: Iterable[Bytes]
-    in_file: bool
-
-    @classmethod
-    def of(cls, record: Record, in_file: bool) -> _Coming:
-        return cls(_blank(record.header), record.raws, in_file)
-
-
-def _blank(header: Header) -> Header:
-    """Without what says where the layers are."""
-    return replace(header, file="", payloads=(Payload(0, 0, 0),) * header.spec.layers)
-
-
-class DiskChange:
-    """A :class:`Change` of a store on disk."""
-
-    def __init__(self, txn: Transaction, *, shared: bool = False) -> None:
-        self.txn, self._shared = txn, shared
-        self.gone: list[str] = []  # files that nothing names once this is committed
-        self.forgotten: list[bytes] = []
-
-    def forget(self, digest: bytes) -> bool:
-        """Take a chunk out; True if it was there."""
-        header = decode_header(self.txn.get("headers", digest) or b"")
-        if isinstance(header, Header) and header.file:
-            self.gone.append(header.file)
-        self.forgotten.append(digest)
-        return remove(self.txn, digest)
-
-    def evict(self, digest: bytes) -> None:
-        """Take a chunk out that has to make room: its policy knows."""
-        self.forget(digest)
-        self.forgotten.remove(digest)
-
-    def forget_content(self, content: bytes) -> int:
-        if self._shared:
-            outbox.forget(self.txn, content)
-        digests = [row[_DIGEST:] for row in self.txn.keys("contents", content)]
-        return sum(map(self.forget, digests))
-
-    def put_layers(self, blank: Header, raws: Iterable[Bytes]) -> Header:
-        """Write layers as records; the header that goes with them."""
-        payloads = []
-        for layer, raw in enumerate(raws):
-            self.txn.put("layers", _layer_key(blank.key, layer), raw.data)
-            payloads.append(Payload(0, len(raw), layer_checksum(blank.key, layer, raw)))
-        return replace(blank, payloads=tuple(payloads))
-
-    def enter(self, header: Header) -> None:
-        self.txn.put("headers", header.key, encode_header(header))
-        account(self.txn, header, 1)
-
-
-def _room(size: int) -> int:
-    """So many bytes, and as many more that the next array is aligned as any of torch's."""
-    return -(-size // 64) * 64
-
-
-def _layer_key(digest: bytes, layer: int) -> bytes:
-    return digest + layer.to_bytes(2, "big")
-
-
-_decoded = lru_cache(256)(decode_header)  # one for each layer that is read of a chunk
-
-
-def _find(txn: Transaction, key: ChunkKey) -> Header | Miss:
-    record = txn.get("headers", key.digest)
-    if record is None:
-        return _absent(txn, key)
-    header = _decoded(record)
-    if isinstance(header, Miss):
-        return header
-    return header.foreign(key) or header
-
-
-def _is_pinned(txn: Transaction, digest: bytes) -> bool:
-    header = decode_header(txn.get("headers", digest) or b"")
-    if isinstance(header, Miss):
-        return False
-    pinned = next(txn.keys("pins", header.content), None) is not None
-    return pinned or outbox.waits(txn, header.content, digest)
-
-
-def _absent(txn: Transaction, key: ChunkKey) -> Miss:
-    for row in txn.keys("contents", key.content):
-        other = decode_header(txn.get("headers", row[_DIGEST:]) or b"")
-        if isinstance(other, Header):
-            return stale(key, other.name, other.mode)
-    return Miss("absent", "these tokens are not stored")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ragcache.store.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 MAGIC = b"RAGCHUNK"
 VERSION = 1
@@ -128,37 +128,6 @@ class Header:
             if mine != wanted:
                 return Miss("foreign", f"the record under this key names another {what}")
         return None
-
-
-class Record(NamedTuple):
-    """A chunk as it is stored; offsets in its header may be those of another place."""
-
-    header: Header
-    raws: tuple[Bytes, ...]  # per layer
-
-
-def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-    """Raise ValueError where these cannot be what ``key`` names, or cannot be stored."""
-    if kv.tokens != key.tokens:
-        raise ValueError(
-            f"KV of {len(kv.tokens)} tokens does not belong to a key of {len(key.tokens)} tokens: "
-            "the ids differ"
-        )
-    if not kv.tokens:
-        raise ValueError("a chunk without tokens has no KV to store")
-    dtypes = {str(t.dtype).removeprefix("torch.") for t in (*kv.keys, *kv.values)}
-    if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
-        raise ValueError(
-            f"KV of dtype {', '.join(sorted(dtypes))}: use one of {', '.join(DTYPES)} throughout"
-        )
-    if notes is not None and key.behind:
-        raise ValueError("only KV under a variant_key has notes")
-    if notes is not None and len(notes.per_token) != len(kv.tokens):
-        raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")
-    if not all(map(math.isfinite, kv.sensitivity)):
-        raise ValueError("a token's sensitivity is not finite")
-    if len(kv.keys) > 0xFFFF:
-        raise ValueError(f"{len(kv.keys)} layers: a chunk record has at most 65535")
 
 
 def encode_header(header: Header) -> bytes:

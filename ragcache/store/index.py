@@ -1,23 +1,58 @@
-"""What is kept beside the chunks: which keys hold the same tokens, and counts per fingerprint.
+"""Headers by key, and what follows from them: which keys hold the same tokens, and totals.
 
-Both follow from the headers and change in the same transaction; ``reindex`` makes them again.
+What follows changes in the same transaction as the headers; ``reindex`` makes it again.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from ragcache.store.base import ABSENT, Miss, stale
 from ragcache.store.header import Header, decode_header
 
 if TYPE_CHECKING:
-    from ragcache.store.tables import Transaction
+    from ragcache.store.key import ChunkKey
+    from ragcache.store.tables import Tables, Transaction
 
+_DIGEST = 32
+_PAGE = 1000  # digests listed per read transaction
 _TOTAL = struct.Struct("<QQ")
 
 
+def find(txn: Transaction, key: ChunkKey) -> Header | Miss:
+    """The header under ``key``; where there is none, *stale* if its tokens are there otherwise."""
+    record = txn.get("headers", key.digest)
+    if record is None:
+        return _absent(txn, key)
+    header = decode_header(record)
+    if isinstance(header, Miss):
+        return header
+    return header.foreign(key) or header
+
+
+def digests(tables: Tables) -> Iterator[bytes]:
+    """Of all chunks, in byte order; one that is put or taken out meanwhile may or may not come."""
+    start = b""
+    while True:
+        with tables.read() as txn:
+            page = list(islice(txn.keys("headers", start=start), _PAGE))
+        yield from page
+        if len(page) < _PAGE:
+            return
+        start = page[-1] + b"\0"
+
+
+def digests_of(txn: Transaction, content: bytes) -> Iterator[bytes]:
+    """Of the chunks that hold these tokens, in byte order."""
+    for row in txn.keys("contents", content):
+        yield row[_DIGEST:]
+
+
 def remove(txn: Transaction, digest: bytes) -> bool:
+    """Take a chunk out, with all that is kept of it, but for its file; True if it was there."""
     record = txn.get("headers", digest)
     for row in list(txn.keys("layers", digest)):
         txn.delete("layers", row)
@@ -35,7 +70,7 @@ def remove(txn: Transaction, digest: bytes) -> bool:
 
 
 def account(txn: Transaction, header: Header, sign: int) -> None:
-    """Enter a chunk into the index and the totals (``sign`` 1), or take it out (-1)."""
+    """Enter a chunk into contents and totals (``sign`` 1), or take it out (-1)."""
     row = header.content + header.key
     if sign > 0:
         txn.put("contents", row, b"")
@@ -60,10 +95,18 @@ def totals(txn: Transaction) -> Iterator[tuple[int, int, str]]:
 
 
 def reindex(txn: Transaction) -> None:
-    """Make index and totals again from the headers."""
+    """Make contents and totals again from the headers."""
     txn.clear("contents")
     txn.clear("totals")
     for digest in list(txn.keys("headers")):
         header = decode_header(txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.key == digest:
             account(txn, header, 1)
+
+
+def _absent(txn: Transaction, key: ChunkKey) -> Miss:
+    for digest in digests_of(txn, key.content):
+        other = decode_header(txn.get("headers", digest) or b"")
+        if isinstance(other, Header):
+            return stale(key, other.name, other.mode)
+    return ABSENT

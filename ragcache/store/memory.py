@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
 from ragcache.store.base import (
+    ABSENT,
     ChunkStore,
     Miss,
     Stored,
@@ -21,7 +22,7 @@ from ragcache.store.base import (
     stale,
     unusable,
 )
-from ragcache.store.header import check_kv
+from ragcache.store.record import check_kv
 from ragcache.store.tables import MemoryTables
 from ragcache.types import ChunkKV, ChunkNotes
 
@@ -151,7 +152,7 @@ class MemoryStore(ChunkStore):
         # ``key`` itself may have been put since it was looked for
         same = [k for k in every if k.content == key.content and k.digest != key.digest]
         if not same:
-            return Miss("absent", "these tokens are not stored")
+            return ABSENT
         first = min(same, key=lambda other: other.digest)
         return stale(key, str(first.fingerprint), first.mode)
 

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragcache.errors import RemoteError
-from ragcache.store.base import Miss, Stored, check_layer, stale
+from ragcache.store.base import ABSENT, Miss, Stored, check_layer, stale
 from ragcache.store.bucket import Again, Bucket, Got
 from ragcache.store.files import aligned
 from ragcache.store.header import (
     Header,
     Payload,
-    Record,
     check_layer_bytes,
     decode_header,
     encode_header,
@@ -34,6 +33,7 @@ from ragcache.store.header import (
     layer_checksum,
 )
 from ragcache.store.link import Meter
+from ragcache.store.record import Record
 
 if TYPE_CHECKING:
     from ragcache.store.codecs.base import Bytes
@@ -43,7 +43,6 @@ FOLDER = "chunks"
 _FIRST = 16 << 10  # bytes read of an object to see its header; the rest of a longer one after that
 _KNOWN = 4096  # headers that are remembered
 _CHANGES = 5  # of an object under our hands, before it is given up
-ABSENT = Miss("absent", "these tokens are not stored")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from ragcache.errors import FullError, StoreError
 from ragcache.store import outbox
 from ragcache.store.arrivals import Arrivals
 from ragcache.store.base import (
+    ABSENT,
     Change,
     ChunkStore,
     Miss,
@@ -44,10 +45,11 @@ from ragcache.store.bucket import Bucket
 from ragcache.store.codecs import codec
 from ragcache.store.courier import Courier
 from ragcache.store.disk import DiskStore
-from ragcache.store.header import Header, Record, check_kv, decode_layer
+from ragcache.store.header import Header, decode_layer
 from ragcache.store.key import at_level
 from ragcache.store.link import Link
-from ragcache.store.objects import ABSENT, ChunkObjects
+from ragcache.store.objects import ChunkObjects
+from ragcache.store.record import encoded
 from ragcache.types import ChunkKV
 
 if TYPE_CHECKING:
@@ -360,11 +362,3 @@ def shared(disk: DiskStore, url: str, levels: str = "", *, pin: bool = False) ->
     """
     names = [name.strip() for name in levels.split(",") if name.strip()]
     return RemoteStore(disk, ChunkObjects(Bucket(url)), levels=names, pin=pin)
-
-
-def encoded(key: ChunkKey, kv: ChunkKV) -> Record:
-    """A chunk as it is stored. Raises ValueError as ``ChunkStore.put`` does."""
-    check_kv(key, kv)
-    coded, pairs = codec(key.codec), zip(kv.keys, kv.values, strict=True)
-    raws = tuple(coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
-    return Record(Header.of(key, kv, ()), raws)

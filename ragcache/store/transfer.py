@@ -10,13 +10,13 @@ from typing import Literal, TypeVar
 
 from ragcache.errors import FullError
 from ragcache.store.base import Miss
-from ragcache.store.courier import transcoded
 from ragcache.store.disk import DiskStore
 from ragcache.store.header import Header
 from ragcache.store.key import INCONTEXT
 from ragcache.store.link import AT_ONCE
 from ragcache.store.objects import ChunkObjects, Seen, content_of, digest_of
 from ragcache.store.outbox import Level
+from ragcache.store.record import transcoded
 
 Item = TypeVar("Item")
 Told = Callable[[int, int], None]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ragcache.errors import StoreError
 from ragcache.store.base import Variant
 from ragcache.store.header import Header, decode_header
+from ragcache.store.index import digests_of
 from ragcache.store.key import ChunkKey
 from ragcache.store.sealed import as_json, get_sealed, put_sealed
 from ragcache.types import ChunkNotes
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ragcache.store.tables import Transaction
 
 _TABLE = "variants"
-_DIGEST = 32
 
 
 def put(txn: Transaction, key: bytes, notes: ChunkNotes, score: float = 0.0) -> None:
@@ -28,8 +28,7 @@ def put(txn: Transaction, key: bytes, notes: ChunkNotes, score: float = 0.0) -> 
 def find(txn: Transaction, key: ChunkKey) -> list[Variant]:
     """See :meth:`ChunkStore.variants`."""
     found = []
-    for row in txn.keys("contents", key.content):
-        digest = row[_DIGEST:]
+    for digest in digests_of(txn, key.content):
         header = decode_header(txn.get("headers", digest) or b"")
         if not isinstance(header, Header) or (read := _read(txn, digest)) is None:
             continue

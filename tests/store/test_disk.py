@@ -17,8 +17,7 @@ import torch
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, DiskStore, Miss
-from ragcache.store import disk as disk_module
+from ragcache.store import ChunkKey, DiskStore, Miss, change
 from ragcache.store.disk import FILES_FROM
 from ragcache.store.index import account
 from ragcache.store.key import variant_key
@@ -247,7 +246,7 @@ def test_a_put_that_fails_leaves_what_was_there(
         raise StoreError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk_module, "account", fails)
+        patch.setattr(change, "account", fails)
         with pytest.raises(StoreError, match="no"):
             two.put(ONE, make_kv(ONE, seed=1))
     assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
@@ -283,7 +282,7 @@ def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPat
 
     third = make_key(7)
     with monkeypatch.context() as patch:
-        patch.setattr(disk_module, "account", fails)
+        patch.setattr(change, "account", fails)
         with pytest.raises(StoreError, match="no"):
             two.put_all([(key, make_kv(key, seed=1)) for key in (third, ONE, TWO)])
     assert calls and not two.has(third) and two.verify() == {}

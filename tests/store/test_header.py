@@ -18,13 +18,13 @@ from ragcache.store.codecs.base import Bytes
 from ragcache.store.header import (
     Header,
     Payload,
-    check_kv,
     decode_header,
     decode_layer,
     encode_header,
     layer_checksum,
 )
 from ragcache.store.key import ChunkKey
+from ragcache.store.record import check_kv
 from ragcache.types import ChunkKV
 from tests.store.samples import DIM, HEADS, MODEL, make_key, make_kv
 

@@ -1,0 +1,71 @@
+"""What is wrong with the chunks of a store on disk: every one read whole, and layers of none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ragcache.store.base import Miss
+from ragcache.store.header import decode_header
+from ragcache.store.index import digests
+
+if TYPE_CHECKING:
+    from ragcache.store.layers import ChunkLayers
+    from ragcache.store.tables import Tables, Transaction
+
+_DIGEST = 32
+_AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
+
+
+def damaged(
+    tables: Tables, layers: ChunkLayers, told: Callable[[int, int], None] | None = None
+) -> dict[bytes, Miss]:
+    """Key digest -> what is wrong, of all chunks and of layers without a header.
+
+    Told (done, of how many) before each.
+    """
+    bad = {}
+    every = [*digests(tables), *_orphans(tables)]
+    for number, digest in enumerate(every):
+        if told is not None:
+            told(number, len(every))
+        with tables.read() as txn:
+            miss = damage(txn, layers, digest)
+        if miss is not None:
+            bad[digest] = miss
+    return bad
+
+
+def damage(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
+    """What is wrong with what is stored under ``digest``; None too where it is gone by now."""
+    record = txn.get("headers", digest)
+    rows = sum(1 for _ in txn.keys("layers", digest))
+    if record is None:
+        return Miss("truncated", f"{rows} layers without a header") if rows else None
+    header = decode_header(record)
+    if isinstance(header, Miss):
+        return header
+    if header.key != digest:
+        return Miss("foreign", f"the header names {header.key.hex()[:12]}")
+    chunk = layers.chunk(txn, header)
+    if isinstance(chunk, Miss):
+        return chunk
+    expected = 0 if header.file else header.spec.layers
+    if rows != expected:
+        return Miss("corrupt", f"{rows} layers stored, {expected} expected")
+    return None
+
+
+def _orphans(tables: Tables) -> Iterator[bytes]:
+    """What layer records are stored under, where there is no header for it."""
+    start = b""
+    while True:
+        with tables.read() as txn:
+            key = next(txn.keys("layers", start=start), None)
+            if key is None:
+                return
+            digest = key[:_DIGEST]
+            orphan = txn.view("headers", digest) is None
+        if orphan:
+            yield digest
+        start = digest + _AFTER_LAYERS
