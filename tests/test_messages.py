@@ -41,8 +41,8 @@ from ragcache.retriever.source import read
 from ragcache.settings import Settings
 from ragcache.simulate import Model, simulate
 from ragcache.store import Catalog, DiskStore, MemoryStore
-from ragcache.store.catalog import _vector
 from ragcache.store.directory import explained
+from ragcache.store.rows import _vector
 from ragcache.store.sealed import put_sealed
 from ragcache.trace import scans, topics
 from ragcache.types import Chunk, ChunkKV, Document, KVSpec, Prompt

@@ -17,7 +17,7 @@ from ragcache.api.reporting import store_json
 from ragcache.api.routes import Served, Tenant, in_thread, opened
 from ragcache.api.schemas import NewChunks, NewDocuments, NewJob
 from ragcache.indexing import check_documents
-from ragcache.store.catalog import Entry
+from ragcache.store.documents import Entry
 from ragcache.types import Chunk, Document
 
 router = APIRouter()
