@@ -67,6 +67,7 @@ class Miss:
     detail: str = ""
 
 
+#: Where nothing is known of the tokens, under any key.
 ABSENT = Miss("absent", "these tokens are not stored")
 
 
@@ -107,6 +108,7 @@ class Tally:
         return found
 
     def snapshot(self) -> tuple[int, Counter[MissReason]]:
+        """Hits, and misses by reason."""
         with self._lock:
             return self._hits, self._misses.copy()
 
@@ -135,6 +137,7 @@ def unusable(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
 
 
 def check_layer(layer: int, layers: int) -> None:
+    """Raise ValueError for a layer that a chunk of so many does not have."""
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} of a chunk that has layers 0 to {layers - 1}")
 
@@ -253,7 +256,8 @@ class ChunkStore(ABC):
         """
 
     @abstractmethod
-    def stats(self) -> StoreStats: ...
+    def stats(self) -> StoreStats:
+        """Of the store as a whole."""
 
     @abstractmethod
     def verify(self, *, repair: bool = False) -> dict[str, str]:

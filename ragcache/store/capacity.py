@@ -89,7 +89,7 @@ class Capacity:
                 self._held += Counter()  # forgets those that nobody reads
 
     @contextmanager
-    def replaced(self, header: Header, pinned: Callable[[bytes], bool]) -> Iterator[list[bytes]]:
+    def making_room(self, header: Header, pinned: Callable[[bytes], bool]) -> Iterator[list[bytes]]:
         """A chunk is about to come in: what has to go for it, in the same commit.
 
         Nobody begins to read while this lasts, and once it has ended well the chunk is there and

@@ -167,7 +167,7 @@ class Catalog:
     def contents(self) -> set[bytes]:
         """Content digests of everything that documents use."""
         with self._tables.read() as txn:
-            return uses.every(txn)
+            return uses.contents(txn)
 
     def document_digest(self, document_id: str) -> bytes | None:
         """The ``source_digest`` it was put with; None where there is no such document."""

@@ -61,6 +61,7 @@ def current(path: Path) -> Path:
 
 
 def number_of(folder: Path) -> int:
+    """How often the store had been compacted when ``folder`` was made."""
     return int(folder.name.removeprefix("data-")) if folder.name.startswith("data-") else 0
 
 

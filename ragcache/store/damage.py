@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING
 from ragcache.store.base import Miss
 from ragcache.store.header import decode_header
 from ragcache.store.index import digests
+from ragcache.store.key import DIGEST
 
 if TYPE_CHECKING:
     from ragcache.store.layers import ChunkLayers
     from ragcache.store.tables import Tables, Transaction
 
-_DIGEST = 32
 _AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
 
 
 def damaged(
-    tables: Tables, layers: ChunkLayers, told: Callable[[int, int], None] | None = None
+    tables: Tables, layers: ChunkLayers, progress: Callable[[int, int], None] | None = None
 ) -> dict[bytes, Miss]:
     """Key digest -> what is wrong, of all chunks and of layers without a header.
 
-    Told (done, of how many) before each.
+    ``progress`` is told (done, of how many) before each.
     """
     bad = {}
     every = [*digests(tables), *_orphans(tables)]
     for number, digest in enumerate(every):
-        if told is not None:
-            told(number, len(every))
+        if progress is not None:
+            progress(number, len(every))
         with tables.read() as txn:
             miss = damage(txn, layers, digest)
         if miss is not None:
@@ -64,7 +64,7 @@ def _orphans(tables: Tables) -> Iterator[bytes]:
             key = next(txn.keys("layers", start=start), None)
             if key is None:
                 return
-            digest = key[:_DIGEST]
+            digest = key[:DIGEST]
             orphan = txn.view("headers", digest) is None
         if orphan:
             yield digest

@@ -91,10 +91,7 @@ class DataFile:
 
 
 class LmdbTransaction(Transaction):
-    """Of LMDB; ``tables``: handles by name, None of a table that is not there.
-
-    Its views are of LMDB's own memory.
-    """
+    """A transaction of LMDB. ``tables``: handles by name, None of a table that is not there."""
 
     def __init__(self, txn: lmdb.Transaction[Any], tables: dict[str, Any]) -> None:
         self.txn = txn
@@ -253,4 +250,5 @@ def _table(env: lmdb.Environment, name: str, readonly: bool) -> Any:
 
 
 def no_store(path: Path) -> StoreError:
+    """The error of who wants to read a store that was never made."""
     return StoreError(f"no store in {path}: open it for writing once to make one")

@@ -9,10 +9,9 @@ names is not there.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
@@ -21,9 +20,9 @@ from ragcache.errors import ConfigError, StoreError
 from ragcache.store import outbox, variants
 from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats, Tally, Variant, unusable
 from ragcache.store.capacity import UNBOUNDED, Capacity, Quota
-from ragcache.store.change import DiskChange
+from ragcache.store.change import Changes, DiskChange
 from ragcache.store.codecs import codec
-from ragcache.store.damage import damage, damaged
+from ragcache.store.damage import damaged
 from ragcache.store.directory import explained
 from ragcache.store.environment import Environment
 from ragcache.store.header import Header, decode_header
@@ -81,8 +80,8 @@ class DiskStore(ChunkStore):
         self.tables = Environment(path, map_size=map_size, readonly=readonly)
         self._layers = ChunkLayers(self.tables, pin=pin)
         self._tally = Tally()
-        self._changes = 0
-        self._writing = threading.RLock()  # a change of chunks, from its first look on
+        self._changes = Changes(self.tables, self._layers, self._capacity)
+        self._changed = 0  # times
         try:
             if not readonly:
                 with explained(self.tables.path, "open"):
@@ -175,26 +174,24 @@ class DiskStore(ChunkStore):
 
     @contextmanager
     def change(self) -> Iterator[DiskChange]:
-        with self._writing:
-            with self.tables.write() as txn:
-                change = DiskChange(txn, shared=self.shared is not None)
-                yield change
-                if self._capacity is not None:
-                    self._capacity.save(txn)
-            if self._capacity is not None:
-                for digest in change.forgotten:
-                    self._capacity.discard(digest)
-            for name in change.gone:  # nothing names them any more
-                self._layers.remove(name)
-            self._changes += 1
-            if self._changes % _LOOK_EVERY == 0:
-                self._compact_if_wasteful()
+        with self._changes.begin(shared=self.shared is not None) as change:
+            yield change
+        self._look()
 
-    def _compact_if_wasteful(self) -> None:
-        """What is committed is committed, whatever becomes of this."""
+    def _place(
+        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+    ) -> None:
+        self._changes.place(coming, also)
+        self._look()
+
+    def _look(self) -> None:
+        """After every change: compact now and then. What is committed is committed, whatever
+        becomes of this."""
         try:
-            if self.is_wasteful():
-                self.compact()
+            with self._changes.alone:
+                self._changed += 1
+                if self._changed % _LOOK_EVERY == 0 and self.is_wasteful():
+                    self.compact()
         except (StoreError, OSError) as error:
             logger.warning("compaction of %s was given up: %s", self.tables.path, error)
 
@@ -209,7 +206,7 @@ class DiskStore(ChunkStore):
         Happens by itself, now and then, where the store :meth:`is_wasteful`. Files of chunks give
         their space back when they are removed.
         """
-        with self._writing:
+        with self._changes.alone:
             return self.tables.compact()
 
     def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
@@ -221,7 +218,9 @@ class DiskStore(ChunkStore):
         self.layout, moved = layout, 0
         every = list(self.keys())
         for done, digest in enumerate(every, 1):
-            moved += self._move(digest)
+            if self._changes.move(digest, self._in_file):
+                moved += 1
+                self._look()
             if progress is not None:
                 progress(done, len(every))
         return moved
@@ -263,7 +262,7 @@ class DiskStore(ChunkStore):
         been told yet. Raises FullError as ``put`` does.
         """
         header = record.header
-        with self._writing:
+        with self._changes.alone:
             with self.tables.read() as txn:
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
                 if there or outbox.gone(txn, header.content, header.key):
@@ -344,45 +343,6 @@ class DiskStore(ChunkStore):
         if self.shared is not None:
             levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
             outbox.send(txn, key.content, key.digest, header.version, levels)
-
-    def _place(
-        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
-    ) -> None:
-        """Write chunks, each in the place of what is there under its key; ``also`` in the same
-        commit."""
-        written = self._layers.written(coming)
-        with written as files, ExitStack() as committed, self.change() as change:
-            for one in coming:
-                change.forget(one.blank.key)
-                header = files.get(one.blank.key) or self._layers.put(change.txn, one)
-                if self._capacity is not None:
-                    room = self._capacity.replaced(header, change.is_pinned)
-                    for victim in committed.enter_context(room):
-                        change.evict(victim)
-                change.enter(header)
-            also(change.txn)
-
-    def _move(self, digest: bytes) -> bool:
-        """Give a chunk the layout that it would get now; True if it had another and is whole."""
-        with self._writing:
-            with self.tables.read() as txn:
-                header = decode_header(txn.get("headers", digest) or b"")
-                if isinstance(header, Miss) or header.key != digest:
-                    return False
-                in_file = self._in_file(header.payloads[0].length)
-                if in_file == bool(header.file) or damage(txn, self._layers, digest) is not None:
-                    return False
-                record = self._layers.record(txn, digest)
-                noted = txn.get("variants", digest)
-
-            def also(txn: Transaction) -> None:
-                if noted is not None:
-                    txn.put("variants", digest, noted)
-
-            if isinstance(record, Miss):
-                return False
-            self._place([Coming.of(header, record.raws, in_file=in_file)], also)
-        return True
 
 
 def as_layout(name: str) -> Layout:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from ragcache.store.base import ABSENT, Miss, stale
 from ragcache.store.header import Header, decode_header
+from ragcache.store.key import DIGEST
 
 if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.store.tables import Tables, Transaction
 
-_DIGEST = 32
 _PAGE = 1000  # digests listed per read transaction
 _TOTAL = struct.Struct("<QQ")
 
@@ -48,7 +48,7 @@ def digests(tables: Tables) -> Iterator[bytes]:
 def digests_of(txn: Transaction, content: bytes) -> Iterator[bytes]:
     """Of the chunks that hold these tokens, in byte order."""
     for row in txn.keys("contents", content):
-        yield row[_DIGEST:]
+        yield row[DIGEST:]
 
 
 def remove(txn: Transaction, digest: bytes) -> bool:

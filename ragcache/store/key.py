@@ -9,6 +9,8 @@ from blake3 import blake3
 
 from ragcache.types import Fingerprint, Tokens
 
+DIGEST = 32  # bytes of every digest
+
 
 def digest_tokens(tokens: Tokens) -> bytes:
     """blake3 over the ids as little-endian u32, 32 bytes."""

@@ -116,7 +116,7 @@ class ChunkLayers:
     def pairs(self, headers: Sequence[Header | None], layer: int) -> list[Pair | Miss | None]:
         """:meth:`pair` of several chunks, in one transaction and one piece of memory; None for
         None. Bytes that another put has replaced since do not match ``headers``: a Miss."""
-        sizes = [0 if h is None else _room(h.payloads[layer].length) for h in headers]
+        sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))
         found: list[Pair | Miss | None] = []
         with self._tables.read() as txn:
@@ -189,7 +189,7 @@ class ChunkLayers:
         return isinstance(header, Header) and header.file == file
 
 
-def _room(size: int) -> int:
+def _rounded(size: int) -> int:
     """So many bytes, and as many more that the next array is aligned as any of torch's."""
     return -(-size // 64) * 64
 

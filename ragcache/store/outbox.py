@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from ragcache.store.key import DIGEST
+
 if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.store.tables import Transaction
 
 TABLE = "outbox"
-_DIGEST = 32
 
 
 class Level(NamedTuple):
@@ -100,7 +101,7 @@ def first(txn: Transaction, most: int) -> list[Row]:
     for key in islice(txn.keys(TABLE), most):
         value = txn.get(TABLE, key)
         assert value is not None
-        found.append(Row(key[:_DIGEST], key[_DIGEST:] or None, value))
+        found.append(Row(key[:DIGEST], key[DIGEST:] or None, value))
     return found
 
 
@@ -112,4 +113,5 @@ def told(txn: Transaction, row: Row) -> None:
 
 
 def depth(txn: Transaction) -> int:
+    """How much is still to be told: rows."""
     return txn.count(TABLE)

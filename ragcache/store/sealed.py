@@ -18,6 +18,7 @@ _CHECKSUM = struct.Struct("<Q")
 
 
 def put_sealed(txn: Transaction, table: str, key: bytes, body: bytes) -> None:
+    """Replace what is there under ``key``."""
     txn.put(table, key, _CHECKSUM.pack(_seal(table, key, body)) + body)
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ragcache.store.key import DIGEST
 from ragcache.store.rows import row_key
 
 if TYPE_CHECKING:
     from ragcache.store.base import Change
     from ragcache.store.tables import Transaction
-
-_CONTENT = 32  # bytes of ChunkKey.content
 
 
 def add(txn: Transaction, row: int, content: bytes, *, pinned: bool) -> None:
@@ -34,18 +33,18 @@ def is_used(txn: Transaction, row: int, content: bytes) -> bool:
 
 def pin(txn: Transaction, row: int, pinned: bool) -> None:
     """Pin all that a row uses, or pin it no longer: others may."""
-    for content in _contents(txn, row):
+    for content in _used_by(txn, row):
         _pin(txn, row, content, pinned)
 
 
 def release(txn: Transaction, row: int) -> list[bytes]:
     """A row uses nothing any more; what it has used."""
-    contents = _contents(txn, row)
-    for content in contents:
+    used = _used_by(txn, row)
+    for content in used:
         txn.delete("uses", content + row_key(row))
         txn.delete("pins", content + row_key(row))
     txn.delete("used", row_key(row))
-    return contents
+    return used
 
 
 def drop_unused(change: Change, contents: Iterable[bytes]) -> None:
@@ -55,9 +54,9 @@ def drop_unused(change: Change, contents: Iterable[bytes]) -> None:
             change.forget_content(content)
 
 
-def every(txn: Transaction) -> set[bytes]:
+def contents(txn: Transaction) -> set[bytes]:
     """All contents that are used."""
-    return {row[:_CONTENT] for row in txn.keys("uses")}
+    return {row[:DIGEST] for row in txn.keys("uses")}
 
 
 def _pin(txn: Transaction, row: int, content: bytes, pinned: bool) -> None:
@@ -67,6 +66,6 @@ def _pin(txn: Transaction, row: int, content: bytes, pinned: bool) -> None:
         txn.delete("pins", content + row_key(row))
 
 
-def _contents(txn: Transaction, row: int) -> list[bytes]:
+def _used_by(txn: Transaction, row: int) -> list[bytes]:
     used = txn.get("used", row_key(row)) or b""
-    return [used[at : at + _CONTENT] for at in range(0, len(used), _CONTENT)]
+    return [used[at : at + DIGEST] for at in range(0, len(used), DIGEST)]

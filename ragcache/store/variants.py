@@ -20,6 +20,7 @@ _TABLE = "variants"
 
 
 def put(txn: Transaction, key: bytes, notes: ChunkNotes, score: float = 0.0) -> None:
+    """Make the chunk under this digest a variant, or replace what was noted of it."""
     before = [digest.hex() for digest in notes.before]
     fields = [score, before, notes.inter, notes.per_token, notes.impact]
     put_sealed(txn, _TABLE, key, as_json(fields))
@@ -39,6 +40,7 @@ def find(txn: Transaction, key: ChunkKey) -> list[Variant]:
 
 
 def credit(txn: Transaction, key: ChunkKey, worth: float) -> None:
+    """Add to the score of a variant; one that is gone or damaged is passed over."""
     if (read := _read(txn, key.digest)) is not None:
         put(txn, key.digest, read[0], read[1] + worth)
 
