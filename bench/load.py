@@ -44,7 +44,7 @@ from ragcache.compiled import compiled
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.store.capacity import Quota
 from ragcache.store.disk import DiskStore
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 from ragcache.types import Prompt
 
 MODES = "full", "prefix", "reuse", "cacheblend", "fused"
@@ -128,10 +128,10 @@ def _answering(
     below = Answering(model, disk, how)
     keys = prepare(below, Prompt(corpus.prefix, tuple(corpus.texts), ()))
     size = disk.stats().payload_bytes
-    store = opened.enter_context(TieredStore(disk, size))
+    store = opened.enter_context(RamTier(disk, size))
     read(store, keys)
     own = DiskStore(folder / "prefixes", quota=Quota(size))
-    prefixes = opened.enter_context(TieredStore(own, size))
+    prefixes = opened.enter_context(RamTier(own, size))
     stores = {name: prefixes if name == "prefix" else store for name in modes}
     return {name: Answering(model, tier, how) for name, tier in stores.items()}, below
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from bench import results
 from bench.serving import read
 from ragcache.store import ChunkKey, DiskStore
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 from ragcache.types import ChunkKV, Fingerprint
 
 HEADS, DIM = 8, 128  # bfloat16: 4 KiB a token and layer, as Llama-3.1-8B
@@ -130,7 +130,7 @@ def row(folder: Path, tokens: int, chunks: int, rounds: int) -> Row:
     made = dict(chunk(number, tokens) for number in range(chunks))
     keys, spec = list(made), made[next(iter(made))].spec
     size = chunks * spec.chunk_bytes(tokens)
-    with TieredStore(DiskStore(folder / "store"), size) as store:
+    with RamTier(DiskStore(folder / "store"), size) as store:
         for key, kv in made.items():
             store.put(key, kv)
         disk = rate(size, lambda: read(store.below, keys), rounds)

@@ -53,8 +53,8 @@ from ragcache.store.capacity import Quota
 from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey, at_level
 from ragcache.store.objects import ChunkObjects
+from ragcache.store.ram import RamTier
 from ragcache.store.remote import RemoteStore
-from ragcache.store.tier import TieredStore
 from ragcache.timing import measured
 from ragcache.types import Plan, Prompt, Sampling
 
@@ -124,7 +124,7 @@ class Found:
     pipelined_s: dict[str, float]  # transfer, compute, both at once
 
 
-class At(TieredStore):
+class At(RamTier):
     """Has every chunk at one level, and holds nothing."""
 
     def __init__(self, below: RemoteStore, level: str) -> None:
@@ -211,7 +211,7 @@ class Bench:
             how, model = compiled("prefix", self.model), self.model
             keys = [ChunkKey(model.fingerprint, self.given.prefix)]
             keys += chunk_keys(self.given, model.fingerprint, "compiled", how, "")
-            here = TieredStore(self.disk, 2 * self.disk.stats().payload_bytes)
+            here = RamTier(self.disk, 2 * self.disk.stats().payload_bytes)
             read(here, keys)
             works = {
                 "transfer": lambda: clocked(lambda: read(store, keys)),

@@ -53,8 +53,8 @@ from ragcache.resolve import chunk_keys, resolve
 from ragcache.store.base import ChunkStore, Stored
 from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
+from ragcache.store.ram import RamTier
 from ragcache.store.reader import LayerReader
-from ragcache.store.tier import TieredStore
 from ragcache.types import Prompt
 
 CONTEXTS = 1024, 2048, 4096, 8192
@@ -94,7 +94,7 @@ class Found:
     balanced_s: dict[str, float]  # at the slow store: load, compute, pipelined, one after the other
 
 
-class Slow(TieredStore):
+class Slow(RamTier):
     """Takes ``seconds`` for a layer of all chunks, asleep for most of it, and one at a time."""
 
     seconds = 0.0
@@ -127,7 +127,7 @@ class Bench:
         disk = opened.enter_context(DiskStore(folder / "store", pin=pin))
         precompute(model, disk, [ChunkKey(model.fingerprint, given.prefix), *keys])
         size = 2 * disk.stats().payload_bytes
-        stores = {"RAM": TieredStore(disk, size, pin=pin), "disk": disk, "cold": disk}
+        stores = {"RAM": RamTier(disk, size, pin=pin), "disk": disk, "cold": disk}
         return cls(model, given, folder, {**stores, "slow": Slow(disk, size, pin=pin)}, rounds)
 
     def prefill(self, store: str, mode: str, ratio: float | None) -> FusedPrompt:

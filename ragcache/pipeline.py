@@ -30,7 +30,7 @@ from ragcache.store.catalog import Catalog, Entry
 from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey, at_level
 from ragcache.store.outbox import Level
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class RagCache:
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
         if settings.ram_bytes and isinstance(engine, Engine):  # servers hold what they read
-            self.chunks = TieredStore(self.chunks, settings.ram_bytes, pin=pin)
+            self.chunks = RamTier(self.chunks, settings.ram_bytes, pin=pin)
         self.indexing = Indexing(
             engine, self.chunks, self.catalog, splitter, self.retriever, compiled, tenant
         )

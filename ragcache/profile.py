@@ -19,7 +19,7 @@ from ragcache.speeds import Speeds
 from ragcache.store.base import ChunkStore, Stored
 from ragcache.store.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 from ragcache.timing import measured
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Profile:
 def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
     """A digest of everything that the speeds depend on."""
     below, ram_bytes = store, 0
-    if isinstance(store, TieredStore):
+    if isinstance(store, RamTier):
         below, ram_bytes = store.below, store.max_bytes
     below = getattr(below, "disk", below)  # of a remote, what is measured is here
     device = str(getattr(engine, "device", ""))

@@ -21,8 +21,8 @@ from ragcache.errors import StoreError
 from ragcache.speeds import Speeds
 from ragcache.store.base import ChunkStore, Miss, Stored
 from ragcache.store.codecs import codec
+from ragcache.store.ram import RamTier
 from ragcache.store.reader import LayerReader
-from ragcache.store.tier import TieredStore
 from ragcache.types import KVSpec, Load, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _readings(store: ChunkStore, batches: list[list[Stored]]) -> list[tuple[int,
         if not batch:
             continue
         try:
-            if isinstance(store, TieredStore):
+            if isinstance(store, RamTier):
                 _drained(store, batch)
             seconds = _drained(store, batch)
         except StoreError as error:

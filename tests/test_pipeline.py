@@ -15,7 +15,7 @@ from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.pipeline import RagCache
 from ragcache.store.base import Miss
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 from ragcache.types import Document, Sampling
 from tests import models, scene
 
@@ -89,11 +89,11 @@ def test_a_tier_in_ram_answers_the_same(tmp_path: Path) -> None:
         cache.add(scene.DOCUMENTS)
         want = cache.ask(QUESTION)
     with scene.small(tmp_path, ram_bytes=1 << 24) as cache:
-        assert isinstance(cache.chunks, TieredStore)
+        assert isinstance(cache.chunks, RamTier)
         first, second = cache.ask(QUESTION), cache.ask(QUESTION)
         assert first.text == second.text == want.text
         assert second.report.chunks == want.report.chunks
-        assert cache.chunks.tier.hits > 0
+        assert cache.chunks.ram.hits > 0
         cache.delete(["holt"])
         assert not any(c.id.startswith("holt") for c in cache.ask(QUESTION).report.chunks)
 

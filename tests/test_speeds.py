@@ -19,7 +19,7 @@ from ragcache.precompute import precompute
 from ragcache.profile import Profile
 from ragcache.speeds import Speeds
 from ragcache.store import Catalog, ChunkKey, DiskStore
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 from tests import models, scene
 
 SPEEDS = Speeds(0.1, 0.01, 0.001, 0.002, 0.003, 0.0004, 0.5, 0.25, "today", {"int8": 0.1})
@@ -150,7 +150,7 @@ def test_a_store_that_cannot_be_written_keeps_nothing(
 def test_what_is_recorded_is_for_one_model_and_one_way_to_store(tmp_path: Path) -> None:
     engines = models.engine("llama"), models.engine("llama", seed=1)
     with DiskStore(tmp_path / "a", layout="records") as records, DiskStore(tmp_path / "b") as auto:
-        stores = records, auto, TieredStore(auto, 1 << 20), TieredStore(auto, 1 << 21)
+        stores = records, auto, RamTier(auto, 1 << 20), RamTier(auto, 1 << 21)
         names = [
             Profile(engine, store, Catalog(auto)).setting for engine in engines for store in stores
         ]
@@ -177,5 +177,5 @@ def test_a_tier_in_ram_is_measured_when_it_is_warm(tmp_path: Path) -> None:
     with scene.small(tmp_path, ram_bytes=1 << 24) as cache:
         cache.add(scene.DOCUMENTS)
         assert cache.speeds() is not None
-        assert isinstance(cache.chunks, TieredStore)
-        assert cache.chunks.tier.hits > cache.chunks.tier.misses > 0
+        assert isinstance(cache.chunks, RamTier)
+        assert cache.chunks.ram.hits > cache.chunks.ram.misses > 0

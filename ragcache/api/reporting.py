@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ragcache.store.tier import TieredStore
+from ragcache.store.ram import RamTier
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
@@ -62,7 +62,7 @@ def store_json(store: ChunkStore, traffic: Traffic | None = None) -> dict[str, A
         "payload_bytes": stats.payload_bytes,
         "hits": stats.hits,
         "misses": dict(stats.misses),
-        "tier": asdict(store.tier) if isinstance(store, TieredStore) else None,
+        "tier": asdict(store.ram) if isinstance(store, RamTier) else None,
         "remote": None if traffic is None else asdict(traffic),
     }
 

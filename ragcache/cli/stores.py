@@ -142,7 +142,7 @@ def push(
         else:
             both, wanted = stack.enter_context(_shared(store, remote)), {}
         both.flush(partial(told, "send"))
-        done = run(both.disk, both.objects, levels=wanted, told=partial(told, "push"))
+        done = run(both.disk, both.objects, levels=wanted, progress=partial(told, "push"))
         out.print(moved(done, "pushed"), highlight=False)
 
 
@@ -166,7 +166,7 @@ def pull(
             contents=None if every else catalog.contents(),
             codec=catalog.get_setting("codec") or "raw",
             room=None if limit is None else limit - both.stats().payload_bytes,
-            told=partial(told, "pull"),
+            progress=partial(told, "pull"),
         )
     out.print(moved(done, "pulled"), highlight=False)
 

@@ -50,13 +50,13 @@ class Courier:
         """There is something to tell."""
         self._wanted.set()
 
-    def flush(self, told: Callable[[int, int], None] | None = None) -> None:
+    def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Carry out everything, here and now: (done, of how many). Raises RemoteError."""
         done = 0
         while rows := self._carry():
             done += rows
-            if told is not None:
-                told(done, done + self._depth())
+            if progress is not None:
+                progress(done, done + self._depth())
 
     def close(self, patience_s: float) -> None:
         """Carry out what can be, for so long at the most, and stop. Twice is allowed."""

@@ -27,7 +27,7 @@ AHEAD = 4  # layers
 FEW_BYTES = 128 << 10
 
 
-class Arrival(Protocol):
+class Copying(Protocol):
     """A layer that is being copied to a device, in the background."""
 
     def taken(self) -> list[Pair]:
@@ -62,7 +62,7 @@ class LayerReader:
         pool: ThreadPoolExecutor | None = None,
         ahead: int = AHEAD,
         ahead_bytes: int = 256 << 20,
-        upload: Callable[[Sequence[Pair]], Arrival] | None = None,
+        upload: Callable[[Sequence[Pair]], Copying] | None = None,
     ) -> None:
         for chunk in chunks:
             if chunk.spec != (spec or chunks[0].spec):
@@ -73,8 +73,8 @@ class LayerReader:
         self._ahead = max(1, min(ahead, ahead_bytes // max(1, layer_bytes)))
         self._upload = upload
         self._layers: Sequence[int] | None = None  # those to load, once started
-        self._pending: deque[Future[list[Pair] | Arrival]] = deque()
-        self._arrivals: deque[Arrival] = deque()  # whose copies may not have been made yet
+        self._pending: deque[Future[list[Pair] | Copying]] = deque()
+        self._copying: deque[Copying] = deque()  # whose copies may not have been made yet
         self._loads: dict[int, Load] = {}
         self._asked = self._given = 0
         self._closed = False
@@ -129,8 +129,8 @@ class LayerReader:
         wait([future for future in self._pending if not future.cancel()])
         if self._own is not None:
             self._own.shutdown()
-        while self._arrivals:
-            self._arrivals.popleft().finish()
+        while self._copying:
+            self._copying.popleft().finish()
         self._held.close()
 
     def __enter__(self) -> Self:
@@ -145,7 +145,7 @@ class LayerReader:
             self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1
 
-    def _read(self, layer: int) -> list[Pair] | Arrival:
+    def _read(self, layer: int) -> list[Pair] | Copying:
         began = time.perf_counter()
         pairs = self._store.layers(self._chunks, layer)
         for chunk, (keys, values) in zip(self._chunks, pairs, strict=True):
@@ -163,9 +163,9 @@ class LayerReader:
         self._loads[layer] = Load(size, began, time.perf_counter())
         return loaded
 
-    def _taken(self, arrival: Arrival) -> list[Pair]:
+    def _taken(self, copying: Copying) -> list[Pair]:
         """A layer on its device; the host's memory of few layers only is still copied from."""
-        while len(self._arrivals) >= self._ahead:
-            self._arrivals.popleft().finish()
-        self._arrivals.append(arrival)
-        return arrival.taken()
+        while len(self._copying) >= self._ahead:
+            self._copying.popleft().finish()
+        self._copying.append(copying)
+        return copying.taken()

@@ -253,13 +253,13 @@ class RemoteStore(ChunkStore):
         figures = {name: counts[name] for name in names}
         return Traffic(self.objects.bucket.url, self.disk.waiting, **figures)
 
-    def flush(self, told: Callable[[int, int], None] | None = None) -> None:
+    def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write down what was read, and tell the remote what it is to be told: (done, of how many).
 
         Raises RemoteError where it cannot be told; it will be later.
         """
         self._arrivals.flush()
-        self.courier.flush(told)
+        self.courier.flush(progress)
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         return self.disk.verify(repair=repair)

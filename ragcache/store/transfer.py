@@ -19,7 +19,7 @@ from ragcache.store.outbox import Level
 from ragcache.store.record import transcoded
 
 Item = TypeVar("Item")
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 _SOME = 4 * AT_ONCE
 Outcome = Literal["moved", "there", "damaged", "no_room", "other"]
 
@@ -40,17 +40,17 @@ def push(
     objects: ChunkObjects,
     *,
     levels: Mapping[bytes, Sequence[Level]] | None = None,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Moved:
     """Write to the remote what is on disk and not there, with the ``levels`` of a key digest.
 
-    What is there under a key stays, for it is the same KV. Variants stay here. Told (done, of how
-    many). Raises RemoteError; a second call does the rest.
+    What is there under a key stays, for it is the same KV. Variants stay here. ``progress`` is told
+    (done, of how many). Raises RemoteError; a second call does the rest.
     """
     there = {digest_of(name) for name, _ in objects.names()}
     digests = list(disk.keys())
     send = partial(_sent, disk, objects, there, levels or {})
-    return _moved(send, digests, told)
+    return _moved(send, digests, progress)
 
 
 def pull(
@@ -60,12 +60,13 @@ def pull(
     contents: set[bytes] | None = None,
     codec: str = "raw",
     room: int | None = None,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Moved:
     """Put on disk what is in the remote and not here, of the tokens of these content digests, or of
     all; as long as there are ``room`` bytes for it.
 
-    Only KV of ``codec``. Told (done, of how many). Raises RemoteError; a second call does the rest.
+    Only KV of ``codec``. ``progress`` is told (done, of how many). Raises RemoteError; a second
+    call does the rest.
     """
     left = float("inf") if room is None else room
     wanted, later = [], 0
@@ -78,7 +79,7 @@ def pull(
             continue
         left -= 0 if digest_of(name) in here else size
         wanted.append(name)
-    found = _moved(partial(_fetched, disk, objects, here, codec), wanted, told)
+    found = _moved(partial(_fetched, disk, objects, here, codec), wanted, progress)
     return Moved(found.moved, found.there, found.damaged, found.no_room + later, found.other)
 
 
@@ -125,12 +126,14 @@ def _is_named(header: Header, name: str) -> bool:
     return (header.content, header.key) == (content_of(name), digest_of(name))
 
 
-def _moved(move: Callable[[Item], Outcome], items: Sequence[Item], told: Told | None) -> Moved:
+def _moved(
+    move: Callable[[Item], Outcome], items: Sequence[Item], progress: Progress | None
+) -> Moved:
     counts = dict.fromkeys((field.name for field in fields(Moved)), 0)
     for done, outcome in enumerate(_side_by_side(move, items), 1):
         counts[outcome] += 1
-        if told is not None:
-            told(done, len(items))
+        if progress is not None:
+            progress(done, len(items))
     return Moved(**counts)
 
 

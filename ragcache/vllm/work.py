@@ -21,8 +21,8 @@ from ragcache.resolve import resolve
 from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.disk import DiskStore
 from ragcache.store.memory import MemoryStore
+from ragcache.store.ram import RamTier
 from ragcache.store.tenants import tenant_folder
-from ragcache.store.tier import TieredStore
 from ragcache.types import Prompt
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Stores:
         if tenant not in self._open:
             store: ChunkStore = DiskStore(tenant_folder(self.root, tenant), readonly=True)
             if self.ram_bytes:
-                store = TieredStore(store, self.ram_bytes)
+                store = RamTier(store, self.ram_bytes)
             self._open[tenant] = store
         return self._open[tenant]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.store import ChunkStore, DiskStore, MemoryStore
-from ragcache.store.above import Tier
+from ragcache.store.tier import Tier
 from tests.store.samples import ONE, TWO, make_kv
 
 

@@ -54,14 +54,18 @@ def test_the_least_recently_used_makes_room(store: Open) -> None:
 
 def test_a_restart_remembers_who_was_used(store: Open) -> None:
     with store() as s:
-        put(s, A, B, C)
-        s.find(A)
+        put(s, C, A, B)
+        for key in sorted((A, B, C), key=lambda key: key.digest, reverse=True):
+            s.find(key)  # in another order than the digests'
+    first, second, last = sorted((A, B, C), key=lambda key: key.digest, reverse=True)
     with store() as s:
         put(s, D)
-        assert there(s) == [A, C, D]
-    with store(chunks=1) as s:  # a smaller quota takes hold with the next put
+        assert not s.has(first) and s.has(second) and s.has(last)
         put(s, E)
-        assert there(s) == [E]
+        assert not s.has(second) and s.has(last)
+    with store(chunks=1) as s:  # a smaller quota takes hold with the next put
+        put(s, A)
+        assert there(s) == [A]
 
 
 def test_a_store_that_had_no_quota_gets_one(store: Open, tmp_path: Path) -> None:
