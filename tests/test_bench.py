@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bench import report, results
+from bench import kernels, report, results
 from bench.figures import Panel
 from bench.fits import parts, slope
 from bench.queueing import Mode, rate_within, ttft, waits
@@ -93,6 +93,21 @@ def test_the_page(tmp_path: Path) -> None:
     before = (tmp_path / "figures" / "rows.svg").read_bytes()
     report.write([made], tmp_path, tmp_path / "page.md")
     assert (tmp_path / "figures" / "rows.svg").read_bytes() == before
+
+
+def test_kernels_are_compared_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["bench.kernels"])
+    with pytest.raises(SystemExit, match="needs CUDA, and torch finds no GPU here"):
+        kernels.main()
+
+
+def test_the_tables_of_kernels() -> None:
+    placing = kernels.Placing("Llama", 40_000_000, 2e-3, 1e-3)
+    attending = kernels.Attending("Llama", 4096, 0.15, {"SDPA": 3e-3}, {"SDPA": 0.0})
+    shown = kernels.table(kernels.Found("a GPU", [placing], [attending]))
+    assert "| Llama | 2.000 | 20 | 1.000 | 40 | 2.00 |" in shown
+    assert "| Llama | 4,096 | 0.15 | 3.000 | 0.0e+00 |" in shown
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can begin the peak anew")
