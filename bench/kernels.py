@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench import results
@@ -39,7 +40,7 @@ class Placing:
     model: str
     moved: int  # bytes read and written
     torch_s: float
-    triton_s: float
+    triton_s: float | None  # None: it failed
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Attending:
     model: str
     rows: int  # of the prompt
     share: float  # of them that attend
-    seconds: dict[str, float]  # by way of attending
-    off: dict[str, float]
+    seconds: dict[str, float | None]  # by way of attending; None: it failed
+    off: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Found:
     device: str
     placing: list[Placing]
     attending: list[Attending]
+    failed: list[str]  # what does not run, or computes something else: it has no time
 
 
 def measure(
@@ -64,42 +66,61 @@ def measure(
     shares: Sequence[float] = SHARES,
     ways: Sequence[str] = tuple(ATTENTION),
 ) -> Found:
-    """Every model at every size. AssertionError where a kernel computes something else."""
+    """Every model at every size. What fails does not end the run: the others go on."""
     where = torch.device("cuda")
-    found = Found(torch.cuda.get_device_name(where), [], [])
+    found = Found(torch.cuda.get_device_name(where), [], [], [])
     sizes = [(name, count, share) for name in models for count in rows for share in shares]
     with show.progress(Console(stderr=True)) as told:
         for name in models:
-            found.placing.append(placing(name, where))
+            found.placing.append(placing(name, where, found.failed))
         for done, size in enumerate(sizes):
             told("attention", done, len(sizes))
-            found.attending.append(attending(*size, ways, where))
+            found.attending.append(attending(*size, ways, where, found.failed))
             torch.cuda.empty_cache()
+        told("attention", len(sizes), len(sizes))
     return found
 
 
-def placing(name: str, where: torch.device) -> Placing:
+def placing(name: str, where: torch.device, failed: list[str]) -> Placing:
     shape = Shape(*MODELS[name], torch.bfloat16, where)
     by_torch = placed(partial(kernels.by_torch, Rope(apply_rotary_pos_emb, halves=True)), shape)
     by_triton = placed(kernels.by_triton, shape)
     want = by_torch().clone()
-    off = error(by_triton(), want)
-    assert off <= kernels.TOLERANCE[shape.dtype], f"placing by Triton is off by {off:.1e}"
-    return Placing(name, 2 * want.nbytes, timed(by_torch), timed(by_triton))
+    seconds, _ = tried(f"{name}: placing by Triton", by_triton, want, failed)
+    return Placing(name, 2 * want.nbytes, timed(by_torch), seconds)
 
 
 def attending(
-    name: str, rows: int, share: float, ways: Sequence[str], where: torch.device
+    name: str,
+    rows: int,
+    share: float,
+    ways: Sequence[str],
+    where: torch.device,
+    failed: list[str],
 ) -> Attending:
     shape = Shape(*MODELS[name], torch.bfloat16, where)
     want = attention(None, shape, rows, share)[0]().clone()
-    seconds, off = {}, {}
+    seconds: dict[str, float | None] = {}
+    off: dict[str, float | None] = {}
     for way in ways:
         work = attention(ATTENTION[way], shape, rows, share)[0]
-        off[way] = error(work(), want)
-        assert off[way] <= kernels.TOLERANCE[shape.dtype], f"{way} is off by {off[way]:.1e}"
-        seconds[way] = timed(work)
+        what = f"{name}: {way} for {share:.2f} of {rows:,} rows"
+        seconds[way], off[way] = tried(what, work, want, failed)
     return Attending(name, rows, share, seconds, off)
+
+
+def tried(
+    what: str, work: Work, want: Tensor, failed: list[str]
+) -> tuple[float | None, float | None]:
+    """Seconds, and how far the result is off; None, and a line in ``failed``, if it is wrong."""
+    try:
+        off = error(work(), want)
+        if off <= kernels.TOLERANCE[want.dtype]:
+            return timed(work), off
+        failed.append(f"{what} is off by {off:.1e}")
+    except Exception as failure:  # of a compiler or a driver: it may be of any kind
+        failed.append(f"{what} fails: {type(failure).__name__}: {failure}")
+    return None, None
 
 
 def timed(work: Work) -> float:
@@ -117,9 +138,15 @@ def table(found: Found) -> str:
                 each.model,
                 f"{1e3 * each.torch_s:.3f}",
                 f"{each.moved / each.torch_s / 1e9:,.0f}",
-                f"{1e3 * each.triton_s:.3f}",
-                f"{each.moved / each.triton_s / 1e9:,.0f}",
-                f"{each.torch_s / each.triton_s:.2f}",
+                *(
+                    ("–", "–", "–")
+                    if each.triton_s is None
+                    else (
+                        f"{1e3 * each.triton_s:.3f}",
+                        f"{each.moved / each.triton_s / 1e9:,.0f}",
+                        f"{each.torch_s / each.triton_s:.2f}",
+                    )
+                ),
             ]
             for each in found.placing
         ],
@@ -132,13 +159,14 @@ def table(found: Found) -> str:
                 each.model,
                 f"{each.rows:,}",
                 f"{each.share:.2f}",
-                *(f"{1e3 * each.seconds[way]:.3f}" for way in ways),
-                *(f"{each.off[way]:.1e}" for way in ways),
+                *("–" if s is None else f"{1e3 * s:.3f}" for s in each.seconds.values()),
+                *("–" if off is None else f"{off:.1e}" for off in each.off.values()),
             ]
             for each in found.attending
         ],
     )
-    return f"{found.device}\n\nPlacing:\n\n{placing}\nAttention:\n\n{attending}"
+    failed = "".join(f"\n- {line}\n" for line in found.failed)
+    return f"{found.device}\n\nPlacing:\n\n{placing}\nAttention:\n\n{attending}{failed}"
 
 
 def main() -> None:
@@ -152,6 +180,7 @@ def main() -> None:
         sys.exit("bench.kernels needs CUDA, and torch finds no GPU here: run it where there is one")
     found = measure(given.models, given.rows, given.shares, given.ways)
     results.finish("kernels", found, table(found), given.out)
+    sys.exit(bool(found.failed))
 
 
 if __name__ == "__main__":

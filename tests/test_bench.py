@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from bench import kernels, report, results
 from bench.figures import Panel
@@ -104,10 +105,19 @@ def test_kernels_are_compared_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_tables_of_kernels() -> None:
     placing = kernels.Placing("Llama", 40_000_000, 2e-3, 1e-3)
-    attending = kernels.Attending("Llama", 4096, 0.15, {"SDPA": 3e-3}, {"SDPA": 0.0})
-    shown = kernels.table(kernels.Found("a GPU", [placing], [attending]))
+    times: dict[str, float | None] = {"SDPA": 3e-3, "Flex": None}
+    attending = kernels.Attending("Llama", 4096, 0.15, times, {"SDPA": 0.0, "Flex": None})
+    shown = kernels.table(kernels.Found("a GPU", [placing], [attending], ["Flex fails"]))
     assert "| Llama | 2.000 | 20 | 1.000 | 40 | 2.00 |" in shown
-    assert "| Llama | 4,096 | 0.15 | 3.000 | 0.0e+00 |" in shown
+    assert "| Llama | 4,096 | 0.15 | 3.000 | – | 0.0e+00 | – |" in shown and "- Flex" in shown
+
+
+def test_a_kernel_that_is_wrong_or_fails_has_no_time() -> None:
+    failed: list[str] = []
+    want = torch.ones(2, 3)
+    for work in (lambda: 2 * want, lambda: want @ want):
+        assert kernels.tried("it", work, want, failed) == (None, None)
+    assert failed[0] == "it is off by 1.0e+00" and failed[1].startswith("it fails: RuntimeError")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can begin the peak anew")

@@ -29,7 +29,7 @@ def attend(
 
     (1, heads, rows, d) and keys and values (1, kv_heads, n, d) in, (1, rows, heads, d) out; all of
     one dtype, accumulated in float32. ``block``: query vectors that a program takes, of ``BLOCKS``,
-    by default as many as leave a program for every processor; fewer in float32.
+    by default as many as leave two programs for every processor; fewer in float32.
     """
     _, heads, count, dim = query.shape
     kv_heads, share = key.shape[1], heads // key.shape[1]
@@ -52,7 +52,9 @@ def attend(
 
 
 def _block(vectors: int, kv_heads: int, processors: int) -> int:
-    enough = (size for size in BLOCKS if triton.cdiv(vectors, size) * kv_heads >= processors)
+    """The largest that keeps processors busy: the program with most keys takes twice the mean."""
+    least = 2 * processors
+    enough = (size for size in BLOCKS if triton.cdiv(vectors, size) * kv_heads >= least)
     return next(enough, BLOCKS[-1])
 
 
