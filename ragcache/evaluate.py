@@ -164,6 +164,7 @@ def _evaluate_model(
         device=settings.device,
         dtype=settings.dtype,
         codec=codec(settings.codec or "raw").name,
+        kernels=settings.kernels,
     )
     how = compiled(settings.compile or "prefix", engine)
     embedder = None

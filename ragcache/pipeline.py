@@ -137,6 +137,7 @@ class RagCache:
                     device=settings.device,
                     dtype=settings.dtype,
                     codec=opening.codec_of(catalog, settings),
+                    kernels=settings.kernels,
                 )
             embedder = (
                 beside.retriever.embedder if beside else opening.embedder_of(catalog, settings)

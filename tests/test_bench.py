@@ -9,8 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
-from bench import report, results
+from bench import kernels, report, results
 from bench.figures import Panel
 from bench.fits import parts, slope
 from bench.queueing import Mode, rate_within, ttft, waits
@@ -93,6 +94,30 @@ def test_the_page(tmp_path: Path) -> None:
     before = (tmp_path / "figures" / "rows.svg").read_bytes()
     report.write([made], tmp_path, tmp_path / "page.md")
     assert (tmp_path / "figures" / "rows.svg").read_bytes() == before
+
+
+def test_kernels_are_compared_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["bench.kernels"])
+    with pytest.raises(SystemExit, match="needs CUDA, and torch finds no GPU here"):
+        kernels.main()
+
+
+def test_the_tables_of_kernels() -> None:
+    placing = kernels.Placing("Llama", 40_000_000, 2e-3, 1e-3)
+    times: dict[str, float | None] = {"SDPA": 3e-3, "Flex": None}
+    attending = kernels.Attending("Llama", 4096, 0.15, times, {"SDPA": 0.0, "Flex": None})
+    shown = kernels.table(kernels.Found("a GPU", [placing], [attending], ["Flex fails"]))
+    assert "| Llama | 2.000 | 20 | 1.000 | 40 | 2.00 |" in shown
+    assert "| Llama | 4,096 | 0.15 | 3.000 | – | 0.0e+00 | – |" in shown and "- Flex" in shown
+
+
+def test_a_kernel_that_is_wrong_or_fails_has_no_time() -> None:
+    failed: list[str] = []
+    want = torch.ones(2, 3)
+    for work in (lambda: 2 * want, lambda: want @ want):
+        assert kernels.tried("it", work, want, failed) == (None, None)
+    assert failed[0] == "it is off by 1.0e+00" and failed[1].startswith("it fails: RuntimeError")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can begin the peak anew")

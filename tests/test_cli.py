@@ -96,6 +96,7 @@ def test_models_says_what_the_store_can_use(run: Run, notes: Path, model: Path) 
     code, out, _ = run("models", "--model", model)
     assert code == 0
     assert "4 layers, 2 KV heads of 16, float32" in out
+    assert "kernels: torch, on a CPU" in out
     assert all(f in out for f in ("weights", "tokenizer", "template", "chunks built for llama@"))
 
 

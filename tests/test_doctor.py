@@ -12,6 +12,7 @@ import pytest
 
 from ragcache import doctor
 from ragcache.doctor import Finding, examine
+from ragcache.engine.base import Engine
 from ragcache.store import DiskStore
 from tests import models
 from tests.store.samples import ONE, make_key, make_kv
@@ -25,14 +26,15 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiskStore
         yield store
 
 
-def found(store: DiskStore, what: str) -> Finding:
-    return next(finding for finding in examine(store) if finding.what == what)
+def found(store: DiskStore, what: str, engine: Engine | None = None) -> Finding:
+    return next(finding for finding in examine(store, engine) if finding.what == what)
 
 
 def test_a_healthy_store(store: DiskStore) -> None:
     states = {f.what: f.state for f in examine(store)}
     assert "bad" not in states.values()
     assert {"file system", "disk speed", "LMDB map", "unused", "readers", "faiss"} <= set(states)
+    assert found(store, "kernels", models.engine()).detail == "torch, on a CPU"
     assert "writer.probe" not in {path.name for path in store.tables.path.iterdir()}
 
 

@@ -155,7 +155,9 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
 
     settings = Settings.load(model=model, store=store, device=device)
     name = settings.model or TINY
-    engine = TransformersEngine.load(model_path(name), device=settings.device)
+    engine = TransformersEngine.load(
+        model_path(name), device=settings.device, kernels=settings.kernels
+    )
     spec = engine.spec
     out.print(f"[bold]{engine.fingerprint}[/]", highlight=False)
     out.print(
@@ -163,6 +165,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
         f"{show.size(spec.chunk_bytes(1))} per token; context of {engine.context_tokens} tokens",
         highlight=False,
     )
+    out.print(f"kernels: {engine.kernels}", highlight=False)
     for key, value in engine.fingerprint.fields:
         out.print(f"  {key:10} {value}", highlight=False, soft_wrap=True)
     if settings.store.exists():

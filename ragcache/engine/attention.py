@@ -3,7 +3,8 @@
 transformers dispatches attention by name. For the length of a detour the model's configuration
 names the function below, which brings each layer's call to the detour. A driven forward is one: it
 shows the call to a rule, if there is one, and then, unless the rule has answered it, hands it on to
-the implementation that the model uses otherwise; on a CPU a few rows at a time (see groups.py).
+the implementation that the model uses otherwise; rows that are cut go by groups.py on a CPU, and by
+what kernels.py has chosen on a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragcache.engine.base import AttentionCall, AttentionRule
 from ragcache.engine.groups import Groups
+from ragcache.engine.selected import Selected, without_cudnn
 
 _NAME = "ragcache_detour"
 
@@ -119,23 +121,37 @@ def _detoured(module: nn.Module, *args: Any, **kwargs: Any) -> Attended:
     return _DETOUR.get().attend(module, *args, **kwargs)
 
 
+def _special(kwargs: dict[str, Any]) -> bool:
+    """Whether attention is more than softmax, scale and mask."""
+    more = "softcap", "s_aux", "position_bias"
+    return bool(kwargs.get("dropout")) or any(kwargs.get(name) is not None for name in more)
+
+
 class Driven(Detour):
     """One forward whose rows a driver names: the rule that watches it, if there is one."""
 
-    def __init__(self, rule: AttentionRule | None, config: Any, start: int = 0) -> None:
+    def __init__(
+        self,
+        rule: AttentionRule | None,
+        config: Any,
+        start: int = 0,
+        selected: type[Selected] | None = None,
+    ) -> None:
         super().__init__(config)
+        self.selected = selected  # for rows that are cut, on a GPU
         self.rule = rule
         self.start = start  # first row of the forward
         self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
-        self.groups: Groups | None = None
+        self.cut: Groups | Selected | None = None  # how rows that are cut attend
 
     def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
-        if not cut or rows.device.type != "cpu":
-            self.groups = None
-        elif self.groups is None or len(rows) != len(self.groups.rows):  # a subset: the same rows
-            self.groups = Groups(rows)
+        make = self.selected or (Groups if rows.device.type == "cpu" else None)
+        if not cut or make is None:
+            self.cut = None
+        elif self.cut is None or len(rows) != len(self.cut.rows):  # a subset: the same rows
+            self.cut = make(rows)
         self.layer, self.rows = layer, rows + self.start
-        if self.rule is not None or self.groups is not None:
+        if self.rule is not None or cut:
             super().at(layer, rows, cut=cut)
 
     def attend(
@@ -151,11 +167,13 @@ class Driven(Detour):
             answer = self.rule(self._call(module, query, key, value, attention_mask, kwargs))
             if answer is not None:
                 return answer.transpose(0, 1)[None].contiguous(), None
-        if self.groups is not None and self.implementation == "sdpa":
+        if self.cut is not None and self.implementation == "sdpa" and not _special(kwargs):
             assert attention_mask is not None, "rows that are cut have a mask"
-            scale = kwargs.get("scaling")
-            return self.groups.sdpa(query, key, value, attention_mask, scale), None
-        return self.own(module)(module, query, key, value, attention_mask, **kwargs)
+            out = self.cut.sdpa(query, key, value, attention_mask, kwargs.get("scaling"))
+            if out is not None:
+                return out, None
+        with without_cudnn() if query.is_cuda else nullcontext():
+            return self.own(module)(module, query, key, value, attention_mask, **kwargs)
 
     def _call(
         self,

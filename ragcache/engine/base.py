@@ -214,6 +214,7 @@ class Engine(ChunkEngine, Prefiller):
     """A loaded model."""
 
     sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
+    kernels: str = ""  # what KV is placed and a few rows attend with, for people
 
     @abstractmethod
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:

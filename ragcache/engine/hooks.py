@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ragcache.engine.attention import Detour
 from ragcache.engine.base import Walk
+from ragcache.engine.kernels import Kernels, Place
 from ragcache.engine.kv import KnownKV, KVPair, PlacedKV
 from ragcache.engine.rope import Rope
 
@@ -25,6 +26,7 @@ class Layers:
     modules: Sequence[nn.Module]
     rope: Rope
     rotates: Sequence[bool]  # some architectures have layers without RoPE
+    kernels: Kernels = Kernels()
 
     @contextmanager
     def driven(
@@ -122,10 +124,14 @@ class View:
     ) -> None:
         self._rope = layers.rope if layers.rotates[layer] else None
         self._kv, self._layer = kv, layer
+        self._by_kernel = layers.kernels.place
         self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim)
         self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
 
     def place(self, start: int, parts: Sequence[KVPair]) -> None:
+        if self._by_kernel is not None and parts:
+            self._place_at_once(self._by_kernel, start, parts)
+            return
         for keys, values in _few(parts):
             self._place(start, keys, values)
             start += keys.shape[1]
@@ -139,6 +145,16 @@ class View:
             k[:, :, span] = keys
         else:
             self._rope.rotate_into(keys, self._cos[:, span], self._sin[:, span], out=k[:, :, span])
+
+    def _place_at_once(self, place: Place, start: int, parts: Sequence[KVPair]) -> None:
+        device = self._cos.device
+        here = [
+            (k.to(device, non_blocking=True), v.to(device, non_blocking=True)) for k, v in parts
+        ]
+        k, v = self._kv.allocated(self._layer, (here[0][0][None], here[0][1][None]))
+        span = slice(start, start + sum(keys.shape[1] for keys, _ in here))
+        angles = None if self._rope is None else (self._cos[0, span], self._sin[0, span])
+        place(here, angles, (k[0, :, span], v[0, :, span]))
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self._kv.buffers(self._layer)

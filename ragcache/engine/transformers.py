@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from ragcache.engine.check import check_engine, packable, watchable
 from ragcache.engine.decode import decode, end_tokens
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
+from ragcache.engine.kernels import Shape, choose
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.packed import Pack
 from ragcache.engine.rope import Rope
@@ -44,11 +46,19 @@ class TransformersEngine(Tokenizing, Engine):
     """A model and tokenizer of the transformers library. Not thread-safe: one prompt at a time."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str = "", codec: str = "raw", weights: str = ""
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        codec: str = "raw",
+        weights: str = "",
+        kernels: str = "auto",
     ) -> None:
         """Take a loaded causal language model; raise ModelError if it would be got wrong.
 
         ``codec`` names how its KV is to be stored, ``weights`` their digest if it is known.
+        ``kernels`` as for :func:`ragcache.engine.kernels.choose`.
         """
         self.model = model.eval()
         self._blocks = Blocks(SPARE_BYTES)
@@ -63,6 +73,10 @@ class TransformersEngine(Tokenizing, Engine):
         self.sliding_window = _sliding_window(model.config)
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
+        heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]
+        shape = Shape(*heads, self.spec.head_dim, dtype, self.device)
+        chosen = choose(kernels, shape, self._layers.rope)
+        self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
         self.packs = True  # whether several chunks are encoded in one forward
         self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
         check_engine(self, self.model.get_input_embeddings().num_embeddings)
@@ -78,11 +92,12 @@ class TransformersEngine(Tokenizing, Engine):
         device: str = "auto",
         dtype: str = "auto",
         codec: str = "raw",
+        kernels: str = "auto",
     ) -> TransformersEngine:
         """Load a model by hub name or local folder. ModelError says what is wrong and the fix.
 
         ``device`` auto: CUDA where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on
-        CUDA. ``codec`` as for the constructor.
+        CUDA. ``codec`` and ``kernels`` as for the constructor.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,9 +118,11 @@ class TransformersEngine(Tokenizing, Engine):
         model = model.to(device=where)
         folder = Path(name)
         if not folder.is_dir():  # a name of the model hub, whose files are all there by now
-            return cls(model, tokenizer, codec=codec)
+            return cls(model, tokenizer, codec=codec, kernels=kernels)
         weights = cached_weights_digest(model, list(folder.glob("*.safetensors")))
-        return cls(model, tokenizer, name=folder.name, codec=codec, weights=weights)
+        return cls(
+            model, tokenizer, name=folder.name, codec=codec, weights=weights, kernels=kernels
+        )
 
     @property
     def device(self) -> torch.device:
@@ -240,7 +257,8 @@ class TransformersEngine(Tokenizing, Engine):
         place = torch.tensor(positions, device=self.device)[None]
         with ExitStack() as stack:
             if driver is not None:
-                detour = detour or Driven(attend, self._decoder_config, kv.start)
+                selected = self._layers.kernels.attention
+                detour = detour or Driven(attend, self._decoder_config, kv.start, selected)
                 stack.enter_context(detour.taken())
                 stack.enter_context(
                     self._layers.driven(kv, driver, ids.shape[1], detour, until=until)
