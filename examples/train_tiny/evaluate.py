@@ -15,8 +15,9 @@ BLOCKS = 4  # of the context: each attends to the keys up to its own end
 EVALUATION_SEED = 20_000_000  # training draws from small seeds and from training names only
 
 
-def rows_of(model: TinyLlama, batch: Batch, dtype: torch.dtype = torch.bfloat16) -> Rows:
+def rows_of(model: TinyLlama, batch: Batch) -> Rows:
     """Masks as additive biases, one per KV head and query head of it, and RoPE's angles."""
+    dtype = model.precision
     heads, share = model.config.kv_heads, model.config.heads // model.config.kv_heads
 
     def bias(mask: Tensor) -> Tensor:  # (b, groups, n, keys) -> (b * heads * groups, share * n, ..)
@@ -37,7 +38,7 @@ def correct(model: TinyLlama, batch: Batch) -> dict[str, list[bool]]:
     With the right tokens before it, that is the case exactly when greedy decoding is right.
     """
     batch = batch.to(model.inverse.device)
-    with torch.autocast(model.inverse.device.type, torch.bfloat16):
+    with model.autocast():
         hidden = model(batch.ids, rows_of(model, batch))[:, batch.context :]
         labelled = batch.targets >= 0
         right = model.logits(hidden[labelled]).argmax(-1) == batch.targets[labelled]

@@ -145,13 +145,16 @@ class Layer(nn.Module):
 
 
 class TinyLlama(nn.Module):
-    """Embedding, layers, final norm; the output weights are the embedding's."""
+    """Embedding, layers, final norm; the output weights are the embedding's.
+
+    ``precision``: of products and masks in training and its checks; the weights are float32.
+    """
 
     inverse: Tensor
 
-    def __init__(self, config: TinyConfig) -> None:
+    def __init__(self, config: TinyConfig, precision: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.precision = config, precision
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.epsilon)
@@ -225,6 +228,11 @@ class TinyLlama(nn.Module):
         angles = positions.float()[..., None] * self.inverse
         angles = torch.cat((angles, angles), -1)[:, None]
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def autocast(self) -> torch.autocast:
+        """What a forward is to run in."""
+        lower = self.precision != torch.float32
+        return torch.autocast(self.inverse.device.type, self.precision, enabled=lower)
 
     def forward(
         self, ids: Tensor, rows: Rows, seen: list[tuple[Tensor, Tensor]] | None = None

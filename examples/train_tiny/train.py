@@ -76,6 +76,7 @@ class Options:
     link: float = 0.7  # share of town and company values that name another document
     alike: float = 0.4  # share of prompts of four and more documents most of whose names end alike
     device: str = "cpu"
+    precision: str = "bfloat16"  # or float32
 
 
 class Trainer:
@@ -93,7 +94,7 @@ class Trainer:
         self.rank, self.processes = rank, processes
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
-        self.model = TinyLlama(config).to(self.device)
+        self.model = TinyLlama(config, getattr(torch, options.precision)).to(self.device)
         named = list(self.model.named_parameters())
         self.matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed")]
         self.others = [p for n, p in named if p.ndim != 2 or n.startswith("embed")]
@@ -109,7 +110,7 @@ class Trainer:
 
     def restart(self) -> None:
         """Fresh optimisers: at the start, and where the final part begins."""
-        self.muon = Muon(self.matrices)
+        self.muon = Muon(self.matrices, self.model.precision)
         self.adam = torch.optim.AdamW(self.others, betas=(0.9, 0.98), weight_decay=0.0)
 
     def run(self) -> None:
@@ -190,7 +191,7 @@ class Trainer:
     def losses(self, batch: Batch, guide: float) -> Tensor:
         """Answers, a little of the text itself, and the guidance while it lasts."""
         seen: Seen | None = [] if guide > 0 else None
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.model.autocast():
             hidden = self.model(batch.ids, rows_of(self.model, batch), seen)
             labelled = batch.targets >= 0
             logits = self.model.logits(hidden[:, batch.context :][labelled]).float()
