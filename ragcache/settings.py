@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         "the store's own",
     )
     codec: str = Field(
-        "", description="how KV is stored: raw, int8, fp8 or cachegen; empty: the store's own"
+        "", description="how KV is stored, such as raw, int8 or cachegen; empty: the store's own"
     )
     layout: Literal["auto", "records", "files"] = Field(
         "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"
@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     levels: str = Field(
         "",
         description="codecs in which chunks are sent there too, for slow links, those that lose "
-        "least first: int8, fp8 and cachegen, separated by commas",
+        "least first, separated by commas, such as int8,cachegen",
     )
     eviction: Literal["lru", "pgdsf", "craft"] = Field(
         "pgdsf", description="which chunks go first when the store is full"

@@ -193,7 +193,7 @@ def plan_corpora(
     ] = None,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a chunk.")] = 256,
     codec: Annotated[
-        list[str] | None, typer.Option(help="raw, int8, fp8, cachegen; default: raw and cachegen.")
+        list[str] | None, typer.Option(help="How KV is stored; default: raw and cachegen.")
     ] = None,
     link: Annotated[
         str, typer.Option(help="From the store to a GPU, such as 10Gbit/s or 3GB/s.")

@@ -47,9 +47,10 @@ Remote = Annotated[
     typer.Option(help="Object store that machines share: s3://bucket/prefix or file:///folder."),
 ]
 Levels = Annotated[
-    str | None, typer.Option(help="Codecs that chunks are sent there in too: int8,cachegen.")
+    str | None,
+    typer.Option(help="Codecs that chunks go there in too, such as int8,cachegen."),
 ]
-Codec = Annotated[str | None, typer.Option(help="How KV is stored: raw, int8, fp8 or cachegen.")]
+Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
 
 
 def check_exists(store: Path) -> None:

@@ -11,7 +11,12 @@ from ragcache.store.codecs.raw import Raw
 
 __all__ = ["CODECS", "Codec", "codec"]
 
-CODECS: dict[str, Codec] = {one.name: one for one in (Raw(), Int8(), Fp8(), CacheGen())}
+CODECS: dict[str, Codec] = {
+    "raw": Raw(),
+    "int8": Int8(),
+    "fp8": Fp8(),
+    "cachegen": CacheGen(),
+}
 
 
 def codec(name: str) -> Codec:

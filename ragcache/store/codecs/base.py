@@ -31,6 +31,7 @@ class Codec(ABC):
     """Stateless; thread-safe. Its name is part of a model's fingerprint, and so of every key."""
 
     name: ClassVar[str]
+    lossless: ClassVar[bool] = False  # every bit comes back
 
     @abstractmethod
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:

@@ -18,6 +18,7 @@ class Raw(Codec):
     """Keys, then values, each (kv_heads, tokens, head_dim) in C order, little-endian."""
 
     name: ClassVar[str] = "raw"
+    lossless: ClassVar[bool] = True
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
         return np.concatenate([to_bytes(keys), to_bytes(values)])
