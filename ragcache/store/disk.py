@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 Layout = Literal["auto", "records", "files"]
-FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
+FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
 WORTH_COMPACTING = 1 << 20  # unused bytes
 _LOOK_EVERY = 16  # changes between two looks at what is unused
 
