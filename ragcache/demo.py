@@ -27,6 +27,7 @@ random: pays what cacheblend pays and chooses blindly. charged: the share of
 chunk tokens computed, mean over layers; a layer in full counts in full. More
 modes: ragcache eval --mode reuse:positions=overlapping --mode prophet ...
 """
+_PAGES = "quickstart.md", "concepts.md", "security.md", "langchain.md"  # of the checkout's docs/
 _ABOUT = """\
 This model ({model}) was trained on a small made-up world of people, companies
 and towns. It knows nothing else: ask it about your documents and it will answer
@@ -34,6 +35,8 @@ nonsense. For those, where a hub is reachable or with a model in a folder:
   ragcache index DOCS --model Qwen/Qwen2.5-0.5B-Instruct
   ragcache index DOCS --model /path/to/a/model/folder
   ragcache query "..."
+Single times above are of one run each, and the first of a mode also warms it up.
+docs/quickstart.md goes on from here.
 """
 
 
@@ -60,12 +63,12 @@ def run(out: Console, err: Console, questions: int) -> None:
 def _index_and_ask(out: Console, err: Console, folder: Path) -> None:
     from ragcache.retriever.source import read
 
-    markdown = Path("docs") if Path("docs").is_dir() else world("").parent / "README.md"
-    sources = [world("documents.jsonl"), markdown]
-    out.rule(f"index: the small world and the Markdown in {markdown.name}")
+    docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]
+    markdown = docs or [world("").parent / "README.md"]
+    out.rule(f"index: the small world and {len(markdown)} pages of Markdown")
     with RagCache.open(folder, TINY) as cache:
         with show.progress(err) as told:
-            added = cache.add(read(sources), progress=told)
+            added = cache.add(read([world("documents.jsonl"), *markdown]), progress=told)
         done = added.precomputed
         out.print(
             f"{added.documents} documents, {added.chunks} chunks; KV of {done.tokens} tokens, "

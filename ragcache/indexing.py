@@ -92,7 +92,7 @@ class Indexing:
             digests[name] = self.catalog.document_digest(name)
             keyed[name] = self._keyed(name)
             self.catalog.use(name, [key.content for key, _ in keyed[name]])
-            if number % _LOOKED_UP == 0:
+            if number % _LOOKED_UP == 0 or (number == len(names) > _LOOKED_UP):
                 yield "look up", number, len(names)
         self.retriever.refresh()
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}

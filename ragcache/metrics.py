@@ -53,7 +53,7 @@ def stemmer() -> Callable[[str], str]:
     except ImportError as error:
         raise ConfigError(
             "Rouge-L, which is for long answers, needs a stemmer that is not installed. "
-            "Run `pip install 'ragcache[rouge]'`."
+            "Run `pip install 'ragcache-fusion[rouge]'`."
         ) from error
     stem: Callable[[str], str] = snowballstemmer.stemmer("porter").stemWord
     return stem

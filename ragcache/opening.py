@@ -94,7 +94,7 @@ def servers(name: str | Path, path: Path, settings: Settings, codec: str) -> Vll
         from ragcache.vllm.remote import VllmEngine
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"engine vllm needs {error.name}: pip install 'ragcache[vllm]'"
+            f"engine vllm needs {error.name}: pip install 'ragcache-fusion[vllm]'"
         ) from error
     if settings.dtype == "auto":
         raise ConfigError(

@@ -29,7 +29,8 @@ def check(path: Path) -> None:
         raise ConfigError(f"cannot draw {path}: name a file that ends in {' or '.join(FORMATS)}")
     if find_spec("matplotlib") is None:
         raise ConfigError(
-            "Plots need matplotlib, which is not installed. Run `pip install 'ragcache[plots]'`."
+            "Plots need matplotlib, which is not installed. "
+            "Run `pip install 'ragcache-fusion[plots]'`."
         )
 
 

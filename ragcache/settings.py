@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -158,9 +160,18 @@ class Settings(BaseSettings):
                 )
         try:
             return cls(**{key: value for key, value in given.items() if value is not None})
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(
+                f"{Path(FILE).absolute()} is not valid TOML: {error}. Correct it, or move it away."
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             key = str(first["loc"][0]) if first["loc"] else FILE
+            if first["type"] == "extra_forbidden":
+                near = get_close_matches(key, known, 1)
+                meant = f"did you mean {near[0]}?" if near else "docs/settings.md has them all."
+                where = "" if key in given else f" It stands in {FILE}."
+                raise ConfigError(f"there is no setting {key}: {meant}{where}") from error
             wrong = [e["msg"].lower() for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
             raise ConfigError(
                 f"setting {key} = {first.get('input')!r} cannot be: {', or '.join(wrong)}. "

@@ -14,6 +14,7 @@ from ragcache.blend import blender
 from ragcache.errors import ConfigError
 from ragcache.pipeline import RagCache
 from ragcache.settings import Ratio
+from ragcache.show.answers import explanation
 from ragcache.speeds import Speeds
 from ragcache.store import Stored
 from ragcache.types import Plan, Report
@@ -52,6 +53,12 @@ def test_a_fast_store_leaves_the_ratio_at_its_floor(cache: RagCache) -> None:
     assert not any(chunk.cheaper for chunk in report.chunks)
     fixed = cache.ask(QUESTION, chunks=[LONG, SHORT], ratio=0.15).report
     assert fixed.plan is None and fixed.chunks == report.chunks
+
+
+def test_a_prediction_that_is_far_off_says_what_to_do(cache: RagCache) -> None:
+    """This machine is made up to take seconds for a row, and takes milliseconds."""
+    *_, last = explanation(cache.ask(QUESTION, chunks=[LONG, SHORT]))
+    assert last.startswith("- Those are far apart: `ragcache profile` measures anew")
 
 
 def test_a_slow_store_raises_the_ratio(cache: RagCache) -> None:

@@ -146,7 +146,7 @@ def test_errors_are_one_message(
 def test_an_unreadable_pdf_is_named_and_nothing_is_lost(run: Run, notes: Path, model: Path) -> None:
     (notes / "broken.pdf").write_bytes(b"%PDF-1.7\nnot a pdf at all")
     code, _, err = run("index", notes, "--model", model)
-    assert code == 1 and "broken.pdf" in err
+    assert code == 1 and "broken.pdf" in err and "leave such documents out: --skip-errors" in err
     code, out, err = run("index", notes, "--model", model, "--skip-errors")
     assert code == 0 and out.startswith("3 documents indexed") and "skipped: " in err
 
@@ -188,6 +188,10 @@ def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) ->
     assert code == 1 and "1 documents deleted" in out
     assert "there is no document 'nobody': `ragcache documents` lists them" in err
     assert "holt.txt" not in run("documents")[1]
+    (notes / "towns.jsonl").write_text('{"id": "bexley", "text": "Bexley has a mill."}\n')
+    run("index", notes)
+    _, _, err = run("delete", "towns.jsonl")
+    assert "; that file has documents such as 'towns.jsonl#bexley'" in err
     code, _, err = run("index", notes, "--ttl", "soon")
     assert code == 1 and "'soon' is no length of time: give one such as 90s" in err
 

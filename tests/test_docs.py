@@ -150,9 +150,12 @@ def copy_checkout(folder: Path) -> None:
 
 def give_documents(folder: Path) -> None:
     (folder / "docs").mkdir()
+    (folder / "examples" / "world").mkdir(parents=True)
     with world("documents.jsonl").open(encoding="utf-8") as lines:
-        for entry in map(json.loads, list(lines)[:4]):
-            (folder / "docs" / f"{entry['id']}.txt").write_text(entry["text"])
+        first = list(lines)[:4]
+    (folder / "examples" / "world" / "documents.jsonl").write_text("".join(first))
+    for entry in map(json.loads, first):
+        (folder / "docs" / f"{entry['id']}.txt").write_text(entry["text"])
     (folder / "docs" / "old.md").write_text("The old mill stands in Bexley.")
     asked = {"chunks": [{"id": "a#0", "tokens": 40}, {"id": "b#0", "tokens": 60}]}
     (folder / "trace.jsonl").write_text(f"{json.dumps(asked)}\n" * 3)

@@ -54,7 +54,7 @@ def test_rouge_l_is_googles(text: str, answer: str, expected: float) -> None:
 def test_a_missing_stemmer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snowballstemmer", None)
     stemmer.cache_clear()
-    with pytest.raises(ConfigError, match=r"pip install 'ragcache\[rouge\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[rouge\]'"):
         rouge_l("a", ["b"])
 
 

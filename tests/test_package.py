@@ -159,7 +159,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert ragcache.__version__ == project["version"] == metadata.version("ragcache")
+    assert ragcache.__version__ == project["version"] == metadata.version("ragcache-fusion")
 
 
 def test_every_import_is_a_declared_dependency() -> None:

@@ -59,7 +59,7 @@ def test_what_cannot_be_drawn_is_said_before_any_work(
     with pytest.raises(ConfigError, match="name a file that ends in .png or .svg"):
         plot.check(tmp_path / "curve.pdf")
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'ragcache\[plots\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[plots\]'"):
         plot.check(tmp_path / "curve.png")
 
 

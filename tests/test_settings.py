@@ -39,7 +39,7 @@ def test_the_ratio_suits_the_machine_by_default() -> None:
         ({"ratio": "fast"}, "setting ratio = 'fast' cannot be: .*or input should be 'auto'"),
         ({"top_k": 0}, "setting top_k = 0 cannot be"),
         ({"index": "annoy"}, "setting index = 'annoy' cannot be"),
-        ({"colour": "red"}, "setting colour = 'red' cannot be"),
+        ({"colour": "red"}, "there is no setting colour: docs/settings.md has them all.$"),
     ],
 )
 def test_values_that_cannot_be(given: dict[str, object], message: str) -> None:
@@ -51,9 +51,15 @@ def test_unknown_keys_in_file_and_environment(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (empty_folder / "ragcache.toml").write_text("topk = 7\n")
-    with pytest.raises(ConfigError, match="setting topk = 7 cannot be"):
+    with pytest.raises(ConfigError, match="no setting topk: did you mean top_k.* ragcache.toml"):
         Settings.load()
     (empty_folder / "ragcache.toml").unlink()
     monkeypatch.setenv("RAGCACHE_TOPK", "7")
     with pytest.raises(ConfigError, match="the environment sets RAGCACHE_TOPK.*RAGCACHE_TOP_K"):
+        Settings.load()
+
+
+def test_a_damaged_file_is_named(empty_folder: Path) -> None:
+    (empty_folder / "ragcache.toml").write_text("ratio = = 0.2\n")
+    with pytest.raises(ConfigError, match="ragcache.toml is not valid TOML: .*line 1"):
         Settings.load()

@@ -108,13 +108,18 @@ async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()  # of a union, one for every type: what we say ourselves is clearer
     first = next((one for one in found if one["type"] == "value_error"), found[0])
-    where = [str(part) for part in first["loc"][1:]]  # behind "body", "query" or "path"
+    # Behind "body", "query" or "path", and without the names of a union's types.
+    where = [str(part) for part in first["loc"][1:] if "-" not in str(part)]
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "this field is unknown here"
     if first["type"] == "json_invalid":
         message, param = f"the body is no JSON: {first['ctx']['error']}", None
+    if first["type"] == "model_attributes_type" and not where:
+        message = (
+            "the body is no JSON object: send one, with the header Content-Type: application/json"
+        )
     said = f"{param}: {message}" if param else message
     return Problem(400, said.encode(errors="replace").decode(), param=param).response()
 

@@ -11,6 +11,7 @@ from ragcache.api import logs
 from ragcache.api.app import create_app
 from ragcache.api.security import Keys, check_bind
 from ragcache.api.service import Service
+from ragcache.errors import ConfigError
 from ragcache.settings import Settings
 
 _REPLY_S = 5.0  # for the last words of what was given up
@@ -21,9 +22,24 @@ def serve(settings: Settings) -> None:
     before the model is loaded, and what :meth:`Service.open` raises."""
     keys = Keys.of(settings)
     check_bind(settings.host, keys)
+    check_free(settings.host, settings.port)
     logs.configure()
     with Service.open(settings, queue=settings.queue, streams=settings.streams) as service:
         Server(service, keys).run()
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ConfigError where something else serves at that port, or the address is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve at {host}:{port}: {error.strerror}. Give another --port, or 0 for "
+                "any that is free."
+            ) from error
 
 
 class Server(uvicorn.Server):

@@ -61,9 +61,11 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
     for pair in filter(None, rest.split(",")):
         key, _, text = pair.partition("=")
         given[key.strip()] = text.strip()
-    if ratio is not None:
-        given["recompute_ratio"] = ratio
     known = {f.name: f.default for f in fields(cls)}
+    if ratio is not None:
+        if "recompute_ratio" not in known:
+            raise ConfigError(f"mode {name!r} takes no ratio: leave it out, or use mode fused")
+        given["recompute_ratio"] = ratio
     for key, value in given.items():
         if key not in known:
             takes = ", ".join(known) or "nothing"

@@ -23,6 +23,7 @@ from ragcache.cli.options import (
     opened,
     out,
 )
+from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
 from ragcache.show.answers import answer_table, chunk_table, explanation, layer_table, summary
 
@@ -52,12 +53,18 @@ def index(
     remote: Remote = None,
     levels: Levels = None,
 ) -> None:
-    """Split, embed and precompute documents. Run again, it does only what is missing."""
+    """Split, embed and precompute documents. Run again, it does only what is missing.
+
+    Documents whose file is gone stay until `ragcache delete`.
+    """
     from ragcache.retriever.source import read
 
     ttl_s = None if ttl is None else seconds(ttl)
     errors: list[Any] = []
-    documents = list(read(paths, on_error=errors.append if skip_errors else None))
+    try:
+        documents = list(read(paths, on_error=errors.append if skip_errors else None))
+    except SourceError as error:
+        raise SourceError(f"{error} Or leave such documents out: --skip-errors") from error
     for error in errors:
         err.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
     settings = Settings.load(

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ragcache.errors import StoreError
+from ragcache.models import TINY
 from ragcache.settings import Settings
 
 out, err = Console(), Console(stderr=True)
@@ -67,4 +68,12 @@ def opened(settings: Settings, *, must_exist: bool = False) -> Any:
 
     if must_exist:
         check_exists(settings.store)
-    return RagCache.open(settings.store, settings=settings)
+    cache = RagCache.open(settings.store, settings=settings)
+    if cache.engine.name == TINY:
+        err.print(
+            "[yellow]note:[/] this is the small model that ships: it knows only its own made-up "
+            "world. Index with --model for answers from documents of yours.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return cache

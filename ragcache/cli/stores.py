@@ -49,10 +49,14 @@ def delete(
     with _shared(store, remote) if has_remote else _store(store) as chunks:
         catalog = Catalog(chunks)
         missing = [name for name in ids if not catalog.delete_document(name)]
+        known = [entry.id for entry in catalog.entries()] if missing else []
     out.print(f"{len(ids) - len(missing)} documents deleted", highlight=False)
     if missing:
+        parts = [name for name in known if name.startswith((f"{missing[0]}#", f"{missing[0]}:"))]
+        more = f"; that file has documents such as {parts[0]!r}" if parts else ""
         raise StoreError(
-            f"there is no document {', '.join(map(repr, missing))}: `ragcache documents` lists them"
+            f"there is no document {', '.join(map(repr, missing))}: `ragcache documents` lists "
+            f"them{more}"
         )
 
 

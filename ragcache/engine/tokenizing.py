@@ -15,7 +15,12 @@ class Tokenizing(ChunkEngine):
     tokenizer: Any
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=not control,
+            verbose=False,  # of texts that are longer than a context: they are split
+        )
         return tuple(encoded["input_ids"])
 
     def pieces(self, tokens: Tokens) -> list[str]:

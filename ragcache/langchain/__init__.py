@@ -6,7 +6,7 @@
     RagCacheRetriever   ─┼─ Documents ─ rag_messages() ─ messages ─ ChatRagCache ─ answer, report
     any other retriever ─┘              one content block per chunk
 
-Needs ``pip install "ragcache[langchain]"``. Names are resolved when they are first used.
+Needs ``pip install "ragcache-fusion[langchain]"``. Names are resolved when they are first used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ else:  # type checkers must not see __getattr__: with it, they would accept any 
                 raise
             raise ImportError(
                 f"{error.name} is not installed, which {name} needs. "
-                'Run `pip install "ragcache[langchain]"`.'
+                'Run `pip install "ragcache-fusion[langchain]"`.'
             ) from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from langchain_core.documents import Document
@@ -26,8 +27,15 @@ _AGAIN = {429, 503}  # busy: the service says when to come again
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
 
 
+def _routes(base_url: str) -> str:
+    url = base_url.rstrip("/")
+    return f"{url}/" if urlsplit(url).path else f"{url}/v1/"
+
+
 class Service:
     """A client of the service at ``base_url``, such as ``http://localhost:8000/v1``.
+
+    Where that has no path, ``/v1`` is added.
 
     See :class:`ragcache.langchain.backend.Backend`. A service that is busy, or that cannot be
     reached, is asked ``max_retries`` times more, when it says so or after a second. Raises
@@ -39,7 +47,7 @@ class Service:
         self.max_retries = max_retries
         self._ssl = httpx.create_ssl_context()  # slow to make, so that clients share it
         self._options: dict[str, Any] = {
-            "base_url": base_url.rstrip("/") + "/",
+            "base_url": _routes(base_url),
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "verify": self._ssl,
             "timeout": _WAIT_S,

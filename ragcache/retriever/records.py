@@ -43,7 +43,8 @@ def read_arrow(name: str, path: Path) -> Iterator[Document | SourceError]:
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise SourceError(
-            f'{path} needs pyarrow, which is not installed. Run `pip install "ragcache[arrow]"`.'
+            f"{path} needs pyarrow, which is not installed. "
+            'Run `pip install "ragcache-fusion[arrow]"`.'
         ) from None
     number = 0
     try:

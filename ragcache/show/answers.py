@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ragcache.types import Answer, Report
 
 READING, PLACING, COMPUTING = "░▒█"
+_FAR = 3  # times: a prediction that is off by more is of another state of the machine
 
 
 def summary(answer: Answer) -> str:
@@ -42,6 +43,8 @@ def explanation(answer: Answer) -> Iterator[str]:
     )
     decoded = f", then {ms((r.total_s - r.ttft_s) / more)} a token" if more else ""
     yield f"- Measured: first token after {ms(r.ttft_s)}, {ms(waited)} of it waiting{decoded}."
+    if max(r.ttft_s, plan.prefill_s) > _FAR * min(r.ttft_s, plan.prefill_s):
+        yield "- Those are far apart: `ragcache profile` measures anew how fast this machine is."
 
 
 def answer_table(answers: dict[str, Answer]) -> Table:

@@ -36,7 +36,7 @@ try:
     )
     from obstore.store import LocalStore, from_url
 except ImportError:
-    raise ConfigError("a remote needs obstore: pip install 'ragcache[s3]'") from None
+    raise ConfigError("a remote needs obstore: pip install 'ragcache-fusion[s3]'") from None
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

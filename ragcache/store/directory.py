@@ -50,8 +50,9 @@ def claim(path: Path) -> IO[bytes]:
         file.close()
         who = "this process" if holder == str(os.getpid()) else f"process {holder or 'unknown'}"
         raise StoreError(
-            f"the store in {path} is open for writing in {who}: share that one, close it, "
-            "or open this one with readonly=True in another process"
+            f"the store in {path} is open for writing in {who}, and one process writes at a time: "
+            "ask that one (`ragcache serve` answers over HTTP), or end it. `ragcache documents`, "
+            "`stats` and `verify` only read, and may run beside it"
         ) from None
     except OSError:
         file.close()

@@ -123,6 +123,7 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"response_format": {"type": "json_object"}}, None, "response_format is not"),
         ({"colour": "red"}, "colour", "this field is unknown"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"ragcache": {"ratio": 1.5}}, "ragcache.ratio", "less than or equal to 1"),
         ({"documents": [{"text": {"a": 1}}]}, "documents.0.text", "only text and numbers"),
         ({"documents": [{"id": "a"}]}, "documents.0", "has no text"),
         ({"ragcache": {"mode": "blend"}}, None, "mode 'blend' is unknown"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pytest
 from opentelemetry import trace
 
 from ragcache.api.security import Keys, check_bind
+from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
 from ragcache.settings import Settings
 from tests.api.conftest import ANN, KEYS, Served, served
@@ -211,3 +213,12 @@ def test_a_public_address_needs_keys() -> None:
     check_bind("0.0.0.0", Keys(KEYS))
     for host in ("127.0.0.1", "::1", "localhost"):
         check_bind(host, Keys())
+
+
+def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{port}: .* in use"):
+            serve(Settings.load(port=port, store="nowhere"))

@@ -300,6 +300,11 @@ def test_an_error_in_the_middle_of_a_stream_is_raised() -> None:
     with pytest.raises(RagCacheError, match="the service gave up: too late"):
         list(_Events().read('data: {"error": {"message": "too late"}}'))
     assert isinstance(Service("http://localhost/v1"), Service)
+    for url in ("http://localhost:8000", "http://localhost:8000/", "http://localhost:8000/v1/"):
+        assert str(Service(url)._client.base_url) == "http://localhost:8000/v1/"
+    assert (
+        str(Service("https://kv.example/rag/v1")._client.base_url) == "https://kv.example/rag/v1/"
+    )
 
 
 def test_the_package_stays_light() -> None:
@@ -316,7 +321,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "ragcache.langchain.chat", None)
     monkeypatch.setattr(package, "import_module", _missing)
-    with pytest.raises(ImportError, match=r'pip install "ragcache\[langchain\]"'):
+    with pytest.raises(ImportError, match=r'pip install "ragcache-fusion\[langchain\]"'):
         package.__getattr__("ChatRagCache")
     with pytest.raises(AttributeError, match="no attribute 'Chat'"):
         package.Chat  # type: ignore[attr-defined]  # noqa: B018

@@ -113,7 +113,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     from ragcache.errors import ConfigError
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r'pip install "ragcache\[ray\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "ragcache-fusion\[ray\]"'):
         on_ray(
             Cluster(),
             model="",

@@ -100,7 +100,7 @@ def test_texts_that_are_cut_are_logged(
 
 def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r'pip install "ragcache\[demo\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "ragcache-fusion\[demo\]"'):
         SentenceTransformerEmbedder()
 
 

@@ -198,7 +198,7 @@ def test_a_data_set_on_disk(tmp_path: Path, split: bool, rows: list[dict[str, ob
 
 def test_without_pyarrow(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(SourceError, match=r'pip install "ragcache\[arrow\]"'):
+    with pytest.raises(SourceError, match=r'pip install "ragcache-fusion\[arrow\]"'):
         list(read([write("a.parquet", "")]))
 
 

@@ -344,7 +344,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make_pair()
     data = codec("cachegen").encode(*pair, 0, LAYERS)
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'ragcache\[codecs\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[codecs\]'"):
         codec("cachegen").encode(*pair, 0, LAYERS)
-    with pytest.raises(ConfigError, match=r"pip install 'ragcache\[codecs\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[codecs\]'"):
         codec("cachegen").decode(data, spec_of(pair), 21, 0)

@@ -507,7 +507,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.delitem(sys.modules, "ragcache.store.bucket")
-    with pytest.raises(ConfigError, match=r"pip install 'ragcache\[s3\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[s3\]'"):
         import_module("ragcache.store.bucket")
 
 
