@@ -170,8 +170,10 @@ class Settings(BaseSettings):
             if first["type"] == "extra_forbidden":
                 near = get_close_matches(key, known, 1)
                 meant = f"did you mean {near[0]}?" if near else "docs/settings.md has them all."
-                where = "" if key in given else f" It stands in {FILE}."
-                raise ConfigError(f"there is no setting {key}: {meant}{where}") from error
+                where = "a flag" if key in given else FILE
+                raise ConfigError(
+                    f"there is no setting {key}, which {where} gives: {meant}"
+                ) from error
             wrong = [e["msg"].lower() for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
             raise ConfigError(
                 f"setting {key} = {first.get('input')!r} cannot be: {', or '.join(wrong)}. "

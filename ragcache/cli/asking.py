@@ -63,8 +63,9 @@ def index(
     errors: list[Any] = []
     try:
         documents = list(read(paths, on_error=errors.append if skip_errors else None))
-    except SourceError as error:
-        raise SourceError(f"{error} Or leave such documents out: --skip-errors") from error
+    except SourceError as unreadable:
+        message = f"{unreadable} Or leave such documents out: --skip-errors"
+        raise SourceError(message) from unreadable
     for error in errors:
         err.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
     settings = Settings.load(
