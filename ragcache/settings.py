@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         description="share of chunk tokens recomputed; auto: at least the mode's own, and as many "
         "as loading the others leaves time for",
     )
-    top_k: int = Field(4, ge=1, description="chunks retrieved")
+    top_k: int = Field(4, ge=1, le=1000, description="chunks retrieved, at most 1000")
     neighbours: int = Field(1, ge=0, description="chunks before and after each that come along")
     max_tokens: int = Field(64, ge=1, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")

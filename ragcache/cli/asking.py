@@ -171,7 +171,7 @@ def query(
         for line in explanation(answer):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
-        out.print(layer_table(answer.report))
+        out.print(layer_table(answer.report, out.width))
 
 
 def demo(

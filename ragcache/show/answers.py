@@ -82,13 +82,18 @@ def chunk_table(answer: Answer) -> Table:
     return table
 
 
-def layer_table(report: Report) -> Table:
-    """Per layer: rows computed, bytes loaded, where the time went, and when that was."""
-    columns = ("layer", "rows", "of chunks", "loaded", "read ms", "wait", "place", "compute")
-    table = Table(*columns, f"{READING} read {PLACING} place {COMPUTING} compute", title="layers")
+def layer_table(report: Report, columns: int = 120) -> Table:
+    """Per layer: rows computed, bytes loaded, where the time went, and when that was; for a
+    terminal of so many ``columns``."""
+    heads = ("layer", "rows", "of chunks", "loaded", "read ms", "wait", "place", "compute")
+    drawn = f"{READING} read\n{PLACING} place\n{COMPUTING} compute"
+    table = Table(*heads, drawn, title="layers", padding=(0, 1 if columns >= 100 else 0))
+    width = max(9, min(48, columns - 66))
     for column in table.columns[:-1]:
         column.justify = "right"
-    for number, (layer, line) in enumerate(zip(report.layers, waterfall(report), strict=True)):
+    for number, (layer, line) in enumerate(
+        zip(report.layers, waterfall(report, width), strict=True)
+    ):
         seconds = (layer.read_s, layer.wait_s, layer.place_s, layer.compute_s)
         table.add_row(
             str(number),
