@@ -95,7 +95,9 @@ def _inline(token: Token) -> str:
             return f"`{token.content}`"
         case "image":
             return "".join(map(_inline, token.children or ()))
-        case "softbreak" | "hardbreak":
+        case "softbreak":
+            return " "  # where a line of the source ends, its paragraph goes on
+        case "hardbreak":
             return "\n"
         case "html_inline" if token.content.lower().startswith("<br"):
             return "\n"

@@ -1,12 +1,14 @@
 """Documents to chunks: whole sentences and paragraphs, as many as fit, counted in tokens.
 
 The work is done by semantic-text-splitter, which looks for the largest units (headings and blocks
-in Markdown, then paragraphs, lines, sentences, words, characters) that fit into a chunk.
+in Markdown, then paragraphs, lines, sentences, words, characters) that fit into a chunk; only that
+it would rather cut Markdown at a link than at the end of a sentence, which is mended here where
+chunks do not overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 WHOLE = {"ragcache": "whole"}
 
 #: Changes whenever the same settings give other chunks than before.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Splitter:
         if WHOLE.items() <= document.metadata.items():
             whole = Chunk(document.id, 0, document.text, document.metadata)
             return [whole] if document.text.strip() else []
-        splitter = self._markdown if document.metadata.get("format") == "markdown" else self._plain
-        texts = [text for text in splitter.chunks(document.text) if text.strip()]
+        markdown = document.metadata.get("format") == "markdown"
+        found = self._of_markdown(document.text) if markdown else self._plain.chunks(document.text)
+        texts = [text for text in found if text.strip()]
         for text in texts:
             if (tokens := self.count(text)) > self.chunk_tokens:
                 raise ConfigError(
@@ -110,6 +113,23 @@ class Splitter:
         if self.tokenizer_name or self._exact is None:
             return self.tokenizer_name or "callable"
         return xxh3_64_hexdigest(self._exact.to_str().encode())
+
+    def _of_markdown(self, text: str) -> Iterator[str]:
+        """Blocks, and whole sentences of blocks that do not fit: where the library would cut a line
+        of text at its next link or bit of code, the chunks of that line are cut again as text."""
+        pieces = self._markdown.chunk_indices(text)
+        if self.overlap_tokens:  # pieces begin inside one another
+            yield from (piece for _, piece in pieces)
+            return
+        begin = 0
+        for number, (start, piece) in enumerate(pieces):
+            end = start + len(piece)
+            last = number + 1 == len(pieces)
+            if not last and "\n" not in text[end - 1 : pieces[number + 1][0] + 1]:
+                continue  # the line goes on
+            whole = text[pieces[begin][0] : end]
+            yield from [piece] if number == begin else self._plain.chunks(whole)
+            begin = number + 1
 
     @cached_property
     def _plain(self) -> TextSplitter:

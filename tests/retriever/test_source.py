@@ -57,7 +57,7 @@ def test_markdown(write: Write) -> None:
         )
     )
     assert document.text == (
-        "# The lower bridge\n\nIt fell in the night.\nSee a boat  `x * y`.\n\n"
+        "# The lower bridge\n\nIt fell in the night. See a boat  `x * y`.\n\n"
         "- one\n- two\n  - deep\n\n3. three\n4. four\n\na | b\n1 | 2\n\n```py\nx = [1]\n```\n\n"
         "quoted\n\nbold\n\nend & *star*"
     )

@@ -110,7 +110,7 @@ def test_description_tells_settings_apart(tokenizer: Tokenizer) -> None:
     ]
     assert len({s.describe() for s in splitters}) == 5
     assert Splitter(len, 64).describe() == (
-        "split v1 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
+        "split v2 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
     )
 
 
@@ -120,3 +120,19 @@ def test_a_whole_document_is_one_chunk(tokenizer: Tokenizer, text: str) -> None:
     (chunk,) = Splitter(tokenizer, 8).split(document)
     assert (chunk.text, chunk.ordinal) == (text, 0)
     assert Splitter(tokenizer, 8).split(Document("a", " \n", WHOLE)) == []
+
+
+def test_a_sentence_of_markdown_is_not_cut_at_its_code_or_links() -> None:
+    text = (
+        "# Notes\n\nThe old API is gone. The old `/v0` API was switched off on 14 March. "
+        "A [link](http://a) to *something* is here. And one more sentence that is long.\n\n- one"
+    )
+    document = Document("a", text, {"format": "markdown"})
+    found = [c.text for c in Splitter(lambda text: len(text.split()), 12).split(document)]
+    assert found == [
+        "# Notes",
+        "The old API is gone.",
+        "The old `/v0` API was switched off on 14 March.",
+        "A [link](http://a) to *something* is here.",
+        "And one more sentence that is long.\n\n- one",
+    ]
