@@ -175,9 +175,11 @@ class Indexing:
 
     def key(self, chunk: Chunk) -> ChunkKey:
         """What the KV of a chunk is stored under. PromptError if its text is blank."""
-        engine = self.engine
-        tokens = engine.template.chunk(chunk.text)
-        return self.compiled.key(engine.fingerprint, tokens, self.tenant)
+        return self.key_of(self.engine.template.chunk(chunk.text))
+
+    def key_of(self, tokens: Tokens) -> ChunkKey:
+        """The same, of a chunk's tokens."""
+        return self.compiled.key(self.engine.fingerprint, tokens, self.tenant)
 
     def _company(self, chunk: Chunk | None) -> Tokens:
         """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""

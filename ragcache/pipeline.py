@@ -301,8 +301,7 @@ class RagCache:
                 first = self.catalog.chunks(self.catalog.rows_of(entry.id)[:1])
                 yield from map(self.indexing.key, first)
         if not entries and prompt is not None:
-            for tokens in prompt.chunks:
-                yield self.indexing.compiled.key(self.engine.fingerprint, tokens, self.tenant)
+            yield from map(self.indexing.key_of, prompt.chunks)
 
     def _blender(self, mode: str | Blender | None, ratio: Ratio | None) -> tuple[Blender, bool]:
         """The method, and whether its ratio is to be chosen."""

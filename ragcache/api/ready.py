@@ -52,7 +52,7 @@ def _some_key(cache: RagCache) -> ChunkKey | None:
     if cache.indexing.compiled.similar:
         return None
     for header in cache.store.headers(most=_LOOK_AT):
-        key = cache.indexing.compiled.key(cache.engine.fingerprint, header.tokens, cache.tenant)
+        key = cache.indexing.key_of(header.tokens)
         if key.digest == header.key:
             return key
     return None

@@ -55,9 +55,9 @@ def test_the_least_recently_used_makes_room(store: Open) -> None:
 def test_a_restart_remembers_who_was_used(store: Open) -> None:
     with store() as s:
         put(s, C, A, B)
-        for key in sorted((A, B, C), key=lambda key: key.digest, reverse=True):
-            s.find(key)  # in another order than the digests'
-    first, second, last = sorted((A, B, C), key=lambda key: key.digest, reverse=True)
+        first, second, last = sorted((A, B, C), key=lambda key: key.digest, reverse=True)
+        for key in (first, second, last):  # in another order than the digests'
+            s.find(key)
     with store() as s:
         put(s, D)
         assert not s.has(first) and s.has(second) and s.has(last)
