@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ragcache.engine.attention import Detour
 from ragcache.engine.base import Walk
-from ragcache.engine.kernels import Kernels, Place
+from ragcache.engine.kernels import Kernels, by_torch
 from ragcache.engine.kv import KnownKV, KVPair, PlacedKV
 from ragcache.engine.rope import Rope
 
@@ -129,32 +129,20 @@ class View:
         self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
 
     def place(self, start: int, parts: Sequence[KVPair]) -> None:
-        if self._by_kernel is not None and parts:
-            self._place_at_once(self._by_kernel, start, parts)
+        if not parts:
             return
-        for keys, values in _few(parts):
-            self._place(start, keys, values)
-            start += keys.shape[1]
-
-    def _place(self, start: int, keys: Tensor, values: Tensor) -> None:
-        keys, values = (t.to(self._cos.device, non_blocking=True)[None] for t in (keys, values))
-        k, v = self._kv.allocated(self._layer, (keys, values))
-        span = slice(start, start + keys.shape[2])
-        v[:, :, span] = values
-        if self._rope is None:
-            k[:, :, span] = keys
-        else:
-            self._rope.rotate_into(keys, self._cos[:, span], self._sin[:, span], out=k[:, :, span])
-
-    def _place_at_once(self, place: Place, start: int, parts: Sequence[KVPair]) -> None:
-        device = self._cos.device
-        here = [
-            (k.to(device, non_blocking=True), v.to(device, non_blocking=True)) for k, v in parts
-        ]
+        here = [(self._moved(keys), self._moved(values)) for keys, values in parts]
         k, v = self._kv.allocated(self._layer, (here[0][0][None], here[0][1][None]))
         span = slice(start, start + sum(keys.shape[1] for keys, _ in here))
         angles = None if self._rope is None else (self._cos[0, span], self._sin[0, span])
-        place(here, angles, (k[0, :, span], v[0, :, span]))
+        out = k[0, :, span], v[0, :, span]
+        if self._by_kernel is not None:
+            self._by_kernel(here, angles, out)
+        else:
+            by_torch(self._rope, _few(here), angles, out)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._cos.device, non_blocking=True)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self._kv.buffers(self._layer)

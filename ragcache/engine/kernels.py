@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,13 +100,15 @@ def measured(wanted: str, shape: Shape, rope: Rope) -> Kernels:
     )
 
 
-def by_torch(rope: Rope, parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
-    """The reference of :func:`ragcache.engine.place.place`."""
+def by_torch(
+    rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
+) -> None:
+    """What every device can do, and the reference of :func:`ragcache.engine.place.place`."""
     start = 0
     for keys, values in parts:
         span = slice(start, start + keys.shape[1])
         out[1][:, span] = values
-        if angles is None:
+        if rope is None or angles is None:
             out[0][:, span] = keys
         else:
             cos, sin = (t[None, span] for t in angles)
