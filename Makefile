@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 READY := .venv/.ready
+# A process for every core, up to four: each holds torch and models of its own.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 BIN_VLLM := .venv-vllm/bin
 PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-input
 
@@ -21,7 +23,7 @@ demo: $(READY) ## index a small corpus, ask it questions, show what was reused
 	$(BIN)/ragcache demo
 
 test: $(READY) ## run the tests that need neither a GPU nor minutes
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(READY) ## run the tests that take minutes (one downloads packages)
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -33,7 +35,7 @@ test-triton: .venv-triton/.ready ## run the GPU's kernels in Triton's interprete
 	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest tests/engine/test_kernels.py
 
 # vLLM pins half the world, so it has an environment of its own: 2.4 GB, and minutes to install.
-test-vllm: .venv-vllm/.ready ## run the tests with a real vLLM, on the CPU
+test-vllm: $(READY) .venv-vllm/.ready ## run the tests with a real vLLM, on the CPU
 	OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -W default -m vllm tests/vllm
 
 check: $(READY) ## formatting, lint and types
@@ -48,7 +50,7 @@ docs: $(READY) ## build the site in site/, from docs/ and the docstrings
 	$(BIN)/python docs/site
 
 coverage: $(READY) ## run the fast tests and measure lines and branches: at least 90 %
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 # Of `WHAT`, or all of blend/ and store/: that takes hours. Then: .venv/bin/mutmut browse
 WHAT ?=
@@ -61,7 +63,7 @@ TIMES ?= 20
 TESTS ?= tests
 repeat: $(READY) ## run TESTS in TIMES random orders, to find those that are not sure: make repeat TESTS=tests/api TIMES=5
 	for seed in $$(seq $(TIMES)); do \
-	  $(BIN)/python -m pytest -q --random-order --random-order-seed=$$seed $(TESTS) || exit 1; done
+	  $(PYTEST) -q --random-order --random-order-seed=$$seed $(TESTS) || exit 1; done
 
 dist: $(READY) ## build sdist and wheel in dist/, and say how large they are
 	rm -rf build dist

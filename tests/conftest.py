@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ from tests.errors import MET
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # torch's threads
+# torch's threads: two, or this process's share of the cores where xdist runs several
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // _PROCESSES))))
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,16 +33,25 @@ def pytest_configure(config: pytest.Config) -> None:
     MET.watch(RagCacheError)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """xdist: a process is done, with what it met."""
+    MET.places |= set(map(tuple, getattr(node, "workeroutput", {}).get("met", ())))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """All fast tests were run, and passed: were all error messages met?"""
-    option = session.config.option
-    everything = session.config.args == session.config.getini("testpaths")
+    config, option = session.config, session.config.option
+    if hasattr(config, "workeroutput"):  # one process of several: the first one asks
+        config.workeroutput["met"] = list(MET.places)
+        return
+    everything = config.args == config.getini("testpaths")
     if (
         everything
         and not (option.keyword or option.collectonly or option.deselect)
         and not exitstatus
     ):
         missing = MET.missing()
-        if option.markexpr == session.config.getini("addopts")[-1] and missing:
+        if option.markexpr == config.getini("addopts")[-1] and missing:
             print("\nno test meets these errors:", *missing, sep="\n  ")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

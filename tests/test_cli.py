@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ragcache import cli, opening
+from ragcache.cli import options
 from ragcache.retriever.embed import HashEmbedder
 from tests import scene
 
@@ -20,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``ragcache ARGS`` in an empty folder: exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(options.out, "width", 300)  # else as when it was made, at the first import
     monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
 
     def ragcache(*args: object) -> tuple[int, str, str]:

@@ -12,6 +12,7 @@ The first is asked of one head in every layer of its band, the others of one hea
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch, Pair
@@ -43,17 +44,17 @@ def best_head(batch: Batch, layers: Seen, mask: Tensor, pairs: list[Pair]) -> Te
     source, target = table[..., 0], table[..., 1]
     real = target >= 0
     index = torch.arange(len(batch.ids), device=mask.device)[:, None]
-    visible = mask[index, source]  # (batch, n, keys)
-    chosen = target.clamp(min=0)[:, None, :, None]
+    hidden = ~mask[index, source]  # (batch, n, keys)
     losses = []
     for q, k in layers:
         picked = q.transpose(1, 2)[index, source].transpose(1, 2)  # (batch, heads, n, size)
         b, h, n, size = picked.shape
         groups = picked.reshape(b, k.shape[1], -1, size)
         scores = (groups @ k.transpose(2, 3)).reshape(b, h, n, -1).float() * size**-0.5
-        scores = scores.masked_fill(~visible[:, None], -1e9)
-        hit = scores.gather(3, chosen.expand(-1, h, -1, 1))[..., 0] - scores.logsumexp(-1)
-        losses.append(-(hit * real[:, None]).sum((0, 2)) / real.sum())
+        scores = scores.masked_fill(hidden[:, None], -1e9).flatten(0, 2)
+        wanted = target[:, None].expand(b, h, n).flatten()
+        missed = F.cross_entropy(scores, wanted, reduction="none", ignore_index=-1)
+        losses.append(missed.view(b, h, n).sum((0, 2)) / real.sum())
     heads = torch.cat(losses)  # one loss per head of the band
     return (torch.softmax(-heads.detach() / 0.1, 0) * heads).sum()
 

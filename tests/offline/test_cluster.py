@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from ragcache.errors import ModelError, RagCacheError
+from ragcache.models import world
 from ragcache.offline import cluster as module
 from ragcache.offline.cluster import Cluster, on_ray
 from ragcache.offline.run import Computing, in_process, run
@@ -21,11 +24,13 @@ from ragcache.pipeline import RagCache
 from ragcache.precompute import Batch
 from ragcache.types import Document, Fingerprint, Tokens
 from tests import models, scene
+from tests.conftest import ROOT
 from tests.offline.stores import contents
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
+EXAMPLE = ROOT / "examples" / "precompute" / "ray.sh"
 DOCUMENTS = [
     Document(f"d{i}", " ".join(f"Mira keeps {i * n} parrots." for n in range(1 + i % 5)))
     for i in range(60)
@@ -134,3 +139,19 @@ def test_workers_with_another_model_are_refused(tmp_path: Path, model: Path) -> 
         with pytest.raises(ModelError, match="which is not the driver's model"):
             run(cache.store, work, workers(cache, model, other))
         assert cache.store.stats().chunks == 0
+
+
+def test_the_example(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """KV by Ray's workers, none of it computed again by `index`, and found by the question."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    question = "Which country does Hexstead belong to?"
+    done = subprocess.run(
+        ["sh", str(EXAMPLE), str(world("documents.jsonl")), question, "--device", "cpu"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "KV of 0 chunks" in said and "Cuba" in said

@@ -38,6 +38,13 @@ DOCUMENTS = [Document(f"d{number}", text) for number, text in enumerate(TEXTS)]
 QUESTIONS = (QUESTION, "Where is the old mill?", "Who built boats in Oslo?", "What is open?")
 MODES = {"full": None, "reuse": None, "fused": 0.3, "cacheblend": 0.3, "prophet": 0.3}
 START_S = 240
+ENV = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+}
 
 
 @dataclass
@@ -66,10 +73,22 @@ class Vllm:
         self.process.wait(30)
 
 
-def vllm(model: Path, store: Path, log: Path) -> Vllm:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def started(command: list[str], env: dict[str, str], port: int, log: Path) -> Vllm:
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=os.environ | env, cwd=ROOT, start_new_session=True
+        )
+    return Vllm(process, f"http://127.0.0.1:{port}", log)
+
+
+def vllm(model: Path, store: Path, log: Path) -> Vllm:
+    port = free_port()
     connector = CONNECTOR | {"kv_connector_extra_config": {"store": str(store)}}
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
@@ -77,18 +96,7 @@ def vllm(model: Path, store: Path, log: Path) -> Vllm:
         *("--host", "127.0.0.1", "--port", str(port), "--worker-cls", WORKER),
         *("--kv-transfer-config", json.dumps(connector)),
     ]
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-    }
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env=env, cwd=ROOT, start_new_session=True
-        )
-    return Vllm(process, f"http://127.0.0.1:{port}", log)
+    return started(command, ENV, port, log)
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +288,38 @@ def test_with_no_server_left_it_says_so(
     with deadline(60):
         answer = ann.post("/v1/query", json={"question": QUESTION, "mode": "full"})
     assert answer.status_code >= 500 and "no vLLM server answers" in answer.text
+
+
+def test_the_example_serves_and_ends_with_its_vllm(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """As its users have it: ragcache's service in an environment of its own."""
+    own = ROOT / ".venv" / "bin"
+    if not (own / "python").exists():
+        pytest.skip("make test-vllm sets up .venv, which the service runs in")
+    port, behind = free_port(), free_port()
+    env = ENV | {
+        "PATH": f"{own}:{os.environ['PATH']}",
+        "VLLM": sys.executable,
+        "WORKER": WORKER,
+        "MODEL": str(tiny_model_dir),
+        "DTYPE": "float32",
+        "STORE": str(tmp_path / "store"),
+        "PORT": str(port),
+        "BEHIND": str(behind),
+    }
+    command = ["sh", "examples/vllm/serve.sh", "--max-model-len", "1024", "--enforce-eager"]
+    example = started(command, env, port, tmp_path / "log")
+    try:
+        example.wait()
+        with httpx.Client(base_url=example.url, timeout=60) as client:
+            given = {"documents": [{"id": one.id, "text": one.text} for one in DOCUMENTS]}
+            assert client.post("/v1/documents", json=given).status_code == 200
+            answer = client.post("/v1/query", json={"question": QUESTION, "mode": "reuse"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["ragcache"]["reused_tokens"] > 0
+        example.process.terminate()
+        assert example.process.wait(60) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{behind}/health")
+    finally:
+        if example.process.poll() is None:
+            example.kill()
