@@ -145,11 +145,20 @@ def test_errors_are_one_message(
 
 
 def test_an_unreadable_pdf_is_named_and_nothing_is_lost(run: Run, notes: Path, model: Path) -> None:
-    (notes / "broken.pdf").write_bytes(b"%PDF-1.7\nnot a pdf at all")
+    (notes / "broken [b].pdf").write_bytes(b"%PDF-1.7\nnot a pdf at all")
     code, _, err = run("index", notes, "--model", model)
-    assert code == 1 and "broken.pdf" in err and "leave such documents out: --skip-errors" in err
+    assert code == 1 and "broken [b].pdf" in err
+    assert "leave such documents out: --skip-errors" in err
     code, out, err = run("index", notes, "--model", model, "--skip-errors")
-    assert code == 0 and out.startswith("3 documents indexed") and "skipped: " in err
+    assert code == 0 and out.startswith("3 documents indexed")
+    assert "skipped: " in err and "broken [b].pdf" in err
+
+
+def test_a_document_without_text_is_named(run: Run, notes: Path, model: Path) -> None:
+    (notes / "blank [i].md").write_text("\n  \n")
+    code, out, err = run("index", notes, "--model", model)
+    assert code == 0 and out.startswith("4 documents indexed")
+    assert err.count("no text: ") == 1 and "blank [i].md: no question will find it" in err
 
 
 def test_another_model_or_tokenizer_is_refused(

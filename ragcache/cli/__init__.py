@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from ragcache.cli import asking, bulk, measuring, stores
-from ragcache.cli.options import err
+from ragcache.cli.options import tell
 from ragcache.errors import RagCacheError
 
 app = typer.Typer(
@@ -60,5 +60,5 @@ def main() -> None:
     try:
         app()
     except RagCacheError as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        tell("error", error, "bold red")
         sys.exit(1)

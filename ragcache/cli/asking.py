@@ -22,6 +22,7 @@ from ragcache.cli.options import (
     err,
     opened,
     out,
+    tell,
 )
 from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
@@ -67,7 +68,10 @@ def index(
         message = f"{unreadable} Or leave such documents out: --skip-errors"
         raise SourceError(message) from unreadable
     for error in errors:
-        err.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
+        tell("skipped", error)
+    for document in documents:
+        if not document.text.strip():  # such as a scanned PDF
+            tell("no text", f"{document.id}: no question will find it")
     settings = Settings.load(
         store=store,
         model=model,
@@ -154,7 +158,7 @@ def query(
     with opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         for piece in stream:
-            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            out.print(piece, end="", highlight=False, soft_wrap=True)
         out.print()
         answer = stream.answer
         answers = {settings.mode: answer}
@@ -165,7 +169,7 @@ def query(
     if compare:
         out.print(answer_table(answers))
     for note in answer.report.fallbacks:
-        err.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+        tell("note", note)
     if explain:
         out.print(summary(answer), highlight=False)
         for line in explanation(answer):

@@ -28,6 +28,7 @@ from ragcache.cli.options import (
     err,
     opened,
     out,
+    tell,
 )
 from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
@@ -108,7 +109,7 @@ def precompute(
             work = plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]
         for line in skipped:
-            err.print(f"[yellow]skipped:[/] {line}", highlight=False, soft_wrap=True)
+            tell("skipped", line)
         rate = _rate(cache, work, cluster)
         out.print(corpora.plan_text(work, rate), highlight=False, soft_wrap=True)
         if cache.remote is None:

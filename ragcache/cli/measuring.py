@@ -159,7 +159,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
         model_path(name), device=settings.device, kernels=settings.kernels
     )
     spec = engine.spec
-    out.print(f"[bold]{engine.fingerprint}[/]", highlight=False)
+    out.print(str(engine.fingerprint), style="bold", highlight=False)
     out.print(
         f"{spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, {spec.dtype}; "
         f"{show.size(spec.chunk_bytes(1))} per token; context of {engine.context_tokens} tokens",

@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
 
-out, err = Console(), Console(stderr=True)
+# Names, questions and messages have brackets of their own: they are no markup.
+out, err = Console(markup=False), Console(stderr=True, markup=False)
 
 Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
 Model = Annotated[
@@ -54,6 +56,11 @@ Levels = Annotated[
 Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
 
 
+def tell(label: str, text: object, style: str = "yellow") -> None:
+    """A message about the work, beside its results: on stderr, on a line of its own."""
+    err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
+
+
 def check_exists(store: Path) -> None:
     """Raise StoreError where there is none."""
     if not store.exists():
@@ -70,10 +77,9 @@ def opened(settings: Settings, *, must_exist: bool = False) -> Any:
         check_exists(settings.store)
     cache = RagCache.open(settings.store, settings=settings)
     if cache.engine.name == TINY:
-        err.print(
-            "[yellow]note:[/] this is the small model that ships: it knows only its own made-up "
-            "world. Index with --model for answers from documents of yours.",
-            highlight=False,
-            soft_wrap=True,
+        tell(
+            "note",
+            "this is the small model that ships: it knows only its own made-up world. Index with "
+            "--model for answers from documents of yours.",
         )
     return cache

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from ragcache.show import ms, size
 
@@ -58,8 +58,8 @@ def finding_table(findings: Sequence[Finding]) -> Table:
     colours = {"good": "green", "look": "yellow", "bad": "bold red"}
     table = Table("what", "", "found", box=SIMPLE)
     for finding in findings:
-        state = f"[{colours[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.what, state, escape(finding.detail))
+        state = Text(finding.state, colours[finding.state])
+        table.add_row(finding.what, state, finding.detail)
     return table
 
 
