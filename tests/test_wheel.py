@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -20,12 +21,19 @@ LINKS = ("api", "blend", "retriever", "store")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = [name for name in PROJECT["optional-dependencies"] if name != "dev"]
-#: The oldest that is supported, which the tests run with, and the newer ones that are at hand.
-PYTHONS = [Path(sys.executable)] + [
-    Path(found)
-    for minor in range(sys.version_info.minor + 1, 20)
-    if (found := shutil.which(f"python3.{minor}"))
-]
+
+
+def newer() -> Iterator[Path]:
+    """Newer Pythons that are at hand; the shims of pyenv run only where one was chosen."""
+    for minor in range(sys.version_info.minor + 1, 20):
+        name = f"python3.{minor}"
+        of_pyenv = Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/{name}")
+        found = [*of_pyenv, *map(Path, filter(None, [shutil.which(name)]))]
+        yield from [path for path in found if path.parent.name != "shims"][:1]
+
+
+#: The oldest that is supported, which the tests run with, and newer ones.
+PYTHONS = [Path(sys.executable), *newer()]
 
 PROGRAM = """
 from importlib.resources import files

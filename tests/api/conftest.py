@@ -18,6 +18,7 @@ from ragcache.api.security import Keys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from tests import scene
+from tests.api.scene import NewThreads
 from tests.errors import MET
 
 ANN, BOB = "ann-" + "a" * 32, "bob-" + "b" * 32
@@ -25,6 +26,21 @@ MET.watch(Problem)
 MET.watch(Busy)
 
 KEYS = [("ann", ANN), ("bob", BOB)]
+
+
+@pytest.fixture
+def new_threads() -> NewThreads:
+    """Names of this package's threads that were begun since the test was, and are alive.
+
+    Those of other tests' chat models may be alive too: they go with the last reference to them.
+    """
+    before = set(threading.enumerate())
+
+    def since() -> set[str]:
+        mine = (t.name for t in threading.enumerate() if t not in before)
+        return {name for name in mine if name.startswith("ragcache")}
+
+    return since
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from tests import scene
 
 SOON = 20.0  # seconds that a test waits for what must happen
 
+NewThreads = Callable[[], set[str]]
+
 
 class Heard:
     """What one question was told, and whether it has ended."""
@@ -99,8 +101,3 @@ def settle(service: Service) -> None:
     with scheduler._lock:
         assert scheduler._idle.wait_for(scheduler._is_idle, SOON)
     scheduler.call(lambda: None).result(SOON)  # what was begun is over, too
-
-
-def threads() -> set[str]:
-    """Names of this package's threads that are alive."""
-    return {t.name for t in threading.enumerate() if t.name.startswith("ragcache")}

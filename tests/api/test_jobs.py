@@ -18,7 +18,7 @@ from ragcache.precompute import Precomputed
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene
-from tests.api.scene import SOON, Heard, Held, asked, small, threads
+from tests.api.scene import SOON, Heard, Held, NewThreads, asked, small
 
 QUESTION = "Where does Mira Holt live?"
 
@@ -211,7 +211,7 @@ def test_tenants_take_turns(service: Service, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("batches", [0, 2])
 def test_it_survives_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, new_threads: NewThreads
 ) -> None:
     """It goes on by itself, from its documents' texts or from what is indexed."""
     log: list[str] = []
@@ -234,7 +234,7 @@ def test_it_survives_a_restart(
         if cancelled is not None:
             jobs.cancel("b", cancelled.id)
             slow.go(1)
-    assert not threads()
+    assert not new_threads()
     with small(tmp_path) as service:
         jobs = Jobs(service)
         done = until(jobs, job, "done")

@@ -13,16 +13,15 @@ import pytest
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp, Scheduler, Ticket
 from ragcache.api.waiting import Waiting
-from tests.api.scene import SOON, Heard, Held, pieces, threads
+from tests.api.scene import SOON, Heard, Held, NewThreads, pieces
 
 
 @pytest.fixture
-def scheduler() -> Iterator[Scheduler]:
-    before = threads()
+def scheduler(new_threads: NewThreads) -> Iterator[Scheduler]:
     made = Scheduler(queue=4, streams=2, patience_s=SOON)
     yield made
     made.close(0)
-    assert threads() == before
+    assert not new_threads()
 
 
 def test_first_tokens_go_before_further_ones(scheduler: Scheduler) -> None:
@@ -258,7 +257,7 @@ def test_background_work_gives_or_raises_and_can_be_cancelled(scheduler: Schedul
         scheduler.call(fails).result(SOON)
 
 
-def test_close_finishes_what_was_begun() -> None:
+def test_close_finishes_what_was_begun(new_threads: NewThreads) -> None:
     scheduler, heard, kept = Scheduler(), [Heard() for _ in range(3)], threading.Event()
     with Held(scheduler):
         for one in heard:
@@ -271,10 +270,10 @@ def test_close_finishes_what_was_begun() -> None:
     with pytest.raises(Closing):
         scheduler.call(lambda: None)
     scheduler.close()
-    assert not threads()
+    assert not new_threads()
 
 
-def test_close_gives_up_what_takes_too_long() -> None:
+def test_close_gives_up_what_takes_too_long(new_threads: NewThreads) -> None:
     scheduler = Scheduler(streams=1)
     going, waiting = Heard(), Heard()
     scheduler.submit("t", pieces(10**9), going)
@@ -289,10 +288,10 @@ def test_close_gives_up_what_takes_too_long() -> None:
     scheduler.close(0.05)
     assert (going.end(), waiting.end()) == ("GivenUp", "GivenUp")
     assert isinstance(future.exception(SOON), GivenUp)
-    assert not threads()
+    assert not new_threads()
 
 
-def test_long_work_does_not_keep_it_open() -> None:
+def test_long_work_does_not_keep_it_open(new_threads: NewThreads) -> None:
     scheduler, stepped = Scheduler(), threading.Event()
 
     def step() -> bool:
@@ -302,7 +301,7 @@ def test_long_work_does_not_keep_it_open() -> None:
     scheduler.meanwhile(step)
     assert stepped.wait(SOON)
     scheduler.close()
-    assert not threads()
+    assert not new_threads()
 
 
 def test_nobody_is_remembered() -> None:
@@ -314,7 +313,7 @@ def test_nobody_is_remembered() -> None:
     assert len(waiting) == 0 and not waiting._queues
 
 
-def test_many_threads_all_hear_their_end() -> None:
+def test_many_threads_all_hear_their_end(new_threads: NewThreads) -> None:
     """Every question is told its pieces in order and one end, whatever becomes of it."""
     scheduler = Scheduler(queue=8, streams=4)
     heard: list[Heard] = []
@@ -348,4 +347,4 @@ def test_many_threads_all_hear_their_end() -> None:
     assert all(one.pieces == list(range(len(one.pieces))) for one in heard)
     assert scheduler.depth() == (0, 0)
     scheduler.close()
-    assert not threads()
+    assert not new_threads()

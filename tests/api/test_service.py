@@ -21,7 +21,7 @@ from ragcache.settings import Settings
 from ragcache.store import Stored
 from ragcache.types import Answer, Sampling
 from tests import scene
-from tests.api.scene import SOON, Heard, Held, asked, given, settle, small, threads
+from tests.api.scene import SOON, Heard, Held, NewThreads, asked, given, settle, small
 
 QUESTION = "Where does Mira Holt live?"
 TEXTS = [document.text for document in scene.DOCUMENTS]
@@ -84,7 +84,7 @@ def test_an_answer_that_was_at_hand_leaves_nothing_to_do(tmp_path: Path) -> None
         assert not other.misses
 
 
-def test_a_hundred_clients_give_up(tmp_path: Path) -> None:
+def test_a_hundred_clients_give_up(tmp_path: Path, new_threads: NewThreads) -> None:
     """Half of them after the first piece, the others while they wait."""
     with small(tmp_path, queue=100, max_bytes="1GB") as service:
         for tenant in "abcd":
@@ -101,12 +101,12 @@ def test_a_hundred_clients_give_up(tmp_path: Path) -> None:
         assert sum(len(one.pieces) for one in heard) == 50
         assert service.scheduler.depth() == (0, 0)
         settle(service)
-        assert threads() == {"ragcache-engine", "ragcache-clock"}
+        assert new_threads() == {"ragcache-engine", "ragcache-clock"}
         for tenant in "abcd":
             capacity = service.cache(tenant).store._capacity
             assert capacity is not None and not capacity._held
             assert asked(service, QUESTION, tenant=tenant).text is not None
-    assert not threads()  # and all stores could be closed: no transaction was left open
+    assert not new_threads()  # and all stores could be closed: no transaction was left open
 
 
 class _Leaving(Heard):
@@ -130,7 +130,7 @@ class _Leaving(Heard):
 
 @pytest.mark.parametrize("mode", ["full", "fused", "cacheblend"])
 def test_a_prefill_stops_at_the_next_layer(
-    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch, new_threads: NewThreads
 ) -> None:
     with small(tmp_path) as service:
         asked(service, QUESTION, chunks=given(*TEXTS))
@@ -153,7 +153,7 @@ def test_a_prefill_stops_at_the_next_layer(
         assert heard.end() == "GivenUp" and isinstance(heard.ends[0][1], GivenUp)
         assert begun == [0, 1]
         settle(service)
-        assert "ragcache-reader_0" not in threads()
+        assert "ragcache-reader_0" not in new_threads()
 
 
 def test_what_is_wrong_with_a_question_is_told(tmp_path: Path) -> None:
