@@ -20,6 +20,7 @@ from ragcache.blend import BLENDERS
 from ragcache.store import environment
 from tests import scene
 from tests.api.conftest import ANN, BOB, Served, served
+from tests.api.scene import Held
 
 LONG = {"question": "Where does Mira Holt live?", "max_tokens": 400, "mode": "full"}
 
@@ -125,8 +126,8 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
 def test_an_answer_has_a_deadline(tmp_path: Path, stream: bool) -> None:
     with served(tmp_path, timeout_s=0.05) as one, one.client() as client:
         one.service.cache("ann")
-        one.service.scheduler.call(lambda: time.sleep(0.3))
-        response = client.post("/v1/query", json=LONG | {"stream": stream})
+        with Held(one.service.scheduler):
+            response = client.post("/v1/query", json=LONG | {"stream": stream})
         assert (response.status_code, response.json()["error"]["code"]) == (
             504,
             "deadline_exceeded",
