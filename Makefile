@@ -5,8 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 READY := .venv/.ready
-# A process for every core, up to four: each holds torch and models of its own.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# For tests, one for every core, up to four: each holds torch and models of its own.
+PROCESSES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
 BIN_VLLM := .venv-vllm/bin
 PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-input
 
@@ -62,8 +63,10 @@ mutants: $(READY) ## change the code of blend/ and store/ and see whether tests 
 TIMES ?= 20
 TESTS ?= tests
 repeat: $(READY) ## run TESTS in TIMES random orders, to find those that are not sure: make repeat TESTS=tests/api TIMES=5
-	for seed in $$(seq $(TIMES)); do \
-	  $(PYTEST) -q --random-order --random-order-seed=$$seed $(TESTS) || exit 1; done
+	@seq $(TIMES) | OMP_NUM_THREADS=1 xargs -P $(PROCESSES) -I {} sh -c \
+	  'told=$$($(BIN)/python -m pytest -q --random-order --random-order-seed={} $(TESTS) 2>&1) || \
+	    { printf "order %s failed:\n%s\n" {} "$$told"; exit 255; }; \
+	  printf "order %s: %s\n" {} "$$(echo "$$told" | tail -n 1)"'
 
 dist: $(READY) ## build sdist and wheel in dist/, and say how large they are
 	rm -rf build dist
