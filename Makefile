@@ -5,9 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 READY := .venv/.ready
-# For tests, one for every core, up to four: each holds torch and models of its own.
+# For tests, one for every core, up to four: each holds torch and models of its own, and has one
+# thread. What the first process takes for itself, the others would inherit.
 PROCESSES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
-PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
 BIN_VLLM := .venv-vllm/bin
 PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-input
 

@@ -13,9 +13,7 @@ from tests.errors import MET
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-# torch's threads: two, or this process's share of the cores where xdist runs several
-_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // _PROCESSES))))
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # torch's threads
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -70,7 +70,7 @@ def index(
     for error in errors:
         tell("skipped", error)
     for document in documents:
-        if not document.text.strip():  # such as a scanned PDF
+        if not document.text.strip():  # a blank file, say; a scanned PDF is an error
             tell("no text", f"{document.id}: no question will find it")
     settings = Settings.load(
         store=store,
