@@ -2,10 +2,12 @@
 
 Warm: a LayerReader (two threads) on a store in the page cache, and on the tier in RAM, beside
 copying the same bytes in memory, on one thread. Cold: the same on a store whose files were dropped
-from the page cache, beside reading a file of that size from end to end into one buffer, as dd does;
-the two take turns at who is first, since a host behind this machine may remember what was read. All
-in GB/s, medians; *cold / file* is the median of the ratios within a round. One table row per size
-of a layer.
+from the page cache, beside a plain file of that size. *One file* is read from end to end into one
+buffer, as dd does; *by layer* is the same file on two threads in the order in which a store has to
+be read, the first layer of every chunk, then the second of every chunk, with nothing checked or
+kept: what the disk has to give. The three take turns at who is first, since a host behind this
+machine may remember what was read. All in GB/s, medians; ratios of cold figures are medians of the
+ratios within a round. One table row per size of a layer.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +40,7 @@ TOKENS = 64, 512
 
 @dataclass(frozen=True)
 class Row:
-    """GB/s, but for the first and the last."""
+    """GB/s, but for the first and the last two."""
 
     layer_bytes: int
     warm: float
@@ -45,7 +48,9 @@ class Row:
     copy: float
     cold: float
     file: float
+    by_layer: float
     cold_to_file: float  # no unit
+    cold_to_by_layer: float  # no unit
 
 
 def chunk(number: int, tokens: int) -> tuple[ChunkKey, ChunkKV]:
@@ -80,20 +85,30 @@ def drop(folder: Path) -> None:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cold(folder: Path, keys: list[ChunkKey], size: int, rounds: int) -> tuple[float, float, float]:
-    """GB/s of a LayerReader, of reading as many bytes from one file in order, and their ratio."""
+def cold(
+    folder: Path, keys: list[ChunkKey], layer_bytes: int, rounds: int
+) -> tuple[float, float, float, float, float]:
+    """GB/s of a LayerReader, and of as many bytes of one file in order and by layer; the ratio of
+    the first to either."""
+    size = len(keys) * LAYERS * layer_bytes
     plain = folder / "plain"
-    plain.write_bytes(os.urandom(MIB) * (size // MIB))
-    works = partial(read_store, folder / "store", keys), partial(read_file, plain)
-    found = []
+    plain.write_bytes(os.urandom(layer_bytes) * (size // layer_bytes))
+    works = [
+        partial(read_store, folder / "store", keys),
+        partial(read_file, plain),
+        partial(read_by_layer, plain, layer_bytes),
+    ]
+    rates: list[list[float]] = []
     for number in range(rounds):
-        seconds = [0.0, 0.0]
-        for which in (0, 1) if number % 2 else (1, 0):
+        found = [0.0] * len(works)
+        for turn in range(len(works)):
+            which = (turn + number) % len(works)
             drop(folder)
-            seconds[which] = works[which]()
-        found.append((size / seconds[0] / 1e9, size // MIB * MIB / seconds[1] / 1e9))
-    layers, file = zip(*found, strict=True)
-    return median(layers), median(file), median(a / b for a, b in found)
+            found[which] = size / works[which]() / 1e9
+        rates.append(found)
+    layers, file, by_layer = map(median, zip(*rates, strict=True))
+    to_file, to_by_layer = (median(one[0] / one[n] for one in rates) for n in (1, 2))
+    return layers, file, by_layer, to_file, to_by_layer
 
 
 def read_store(folder: Path, keys: list[ChunkKey]) -> float:
@@ -112,6 +127,24 @@ def read_file(path: Path) -> float:
         while file.readinto(piece):
             pass
     return time.perf_counter() - began
+
+
+def read_by_layer(path: Path, layer_bytes: int) -> float:
+    """Seconds. A layer is ``layer_bytes`` bytes of one chunk, a chunk :data:`LAYERS` of them."""
+    chunk_bytes = LAYERS * layer_bytes
+    handle = os.open(path, os.O_RDONLY)
+
+    def read_layer(layer: int) -> None:
+        room = bytearray(layer_bytes)
+        for at in range(layer * layer_bytes, path.stat().st_size, chunk_bytes):
+            os.preadv(handle, [room], at)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(read_layer, range(LAYERS)))
+    taken = time.perf_counter() - began
+    os.close(handle)
+    return taken
 
 
 def measure(
@@ -140,18 +173,21 @@ def row(folder: Path, tokens: int, chunks: int, rounds: int) -> Row:
         ]
         room = [torch.zeros_like(both) for both in held]
         copy = rate(size, partial(copy_each, held, room), rounds)
-    return Row(spec.layer_bytes(tokens), disk, tier, copy, *cold(folder, keys, size, rounds))
+    layer_bytes = spec.layer_bytes(tokens)
+    return Row(layer_bytes, disk, tier, copy, *cold(folder, keys, layer_bytes, rounds))
 
 
 def table(found: Sequence[Row]) -> str:
-    heads = "a layer", "warm", "tier", "memcpy", "warm / memcpy", "cold", "one file", "cold / file"
+    heads = "a layer", "warm", "tier", "memcpy", "warm / memcpy", "cold", "one file", "by layer"
+    ratios = "cold / file", "cold / by layer"
     rows = []
     for one in found:
         cells = [f"{one.layer_bytes >> 10} KiB", f"{one.warm:.1f}", f"{one.tier:.1f}"]
         cells += [f"{one.copy:.1f}", f"{one.warm / one.copy:.0%}"]
-        cells += [f"{one.cold:.2f}", f"{one.file:.2f}", f"{one.cold_to_file:.0%}"]
+        cells += [f"{one.cold:.2f}", f"{one.file:.2f}", f"{one.by_layer:.2f}"]
+        cells += [f"{one.cold_to_file:.0%}", f"{one.cold_to_by_layer:.0%}"]
         rows.append(cells)
-    return results.table(heads, rows)
+    return results.table((*heads, *ratios), rows)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """The store on local disk: headers in LMDB, layers in LMDB or in a file for each chunk.
 
-LMDB reads small layers faster than plain files do, and large ones slower, cold ones above all
-(docs/reliability.md has the figures). So each chunk has one of two layouts: *records*, one in LMDB
-for every layer, or *file* (see layers.py). The header says which, and is the truth: what no header
-names is not there.
+Plain files are read faster than LMDB, cold ones above all (docs/reliability.md has the figures),
+but each costs a few syncs when it is written, which small layers are not worth. So each chunk has
+one of two layouts: *records*, one in LMDB for every layer, or *file* (see layers.py). The header
+says which, and is the truth: what no header names is not there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 Layout = Literal["auto", "records", "files"]
-FILES_FROM = 1 << 20  # bytes of a layer from which ``auto`` gives a chunk a file
+FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
 WORTH_COMPACTING = 1 << 20  # unused bytes
 _LOOK_EVERY = 16  # changes between two looks at what is unused
 
@@ -161,10 +161,12 @@ class DiskStore(ChunkStore):
             for key, more in worth.items():
                 self._capacity.hit(key.digest, more)
 
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        if self._capacity is None:
-            return nullcontext()
-        return self._capacity.hold(key.digest for key in keys)
+    @contextmanager
+    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+        digests = [key.digest for key in keys]
+        kept = self._capacity.hold(digests) if self._capacity is not None else nullcontext()
+        with kept, self._layers.hold(digests):
+            yield
 
     def delete(self, key: ChunkKey) -> bool:
         with self.change() as change:

@@ -8,7 +8,7 @@ and what becomes of files that no header names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -95,6 +95,10 @@ class ChunkLayers:
                     self._files.remove(header.file)
             raise
 
+    def hold(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
+        """These chunks are read meanwhile, layer after layer; see ChunkFiles."""
+        return self._files.hold(digests)
+
     def remove(self, file: str) -> None:
         """Remove a file that no header names any more."""
         self._files.remove(file)
@@ -119,6 +123,9 @@ class ChunkLayers:
         sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))
         found: list[Pair | Miss | None] = []
+        for header in headers:
+            if header is not None and header.file:
+                self._files.expect(header.file, header.payloads[layer])
         with self._tables.read() as txn:
             for header, end, size in zip(headers, accumulate(sizes), sizes, strict=True):
                 room = block[end - size : end]
@@ -128,11 +135,12 @@ class ChunkLayers:
     def chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
         """The whole chunk, every layer checked."""
         pairs = []
-        for layer in range(header.spec.layers):
-            pair = self.pair(txn, header, layer)
-            if isinstance(pair, Miss):
-                return pair
-            pairs.append(pair)
+        with self.hold([header.key]):
+            for layer in range(header.spec.layers):
+                pair = self.pair(txn, header, layer)
+                if isinstance(pair, Miss):
+                    return pair
+                pairs.append(pair)
         keys, values = zip(*pairs, strict=True)
         return ChunkKV(header.tokens, keys, values, header.sensitivity)
 
@@ -142,13 +150,14 @@ class ChunkLayers:
         if isinstance(header, Miss):
             return header
         raws = []
-        for layer in range(header.spec.layers):
-            raw = self._read(txn, header, layer)
-            if isinstance(raw, Miss):
-                return raw
-            if (miss := check_layer_bytes(header, layer, raw)) is not None:
-                return miss
-            raws.append(raw)
+        with self.hold([digest]):
+            for layer in range(header.spec.layers):
+                raw = self._read(txn, header, layer)
+                if isinstance(raw, Miss):
+                    return raw
+                if (miss := check_layer_bytes(header, layer, raw)) is not None:
+                    return miss
+                raws.append(raw)
         return Record(header, tuple(raws))
 
     def _read(

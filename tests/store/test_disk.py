@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import pytest
 import torch
+from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, DiskStore, Miss, change
+from ragcache.store import ChunkKey, DiskStore, Miss, Stored, change, files
 from ragcache.store.disk import FILES_FROM
 from ragcache.store.index import account
 from ragcache.store.key import variant_key
@@ -37,6 +38,28 @@ from tests.store.samples import (
     rewrite_layer,
     same,
 )
+
+
+@pytest.fixture
+def filed(disk: DiskStore) -> DiskStore:
+    """Two chunks, in files."""
+    disk.convert("files")
+    for key in (ONE, TWO):
+        disk.put(key, make_kv(key))
+    return disk
+
+
+def open_files(store: DiskStore) -> int:
+    """How many files of chunks this process has open."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    opened = Path("/proc/self/fd").iterdir()
+    return sum(f"{store.tables.path}/kv/" in os.path.realpath(one) for one in opened)
+
+
+def is_layer(pair: tuple[Tensor, Tensor], key: ChunkKey, layer: int) -> bool:
+    kv = make_kv(key)
+    return torch.equal(pair[0], kv.keys[layer]) and torch.equal(pair[1], kv.values[layer])
 
 
 def reason(store: DiskStore, layer: int = 0) -> str | None:
@@ -255,20 +278,74 @@ def test_a_put_that_fails_leaves_what_was_there(
 
 
 def test_a_file_that_cannot_be_read_is_unreadable(
-    disk: DiskStore, monkeypatch: pytest.MonkeyPatch
+    filed: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk.convert("files")
-    for key in (ONE, TWO):
-        disk.put(key, make_kv(key))
-
     def fails(*args: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", fails)
-        missed = disk.get(ONE)
+        missed = filed.get(ONE)
     assert isinstance(missed, Miss) and missed.reason == "unreadable"
-    assert same(disk.get(ONE), make_kv(ONE))
+    assert same(filed.get(ONE), make_kv(ONE))
+
+
+def test_files_that_are_read_stay_open_while_their_chunks_are_held(
+    filed: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [filed.find(key) for key in (ONE, TWO)]
+    stored = [one for one in found if isinstance(one, Stored)]
+    filed.layers(stored, 0)
+    assert open_files(filed) == 0
+    with filed.hold([ONE, TWO]):
+        with filed.hold([ONE]):
+            filed.layers(stored, 0)
+            assert open_files(filed) == 2
+        filed.layers(stored, 1)
+        assert open_files(filed) == 2
+    assert open_files(filed) == 0
+    monkeypatch.setattr(files, "MOST_OPEN", 1)
+    with filed.hold([ONE, TWO]):
+        for layer in range(3):
+            pairs = filed.layers(stored, layer)
+            for key, pair in zip((ONE, TWO), pairs, strict=True):
+                assert is_layer(pair, key, layer)
+        assert open_files(filed) == 1
+    assert open_files(filed) == 0
+
+
+def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore) -> None:
+    stored = filed.find(ONE)
+    assert isinstance(stored, Stored)
+    with filed.hold([ONE]):
+        filed.layers([stored], 0)
+        filed.delete(ONE)
+        assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
+    assert open_files(filed) == 0 and reason(filed) == "absent"
+    with pytest.raises(StoreError, match="absent"):
+        filed.layers([stored], 2)
+
+
+def test_a_file_that_is_read_is_not_closed_under_its_reader(
+    filed: DiskStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stored = filed.find(ONE)
+    assert isinstance(stored, Stored)
+    held = filed.hold([ONE])
+    held.__enter__()
+    filed.layers([stored], 0)
+    read, others = os.preadv, list[IO[bytes]]()
+
+    def lets_go(*args: Any) -> int:
+        if not others:  # the hold ends, and what has a descriptor next is another file
+            held.__exit__(None, None, None)
+            others.append((tmp_path / "another").open("wb+"))
+        return read(*args)
+
+    monkeypatch.setattr(os, "preadv", lets_go)
+    assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
+    assert open_files(filed) == 0
+    others[0].close()
 
 
 def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
