@@ -158,7 +158,7 @@ def test_a_document_without_text_is_named(run: Run, notes: Path, model: Path) ->
     (notes / "blank [i].md").write_text("\n  \n")
     code, out, err = run("index", notes, "--model", model)
     assert code == 0 and out.startswith("4 documents indexed")
-    assert err.count("no text: ") == 1 and "blank [i].md: no question will find it" in err
+    assert err.count("no text: ") == 1 and "blank [i].md: it makes no chunk" in err
 
 
 def test_another_model_or_tokenizer_is_refused(

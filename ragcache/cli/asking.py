@@ -20,6 +20,7 @@ from ragcache.cli.options import (
     Remote,
     Store,
     err,
+    named_if_blank,
     opened,
     out,
     tell,
@@ -63,15 +64,13 @@ def index(
     ttl_s = None if ttl is None else seconds(ttl)
     errors: list[Any] = []
     try:
-        documents = list(read(paths, on_error=errors.append if skip_errors else None))
+        found = read(paths, on_error=errors.append if skip_errors else None)
+        documents = list(named_if_blank(found))
     except SourceError as unreadable:
         message = f"{unreadable} Or leave such documents out: --skip-errors"
         raise SourceError(message) from unreadable
     for error in errors:
         tell("skipped", error)
-    for document in documents:
-        if not document.text.strip():  # a blank file, say; a scanned PDF is an error
-            tell("no text", f"{document.id}: no question will find it")
     settings = Settings.load(
         store=store,
         model=model,

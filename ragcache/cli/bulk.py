@@ -26,6 +26,7 @@ from ragcache.cli.options import (
     Remote,
     Store,
     err,
+    named_if_blank,
     opened,
     out,
     tell,
@@ -104,7 +105,7 @@ def precompute(
     unread: list[SourceError] = []
     with _there(settings, dry_run) as here, opened(here) as cache:
         computing = _computing(cache, here, cluster, batch_tokens)
-        documents = read(sources, on_error=unread.append)
+        documents = named_if_blank(read(sources, on_error=unread.append))
         with show.progress(err) as told:
             work = plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]

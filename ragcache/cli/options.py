@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.text import Text
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
+
+if TYPE_CHECKING:
+    from ragcache.types import Document
 
 # Names, questions and messages have brackets of their own: they are no markup.
 out, err = Console(markup=False), Console(stderr=True, markup=False)
@@ -59,6 +63,14 @@ Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, 
 def tell(label: str, text: object, style: str = "yellow") -> None:
     """A message about the work, beside its results: on stderr, on a line of its own."""
     err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
+
+
+def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
+    """The same, with a word about each that has no text, a blank file say: it makes no chunk."""
+    for document in documents:
+        if not document.text.strip():  # a scanned PDF is an error
+            tell("no text", f"{document.id}: it makes no chunk, so no question will find it")
+        yield document
 
 
 def check_exists(store: Path) -> None:

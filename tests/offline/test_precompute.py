@@ -52,6 +52,12 @@ def test_parts_come_to_the_whole(run: Run, notes: Path, model: Path) -> None:
     assert contents(Path("parts")) == contents(Path("limited")) == whole
 
 
+def test_a_document_without_text_is_named(run: Run, notes: Path, model: Path) -> None:
+    (notes / "blank.md").write_text("\n")
+    code, out, err = run("precompute", notes, "--model", model)
+    assert code == 0 and "blank.md: it makes no chunk" in err and "KV of 9 chunks computed" in out
+
+
 def test_a_bad_document_is_skipped_and_told(run: Run, notes: Path, model: Path) -> None:
     (notes / "broken.pdf").write_bytes(b"%PDF-1.7\nnot a pdf at all")
     code, out, err = run("precompute", notes, "--model", model, "--report", "r.json")
