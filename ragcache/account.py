@@ -21,7 +21,7 @@ def account(
     passages: Sequence[Passage],
     fallbacks: Sequence[str],
 ) -> Report:
-    """A Report without times. Chunks are called as their passages, or by their number."""
+    """A Report without times. A chunk has the id of its passage, or else its number."""
     layout, prompt = fused.layout, fused.layout.prompt
     names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
     layers = _rows_by_chunk(fused)

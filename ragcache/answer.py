@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Answers(Protocol):
-    """Whatever answers: this process, or one that it asks."""
+    """What answers questions: this process, or a server that it asks."""
 
     def stream(
         self,
@@ -95,7 +95,7 @@ class AnswerStream(ABC):
         return self._pieces
 
     def steps(self) -> Iterator[str | None]:
-        """The same for one who has other things to do: None where nothing has come yet."""
+        """The same for a caller that must not block: None while no piece has come yet."""
         return self._pieces
 
     @property
@@ -238,7 +238,7 @@ class _Fusion(Fusion):
         return self.blender.behind != "nothing" and bool(missing or self.rotten)
 
     def let_go(self) -> None:
-        """Of the prompt's own KV: what is still to be stored is kept, and no more."""
+        """Free the prompt's own KV. What :meth:`store_misses` needs was copied out of it."""
         del self.fused
 
     def store_misses(self) -> None:

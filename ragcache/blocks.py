@@ -27,7 +27,7 @@ class _Block(np.ndarray):
 
 
 class Blocks:
-    """Memory for tensors that goes to the next once nothing refers to the last. Thread-safe.
+    """Memory for tensors that is used again once nothing refers to it any more. Thread-safe.
 
     Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
     memory for the end of one that was never touched. Up to about ``spare_bytes`` are kept.

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from ragcache.resolve import Resolved
     from ragcache.speeds import Speeds
 
-#: Below this ratio, no method is lossless everywhere: however fast a machine is, not less.
+#: The least ratio that is chosen, however fast a machine is: below it, no method keeps its answers
+#: everywhere.
 LEAST_RATIO = 0.15
-#: As much of a prompt's time may loading take for the sake of better forms: no link is as steady as
-#: it was measured, and where it is late, everything is.
+#: Share of a prompt's time that loading may take for the sake of better forms: no link is as steady
+#: as it was measured, and a layer that is late delays all behind it.
 MOST_LOAD = 0.8
 
 
@@ -54,7 +55,8 @@ Loaded = Mapping[int, Form]  # chunks by number, and what they are loaded from
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A prompt in tokens, and what is stored of it; None, or no form: not there, so computed."""
+    """The sizes of a prompt's parts in tokens, and what is stored of each. A part without a form is
+    not stored, and is computed."""
 
     prefix: int
     chunks: tuple[int, ...]
@@ -170,8 +172,8 @@ def preload(layers: int, load_s: float, compute_s: float) -> int:
 
 
 def chosen(demand: Demand, speeds: Speeds) -> Loaded:
-    """What to load, so that the longer of loading and computing, at the floor, is short; and at
-    that, what loses least."""
+    """What to load: so that the longer of loading and computing, at the floor, is short; and of
+    what takes no longer than that, the forms that lose least."""
     begun = [fastest(demand, speeds)]
     for level in range(max(map(len, demand.forms), default=0)):  # none of them is to be better
         alike = {i: demand.forms[i][min(level, len(demand.forms[i]) - 1)] for i in demand.stored}
@@ -183,8 +185,9 @@ def chosen(demand: Demand, speeds: Speeds) -> Loaded:
 def fastest(demand: Demand, speeds: Speeds) -> Loaded:
     """Of every chunk the form that loads in the shortest time.
 
-    Where the link is the bottleneck, those are small ones, and where decoding is, others: so from
-    each chunk's own fastest, chunks are given another form as long as all of it loads faster.
+    Small forms are fast where the link is the bottleneck, and slow where decoding is. So this
+    begins with the form that is fastest for each chunk alone, and changes one chunk after another
+    where that makes the whole load faster.
     """
 
     def alone(form: Form) -> float:
@@ -201,8 +204,8 @@ def fastest(demand: Demand, speeds: Speeds) -> Loaded:
 
 
 def without_dearest(demand: Demand, speeds: Speeds, every: Loaded) -> Loaded:
-    """``every`` chunk but those that are computed so that the longer of loading and computing, at
-    the floor, gets shorter.
+    """``every`` without the chunks that had better be computed: leaving those out makes the longer
+    of loading and computing, at the floor, shorter.
 
     Greedy: those that save most loading per second of computing first, of equals the last first,
     since the first chunk of a prompt stands where it was computed. Never longer than to load all or
@@ -226,8 +229,9 @@ def without_dearest(demand: Demand, speeds: Speeds, every: Loaded) -> Loaded:
 
 
 def bettered(demand: Demand, speeds: Speeds, loaded: Loaded) -> Loaded:
-    """The same chunks, from what loses least without taking longer, the first ones first; where
-    loading would take more than :data:`MOST_LOAD` of the time, as they are."""
+    """The same chunks, each in the form that loses least without making the prompt take longer. The
+    first chunks choose first, and no choice may make loading take more than :data:`MOST_LOAD` of
+    the time."""
     limit = max(_times(demand, speeds, loaded))
     for i, form in loaded.items():
         for better in demand.forms[i][: demand.forms[i].index(form)]:

@@ -23,7 +23,7 @@ class RagCacheError(Exception):
 
 
 class ConfigError(RagCacheError, ValueError):
-    """A setting, mode, ratio or option that cannot be."""
+    """A setting, mode, ratio or option that is not valid here."""
 
 
 class ModelError(RagCacheError):
@@ -56,8 +56,8 @@ class StoreError(RagCacheError):
 
 
 class FullError(StoreError):
-    """A store that may hold no more: its quota is used up by what may not go."""
+    """A store that is full: its quota is used up by chunks that may not be evicted."""
 
 
 class RemoteError(StoreError):
-    """A remote that cannot be reached, or that does not let us."""
+    """A remote that cannot be reached, or denies access."""

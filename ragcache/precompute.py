@@ -75,7 +75,7 @@ def precompute(
 
 
 def through(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None] | None) -> T:
-    """Take all ``steps`` and tell of each; what they return."""
+    """Take all ``steps``, tell ``told`` of each, and return what they return."""
     while True:
         try:
             done = next(steps)
@@ -146,7 +146,8 @@ def lacking(
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Batch]:
-    """What is missing: batches of which nothing is there as they are, then the rest of the others.
+    """Batches of what is missing: first those of which nothing is stored, as they are, then what
+    the others lack.
 
     That rest is packed anew: of a corpus in which a chunk here and there has changed, a forward for
     every such chunk would cost many times as much.

@@ -38,7 +38,7 @@ class Resolved:
         return dict(zip(numbers, self.stored[self.layout.prefix_loaded :], strict=True))
 
     def without(self, numbers: Collection[int]) -> Resolved:
-        """The same, but for these loaded chunks, which are computed: they are no misses."""
+        """The same without loading these chunks: they are computed, and are no misses."""
         kept = {i: record for i, record in self.chunks.items() if i not in numbers}
         return replace(
             self,
@@ -142,7 +142,7 @@ def _fitting(
     before: Sequence[bytes],
     unusable: Collection[bytes],
 ) -> Variant | Miss:
-    """The variant of a chunk that costs least behind ``before``; of equals the one worth most."""
+    """The variant of a chunk that costs least behind ``before``; of several, the one worth most."""
     usable = [v for v in store.variants(key) if v.stored.key.digest not in unusable]
     costs = [(blender.overhead(v.notes, before), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
@@ -159,7 +159,7 @@ def _fitting(
 def _sensitivities(
     records: Sequence[Stored | Miss], first_exact: bool
 ) -> tuple[tuple[float, ...], ...]:
-    """Per chunk; nothing in the first one changes where it stands as it was computed."""
+    """Per chunk. Those of the first one are 0 where it stands exactly as it was computed."""
     found = [record.sensitivity if isinstance(record, Stored) else () for record in records]
     if found and first_exact:
         found[0] = (0.0,) * len(found[0])

@@ -230,6 +230,6 @@ def _means(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _known(average: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
-    """The average, or None where there is nothing to average."""
+    """The ``average`` of what is known; None where nothing is."""
     known = [float(value) for value in values if value is not None]
     return average(known) if known else None

@@ -59,7 +59,8 @@ def measured(engine: Engine, store: ChunkStore, sample: Sequence[Stored]) -> Spe
 def fitted(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
     """Prices, none negative, at which ``costs`` (n, k) come nearest to ``seconds`` (n, all > 0).
 
-    Least squares of the relative error. Of the few sets of prices that may be 0, the best is taken.
+    Least squares of the relative error. Every choice of prices to be 0 is tried, and the best is
+    taken.
     """
     matrix = np.array(costs, np.float64) / np.array(seconds, np.float64)[:, None]
     scale = np.maximum(np.abs(matrix).max(0), 1e-300)

@@ -20,7 +20,7 @@ _LATE_S = 0.5  # a step may hold the engine beyond a deadline; its asker waits n
 
 
 class Asked:
-    """A question that was handed in, from a handler's side. Raises Busy or Closing.
+    """A submitted question, as its HTTP handler sees it. Raises Busy or Closing.
 
     Whoever stops reading :meth:`pieces` early, in whatever way, gives the question up: call
     :meth:`give_up` where they may never be read.
@@ -90,8 +90,8 @@ class Asked:
 
 
 async def awaited(receive: Receive, work: Future[T]) -> T:
-    """What the engine's thread does; cancelled where the client hangs up, as :func:`unless_gone`
-    says."""
+    """Wait for work on the engine's thread; cancel it if the client hangs up
+    (:func:`unless_gone`)."""
 
     async def done() -> T:
         return await asyncio.wrap_future(work)
@@ -100,7 +100,7 @@ async def awaited(receive: Receive, work: Future[T]) -> T:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives. Where the client hangs up first, cancels it and raises ClientGone.
+    """Return what ``work`` gives. If the client hangs up first, cancel it and raise ClientGone.
 
     The request's body must have been read.
     """

@@ -55,7 +55,7 @@ _TOKEN = Sampling(max_tokens=1)
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How questions are asked that leave it to the service."""
+    """How the service asks the questions that do not say it themselves."""
 
     name: str
     mode: str | None = None  # None: as the settings say
@@ -81,7 +81,8 @@ class _Seen:
         self.kl.append(first_token_kl(full, other))
 
     def interval(self, least: int) -> tuple[float, float]:
-        """Of the agreement; all that can be where fewer than ``least`` were seen."""
+        """The interval of the agreement; (0, 1) where fewer than ``least`` comparisons were
+        seen."""
         few = len(self.agreed) < least
         return (0.0, 1.0) if few else wilson(sum(self.agreed), len(self.agreed))
 

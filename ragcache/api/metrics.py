@@ -76,7 +76,7 @@ class Metrics:
 
 
 class _State(Collector):
-    """What is looked up when it is asked for."""
+    """Gauges whose values are looked up at every scrape."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

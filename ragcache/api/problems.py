@@ -61,7 +61,7 @@ class ClientGone(Exception):
 
 
 def problem(error: Exception) -> Problem:
-    """What an exception comes to. Those that are nobody's fault but ours say nothing of it."""
+    """The answer to an exception. That to an error of our own gives no details away."""
     match error:
         case Problem():
             return error
@@ -88,7 +88,7 @@ def problem(error: Exception) -> Problem:
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of ``app`` be answered so."""
+    """Answer every error of ``app`` with a :class:`Problem`."""
     for kind in (Problem, Busy, Closing, GivenUp, TooLate, RagCacheError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(ClientGone, _gone)

@@ -98,8 +98,8 @@ class Scheduler:
         return ticket
 
     def later(self, work: Callable[[], None]) -> bool:
-        """Do this when nobody waits for anything else; its errors are logged. False, and it will
-        not be done, where ``queue`` of these wait already."""
+        """Do this when nothing else waits; its errors are logged. Returns False, and does not take
+        it, where ``queue`` of these wait already."""
         with self._lock:
             if len(self._later) >= self.queue:
                 return False
@@ -145,7 +145,7 @@ class Scheduler:
         return self.background(once())
 
     def meanwhile(self, step: Callable[[], bool]) -> None:
-        """Behind all else, take this step again and again as long as it says True: long work in
+        """Repeat this step, behind all other work, as long as it returns True: for long work in
         small pieces. Closing does not wait for it."""
         with self._lock:
             self._put_off(self._meanwhile, step)
@@ -156,9 +156,9 @@ class Scheduler:
             return len(self._waiting), len(self._active)
 
     def close(self, seconds: float = 30.0) -> None:
-        """Take nothing more; finish what there is for so long, then give the rest up. Everything
-        has been told its end afterwards. A second call does nothing. Not for a thread of the
-        scheduler."""
+        """Take nothing more, finish what there is within ``seconds``, and give the rest up. Every
+        ticket has been told its end when this returns. A second call does nothing. Not for a thread
+        of the scheduler."""
         with self._lock:
             self._draining = True
             if not self._idle.wait_for(self._is_idle, seconds):
@@ -211,7 +211,7 @@ class Scheduler:
             self._later.popleft()()
 
     def _watch(self) -> None:
-        """Tell those that still wait that they do so for nothing."""
+        """Tell their end to those that wait in vain: too late, or given up."""
         while True:
             with self._lock:
                 over = self._waiting.over()
@@ -300,7 +300,7 @@ class Scheduler:
         self._tell(ticket, how, error)
 
     def _tell(self, ticket: Ticket, how: str, what: Any) -> None:
-        """What goes wrong at the other end must not end a thread of everybody's."""
+        """Tell, and log what the listener raises: it must not end the thread that all share."""
         try:
             ticket.told(how, what)
         except Exception:

@@ -43,7 +43,8 @@ class Keys:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Those of the file and of the environment. ConfigError says which line cannot be."""
+        """Keys of the file and of the environment. ConfigError names the line that cannot be
+        read."""
         lines: list[tuple[str, str]] = []
         if settings.keys is not None:
             try:
@@ -68,7 +69,7 @@ class Keys:
         return len(self._tenants)
 
     def tenant(self, key: str) -> str | None:
-        """Whose it is; None for nobody's. Takes as long for any key."""
+        """The tenant of a key; None where nobody has it. Takes the same time for any key."""
         digest, found = _digest(key), None
         for known, tenant in self._tenants:
             if hmac.compare_digest(known, digest):
@@ -77,7 +78,7 @@ class Keys:
 
 
 class Guarded:
-    """Lets nobody in without a key, but to what is ``open``; says in ``scope["state"]`` who it is.
+    """Asks for a key on every path that is not ``open``; puts the tenant into ``scope["state"]``.
 
     ``open``: paths, and folders that end in a slash.
     """

@@ -81,7 +81,7 @@ class Service:
         return cls(own, Scheduler(queue=queue, streams=streams), guard)
 
     def cache(self, tenant: str) -> RagCache:
-        """The tenant's own. ConfigError for a name that cannot be one."""
+        """The tenant's own RagCache. ConfigError for a name that is not valid."""
         with self._opening:
             if tenant not in self._caches:
                 path = tenant_folder(Path(self.settings.store), tenant)

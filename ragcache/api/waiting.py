@@ -14,7 +14,7 @@ class Closing(Exception):
 
 
 class Busy(Exception):
-    """As many of a tenant's wait as may. ``retry_after_s``: when there should be room."""
+    """A tenant's queue is full. ``retry_after_s``: when there should be room."""
 
     def __init__(self, waiting: int, retry_after_s: float, what: str = "questions") -> None:
         super().__init__(f"{waiting} {what} are waiting already")
@@ -50,8 +50,8 @@ class Ticket:
     _spent_s: float = 0.0  # of the engine's time
 
     def give_up(self) -> None:
-        """Let it end at the next layer or token; from any thread. It is told ("failed", GivenUp),
-        unless it has ended."""
+        """End it at the next layer or token; may be called from any thread. It is told ("failed",
+        GivenUp), unless it has ended."""
         self._given_up = True
         self._look()
 
@@ -88,7 +88,8 @@ class Waiting:
         self._queues.setdefault(ticket.tenant, deque()).append(ticket)
 
     def take(self, may: Callable[[str], bool]) -> Ticket | None:
-        """Whose turn it is, of the tenants that ``may``; their next is after everybody else's."""
+        """Take the ticket whose turn it is, of the tenants that ``may``; that tenant is last in
+        turn then."""
         tenant = next(filter(may, self._queues), None)
         if tenant is None:
             return None
@@ -103,7 +104,7 @@ class Waiting:
         return len(self._queues.get(tenant, ()))
 
     def over(self) -> list[tuple[Ticket, Exception]]:
-        """Take out those that wait for nothing, with the reason."""
+        """Take out those that are too late or given up, each with the reason."""
         gone = [(ticket, error) for ticket in self if (error := ticket.over()) is not None]
         for ticket, _ in gone:
             self._queues[ticket.tenant].remove(ticket)

@@ -30,7 +30,7 @@ _SOUND = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what may come into a log from a 
 
 
 class Watched:
-    """The outermost of all: nothing is raised through it, and every answer has an id."""
+    """The outermost layer: no exception goes through it, and every answer has an id."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

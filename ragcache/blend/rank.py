@@ -53,7 +53,8 @@ class QuestionAttention(Ranking):
     Scores are summed over ``layers``; the probe ends behind the last of them. In it the question
     sees, of every chunk, the first ``sinks`` rows and the share ``anchors`` of all rows: at each
     layer those whose keys have the smallest norm, which tend to be the most attended (Devoto et
-    al., EMNLP 2024, arXiv:2406.11430). Scores are of all rows. 1 shows everything.
+    al., EMNLP 2024, arXiv:2406.11430). Rows that are hidden get scores, too. With ``anchors`` 1
+    nothing is hidden.
     """
 
     count: int

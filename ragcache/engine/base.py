@@ -36,7 +36,7 @@ class Uploaded(Protocol):
     """One layer's stored KV on its way to the device."""
 
     def taken(self) -> list[tuple[Tensor, Tensor]]:
-        """It on the device: what this thread computes there from now on waits for it."""
+        """The layer on the device. What this thread computes there from now on waits for it."""
 
     def finish(self) -> None:
         """Wait until the host's memory has been read."""

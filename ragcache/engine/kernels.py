@@ -139,8 +139,9 @@ def placed(place: Place, shape: Shape) -> Work:
 
 
 def attention(kind: type[Selected] | None, shape: Shape, tokens: int, share: float) -> list[Work]:
-    """Works, each variant of ``kind``: some rows of a random prompt attend, the first and the last
-    among them; (1, rows, heads, d). ``kind`` None: SDPA with a mask, as transformers calls it."""
+    """A work for each variant of ``kind``: some rows of a random prompt attend, the first and the
+    last among them; (1, rows, heads, d). ``kind`` None: SDPA with a mask, as transformers calls
+    it."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(tokens, generator=generator)[: max(2, int(share * tokens))]
     rows = rows.sort().values.to(shape.device)

@@ -24,8 +24,8 @@ class PlacedKV(Cache):
 
     Per layer one buffer of ``capacity`` rows. ``rows`` names the rows that the running forward
     computes (None: the last ones, in order); ``update`` scatters their KV there and hands the
-    attention all ``length`` rows. Nothing is copied between prefill and decode. In host memory,
-    buffers come from ``blocks``: of new pages, the system zeroes every one.
+    attention all ``length`` rows. Nothing is copied between prefill and decode. Buffers in host
+    memory are used again, through ``blocks``: the system would zero new ones.
     """
 
     def __init__(self, layers: int, capacity: int, blocks: Blocks) -> None:

@@ -26,7 +26,7 @@ class Held(Generic[K]):
         return chunk in self._chunks
 
     def use(self, chunks: Iterable[K]) -> tuple[list[K], list[K]]:
-        """Use these one after another; what is there now and was not, and the other way round."""
+        """Use these one after another; the chunks that came into RAM by it, and those that left."""
         entered, left = dict[K, None](), dict[K, None]()
         for chunk in chunks:
             if chunk in self._chunks:
@@ -46,7 +46,8 @@ class Held(Generic[K]):
 
 
 def _move(chunk: K, back: dict[K, None], to: dict[K, None]) -> None:
-    """Out of ``back``, where it is as it was before; else into ``to``."""
+    """Take a chunk out of ``back``, if it is there: it is where it was at first. Else put it into
+    ``to``."""
     if chunk in back:
         del back[chunk]
     else:

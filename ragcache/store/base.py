@@ -127,7 +127,7 @@ def stale(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
 
 
 def unusable(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
-    """The error that ``ChunkStore.layer`` raises for a record that turned out unusable."""
+    """The StoreError for a record that turned out unusable while it was read."""
     return StoreError(
         f"layer {layer} of chunk {key.digest.hex()[:12]} is {miss.reason}: {miss.detail}. "
         "Count it as a miss and compute the chunk again.",
@@ -183,7 +183,8 @@ class ChunkStore(ABC):
         """Look at the header only. Counts a hit, or a miss under its reason."""
 
     def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
-        """:meth:`find` of every key, in order; where that means to wait, for all at once."""
+        """:meth:`find` every key, in order. A store that waits for a network waits for all at
+        once."""
         return [self.find(key) for key in keys]
 
     @abstractmethod

@@ -76,7 +76,7 @@ class Got:
 
 
 class Again(Exception):
-    """Raised where bytes are not what they should be: they may have been changed on their way."""
+    """Raised for bytes that fail their check: they may have been damaged on the way."""
 
     def __init__(self, miss: Miss) -> None:
         super().__init__(miss.detail)

@@ -159,7 +159,8 @@ def _cost(header: Header) -> float:
 
 
 class _Spared:
-    """What does not go: what is read or pinned, the chunk that comes in, and what is chosen."""
+    """The chunks that may not go: read or pinned ones, the one that comes in, and those already
+    chosen."""
 
     def __init__(
         self, held: Counter[bytes], pinned: Callable[[bytes], bool], coming: set[bytes]

@@ -12,7 +12,7 @@ _NUMBER = struct.Struct("<Q")
 
 
 def number(txn: Transaction, name: str) -> int:
-    """0 where none was set."""
+    """The counter's value; 0 where none was set."""
     record = txn.get("counters", name.encode())
     return int(_NUMBER.unpack(record)[0]) if record else 0
 

@@ -47,7 +47,7 @@ class Courier:
         return self._counts.copy()
 
     def wake(self) -> None:
-        """There is something to tell."""
+        """Tell the thread that there is something to carry."""
         self._wanted.set()
 
     def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -59,7 +59,7 @@ class Courier:
                 progress(done, done + self._depth())
 
     def close(self, patience_s: float) -> None:
-        """Carry out what can be, for so long at the most, and stop. Twice is allowed."""
+        """Carry out what can be carried out within this time, and stop. Twice is allowed."""
         if self._closed.is_set():
             return
         until = time.monotonic() + patience_s

@@ -54,8 +54,8 @@ class DataFile:
         return self.folder / "data.mdb"
 
     def begin(self) -> lmdb.Transaction[Any]:
-        """A read transaction; where readers that were killed have all the places, theirs are
-        taken."""
+        """A read transaction. Where all reader slots are taken, those of killed processes are freed
+        first."""
         try:
             return self.env.begin(buffers=True)
         except lmdb.ReadersFullError:
@@ -80,7 +80,7 @@ class DataFile:
         return [" ".join(line.split()) for line in lines if not line.rstrip().endswith("-")]
 
     def live_bytes(self) -> int:
-        """What the pages in use take: the file is as large as they were at most."""
+        """Bytes of the pages in use. The file is as large as these ever were."""
         with self.env.begin() as txn:
             stats = [txn.stat(db) for db in self.tables.values() if db is not None]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
@@ -250,5 +250,5 @@ def _table(env: lmdb.Environment, name: str, readonly: bool) -> Any:
 
 
 def no_store(path: Path) -> StoreError:
-    """The error of who wants to read a store that was never made."""
+    """The error for reading a store that was never made."""
     return StoreError(f"no store in {path}: open it for writing once to make one")

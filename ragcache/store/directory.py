@@ -32,7 +32,7 @@ _FIXES = {
 
 
 def claim(path: Path) -> IO[bytes]:
-    """Make the directory, and take the one writer's place in it."""
+    """Make the directory, and become its one writer."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file: a store is a directory")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def claim(path: Path) -> IO[bytes]:
 
 
 def release(file: IO[bytes]) -> None:
-    """Give the writer's place back: what ``claim`` returned is closed afterwards."""
+    """Stop being the writer: closes what ``claim`` returned."""
     # Unlocked by name: a forked child may hold the same open file and outlive us.
     fcntl.flock(file, fcntl.LOCK_UN)
     file.close()

@@ -316,7 +316,7 @@ class DiskStore(ChunkStore):
     def _read(
         self, key: ChunkKey, read: Callable[[Transaction, Header], Found | Miss]
     ) -> Found | Miss:
-        """``read`` what is under ``key``; once more where it was replaced meanwhile.
+        """``read`` what is under ``key``, and again if it was replaced meanwhile.
 
         A file that another process has just replaced is gone, while records stay to the end of the
         transaction.

@@ -125,7 +125,7 @@ class Environment(Tables):
             return before, self.file.stat().st_size
 
     def live_bytes(self) -> int:
-        """What the pages in use take: the file is as large as they were at most."""
+        """Bytes of the pages in use. The file is as large as these ever were."""
         with self._entered() as entered, explained(self.path, "read"):
             return entered.live_bytes()
 

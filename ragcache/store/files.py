@@ -33,8 +33,8 @@ _sync = getattr(os, "fdatasync", os.fsync)
 
 
 class _Open:
-    """A file that is open for reading, until nobody has this object any more: whoever still reads
-    from it is not left with a descriptor that has become another file's."""
+    """A file that is open for reading as long as anything refers to this object: no reader is left
+    with a descriptor that has become another file's."""
 
     def __init__(self, path: str) -> None:
         self.handle = -1
@@ -83,8 +83,8 @@ class ChunkFiles:
 
     @contextmanager
     def hold(self, digests: Iterable[bytes]) -> Iterator[None]:
-        """These chunks are being read, layer after layer: of their files, what is read once stays
-        open meanwhile, up to :data:`MOST_OPEN` of all."""
+        """While this lasts, files of these chunks stay open once they have been read from; of all
+        chunks, at most :data:`MOST_OPEN`."""
         held = [digest.hex() for digest in digests]
         with self._lock:
             self._holders.update(held)
@@ -98,7 +98,8 @@ class ChunkFiles:
                     del self._open[name]
 
     def expect(self, name: str, payload: Payload) -> None:
-        """A layer is about to be read: let the disk begin, where this is the first of its file."""
+        """Say that a layer is about to be read. Where it is the first of its file, the disk begins
+        now."""
         if name not in self._open:
             with suppress(OSError):  # what is wrong, whoever reads it will say
                 self._opened(name, payload)
@@ -136,7 +137,7 @@ class ChunkFiles:
                 yield from sorted(os.listdir(folder))
 
     def _opened(self, name: str, payload: Payload) -> _Open:
-        """A file, opened now, of which a layer will be read: it is on its way from the disk."""
+        """Open a file of which this layer will be read, and let the disk begin with it."""
         file = _Open(f"{self._folder}/{name[:2]}/{name}")
         if hasattr(os, "posix_fadvise"):
             where = payload.offset, payload.length
@@ -152,7 +153,7 @@ class ChunkFiles:
 
 
 def file_digest(name: str) -> bytes:
-    """The digest of the chunk that a file is of; of a file of somebody else, of none."""
+    """The digest of the chunk that a file belongs to; empty for a file that is not one of ours."""
     try:
         return bytes.fromhex(name[:_HEX])
     except ValueError:

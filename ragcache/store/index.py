@@ -23,7 +23,8 @@ _TOTAL = struct.Struct("<QQ")
 
 
 def find(txn: Transaction, key: ChunkKey) -> Header | Miss:
-    """The header under ``key``; where there is none, *stale* if its tokens are there otherwise."""
+    """The header under ``key``; else a Miss, *stale* where the same tokens are stored under
+    another."""
     record = txn.get("headers", key.digest)
     if record is None:
         return _absent(txn, key)

@@ -59,8 +59,8 @@ class Coming:
 class ChunkLayers:
     """Layers of the chunks in ``tables``, and the memory that they are read into.
 
-    ``pin``: page-locked memory. Thread-safe. What it reads is of the transaction that is given to
-    it, but for files: one that was removed since is a Miss, *truncated*.
+    ``pin``: page-locked memory. Thread-safe. It reads the state that the given transaction sees;
+    only a file may have been removed since, which is a Miss, *truncated*.
     """
 
     def __init__(self, tables: Environment, *, pin: bool = False) -> None:
@@ -96,7 +96,7 @@ class ChunkLayers:
             raise
 
     def hold(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
-        """These chunks are read meanwhile, layer after layer; see ChunkFiles."""
+        """While this lasts, these chunks are read layer after layer; see ChunkFiles."""
         return self._files.hold(digests)
 
     def remove(self, file: str) -> None:
@@ -199,7 +199,7 @@ class ChunkLayers:
 
 
 def _rounded(size: int) -> int:
-    """So many bytes, and as many more that the next array is aligned as any of torch's."""
+    """``size`` rounded up, so that the next array is aligned as torch's are."""
     return -(-size // 64) * 64
 
 

@@ -89,8 +89,8 @@ class ChunkObjects:
         return seen
 
     def others(self, key: ChunkKey, hidden: Callable[[bytes], bool]) -> Miss | None:
-        """Why ``key`` is not there, where its tokens are, under another key; but for those that are
-        ``hidden``, by digest."""
+        """The Miss of ``key`` where its tokens are there under another key; keys whose digests are
+        ``hidden`` do not count."""
         try:
             for name, _ in sorted(self.names(key.content)):
                 if digest_of(name) == key.digest or hidden(digest_of(name)):

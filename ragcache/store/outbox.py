@@ -75,7 +75,7 @@ def delete(txn: Transaction, content: bytes, digest: bytes) -> None:
 
 
 def forget(txn: Transaction, content: bytes) -> None:
-    """These tokens are used by no document any more; what was to be told of them is void."""
+    """No document uses these tokens any more: drop what was still to be told of them."""
     for row in list(txn.keys(TABLE, content)):
         txn.delete(TABLE, row)
     txn.put(TABLE, content, secrets.token_bytes(8))
@@ -96,7 +96,7 @@ def waits(txn: Transaction, content: bytes, digest: bytes) -> bool:
 
 
 def first(txn: Transaction, most: int) -> list[Row]:
-    """What is to be told first."""
+    """The first ``most`` rows that are to be told."""
     found = []
     for key in islice(txn.keys(TABLE), most):
         value = txn.get(TABLE, key)
@@ -106,7 +106,7 @@ def first(txn: Transaction, most: int) -> list[Row]:
 
 
 def told(txn: Transaction, row: Row) -> None:
-    """It has been told; what was written in its place meanwhile has not."""
+    """Remove a row that was told, unless another was written in its place meanwhile."""
     key = row.content + (row.digest or b"")
     if txn.get(TABLE, key) == row.value:
         txn.delete(TABLE, key)

@@ -137,8 +137,8 @@ class RamTier(Tier):
         self._blocks.clear()
 
     def _without(self, key: ChunkKey, found: Stored | Miss) -> Stored | Miss:
-        """What was found below; what is not there any more is not held either, and what is held
-        is not far."""
+        """What was found below. What is gone there is not held here either; what is held here is
+        not distant."""
         if isinstance(found, Miss):
             self._room.drop(key.digest)
         elif found.distant and self._room.holds(found):
@@ -174,7 +174,8 @@ class _Held:
 
 
 class _Room:
-    """Who has room, in the order of their last use. Thread-safe; its lock is held but briefly.
+    """The chunks that have room, in the order of their last use. Thread-safe; its lock is held but
+    briefly.
 
     A held tensor is never written to, so that it can be copied without the lock.
     """

@@ -164,7 +164,8 @@ class LayerReader:
         return loaded
 
     def _taken(self, copying: Copying) -> list[Pair]:
-        """A layer on its device; the host's memory of few layers only is still copied from."""
+        """A layer on its device. Waits until few layers at most are still being copied from host
+        memory."""
         while len(self._copying) >= self._ahead:
             self._copying.popleft().finish()
         self._copying.append(copying)

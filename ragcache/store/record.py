@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
 
 def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-    """Raise ValueError where these cannot be what ``key`` names, or cannot be stored."""
+    """Raise ValueError for KV or notes that cannot belong to ``key``, or cannot be stored."""
     if kv.tokens != key.tokens:
         raise ValueError(
             f"KV of {len(kv.tokens)} tokens does not belong to a key of {len(key.tokens)} tokens: "

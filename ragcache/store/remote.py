@@ -246,7 +246,7 @@ class RemoteStore(ChunkStore):
 
     @property
     def traffic(self) -> Traffic:
-        """What has gone to and fro."""
+        """Counts of what was sent to the remote and read from it."""
         counts = self._arrivals.counts + self.courier.counts + self.objects.bucket.counts
         counts["healed"] = self._healed
         names = Traffic.__dataclass_fields__.keys() - {"url", "waiting"}
@@ -271,7 +271,8 @@ class RemoteStore(ChunkStore):
         self._blocks.clear()
 
     def _peek(self, key: ChunkKey) -> Stored | Miss:
-        """Here or there; what else is known of the tokens is looked up here alone."""
+        """What is found on disk, or else in the remote. Why there is nothing is looked up on disk
+        alone."""
         here = self.disk.peek(key)
         if isinstance(here, Stored):
             return here
@@ -304,11 +305,12 @@ class RemoteStore(ChunkStore):
         return self.objects.others(key, hidden) or miss
 
     def _less(self, here: Miss, there: Miss) -> Miss:
-        """What is said of a chunk that is neither here nor there."""
+        """The Miss of a chunk that is neither here nor there."""
         return there if here.reason == "absent" else here
 
     def _heal(self, key: ChunkKey, here: Miss) -> None:
-        """The remote has a chunk that is not here; if it was damaged here, it goes."""
+        """The remote has a chunk that cannot be found here: take out the record here if it is
+        damaged."""
         if here.reason in ("corrupt", "truncated", "foreign"):
             logger.warning("chunk %s is read anew: %s here", key.digest.hex()[:12], here.reason)
             self.disk.drop(key.digest)
@@ -336,7 +338,8 @@ class RemoteStore(ChunkStore):
     def _settled(
         self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss
     ) -> tuple[Tensor, Tensor]:
-        """A layer that was read from the remote; it may be here by now, and gone there."""
+        """A layer that was ``found`` in the remote; where it was not, it may have come to the disk
+        meanwhile."""
         if isinstance(found, Miss) and self.disk.has(key):
             return self.layer(key, layer)
         return self._decoded(key, layer, found)

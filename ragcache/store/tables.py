@@ -81,7 +81,8 @@ class Tables(ABC):
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Transaction]:
-        """A consistent view. Keep it short: it holds back the reuse of freed space."""
+        """A read transaction, which sees one state. Keep it short: it holds back the reuse of freed
+        space."""
 
     @abstractmethod
     def write(self) -> AbstractContextManager[Transaction]:

@@ -13,7 +13,7 @@ TENANTS = "tenants"  # the folder, in that of the service's own store
 
 def tenant_folder(root: Path, tenant: str) -> Path:
     """The folder of a tenant's store: ``root`` itself for the tenant called "". ConfigError for a
-    name that cannot be one."""
+    name that is not valid."""
     if not tenant:
         return root
     if TENANT.fullmatch(tenant) is None:

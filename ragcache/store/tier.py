@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Tier(ChunkStore):
-    """Passes every call on to ``below``, and so is equal to it in all it answers.
+    """Passes every call on to ``below``.
 
-    A tier overrides what it does otherwise, and keeps the contract: the store below is the truth.
-    Closing it closes ``below``.
+    A tier overrides what it does otherwise, and answers as the store below would, which is the
+    truth. Closing it closes ``below``.
     """
 
     def __init__(self, below: ChunkStore) -> None:

@@ -32,13 +32,13 @@ def is_used(txn: Transaction, row: int, content: bytes) -> bool:
 
 
 def pin(txn: Transaction, row: int, pinned: bool) -> None:
-    """Pin all that a row uses, or pin it no longer: others may."""
+    """Pin all that a row uses, or unpin it; it stays pinned where another row pins it."""
     for content in _used_by(txn, row):
         _pin(txn, row, content, pinned)
 
 
 def release(txn: Transaction, row: int) -> list[bytes]:
-    """A row uses nothing any more; what it has used."""
+    """End all uses of a row; the contents that it used."""
     used = _used_by(txn, row)
     for content in used:
         txn.delete("uses", content + row_key(row))

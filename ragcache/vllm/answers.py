@@ -260,7 +260,8 @@ def report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]
 def _without_work(
     found: Resolved, blender: Blender, names: Sequence[str], fallbacks: Sequence[str]
 ) -> Report:
-    """Of an answer for which ragcache's worker did nothing: all is vLLM's, or its cache's."""
+    """The report of an answer for which ragcache's worker did nothing: vLLM computed or cached all
+    of it."""
     prompt, loaded = found.layout.prompt, any(found.layout.loaded)
     tokens = sum(map(len, prompt.chunks))
     return Report(

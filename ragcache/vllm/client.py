@@ -172,7 +172,7 @@ class Tokens:
 
 
 def _check(url: str, status: int, content: bytes) -> None:
-    """Raise what a response without success means: another server may do, or none would."""
+    """Raise for a response that is no success: Unreachable where another server may do better."""
     if status == 200:
         return
     said = content[:500].decode(errors="replace")

@@ -148,7 +148,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     # The workers' side.
 
     def attach(self, model: Any) -> None:
-        """The worker's model, once its KV is allocated. Raises ModelError where it cannot be
+        """Take the worker's model, once its KV is allocated. Raises ModelError where it cannot be
         driven."""
         from ragcache.engine.vllm.model import VllmModel
 

@@ -53,7 +53,7 @@ class Replicas:
 
     @contextmanager
     def at(self, url: str) -> Iterator[None]:
-        """A request is under way there for so long."""
+        """Count a request as under way there while this lasts."""
         with self._lock:
             self._busy[url] += 1
         try:
@@ -63,12 +63,12 @@ class Replicas:
                 self._busy[url] -= 1
 
     def lost(self, url: str) -> None:
-        """It does not answer."""
+        """Note that a server does not answer."""
         with self._lock:
             self._lost[url] = time.monotonic()
 
     def found(self, url: str) -> None:
-        """It answers."""
+        """Note that a server answers."""
         with self._lock:
             self._lost.pop(url, None)
 

@@ -80,7 +80,8 @@ class Workshop:
         self.mailbox = Mailbox(stores.root / FOLDER)
 
     def do(self, job: Job) -> None:
-        """All rows of the job's prompt have their KV then; what was asked for is in the mailbox.
+        """Do a job: then all rows of its prompt have their KV, and what was asked for is in the
+        mailbox.
 
         Raises RagCacheError where that cannot be.
         """

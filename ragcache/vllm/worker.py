@@ -10,7 +10,7 @@ from ragcache.errors import ConfigError
 
 
 class Handover:
-    """Comes before a worker's own class."""
+    """A mixin in front of vLLM's worker class, which hands the loaded model to the connector."""
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         from ragcache.vllm.connector import RagCacheConnector

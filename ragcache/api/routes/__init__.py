@@ -37,7 +37,7 @@ class State:
 
     @property
     def sampling(self) -> Sampling:
-        """Where a request does not say."""
+        """How to decode where a request does not say."""
         s = self.service.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
@@ -60,7 +60,7 @@ Tenant = Annotated[str, Depends(_tenant)]
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What only the store is needed for: it blocks, and needs no turn of the engine's."""
+    """Do on a thread what needs the store alone: it blocks, and needs no turn of the engine."""
     return await asyncio.to_thread(partial(work, *args, **kwargs))
 
 

@@ -25,7 +25,7 @@ _OLD_S = 3600.0  # until a letter that nobody took is thrown away
 
 
 def ticket() -> str:
-    """A name that nobody guesses."""
+    """A new ticket, which nobody can guess."""
     return secrets.token_hex(16)
 
 

@@ -106,7 +106,7 @@ class Manifest:
 
     @classmethod
     def read(cls, params: Mapping[str, Any] | None) -> Manifest | None:
-        """What a request says; None where it says nothing. PromptError for what cannot be."""
+        """What a request says; None where it says nothing. PromptError for what is malformed."""
         if not params or FIELD not in params:
             return None
         given = params[FIELD]

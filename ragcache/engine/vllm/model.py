@@ -38,9 +38,9 @@ _CHECKED = 64  # rows that the self-check needs at most, see check.py
 class VllmModel(Prefiller):
     """``model`` and its paged KV, in a worker whose caches are allocated. Not thread-safe.
 
-    Raises ModelError for a model whose layers cannot be driven, or for which that is wrong: it is
-    tried on a few random tokens, as the embedded engine does. ``spec`` speaks of this worker's
-    heads. KV goes to the blocks that :meth:`over` names. Whoever has read the weights sets
+    Raises ModelError for a model whose layers cannot be driven, or give other results then: they
+    are tried on a few random tokens, as the embedded engine tries them. ``spec`` speaks of this
+    worker's heads. KV goes to the blocks that :meth:`over` names. Whoever has read the weights sets
     ``fingerprint``.
     """
 
@@ -87,7 +87,7 @@ class VllmModel(Prefiller):
 
     @contextmanager
     def over(self, blocks: Sequence[int]) -> Iterator[None]:
-        """For the length of this, rows are those of the prompt that ``blocks`` belong to."""
+        """While this lasts, rows are those of the prompt that ``blocks`` belong to."""
         before, self._blocks = self._blocks, torch.tensor(blocks, device=self.device)
         self._told = None
         try:
