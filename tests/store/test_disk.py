@@ -322,6 +322,7 @@ def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore)
         filed.delete(ONE)
         assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
     assert open_files(filed) == 0 and reason(filed) == "absent"
+    assert list(filed.tables.path.glob(f"kv/*/{ONE.digest.hex()}*")) == []
     with pytest.raises(StoreError, match="absent"):
         filed.layers([stored], 2)
 
@@ -346,6 +347,22 @@ def test_a_file_that_is_read_is_not_closed_under_its_reader(
     assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
     assert open_files(filed) == 0
     others[0].close()
+
+
+def test_a_disk_may_read_and_write_in_small_pieces(
+    disk: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda handle, into, at: read(handle, [into[0][:7]], at))
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, at: write(handle, data[:7], at))
+    disk.convert("files")
+    disk.put(ONE, make_kv(ONE))
+    assert same(disk.get(ONE), make_kv(ONE))
+    path, _ = file_of(disk, ONE)
+    with disk.tables.read() as txn:
+        header = txn.get("headers", ONE.digest)
+    assert path is not None and header is not None
+    assert path.read_bytes().startswith(header)  # the copy, for people
 
 
 def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
