@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ragcache import cli, opening
+from ragcache.answer import AnswerStream
 from ragcache.cli import options
 from ragcache.retriever.embed import HashEmbedder
 from tests import scene
@@ -63,6 +64,15 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
     assert "- Measured: first token after" in out
     code, out, _ = run("query", "Where?", "--mode", "reuse", "--top-k", 1)
     assert code == 0 and "charged" not in out
+
+
+def test_an_answer_begins_where_its_line_does(
+    run: Run, notes: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("index", notes, "--model", model)
+    monkeypatch.setattr(AnswerStream, "__iter__", lambda stream: iter([" ", " In", " Oslo"]))
+    code, out, _ = run("query", "Where does Mira live?", "--max-tokens", 1)
+    assert code == 0 and out == "In Oslo\n"
 
 
 def test_a_report_is_a_page_that_compares(run: Run, notes: Path, model: Path) -> None:

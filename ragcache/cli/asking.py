@@ -156,8 +156,11 @@ def query(
         page.check(report)
     with opened(settings, must_exist=True) as cache:
         stream = cache.stream(question, sampling=sampling)
+        begun = False
         for piece in stream:
-            out.print(piece, end="", highlight=False, soft_wrap=True)
+            text = piece if begun else piece.lstrip()  # many models begin with a space
+            begun = begun or bool(text)
+            out.print(text, end="", highlight=False, soft_wrap=True)
         out.print()
         answer = stream.answer
         answers = {settings.mode: answer}
