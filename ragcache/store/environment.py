@@ -58,7 +58,7 @@ class Environment(Tables):
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
         self._looked = time.monotonic()
         with explained(self.path, "open"):
-            if readonly and not (current(self.path) / "data.mdb").is_file():
+            if readonly and not self._is_there():
                 raise no_store(self.path)
             self._claim = None if readonly else claim(self.path)
             try:
@@ -211,6 +211,15 @@ class Environment(Tables):
             if self.readonly or not old.readers():
                 old.close()
                 self._left.remove(old)
+
+    def _is_there(self) -> bool:
+        """Whether there is a data file; what CURRENT names may be compacted while we look."""
+        folder = current(self.path)
+        while not (folder / "data.mdb").is_file():
+            before, folder = folder, current(self.path)
+            if folder == before:
+                return False
+        return True
 
     def _open(self) -> DataFile:
         for _ in range(5):

@@ -12,7 +12,8 @@ import lmdb
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import DiskStore, Miss
+from ragcache.store import DiskStore, Miss, environment
+from ragcache.store.current import current
 from tests.store.samples import ONE, make_key, make_kv, rewrite, same
 
 
@@ -60,6 +61,21 @@ def test_places_that_hold_no_store(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
     assert "is not empty and holds no store" in open_error(tmp_path)
     assert "cannot open" in open_error(Path("/proc/store"))
+
+
+def test_a_store_may_be_compacted_while_a_reader_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DiskStore(tmp_path / "store") as store:
+        store.put(ONE, make_kv(ONE))
+    folders, real = [tmp_path / "store" / "data-7", tmp_path / "store" / "data-8"], current
+
+    def looked_up(path: Path) -> Path:  # these were current once, and are gone
+        return folders.pop(0) if folders else real(path)
+
+    monkeypatch.setattr(environment, "current", looked_up)
+    with DiskStore(tmp_path / "store", readonly=True) as store:
+        assert not folders and same(store.get(ONE), make_kv(ONE))
 
 
 def test_another_programs_lmdb_is_left_alone(tmp_path: Path) -> None:
