@@ -9,12 +9,12 @@ READY := .venv/.ready
 # thread. What the first process takes for itself, the others would inherit.
 PROCESSES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
-# And for those that have environments of their own.
-TEST_RAY := .venv-ray/bin/python -m pytest tests/offline tests/retriever/test_source.py
-TEST_VLLM := OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/vllm
-COVER := --cov --cov-report= --cov-fail-under=0
 BIN_VLLM := .venv-vllm/bin
 PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-input
+# And for those that have environments of their own.
+TEST_RAY := .venv-ray/bin/python -m pytest tests/offline tests/retriever/test_source.py
+TEST_VLLM := OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -W default -m vllm tests/vllm
+COVER := --cov --cov-report= --cov-fail-under=0
 
 # Nothing here may need a model hub: what runs is in the packages and in the repository.
 export HF_HUB_OFFLINE := 1
