@@ -173,6 +173,17 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(
         Trainer(replace(options, seed=1), tokenizer, SMALL)
 
 
+def test_the_last_part_of_a_run_has_whole_batches_wherever_the_curriculum_got(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    trainer = Trainer(Options(tmp_path), tokenizer, SMALL)
+    trainer.final_step = 0
+    sizes = set()
+    for trainer.level in (0, len(LEVELS) - 1):
+        sizes.add(trainer.batch().ids.shape)
+    assert len(sizes) == 1
+
+
 def test_isolated_batches_drop_what_they_cannot_answer(tokenizer: Tokenizer) -> None:
     level = LEVELS[4]
     prompt = World("train").prompt(random.Random(2), level.shape, 1000)

@@ -60,7 +60,7 @@ class Options:
     folder: Path
     steps: int = 4000
     seed: int = 0
-    tokens: int = 5400  # per step, all processes together; 0.4 of it in the first three levels
+    tokens: int = 5400  # per step, all processes together; 0.4 of it in levels 1 to 3, before FINAL
     matrix_rate: float = 0.01  # Muon's learning rate
     other_rate: float = 0.003  # AdamW's, for embedding and norms
     warmup: int = 30  # steps
@@ -181,7 +181,8 @@ class Trainer:
         isolated = shared.random() < options.isolated
         alike = options.alike if count >= 4 else 0.0
         shape = replace(level.shape, documents=(count, count), link=options.link, alike=alike)
-        tokens = options.tokens / self.processes * (0.4 if self.level < 3 else 1.0)
+        small = self.level < 3 and self.final_step < 0
+        tokens = options.tokens / self.processes * (0.4 if small else 1.0)
         prompts = [self.world.prompt(rng, shape, level.questions)]
         length = sum(len(c) for c in prompts[0].chunks) / 4.4 + 18 * len(prompts[0].questions) + 12
         for _ in range(max(1, min(96, round(tokens / length))) - 1):
