@@ -58,8 +58,6 @@ class Environment(Tables):
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
         self._looked = time.monotonic()
         with explained(self.path, "open"):
-            if readonly and not self._is_there():
-                raise no_store(self.path)
             self._claim = None if readonly else claim(self.path)
             try:
                 self._opened = self._open()
@@ -212,25 +210,19 @@ class Environment(Tables):
                 old.close()
                 self._left.remove(old)
 
-    def _is_there(self) -> bool:
-        """Whether there is a data file; what CURRENT names may be compacted while we look."""
-        folder = current(self.path)
-        while not (folder / "data.mdb").is_file():
-            before, folder = folder, current(self.path)
-            if folder == before:
-                return False
-        return True
-
     def _open(self) -> DataFile:
         for _ in range(5):
             folder = current(self.path)
-            if folder != self.path and not (folder / "data.mdb").is_file():
-                if folder == current(self.path):
+            named = folder != self.path
+            if (named or self.readonly) and not (folder / "data.mdb").is_file():
+                if folder != current(self.path):
+                    continue  # compacted between the two lines
+                if named:
                     raise StoreError(
                         f"{self.path / CURRENT} names {folder.name}, which holds no data.mdb: "
                         "restore it, or name the folder that does"
                     )
-                continue  # compacted between the two lines
+                raise no_store(self.path)
             try:
                 env = opened(folder, self.path, map_size=self.map_size, readonly=self.readonly)
             except (lmdb.Error, OSError):
