@@ -91,7 +91,7 @@ bench: $(READY) ## run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m bench --again
 
 clean: ## remove build products, caches and the demo's store; the environments stay
-	rm -rf build dist site mutants ragcache.egg-info .coverage* .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site mutants *.egg-info .coverage* .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first, and pinned, so that no other package pulls another build of it.
