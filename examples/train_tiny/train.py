@@ -26,16 +26,17 @@ from .world import BINDINGS, Shape, World
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One step of the curriculum: prompt shape and questions per prompt."""
+    """One step of the curriculum: prompt shape, questions per prompt, share of a step's tokens."""
 
     shape: Shape
     questions: int
+    share: float = 1.0
 
 
 LEVELS = (
-    Level(Shape((1, 1), (1, 1), (2, 3), 0.5, 0.0, 0.0), 4),
-    Level(Shape((2, 2), (1, 1), (1, 2), 0.9, 0.0, 0.0, 0.65), 6),
-    Level(Shape((2, 3), (1, 2), (1, 3), 0.4, 0.8, 0.0, 0.65), 8),
+    Level(Shape((1, 1), (1, 1), (2, 3), 0.5, 0.0, 0.0), 4, 0.4),
+    Level(Shape((2, 2), (1, 1), (1, 2), 0.9, 0.0, 0.0, 0.65), 6, 0.4),
+    Level(Shape((2, 3), (1, 2), (1, 3), 0.4, 0.8, 0.0, 0.65), 8, 0.4),
     Level(Shape((2, 4), (1, 2), (2, 4), 0.2, 0.8, 0.1, 0.5), 16),
     Level(Shape((3, 5), (1, 3), (2, 4), 0.2, 0.8, 0.2, 0.5), 24),
     Level(Shape((4, 6), one_kind=0.4), 32),
@@ -60,7 +61,7 @@ class Options:
     folder: Path
     steps: int = 4000
     seed: int = 0
-    tokens: int = 5400  # per step, all processes together; 0.4 of it in levels 1 to 3, before FINAL
+    tokens: int = 5400  # per step, all processes together; of it, a level's share
     matrix_rate: float = 0.01  # Muon's learning rate
     other_rate: float = 0.003  # AdamW's, for embedding and norms
     warmup: int = 30  # steps
@@ -181,8 +182,7 @@ class Trainer:
         isolated = shared.random() < options.isolated
         alike = options.alike if count >= 4 else 0.0
         shape = replace(level.shape, documents=(count, count), link=options.link, alike=alike)
-        small = self.level < 3 and self.final_step < 0
-        tokens = options.tokens / self.processes * (0.4 if small else 1.0)
+        tokens = options.tokens / self.processes * level.share
         prompts = [self.world.prompt(rng, shape, level.questions)]
         length = sum(len(c) for c in prompts[0].chunks) / 4.4 + 18 * len(prompts[0].questions) + 12
         for _ in range(max(1, min(96, round(tokens / length))) - 1):
