@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
+_HUGE = 2 << 20  # bytes of a huge page
 SPARE_BYTES = 256 << 20  # kept for what comes: as much as a LayerReader asks for ahead
 
 
@@ -30,7 +33,9 @@ class Blocks:
     """Memory for tensors that is used again once nothing refers to it any more. Thread-safe.
 
     Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
-    memory for the end of one that was never touched. Up to about ``spare_bytes`` are kept.
+    memory for the end of one that was never touched. What is new is in huge pages, where it is
+    large and they can be had: touched for the first time by reading a warm store into it, that took
+    a third less. Up to about ``spare_bytes`` are kept.
     ``pin``: page-locked, for a GPU to copy from. Raises ConfigError where there is no CUDA.
     """
 
@@ -47,8 +52,7 @@ class Blocks:
         try:
             block = self._queue(size).get_nowait()
         except Empty:
-            memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin)
-            block = memory.numpy().view(_Block)
+            block = self._new(size, nbytes).view(_Block)
         lease = block[:nbytes]
         weakref.finalize(lease, self._take_back, block).atexit = False
         return lease.view(np.ndarray)
@@ -62,6 +66,16 @@ class Blocks:
         """Keep nothing, from now on."""
         self._spare_bytes = 0
         self._spare.clear()
+
+    def _new(self, size: int, used: int) -> Bytes:
+        """``size`` bytes, the first ``used`` of them in huge pages as far as they fill some."""
+        whole = used // _HUGE * _HUGE
+        if self._pin or not whole or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.empty(size, dtype=torch.uint8, pin_memory=self._pin).numpy()
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE, 0, whole)
+        return np.frombuffer(memory, np.uint8)
 
     def _take_back(self, block: Bytes) -> None:
         """Runs wherever a last reference goes, even inside the queue's own calls: no lock here."""

@@ -46,6 +46,14 @@ def test_a_tensor_has_its_shape_and_its_memory() -> None:
     assert blocks.tensor((15, 2), torch.bfloat16).data_ptr() == where
 
 
+@pytest.mark.parametrize("size", [100, 1 << 20, (2 << 20) + 5, 9 << 20])
+def test_memory_of_any_size_is_aligned_and_can_be_written(size: int) -> None:
+    one = Blocks(0).empty(size)
+    one[:] = 7
+    assert one.nbytes == size and one.ctypes.data % 64 == 0
+    assert int(one.sum(dtype="int64")) == 7 * size
+
+
 def test_no_more_is_kept_than_may_be() -> None:
     blocks = Blocks(4096)
     several = [blocks.empty(2048) for _ in range(5)]
