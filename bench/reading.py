@@ -4,8 +4,8 @@ Warm: a LayerReader (two threads) on a store in the page cache, and on the tier 
 copying the same bytes in memory, on one thread. Cold: the same on a store whose files were dropped
 from the page cache, beside a plain file of that size. *One file* is read from end to end into one
 buffer, as dd does; *by layer* is the same file on two threads in the order in which a store has to
-be read, the first layer of every chunk, then the second of every chunk, with nothing checked or
-kept: what the disk has to give. The three take turns at who is first, since a host behind this
+be read, the first layer of every chunk, then the second of every chunk, with nothing asked for
+ahead, checked or kept. The three take turns at who is first, since a host behind this
 machine may remember what was read. All in GB/s, medians; ratios of cold figures are medians of the
 ratios within a round. One table row per size of a layer.
 """

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]
 
 
+EXPECTED_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
+AT_ONCE = 2  # layers, each read by a thread of a LayerReader
+
+
 @dataclass(frozen=True, slots=True)
 class Coming:
     """A chunk to be written: its header but for the payloads and the file, and its layers."""
@@ -123,11 +127,12 @@ class ChunkLayers:
         sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))
         found: list[Pair | Miss | None] = []
-        for header in headers:
-            if header is not None and header.file:
-                self._files.expect(header.file, header.payloads[layer])
+        coming, expected, ends = _in_files(headers, layer), 0, accumulate(sizes)
         with self._tables.read() as txn:
-            for header, end, size in zip(headers, accumulate(sizes), sizes, strict=True):
+            for header, end, size in zip(headers, ends, sizes, strict=True):
+                while expected < end + EXPECTED_BYTES and (one := next(coming, None)):
+                    self._files.expect(*one)
+                    expected += one[1].length
                 room = block[end - size : end]
                 found.append(None if header is None else self.pair(txn, header, layer, room))
         return found
@@ -196,6 +201,14 @@ class ChunkLayers:
         with self._tables.read() as txn:
             header = decode_header(txn.get("headers", file_digest(file)) or b"")
         return isinstance(header, Header) and header.file == file
+
+
+def _in_files(headers: Sequence[Header | None], layer: int) -> Iterator[tuple[str, Payload]]:
+    """What is read from files, in order: this layer, then the next that no other thread reads."""
+    for number in (layer, layer + AT_ONCE):
+        for header in headers:
+            if header is not None and header.file and number < len(header.payloads):
+                yield header.file, header.payloads[number]
 
 
 def _rounded(size: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, DiskStore, Miss, Stored, change, files
+from ragcache.store import ChunkKey, DiskStore, Miss, Stored, change, files, layers
 from ragcache.store.disk import FILES_FROM
 from ragcache.store.index import account
 from ragcache.store.key import variant_key
@@ -312,6 +312,33 @@ def test_files_that_are_read_stay_open_while_their_chunks_are_held(
                 assert is_layer(pair, key, layer)
         assert open_files(filed) == 1
     assert open_files(filed) == 0
+
+
+@pytest.mark.skipif(not files.CAN_ADVISE, reason="this system takes no advice on files")
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
+    filed: DiskStore, monkeypatch: pytest.MonkeyPatch, *, cached: bool
+) -> None:
+    asked: list[tuple[bytes, int]] = []  # key and layer
+    headers = {header.key: header for header in filed.headers()}
+
+    def advise(handle: int, offset: int, length: int, _: int) -> None:
+        for key, header in headers.items():
+            path = filed.tables.path / "kv" / header.file[:2] / header.file
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                found = [(at, size) for at, size, _ in header.payloads]
+                asked.append((key, found.index((offset, length))))
+
+    monkeypatch.setattr(files, "_is_cached", lambda *_: cached)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(layers, "EXPECTED_BYTES", 1)  # one chunk ahead
+    stored = [one for one in map(filed.find, (ONE, TWO)) if isinstance(one, Stored)]
+    with filed.hold([ONE, TWO]):
+        for layer in range(3):
+            for key, pair in zip((ONE, TWO), filed.layers(stored, layer), strict=True):
+                assert is_layer(pair, key, layer)
+    order = [(ONE, 0), (TWO, 0), (ONE, 2), (ONE, 1), (TWO, 1), (TWO, 2)]
+    assert asked == ([] if cached else [(key.digest, layer) for key, layer in order])
 
 
 def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore) -> None:
