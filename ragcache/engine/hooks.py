@@ -125,7 +125,7 @@ class View:
         self._rope = layers.rope if layers.rotates[layer] else None
         self._kv, self._layer = kv, layer
         self._by_kernel = layers.kernels.place
-        self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim)
+        self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim), float32
         self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
 
     def place(self, start: int, parts: Sequence[KVPair]) -> None:
@@ -177,6 +177,7 @@ class _Cutter:
         self.detour, self.until = detour, until
         self.rows: Tensor | None = None  # that hidden states are of; None: of all
         self._cuts: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what was cut, and to what
+        self._floats: dict[int, tuple[Tensor, Tensor]] = {}  # by id, too
         self._causal: Tensor | None = None
 
     def hook(self, layer: int) -> Any:
@@ -185,7 +186,8 @@ class _Cutter:
                 raise Enough
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
-            view = View(self.layers, self.kv, layer, kwargs["position_embeddings"])
+            cos, sin = map(self._precise, kwargs["position_embeddings"])
+            view = View(self.layers, self.kv, layer, (cos, sin))
             self.kv.on_fresh = self.driver.after
             hidden = self._narrow(self.driver.before(layer, view), hidden)
             if self.driver.narrows(layer):
@@ -238,6 +240,12 @@ class _Cutter:
             self._causal = (every[None] <= self.rows[:, None])[None, None]
         out["attention_mask"] = self._causal
         return out
+
+    def _precise(self, angles: Tensor) -> Tensor:
+        """cos or sin in float32; layers are given the same ones again and again."""
+        if id(angles) not in self._floats:
+            self._floats[id(angles)] = angles, angles.float()
+        return self._floats[id(angles)][1]
 
     def _selected(self, whole: Tensor, dim: int) -> Tensor:
         """The rows of one tensor; layers are given the same ones again and again."""

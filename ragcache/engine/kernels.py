@@ -104,15 +104,15 @@ def by_torch(
     rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
     """What every device can do, and the reference of :func:`ragcache.engine.place.place`."""
+    turn = None if rope is None or angles is None else rope.turning(*angles)
     start = 0
     for keys, values in parts:
         span = slice(start, start + keys.shape[1])
         out[1][:, span] = values
-        if rope is None or angles is None:
+        if turn is None:
             out[0][:, span] = keys
         else:
-            cos, sin = (t[None, span] for t in angles)
-            rope.rotate_into(keys[None], cos, sin, out=out[0][None, :, span])
+            turn(keys, span, out[0][:, span])
         start += keys.shape[1]
 
 

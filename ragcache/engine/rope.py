@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ragcache.errors import ModelError
 
 Apply = Callable[..., tuple[Tensor, Tensor]]
+Turn = Callable[[Tensor, slice, Tensor], None]  # keys, their rows, where to write them
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Rope:
         """What an architecture does, found out by trying it on these keys.
 
         For partial RoPE, some slice inside their function and some before it. Where keys turn in
-        halves, which is usual, ``rotate_into`` may do it in place.
+        halves, which is usual, ``turning`` makes use of it.
         """
         rope = self
         try:
@@ -55,23 +56,27 @@ class Rope:
         if cos.shape[-1] % 2:
             return rope
         turned = torch.empty_like(want)
-        _turn_halves(keys.float(), cos.float(), sin.float(), turned)
+        _turn_halves(keys, cos[0].float(), _signed(sin[0].float()), turned)
         return replace(rope, halves=torch.allclose(turned, want, rtol=1e-5, atol=1e-5))
 
     def rotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys (batch, heads, n, head_dim) moved to the positions of ``cos`` and ``sin``."""
         return self._applied(keys.float(), cos.float(), sin.float())
 
-    def rotate_into(self, keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-        """Write what :meth:`rotate` gives to ``out``, of any dtype, in few passes over it."""
-        if not self.halves:
-            out.copy_(self.rotate(keys, cos, sin))
-        elif out.dtype == torch.float32:
-            _turn_halves(keys.float(), cos.float(), sin.float(), out)
-        else:
-            turned = torch.empty(keys.shape, dtype=torch.float32, device=keys.device)
-            _turn_halves(keys.float(), cos.float(), sin.float(), turned)
-            out.copy_(turned)
+    def turning(self, cos: Tensor, sin: Tensor) -> Turn:
+        """What :meth:`rotate` does with any rows of these (rows, rotary_dim), in few passes.
+
+        It takes keys (heads, n, head_dim), the rows they belong to, and where to write them, in
+        any dtype.
+        """
+        if self.halves:
+            cos, sin = cos.float(), _signed(sin.float())
+            return lambda keys, rows, out: _turn_halves(keys, cos[rows], sin[rows], out)
+
+        def turn(keys: Tensor, rows: slice, out: Tensor) -> None:
+            out.copy_(self.rotate(keys[None], cos[None, rows], sin[None, rows])[0])
+
+        return turn
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The inverse of :meth:`rotate`: the inverse rotation is (cos, -sin) / f^2."""
@@ -86,16 +91,23 @@ class Rope:
         return torch.cat([self.apply(head[:, :0], head, cos, sin)[1], tail], dim=-1)
 
 
+def _signed(sin: Tensor) -> Tensor:
+    """``sin`` for the keys with their halves exchanged: the first half is taken off."""
+    low, high = sin.chunk(2, dim=-1)
+    return torch.cat([-low, high], dim=-1)
+
+
 def _turn_halves(keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of the first rotary_dim."""
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of the first rotary_dim.
+
+    cos and :func:`_signed` sin are (n, rotary_dim), float32, as what is computed.
+    """
     width = cos.shape[-1]
-    half = width // 2
-    cos, sin = cos[:, None], sin[:, None]  # over heads
-    a, b = keys[..., :half], keys[..., half:width]
-    low, high = out[..., :half], out[..., half:width]
-    torch.mul(a, cos[..., :half], out=low)
-    low.addcmul_(b, sin[..., :half], value=-1)
-    torch.mul(b, cos[..., half:], out=high)
-    high.addcmul_(a, sin[..., half:])
+    straight = keys[..., :width].float()
+    crossed = straight.roll(width // 2, dims=-1).mul_(sin)
+    if out.dtype == torch.float32:
+        torch.addcmul(crossed, straight, cos, out=out[..., :width])
+    else:
+        out[..., :width] = crossed.addcmul_(straight, cos)
     if width < keys.shape[-1]:
         out[..., width:] = keys[..., width:]
