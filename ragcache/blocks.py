@@ -33,10 +33,10 @@ class Blocks:
     """Memory for tensors that is used again once nothing refers to it any more. Thread-safe.
 
     Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
-    memory for the end of one that was never touched. What is new is in huge pages, where it is
-    large and they can be had: touched for the first time by reading a warm store into it, that took
-    a third less. Up to about ``spare_bytes`` are kept.
-    ``pin``: page-locked, for a GPU to copy from. Raises ConfigError where there is no CUDA.
+    memory for the end of one that was never touched. Large new ones are in huge pages, where they
+    can be had: a warm store is read into those in a third less time. Up to about ``spare_bytes``
+    are kept. ``pin``: page-locked, for a GPU to copy from. Raises ConfigError where there is no
+    CUDA.
     """
 
     def __init__(self, spare_bytes: int, *, pin: bool = False) -> None:

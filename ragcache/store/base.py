@@ -69,6 +69,7 @@ class Miss:
 
 #: Where nothing is known of the tokens, under any key.
 ABSENT = Miss("absent", "these tokens are not stored")
+AT_ONCE = 2  # layers that are asked for at a time, by two threads of a LayerReader
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragcache.blocks import SPARE_BYTES, Blocks
-from ragcache.store.base import Miss, check_layer
+from ragcache.store.base import AT_ONCE, Miss, check_layer
 from ragcache.store.directory import explained
 from ragcache.store.environment import Environment
 from ragcache.store.files import ChunkFiles, file_digest
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 
 EXPECTED_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
-AT_ONCE = 2  # layers, each read by a thread of a LayerReader
 
 
 @dataclass(frozen=True, slots=True)

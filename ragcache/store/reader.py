@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.base import AT_ONCE, ChunkStore, Stored
 from ragcache.types import Load
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class LayerReader:
         self._held.enter_context(store.hold([chunk.key for chunk in self._chunks]))
         if workers is None:
             small = layer_bytes < FEW_BYTES * len(self._chunks)
-            workers = 1 if small else 2
+            workers = 1 if small else AT_ONCE
             if any(chunk.distant for chunk in self._chunks):  # a network is waited for
                 workers = self._ahead
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
