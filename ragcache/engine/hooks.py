@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -177,7 +177,7 @@ class _Cutter:
         self.detour, self.until = detour, until
         self.rows: Tensor | None = None  # that hidden states are of; None: of all
         self._cuts: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what was cut, and to what
-        self._floats: dict[int, tuple[Tensor, Tensor]] = {}  # by id, too
+        self._floats: dict[int, tuple[Tensor, Tensor]] = {}  # the same of cos and sin
         self._causal: Tensor | None = None
 
     def hook(self, layer: int) -> Any:
@@ -186,7 +186,7 @@ class _Cutter:
                 raise Enough
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
-            cos, sin = map(self._precise, kwargs["position_embeddings"])
+            cos, sin = (_once(self._floats, t, t.float) for t in kwargs["position_embeddings"])
             view = View(self.layers, self.kv, layer, (cos, sin))
             self.kv.on_fresh = self.driver.after
             hidden = self._narrow(self.driver.before(layer, view), hidden)
@@ -241,18 +241,23 @@ class _Cutter:
         out["attention_mask"] = self._causal
         return out
 
-    def _precise(self, angles: Tensor) -> Tensor:
-        """cos or sin in float32; layers are given the same ones again and again."""
-        if id(angles) not in self._floats:
-            self._floats[id(angles)] = angles, angles.float()
-        return self._floats[id(angles)][1]
-
     def _selected(self, whole: Tensor, dim: int) -> Tensor:
-        """The rows of one tensor; layers are given the same ones again and again."""
-        assert self.rows is not None
-        if id(whole) not in self._cuts:
-            self._cuts[id(whole)] = whole, whole.index_select(dim, self.rows)
-        return self._cuts[id(whole)][1]
+        """The rows of one tensor."""
+        rows = self.rows
+        assert rows is not None
+        return _once(self._cuts, whole, lambda: whole.index_select(dim, rows))
+
+
+def _once(
+    made: dict[int, tuple[Tensor, Tensor]], given: Tensor, make: Callable[[], Tensor]
+) -> Tensor:
+    """What ``make`` makes of a tensor, made once: layers are given the same ones again and again.
+
+    ``made``: by id, what it was made of, which keeps the id its own, and what it became.
+    """
+    if id(given) not in made:
+        made[id(given)] = given, make()
+    return made[id(given)][1]
 
 
 def _few(parts: Sequence[KVPair]) -> Iterator[KVPair]:
