@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", action="append", help="measure these instead")
     parser.add_argument("--against", default="fused")
+    parser.add_argument("--model", default=TINY, help="another that knows the world, by folder")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="0: only hops")
     parser.add_argument("--hops", type=int, default=HOPS, help="of contexts of their own; 0: none")
     parser.add_argument("--processes", type=int, default=cores())
@@ -67,7 +68,7 @@ def main() -> None:
         asked["prompts.jsonl"] = take(load(world("prompts.jsonl")), given.questions)
     if given.hops:
         asked["hops"] = hops(given.hops)
-    settings = Settings.load(model=TINY, compile=given.compile)
+    settings = Settings.load(model=given.model, compile=given.compile)
     with show.progress(Console(stderr=True)) as told:
         done = compare(
             settings,
