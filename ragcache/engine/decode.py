@@ -38,8 +38,8 @@ class Speller:
     """
 
     def __init__(self, tokenizer: Any, ends: Collection[int], sampling: Sampling) -> None:
-        self._tokenizer, self._ends = tokenizer, ends
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ends = ends
+        self._texts = TokenTexts(tokenizer, control=False)
         self._stops = StopStrings(tuple(sampling.stop))
         self._left = sampling.max_tokens
 
@@ -48,8 +48,7 @@ class Speller:
         self._left -= 1
         if token in self._ends:
             return Step(token, self._stops.flush(), "eos")
-        spelled = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
-        text, hit = self._stops.push(spelled)
+        text, hit = self._stops.push(self._texts.push(token))
         if hit:
             return Step(token, text, "stop")
         if not self._left:
@@ -57,6 +56,37 @@ class Speller:
         return Step(token, text)
 
 
+class TokenTexts:
+    """The text of every token of a sequence, in order; empty while a character is open.
+
+    ``control``: whether control tokens have their names as their text, or none.
+
+    A decoder with byte tokens spells a run of them anew with each: bytes that were a character are
+    none with one more behind them. What was given stays given then, and the tokens that have had no
+    text yet are spelled by themselves.
+    """
+
+    def __init__(self, tokenizer: Any, *, control: bool) -> None:
+        self._backend, self._control = tokenizer.backend_tokenizer, control
+        self._stream = DecodeStream(skip_special_tokens=not control)
+        self._open: list[int] = []  # tokens that have had no text yet
+
+    def push(self, token: int) -> str:
+        self._open.append(token)
+        try:
+            text = self._stream.step(self._backend, token)
+        except Exception as error:  # tokenizers has no class of its own for it
+            if not str(error).startswith(_RESPELLED):
+                raise
+            self._stream = DecodeStream(skip_special_tokens=not self._control)
+            steps = [self._stream.step(self._backend, token) for token in self._open]
+            text = "".join(filter(None, steps))
+        if text:
+            self._open.clear()
+        return text or ""
+
+
+_RESPELLED = "Invalid prefix encountered"
 _COLDEST = 1e-5  # below it, logits that are divided by it are too large to compare
 
 
@@ -121,8 +151,8 @@ def _overlap(text: str, stop: str) -> int:
 
 def pieces(tokenizer: Any, tokens: Tokens) -> list[str]:
     """See :meth:`Engine.pieces`."""
-    stream = DecodeStream(skip_special_tokens=False)
-    made = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in tokens]
+    texts = TokenTexts(tokenizer, control=True)
+    made = [texts.push(token) for token in tokens]
     if made and not made[-1]:
         made[-1] = "\ufffd"
     return made

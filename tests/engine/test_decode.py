@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from random import Random
+from typing import Any
 
-from ragcache.engine.decode import StopStrings
+import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from ragcache.engine.decode import Speller, StopStrings, pieces
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.types import Sampling
 from tests import models
@@ -59,6 +65,35 @@ def test_eos_ends_without_text(engine: TransformersEngine) -> None:
     assert (short, stopped) == (tokens[:2], "eos")
     whole = engine.tokenizer.decode(tokens[:1])
     assert text == whole.rstrip("\N{REPLACEMENT CHARACTER}")  # an open character is left out
+
+
+BYTES = {0xC7: "\u01e2 begins", 0xA2: "and ends", 0xBD: "and is none with this behind it"}
+
+
+@pytest.fixture(scope="module")
+def with_bytes() -> Any:
+    """A tokenizer with a token for every byte, as those of Llama 2 and Gemma have them."""
+    words = {"<unk>": 0, "\u2581sea": 1, "sea": 2}
+    vocab = words | {f"<0x{byte:02X}>": len(words) + byte for byte in range(256)}
+    bpe = Tokenizer(BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
+
+
+def test_bytes_that_undo_a_character_lose_nothing_that_comes_behind(with_bytes: Any) -> None:
+    tokens = [3 + byte for byte in BYTES] + [1, 2]
+    speller = Speller(with_bytes, (), Sampling(max_tokens=9))
+    assert [speller.push(token).text for token in tokens] == ["", "\u01e2", "", "\ufffd sea", "sea"]
+    assert pieces(with_bytes, tuple(tokens)) == ["", "\u01e2", "", "\ufffd sea", "sea"]
+
+
+def test_any_sequence_of_bytes_is_spelled_to_its_end(with_bytes: Any) -> None:
+    random = Random(5)
+    for _ in range(300):
+        tokens = [*(3 + random.randrange(0x80, 0x100) for _ in range(random.randrange(9))), 1, 2]
+        assert "".join(pieces(with_bytes, tuple(tokens))).endswith(" seasea")
 
 
 def test_stop_strings_hold_back_what_may_become_one() -> None:
