@@ -114,7 +114,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         if isinstance(default, bool):
             return {"true": True, "false": False}[str(value).lower()]
         return type(default)(value)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         kind = type(default).__name__
         raise ConfigError(
             f"{key}={value!r} cannot be read as {kind}: give one such as {key}={default}"

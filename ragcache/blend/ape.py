@@ -31,6 +31,7 @@ class APE(Blender):
     name: ClassVar[str] = "ape"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for what in ("temperature", "scale"):
             if not 0 < getattr(self, what) <= 2:
                 raise ConfigError(f"{what} is {getattr(self, what)}: it must be in (0, 2]")

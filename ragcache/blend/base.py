@@ -185,6 +185,11 @@ class Blender(ABC):
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a parameter that is no number where its default is one."""
+        for field in fields(self):
+            check_number(getattr(self, field.name), field.name, field.default)
+
     @abstractmethod
     def selector(self, layout: Layout, layers: int) -> Selector:
         """Choose rows for one prompt of a model of ``layers`` layers.
@@ -216,6 +221,23 @@ class Blender(ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def check_number(value: Any, name: str, like: Any) -> None:
+    """Raise ConfigError where ``like`` is a number and ``value`` is none of its kind that 64 bits
+    hold: a float may be given as an integer, nothing else as another."""
+    if isinstance(like, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(like, (int, float)):
+        fits = isinstance(value, (int, type(like))) and not isinstance(value, bool)
+    else:
+        return
+    if not fits:
+        raise ConfigError(f"{name} is {value!r}: give a {type(like).__name__} such as {like}")
+    if not -(1 << 63) <= value < 1 << 63:  # NaN is not
+        raise ConfigError(
+            f"{name} is out of range: give a number that 64 bits hold, such as {like}"
+        )
 
 
 def check_ratio(ratio: float, name: str = "recompute_ratio") -> None:

@@ -47,6 +47,7 @@ class CacheBlend(Blender):
     name: ClassVar[str] = "cacheblend"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
         if self.deviation not in get_args(Deviation):
             known = ", ".join(get_args(Deviation))

@@ -38,6 +38,7 @@ class CacheCraft(Blender):
     name: ClassVar[str] = "cachecraft"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self.alpha, "alpha")
         check_least(self.renew, "renew")
         check_least(self.patience, "patience", 1)

@@ -20,6 +20,7 @@ class Epic(Blender):
     name: ClassVar[str] = "epic"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self.first_tokens, "first_tokens")
 
     def selector(self, layout: Layout, layers: int) -> Selector:

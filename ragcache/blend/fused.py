@@ -24,6 +24,7 @@ class Fused(Blender):
     name: ClassVar[str] = "fused"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
 
     def selector(self, layout: Layout, layers: int) -> Selector:

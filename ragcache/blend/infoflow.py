@@ -23,6 +23,7 @@ class InfoFlow(Blender):
     name: ClassVar[str] = "infoflow"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
         band(self.layers, 1)
 

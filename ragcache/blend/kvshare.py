@@ -42,6 +42,7 @@ class KVShare(Blender):
     name: ClassVar[str] = "kvshare"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
         check_least(self.check_layer, "check_layer")
 

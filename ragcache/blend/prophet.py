@@ -22,6 +22,7 @@ class Prophet(Blender):
     name: ClassVar[str] = "prophet"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
 
     def selector(self, layout: Layout, layers: int) -> Selector:

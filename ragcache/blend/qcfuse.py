@@ -30,6 +30,7 @@ class QCFuse(Blender):
     name: ClassVar[str] = "qcfuse"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
         check_ratio(self.anchors, "anchors")
         check_least(self.sinks, "sinks")

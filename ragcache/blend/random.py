@@ -25,6 +25,7 @@ class Random(Blender):
     name: ClassVar[str] = "random"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.recompute_ratio)
 
     def selector(self, layout: Layout, layers: int) -> Selector:

@@ -22,6 +22,7 @@ class Reuse(Blender):
     name: ClassVar[str] = "reuse"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.positions not in get_args(Positions):
             known = " or ".join(get_args(Positions))
             raise ConfigError(f"positions is {self.positions!r}: it must be {known}")

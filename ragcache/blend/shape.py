@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Positions, Probe, Selector
+from ragcache.blend.base import (
+    Behind,
+    Blender,
+    KVPair,
+    Layout,
+    Positions,
+    Probe,
+    Selector,
+    check_number,
+)
 from ragcache.blend.rank import Ranking, Shape
 from ragcache.errors import ConfigError
 
@@ -50,7 +59,7 @@ class Successors:
         at = rows - rows[0]
         dense = torch.full((int(at[-1]) + 1,), float("-inf"))
         dense[at] = shared = scores
-        for distance in range(1, self.size + 1):
+        for distance in range(1, min(self.size, int(place.max())) + 1):
             behind = (place >= distance) & (at >= distance)
             passed = torch.where(behind, dense[(at - distance).clamp_min(0)], float("-inf"))
             shared = torch.maximum(shared, passed)
@@ -88,6 +97,7 @@ class Shaped(Blender):
 
     def __post_init__(self) -> None:
         for what, size in self._sizes().items():
+            check_number(size, what, 1)
             if size < 1:
                 raise ConfigError(f"{what}={size}: give 1 or more")
 

@@ -6,7 +6,10 @@ from dataclasses import MISSING, fields
 
 import pytest
 
-from ragcache.blend import BLENDERS, blender, written
+from ragcache.blend import BLENDERS, SHAPES, blender, written
+from ragcache.errors import ConfigError
+from tests import models
+from tests.blend.scene import run
 
 
 @pytest.mark.parametrize("name", BLENDERS)
@@ -20,3 +23,36 @@ def test_parameters_have_defaults_that_text_can_be_read_as(name: str) -> None:
 def test_what_is_written_is_read_as_the_same(name: str) -> None:
     made = BLENDERS[name]()
     assert made.name == name and blender(written(made)) == made
+
+
+NUMBERS = [
+    (name, field.name, type(field.default))
+    for name, method in BLENDERS.items()
+    for field in fields(method)
+    if isinstance(field.default, int | float) and not isinstance(field.default, bool)
+]
+
+
+@pytest.mark.parametrize("value", [10**23, -(10**23), 10**400, "nan", "inf", "-inf", "1e400", True])
+@pytest.mark.parametrize(("name", "parameter", "kind"), NUMBERS)
+def test_numbers_that_are_none_are_refused(
+    name: str, parameter: str, kind: type, value: object
+) -> None:
+    with pytest.raises(ConfigError, match=parameter) as said:
+        blender(f"{name}:{parameter}={value}")
+    assert len(str(said.value)) < 1000
+    given = float(value) if isinstance(value, str) else value
+    with pytest.raises(ConfigError, match=parameter):
+        BLENDERS[name](**{parameter: given})
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "full_layers"])
+@pytest.mark.parametrize("size", ["-1", str(10**23), "9" * 5000, "nan", "True"])
+def test_sizes_that_are_none_are_refused(shape: str, size: str) -> None:
+    with pytest.raises(ConfigError, match=shape):
+        blender(f"fused+{shape}={size}")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_size_beyond_every_chunk_ends(shape: str) -> None:
+    run(models.engine("llama"), blender(f"fused+{shape}={10**18}"))
