@@ -1,6 +1,7 @@
 """The vocabulary of ragcache: what every module says to every other.
 
-Nothing here computes, and nothing here imports torch: ``import ragcache`` stays light.
+Nothing here computes, and nothing here imports torch: ``import ragcache`` stays light. Texts of
+documents, chunks and stop strings are :func:`ragcache.text.whole`, however they were given.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
+
+from ragcache.text import whole, whole_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +30,9 @@ class Document:
     text: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _make_whole(self, "id", "text", "metadata")
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -37,9 +43,18 @@ class Chunk:
     text: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _make_whole(self, "document", "text", "metadata")
+
     @property
     def id(self) -> str:
         return f"{self.document}#{self.ordinal}"
+
+
+def _make_whole(record: Document | Chunk, *fields: str) -> None:
+    for name in fields:
+        if (value := getattr(record, name)) != (made := whole_in(value)):
+            object.__setattr__(record, name, made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +212,7 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}: it must be in (0, 1]")
         if isinstance(self.stop, str) or any(not s for s in self.stop):
             raise ValueError("stop must be a list of strings, none of them empty")
+        object.__setattr__(self, "stop", tuple(map(whole, self.stop)))
 
 
 @dataclass(frozen=True, slots=True)

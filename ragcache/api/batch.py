@@ -30,6 +30,7 @@ from ragcache.api.shapes import CompletionShape, QueryShape
 from ragcache.blend import blender
 from ragcache.errors import RagCacheError, SourceError
 from ragcache.offline.order import by_chunks
+from ragcache.text import whole_in
 from ragcache.types import Chunk, Passage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Request:
     def parse(cls, number: int, line: bytes) -> Request:
         digest, name = xxh3_128_hexdigest(line), f"request-{number}"
         try:
-            given = json.loads(line)
+            given = whole_in(json.loads(line))
             if not isinstance(given, dict):
                 raise ValueError("it is no object")
         except (ValueError, RecursionError) as error:

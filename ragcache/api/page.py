@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.api.reporting import report_json, store_json
 from ragcache.errors import ConfigError
+from ragcache.text import whole
 
 if TYPE_CHECKING:
     from ragcache.pipeline import RagCache
@@ -40,7 +41,7 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
     """
     check(path)
     data = {
-        "question": question,
+        "question": whole(question),
         "runs": [
             {
                 "mode": label,

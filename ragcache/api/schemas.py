@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ragcache.settings import Ratio
+from ragcache.text import whole_in
 from ragcache.types import Sampling
 
 _TEN_YEARS = 10 * 365 * 86400
@@ -49,6 +50,11 @@ def _check_supported(model: BaseModel, table: dict[str, tuple[Any, ...]]) -> Non
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, given: Any) -> Any:
+        return whole_in(given)
 
 
 class Sampled(Strict):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ragcache.engine.base import ChunkEngine
 from ragcache.engine.decode import pieces
+from ragcache.text import whole
 from ragcache.types import Tokens
 
 
@@ -16,7 +17,7 @@ class Tokenizing(ChunkEngine):
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         encoded = self.tokenizer(
-            text,
+            whole(text),
             add_special_tokens=False,
             split_special_tokens=not control,
             verbose=False,  # of texts that are longer than a context: they are split

@@ -16,6 +16,7 @@ from langchain_core.documents import Document
 from ragcache.errors import SourceError
 from ragcache.retriever.split import WHOLE
 from ragcache.store.catalog import Catalog
+from ragcache.text import whole_in
 from ragcache.types import Chunk
 from ragcache.types import Document as OurDocument
 
@@ -35,7 +36,7 @@ def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
             other[key] = value
     if other:
         try:
-            plain[_JSON] = json.dumps(other, allow_nan=False, sort_keys=True)
+            plain[_JSON] = json.dumps(whole_in(other), allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as error:
             raise SourceError(
                 f"the metadata of {name} cannot be kept: {error}. Give strings, numbers, lists "

@@ -19,6 +19,7 @@ from ragcache.errors import ConfigError, PromptError, RagCacheError
 from ragcache.langchain.backend import Finished, Request
 from ragcache.langchain.boundaries import Given, KnownTexts
 from ragcache.langchain.documents import metadata
+from ragcache.text import whole_in
 
 _WAIT_S = 60.0  # for an answer, where no timeout is given
 _KNOWN_S = 30.0  # for which a list of known chunks is taken for up to date
@@ -201,7 +202,7 @@ class _Post:
 
     @property
     def args(self) -> dict[str, Any]:
-        return {"url": self.url, "json": self.json, "timeout": self.timeout}
+        return {"url": self.url, "json": whole_in(self.json), "timeout": self.timeout}
 
 
 def _search(question: str, k: int | None, neighbours: int | None) -> _Post:

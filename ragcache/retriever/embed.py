@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, ModelError
+from ragcache.text import whole
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -96,7 +97,7 @@ class SentenceTransformerEmbedder:
         cut = 0
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = [texts[i] for i in rows]
+            batch = [whole(texts[i]) for i in rows]
             vectors[rows] = self._model.encode_document(
                 batch, batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
             )
@@ -114,7 +115,7 @@ class SentenceTransformerEmbedder:
     def embed_question(self, question: str) -> Vectors:
         """See :class:`QuestionEmbedder`."""
         vector = self._model.encode_query(
-            [question], convert_to_numpy=True, show_progress_bar=False
+            [whole(question)], convert_to_numpy=True, show_progress_bar=False
         )
         row: Vectors = _normalised(np.asarray(vector, np.float32), self.name)[0]
         return row
@@ -185,7 +186,7 @@ class HashEmbedder:
         """See :class:`Embedder`."""
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
-            for word, count in sorted(Counter(re.findall(r"\w+", text.casefold())).items()):
+            for word, count in sorted(Counter(re.findall(r"\w+", whole(text).casefold())).items()):
                 place, sign = self._place(word)
                 vectors[row, place] += sign * (1 + log(count))
         if progress is not None and texts:
@@ -195,5 +196,5 @@ class HashEmbedder:
     def _place(self, word: str) -> tuple[int, int]:
         from xxhash import xxh3_64_intdigest
 
-        digest = xxh3_64_intdigest(word.encode("utf-8", "replace"))
+        digest = xxh3_64_intdigest(word.encode())
         return (digest >> 1) % self.dimension, 1 if digest & 1 else -1

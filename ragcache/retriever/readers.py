@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ragcache.errors import SourceError
 from ragcache.retriever.formats import html_text, markdown_text, pdf_text
+from ragcache.text import whole
 from ragcache.types import Document
 
 
@@ -71,7 +72,7 @@ def document(name: str, title: str, text: str, **metadata: str) -> Document:
 def sound(text: str) -> str:
     """Text that every tokenizer takes: newlines as ``\\n``, no NUL, no half of a surrogate pair."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole(text)
 
 
 def decoded(raw: bytes, place: str) -> str:

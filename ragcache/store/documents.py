@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from ragcache.store.counters import number, set_number
 from ragcache.store.sealed import as_json, get_sealed, put_sealed
+from ragcache.text import whole
 
 if TYPE_CHECKING:
     from ragcache.store.tables import Transaction
@@ -69,7 +70,7 @@ def put(txn: Transaction, document: Indexed) -> None:
 
 def find(txn: Transaction, document_id: str) -> Indexed | None:
     """None where there is no such document. Raises StoreError where its record is damaged."""
-    key = _key(document_id)
+    key = _key_of(txn, document_id)
     return None if txn.view("documents", key) is None else _read(txn, key)
 
 
@@ -80,7 +81,7 @@ def every(txn: Transaction) -> Iterator[Indexed]:
 
 
 def remove(txn: Transaction, document_id: str) -> None:
-    txn.delete("documents", _key(document_id))
+    txn.delete("documents", _key_of(txn, document_id))
 
 
 def may_be_over(txn: Transaction, now: float) -> bool:
@@ -106,6 +107,13 @@ def _read(txn: Transaction, key: bytes) -> Indexed:
         fields["expires"],
         fields["pinned"],
     )
+
+
+def _key_of(txn: Transaction, document_id: str) -> bytes:
+    """The key of this very id, which old stores may have with halves of characters; else of the id
+    that a :class:`Document` makes of it."""
+    key = _key(document_id)
+    return key if txn.view("documents", key) is not None else _key(whole(document_id))
 
 
 def _key(document_id: str) -> bytes:

@@ -1,0 +1,30 @@
+"""Text that can be encoded: what comes from outside may hold halves of characters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def whole(text: str) -> str:
+    """The same text without halves of surrogate pairs: two that make a character become it, any
+    other is U+FFFD.
+
+    JSON may say ``"\\ud83d"``, and a command line's bytes that are no UTF-8 come as such halves:
+    no tokenizer takes them, and no record or answer can hold them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def whole_in(value: Any) -> Any:
+    """A value as JSON has them, with every string and every key :func:`whole`."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, list):
+        return [whole_in(one) for one in value]
+    if isinstance(value, dict):
+        return {whole_in(key): whole_in(one) for key, one in value.items()}
+    return value
