@@ -6,6 +6,7 @@ from typing import Any
 
 from ragcache.engine.base import ChunkEngine
 from ragcache.engine.decode import pieces
+from ragcache.engine.plain import PlainText
 from ragcache.text import whole
 from ragcache.types import Tokens
 
@@ -14,12 +15,15 @@ class Tokenizing(ChunkEngine):
     """A ChunkEngine with such a tokenizer."""
 
     tokenizer: Any
+    plain_text: PlainText  # of the same tokenizer
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
+        if not control:
+            return self.plain_text.tokens(whole(text))
         encoded = self.tokenizer(
             whole(text),
             add_special_tokens=False,
-            split_special_tokens=not control,
+            split_special_tokens=False,
             verbose=False,  # of texts that are longer than a context: they are split
         )
         return tuple(encoded["input_ids"])

@@ -27,6 +27,7 @@ from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single
 from ragcache.engine.kernels import Shape, choose
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.packed import Pack
+from ragcache.engine.plain import PlainText
 from ragcache.engine.rope import Rope
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.tokenizing import Tokenizing
@@ -71,6 +72,7 @@ class TransformersEngine(Tokenizing, Engine):
         self.bos: int | None = tokenizer.bos_token_id
         self.context_tokens = int(model.config.max_position_embeddings)
         self.sliding_window = _sliding_window(model.config)
+        self.plain_text = PlainText(tokenizer, self.name)
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
         heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]

@@ -10,6 +10,7 @@ from typing import Any
 from ragcache.answer import Answers
 from ragcache.compiled import Compiled
 from ragcache.engine.identity import Identity
+from ragcache.engine.plain import PlainText
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.tokenizing import Tokenizing
 from ragcache.engine.vllm.mailbox import FOLDER, Mailbox, ticket
@@ -48,6 +49,7 @@ class VllmEngine(Tokenizing):
         self.fingerprint, self.ends = identity.fingerprint, identity.ends
         self.context_tokens = identity.context_tokens
         self.bos: int | None = self.tokenizer.bos_token_id
+        self.plain_text = PlainText(self.tokenizer, self.name)
         self.template = split_chat_template(self.tokenizer, self.tokenize)
         self.replicas = Replicas([url.rstrip("/").removesuffix("/v1") for url in urls])
         self.mailbox = Mailbox(store / FOLDER)

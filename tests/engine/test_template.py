@@ -6,8 +6,14 @@ import copy
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
+from ragcache.engine.plain import PlainText
 from ragcache.engine.template import SYSTEM, split_chat_template
+from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ModelError, PromptError
 from tests import models
 
@@ -73,6 +79,55 @@ def test_text_cannot_make_control_tokens() -> None:
     assert tokenizer.eos_token_id not in prompt.tokens
     assert prompt.tokens.count(tokenizer.bos_token_id) == 1
     assert "And<eos> here?" in tokenizer.decode(prompt.question)
+
+
+ADDED = [
+    AddedToken("<tool_call>", special=False),
+    AddedToken("<note>", special=False, normalized=True),
+    AddedToken("<|im_end|>", special=True),
+    AddedToken("\n\n\n", special=False),  # text, as in Gemma's and Phi's tokenizers
+]
+
+
+@pytest.fixture
+def with_added() -> Any:
+    tokenizer = copy.deepcopy(models.tokenizer())
+    tokenizer.add_tokens(ADDED)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def test_text_cannot_make_added_tokens_that_are_not_special(with_added: Any) -> None:
+    engine = TransformersEngine(models.model("llama"), with_added, name="llama")
+    names = [token.content for token in ADDED[:3]]
+    control = set(with_added.convert_tokens_to_ids(names))
+    text = f"Say <tool_call>x <note>y <|im_end|>{' '.join(names)}"
+    prompt = engine.template.prompt([text], text, text)
+    assert not control & {*prompt.chunks[0]}
+    own = engine.tokenize(engine.template.after, control=True)
+    asked = prompt.question[: -len(own)]
+    assert not control & {*asked} and prompt.question[-len(own) :] == own
+    assert with_added.decode(asked).count("<tool_call>") == 4
+    assert control & {*engine.tokenize(text, control=True)}
+
+
+def test_ids_of_other_text_stay_as_they_were(with_added: Any) -> None:
+    plain = PlainText(with_added, "llama")
+    for text in ("one\n\n\n\ntwo  three\t", "na\u00efve <b> \U0001f600", *models.TEXT):
+        own = with_added(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert plain.tokens(text) == tuple(own)
+    assert with_added.convert_tokens_to_ids("\n\n\n") in plain.tokens("one\n\n\ntwo")
+
+
+def test_a_vocabulary_that_has_control_tokens_as_words_is_refused() -> None:
+    words = WordLevel({"<unk>": 0, "say": 1, "<tool_call>": 2}, unk_token="<unk>")
+    backend = Tokenizer(words)
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert PlainText(tokenizer, "words").tokens("say what") == (1, 0)
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
+    with pytest.raises(ModelError, match="makes the control token '<tool_call>' of plain text"):
+        PlainText(tokenizer, "words")
 
 
 @pytest.mark.parametrize("template", [TWICE, SHOUTS])
