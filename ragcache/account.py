@@ -45,7 +45,7 @@ def account(
         ),
         layers=fused.layers,
         probe_rows=fused.probed,
-        fallbacks=(*fallbacks, *_missed(resolved, blender)),
+        fallbacks=(*fallbacks, *_told(resolved, blender)),
         computed=tuple(fused.computed.tolist()),
     )
 
@@ -68,15 +68,24 @@ def _chunk(
     return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
 
 
-def _missed(resolved: Resolved, blender: Blender) -> list[str]:
-    """One sentence per reason why chunks of this prompt were computed and not loaded."""
+def _told(resolved: Resolved, blender: Blender) -> list[str]:
+    """One sentence per reason why chunks of this prompt were computed and not loaded, and one where
+    loaded ones could not be ranked."""
     if blender.behind == "nothing":
         return []
+    known = zip(resolved.layout.loaded, resolved.layout.sensitivities, strict=True)
+    unmeasured = sum(here and not each for here, each in known) if blender.by_sensitivity else 0
     misses = list(resolved.misses.values())
     first = {miss.reason: miss for miss in reversed(misses)}
     count = Counter(miss.reason for miss in misses)
-    return [
+    said = [
         f"{count[reason]} of {len(resolved.keys)} chunks computed, not loaded: {reason}"
         + (f" ({miss.detail})" if miss.detail else "")
         for reason, miss in first.items()
     ]
+    if unmeasured:
+        said.append(
+            f"{unmeasured} of {len(resolved.keys)} chunks are stored without their tokens' "
+            "sensitivity: those were ranked as average"
+        )
+    return said

@@ -16,10 +16,11 @@ from ragcache.errors import ConfigError
 from ragcache.fusing import Fusing, Fusion
 from ragcache.precompute import keep, precompute
 from ragcache.resolve import chunk_keys
+from ragcache.sensitivity import measured
 from ragcache.speeds import Speeds
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Passage, Prompt, Sampling
+from ragcache.types import Answer, ChunkKV, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,7 +236,7 @@ class _Fusion(Fusion):
         """Whether there is anything to store, or a variant's use to be noted."""
         found = self.resolved
         missing = found.misses or not found.layout.prefix_loaded or found.served
-        return self.blender.behind != "nothing" and bool(missing or self.rotten)
+        return self.blender.behind != "nothing" and bool(missing or self.rotten or self._to_measure)
 
     def let_go(self) -> None:
         """Free the prompt's own KV. What :meth:`store_misses` needs was copied out of it."""
@@ -253,13 +254,31 @@ class _Fusion(Fusion):
             notes = self.notes or [None] * len(missed)
             for key, kv, seen in zip(missed, self.captured, notes, strict=True):
                 if seen is not None or not store.has(key):  # another answer may have stored it
-                    keep(store, key, kv, seen)
+                    keep(store, key, self._measured(key, kv) if seen is None else kv, seen)
         elif self.resolved.misses and not self.given.compiled.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
             precompute(engine, store, [self.resolved.prefix_key])
+        if self._to_measure:
+            precompute(engine, store, self._to_measure)
         if self.resolved.served:
             store.credit(self._worth())
+
+    @property
+    def _to_measure(self) -> list[ChunkKey]:
+        """Keys of chunks that are stored as they are compiled, but without their sensitivity."""
+        if self.blender.behind != "compiled" or self.given.compiled.similar:
+            return []
+        every = [*self.resolved.unmeasured.values()]
+        return [one.key for one in every if one.codec == self.resolved.prefix_key.codec]
+
+    def _measured(self, key: ChunkKey, kv: ChunkKV) -> ChunkKV:
+        """With its sensitivity where this is KV that is compiled behind the prefix: it is found
+        under the same key by methods that ask for it."""
+        if key.behind != self.resolved.prefix_key.tokens:
+            return kv
+        [kv] = measured(self.answering.engine, [kv], key.behind)
+        return kv
 
     def _worth(self) -> dict[ChunkKey, float]:
         """What each variant's use was worth: 1 / CFO, at least 1 and at most 100."""

@@ -8,7 +8,7 @@ killed, and one that goes on after it, make the very batches of a run that nobod
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -17,7 +17,7 @@ from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import fuse
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.sensitivity import measured
-from ragcache.store.base import ChunkStore
+from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.reader import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
@@ -63,7 +63,8 @@ def precompute(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Precomputed:
-    """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity.
+    """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity. One that
+    is stored without it is encoded anew.
 
     ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
     enriched), which its key does not name.
@@ -99,7 +100,7 @@ def precomputing(
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
-    missing = {key.digest for key in store.missing(list(wanted.values()))}
+    missing = {key.digest for key in incomplete(store, list(wanted.values()))}
     done = encoded = tokens = 0
     yield 0, len(missing)
     placed = ((key.behind + company(key), key) for key in wanted.values())
@@ -162,10 +163,16 @@ def lacking(
     yield from batches(rest, batch_tokens=batch_tokens)
 
 
+def incomplete(store: ChunkStore, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+    """Those that are not stored, or not with their sensitivity, in order."""
+    found = zip(keys, store.peek_all(keys), strict=True)
+    return [key for key, one in found if isinstance(one, Miss) or not one.sensitivity]
+
+
 def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
     """Batches without what is stored by the time that they are asked for; none that is empty."""
     for batch in every:
-        due = tuple(key for key in batch.keys if not store.has(key))
+        due = tuple(incomplete(store, batch.keys))
         if due:
             yield replace(batch, keys=due)
 

@@ -37,6 +37,11 @@ class Resolved:
         numbers = (i for i, loaded in enumerate(self.layout.loaded) if loaded)
         return dict(zip(numbers, self.stored[self.layout.prefix_loaded :], strict=True))
 
+    @property
+    def unmeasured(self) -> dict[int, Stored]:
+        """The loaded chunks that are stored without their sensitivity, by number."""
+        return {number: record for number, record in self.chunks.items() if not record.sensitivity}
+
     def without(self, numbers: Collection[int]) -> Resolved:
         """The same without loading these chunks: they are computed, and are no misses."""
         kept = {i: record for i, record in self.chunks.items() if i not in numbers}
@@ -98,7 +103,7 @@ def resolve(
         positions(prompt, blender.placement),
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
-        _sensitivities(records, compiled.exact(prompt.prefix)),
+        _sensitivities(prompt, records, compiled.exact(prompt.prefix)),
     )
     return Resolved(
         layout,
@@ -157,12 +162,12 @@ def _fitting(
 
 
 def _sensitivities(
-    records: Sequence[Stored | Miss], first_exact: bool
+    prompt: Prompt, records: Sequence[Stored | Miss], first_exact: bool
 ) -> tuple[tuple[float, ...], ...]:
     """Per chunk. Those of the first one are 0 where it stands exactly as it was computed."""
     found = [record.sensitivity if isinstance(record, Stored) else () for record in records]
     if found and first_exact:
-        found[0] = (0.0,) * len(found[0])
+        found[0] = (0.0,) * len(prompt.chunks[0])
     return tuple(found)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +14,8 @@ from ragcache.sensitivity import company, measured
 from ragcache.store.base import Stored
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
-from tests import models
+from ragcache.types import ChunkKV
+from tests import models, scene
 
 BEHIND = (1, 5, 9)
 CHUNKS = [tuple(range(10, 22)), tuple(range(30, 47))]
@@ -42,6 +46,60 @@ def test_no_room_for_company_is_no_sensitivity() -> None:
     chunk = tuple(range(64 - len(BEHIND)))
     [kv] = measured(engine, engine.encode([chunk], behind=BEHIND), BEHIND)
     assert max(kv.sensitivity) < 1e-9
+
+
+def test_a_chunk_that_is_stored_without_it_is_computed_anew(engine: TransformersEngine) -> None:
+    store = MemoryStore()
+    keys = [ChunkKey(engine.fingerprint, chunk, BEHIND) for chunk in CHUNKS]
+    precompute(engine, store, keys)
+    whole = store.get(keys[1])
+    assert isinstance(whole, ChunkKV)
+    store.put(keys[1], replace(whole, sensitivity=()))
+    done = precompute(engine, store, keys)
+    assert (done.encoded, done.stored) == (1, 1)
+    again = store.find(keys[1])
+    assert isinstance(again, Stored) and again.sensitivity == pytest.approx(whole.sensitivity)
+    assert precompute(engine, store, keys).encoded == 0
+
+
+def test_what_prefix_caching_stores_has_it(tmp_path: Path) -> None:
+    """The first chunk of a prompt is stored under the key that every other method asks for."""
+    texts = [document.text for document in scene.DOCUMENTS]
+    with scene.small(tmp_path) as cache:
+        cache.ask("Who?", mode="prefix", chunks=texts)
+        first = cache.engine.template.chunk(texts[0])
+        found = cache.store.find(cache.indexing.key_of(first))
+        assert isinstance(found, Stored) and len(found.sensitivity) == len(first)
+        cache.ask("Who?", mode="fused", chunks=texts)  # which stores the others
+        answer = cache.ask("Who?", mode="fused", chunks=texts, ratio=0.3)
+        assert answer.report.chunks[0].recomputed == 0  # it stands as it was computed
+        for mode in ("fused", "fused+windows=8", "fused+first=2"):
+            answer = cache.ask("Who?", mode=mode, chunks=texts[::-1], ratio=0.3)
+            assert not answer.report.fallbacks
+            assert all(chunk.recomputed for chunk in answer.report.chunks[1:])
+
+
+@pytest.mark.parametrize("ram_bytes", [0, 1 << 24])
+def test_a_chunk_of_an_old_store_is_measured_after_its_first_answer(
+    tmp_path: Path, ram_bytes: int
+) -> None:
+    texts = [document.text for document in scene.DOCUMENTS]
+    with scene.small(tmp_path, ram_bytes=ram_bytes) as cache:
+        cache.ask("Who?", chunks=texts)
+        keys = [cache.indexing.key_of(cache.engine.template.chunk(text)) for text in texts]
+        for key in keys[:2]:
+            kv = cache.store.get(key)
+            assert isinstance(kv, ChunkKV)
+            cache.chunks.put(key, replace(kv, sensitivity=()))
+        first = cache.ask("Who?", chunks=texts)
+        assert first.report.fallbacks == (
+            "1 of 3 chunks are stored without their tokens' sensitivity: those were ranked as "
+            "average",
+        )
+        assert first.report.chunks[0].recomputed == 0  # exact where it stands, measured or not
+        second = cache.ask("Who?", chunks=texts)
+        assert second.report.fallbacks == ()
+        assert all(isinstance(f := cache.store.find(k), Stored) and f.sensitivity for k in keys)
 
 
 def test_it_is_stored_with_every_chunk_that_is_precomputed(engine: TransformersEngine) -> None:

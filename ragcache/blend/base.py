@@ -78,14 +78,24 @@ class Layout:
 
     @cached_property
     def sensitivity(self) -> Tensor:
-        """Of every row in ``reusable``, float32; infinite where a chunk is stored without it."""
+        """Of every row in ``reusable``, float32, finite.
+
+        Rows of a chunk that is stored without it have the mean of those that are known and not 0,
+        or 1: they are neither spared nor preferred, and come before rows that stand exactly as
+        they were computed.
+        """
         import torch
 
         stored = self.sensitivities or ((),) * len(self.loaded)
+        here = [known for known, loaded in zip(stored, self.loaded, strict=True) if loaded]
+        sizes = [
+            len(c) for c, loaded in zip(self.prompt.chunks, self.loaded, strict=True) if loaded
+        ]
+        moved = torch.tensor([value for known in here for value in known if value])
+        usual = float(moved.mean()) if len(moved) else 1.0
         parts = [
-            torch.tensor(known) if known else torch.full((len(chunk),), float("inf"))
-            for chunk, known, here in zip(self.prompt.chunks, stored, self.loaded, strict=True)
-            if here
+            torch.tensor(known) if known else torch.full((size,), usual)
+            for known, size in zip(here, sizes, strict=True)
         ]
         return torch.cat(parts) if parts else torch.empty(0)
 
@@ -207,6 +217,11 @@ class Blender(ABC):
         """What the KV that this method loads must have been computed behind."""
         return "compiled"
 
+    @property
+    def by_sensitivity(self) -> bool:
+        """Whether it ranks rows by the sensitivity that is stored with their chunks."""
+        return False
+
     def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
         """Share of a variant's rows that this method would compute where its chunk stands behind
         the chunks ``before``; None where the chunk is better computed as a whole."""
@@ -235,9 +250,8 @@ def check_number(value: Any, name: str, like: Any) -> None:
     if not fits:
         raise ConfigError(f"{name} is {value!r}: give a {type(like).__name__} such as {like}")
     if not -(1 << 63) <= value < 1 << 63:  # NaN is not
-        raise ConfigError(
-            f"{name} is out of range: give a number that 64 bits hold, such as {like}"
-        )
+        shown = value if isinstance(value, float) else "beyond 64 bits"
+        raise ConfigError(f"{name} is {shown}: give a number that 64 bits hold, such as {like}")
 
 
 def check_ratio(ratio: float, name: str = "recompute_ratio") -> None:

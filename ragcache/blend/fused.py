@@ -27,6 +27,10 @@ class Fused(Blender):
         super().__post_init__()
         check_ratio(self.recompute_ratio)
 
+    @property
+    def by_sensitivity(self) -> bool:
+        return True
+
     def selector(self, layout: Layout, layers: int) -> Selector:
         return _MostSensitive(layout, int(self.recompute_ratio * len(layout.reusable)))
 

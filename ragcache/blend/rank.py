@@ -22,13 +22,14 @@ class Shape(Protocol):
     name: ClassVar[str]
 
     def __call__(self, scores: Tensor, rows: Tensor, chunk: Tensor, place: Tensor) -> Tensor:
-        """``scores`` of prompt ``rows``, with each row's chunk and its place in that chunk; all
-        are (n,), on the CPU, in the order of the prompt."""
+        """``scores`` of prompt ``rows``, float64 and finite, with each row's chunk and its place
+        in that chunk; all are (n,), on the CPU, in the order of the prompt."""
 
 
 @dataclass
 class Ranking(Selector):
-    """A selector that keeps the rows with the highest scores."""
+    """A selector that keeps the rows with the highest scores; of equal ones, those that stand first
+    in the prompt. Scores that are not finite: see :func:`finite`."""
 
     layout: Layout
     shapes: tuple[Shape, ...] = field(default=(), init=False)
@@ -36,10 +37,21 @@ class Ranking(Selector):
     def best(self, rows: Tensor, scores: Tensor, count: int) -> Tensor:
         """The ``count`` best of ``rows`` (a sorted subset of the reusable ones), sorted."""
         at = torch.searchsorted(self.layout.reusable, rows)
-        scores = scores.float().cpu()
+        scores = finite(scores.double().cpu())
         for shape in self.shapes:
             scores = shape(scores, rows, self.layout.chunk_of[at], self.layout.place_in_chunk[at])
-        return rows[scores.topk(min(count, len(rows))).indices.sort().values]
+        order = scores.sort(descending=True, stable=True).indices
+        return rows[order[:count].sort().values]
+
+
+def finite(scores: Tensor) -> Tensor:
+    """Scores that can be compared and averaged: infinity becomes the largest finite score, and what
+    is no number, or minus infinity, the smallest. 0 where none is finite."""
+    sound = scores[scores.isfinite()]
+    if len(sound) == len(scores):
+        return scores
+    low, high = (float(sound.min()), float(sound.max())) if len(sound) else (0.0, 0.0)
+    return scores.nan_to_num(nan=low, posinf=high, neginf=low)
 
 
 #: Attention weights of the question, (heads, question, reusable), to one score per reusable row.

@@ -42,7 +42,7 @@ class Windows:
         at = torch.arange(len(scores))
         low = torch.maximum(at - (self.size - 1) // 2, torch.searchsorted(chunk, chunk))
         high = torch.minimum(at + self.size // 2 + 1, torch.searchsorted(chunk, chunk, right=True))
-        return ((sums[high] - sums[low]) / (high - low)).float()
+        return (sums[high] - sums[low]) / (high - low)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Successors:
         if not len(rows):
             return scores
         at = rows - rows[0]
-        dense = torch.full((int(at[-1]) + 1,), float("-inf"))
+        dense = torch.full((int(at[-1]) + 1,), float("-inf"), dtype=scores.dtype)
         dense[at] = shared = scores
         for distance in range(1, min(self.size, int(place.max())) + 1):
             behind = (place >= distance) & (at >= distance)
@@ -74,8 +74,11 @@ class First:
     name: ClassVar[str] = "first"
 
     def __call__(self, scores: Tensor, rows: Tensor, chunk: Tensor, place: Tensor) -> Tensor:
-        ahead = scores.max() + 1 + self.size - place if len(scores) else scores
-        return torch.where(place < self.size, ahead, scores)
+        if not len(scores):
+            return scores
+        leads = place < self.size
+        step = 1 + scores.abs().max()  # a step that is not lost beside any score
+        return torch.where(leads, scores.max() + step * (1 + place.max() - place), scores)
 
 
 SHAPES: dict[str, type[Windows] | type[Successors] | type[First]] = {
@@ -108,6 +111,10 @@ class Shaped(Blender):
     @property
     def behind(self) -> Behind:
         return self.inner.behind
+
+    @property
+    def by_sensitivity(self) -> bool:
+        return self.inner.by_sensitivity
 
     def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
         return self.inner.overhead(notes, before)

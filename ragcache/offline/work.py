@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import ConfigError, ContextError, PromptError
-from ragcache.precompute import BATCH_TOKENS, Batch, batches, lacking, through
+from ragcache.precompute import BATCH_TOKENS, Batch, batches, incomplete, lacking, through
 from ragcache.simulate import Model
 from ragcache.store.codecs import codec
 from ragcache.store.key import ChunkKey
@@ -182,7 +182,7 @@ def planning(
         yield "plan", reading.documents, reading.documents
     due = lacking(
         (packed.batch for packed in mine),
-        lambda key: not cache.chunks.has(key),
+        lambda key: bool(incomplete(cache.chunks, [key])),
         batch_tokens=batch_tokens,
     )
     missing, packed = Size(), list[_Packed]()

@@ -192,6 +192,11 @@ class ChunkStore(ABC):
     def peek(self, key: ChunkKey) -> Stored | Miss:
         """What ``find`` would find. Counts nothing, and is no use of the chunk."""
 
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        """:meth:`peek` every key, in order. A store that waits for a network waits for all at
+        once."""
+        return [self.peek(key) for key in keys]
+
     def has(self, key: ChunkKey) -> bool:
         """Would ``find`` hit?"""
         return not isinstance(self.peek(key), Miss)

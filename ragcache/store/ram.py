@@ -93,6 +93,9 @@ class RamTier(Tier):
     def peek(self, key: ChunkKey) -> Stored | Miss:
         return self._without(key, self.below.peek(key))
 
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return list(map(self._without, keys, self.below.peek_all(keys)))
+
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self.peek(key)
         if isinstance(found, Miss):

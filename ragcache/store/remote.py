@@ -148,6 +148,9 @@ class RemoteStore(ChunkStore):
         found = self._peek(key)
         return self._explained(key, found) if isinstance(found, Miss) else found
 
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return list(self._pool.map(self.peek, keys))
+
     def has(self, key: ChunkKey) -> bool:
         return not isinstance(self._peek(key), Miss)
 

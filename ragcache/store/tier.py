@@ -41,6 +41,9 @@ class Tier(ChunkStore):
     def peek(self, key: ChunkKey) -> Stored | Miss:
         return self.below.peek(key)
 
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return self.below.peek_all(keys)
+
     def has(self, key: ChunkKey) -> bool:
         return self.below.has(key)
 

@@ -117,6 +117,7 @@ class VllmStream(AnswerStream):
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
         chunks = [found.keys[number] for number in found.misses]
+        chunks += [one.key for one in found.unmeasured.values()]
         return [key for key in (*prefix, *chunks) if key.tokens]
 
     def steps(self) -> Iterator[str | None]:

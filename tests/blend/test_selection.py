@@ -12,7 +12,7 @@ from ragcache.blend.base import Layout, positions
 from ragcache.blend.cacheblend import CacheBlend
 from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
-from ragcache.blend.rank import Band, band
+from ragcache.blend.rank import Band, Ranking, band
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError
@@ -80,12 +80,57 @@ def test_fused_takes_the_most_sensitive_rows(engine: TransformersEngine) -> None
     assert all(torch.equal(rows, want) for rows in fused.chosen)
 
 
-def test_rows_of_unknown_sensitivity_come_first() -> None:
-    sensitivities = (scene.SENSITIVITIES[0], (), scene.SENSITIVITIES[2])
-    given = replace(layout(), sensitivities=sensitivities)
+def test_rows_of_unknown_sensitivity_are_as_the_average() -> None:
+    exact, known = (0.0,) * len(scene.CHUNKS[0]), scene.SENSITIVITIES[2]
+    given = replace(layout(), sensitivities=(exact, (), known))
+    usual = sum(known) / sum(value > 0 for value in known)
+    first, second = len(exact), len(scene.CHUNKS[1])
+    want = [*exact, *[usual] * second, *known]
+    torch.testing.assert_close(given.sensitivity, torch.tensor(want))
+    above = [n for n, value in enumerate(known) if value > usual]
     start, stop = scene.PROMPT.spans[1]
-    ratio = (stop - start) / len(given.reusable) + 1e-6
-    assert Fused(ratio).selector(given, 6).first().tolist() == list(range(start, stop))
+    last = scene.PROMPT.spans[2][0]
+    ratio = (len(above) + second) / len(given.reusable) + 1e-6
+    for mode in (Fused(ratio), blender("fused+windows=1", ratio)):
+        chosen = mode.selector(given, 6).first().tolist()
+        assert chosen == [*range(start, stop), *(last + n for n in above)]
+    alone = replace(layout(), sensitivities=(exact, (), ()))
+    few = Fused(5 / len(alone.reusable) + 1e-6)
+    assert few.selector(alone, 6).first().tolist() == list(range(start, start + 5))
+    assert first == start - len(scene.PREFIX)
+
+
+@pytest.mark.parametrize("shapes", ["", "+windows=8", "+successors", "+first=2"])
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), float("nan"), 3e38])
+def test_a_score_that_is_not_finite_spoils_no_other(shapes: str, score: float) -> None:
+    """Every row has its place in the order, and those that stand first win where scores tie."""
+    given = layout()
+    made = blender(f"fused{shapes}", 1.0).selector(given, 6)
+    assert isinstance(made, Ranking)
+    rows, plain = given.reusable, torch.arange(len(given.reusable)).float()
+    spoilt = plain.clone()
+    spoilt[0] = score
+    mended = plain.clone()
+    mended[0] = plain.max() if score > 1 and score != 3e38 else plain[1:].min()
+    if score == 3e38:
+        mended = spoilt
+    for count in (3, 9, len(rows)):
+        got = made.best(rows, spoilt, count)
+        assert len(got) == count and torch.equal(got, made.best(rows, mended, count))
+    assert torch.equal(
+        made.best(rows, torch.full((len(rows),), score), 4), made.best(rows, plain * 0, 4)
+    )
+    if shapes in ("", "+windows=8"):
+        assert made.best(rows, plain * 0, 4).tolist() == rows[:4].tolist()
+
+
+def test_first_rows_lead_whatever_the_scores_are(engine: TransformersEngine) -> None:
+    given = layout()
+    made = blender("fused+first=2", 1.0).selector(given, 6)
+    assert isinstance(made, Ranking)
+    scores = 1e9 + torch.arange(len(given.reusable)).float() * 64
+    got = made.best(given.reusable, scores, 6).tolist()
+    assert got == sorted(start + n for start, _ in scene.PROMPT.spans for n in (0, 1))
 
 
 def test_random_is_repeatable_and_follows_its_seed() -> None:

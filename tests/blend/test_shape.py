@@ -18,7 +18,7 @@ from tests.blend.matrix import AT_ONE, AT_ZERO, PARTIAL, label
 ROWS = torch.tensor([3, 4, 6, 7, 8, 9, 10, 11])
 CHUNK = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 PLACE = torch.tensor([0, 1, 3, 4, 0, 1, 2, 3])
-SCORES = torch.tensor([8.0, 0, 2, 0, 6, 0, 0, 3])
+SCORES = torch.tensor([8, 0, 2, 0, 6, 0, 0, 3], dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def engine() -> TransformersEngine:
 
 def test_windows_average_within_a_chunk() -> None:
     got = Windows(3)(SCORES, ROWS, CHUNK, PLACE)
-    want = torch.tensor([4, 10 / 3, 2 / 3, 1, 3, 2, 1, 1.5])
+    want = torch.tensor([4, 10 / 3, 2 / 3, 1, 3, 2, 1, 1.5], dtype=torch.float64)
     torch.testing.assert_close(got, want)
     assert torch.equal(Windows(1)(SCORES, ROWS, CHUNK, PLACE), SCORES)
 
