@@ -12,6 +12,7 @@ from ragcache.types import Fingerprint, Tokens
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
+    from ragcache.engine.template import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,16 @@ COMPILE_MODES = {
 }
 
 
-def compiled(name: str, engine: ChunkEngine) -> Compiled:
-    """The mode called ``name``. ConfigError if there is none, or the engine has no BOS token."""
+def compiled(name: str, engine: ChunkEngine, template: PromptTemplate | None = None) -> Compiled:
+    """The mode called ``name``, for prompts of ``template``, or else of the engine's own.
+
+    ConfigError if there is no such mode, or the engine has no BOS token.
+    """
+    prefix = (template or engine.template).prefix
     if name == "prefix":
-        return Compiled(name, engine.template.prefix)
+        return Compiled(name, prefix)
     if enriched := re.fullmatch(r"enriched\(([1-9][0-9]?)\)", name):
-        return Compiled(name, engine.template.prefix, int(enriched[1]))
+        return Compiled(name, prefix, int(enriched[1]))
     if name not in COMPILE_MODES:
         known = ", ".join(COMPILE_MODES)
         raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ragcache.opening import PROMPT_DATE
 from ragcache.show import size
+from ragcache.store.catalog import Catalog
 from ragcache.store.disk import DiskStore
 from ragcache.store.files import PAGE
 
@@ -56,6 +58,9 @@ def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]
     yield _readers(store)
     if engine is not None:
         yield _fingerprints(store, engine)
+        if engine.template.day is not None:
+            kept = Catalog(store).get_setting(PROMPT_DATE)
+            yield Finding("prompt date", "good", f"{kept or 'none yet'}: kept, so that KV stays")
         yield Finding("kernels", "good", engine.kernels)
     yield _faiss()
 

@@ -24,6 +24,7 @@ from ragcache.types import Chunk, Document, Tokens
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
+    from ragcache.engine.template import PromptTemplate
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -48,6 +49,7 @@ class Indexing:
     """How documents become chunks with vectors and KV in a store, and what that is stored under."""
 
     engine: ChunkEngine
+    template: PromptTemplate  # of the store's prompts
     chunks: ChunkStore  # where KV is put
     catalog: Catalog
     splitter: Splitter
@@ -175,7 +177,7 @@ class Indexing:
 
     def key(self, chunk: Chunk) -> ChunkKey:
         """What the KV of a chunk is stored under. PromptError if its text is blank."""
-        return self.key_of(self.engine.template.chunk(chunk.text))
+        return self.key_of(self.template.chunk(chunk.text))
 
     def key_of(self, tokens: Tokens) -> ChunkKey:
         """The same, of a chunk's tokens."""
@@ -186,12 +188,12 @@ class Indexing:
         if chunk is None or not self.compiled.similar:
             return ()
         others = self.retriever.similar(chunk, self.compiled.similar)
-        return tuple(t for other in others for t in self.engine.template.chunk(other.text))
+        return tuple(t for other in others for t in self.template.chunk(other.text))
 
     @property
     def prefix_key(self) -> ChunkKey:
         """What the KV of the prompt's own prefix is stored under."""
-        return ChunkKey(self.engine.fingerprint, self.engine.template.prefix, tenant=self.tenant)
+        return ChunkKey(self.engine.fingerprint, self.template.prefix, tenant=self.tenant)
 
 
 def _named(

@@ -5,11 +5,13 @@ The first value that was used with a store is written down in it, so that it goe
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragcache.compiled import Compiled, compiled
 from ragcache.engine.base import ChunkEngine, Engine
+from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.settings import Settings
@@ -20,6 +22,9 @@ from ragcache.store.disk import DiskStore
 if TYPE_CHECKING:
     from ragcache.store.remote import RemoteStore
     from ragcache.vllm.remote import VllmEngine
+
+
+PROMPT_DATE = "prompt_date"  # a store's setting: the date in its prompts, in ISO's format
 
 
 def chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
@@ -67,10 +72,30 @@ def codec_of(catalog: Catalog, settings: Settings) -> str:
     return name
 
 
-def compile_mode(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> Compiled:
+def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> PromptTemplate:
+    """The engine's, as of the store's day where its chat template puts a date into the prompt.
+
+    That is the setting, else the store's own, which is the last that was set or else the first day
+    on which it was opened: with another date, nothing that is stored could be used.
+    """
+    if engine.template.day is None:
+        return engine.template
+    recorded, asked = catalog.get_setting(PROMPT_DATE), settings.prompt_date
+    if not isinstance(asked, str):
+        day = asked
+    else:
+        day = date.fromisoformat(recorded) if recorded and not asked else date.today()
+    if recorded != day.isoformat():
+        catalog.put_setting(PROMPT_DATE, day.isoformat())
+    return engine.template_on(day)
+
+
+def compile_mode(
+    catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
+) -> Compiled:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
-    how = compiled(settings.compile or recorded or "prefix", engine)
+    how = compiled(settings.compile or recorded or "prefix", engine, template)
     if recorded is None:
         catalog.put_setting("compile", how.mode)
     return how

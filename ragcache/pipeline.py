@@ -67,7 +67,9 @@ class RagCache:
         self._checked = False
         self._hangs_up: Callable[[], None] | None = None
         self.catalog = Catalog(store)
-        compiled = opening.compile_mode(self.catalog, engine, settings)
+        #: Of the prompts: the engine's, with the store's own date where it has one.
+        self.template = opening.prompt_template(self.catalog, engine, settings)
+        compiled = opening.compile_mode(self.catalog, engine, settings, self.template)
         splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
             opening.chunk_tokens(self.catalog, engine, settings),
@@ -82,7 +84,14 @@ class RagCache:
         if settings.ram_bytes and isinstance(engine, Engine):  # servers hold what they read
             self.chunks = RamTier(self.chunks, settings.ram_bytes, pin=pin)
         self.indexing = Indexing(
-            engine, self.chunks, self.catalog, splitter, self.retriever, compiled, tenant
+            engine,
+            self.template,
+            self.chunks,
+            self.catalog,
+            splitter,
+            self.retriever,
+            compiled,
+            tenant,
         )
         self.profile = Profile(engine, self.chunks, self.catalog)
         self.answers: Answers
@@ -221,7 +230,7 @@ class RagCache:
         else:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
         retrieval_s = time.perf_counter() - began
-        prompt = self.engine.template.prompt([p.chunk.text for p in passages], question, lead)
+        prompt = self.template.prompt([p.chunk.text for p in passages], question, lead)
         sampling = sampling or self._sampling()
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
         return self.answers.stream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -71,6 +72,11 @@ class Settings(BaseSettings):
         "",
         description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
         "the store's own",
+    )
+    prompt_date: date | Literal["", "today"] = Field(
+        "",
+        description="date in the prompt, for a chat template that puts one there: today, or such "
+        "as 2026-11-30; empty: the store's own, that of its first use",
     )
     codec: str = Field(
         "", description="how KV is stored, such as raw, int8 or cachegen; empty: the store's own"

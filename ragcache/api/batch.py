@@ -195,7 +195,7 @@ def _order(cache: RagCache, asks: list[Ask], reorder: bool) -> list[int]:
     sizes = dict[str, int]()
     used = [[_text(chunk) for chunk in ask.chunks or ()] for ask in asks]
     for text in {text for texts in used for text in texts}:
-        tokens = len(cache.engine.template.chunk(text)) if text.strip() else 0
+        tokens = len(cache.template.chunk(text)) if text.strip() else 0
         sizes[text] = cache.engine.spec.chunk_bytes(tokens)
     return by_chunks(used, sizes, int(cache.settings.ram_bytes))
 

@@ -16,6 +16,7 @@ from ragcache.cli.options import (
     Dtype,
     Levels,
     Model,
+    PromptDate,
     Ratio,
     Remote,
     Store,
@@ -24,6 +25,7 @@ from ragcache.cli.options import (
     opened,
     out,
     tell,
+    tell_date,
 )
 from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
@@ -40,6 +42,7 @@ def index(
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
     compile_mode: Compile = None,
     codec: Codec = None,
+    prompt_date: PromptDate = None,
     ttl: Annotated[
         str | None, typer.Option(help="Delete the documents after this long: 90s, 12h, 30d.")
     ] = None,
@@ -80,14 +83,17 @@ def index(
         chunk_tokens=chunk_tokens,
         compile=compile_mode,
         codec=codec,
+        prompt_date=prompt_date,
         max_bytes=max_bytes,
         remote=remote,
         levels=levels,
     )
-    with opened(settings) as cache, show.progress(err) as told:
-        added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
-        if cache.remote is not None:
-            cache.remote.flush(partial(told, "send"))
+    with opened(settings) as cache:
+        tell_date(cache)
+        with show.progress(err) as told:
+            added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
+            if cache.remote is not None:
+                cache.remote.flush(partial(told, "send"))
     done = added.precomputed
     out.print(
         f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "

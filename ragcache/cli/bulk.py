@@ -22,6 +22,7 @@ from ragcache.cli.options import (
     Dtype,
     Levels,
     Model,
+    PromptDate,
     Ratio,
     Remote,
     Store,
@@ -30,6 +31,7 @@ from ragcache.cli.options import (
     opened,
     out,
     tell,
+    tell_date,
 )
 from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
@@ -56,6 +58,7 @@ def precompute(
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
     compile_mode: Compile = None,
     codec: Codec = None,
+    prompt_date: PromptDate = None,
     remote: Remote = None,
     levels: Levels = None,
     batch_tokens: Annotated[
@@ -87,6 +90,10 @@ def precompute(
     from ragcache.retriever.source import read
 
     part = Shard.parse(shard)
+    if dry_run and prompt_date:
+        raise ConfigError(
+            "--dry-run changes nothing, and --prompt-date does: leave one of them out"
+        )
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {report}: there is no folder {report.parent}")
     on_gpus = engine == "ray" and gpus_per_worker > 0
@@ -98,12 +105,14 @@ def precompute(
         chunk_tokens=chunk_tokens,
         compile=compile_mode,
         codec=codec,
+        prompt_date=prompt_date,
         remote=remote,
         levels=levels,
     )
     cluster = Cluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []
     with _there(settings, dry_run) as here, opened(here) as cache:
+        tell_date(cache)
         computing = _computing(cache, here, cluster, batch_tokens)
         documents = named_if_blank(read(sources, on_error=unread.append))
         with show.progress(err) as told:

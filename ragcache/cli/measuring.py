@@ -166,6 +166,8 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
         highlight=False,
     )
     out.print(f"kernels: {engine.kernels}", highlight=False)
+    if engine.template.day is not None:
+        out.print("the prompt has a date: a store keeps that of its first use", highlight=False)
     for key, value in engine.fingerprint.fields:
         out.print(f"  {key:10} {value}", highlight=False, soft_wrap=True)
     if settings.store.exists():

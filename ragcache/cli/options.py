@@ -15,6 +15,7 @@ from ragcache.models import TINY
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
+    from ragcache.pipeline import RagCache
     from ragcache.types import Document
 
 # Names, questions and messages have brackets of their own: they are no markup.
@@ -57,6 +58,13 @@ Levels = Annotated[
     str | None,
     typer.Option(help="Codecs that chunks go there in too, such as int8,cachegen."),
 ]
+PromptDate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="today|YYYY-MM-DD",
+        help="Set anew the date that a chat template puts into this store's prompts.",
+    ),
+]
 Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
 
 
@@ -71,6 +79,16 @@ def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
         if not document.text.strip():  # a scanned PDF is an error
             tell("no text", f"{document.id}: it makes no chunk, so no question will find it")
         yield document
+
+
+def tell_date(cache: RagCache) -> None:
+    """That a store keeps its date, where its prompts have one."""
+    if day := cache.template.day:
+        tell(
+            "note",
+            f"the chat template puts a date into the prompt: {day} is kept for this store. "
+            "--prompt-date today sets it anew, and all KV is computed again.",
+        )
 
 
 def check_exists(store: Path) -> None:

@@ -62,8 +62,13 @@ def delete(
 
 def stats(store: Store = None, remote: Remote = None) -> None:
     """What a store holds, and what its remote does."""
+    from ragcache.opening import PROMPT_DATE
+    from ragcache.store import Catalog
+
     with _store(store, readonly=True) as chunks:
         out.print(store_table(chunks))
+        if day := Catalog(chunks).get_setting(PROMPT_DATE):
+            out.print(f"date in the prompt: {day}", highlight=False)
     if url := Settings.load(remote=remote).remote:
         from ragcache.store.bucket import Bucket
         from ragcache.store.objects import ChunkObjects

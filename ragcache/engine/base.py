@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from torch import Tensor
 
     from ragcache.engine.template import PromptTemplate
@@ -178,7 +180,7 @@ class Prefiller(Encoder):
 class ChunkEngine(Encoder):
     """Makes chunks and prompts of texts, and their KV: what a store is filled with."""
 
-    template: PromptTemplate
+    template: PromptTemplate  # of the day on which it was loaded, where it has a date
     bos: int | None  # the token that begins a text, if the model has one
     context_tokens: int  # longest prompt and answer together
 
@@ -191,6 +193,10 @@ class ChunkEngine(Encoder):
     @abstractmethod
     def heads(self) -> int:
         """Query heads of a layer."""
+
+    @abstractmethod
+    def template_on(self, day: date) -> PromptTemplate:
+        """The template as it is on another day."""
 
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:

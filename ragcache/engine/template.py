@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any, Protocol
 
+from ragcache.engine.day import asks, on
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens
 
@@ -28,12 +30,14 @@ class PromptTemplate:
     A prompt reads ``before | chunk SEPARATOR | ... | lead Question: question after``. The parts are
     tokenised one by one and their ids concatenated, so a chunk has the same ids in every prompt.
     Only the template's own text can make control tokens. ``lead``, what is said before the
-    question, is computed with it for every prompt: the prefix is the same for all.
+    question, is computed with it for every prompt: the prefix is the same for all. ``day`` is the
+    date that the chat template has put into it; None where it puts none.
     """
 
     before: str
     after: str
     tokenize: Tokenize
+    day: date | None = None
 
     @cached_property
     def prefix(self) -> Tokens:
@@ -61,38 +65,59 @@ class PromptTemplate:
         return Prompt(self.prefix, tuple(map(self.chunk, chunks)), self.question(question, lead))
 
 
-def split_chat_template(tokenizer: Any, tokenize: Tokenize) -> PromptTemplate:
+def split_chat_template(
+    tokenizer: Any, tokenize: Tokenize, day: date | None = None
+) -> PromptTemplate:
     """Render the tokenizer's chat template around a mark and cut it there.
 
-    Templates without a system role get the instructions at the head of the user's turn; a
-    tokenizer without a template gets a plain layout. Raises ModelError if a template drops,
-    repeats or changes the user's text.
+    A template that asks for the date is told that of ``day``; None: of today. Templates without a
+    system role get the instructions at the head of the user's turn; a tokenizer without a template
+    gets a plain layout. Raises ModelError if a template drops, repeats or changes the user's text.
     """
     if not getattr(tokenizer, "chat_template", None):
         bos = tokenizer.bos_token or ""
         return PromptTemplate(f"{bos}{SYSTEM}{SEPARATOR}", "\nAnswer:", tokenize)
+    source, today = tokenizer.get_chat_template(), day or date.today()
+    if not asks(source):
+        return PromptTemplate(*_cut(tokenizer, source), tokenize)
+    parts = _cut(tokenizer, on(source, today))
+    other = next(other for other in _OTHERS if other.year != today.year)
+    dated = parts != _cut(tokenizer, on(source, other))
+    return PromptTemplate(*parts, tokenize, today if dated else None)
+
+
+#: Days that are written in no way alike; one at least is of another year than any given day.
+_OTHERS = date(1987, 3, 7), date(1999, 10, 25)
+
+
+def _cut(tokenizer: Any, source: str) -> tuple[str, str]:
+    """What a chat template says before the chunks, and behind the question."""
     system = SYSTEM + SEPARATOR
     rendered = _render(
-        tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": _MARK}]
+        tokenizer,
+        source,
+        [{"role": "system", "content": system}, {"role": "user", "content": _MARK}],
     )
     if rendered is None or SYSTEM not in rendered:
-        rendered = _render(tokenizer, [{"role": "user", "content": system + _MARK}])
+        rendered = _render(tokenizer, source, [{"role": "user", "content": system + _MARK}])
     if rendered is None or rendered.count(_MARK) != 1 or SYSTEM not in rendered:
         raise ModelError(
             "the chat template does not carry the user's text unchanged, so chunks cannot be "
             "placed in it. Give the tokenizer a template that does (tokenizer.chat_template)."
         )
     before, after = rendered.split(_MARK)
-    return PromptTemplate(before, after, tokenize)
+    return before, after
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+def _render(tokenizer: Any, source: str, messages: list[dict[str, str]]) -> str | None:
     """The rendered text, or None where the template refuses these roles."""
     from jinja2.exceptions import TemplateError
 
     try:
         return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(
+                messages, chat_template=source, tokenize=False, add_generation_prompt=True
+            )
         )
     except TemplateError:
         return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from ragcache.engine.base import ChunkEngine
 from ragcache.engine.decode import pieces
 from ragcache.engine.plain import PlainText
+from ragcache.engine.template import PromptTemplate, split_chat_template
 from ragcache.text import whole
 from ragcache.types import Tokens
 
@@ -16,6 +18,9 @@ class Tokenizing(ChunkEngine):
 
     tokenizer: Any
     plain_text: PlainText  # of the same tokenizer
+
+    def template_on(self, day: date) -> PromptTemplate:
+        return split_chat_template(self.tokenizer, self.tokenize, day)
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         if not control:
