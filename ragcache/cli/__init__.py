@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import typer
 
@@ -57,7 +58,8 @@ for panel, commands in COMMANDS.items():
 def main() -> None:
     """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes of any encoding
-        sys.stdout.reconfigure(errors="replace")
+        with suppress(OSError):  # of a descriptor that has become a pipe
+            sys.stdout.reconfigure(errors="replace")
     if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
