@@ -61,7 +61,7 @@ def put(txn: Transaction, document: Indexed) -> None:
         "expires": document.expires,
         "pinned": document.pinned,
     }
-    put_sealed(txn, "documents", _key(document.id), as_json(fields))
+    put_sealed(txn, "documents", key_of(document.id), as_json(fields))
     known = number(txn, "next_expiry")
     if document.expires is not None and (not known or _milliseconds(document.expires) < known):
         set_number(txn, "next_expiry", _milliseconds(document.expires))
@@ -69,7 +69,7 @@ def put(txn: Transaction, document: Indexed) -> None:
 
 def find(txn: Transaction, document_id: str) -> Indexed | None:
     """None where there is no such document. Raises StoreError where its record is damaged."""
-    key = _key(document_id)
+    key = key_of(document_id)
     return None if txn.view("documents", key) is None else _read(txn, key)
 
 
@@ -80,7 +80,7 @@ def every(txn: Transaction) -> Iterator[Indexed]:
 
 
 def remove(txn: Transaction, document_id: str) -> None:
-    txn.delete("documents", _key(document_id))
+    txn.delete("documents", key_of(document_id))
 
 
 def may_be_over(txn: Transaction, now: float) -> bool:
@@ -108,8 +108,8 @@ def _read(txn: Transaction, key: bytes) -> Indexed:
     )
 
 
-def _key(document_id: str) -> bytes:
-    """A digest, for ids may be longer than a key of LMDB."""
+def key_of(document_id: str) -> bytes:
+    """What a document is stored under: a digest, for ids may be longer than a key of LMDB."""
     return blake3(document_id.encode("utf-8", "surrogatepass")).digest()
 
 
