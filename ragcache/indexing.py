@@ -21,7 +21,7 @@ from ragcache.retriever.split import Splitter
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.types import Chunk, Document, Tokens
+from ragcache.types import Chunk, Document, Tokens, wrong_id
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
@@ -181,11 +181,14 @@ class Indexing:
         if was is not None:
             expires = was.expires if expires is None else expires
             pinned = was.pinned if pinned is None else pinned
-        kept = {"contents": contents, "expires": expires, "pinned": bool(pinned)}
-        if promise is not None:
-            return self.catalog.put_promised(promise, *given, **kept)
-        self.catalog.put_document(*given, **kept)
-        return True
+        if promise is None:
+            self.catalog.put_document(
+                *given, contents=contents, expires=expires, pinned=bool(pinned)
+            )
+            return True
+        return self.catalog.put_promised(
+            promise, *given, contents=contents, expires=expires, pinned=bool(pinned)
+        )
 
     def _digest(self, document: Document) -> bytes:
         """Everything that a document's chunks and vectors depend on."""
@@ -239,8 +242,9 @@ def _named(
 
 
 def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:
-    """Raise SourceError where two documents have one id: one would replace the other; ConfigError
-    for a time to live that is over at once."""
+    """Raise SourceError where an id cannot be, or two documents have one: one would replace the
+    other; ConfigError for a time to live that is over at once."""
+    check_ids(d.id for d in documents)
     count = Counter(d.id for d in documents)
     twice = [name for name, n in count.items() if n > 1]
     if twice:
@@ -250,6 +254,13 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
         )
     if ttl_s is not None and not ttl_s > 0:
         raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
+
+
+def check_ids(ids: Iterable[str]) -> None:
+    """Raise SourceError for the first that cannot be a document's."""
+    for name in ids:
+        if (why := wrong_id(name)) is not None:
+            raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")
 
 
 def _batches(
