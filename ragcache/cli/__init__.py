@@ -9,8 +9,8 @@ from collections.abc import Callable
 import typer
 
 from ragcache.cli import asking, bulk, measuring, stores
-from ragcache.cli.options import tell
-from ragcache.errors import RagCacheError
+from ragcache.cli.options import NO_CHUNKS, tell
+from ragcache.errors import NoChunksError, RagCacheError
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
@@ -54,11 +54,12 @@ for panel, commands in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback."""
+    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback; 4
+    where there is nothing to answer from."""
     if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except RagCacheError as error:
         tell("error", error, "bold red")
-        sys.exit(1)
+        sys.exit(NO_CHUNKS if isinstance(error, NoChunksError) else 1)

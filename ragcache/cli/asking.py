@@ -10,6 +10,7 @@ import typer
 
 from ragcache import show
 from ragcache.cli.options import (
+    NO_CHUNKS,
     Codec,
     Compile,
     Device,
@@ -18,7 +19,9 @@ from ragcache.cli.options import (
     Model,
     Ratio,
     Remote,
+    RequireChunks,
     Store,
+    Tenant,
     err,
     named_if_blank,
     opened,
@@ -33,6 +36,7 @@ from ragcache.show.answers import answer_table, chunk_table, explanation, layer_
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
     store: Store = None,
+    tenant: Tenant = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -84,7 +88,7 @@ def index(
         remote=remote,
         levels=levels,
     )
-    with opened(settings) as cache, show.progress(err) as told:
+    with opened(settings, tenant=tenant) as cache, show.progress(err) as told:
         added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
         if cache.remote is not None:
             cache.remote.flush(partial(told, "send"))
@@ -100,6 +104,7 @@ def index(
 def query(
     question: str,
     store: Store = None,
+    tenant: Tenant = None,
     model: Model = None,
     mode: Annotated[
         str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
@@ -118,6 +123,7 @@ def query(
     compare: Annotated[
         list[str] | None, typer.Option(help="Ask in this mode too, with its own ratio.")
     ] = None,
+    require_chunks: RequireChunks = None,
     device: Device = None,
     dtype: Dtype = None,
     remote: Remote = None,
@@ -125,7 +131,7 @@ def query(
 ) -> None:
     """Answer a question from the indexed documents; the answer streams.
 
-    --compare may be given several times.
+    --compare may be given several times. Exit code 4: there was nothing to answer from.
     """
     from ragcache.api import page
     from ragcache.blend import blender
@@ -140,6 +146,7 @@ def query(
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
+        require_chunks=require_chunks,
         device=device,
         dtype=dtype,
         remote=remote,
@@ -154,8 +161,15 @@ def query(
         blender(other)
     if report is not None:
         page.check(report)
-    with opened(settings, must_exist=True) as cache:
+    with opened(settings, must_exist=True, tenant=tenant) as cache:
         stream = cache.stream(question, sampling=sampling)
+        if stream.no_chunks is not None:
+            named = f" --tenant {tenant}" if tenant else ""
+            tell(
+                "nothing to answer from",
+                f"{stream.no_chunks}. What follows is the model's own. Add documents with "
+                f"`ragcache index PATH... --store {settings.store}{named}`.",
+            )
         begun = False
         for piece in stream:
             text = piece if begun else piece.lstrip()  # many models begin with a space
@@ -178,6 +192,8 @@ def query(
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
         out.print(layer_table(answer.report, out.width))
+    if answer.report.no_chunks is not None:
+        raise typer.Exit(NO_CHUNKS)
 
 
 def demo(
@@ -214,6 +230,7 @@ def serve(
         str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
     ] = None,
     ratio: Ratio = None,
+    require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
         str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
     ] = None,
@@ -239,6 +256,7 @@ def serve(
             timeout_s=None if timeout is None else seconds(timeout),
             mode=mode,
             ratio=ratio,
+            require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,
             levels=levels,

@@ -76,7 +76,7 @@ class Writes(RuleBasedStateMachine):
     def open(self) -> None:
         self.scheduler = Stepped()
         store, embedder = DiskStore(self.path), HashEmbedder()
-        own = RagCache(ENGINE, store, embedder, self.path, Settings(ratio=0.15))
+        own = RagCache(ENGINE, store, embedder, self.path, Settings.load(ratio=0.15))
         self.service = Service(own, self.scheduler)  # type: ignore[arg-type]
         self.jobs = Jobs(self.service)
 
@@ -159,7 +159,7 @@ def test_the_later_write_wins() -> None:
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Writes, settings=quick)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Writes, settings=quick)
 
 
 OLD = [Document(f"d{n:03}", f"The old text of number {n}.") for n in range(12)]
