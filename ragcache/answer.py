@@ -85,7 +85,13 @@ class Answering:
 
 
 class AnswerStream(ABC):
-    """Pieces of the answer's text as they come; ``answer`` once they are through."""
+    """Pieces of the answer's text as they come; ``answer`` once they are through.
+
+    ``no_chunks``: why the prompt has no chunks, which the answer's report says too; None where it
+    has some.
+    """
+
+    no_chunks: str | None = None
 
     def __init__(self) -> None:
         self._pieces = self._run()
@@ -106,7 +112,8 @@ class AnswerStream(ABC):
             pass
         if self._answer is None:
             raise RuntimeError("the answer was not finished: the stream was closed or failed")
-        return self._answer
+        report = replace(self._answer.report, no_chunks=self.no_chunks)
+        return replace(self._answer, report=report)
 
     @property
     @abstractmethod

@@ -6,7 +6,8 @@
     ├── ConfigError   a setting, mode, ratio or option that cannot be (also a ValueError)
     ├── ModelError    a model that cannot be loaded, or that the engine would get wrong
     ├── PromptError   a question or prompt that cannot be answered (also a ValueError)
-    │   └── ContextError   a prompt and its answer do not fit the model's context
+    │   ├── ContextError   a prompt and its answer do not fit the model's context
+    │   └── NoChunksError  there is nothing to answer from, where that is required
     ├── SourceError   a document that cannot be read
     └── StoreError    a store that cannot be opened, read or written
         ├── FullError     a store that may hold no more
@@ -36,6 +37,10 @@ class PromptError(RagCacheError, ValueError):
 
 class ContextError(PromptError):
     """A prompt and its answer do not fit the model's context."""
+
+
+class NoChunksError(PromptError):
+    """There are no chunks to answer from, and an answer without any is not wanted."""
 
 
 class SourceError(RagCacheError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from ragcache.compiled import Compiled
 from ragcache.errors import ConfigError, SourceError, StoreError
@@ -20,7 +21,7 @@ from ragcache.retriever.split import Splitter
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.types import Chunk, Document, Tokens
+from ragcache.types import Chunk, Document, Tokens, wrong_id
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
@@ -42,6 +43,7 @@ class Added:
     unchanged: int
     chunks: int  # of the new or changed ones
     precomputed: Precomputed
+    overtaken: int = 0  # left out: written or deleted by somebody since they were promised
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Indexing:
         *,
         ttl_s: float | None = None,
         pinned: bool | None = None,
+        promise: int | None = None,
         embed_batch: int = _EMBED_BATCH,
         batch_tokens: int = BATCH_TOKENS,
     ) -> Generator[Step, None, Added]:
@@ -71,18 +74,29 @@ class Indexing:
         A step embeds up to ``embed_batch`` chunks, or computes the KV of up to ``batch_tokens``
         tokens. Other work may be done between two steps; of documents that are deleted or replaced
         meanwhile no KV is left. Closed early, it has added the documents that were committed.
+
+        With a ``promise`` (:meth:`Catalog.promise`) only those are added that nobody has written
+        since it was made.
         """
         given = list(documents)
         check_documents(given, ttl_s)
-        digests = {d.id: self._digest(d) for d in given}
-        changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
+        mine = given
+        if promise is not None:
+            stands = set(self.catalog.promised(promise, [d.id for d in given]))
+            mine = [d for d in given if d.id in stands]
+        digests = {d.id: self._digest(d) for d in mine}
+        changed = [d for d in mine if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
-        count = yield from self._index(changed, digests, expires, pinned, embed_batch)
-        if expires is not None or pinned is not None:
-            for name in digests.keys() - {d.id for d in changed}:
-                self.catalog.keep(name, expires=expires, pinned=pinned)
-        done = yield from self.computing(digests, batch_tokens=batch_tokens)
-        return Added(len(changed), len(given) - len(changed), count, done)
+        count, put = yield from self._index(changed, digests, expires, pinned, promise, embed_batch)
+        unchanged = digests.keys() - {d.id for d in changed}
+        for name in unchanged:
+            if not self.catalog.confirm(
+                name, digests[name], expires=expires, pinned=pinned, promise=promise
+            ):
+                unchanged = unchanged - {name}
+        written = [d.id for d in mine if d.id in unchanged or d.id in put]
+        done = yield from self.computing(written, batch_tokens=batch_tokens)
+        return Added(len(put), len(unchanged), count, done, len(given) - len(put) - len(unchanged))
 
     def computing(
         self, documents: Iterable[str], *, batch_tokens: int = BATCH_TOKENS
@@ -122,13 +136,15 @@ class Indexing:
         digests: dict[str, bytes],
         expires: float | None,
         pinned: bool | None,
+        promise: int | None,
         most: int,
-    ) -> Generator[Step, None, int]:
-        """Split, embed, ``most`` chunks a step, and commit documents; the number of their chunks.
+    ) -> Generator[Step, None, tuple[int, set[str]]]:
+        """Split, embed, ``most`` chunks a step, and commit documents; the number of their chunks,
+        and which documents those are.
 
         An ``expires`` or ``pinned`` that is None stays what it was.
         """
-        done = total = 0
+        done, total, put = 0, 0, set[str]()
         if documents:
             yield "index", 0, len(documents)
         for batch in _batches(((d, self.splitter.split(d)) for d in documents), most):
@@ -142,21 +158,39 @@ class Indexing:
             at = 0
             for document, chunks in batch:
                 part = vectors[at : at + len(chunks)]
-                was = self.catalog.entry(document.id)
-                self.catalog.put_document(
-                    document,
-                    chunks,
-                    part,
-                    digests[document.id],
-                    contents=[self.key(chunk).content for chunk in chunks],
-                    expires=was.expires if was and expires is None else expires,
-                    pinned=bool(was and was.pinned) if pinned is None else pinned,
-                )
+                if self._put(document, chunks, part, digests, expires, pinned, promise):
+                    put.add(document.id)
+                    total += len(chunks)
                 at += len(chunks)
             done += len(batch)
-            total += len(texts)
             yield "index", done, len(documents)
-        return total
+        return total, put
+
+    def _put(
+        self,
+        document: Document,
+        chunks: list[Chunk],
+        vectors: NDArray[np.float32],
+        digests: dict[str, bytes],
+        expires: float | None,
+        pinned: bool | None,
+        promise: int | None,
+    ) -> bool:
+        """Commit a document, unless its promise stands no longer."""
+        was = self.catalog.entry(document.id)
+        given = document, chunks, vectors, digests[document.id]
+        contents = [self.key(chunk).content for chunk in chunks]
+        if was is not None:
+            expires = was.expires if expires is None else expires
+            pinned = was.pinned if pinned is None else pinned
+        if promise is None:
+            self.catalog.put_document(
+                *given, contents=contents, expires=expires, pinned=bool(pinned)
+            )
+            return True
+        return self.catalog.put_promised(
+            promise, *given, contents=contents, expires=expires, pinned=bool(pinned)
+        )
 
     def _digest(self, document: Document) -> bytes:
         """Everything that a document's chunks and vectors depend on."""
@@ -210,8 +244,9 @@ def _named(
 
 
 def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:
-    """Raise SourceError where two documents have one id: one would replace the other; ConfigError
-    for a time to live that is over at once."""
+    """Raise SourceError where an id cannot be, or two documents have one: one would replace the
+    other; ConfigError for a time to live that is over at once."""
+    check_ids(d.id for d in documents)
     count = Counter(d.id for d in documents)
     twice = [name for name, n in count.items() if n > 1]
     if twice:
@@ -221,6 +256,13 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
         )
     if ttl_s is not None and not ttl_s > 0:
         raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
+
+
+def check_ids(ids: Iterable[str]) -> None:
+    """Raise SourceError for the first that cannot be a document's."""
+    for name in ids:
+        if (why := wrong_id(name)) is not None:
+            raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")
 
 
 def _batches(

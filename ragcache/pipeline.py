@@ -14,7 +14,7 @@ from ragcache.blend import Blender, blender
 from ragcache.controller import controls
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
-from ragcache.errors import ContextError, PromptError, StoreError
+from ragcache.errors import ContextError, NoChunksError, PromptError, StoreError
 from ragcache.indexing import Added, Indexing, Progress
 from ragcache.models import TINY, model_path
 from ragcache.precompute import through
@@ -204,6 +204,7 @@ class RagCache:
         neighbours: int | None = None,
         chunks: Sequence[str | Chunk | Passage] | None = None,
         lead: str = "",
+        require_chunks: bool | None = None,
         sampling: Sampling | None = None,
         check: Callable[[], None] | None = None,
         keep: bool = True,
@@ -213,6 +214,8 @@ class RagCache:
         ``chunks`` are used instead of retrieval, which goes by the question alone. ``lead`` stands
         between the chunks and the question, such as instructions or earlier turns; it is always
         computed. What is not given comes from the settings.
+        Where nothing is found, or no chunk is given, the stream's ``no_chunks`` and the report say
+        why; with ``require_chunks`` that is a NoChunksError.
         ``check`` and ``keep`` as for :meth:`Answering.stream`.
         ``ratio`` auto suits the machine (see :mod:`ragcache.controller`); the first such answer
         from a store measures :meth:`speeds`, before its own time begins. A ``mode`` that names its
@@ -230,10 +233,18 @@ class RagCache:
         else:
             passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
         retrieval_s = time.perf_counter() - began
+        without = None
+        if not passages:
+            without = self.no_chunks() if chunks is None else "none were given"
+            if self.settings.require_chunks if require_chunks is None else require_chunks:
+                raise NoChunksError(
+                    f"there are no chunks to answer from: {without}. Add documents, or allow "
+                    "answers without (require_chunks)."
+                )
         prompt = self.template.prompt([p.chunk.text for p in passages], question, lead)
         sampling = sampling or self._sampling()
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
-        return self.answers.stream(
+        stream = self.answers.stream(
             prompt,
             with_mode,
             sampling,
@@ -243,6 +254,18 @@ class RagCache:
             check=check,
             keep=keep,
         )
+        stream.no_chunks = without
+        return stream
+
+    def no_chunks(self) -> str:
+        """Why no question finds anything here, as far as that is known."""
+        whose = f"the store of tenant {self.tenant}" if self.tenant else "the store"
+        documents, chunks = self.catalog.size
+        if not documents:
+            return f"{whose} holds no documents"
+        if not chunks:
+            return f"the {documents} documents of {whose} have no text"
+        return f"nothing was retrieved from the {chunks} chunks of {whose}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
         """How fast this model computes, and loads from this store; None where nothing is stored

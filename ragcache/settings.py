@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ByteSize, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -28,6 +30,13 @@ Ratio = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 
 #: Variables that say to clients where a service answers: no settings, and no mistakes either.
 _CLIENTS = {"base_url", "api_key"}
+
+#: What Kubernetes sets in every container for a Service called ragcache, or ragcache-SOMETHING.
+_SERVICE = re.compile(
+    r"RAGCACHE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_PORT = re.compile(r"RAGCACHE_(\w+_)?PORT")
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -120,6 +129,11 @@ class Settings(BaseSettings):
     )
     top_k: int = Field(4, ge=1, le=1000, description="chunks retrieved, at most 1000")
     neighbours: int = Field(1, ge=0, description="chunks before and after each that come along")
+    require_chunks: bool = Field(
+        False,
+        description="whether a question is refused for which there are no chunks, and not "
+        "answered from nothing",
+    )
     max_tokens: int = Field(64, ge=1, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
@@ -157,9 +171,11 @@ class Settings(BaseSettings):
         allowed.
         """
         known = set(cls.model_fields)
-        for name in os.environ:
+        for name, value in os.environ.items():
             key = name.removeprefix(PREFIX).lower()
-            if name.startswith(PREFIX) and key not in known | _CLIENTS:
+            if not name.startswith(PREFIX) or _of_kubernetes(name, value):
+                continue
+            if key not in known | _CLIENTS:
                 raise ConfigError(
                     f"the environment sets {name}, which is no setting. Known: "
                     + ", ".join(sorted(PREFIX + key.upper() for key in known))
@@ -195,4 +211,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(FILE))
+        file = TomlConfigSettingsSource(settings_cls, Path(FILE))
+        return init_settings, _Environment(settings_cls), file
+
+
+class _Environment(EnvSettingsSource):
+    """Variables that somebody has set, and not Kubernetes."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        found = super()._load_env_vars()
+        return {k: v for k, v in found.items() if not _of_kubernetes(k.upper(), v or "")}
+
+
+def _of_kubernetes(name: str, value: str) -> bool:
+    """Whether a variable tells of a Service, and sets nothing."""
+    if _SERVICE.fullmatch(name):
+        return True
+    return bool(_SERVICE_PORT.fullmatch(name) and _ADDRESS.match(value))

@@ -6,6 +6,7 @@ documents, chunks and stop strings are :func:`ragcache.text.whole`, however they
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,9 +23,23 @@ Tokens = tuple[int, ...]
 MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]
 
 
+LONGEST_ID = 1000  # characters
+_CONTROL = {"Cc", "Zl", "Zp"}  # categories of Unicode: controls, and what ends a line
+
+
+def wrong_id(id: str) -> str | None:
+    """Why a text cannot be a document's id; None where it can."""
+    if not 0 < len(id) <= LONGEST_ID:
+        return f"it has {len(id)} characters, and 1 to {LONGEST_ID} may be"
+    if any(unicodedata.category(character) in _CONTROL for character in id):
+        return "it has control characters, or ends of lines"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A source text before it is split. ``id`` is unique in a store; the same id replaces."""
+    """A source text before it is split. ``id`` is unique in a store; the same id replaces. It is
+    what :func:`wrong_id` has nothing against."""
 
     id: str
     text: str
@@ -300,6 +315,7 @@ class Report:
     probe_rows: int = 0  # computed by a look before the work, summed over its layers
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
+    no_chunks: str | None = None  # why the prompt has no chunks; None where it has some
     plan: Plan | None = None  # where the ratio was chosen to suit the machine
     computed: tuple[int, ...] = ()  # per row of the prompt, at how many layers it was computed
 

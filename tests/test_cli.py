@@ -286,3 +286,47 @@ def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
     assert code == 1 and "layout is 'tape': it must be one of auto, records, files" in err
     code, _, err = run("verify", "--store", "elsewhere")
     assert code == 1 and "there is no store in elsewhere. Make one: ragcache index" in err
+
+
+def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    (empty := tmp_path / "empty").mkdir()
+    (empty / "blank.txt").write_text(" ")
+    run("index", empty, "--model", model)
+    code, out, err = run("query", "Where?")
+    assert code == 4 and out.strip()
+    assert err.startswith("nothing to answer from: the 1 documents of the store have no text.")
+    code, out, err = run("query", "Where?", "--require-chunks")
+    assert code == 4 and not out and "error: there are no chunks to answer from" in err
+    (asked := tmp_path / "asked.jsonl").write_text('{"question": "Where?"}\n')
+    code, out, err = run("batch", asked, "--out", tmp_path / "out.jsonl")
+    assert code == 4 and "1 of 1 answers are the model's own" in err
+    page = tmp_path / "page.html"
+    assert run("query", "Where?", "--report", page)[0] == 4
+    assert '"no_chunks":"the 1 documents' in page.read_text()
+
+
+def test_questions_without_chunks_are_told_of(run: Run, model: Path, tmp_path: Path) -> None:
+    question = {"question": "Where?", "answers": ["There"], "ctxs": []}
+    file = tmp_path / "asked.json"
+    file.write_text(json.dumps([question]))
+    code, _, err = run("eval", "--dataset", file, "--model", model)
+    assert code == 4 and "there are no chunks to answer from: none are given" in err
+    file.write_text(json.dumps([question, question | {"ctxs": [{"text": "A text."}]}]))
+    code, _, err = run("eval", "--dataset", file, "--model", model, "--mode", "reuse")
+    assert code == 0 and "1 of 2 questions of asked.json have no chunks" in err
+
+
+def test_a_tenants_documents(run: Run, notes: Path, model: Path) -> None:
+    code, out, _ = run("index", notes, "--model", model, "--tenant", "ann")
+    assert code == 0 and out.startswith("3 documents indexed")
+    assert run("query", "Where does Mira live?")[0] == 4
+    code, out, err = run("query", "Where does Mira live?", "--tenant", "ann", "--explain")
+    assert code == 0 and not err and "absent" not in out and "stale" not in out
+    code, out, _ = run("documents", "--tenant", "ann")
+    assert code == 0 and "holt" in out
+    code, out, _ = run("delete", "holt.txt", "--tenant", "ann")
+    assert code == 0 and "1 documents deleted" in out
+    assert run("query", "Where?", "--tenant", "bob")[0] == 1
+    assert "cannot be a tenant" in run("index", notes, "--tenant", "../ann")[2]

@@ -65,3 +65,39 @@ def test_a_damaged_file_is_named(empty_folder: Path) -> None:
     (empty_folder / "ragcache.toml").write_text("ratio = = 0.2\n")
     with pytest.raises(ConfigError, match="ragcache.toml is not valid TOML: .*line 1"):
         Settings.load()
+
+
+@pytest.mark.parametrize("name", ["RAGCACHE", "RAGCACHE_API", "RAGCACHE_STORE"])
+def test_what_kubernetes_says_of_a_service_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """For a Service called ragcache, ragcache-api or ragcache-store, in every container."""
+    for end, value in {
+        "SERVICE_HOST": "10.0.0.11",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": "tcp://10.0.0.11:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.11:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.11",
+        "PORT_53_UDP": "udp://10.0.0.11:53",
+    }.items():
+        monkeypatch.setenv(f"{name}_{end}", value)
+    settings = Settings.load()
+    assert (settings.port, settings.host) == (8000, "127.0.0.1")
+    assert settings.store == Path("ragcache-store")
+
+
+@pytest.mark.parametrize(
+    "name", ["RAGCACHE_SERVICE", "RAGCACHE_PORTS", "RAGCACHE_PORT_TCP", "RAGCACHE_API_PORT"]
+)
+def test_what_only_looks_like_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "8000")
+    with pytest.raises(ConfigError, match=f"the environment sets {name}"):
+        Settings.load()
+
+
+def test_a_port_of_ones_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGCACHE_PORT", "9000")
+    assert Settings.load().port == 9000

@@ -11,13 +11,14 @@ from ragcache.api import problems
 from ragcache.api.jobs import Jobs
 from ragcache.api.limits import BodyLimit
 from ragcache.api.metrics import Metrics
+from ragcache.api.paths import ExactPaths
 from ragcache.api.ready import Check
 from ragcache.api.routes import State, answers, page, status, stored
 from ragcache.api.security import Guarded, Keys
 from ragcache.api.service import Service
 from ragcache.api.watch import Watched
 
-OPEN = "/health", "/demo", "/demo/"  # to everybody
+OPEN = "/", "/health", "/demo", "/demo/"  # to everybody
 
 
 def create_app(service: Service, keys: Keys) -> FastAPI:
@@ -33,6 +34,7 @@ def create_app(service: Service, keys: Keys) -> FastAPI:
     for routes in (answers, stored, status, page):
         app.include_router(routes.router)
     problems.install(app)
+    app.add_middleware(ExactPaths)
     app.add_middleware(BodyLimit, most=service.settings.body_bytes)
     app.add_middleware(Guarded, keys=keys, open=OPEN)
     app.add_middleware(Watched, metrics=metrics)  # the last one added is the outermost

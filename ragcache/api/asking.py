@@ -32,12 +32,16 @@ class Asked:
         self._first: tuple[str, Any] | None = None
         self._until = loop.time() + seconds + _LATE_S
         self.answer: Answer | None = None
+        self.no_chunks: str | None = None  # why there are none, known once it has begun
 
         def told(kind: str, value: Any) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
 
-        self.ticket = service.ask(tenant, ask, told, seconds=seconds)
+        self.ticket = service.ask(tenant, ask, told, seconds=seconds, without=self._without)
+
+    def _without(self, why: str) -> None:
+        self.no_chunks = why
 
     def give_up(self) -> None:
         self.ticket.give_up()

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from xxhash import xxh3_128_hexdigest
 
 from ragcache.api import chat
-from ragcache.api.problems import Problem, problem
+from ragcache.api.problems import Problem, invalid, problem
 from ragcache.api.schemas import Chat, Query
 from ragcache.api.service import Ask
 from ragcache.api.shapes import CompletionShape, QueryShape
@@ -71,6 +71,7 @@ class Summary:
     answered: int  # by this run
     resumed: int
     failed: int  # of all: their results have an error
+    without: int  # of all: answered, and no chunks to answer from
 
 
 def read(path: Path) -> list[Request]:
@@ -131,7 +132,8 @@ def answering(
     _write(out, [results[request.number] for request in requests])
     part.unlink()
     failed = sum(result["error"] is not None for result in results.values())
-    return Summary(len(requests), len(left), resumed, failed)
+    without = sum(_without(result) for result in results.values())
+    return Summary(len(requests), len(left), resumed, failed, without)
 
 
 def _asked(given: dict[str, Any]) -> Query | Chat | Problem:
@@ -150,10 +152,7 @@ def _asked(given: dict[str, Any]) -> Query | Chat | Problem:
     try:
         asked = kinds[url].model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        return Problem(400, f"{where}: {said}" if where else said, param=where or None)
+        return invalid(error.errors())
     if asked.stream:
         return Problem(400, "stream: a batch has no streams: leave it out", param="stream")
     return asked
@@ -178,7 +177,8 @@ def _found(cache: RagCache, request: Request) -> Ask:
         ask = chat.ask(asked, default)
     if ask.chunks is None:
         cache.check_usable(blender(ask.mode or cache.settings.mode))
-        ask = replace(ask, chunks=cache.retrieve(ask.question, ask.top_k, ask.neighbours))
+        found = cache.retrieve(ask.question, ask.top_k, ask.neighbours)
+        ask = replace(ask, chunks=found or None)  # where it is none, the answer says why
     return ask
 
 
@@ -216,12 +216,18 @@ def _answered(cache: RagCache, request: Request, ask: Ask) -> dict[str, Any]:
             ratio=ask.ratio,
             chunks=ask.chunks,
             lead=ask.lead,
+            require_chunks=ask.require_chunks,
             sampling=ask.sampling,
         )
     except RagCacheError as error:
         return _result(request, _its_own(error))
     body = shape(cache.engine, _id(request), trace).whole(answer)
     return _result(request, body)
+
+
+def _without(result: dict[str, Any]) -> bool:
+    """Whether an answer was made from no chunks."""
+    return bool(result["response"]["body"].get("ragcache", {}).get("no_chunks"))
 
 
 def _its_own(error: Problem | RagCacheError) -> Problem:

@@ -53,6 +53,7 @@ def ask(chat: Chat, default: Sampling) -> Ask:
         ratio=options.ratio,
         top_k=options.top_k,
         neighbours=options.neighbours,
+        require_chunks=options.require_chunks,
         sampling=chat.sampling(default, chat.max_completion_tokens),
     )
 
@@ -65,6 +66,7 @@ def ask_query(query: Query, default: Sampling) -> Ask:
         ratio=query.ratio,
         top_k=query.top_k,
         neighbours=query.neighbours,
+        require_chunks=query.require_chunks,
         sampling=query.sampling(default),
     )
 
@@ -103,6 +105,8 @@ def document(given: str | dict[str, Any], number: int) -> Chunk:
     lines = []
     for key in sorted(data, key=lambda key: _PLAIN.index(key) if key in _PLAIN else len(_PLAIN)):
         value = data[key]
+        if value is None:  # a title that a document has not, say
+            continue
         if not isinstance(value, (str, int, float)):
             message = f"{where}.{key}: only text and numbers can stand in a document"
             raise Problem(400, message, param=f"{where}.{key}")

@@ -65,6 +65,7 @@ class _Work:
     expires: float | None
     pinned: bool | None
     index: bool  # else their KV is computed, and nothing more
+    promise: int | None  # to write the documents; None where nothing is indexed
     steps: Generator[Step, None, Added | Precomputed | Finished] | None = field(
         default=None, repr=False
     )
@@ -119,13 +120,16 @@ class Jobs:
         now = time.time()
         job = Job(uuid.uuid4().hex[:16], tenant, "queued", total=len(documents), created=now)
         expires = None if ttl_s is None else now + ttl_s
-        work = _Work(job, [d.id for d in documents], expires, pinned, index)
+        names = [d.id for d in documents]
         texts = json.dumps([[d.id, d.text, dict(d.metadata)] for d in documents])
         with self._lock:
             works = self._of(tenant)
             if (waiting := sum(other.open for other in works.values())) >= MOST:
                 raise Busy(waiting, _AGAIN_S, "jobs")
-            self._service.cache(tenant).catalog.put_setting(_TEXTS + job.id, texts)
+            catalog = self._service.cache(tenant).catalog
+            promise = catalog.promise(names) if index else None
+            work = _Work(job, names, expires, pinned, index, promise)
+            catalog.put_setting(_TEXTS + job.id, texts)
             self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
             self._record(work)
             works[job.id] = work
@@ -167,9 +171,14 @@ class Jobs:
     def _of(self, tenant: str) -> dict[str, _Work]:
         """A tenant's jobs by id, the oldest first, read from its store at the first time."""
         if tenant not in self._tenants:
-            records = self._service.cache(tenant).catalog.settings(_RECORD)
-            works = [_from_json(text) for text in records.values()]
+            catalog = self._service.cache(tenant).catalog
+            works = [_from_json(text) for text in catalog.settings(_RECORD).values()]
             works.sort(key=lambda work: work.job.created)
+            catalog.withdraw_others({work.promise for work in works if work.promise is not None})
+            for work in works:  # of an earlier release
+                if work.index and work.promise is None and work.job.state != "done":
+                    work.promise = catalog.promise(work.documents)
+                    self._record(work)
             self._tenants[tenant] = {work.job.id: work for work in works}
         return self._tenants[tenant]
 
@@ -229,6 +238,7 @@ class Jobs:
             [Document(*fields) for fields in json.loads(texts)],
             ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
             pinned=work.pinned,
+            promise=work.promise,
             embed_batch=EMBED_BATCH,
             batch_tokens=BATCH_TOKENS,
         )
@@ -268,14 +278,18 @@ class Jobs:
             "expires": work.expires,
             "pinned": work.pinned,
             "index": work.index,
+            "promise": work.promise,
         }
         catalog = self._service.cache(work.job.tenant).catalog
         catalog.put_setting(_RECORD + work.job.id, json.dumps(known))
 
     def _forget_old(self, tenant: str) -> None:
-        ended = [work.job.id for work in self._of(tenant).values() if not work.open]
+        ended = [id for id, work in self._of(tenant).items() if not work.open]
         for id in ended[: max(0, len(ended) - KEPT)]:
+            work = self._of(tenant)[id]
             catalog = self._service.cache(tenant).catalog
+            if work.promise is not None:
+                catalog.withdraw(work.promise, work.documents)
             catalog.drop_setting(_TEXTS + id)
             catalog.drop_setting(_RECORD + id)
             del self._of(tenant)[id]
@@ -288,7 +302,8 @@ def _from_json(text: str) -> _Work:
         known["documents"],
         known["expires"],
         known["pinned"],
-        known.get("index", True),  # of an earlier release
+        known.get("index", True),  # of an earlier release, as the next
+        known.get("promise"),
     )
 
 
@@ -299,4 +314,5 @@ def _summary(done: Added | Precomputed | Finished) -> str:
     kv = f"KV of {computed.encoded} chunks computed, {computed.stored} were there"
     if isinstance(done, Precomputed):
         return kv
-    return f"{done.documents} documents indexed, {done.unchanged} unchanged; {kv}"
+    overtaken = f", {done.overtaken} left out: written or deleted since" if done.overtaken else ""
+    return f"{done.documents} documents indexed, {done.unchanged} unchanged{overtaken}; {kv}"

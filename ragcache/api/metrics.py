@@ -50,6 +50,9 @@ class Metrics:
             ["reason"],
             registry=told,
         )
+        self.no_chunks = Counter(
+            "ragcache_no_chunks", "Answers to prompts without chunks", registry=told
+        )
         self.given_up = Counter(
             "ragcache_given_up",
             "Answers whose client hung up or whose time was over",
@@ -63,6 +66,8 @@ class Metrics:
         mode = report.mode.partition("+")[0].partition(":")[0]  # parameters would be endless
         self.ttft.labels(mode).observe(queued_s + report.retrieval_s + report.ttft_s)
         self.queued.observe(queued_s)
+        if report.no_chunks is not None:
+            self.no_chunks.inc()
         prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
         self.tokens.labels("cached").inc(report.reused_tokens)
         self.tokens.labels("computed").inc(prompt - report.reused_tokens)

@@ -6,6 +6,7 @@
 | 401, 403 | ``invalid_api_key``, ``forbidden_host`` | see security.py |
 | 404, 405 | ``not_found``, ``model_not_found``, ``method_not_allowed`` | nothing is there |
 | 413 | ``body_too_large`` | the body is longer than the service takes |
+| 422 | ``no_chunks`` | there is nothing to answer from, and that was required |
 | 429 | ``queue_full`` | the tenant's queue is full; ``Retry-After`` says when to come again |
 | 499 | | the client has hung up: nobody reads it |
 | 500 | ``store_error``, ``internal_error`` | the service's fault; the log says more |
@@ -16,6 +17,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,9 +27,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp, TooLate
-from ragcache.errors import ContextError, ModelError, RagCacheError, StoreError
+from ragcache.errors import ContextError, ModelError, NoChunksError, RagCacheError, StoreError
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_UNION = re.compile(r".*[-\[].*|str|int|float|dict")  # what pydantic calls a union's types
 _CLOSING = "the service is shutting down: ask again, here or another replica"
 
 
@@ -76,6 +80,8 @@ def problem(error: Exception) -> Problem:
             return Problem(504, message, code="deadline_exceeded")
         case ContextError():
             return Problem(400, str(error), code="context_length_exceeded")
+        case NoChunksError():
+            return Problem(422, str(error), code="no_chunks")
         case StoreError():
             return Problem(500, str(error), code="store_error")
         case ModelError():  # of servers that run the model: they are gone, or refuse what is asked
@@ -106,10 +112,18 @@ async def _gone(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()  # of a union, one for every type: what we say ourselves is clearer
-    first = next((one for one in found if one["type"] == "value_error"), found[0])
-    # Behind "body", "query" or "path", and without the names of a union's types.
-    where = [str(part) for part in first["loc"][1:] if "-" not in str(part)]
+    return invalid(error.errors(), behind=1).response()
+
+
+def invalid(errors: Sequence[Any], behind: int = 0) -> Problem:
+    """What is wrong with a request, by pydantic's errors. The field's name begins behind so many
+    parts of its place, such as ``body``."""
+    # Of a union, there is one for every type: what we say ourselves is clearer.
+    ours = "value_error", "unsupported", "no_content"
+    first = next((one for one in errors if one["type"] in ours), errors[0])
+    where = [str(part) for part in first["loc"][behind:] if not _UNION.fullmatch(str(part))]
+    if (field := first.get("ctx", {}).get("field")) is not None:
+        where.append(field)
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -121,7 +135,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
             "the body is no JSON object: send one, with the header Content-Type: application/json"
         )
     said = f"{param}: {message}" if param else message
-    return Problem(400, said.encode(errors="replace").decode(), param=param).response()
+    return Problem(400, said.encode(errors="replace").decode(), param=param)
 
 
 async def _http(_: Request, error: Exception) -> Response:

@@ -5,15 +5,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ragcache.settings import Ratio
 from ragcache.text import whole_in
-from ragcache.types import Sampling
+from ragcache.types import Sampling, wrong_id
 
 _TEN_YEARS = 10 * 365 * 86400
-_NONZERO = Field(min_length=1, max_length=1000)
-Stop = Annotated[str, _NONZERO] | Annotated[list[Annotated[str, _NONZERO]], Field(max_length=16)]
+_MOST_STOPS, _LONGEST_STOP = 16, 1000
+
+
+def _stop(given: Any) -> Any:
+    """Texts that end an answer, of one or a list. Raises ValueError."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a text, or a list of texts, that end the answer")
+    if len(texts) > _MOST_STOPS:
+        raise ValueError(f"{len(texts)} texts are given, and {_MOST_STOPS} may be: leave some out")
+    if not all(0 < len(text) <= _LONGEST_STOP for text in texts):
+        raise ValueError(f"give texts of 1 to {_LONGEST_STOP} characters each")
+    return texts
+
+
+Stop = Annotated[list[str], BeforeValidator(_stop)]
 
 #: What would change an answer's meaning, and the values with which it does not.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -45,7 +60,9 @@ def _check_supported(model: BaseModel, table: dict[str, tuple[Any, ...]]) -> Non
     for name, harmless in table.items():
         value = getattr(model, name)
         if value is not None and value not in harmless:
-            raise ValueError(f"{name} is not supported: leave it out")
+            raise PydanticCustomError(
+                "unsupported", "{field} is not supported: leave it out", {"field": name}
+            )
 
 
 class Strict(BaseModel):
@@ -67,12 +84,11 @@ class Sampled(Strict):
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
 
     def sampling(self, default: Sampling, most: int | None = None) -> Sampling:
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or ()
         return Sampling(
             max_tokens=most or self.max_tokens or default.max_tokens,
             temperature=default.temperature if self.temperature is None else self.temperature,
             top_p=self.top_p or default.top_p,
-            stop=tuple(stop),
+            stop=tuple(self.stop or ()),
             seed=self.seed,
         )
 
@@ -84,6 +100,9 @@ class Fusion(Strict):
     ratio: Ratio | None = None
     top_k: int | None = Field(None, ge=1, le=1000)
     neighbours: int | None = Field(None, ge=0, le=100)
+    require_chunks: bool | None = Field(
+        None, description="answer 422 where there are no chunks to answer from"
+    )
     trace: bool = Field(False, description="report every token")
 
 
@@ -121,7 +140,7 @@ class Part(BaseModel):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: Any = None
     function_call: Any = None
@@ -132,10 +151,17 @@ class Message(Strict):
     @model_validator(mode="after")
     def _supported(self) -> Message:
         _check_supported(self, _UNSUPPORTED_IN_MESSAGES)
+        if self.content is None:
+            raise PydanticCustomError(
+                "no_content",
+                "the message has no content: give its text, or leave the message out",
+                {"field": "content"},
+            )
         return self
 
     @property
     def texts(self) -> list[str]:
+        assert self.content is not None
         if isinstance(self.content, str):
             return [self.content]
         return [part.text or "" for part in self.content]
@@ -189,7 +215,13 @@ class Chat(Sampled):
         return self
 
 
-Id = Annotated[str, Field(min_length=1, max_length=1000)]
+def _id(given: str) -> str:
+    if (why := wrong_id(given)) is not None:
+        raise ValueError(f"this cannot be a document's id: {why}")
+    return given
+
+
+Id = Annotated[str, AfterValidator(_id)]
 Metadata = Annotated[dict[str, str], Field(max_length=100)]
 
 

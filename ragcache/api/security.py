@@ -15,6 +15,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from typing import Self
@@ -25,9 +26,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ragcache.api.problems import Problem
 from ragcache.errors import ConfigError
 from ragcache.settings import Settings
-from ragcache.store.tenants import TENANT
+from ragcache.store.tenants import ITSELF, TENANT
 
 _SHORTEST = 16  # characters of a key: it may be guessed at over a network
+_HOST = re.compile(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]*)?")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 #: For a person who opens an address; a page that fetches is not to make its browser ask.
 _TO_A_PERSON = {"WWW-Authenticate": 'Bearer, Basic realm="ragcache"'}
@@ -65,6 +67,11 @@ class Keys:
             raise ConfigError("API keys are asked for, but none is given: add lines name:key")
         return keys
 
+    @property
+    def tenants(self) -> list[str]:
+        """Each once, in the order of their first keys; "" is whose store is the service's own."""
+        return list(dict.fromkeys(tenant for _, tenant in self._tenants))
+
     def __len__(self) -> int:
         return len(self._tenants)
 
@@ -80,7 +87,7 @@ class Keys:
 class Guarded:
     """Asks for a key on every path that is not ``open``; puts the tenant into ``scope["state"]``.
 
-    ``open``: paths, and folders that end in a slash.
+    ``open``: paths, and folders that end in a slash; the root is a path.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, open: tuple[str, ...]) -> None:
@@ -122,7 +129,9 @@ class Guarded:
         return tenant
 
     def _is_open(self, path: str) -> bool:
-        return any(path == one or one[-1] == "/" and path.startswith(one) for one in self.open)
+        if path in self.open:
+            return True
+        return any(one != "/" and one[-1] == "/" and path.startswith(one) for one in self.open)
 
 
 def check_bind(host: str, keys: Keys) -> None:
@@ -146,10 +155,9 @@ def is_loopback(host: str) -> bool:
 
 
 def _host(header: str) -> str:
-    """A Host header without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0].lower()
+    """A Host header without its port; nothing where it is none."""
+    found = _HOST.fullmatch(header)
+    return (found["address"] or found["name"]).lower() if found else ""
 
 
 def _password(basic: str) -> str:
@@ -161,14 +169,17 @@ def _password(basic: str) -> str:
 
 def _pair(line: str, where: str) -> tuple[str, str]:
     name, colon, key = (part.strip() for part in line.partition(":"))
-    if not colon or TENANT.fullmatch(name) is None:
-        raise ConfigError(f"{where} is not name:key, with a name of up to 63 of a-z, 0-9, - and _")
+    if not colon or name != ITSELF and TENANT.fullmatch(name) is None:
+        raise ConfigError(
+            f"{where} is not name:key, with a name of up to 63 of a-z, 0-9, - and _, or . for "
+            "whoever asks the store itself"
+        )
     if len(key) < _SHORTEST:
         raise ConfigError(
             f"the key in {where} has {len(key)} characters: give at least {_SHORTEST}, such as "
             "what `openssl rand -hex 32` prints"
         )
-    return name, key
+    return "" if name == ITSELF else name, key
 
 
 def _digest(key: str) -> bytes:

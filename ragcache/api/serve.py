@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -11,21 +15,53 @@ from ragcache.api import logs
 from ragcache.api.app import create_app
 from ragcache.api.security import Keys, check_bind
 from ragcache.api.service import Service
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, RagCacheError
 from ragcache.settings import Settings
+from ragcache.store.tenants import tenant_folder
+
+logger = logging.getLogger(__name__)
 
 _REPLY_S = 5.0  # for the last words of what was given up
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigError for an address that must not be served at,
-    before the model is loaded, and what :meth:`Service.open` raises."""
+    """Serve until SIGINT or SIGTERM; then the stores are closed. Raises ConfigError for an address
+    that must not be served at, before the model is loaded, and what :meth:`Service.open` raises."""
     keys = Keys.of(settings)
     check_bind(settings.host, keys)
     check_free(settings.host, settings.port)
     logs.configure()
     with Service.open(settings, queue=settings.queue, streams=settings.streams) as service:
-        Server(service, keys).run()
+        for warning in empty_stores(service, keys):
+            logger.warning(warning)
+        Server(service, keys, lambda url: print(f"the page is at {url}/demo", flush=True)).run()
+
+
+def empty_stores(service: Service, keys: Keys) -> Iterator[str]:
+    """Say whose questions find nothing, and which documents nobody can ask for."""
+    store = service.settings.store
+    for tenant in keys.tenants or [""]:
+        try:
+            there = tenant_folder(Path(store), tenant).exists()
+            documents = service.cache(tenant).catalog.size[0] if there else 0
+        except RagCacheError as error:
+            yield f"the store of tenant {tenant or 'itself'!r} cannot be opened: {error}"
+            continue
+        if not documents:
+            named = f" --tenant {tenant}" if tenant else ""
+            whose = f"the store of tenant {tenant}" if tenant else "the store"
+            yield (
+                f"{whose} holds no documents, so its questions are answered from nothing: give it "
+                f"some with `ragcache index PATH... --store {store}{named}` before serving, or "
+                "POST /v1/documents"
+            )
+    own = service.own.catalog.size[0]
+    if keys and "" not in keys.tenants and own:
+        yield (
+            f"the {own} documents of the store itself belong to no key, so nobody can ask for "
+            "them: give them to one with a line .:KEY among the keys, or index them for a tenant "
+            f"with `ragcache index PATH... --store {store} --tenant NAME`"
+        )
 
 
 def check_free(host: str, port: int) -> None:
@@ -45,12 +81,15 @@ def check_free(host: str, port: int) -> None:
 class Server(uvicorn.Server):
     """Serves at ``host`` and ``port`` of the service's settings.
 
-    At the end nothing new is taken, and what was begun may go on for ``grace_s``; then streams end
-    with an error event, and whole answers with 503.
+    ``listens`` is told the address once it does. At the end nothing new is taken, and what was
+    begun may go on for ``grace_s``; then streams end with an error event, and whole answers with
+    503. A signal ends :meth:`run`, not the process: whoever called it closes what it opened.
     """
 
-    def __init__(self, service: Service, keys: Keys) -> None:
-        self.service, settings = service, service.settings
+    def __init__(
+        self, service: Service, keys: Keys, listens: Callable[[str], None] = lambda url: None
+    ) -> None:
+        self.service, settings, self._listens = service, service.settings, listens
         super().__init__(
             uvicorn.Config(
                 create_app(service, keys),
@@ -62,6 +101,24 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(settings.grace_s + _REPLY_S),
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listens(self.url)
+
+    @property
+    def url(self) -> str:
+        """Where it listens; of all addresses, the one on this machine."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()  # or they would end the process here
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = self.service.settings.grace_s

@@ -21,7 +21,7 @@ from ragcache.pipeline import RagCache
 from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey
-from ragcache.store.tenants import tenant_folder
+from ragcache.store.tenants import made_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling
 
 #: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
@@ -40,6 +40,7 @@ class Ask:
     ratio: Ratio | None = None
     top_k: int | None = None
     neighbours: int | None = None
+    require_chunks: bool | None = None
     sampling: Sampling | None = None
 
 
@@ -84,16 +85,25 @@ class Service:
         """The tenant's own RagCache. ConfigError for a name that is not valid."""
         with self._opening:
             if tenant not in self._caches:
-                path = tenant_folder(Path(self.settings.store), tenant)
-                path.parent.mkdir(mode=0o700, exist_ok=True)
+                path = made_tenant_folder(Path(self.settings.store), tenant)
                 self._caches[tenant] = RagCache.open(
                     path, settings=self.settings, beside=self.own, tenant=tenant
                 )
             return self._caches[tenant]
 
-    def ask(self, tenant: str, ask: Ask, told: Told, *, seconds: float | None = None) -> Ticket:
+    def ask(
+        self,
+        tenant: str,
+        ask: Ask,
+        told: Told,
+        *,
+        seconds: float | None = None,
+        without: Callable[[str], None] | None = None,
+    ) -> Ticket:
         """Queue a question. It is told pieces of the answer's text, and the Answer last.
 
+        ``without`` is called before the first piece, on the engine's thread, where the prompt has
+        no chunks, and told why.
         Raises Busy or Closing, and nothing else: what is wrong with the question is told.
         """
 
@@ -109,10 +119,13 @@ class Service:
                 neighbours=given.neighbours,
                 chunks=given.chunks,
                 lead=given.lead,
+                require_chunks=given.require_chunks,
                 sampling=given.sampling,
                 check=check,
                 keep=False,
             )
+            if stream.no_chunks is not None and without is not None:
+                without(stream.no_chunks)
             for piece in stream.steps():
                 yield WAITS if piece is None else piece
             if stream.misses:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
-    """Tokens as OpenAI counts them. Cached: of chunks, loaded from the store and not computed."""
+    """Tokens as OpenAI counts them. Cached: of chunks, loaded from the store and not computed.
+    ``chunks``: how many the prompt had."""
     report = answer.report
     prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
     counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(answer.tokens)}
@@ -25,6 +26,7 @@ def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
     return counts | {
         "total_tokens": prompt + len(answer.tokens),
         "prompt_tokens_details": {"cached_tokens": report.reused_tokens},
+        "chunks": len(report.chunks),
     }
 
 
@@ -71,6 +73,8 @@ class QueryShape:
 
     async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
         async with aclosing(asked.pieces()) as pieces:
+            if asked.no_chunks is not None:  # before anything that is made of nothing
+                yield {"delta": "", "no_chunks": asked.no_chunks}
             async for piece in pieces:
                 yield {"delta": piece}
         assert asked.answer is not None
@@ -105,7 +109,10 @@ class CompletionShape(QueryShape):
         }
 
     async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
-        yield self._chunk({"role": "assistant", "content": "", "refusal": None})
+        first = self._chunk({"role": "assistant", "content": "", "refusal": None})
+        if asked.no_chunks is not None:
+            first["ragcache"] = {"no_chunks": asked.no_chunks}
+        yield first
         async with aclosing(asked.pieces()) as pieces:
             async for piece in pieces:
                 yield self._chunk({"content": piece})

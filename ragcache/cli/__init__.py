@@ -11,8 +11,8 @@ from contextlib import suppress
 import typer
 
 from ragcache.cli import asking, bulk, measuring, stores
-from ragcache.cli.options import tell
-from ragcache.errors import RagCacheError
+from ragcache.cli.options import NO_CHUNKS, tell
+from ragcache.errors import NoChunksError, RagCacheError
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
@@ -56,7 +56,8 @@ for panel, commands in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback."""
+    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback; 4
+    where there is nothing to answer from."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes of any encoding
         with suppress(OSError):  # of a descriptor that has become a pipe
             sys.stdout.reconfigure(errors="replace")
@@ -66,4 +67,4 @@ def main() -> None:
         app()
     except RagCacheError as error:
         tell("error", error, "bold red")
-        sys.exit(1)
+        sys.exit(NO_CHUNKS if isinstance(error, NoChunksError) else 1)

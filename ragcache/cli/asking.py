@@ -10,6 +10,7 @@ import typer
 
 from ragcache import show
 from ragcache.cli.options import (
+    NO_CHUNKS,
     Codec,
     Compile,
     Device,
@@ -19,7 +20,9 @@ from ragcache.cli.options import (
     PromptDate,
     Ratio,
     Remote,
+    RequireChunks,
     Store,
+    Tenant,
     err,
     named_if_blank,
     opened,
@@ -35,6 +38,7 @@ from ragcache.show.answers import answer_table, chunk_table, explanation, layer_
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
     store: Store = None,
+    tenant: Tenant = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -88,7 +92,7 @@ def index(
         remote=remote,
         levels=levels,
     )
-    with opened(settings) as cache:
+    with opened(settings, tenant=tenant) as cache:
         tell_date(cache)
         with show.progress(err) as told:
             added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
@@ -106,6 +110,7 @@ def index(
 def query(
     question: str,
     store: Store = None,
+    tenant: Tenant = None,
     model: Model = None,
     mode: Annotated[
         str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
@@ -124,6 +129,7 @@ def query(
     compare: Annotated[
         list[str] | None, typer.Option(help="Ask in this mode too, with its own ratio.")
     ] = None,
+    require_chunks: RequireChunks = None,
     device: Device = None,
     dtype: Dtype = None,
     remote: Remote = None,
@@ -131,7 +137,7 @@ def query(
 ) -> None:
     """Answer a question from the indexed documents; the answer streams.
 
-    --compare may be given several times.
+    --compare may be given several times. Exit code 4: there was nothing to answer from.
     """
     from ragcache.api import page
     from ragcache.blend import blender
@@ -146,6 +152,7 @@ def query(
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
+        require_chunks=require_chunks,
         device=device,
         dtype=dtype,
         remote=remote,
@@ -160,8 +167,15 @@ def query(
         blender(other)
     if report is not None:
         page.check(report)
-    with opened(settings, must_exist=True) as cache:
+    with opened(settings, must_exist=True, tenant=tenant) as cache:
         stream = cache.stream(question, sampling=sampling)
+        if stream.no_chunks is not None:
+            named = f" --tenant {tenant}" if tenant else ""
+            tell(
+                "nothing to answer from",
+                f"{stream.no_chunks}. What follows is the model's own. Add documents with "
+                f"`ragcache index PATH... --store {settings.store}{named}`.",
+            )
         begun = False
         for piece in stream:
             text = piece if begun else piece.lstrip()  # many models begin with a space
@@ -184,6 +198,8 @@ def query(
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
         out.print(layer_table(answer.report, out.width))
+    if answer.report.no_chunks is not None:
+        raise typer.Exit(NO_CHUNKS)
 
 
 def demo(
@@ -220,6 +236,7 @@ def serve(
         str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
     ] = None,
     ratio: Ratio = None,
+    require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
         str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
     ] = None,
@@ -245,6 +262,7 @@ def serve(
             timeout_s=None if timeout is None else seconds(timeout),
             mode=mode,
             ratio=ratio,
+            require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,
             levels=levels,

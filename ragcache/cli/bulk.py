@@ -16,6 +16,7 @@ from pydantic import ByteSize
 
 from ragcache import show
 from ragcache.cli.options import (
+    NO_CHUNKS,
     Codec,
     Compile,
     Device,
@@ -25,7 +26,9 @@ from ragcache.cli.options import (
     PromptDate,
     Ratio,
     Remote,
+    RequireChunks,
     Store,
+    Tenant,
     err,
     named_if_blank,
     opened,
@@ -52,6 +55,7 @@ def precompute(
         typer.Argument(help="Files, folders, data sets on disk; - is JSON Lines from stdin."),
     ],
     store: Store = None,
+    tenant: Tenant = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -111,7 +115,7 @@ def precompute(
     )
     cluster = Cluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []
-    with _there(settings, dry_run) as here, opened(here) as cache:
+    with _there(settings, dry_run) as here, opened(here, tenant=tenant) as cache:
         tell_date(cache)
         computing = _computing(cache, here, cluster, batch_tokens)
         documents = named_if_blank(read(sources, on_error=unread.append))
@@ -144,6 +148,7 @@ def batch(
     ],
     to: Annotated[Path, typer.Option("--out", help="File of the results, in the same order.")],
     store: Store = None,
+    tenant: Tenant = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -151,6 +156,7 @@ def batch(
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
         str | None, typer.Option(help="KV held in RAM between questions; default: 1GiB.")
     ] = None,
@@ -160,7 +166,8 @@ def batch(
 ) -> None:
     """Answer a file of questions. Run again after it was stopped, it answers those that are left.
 
-    Exit code 3: some requests cannot be answered; their results say why.
+    Exit code 3: some requests cannot be answered; their results say why. 4: all are answered, some
+    of them from nothing.
     """
     from ragcache.api.batch import answering, read
     from ragcache.precompute import through
@@ -176,13 +183,14 @@ def batch(
         ratio=ratio,
         top_k=top_k,
         max_tokens=max_tokens,
+        require_chunks=require_chunks,
         ram_bytes=ram_bytes,
     )
     if not settings.ram_bytes:
         settings = settings.model_copy(update={"ram_bytes": ByteSize(1 << 30)})
     requests = read(questions)
     began = time.perf_counter()
-    with opened(settings, must_exist=True) as cache, show.progress(err) as told:
+    with opened(settings, must_exist=True, tenant=tenant) as cache, show.progress(err) as told:
         done = through(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(
@@ -191,8 +199,14 @@ def batch(
         highlight=False,
         soft_wrap=True,
     )
-    if done.failed:
-        raise typer.Exit(SKIPPED)
+    if done.without:
+        tell(
+            "nothing to answer from",
+            f"{done.without} of {done.requests} answers are the model's own: no chunks were found "
+            "for them, or given. Their results say why in ragcache.no_chunks.",
+        )
+    if done.failed or done.without:
+        raise typer.Exit(SKIPPED if done.failed else NO_CHUNKS)
 
 
 def plan_corpora(

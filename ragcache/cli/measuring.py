@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,11 +20,15 @@ from ragcache.cli.options import (
     err,
     opened,
     out,
+    tell,
 )
-from ragcache.errors import ConfigError, StoreError
+from ragcache.errors import ConfigError, NoChunksError, StoreError
 from ragcache.settings import Settings
 from ragcache.show import corpora, quality
 from ragcache.show.stores import speed_table
+
+if TYPE_CHECKING:
+    from ragcache.dataset import Context
 
 
 def evaluate(
@@ -65,6 +70,8 @@ def evaluate(
     )
     chosen = modes(mode or (), ratio or ())
     datasets = load_all(dataset or [world("prompts.jsonl")], limit)
+    for name, contexts in datasets.items():
+        _check_chunks(contexts, name)
     if plot_file is not None:
         plot.check(plot_file)
     for file in filter(None, (json_file, plot_file)):
@@ -132,6 +139,7 @@ def calibrate(
     else:
         with opened(settings, must_exist=True) as cache:
             contexts = choosing.retrieved(path, cache)
+            _check_chunks(contexts, str(path), cache.no_chunks())
             settings = choosing.of_store(settings, cache)
     with show.progress(err) as told:
         found = choosing.calibrate(
@@ -145,6 +153,21 @@ def calibrate(
         )
     out.print(quality.curve_table(found))
     out.print(quality.choice(choosing.least(found, keep), keep), highlight=False, soft_wrap=True)
+
+
+def _check_chunks(contexts: Iterable[Context], name: str, why: str = "none are given") -> None:
+    """Say how many questions have no chunks; NoChunksError where none has any: every mode answers
+    those alike."""
+    counts = [(len(context.questions), bool(context.chunks)) for context in contexts]
+    total = sum(questions for questions, _ in counts)
+    without = sum(questions for questions, has in counts if not has)
+    if without == total:
+        raise NoChunksError(
+            f"{name}: there are no chunks to answer from: {why}. Give questions with chunks, or "
+            "index documents."
+        )
+    if without:
+        tell("nothing to answer from", f"{without} of {total} questions of {name} have no chunks")
 
 
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
+from ragcache.show.terminal import Terminal, shown
+from ragcache.store.tenants import made_tenant_folder, tenant_folder
 
 if TYPE_CHECKING:
     from ragcache.pipeline import RagCache
     from ragcache.types import Document
 
-# Names, questions and messages have brackets of their own: they are no markup.
-out, err = Console(markup=False), Console(stderr=True, markup=False)
+out, err = Terminal(), Terminal(stderr=True)
+
+NO_CHUNKS = 4  # exit code: there was nothing to answer from
 
 Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
 Model = Annotated[
     str | None,
     typer.Option(help="Model folder or hub name; default: the store's own, or `tiny`."),
+]
+Tenant = Annotated[
+    str | None,
+    typer.Option(help="Whose store, below that folder: a name among the keys of `serve`."),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
@@ -65,12 +72,19 @@ PromptDate = Annotated[
         help="Set anew the date that a chat template puts into this store's prompts.",
     ),
 ]
+RequireChunks = Annotated[
+    bool | None,
+    typer.Option(
+        "--require-chunks/--allow-no-chunks",
+        help="Refuse a question that nothing is found for, with exit code 4.",
+    ),
+]
 Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
 
 
 def tell(label: str, text: object, style: str = "yellow") -> None:
     """A message about the work, beside its results: on stderr, on a line of its own."""
-    err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
+    err.print(Text.assemble((f"{label}:", style), f" {shown(str(text))}"), soft_wrap=True)
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
@@ -99,17 +113,30 @@ def check_exists(store: Path) -> None:
         )
 
 
-def opened(settings: Settings, *, must_exist: bool = False) -> Any:
-    """A RagCache, to be closed by its ``with``."""
+@contextmanager
+def opened(
+    settings: Settings, *, must_exist: bool = False, tenant: str | None = None
+) -> Iterator[Any]:
+    """The RagCache of the store, or of a tenant's below it, with its model."""
     from ragcache.pipeline import RagCache
 
+    path = tenant_folder(settings.store, tenant or "")
     if must_exist:
-        check_exists(settings.store)
-    cache = RagCache.open(settings.store, settings=settings)
+        check_exists(path)
+    with RagCache.open(settings.store, settings=settings) as own:
+        _tell_of_tiny(own)
+        if not tenant:
+            yield own
+            return
+        made_tenant_folder(settings.store, tenant)
+        with RagCache.open(path, settings=settings, beside=own, tenant=tenant) as cache:
+            yield cache
+
+
+def _tell_of_tiny(cache: RagCache) -> None:
     if cache.engine.name == TINY:
         tell(
             "note",
             "this is the small model that ships: it knows only its own made-up world. Index with "
             "--model for answers from documents of yours.",
         )
-    return cache

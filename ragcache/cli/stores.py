@@ -15,6 +15,7 @@ from ragcache.cli.options import (
     Model,
     Remote,
     Store,
+    Tenant,
     check_exists,
     err,
     opened,
@@ -23,30 +24,32 @@ from ragcache.cli.options import (
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
 from ragcache.show.stores import document_table, finding_table, moved, store_table
+from ragcache.store.tenants import tenant_folder
 
 if TYPE_CHECKING:
     from ragcache.store import DiskStore
     from ragcache.store.remote import RemoteStore
 
 
-def documents(store: Store = None) -> None:
+def documents(store: Store = None, tenant: Tenant = None) -> None:
     """List the documents of a store."""
     from ragcache.store import Catalog
 
-    with _store(store, readonly=True) as chunks:
+    with _store(store, readonly=True, tenant=tenant) as chunks:
         out.print(document_table(Catalog(chunks).entries()))
 
 
 def delete(
     ids: Annotated[list[str], typer.Argument(help="Documents, as `ragcache documents` has them.")],
     store: Store = None,
+    tenant: Tenant = None,
     remote: Remote = None,
 ) -> None:
     """Delete documents, their chunks, and the KV that no other document uses, there and here."""
     from ragcache.store import Catalog
 
     has_remote = Settings.load(remote=remote).remote
-    with _shared(store, remote) if has_remote else _store(store) as chunks:
+    with _shared(store, remote, tenant) if has_remote else _store(store, tenant=tenant) as chunks:
         catalog = Catalog(chunks)
         missing = [name for name in ids if not catalog.delete_document(name)]
         known = [entry.id for entry in catalog.entries()] if missing else []
@@ -60,12 +63,12 @@ def delete(
         )
 
 
-def stats(store: Store = None, remote: Remote = None) -> None:
+def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> None:
     """What a store holds, and what its remote does."""
     from ragcache.opening import PROMPT_DATE
     from ragcache.store import Catalog
 
-    with _store(store, readonly=True) as chunks:
+    with _store(store, readonly=True, tenant=tenant) as chunks:
         out.print(store_table(chunks))
         if day := Catalog(chunks).get_setting(PROMPT_DATE):
             out.print(f"date in the prompt: {day}", highlight=False)
@@ -180,16 +183,23 @@ def pull(
     out.print(moved(done, "pulled"), highlight=False)
 
 
-def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) -> DiskStore:
+def _store(
+    path: Path | None,
+    *,
+    readonly: bool = False,
+    bounded: bool = False,
+    tenant: str | None = None,
+) -> DiskStore:
     """A store without a model, perhaps with its quota; StoreError if there is none."""
     from ragcache.store import DiskStore
     from ragcache.store.capacity import UNBOUNDED, Quota
 
     settings = Settings.load(store=path)
-    check_exists(settings.store)
+    folder = tenant_folder(settings.store, tenant or "")
+    check_exists(folder)
     quota = Quota(settings.max_bytes, settings.tenant_bytes) if bounded else UNBOUNDED
     return DiskStore(
-        settings.store,
+        folder,
         readonly=readonly,
         layout=settings.layout,
         quota=quota,
@@ -197,14 +207,16 @@ def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) 
     )
 
 
-def _shared(path: Path | None, remote: str | None, *, bounded: bool = False) -> RemoteStore:
+def _shared(
+    path: Path | None, remote: str | None, tenant: str | None = None, *, bounded: bool = False
+) -> RemoteStore:
     """A store over its remote, without a model; ConfigError where none is set."""
     url = Settings.load(remote=remote).remote
     if not url:
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
     from ragcache.store.remote import shared
 
-    chunks = _store(path, bounded=bounded)
+    chunks = _store(path, bounded=bounded, tenant=tenant)
     try:
         return shared(chunks, url)
     except BaseException:

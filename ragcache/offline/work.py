@@ -13,7 +13,8 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
-from ragcache.errors import ConfigError, ContextError, PromptError
+from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
+from ragcache.indexing import check_ids
 from ragcache.precompute import BATCH_TOKENS, Batch, batches, incomplete, lacking, through
 from ragcache.simulate import Model
 from ragcache.store.codecs import codec
@@ -209,7 +210,7 @@ class _Reading:
             self.documents += 1
             try:
                 found = self._of(document)
-            except (ConfigError, PromptError) as error:
+            except (ConfigError, PromptError, SourceError) as error:
                 self.skipped.append(Skipped(document.id, str(error)))
                 continue
             if found and not seen and self.cache.indexing.prefix_key.tokens:
@@ -220,6 +221,7 @@ class _Reading:
                     yield key.behind, key
 
     def _of(self, document: Document) -> list[ChunkKey]:
+        check_ids([document.id])
         chunks = self.cache.indexing.splitter.split(document)
         keys = [self.cache.indexing.key(chunk) for chunk in chunks]
         for chunk, key in zip(chunks, keys, strict=True):

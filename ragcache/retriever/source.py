@@ -12,7 +12,7 @@ from pathlib import Path
 from ragcache.errors import SourceError
 from ragcache.retriever.readers import read_html, read_markdown, read_pdf, read_text, sound
 from ragcache.retriever.records import read_arrow, read_cacheblend, read_jsonl, read_stdin
-from ragcache.types import Document
+from ragcache.types import Document, wrong_id
 
 STDIN = Path("-")  # JSON Lines from standard input
 _DATASET = "state.json", "dataset_info.json"  # of a data set that Hugging Face's datasets saved
@@ -75,6 +75,13 @@ def _read(files: list[tuple[str, Path]], report: OnError) -> Iterator[Document]:
         for found in _results(name, path):
             if isinstance(found, SourceError):
                 report(found)
+            elif (why := wrong_id(found.id)) is not None:
+                report(
+                    SourceError(
+                        f"{str(path)!r}: {found.id[:80]!r} cannot be a document's id: {why}. "
+                        "Rename it."
+                    )
+                )
             elif found.id in seen:
                 report(_duplicate(found.id, seen[found.id], path))
             else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ragcache.store import documents, uses
+from ragcache.store import documents, promises, uses
 from ragcache.store.counters import number, set_number
 from ragcache.store.documents import Entry, Indexed
 from ragcache.store.rows import (
@@ -76,16 +76,85 @@ class Catalog:
         """
         _check(document, chunks, vectors)
         with self._store.change() as change:
-            txn = change.txn
-            let_go = _remove(txn, document.id)
-            rows = add_rows(txn, chunks, vectors)
-            for row, content in zip(rows, contents, strict=bool(contents)):
-                uses.add(txn, row, content, pinned=pinned)
-            metadata = dict(document.metadata)
-            documents.put(txn, Indexed(document.id, metadata, source_digest, rows, expires, pinned))
-            uses.drop_unused(change, let_go)
-            _changed(txn)
-        return list(rows)
+            promises.overtake(change.txn, document.id)
+            return _put(change, document, chunks, vectors, source_digest, contents, expires, pinned)
+
+    def put_promised(
+        self,
+        promise: int,
+        document: Document,
+        chunks: Sequence[Chunk],
+        vectors: NDArray[np.float32],
+        source_digest: bytes,
+        *,
+        contents: Sequence[bytes] = (),
+        expires: float | None = None,
+        pinned: bool = False,
+    ) -> bool:
+        """As :meth:`put_document`, where nobody has put or deleted the document since it was
+        promised; else nothing is changed, and this is False."""
+        _check(document, chunks, vectors)
+        with self._store.change() as change:
+            if not promises.stands(change.txn, document.id, promise):
+                return False
+            promises.overtake(change.txn, document.id, promise)
+            _put(change, document, chunks, vectors, source_digest, contents, expires, pinned)
+        return True
+
+    def promise(self, document_ids: Iterable[str]) -> int:
+        """Say that these will be written: now in the order of writes, later in fact. The number of
+        the promise, for :meth:`put_promised`; see promises.py."""
+        with self._tables.write() as txn:
+            return promises.make(txn, document_ids)
+
+    def promised(self, promise: int, document_ids: Iterable[str]) -> list[str]:
+        """Those that nobody has written since they were promised."""
+        with self._tables.read() as txn:
+            return [one for one in document_ids if promises.stands(txn, one, promise)]
+
+    def withdraw(self, promise: int, document_ids: Iterable[str]) -> None:
+        """Nothing more will be written under that promise."""
+        with self._tables.write() as txn:
+            promises.withdraw(txn, document_ids, promise)
+
+    def withdraw_others(self, kept: set[int]) -> None:
+        """The same, of all promises but those ``kept``."""
+        with self._tables.read() as txn:
+            gone = promises.numbers(txn) - kept
+        if gone:
+            with self._tables.write() as txn:
+                promises.withdraw_all(txn, gone)
+
+    def confirm(
+        self,
+        document_id: str,
+        source_digest: bytes,
+        *,
+        expires: float | None = None,
+        pinned: bool | None = None,
+        promise: int | None = None,
+    ) -> bool:
+        """Put a document as it is already, but for how long it is kept where that is given.
+
+        False, with nothing changed, where it has another digest, or is gone; or where ``promise``
+        is given and somebody has written the document since.
+        """
+        with self._tables.read() as txn:
+            waits = promises.any_stands(txn, document_id)
+            if not waits and expires is None and pinned is None:
+                found = documents.find(txn, document_id)
+                return (
+                    promise is None and found is not None and (found.source_digest == source_digest)
+                )
+        with self._tables.write() as txn:
+            found = documents.find(txn, document_id)
+            if found is None or found.source_digest != source_digest:
+                return False
+            if promise is not None and not promises.stands(txn, document_id, promise):
+                return False
+            promises.overtake(txn, document_id, promise)
+            _keep(txn, found, expires, pinned)
+        return True
 
     def use(self, document_id: str, contents: Sequence[bytes]) -> None:
         """Say which KV a document's chunks use too: that of another model, as a rule.
@@ -107,9 +176,11 @@ class Catalog:
                 uses.add(txn, row, content, pinned=now.pinned)
 
     def delete_document(self, document_id: str) -> bool:
-        """Remove a document, its chunks, and the KV that no other uses; True if it was there."""
+        """Remove a document, its chunks, and the KV that no other uses; True if it was there, or
+        was promised."""
         with self._store.change() as change:
-            return _delete(change, document_id)
+            promised = promises.overtake(change.txn, document_id)
+            return _delete(change, document_id) or promised
 
     def let_go(self, contents: Iterable[bytes]) -> None:
         """Take out the KV of those ``contents`` that no document uses."""
@@ -125,13 +196,7 @@ class Catalog:
             document = documents.find(txn, document_id)
             if document is None:
                 return False
-            if expires is not None:
-                document = replace(document, expires=expires)
-            if pinned is not None:
-                document = replace(document, pinned=pinned)
-                for row in document.rows:
-                    uses.pin(txn, row, pinned)
-            documents.put(txn, document)
+            _keep(txn, document, expires, pinned)
         return True
 
     def expire(self, now: float) -> list[str]:
@@ -168,6 +233,12 @@ class Catalog:
         """Content digests of everything that documents use."""
         with self._tables.read() as txn:
             return uses.contents(txn)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many documents there are, and how many chunks they have."""
+        with self._tables.read() as txn:
+            return txn.count("documents"), txn.count("chunks")
 
     def document_digest(self, document_id: str) -> bytes | None:
         """The ``source_digest`` it was put with; None where there is no such document."""
@@ -251,6 +322,39 @@ def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.floa
     strangers = {chunk.document for chunk in chunks} - {document.id}
     if strangers:
         raise ValueError(f"chunks of {', '.join(sorted(strangers))} put under {document.id}")
+
+
+def _put(
+    change: Change,
+    document: Document,
+    chunks: Sequence[Chunk],
+    vectors: NDArray[np.float32],
+    source_digest: bytes,
+    contents: Sequence[bytes],
+    expires: float | None,
+    pinned: bool,
+) -> list[int]:
+    txn = change.txn
+    let_go = _remove(txn, document.id)
+    rows = add_rows(txn, chunks, vectors)
+    for row, content in zip(rows, contents, strict=bool(contents)):
+        uses.add(txn, row, content, pinned=pinned)
+    metadata = dict(document.metadata)
+    documents.put(txn, Indexed(document.id, metadata, source_digest, rows, expires, pinned))
+    uses.drop_unused(change, let_go)
+    _changed(txn)
+    return list(rows)
+
+
+def _keep(txn: Transaction, document: Indexed, expires: float | None, pinned: bool | None) -> None:
+    """Change how long a document is kept, where that is given."""
+    if expires is not None:
+        document = replace(document, expires=expires)
+    if pinned is not None:
+        document = replace(document, pinned=pinned)
+        for row in document.rows:
+            uses.pin(txn, row, pinned)
+    documents.put(txn, document)
 
 
 def _delete(change: Change, document_id: str) -> bool:

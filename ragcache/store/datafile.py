@@ -29,7 +29,7 @@ from ragcache.store.tables import TABLES, Transaction
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_LATER = {"outbox"}  # tables that a store of an earlier release may lack
+_LATER = {"outbox", "promises"}  # tables that a store of an earlier release may lack
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
 

@@ -62,7 +62,7 @@ def put(txn: Transaction, document: Indexed) -> None:
         "expires": document.expires,
         "pinned": document.pinned,
     }
-    put_sealed(txn, "documents", _key(document.id), as_json(fields))
+    put_sealed(txn, "documents", key_of(document.id), as_json(fields))
     known = number(txn, "next_expiry")
     if document.expires is not None and (not known or _milliseconds(document.expires) < known):
         set_number(txn, "next_expiry", _milliseconds(document.expires))
@@ -112,12 +112,12 @@ def _read(txn: Transaction, key: bytes) -> Indexed:
 def _key_of(txn: Transaction, document_id: str) -> bytes:
     """The key of this very id, which old stores may have with halves of characters; else of the id
     that a :class:`Document` makes of it."""
-    key = _key(document_id)
-    return key if txn.view("documents", key) is not None else _key(whole(document_id))
+    key = key_of(document_id)
+    return key if txn.view("documents", key) is not None else key_of(whole(document_id))
 
 
-def _key(document_id: str) -> bytes:
-    """A digest, for ids may be longer than a key of LMDB."""
+def key_of(document_id: str) -> bytes:
+    """What a document is stored under: a digest, for ids may be longer than a key of LMDB."""
     return blake3(document_id.encode("utf-8", "surrogatepass")).digest()
 
 

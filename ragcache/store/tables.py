@@ -31,6 +31,7 @@ TABLES = {
     "vectors": "row u64 -> sealed float32",
     "counters": "name -> u64",
     "settings": "name -> text",
+    "promises": "blake3(document id), number u64 -> nothing: what is to be written (see promises)",
     "outbox": "content digest, key digest or none -> what a remote is to be told (see outbox)",
 }
 

@@ -130,9 +130,28 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"ragcache": {"retrieve": True}, "documents": ["a"]}, "ragcache.retrieve", "without doc"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "last message must"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'user'"),
+        ({"stop": ["a"] * 17}, "stop", "17 texts are given, and 16 may be"),
+        ({"stop": [""]}, "stop", "1 to 1000 characters"),
+        ({"stop": [1]}, "stop", "a list of texts"),
+        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
+        ({"logprobs": True}, "logprobs", "logprobs is not supported"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+            "messages.0.tool_calls",
+            "tool_calls is not supported",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None}]},
+            "messages.0.content",
+            "the message has no content",
+        ),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "the message has no content"),
+        ({"documents": [1]}, "documents.0", "valid string"),
+        ({"documents": [{"title": None}]}, "documents.0", "documents.0 has no text"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content", "valid string"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            None,
+            "messages.0.content.0",
             "'image_url' are not supported",
         ),
     ],
@@ -165,3 +184,17 @@ def test_another_model_is_not_found(ann: httpx.Client) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
     [model] = ann.get("/v1/models").json()["data"]
     assert ann.get(f"/v1/models/{model['id']}").json() == model
+
+
+def test_what_openai_takes_is_taken(ann: httpx.Client) -> None:
+    """A stop that is null or one text, a document without a title, an assistant's empty turn."""
+    plain = chat(ann, documents=[{"text": "A text."}]).json()
+    untitled = chat(ann, documents=[{"title": None, "text": "A text.", "url": None}]).json()
+    assert untitled["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    for stop in (None, "x", ["x"] * 16):
+        assert chat(ann, stop=stop).status_code == 200
+    turns = [
+        {"role": "assistant", "content": "", "tool_calls": None, "refusal": None},
+        {"role": "user", "content": QUESTION},
+    ]
+    assert chat(ann, turns).status_code == 200

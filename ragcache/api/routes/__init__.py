@@ -78,6 +78,8 @@ def account(state: State, request: Request, asked: Asked, question: str) -> None
         state.metrics.given_up.inc()
         return
     report = answer.report
+    if report.no_chunks is not None:
+        log["no_chunks"] = report.no_chunks
     log |= {
         "mode": report.mode,
         "ttft_ms": round(1000 * (report.retrieval_s + report.ttft_s), 1),

@@ -11,7 +11,7 @@ from ragcache.api import chat
 from ragcache.api.asking import Asked, awaited, unless_gone
 from ragcache.api.problems import Problem
 from ragcache.api.reporting import passage_json
-from ragcache.api.routes import Served, State, Tenant, account, failed
+from ragcache.api.routes import Served, State, Tenant, account, failed, in_thread, opened
 from ragcache.api.schemas import Chat, Query, Search
 from ragcache.api.service import Ask
 from ragcache.api.shapes import CompletionShape, QueryShape
@@ -44,7 +44,9 @@ async def search(given: Search, request: Request, state: Served, tenant: Tenant)
     data = []
     for passage, chunks in await awaited(request.receive, work):
         data.append({"object": "ragcache.passage", **passage_json(passage), "chunks": chunks})
-    return {"object": "list", "data": data}
+    cache = await opened(state, tenant)
+    why = None if data else await in_thread(cache.no_chunks)
+    return {"object": "list", "data": data, "no_chunks": why}
 
 
 @router.post("/v1/chat/completions", response_model=None)

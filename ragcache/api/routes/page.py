@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mimetypes
-from importlib import resources
 
 from fastapi import APIRouter, Response
+from fastapi.responses import RedirectResponse
 
+from ragcache.api.page import STATIC
 from ragcache.api.problems import Problem
 
 router = APIRouter(include_in_schema=False)
@@ -17,11 +18,17 @@ _HEADERS = {
 }
 
 
+@router.get("/")
+async def root() -> RedirectResponse:
+    """To the page."""
+    return RedirectResponse("/demo")
+
+
 @router.get("/demo")
 @router.get("/demo/{file}")
 def demo(file: str = "index.html") -> Response:
-    found = resources.files("ragcache.api").joinpath("static", file)
-    if file.startswith(".") or not found.is_file():
-        raise Problem(404, f"there is no {file!r} of the page: it is at /demo", code="not_found")
+    served = {one.name: one for one in STATIC.iterdir() if one.is_file() and one.name[0] != "."}
+    if file not in served:
+        raise Problem(404, "there is no such file of the page: it is at /demo", code="not_found")
     kind = mimetypes.guess_type(file)[0] or "application/octet-stream"
-    return Response(found.read_bytes(), media_type=kind, headers=_HEADERS)
+    return Response(served[file].read_bytes(), media_type=kind, headers=_HEADERS)
