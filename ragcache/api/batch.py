@@ -176,7 +176,7 @@ def _found(cache: RagCache, request: Request) -> Ask:
             )
         ask = chat.ask(asked, default)
     if ask.chunks is None:
-        cache.check_usable(blender(ask.mode or cache.settings.mode))
+        cache.check_usable(blender(cache.settings.mode if ask.mode is None else ask.mode))
         ask = replace(ask, chunks=cache.retrieve(ask.question, ask.top_k, ask.neighbours))
     return ask
 

@@ -63,7 +63,7 @@ def evaluate(
     settings = Settings.load(
         model=model, device=device, dtype=dtype, compile=compile_mode, codec=codec
     )
-    chosen = modes(mode or (), ratio or ())
+    chosen = modes(mode, ratio or ())
     datasets = load_all(dataset or [world("prompts.jsonl")], limit)
     if plot_file is not None:
         plot.check(plot_file)
