@@ -24,7 +24,7 @@ from ragcache.several import several
 #: What is asked of the model: a call may set it, and ``bind`` before it.
 _OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
 #: Everything that a call may set.
-_CALL = _OPTIONS | {"documents", "require_documents", "stop"}
+_CALL = _OPTIONS | {"documents", "require_chunks", "stop"}
 #: What LangChain binds for its traces.
 _LANGCHAINS = {"ls_structured_output_format", "structured_output_format"}
 
@@ -46,7 +46,7 @@ class ChatRagCache(Place, BaseChatModel):
     not stored yet is computed with its first question, and stored before the answer ends.
 
     An empty list of documents says that there are none: nothing is looked for, and the question is
-    answered by itself, which the report's ``fallbacks`` say. ``require_documents`` refuses a
+    answered by itself, which the report's ``fallbacks`` say. ``require_chunks`` refuses a
     question without any, with PromptError.
 
     What else was said is not dropped: instructions, earlier turns and results of tools go before
@@ -67,7 +67,7 @@ class ChatRagCache(Place, BaseChatModel):
     stop: list[str] | None = None
     timeout: float | None = None  # seconds
     streaming: bool = False
-    require_documents: bool = False  # a question over none is refused, not answered by itself
+    require_chunks: bool = False  # a question over none is refused, not answered by itself
 
     model_config = ConfigDict(extra="forbid")
 
@@ -226,10 +226,10 @@ class ChatRagCache(Place, BaseChatModel):
         """What is asked: this call's options before the model's own. TypeError for unknown ones,
         PromptError for a question over no documents where some are required."""
         check_options(given, _CALL, type(self))
-        required = given.get("require_documents")
-        if not turn.chunks and (self.require_documents if required is None else required):
+        required = given.get("require_chunks")
+        if not turn.chunks and (self.require_chunks if required is None else required):
             raise PromptError(
-                f"{_without(turn)}, and require_documents refuses to answer from the question "
+                f"{_without(turn)}, and require_chunks refuses to answer from the question "
                 "alone: give documents, or leave it out"
             )
         own = {name: getattr(self, name) for name in _OPTIONS}

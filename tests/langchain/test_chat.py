@@ -294,14 +294,14 @@ def test_an_empty_retrieval_is_no_documents(
 
 @both_places
 def test_no_documents_can_be_refused(place: dict[str, Any]) -> None:
-    strict = ChatRagCache(**place, require_documents=True)
+    strict = ChatRagCache(**place, require_chunks=True)
     assert strict.invoke(ASKED).text
     for asked in (rag_messages(QUESTION, []), QUESTION):
-        with pytest.raises(PromptError, match="no documents.*require_documents refuses"):
+        with pytest.raises(PromptError, match="no documents.*require_chunks refuses"):
             strict.invoke(asked)
         with pytest.raises(PromptError, match="no documents"):
-            list(ChatRagCache(**place).stream(asked, require_documents=True))
-        assert strict.invoke(asked, require_documents=False).text
+            list(ChatRagCache(**place).stream(asked, require_chunks=True))
+        assert strict.invoke(asked, require_chunks=False).text
 
 
 @pytest.mark.parametrize("given", ["In Oslo.", DOCUMENTS[0], {"id": "holt", "text": "In Oslo."}, 3])
