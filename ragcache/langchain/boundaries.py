@@ -64,6 +64,7 @@ class Turn:
     besides: tuple[Said, ...]  # instructions, earlier turns, results of tools, in their order
     chunks: tuple[Given, ...]
     ways: tuple[str, ...]  # by which it was said what the chunks are, also that there are none
+    blank: int = 0  # chunks that were given without text, and left out
 
     @property
     def text(self) -> str:
@@ -174,7 +175,8 @@ def read(messages: Sequence[BaseMessage], documents: Iterable[Any] | None = None
     if documents is not None:
         chunks += map(_given, several(documents, "documents", Document))
         ways.append(DOCUMENTS)
-    return Turn(question, tuple(besides), tuple(_once(chunks)), tuple(dict.fromkeys(ways)))
+    blank = sum(not chunk.text.strip() for chunk in chunks)
+    return Turn(question, tuple(besides), tuple(_once(chunks)), tuple(dict.fromkeys(ways)), blank)
 
 
 def _content(message: BaseMessage) -> tuple[list[Given], list[str]]:

@@ -295,15 +295,17 @@ def _metadata(turn: Turn, finished: Finished) -> dict[str, Any]:
                 {**entry, "id": entry["id"] if given.id is None else given.id}
                 for entry, given in zip(entries, turn.chunks, strict=True)
             ]
+    notes = []
     if MATCHED in turn.ways:
-        note = (
+        notes.append(
             f"{len(turn.chunks)} chunks were found by their texts in what was said, as no message "
             "said where chunks begin: use rag_messages, or give documents="
         )
-        report["fallbacks"] = [*report.get("fallbacks", ()), note]
+    if turn.blank and turn.chunks:
+        notes.append(f"{turn.blank} of the documents given had no text, and were left out")
     if not turn.chunks:
-        note = f"{_without(turn)}, so the answer comes from the question alone"
-        report["fallbacks"] = [*report.get("fallbacks", ()), note]
+        notes.append(f"{_without(turn)}, so the answer comes from the question alone")
+    report["fallbacks"] = [*report.get("fallbacks", ()), *notes]
     return {
         "model_name": finished.model,
         "model_provider": "ragcache",

@@ -54,8 +54,8 @@ class Place(BaseModel):
     def _one_place(self) -> Self:
         env = os.environ.get
         if self.store is None and self.base_url is None:
-            self.base_url = env("RAGCACHE_BASE_URL")
-            self.store = env("RAGCACHE_STORE") if self.base_url is None else None
+            self.base_url = env("RAGCACHE_BASE_URL") or None  # set to nothing: not set
+            self.store = (env("RAGCACHE_STORE") or None) if self.base_url is None else None
         if self.base_url is not None and self.api_key is None and (key := env("RAGCACHE_API_KEY")):
             self.api_key = SecretStr(key)
         if (self.store is None) == (self.base_url is None):

@@ -293,6 +293,14 @@ def test_an_empty_retrieval_is_no_documents(
 
 
 @both_places
+def test_documents_without_text_are_counted(place: dict[str, Any]) -> None:
+    answer = ChatRagCache(**place).invoke(QUESTION, documents=["", *TEXTS, " \n"])
+    report = answer.response_metadata["ragcache"]
+    assert len(report["chunks"]) == len(TEXTS)
+    assert "2 of the documents given had no text, and were left out" in report["fallbacks"]
+
+
+@both_places
 def test_no_documents_can_be_refused(place: dict[str, Any]) -> None:
     strict = ChatRagCache(**place, require_chunks=True)
     assert strict.invoke(ASKED).text
@@ -332,6 +340,9 @@ def test_one_place_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValidationError, match="give one of store= and base_url="):
         ChatRagCache()
+    monkeypatch.setenv("RAGCACHE_BASE_URL", "")
+    monkeypatch.setenv("RAGCACHE_STORE", "here")
+    assert ChatRagCache().store == "here"
     with pytest.raises(ValidationError, match="give one of store= and base_url="):
         ChatRagCache(store="here", base_url="http://there/v1")
     with pytest.raises(ConfigError, match="store is a int"):
