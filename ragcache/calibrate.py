@@ -15,6 +15,7 @@ from ragcache.dataset import Context, Question, lines, spread
 from ragcache.evaluate import compare
 from ragcache.scores import Figures
 from ragcache.settings import Settings
+from ragcache.several import several
 
 if TYPE_CHECKING:
     from ragcache.pipeline import RagCache
@@ -33,7 +34,7 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
     """Blenders by label: every mode at all of :data:`RATIOS` (``fused@0.05``), ``ape`` at its grid,
     and a mode that takes no ratio, or names its own, as it is. Raises ConfigError."""
     made: dict[str, Blender] = {}
-    for name in modes:
+    for name in several(modes, "modes"):
         plain = blender(name)
         if name == "ape":
             made |= ape_grid()

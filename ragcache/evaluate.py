@@ -22,6 +22,7 @@ from ragcache.retriever.embed import PACKAGED, Embedder, HashEmbedder, SentenceT
 from ragcache.retriever.search import nearest
 from ragcache.scores import Figures, Outcome, Scores, figures
 from ragcache.settings import Settings
+from ragcache.several import several
 from ragcache.share import check_processes, share
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
@@ -38,18 +39,19 @@ MODES = {
 }
 
 
-def modes(names: Sequence[str] = (), ratios: Sequence[float] = ()) -> dict[str, Blender]:
-    """Blenders by label, :data:`MODES` by default.
+def modes(names: Sequence[str] | None = None, ratios: Sequence[float] = ()) -> dict[str, Blender]:
+    """Blenders by label; :data:`MODES` where no names are given.
 
     A mode that takes a ``recompute_ratio`` and does not name its own gets the ratio; with several
     there is one blender for each, labelled ``cacheblend@0.15``. Raises ConfigError for an unknown
     mode, for a ratio outside [0, 1], or where there are ratios and no mode takes one.
     """
-    for ratio in ratios:
+    for ratio in several(ratios, "ratios"):
         check_ratio(ratio, "ratio")
     made: dict[str, Blender] = {}
     taken = False
-    for label, name in MODES.items() if not names else ((name, name) for name in names):
+    named = MODES if names is None else {name: name for name in several(names, "modes")}
+    for label, name in named.items():
         plain = blender(name)
         if not ratios or "recompute_ratio" not in plain.parameters or "recompute_ratio" in name:
             made[label] = plain

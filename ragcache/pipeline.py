@@ -23,6 +23,7 @@ from ragcache.retriever.embed import Embedder
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
+from ragcache.several import several
 from ragcache.speeds import Speeds
 from ragcache.store.base import ChunkStore
 from ragcache.store.capacity import Quota
@@ -178,12 +179,16 @@ class RagCache:
 
         ``ttl_s``: seconds from now after which the documents are deleted. ``pinned``: their KV is
         not evicted. What is not given stays as it was; new documents are kept, and not pinned.
+        ConfigError for one document that is in no list.
         """
-        return through(self.indexing.adding(documents, ttl_s=ttl_s, pinned=pinned), progress)
+        given = several(documents, "documents")
+        return through(self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned), progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
-        """Delete documents by id, and the KV that no other one uses; the ids that were there."""
-        return [name for name in documents if self.catalog.delete_document(name)]
+        """Delete documents by id, and the KV that no other one uses; the ids that were there.
+        ConfigError for one id that is in no list."""
+        given = several(documents, "documents")
+        return [name for name in given if self.catalog.delete_document(name)]
 
     def documents(self) -> list[Entry]:
         """All documents, by id; those whose time is over are deleted first."""
@@ -211,7 +216,8 @@ class RagCache:
     ) -> AnswerStream:
         """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
 
-        ``chunks`` are used instead of retrieval, which goes by the question alone. ``lead`` stands
+        ``chunks`` are used instead of retrieval, which goes by the question alone; none are looked
+        for where the list is empty. ``lead`` stands
         between the chunks and the question, such as instructions or earlier turns; it is always
         computed. What is not given comes from the settings.
         Where nothing is found, or no chunk is given, the stream's ``no_chunks`` and the report say
@@ -231,7 +237,8 @@ class RagCache:
             self.check_usable(with_mode)
             passages = self.retrieve(question, top_k, neighbours)
         else:
-            passages = [_passage(chunk, number) for number, chunk in enumerate(chunks)]
+            given = several(chunks, "chunks")
+            passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
         retrieval_s = time.perf_counter() - began
         without = None
         if not passages:

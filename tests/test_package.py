@@ -62,7 +62,7 @@ LAYERS = (
     },
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},
-    {"types", "errors", "blocks", "text"},
+    {"types", "errors", "blocks", "text", "several"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

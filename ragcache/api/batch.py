@@ -176,7 +176,7 @@ def _found(cache: RagCache, request: Request) -> Ask:
             )
         ask = chat.ask(asked, default)
     if ask.chunks is None:
-        cache.check_usable(blender(ask.mode or cache.settings.mode))
+        cache.check_usable(blender(cache.settings.mode if ask.mode is None else ask.mode))
         found = cache.retrieve(ask.question, ask.top_k, ask.neighbours)
         ask = replace(ask, chunks=found or None)  # where it is none, the answer says why
     return ask

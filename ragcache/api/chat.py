@@ -96,7 +96,7 @@ def document(given: str | dict[str, Any], number: int) -> Chunk:
     where = f"documents.{number}"
     if isinstance(given, str):
         return Chunk("documents", number, given)
-    name = next((str(given[key]) for key in _NAMES if given.get(key)), "documents")
+    name = next((str(given[key]) for key in _NAMES if given.get(key) is not None), "documents")
     data = given.get("data", {key: value for key, value in given.items() if key not in _NAMES})
     if isinstance(data, str):
         data = {"text": data}

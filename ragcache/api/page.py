@@ -7,11 +7,14 @@ nothing else, whatever is in the documents.
 from __future__ import annotations
 
 import json
+import os
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from ragcache.api.reporting import report_json, store_json
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from ragcache.types import Answer
 
 STATIC = files("ragcache.api") / "static"  # what is served below /demo; index.html is the page
-_SCRIPT = "draw.js"
+#: Of its scripts, those that draw, in their order: the others ask the service.
+DRAWING = "dom.js", "words.js", "prompt.js", "layers.js", "draw.js"
+_TAG = re.compile(r'<script src="/demo/([a-z]+\.js)" defer></script>\n')
 
 
 def check(path: Path) -> None:
@@ -37,7 +42,9 @@ def check(path: Path) -> None:
 def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
     """Write the page with the answers of ``cache`` to a question, by label; the first is shown.
 
-    The file has the text of all chunks that were used. Raises ConfigError if it cannot be written.
+    The file has the text of all chunks that were used, so nobody but its owner may read it: its
+    mode is 0600, whatever the umask, and whatever it was before. Raises ConfigError if it cannot
+    be written.
     """
     check(path)
     data = {
@@ -53,7 +60,8 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
         "stats": store_json(cache.chunks, cache.traffic()),
     }
     try:
-        path.write_text(html(data), encoding="utf-8")
+        with open(path, "w", encoding="utf-8", opener=_private) as file:
+            file.write(html(data))
     except OSError as error:
         raise ConfigError(
             f"cannot write the report to {path}: {error.strerror}. Name a file in a folder that "
@@ -63,20 +71,19 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
 
 def html(data: Mapping[str, Any]) -> str:
     """The page with its style, script and ``data`` in it."""
-    style, script = _text("demo.css"), _text(_SCRIPT)
+    style, script = _text("demo.css"), "\n".join(map(_text, DRAWING))
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     icon = b64encode(_text("icon.svg").encode()).decode()
-    page = _text("index.html")
+    page, tags = _TAG.subn("", _text("index.html"))
+    assert tags > len(DRAWING), "index.html has its scripts in other words"
     found = page.split('content="', 1)[1].split('"', 1)[0]
     for old, new in (
         (found, policy),
         ('href="/demo/icon.svg"', f'href="data:image/svg+xml;base64,{icon}"'),
         ('<link rel="stylesheet" href="/demo/demo.css">', f"<style>{style}</style>"),
-        (f'<script src="/demo/{_SCRIPT}" defer></script>\n', ""),
-        ('<script src="/demo/demo.js" defer></script>\n', ""),
         ("<body>", '<body class="report">'),
     ):
         assert page.count(old) == 1, f"index.html has {page.count(old)} of {old}"
@@ -86,6 +93,13 @@ def html(data: Mapping[str, Any]) -> str:
         f'{body}<script type="application/json" id="ragcache-data">{_inside(data)}</script>\n'
         f"<script>{script}</script>\n</body>{end}"
     )
+
+
+def _private(path: str, flags: int) -> int:
+    file = os.open(path, flags, 0o600)
+    if S_ISREG(os.fstat(file).st_mode):  # not a pipe or a terminal, which are somebody else's
+        os.fchmod(file, 0o600)
+    return file
 
 
 def _inside(data: Mapping[str, Any]) -> str:

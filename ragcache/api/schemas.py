@@ -112,6 +112,22 @@ class Search(Strict):
     neighbours: int | None = Field(None, ge=0, le=100)
 
 
+class Tokenize(Strict):
+    """A text, or a question and the documents that come with it."""
+
+    text: str | None = None
+    question: str | None = None
+    documents: list[str | dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Tokenize:
+        if (self.text is None) == (self.question is None):
+            raise ValueError("give a text, or a question with the documents of its prompt")
+        if self.text is not None and self.documents is not None:
+            raise ValueError("documents come with a question: leave out text, or documents")
+        return self
+
+
 class Query(Sampled, Fusion):
     question: str
     stream: bool = False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ragcache.api.guard import Guard
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
@@ -23,6 +23,8 @@ from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey
 from ragcache.store.tenants import made_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling
+
+T = TypeVar("T")
 
 #: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
 #: waits for one such step at most.
@@ -146,18 +148,28 @@ class Service:
         seconds: float | None = None,
     ) -> Future[list[tuple[Passage, int]]]:
         """:meth:`RagCache.retrieve` in its turn among the questions; each passage with the number
-        of its document's chunks.
+        of its document's chunks. Future and errors as for :meth:`turn`.
+        """
 
-        The future raises what that raises, or TooLate; cancelled, it gives the search up. Raises
+        def found(cache: RagCache) -> list[tuple[Passage, int]]:
+            passages = cache.retrieve(question, top_k, neighbours)
+            return [(p, len(cache.catalog.rows_of(p.chunk.document))) for p in passages]
+
+        return self.turn(tenant, found, seconds=seconds)
+
+    def turn(
+        self, tenant: str, work: Callable[[RagCache], T], *, seconds: float | None = None
+    ) -> Future[T]:
+        """Do this with the tenant's own RagCache, in one step, in its turn among the questions.
+
+        The future raises what ``work`` raises, or TooLate; cancelled, it gives the work up. Raises
         Busy or Closing.
         """
-        future: Future[list[tuple[Passage, int]]] = Future()
-        found: list[tuple[Passage, int]] = []
+        future: Future[T] = Future()
+        made: list[T] = []
 
-        def run(check: Callable[[], None]) -> Iterator[tuple[Passage, int]]:
-            cache = self.cache(tenant)
-            for passage in cache.retrieve(question, top_k, neighbours):
-                found.append((passage, len(cache.catalog.rows_of(passage.chunk.document))))
+        def run(check: Callable[[], None]) -> Iterator[object]:
+            made.append(work(self.cache(tenant)))
             yield from ()
 
         def told(kind: str, value: Any) -> None:
@@ -165,7 +177,7 @@ class Service:
                 if kind == "failed":
                     future.set_exception(value)
                 else:
-                    future.set_result(found)
+                    future.set_result(made[0])
 
         ticket = self.scheduler.submit(tenant, run, told, seconds=seconds)
         future.add_done_callback(lambda done: ticket.give_up() if done.cancelled() else None)

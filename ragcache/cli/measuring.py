@@ -68,7 +68,7 @@ def evaluate(
     settings = Settings.load(
         model=model, device=device, dtype=dtype, compile=compile_mode, codec=codec
     )
-    chosen = modes(mode or (), ratio or ())
+    chosen = modes(mode, ratio or ())
     datasets = load_all(dataset or [world("prompts.jsonl")], limit)
     for name, contexts in datasets.items():
         _check_chunks(contexts, name)

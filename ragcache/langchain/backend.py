@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -49,6 +49,20 @@ class Backend(Protocol):
         ...
 
     async def aknown(self) -> KnownTexts: ...
+
+    def model_name(self) -> str:
+        """What the model is called that answers there; empty where nobody says."""
+        ...
+
+    async def amodel_name(self) -> str: ...
+
+    def token_ids(self, text: str) -> list[int]:
+        """A text's tokens, by the tokenizer of the model that answers."""
+        ...
+
+    def count(self, question: str, chunks: Sequence[Given]) -> int:
+        """Tokens of the prompt that these make; a blank question has none."""
+        ...
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         """The chunks that are nearest to a question, as :meth:`RagCache.retrieve` finds them."""

@@ -2,8 +2,9 @@
 
 Chunks come, in this order, from ``text-plain`` content blocks of any message, from several text
 parts of the last human message, from the artifacts of tool messages, and from documents that are
-given beside the messages. The same text is taken once, where it comes first. Only where there is
-none of these, texts of known chunks are looked for in what was said, and taken out of it.
+given beside the messages. The same text is taken once, where it comes first. A list of documents
+that is empty says that there are none. Only where nothing says what the chunks are, texts of known
+chunks are looked for in what was said, and taken out of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from langchain_core.messages import (
 )
 
 from ragcache.errors import PromptError
+from ragcache.several import several
 
 #: The ways by which boundaries come, as reports name them.
 BLOCKS, PARTS, ARTIFACTS = "content blocks", "text parts", "tool artifacts"
@@ -33,6 +35,8 @@ DOCUMENTS, MATCHED = "documents", "matched text"
 
 #: Blocks of a model's own messages that say how it came to its text, and no part of that.
 _OWN = {"reasoning", "thinking", "redacted_thinking", "tool_call", "tool_use", "tool_call_chunk"}
+#: In the ``additional_kwargs`` of a question that :func:`rag_messages` has made over no documents.
+NO_DOCUMENTS = "ragcache_no_documents"
 _HEAD = 16  # characters of a chunk that are looked up; shorter texts turn up by chance
 
 
@@ -59,7 +63,8 @@ class Turn:
     question: str
     besides: tuple[Said, ...]  # instructions, earlier turns, results of tools, in their order
     chunks: tuple[Given, ...]
-    ways: tuple[str, ...]  # by which the chunks' boundaries came
+    ways: tuple[str, ...]  # by which it was said what the chunks are, also that there are none
+    blank: int = 0  # chunks that were given without text, and left out
 
     @property
     def text(self) -> str:
@@ -73,6 +78,11 @@ class Turn:
             raise PromptError(
                 "there is no question: end with a human message that has text of its own"
             )
+        return self.wording
+
+    @property
+    def wording(self) -> str:
+        """The same of messages that may end without a question."""
         lines = [f"{s.speaker}: {s.text}" if s.speaker else s.text for s in self.besides]
         return "\n\n".join(filter(None, ("\n".join(lines), self.question)))
 
@@ -125,13 +135,14 @@ class KnownTexts:
         return re.sub(r"\s*\n\s*\n\s*", "\n\n", rest).strip(), found
 
 
-def read(messages: Sequence[BaseMessage], documents: Iterable[Any] = ()) -> Turn:
+def read(messages: Sequence[BaseMessage], documents: Iterable[Any] | None = None) -> Turn:
     """The last human message is the question; everything else that was said is kept beside it.
 
     A ``text-plain`` block's id is its chunk's; its title and context name it and are not shown to
     the model. A tool message with documents as its artifact stands for these, so its content is
-    not repeated; nor is the call it answers. Raises PromptError for content of another kind, such
-    as an image, and where nothing is asked.
+    not repeated; nor is the call it answers. ``documents`` that are None were not given. Raises
+    PromptError for content of another kind, such as an image, and ConfigError for one document
+    that is in no list.
     """
     last = max((n for n, m in enumerate(messages) if isinstance(m, HumanMessage)), default=None)
     chunks: list[Given] = []
@@ -143,6 +154,7 @@ def read(messages: Sequence[BaseMessage], documents: Iterable[Any] = ()) -> Turn
         chunks += blocks
         ways += [BLOCKS] * bool(blocks)
         if number == last:
+            ways += [BLOCKS] * (NO_DOCUMENTS in message.additional_kwargs)
             if len(texts) > 1 and not blocks:
                 chunks += map(Given, texts[:-1])
                 ways.append(PARTS)
@@ -151,16 +163,20 @@ def read(messages: Sequence[BaseMessage], documents: Iterable[Any] = ()) -> Turn
             if message.name:
                 question = f"{message.name}: {question}"
             continue
-        if isinstance(message, ToolMessage) and (artifact := _documents(message.artifact)):
-            chunks += artifact
-            ways.append(ARTIFACTS)
-            continue
+        if isinstance(message, ToolMessage):
+            found = _documents(message.artifact)
+            nothing_found = message.artifact == [] and not texts
+            ways += [ARTIFACTS] * bool(found or nothing_found)
+            if found:
+                chunks += found
+                continue
         if text := "\n".join(texts).strip():
             besides.append(Said(_speaker(message), text))
-    if given := [_given(document) for document in documents]:
-        chunks += given
+    if documents is not None:
+        chunks += map(_given, several(documents, "documents", Document))
         ways.append(DOCUMENTS)
-    return Turn(question, tuple(besides), tuple(_once(chunks)), tuple(dict.fromkeys(ways)))
+    blank = sum(not chunk.text.strip() for chunk in chunks)
+    return Turn(question, tuple(besides), tuple(_once(chunks)), tuple(dict.fromkeys(ways)), blank)
 
 
 def _content(message: BaseMessage) -> tuple[list[Given], list[str]]:

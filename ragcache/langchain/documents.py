@@ -15,6 +15,7 @@ from langchain_core.documents import Document
 
 from ragcache.errors import SourceError
 from ragcache.retriever.split import WHOLE
+from ragcache.several import several
 from ragcache.store.catalog import Catalog
 from ragcache.text import whole_in
 from ragcache.types import Chunk
@@ -53,9 +54,9 @@ def from_documents(documents: Iterable[Document]) -> Iterator[OurDocument]:
     SourceError for metadata that JSON cannot hold.
     """
     places = Counter[str]()
-    for document in documents:
+    for document in several(documents, "documents", Document):
         source = str(document.metadata.get("source", "document"))
-        name = document.id or f"{source}#{places[source]}"
+        name = f"{source}#{places[source]}" if document.id is None else document.id
         places[source] += 1
         yield from_document(document, name, whole=False)
 

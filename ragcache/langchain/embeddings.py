@@ -6,6 +6,7 @@ from langchain_core.embeddings import Embeddings
 
 from ragcache.langchain.local import Local
 from ragcache.pipeline import RagCache
+from ragcache.several import several
 
 
 class StoreEmbeddings(Embeddings):
@@ -28,7 +29,8 @@ class StoreEmbeddings(Embeddings):
 
 
 def _embed(cache: RagCache, texts: list[str]) -> list[list[float]]:
-    vectors: list[list[float]] = cache.retriever.embedder.embed(texts).tolist()
+    embedder = cache.retriever.embedder
+    vectors: list[list[float]] = embedder.embed(list(several(texts, "texts"))).tolist()
     return vectors
 
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from langchain_core.documents import Document
 
+from ragcache.api.counting import prompt_counts
 from ragcache.api.reporting import report_json
 from ragcache.api.scheduler import Scheduler, TooLate
 from ragcache.errors import ConfigError
@@ -102,6 +103,19 @@ class Local:
 
     async def aknown(self) -> KnownTexts:
         return await asyncio.to_thread(self.known)
+
+    def model_name(self) -> str:
+        return self.cache.engine.name
+
+    async def amodel_name(self) -> str:
+        return self.model_name()
+
+    def token_ids(self, text: str) -> list[int]:
+        return self.do(lambda cache: list(cache.engine.tokenize(text)))
+
+    def count(self, question: str, chunks: Sequence[Given]) -> int:
+        texts = [given.text for given in chunks]
+        return self.do(lambda cache: prompt_counts(cache.template, question, texts).count)
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         return self.do(lambda cache: _found(cache, question, k, neighbours))

@@ -9,17 +9,21 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 
 from ragcache.errors import PromptError
+from ragcache.langchain.boundaries import NO_DOCUMENTS
 from ragcache.langchain.heat import heat_map
+from ragcache.several import several
 
 
 def rag_messages(
-    question: str | Mapping[str, Any], documents: Iterable[Document | str] = ()
+    question: str | Mapping[str, Any], documents: Iterable[Document | str] | None = None
 ) -> list[BaseMessage]:
     """A question over documents: one human message, with a ``text-plain`` block for each document.
 
-    A block has its document's text, id and, as ``title``, that of its metadata. In a chain the
-    question comes as a mapping with ``question`` and ``documents``; its ``history``, messages of
-    earlier turns, goes before. Raises PromptError where it has no question.
+    A block has its document's text, id and, as ``title``, that of its metadata. A list of documents
+    that is empty is kept too: nothing else is then looked for. In a chain the question comes as a
+    mapping with ``question`` and ``documents``; its ``history``, messages of earlier turns, goes
+    before. Raises PromptError where it has no question, and ConfigError for documents that are no
+    list, such as texts that were joined.
 
     >>> rag_messages("Where?", [Document("In Oslo.", id="holt")])[0].content[0]["text"]
     'In Oslo.'
@@ -28,12 +32,17 @@ def rag_messages(
     if isinstance(question, Mapping):
         given = question
         question = given.get("question", "")
-        documents = given.get("documents", documents)
+        if "documents" in given:
+            documents = several(given["documents"], "documents", Document)
         history = given.get("history", ())
     if not isinstance(question, str) or not question.strip():
         raise PromptError('there is no question: give a string, or a mapping with "question"')
-    blocks: list[str | dict[str, Any]] = [_block(document) for document in documents]
-    return [*history, HumanMessage([*blocks, {"type": "text", "text": question}])]
+    blocks: list[str | dict[str, Any]] = []
+    if documents is not None:
+        blocks += map(_block, several(documents, "documents", Document))
+    nothing = {NO_DOCUMENTS: True} if documents is not None and not blocks else {}
+    asked: list[str | dict[str, Any]] = [*blocks, {"type": "text", "text": question}]
+    return [*history, HumanMessage(asked, additional_kwargs=nothing)]
 
 
 def _block(document: Document | str) -> dict[str, Any]:

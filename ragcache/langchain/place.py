@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
@@ -11,6 +13,17 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import Backend
 from ragcache.settings import Settings
+
+
+def check_options(given: Iterable[str], known: set[str], owner: type) -> None:
+    """Raise TypeError for options that nobody knows, with those that there are."""
+    if unknown := sorted(set(given) - known):
+        near = get_close_matches(unknown[0], known, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise TypeError(
+            f"{', '.join(unknown)}: no option of {owner.__name__}.{meant} There are "
+            + ", ".join(sorted(known))
+        )
 
 
 class Place(BaseModel):
@@ -30,12 +43,19 @@ class Place(BaseModel):
 
     _backend: Backend | None = PrivateAttr(default=None)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            check_options(given, set(cls.model_fields), cls)
+        return given
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         env = os.environ.get
         if self.store is None and self.base_url is None:
-            self.base_url = env("RAGCACHE_BASE_URL")
-            self.store = env("RAGCACHE_STORE") if self.base_url is None else None
+            self.base_url = env("RAGCACHE_BASE_URL") or None  # set to nothing: not set
+            self.store = (env("RAGCACHE_STORE") or None) if self.base_url is None else None
         if self.base_url is not None and self.api_key is None and (key := env("RAGCACHE_API_KEY")):
             self.api_key = SecretStr(key)
         if (self.store is None) == (self.base_url is None):

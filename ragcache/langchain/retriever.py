@@ -8,6 +8,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from pydantic import ConfigDict
 
 from ragcache.langchain.place import Place
 
@@ -21,6 +22,8 @@ class RagCacheRetriever(Place, BaseRetriever):
     None takes the settings of the store or service. ``store=`` or ``base_url=`` says where, as
     :class:`Place` has them.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     k: int | None = None
     neighbours: int | None = None

@@ -6,8 +6,15 @@ import asyncio
 import json
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +29,7 @@ from ragcache.langchain.documents import metadata
 from ragcache.text import whole_in
 
 _WAIT_S = 60.0  # for an answer, where no timeout is given
+_BRIEFLY_S = 5.0  # for the model's name, which an answer can do without
 _KNOWN_S = 30.0  # for which a list of known chunks is taken for up to date
 _PAGE = 1000  # texts asked for at a time
 _AGAIN = {429, 503}  # busy: the service says when to come again
@@ -56,6 +64,7 @@ class Service:
         self._client = httpx.Client(**self._options)
         weakref.finalize(self, self._client.close)
         self._known: tuple[float, KnownTexts] | None = None
+        self._model: str | None = None
 
     def known(self) -> KnownTexts:
         """A list of at most half a minute ago."""
@@ -76,6 +85,30 @@ class Service:
                         pages.append(await client.get("texts", params=more))
             known = self._keep(pages)
         return known
+
+    def model_name(self) -> str:
+        """Asked once, and not again where the service does not say."""
+        if self._model is None:
+            with suppress(httpx.HTTPError):
+                self._model = _first_model(self._client.get("models", timeout=_BRIEFLY_S))
+        return self._model or ""
+
+    async def amodel_name(self) -> str:
+        if self._model is None:
+            with suppress(httpx.HTTPError):
+                async with httpx.AsyncClient(**self._options) as client:
+                    self._model = _first_model(await client.get("models", timeout=_BRIEFLY_S))
+        return self._model or ""
+
+    def token_ids(self, text: str) -> list[int]:
+        with self._asked(_Post("tokenize", {"text": text})) as response:
+            tokens: list[int] = response.json()["tokens"]
+            return tokens
+
+    def count(self, question: str, chunks: Sequence[Given]) -> int:
+        body = {"question": question, "documents": [given.text for given in chunks]}
+        with self._asked(_Post("tokenize", body)) as response:
+            return int(response.json()["count"])
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         with self._asked(_search(question, k, neighbours)) as response:
@@ -203,6 +236,14 @@ class _Post:
     @property
     def args(self) -> dict[str, Any]:
         return {"url": self.url, "json": whole_in(self.json), "timeout": self.timeout}
+
+
+def _first_model(response: httpx.Response) -> str:
+    """The one that a list of models has; empty where it is no such list."""
+    try:
+        return "" if response.is_error else str(response.json()["data"][0]["id"])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def _search(question: str, k: int | None, neighbours: int | None) -> _Post:

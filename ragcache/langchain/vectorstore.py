@@ -1,5 +1,8 @@
 """The vector store: LangChain's documents, with their KV computed when they are added."""
 
+# Unlike the methods they override, these take no options that they do not know.
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 import uuid
@@ -19,6 +22,7 @@ from ragcache.langchain.local import Local
 from ragcache.langchain.search import Filter, diverse, named_so, remove, scored, unit
 from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
+from ragcache.several import several
 
 
 class RagCacheVectorStore(VectorStore):
@@ -49,20 +53,45 @@ class RagCacheVectorStore(VectorStore):
     def embeddings(self) -> Embeddings:
         return StoreEmbeddings(self.local)
 
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """:meth:`add_documents` of texts, each with its metadata. ConfigError unless there are as
+        many of them as texts."""
+        return self.add_documents(_documents(texts, metadatas), ids=ids, progress=progress)
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        made = _documents(texts, metadatas)
+        return await self.aadd_documents(made, ids=ids, progress=progress)
+
     def add_documents(
         self,
         documents: list[Document],
         *,
         ids: Sequence[str] | None = None,
         progress: Progress | None = None,
-        **kwargs: Any,
+        batch_size: int | None = None,
     ) -> list[str]:
         """Embed and store documents and compute their chunks' KV; their ids.
 
         Ids are ``ids``, else the documents' own, else new ones. An id that is there is replaced. A
         document that is there unchanged costs nothing. ``progress`` is told, on the store's thread,
-        what is being done, how much of it is done, and how much there is. Raises SourceError for
-        blank, overlong, or doubly named documents, and then adds none.
+        what is being done, how much of it is done, and how much there is. ``batch_size`` is what
+        LangChain's indexing says of a list that it has cut already. Raises SourceError for blank,
+        overlong, or doubly named documents, ConfigError where ids or documents are no lists, or not
+        as many, and then adds none.
         """
         named = _named(documents, ids)
         self.local.do(lambda cache: self._add(cache, named, progress))
@@ -74,18 +103,18 @@ class RagCacheVectorStore(VectorStore):
         *,
         ids: Sequence[str] | None = None,
         progress: Progress | None = None,
-        **kwargs: Any,
+        batch_size: int | None = None,
     ) -> list[str]:
         named = _named(documents, ids)
         await self.local.ado(lambda cache: self._add(cache, named, progress))
         return [name for name, _ in named]
 
-    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+    def delete(self, ids: list[str] | None = None) -> bool:
         """Delete documents, and KV that no other one uses; None: all of them. Ids that are not
         there are passed over. ConfigError for the id of a chunk of a document that was split."""
         return self.local.do(lambda cache: remove(cache, ids))
 
-    async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+    async def adelete(self, ids: list[str] | None = None) -> bool:
         return await self.local.ado(lambda cache: remove(cache, ids))
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -97,34 +126,34 @@ class RagCacheVectorStore(VectorStore):
         return await self.local.ado(lambda cache: named_so(cache, ids))
 
     def similarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None
     ) -> list[Document]:
         return [doc for doc, _ in self.similarity_search_with_score(query, k, filter)]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None
     ) -> list[Document]:
         return [doc for doc, _ in await self.asimilarity_search_with_score(query, k, filter)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None
     ) -> list[tuple[Document, float]]:
         """Documents and cosines, the most similar first."""
         return self.local.do(lambda cache: scored(cache, query, k, filter))
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None
     ) -> list[tuple[Document, float]]:
         return await self.local.ado(lambda cache: scored(cache, query, k, filter))
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: Filter | None = None, **kwargs: Any
+        self, embedding: list[float], k: int = 4, filter: Filter | None = None
     ) -> list[Document]:
         query = unit(embedding)
         return self.local.do(lambda cache: [d for d, _ in scored(cache, query, k, filter)])
 
     async def asimilarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: Filter | None = None, **kwargs: Any
+        self, embedding: list[float], k: int = 4, filter: Filter | None = None
     ) -> list[Document]:
         query = unit(embedding)
         return await self.local.ado(lambda cache: [d for d, _ in scored(cache, query, k, filter)])
@@ -136,7 +165,6 @@ class RagCacheVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
-        **kwargs: Any,
     ) -> list[Document]:
         """Of the ``fetch_k`` most similar documents, ``k`` that are also unlike each other: 0 of
         ``lambda_mult`` looks for the most unlike, 1 for the most similar to the query."""
@@ -149,7 +177,6 @@ class RagCacheVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
-        **kwargs: Any,
     ) -> list[Document]:
         return await self.local.ado(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
 
@@ -160,7 +187,6 @@ class RagCacheVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
-        **kwargs: Any,
     ) -> list[Document]:
         query = unit(embedding)
         return self.local.do(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
@@ -172,7 +198,6 @@ class RagCacheVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
-        **kwargs: Any,
     ) -> list[Document]:
         query = unit(embedding)
         return await self.local.ado(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
@@ -216,13 +241,29 @@ class RagCacheVectorStore(VectorStore):
 
 
 def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tuple[str, Document]]:
-    given = list(documents)
+    given = list(several(documents, "documents", Document))
+    ids = None if ids is None else list(several(ids, "ids"))
     if ids is not None and len(ids) != len(given):
         raise ConfigError(f"{len(given)} documents but {len(ids)} ids: give each one, or none")
     own = [document.id for document in given] if ids is None else ids
+    if "" in own:
+        raise ConfigError("an id is empty: give it a name, or None for a new one")
     return [
-        (name or str(uuid.uuid4()), document) for name, document in zip(own, given, strict=True)
+        (str(uuid.uuid4()) if name is None else name, document)
+        for name, document in zip(own, given, strict=True)
     ]
+
+
+def _documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> list[Document]:
+    given = list(several(texts, "texts", Document))
+    if metadatas is None:
+        return [Document(text) for text in given]
+    described = list(several(metadatas, "metadatas"))
+    if len(described) != len(given):
+        raise ConfigError(
+            f"{len(given)} texts but {len(described)} metadatas: give each one, or none"
+        )
+    return [Document(text, metadata=one) for text, one in zip(given, described, strict=True)]
 
 
 def _check_length(cache: RagCache, name: str, text: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
 from ragcache.indexing import check_ids
 from ragcache.precompute import BATCH_TOKENS, Batch, batches, incomplete, lacking, through
+from ragcache.several import several
 from ragcache.simulate import Model
 from ragcache.store.codecs import codec
 from ragcache.store.key import ChunkKey
@@ -172,11 +173,12 @@ def planning(
             f"compile mode {cache.indexing.compiled.mode} computes chunks behind similar ones of "
             "an index, and there is none here: use `ragcache index`"
         )
+    given = several(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
     model = Model(engine.spec, engine.parameters, engine.heads)
     measure = Measure(model, len(cache.indexing.compiled.behind))
     mine, wanted = list[_Packed](), Size()
-    for number, batch in enumerate(batches(reading.keys(documents), batch_tokens=batch_tokens), 1):
+    for number, batch in enumerate(batches(reading.keys(given), batch_tokens=batch_tokens), 1):
         if number % shard.of == shard.number % shard.of:
             mine.append(_Packed.of(batch))
             wanted += measure.of(batch)

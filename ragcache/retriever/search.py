@@ -112,8 +112,7 @@ class Retriever:
         is not found. [] where there is nothing to search. Raises PromptError for an empty
         question, ConfigError for k < 1 or neighbours < 0.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}: ask for at least 1 chunk")
+        _check_k(k)
         if neighbours < 0:
             raise ConfigError(f"neighbours is {neighbours}: it must be 0 or more")
         if not question.strip():
@@ -131,6 +130,7 @@ class Retriever:
 
         ``question`` may be a vector, (dimension,), of length 1. Raises as :meth:`retrieve`.
         """
+        _check_k(k)
         if isinstance(question, str):
             if not question.strip():
                 raise PromptError("The question is empty: there is nothing to search for.")
@@ -227,6 +227,11 @@ class Retriever:
                 "%s cannot be written (%s): the next start rebuilds it from the catalog.",
                 *(self.index_path, error.strerror),
             )
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k is {k}: ask for at least 1 chunk")
 
 
 def nearest(embedder: Embedder, texts: Sequence[str], k: int) -> list[list[int]]:

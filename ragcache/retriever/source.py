@@ -12,6 +12,7 @@ from pathlib import Path
 from ragcache.errors import SourceError
 from ragcache.retriever.readers import read_html, read_markdown, read_pdf, read_text, sound
 from ragcache.retriever.records import read_arrow, read_cacheblend, read_jsonl, read_stdin
+from ragcache.several import several
 from ragcache.types import Document, wrong_id
 
 STDIN = Path("-")  # JSON Lines from standard input
@@ -54,13 +55,14 @@ def read(
     ``datasets`` has saved is its Arrow files. Of a record, ``text`` is the text, or
     ``page_content``, so that LangChain's documents are read as they are dumped.
 
-    Missing paths are noticed by the call itself, before a document is read. Without ``on_error``
+    Missing paths are noticed by the call itself, before a document is read, and so is one path that
+    is in no list (ConfigError). Without ``on_error``
     the first :class:`SourceError` raises. With it, every error is handed over, what it is about is
     left out, and reading goes on: ``read(paths, on_error=errors.append)`` collects them.
     """
     report = on_error or _raise
     files: dict[Path, tuple[str, Path]] = {}
-    for path in map(Path, paths):
+    for path in map(Path, several(paths, "paths")):
         try:
             for name, file in _files(path, None if root is None else Path(root)):
                 files.setdefault(file.resolve(), (name, file))

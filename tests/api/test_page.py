@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ragcache.api import page
+from ragcache.api.examples import examples
 from ragcache.api.reporting import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
+from ragcache.models import world
 from ragcache.pipeline import RagCache
+from ragcache.retriever.source import read
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene
-from tests.api.conftest import served
+from tests.api.conftest import ANN, BOB, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -125,8 +129,50 @@ def test_the_file_is_whole_and_asks_nobody(file: Path) -> None:
 def test_the_page_names_only_modes_there_are() -> None:
     named = re.findall(r'name="mode" value="([^"]+)"', (page.STATIC / "index.html").read_text())
     assert len(named) >= 3 and set(named) <= set(BLENDERS)
-    script = (page.STATIC / "draw.js").read_text() + (page.STATIC / "demo.js").read_text()
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", script)
+    told = (page.STATIC / "words.js").read_text().split("MODES = {", 1)[1].split("};", 1)[0]
+    assert set(re.findall(r"^ +(\w+): ", told, re.MULTILINE)) == set(BLENDERS)
+
+
+def test_the_page_runs_and_draws_nothing_that_comes_from_documents() -> None:
+    scripts = [file for file in page.STATIC.iterdir() if file.name.endswith(".js")]
+    assert {file.name for file in scripts} > set(page.DRAWING)
+    for script in (file.read_text() for file in scripts):
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", script)
+        assert not re.search(r"\beval\(|new Function|\.style\b|setAttribute\(\"(style|on)", script)
+    index = (page.STATIC / "index.html").read_text()
+    assert not re.search(r"<script(?! src=)|<style| style=| on[a-z]+=", index)
+
+
+@pytest.mark.parametrize("before", [None, 0o666])
+def test_a_report_is_its_owners_alone(cache: RagCache, tmp_path: Path, before: int | None) -> None:
+    path = tmp_path / "out.html"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    mask = os.umask(0)
+    try:
+        page.write(path, QUESTION, {"full": cache.ask(QUESTION, mode="full")}, cache)
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_examples_are_of_what_is_stored(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        assert examples(cache) == []
+        cache.add([Document("notes/set-up_guide.md", "Some text."), Document("42", "A text.")])
+        cache.add([Document("x", "Some more.", {"title": "The Mill"})])
+        assert examples(cache) == [
+            "What does “set up guide” say?",
+            "What does “The Mill” say?",
+        ]
+        name = "verner-irwin"  # of the world, but with a text of its own
+        cache.add([Document(f"documents.jsonl#{name}", "He plays the tuba.")])
+        assert not any("instrument" in question for question in examples(cache))
+        (own,) = (d for d in read([world("documents.jsonl")]) if d.id.endswith(f"#{name}"))
+        cache.add([Document(own.id, own.text, dict(WHOLE))])
+        found = examples(cache)
+        assert found and all("Verner Irwin" in question for question in found)
 
 
 def test_where_a_report_cannot_go(tmp_path: Path) -> None:
@@ -179,9 +225,18 @@ class Visit:
         assert self.errors == []
 
 
+@pytest.fixture(scope="module")
+def saved_page(browser: Browser, file: Path) -> Iterator[Page]:
+    """The file, opened once, for whoever only asks what its code says."""
+    see = Visit(browser, file.as_uri()).page
+    yield see
+    see.close()
+
+
 def test_the_file_in_a_browser(browser: Browser, file: Path) -> None:
     visit = Visit(browser, file.as_uri(), width=360)
     visit.check(3)
+    assert visit.page.locator("#headline").inner_text().startswith("fused: ")
     assert [url for url in visit.asked if not url.startswith("data:")] == [file.as_uri()]
     assert not visit.page.locator("#ask").is_visible()
     visit.page.get_by_role("radio", name="full").check()
@@ -197,6 +252,19 @@ def test_a_person_asks_by_keyboard(browser: Browser, address: str, width: int, d
     see.keyboard.type(QUESTION)
     see.keyboard.press("Enter")
     visit.check(3)
+    runs = see.locator(".answers li")
+    answers = [text.strip() for text in runs.locator(".text").all_inner_texts()]
+    marks = runs.locator(".mark").all_inner_texts()
+    agrees = {True: "✓ same answer as full", False: "✗ differs from full"}
+    assert marks == [*(agrees[a == answers[2]] for a in answers[:2]), "the answer to match"]
+    headline = see.locator("#headline").inner_text()
+    said = (
+        r"fused: (\d+(\.\d)? times (sooner|later) than|as soon as) full prefill; \d+ % computed; "
+    )
+    assert re.fullmatch(f"{said}(same|another) answer\\.", headline), headline
+    assert headline.endswith("same answer.") is (answers[0] == answers[2])
+    assert all(runs.locator(".about").all_inner_texts())
+    assert not see.locator("#nothing").is_visible()
     back = see.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", back))) < 200) is dark
     for _ in range(60):  # to the first part of the heat map
@@ -207,6 +275,161 @@ def test_a_person_asks_by_keyboard(browser: Browser, address: str, width: int, d
     assert see.locator("#token").inner_text().endswith((", reused", "layers"))
     assert all(url.startswith(address) for url in visit.asked)
     see.close()
+
+
+def test_an_example_is_asked_by_a_click(browser: Browser, address: str) -> None:
+    visit = Visit(browser, f"{address}/demo")
+    button = visit.page.locator("#examples button").first
+    question = button.inner_text()
+    assert question == "What does “boats” say?"
+    button.click()
+    visit.page.locator("#asked").get_by_text(question).wait_for()
+    visit.page.locator(".answers [aria-busy=false] .fill").nth(2).wait_for()
+    visit.page.close()
+
+
+def test_nothing_retrieved_is_said_first(browser: Browser, cache: RagCache, tmp_path: Path) -> None:
+    answers = {mode: cache.ask(QUESTION, mode=mode, chunks=[]) for mode in ("fused", "full")}
+    page.write(tmp_path / "out.html", QUESTION, answers, cache)
+    saved = Visit(browser, (tmp_path / "out.html").as_uri())
+    with served(tmp_path / "empty", keys=[]) as running:
+        live = Visit(browser, f"{running.url}/demo")
+        live.page.locator("#empty").wait_for()
+        live.page.get_by_label("Question").fill(QUESTION)
+        live.page.keyboard.press("Enter")
+        live.page.locator(".answers .fill").nth(2).wait_for()
+        for visit in (saved, live):
+            notice = visit.page.locator("#nothing")
+            assert "Nothing was retrieved" in notice.inner_text()
+            top = [visit.page.locator(i).bounding_box() for i in ("#nothing", "#headline")]
+            assert top[0] and top[1] and top[0]["y"] < top[1]["y"]
+            assert "computed" not in visit.page.locator("#headline").inner_text()
+            assert visit.errors == []
+            visit.page.close()
+
+
+def test_why_nothing_was_retrieved(saved_page: Page) -> None:
+    """Where a report says why."""
+    saved_page.evaluate("why => page.sayNothing(why)", "the store holds <b>no</b> documents")
+    said = saved_page.locator("#nothing").inner_text()
+    assert said.startswith("Nothing was retrieved: the store holds <b>no</b> documents. The answer")
+
+
+def test_files_are_added(browser: Browser, tmp_path: Path) -> None:
+    given = {
+        "mill.md": b"# The mill\n\nThe old mill stands on the Avon. <img src=x onerror=alert(1)>",
+        "scan.pdf": b"%PDF-1.7",
+        "latin.txt": "Müller".encode("latin-1"),
+        "empty.txt": b"",
+        "zeros.txt": b"a\0b",
+        "long.txt": b"x" * 3000,
+    }
+    for name, data in given.items():
+        (tmp_path / name).write_bytes(data)
+    with served(tmp_path / "store", body_bytes=2048) as running:
+        visit = Visit(browser, f"{running.url}/demo")
+        see = visit.page
+        see.get_by_text("API key is needed").wait_for()
+        see.get_by_label("API key").fill(ANN)
+        see.get_by_label("API key").press("Tab")
+        see.locator("#empty").wait_for()
+        see.get_by_text("Add files").click()
+        assert "up to 2 KiB each" in see.locator("#drop").inner_text()
+        see.set_input_files("#files", [tmp_path / name for name in given])
+        see.get_by_label("Name of mill.md").fill("the mill")
+        see.get_by_role("button", name="Add 6 files").click()
+        see.get_by_text("the service takes 2 KiB").wait_for()
+        told = see.locator("#chosen li").all_inner_texts()
+        says = ["added: ", "only plain text", "no text in UTF-8", "is empty", "no text in", "2.9"]
+        assert [say in text for say, text in zip(says, told, strict=True)] == [True] * 6, told
+        assert see.locator("#chosen .bad").count() == 5
+        see.locator("#documents").get_by_text("the mill").wait_for()
+        assert see.get_by_role("button", name="Add 5 files").is_enabled()
+        with running.client() as ann:
+            assert [d["id"] for d in ann.get("/v1/documents").json()["data"]] == ["the mill"]
+        with running.client(BOB) as bob:
+            assert bob.get("/v1/documents").json()["data"] == []
+        see.close()
+
+
+def test_long_prompts_fold(browser: Browser, file: Path, tmp_path: Path) -> None:
+    inside = re.search(r'id="ragcache-data">(.*?)</script>', file.read_text(), re.DOTALL)
+    assert inside
+    data = json.loads(inside[1])
+    prompt = data["runs"][0]["ragcache"]["prompt"]
+    prompt[1]["tokens"] = prompt[1]["tokens"] * 300
+    tokens = len(prompt[1]["tokens"])
+    assert tokens > 2000
+    (tmp_path / "long.html").write_text(page.html(data))
+    visit = Visit(browser, (tmp_path / "long.html").as_uri())
+    see = visit.page
+    parts = see.locator(".part")
+    drawn = parts.nth(1).locator(".t")
+    assert [part.get_attribute("open") is not None for part in parts.all()[:2]] == [True, False]
+    assert drawn.count() == 0 and parts.last.locator(".t").count() > 0
+    parts.nth(1).locator("summary").click()
+    drawn.first.wait_for()
+    assert drawn.count() == 1000
+    see.get_by_role("button", name=f"Show 1,000 more tokens of {tokens - 1000:,}").click()
+    assert drawn.count() == 2000
+    see.get_by_role("button", name="Unfold all").click()
+    see.get_by_role("button", name="Fold all").click()
+    see.get_by_role("button", name="Unfold all").wait_for()
+    assert see.locator(".part[open]").count() == 0
+    assert visit.errors == []
+    see.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (0.0, "0.0 ms"),
+        (0.0357, "35.7 ms"),
+        (0.09996, "100 ms"),
+        (0.2494, "249 ms"),
+        (0.9996, "1.00 s"),
+        (1.234, "1.23 s"),
+        (12.34, "12.3 s"),
+        (59.97, "1 min 0 s"),
+        (125.0, "2 min 5 s"),
+    ],
+)
+def test_times_are_as_people_say_them(saved_page: Page, given: float, says: str) -> None:
+    assert saved_page.evaluate("s => words.seconds(s)", given) == says
+
+
+@pytest.mark.parametrize(
+    ("times", "answers", "says"),
+    [
+        (
+            (0.1, 0.56),
+            ("a", "a "),
+            "5.6 times sooner than full prefill; 15 % computed; same answer",
+        ),
+        (
+            (0.1, 0.05),
+            ("a", "b"),
+            "2.0 times later than full prefill; 15 % computed; another answer",
+        ),
+        ((1.0, 1.02), ("a", "a"), "as soon as full prefill; 15 % computed; same answer"),
+        (
+            (0.01, 12.0),
+            ("a", "a"),
+            "1,200 times sooner than full prefill; 15 % computed; same answer",
+        ),
+        ((1.5,), ("a",), "first token after 1.50 s; 15 % computed"),
+    ],
+)
+def test_the_headline(
+    saved_page: Page, times: tuple[float, ...], answers: tuple[str, ...], says: str
+) -> None:
+    counts = {"chunks": [{}], "chunk_tokens": 100, "reused_tokens": 85, "recomputed_tokens": 15}
+    runs = [
+        {"mode": mode, "answer": text, "ragcache": {**counts, "charged_budget": 0.15, "ttft_s": s}}
+        for mode, s, text in zip(("fused", "full"), times, answers, strict=False)
+    ]
+    told = saved_page.evaluate("runs => words.headline(runs)", runs)
+    assert told == {"mode": "fused", "text": says}
 
 
 def test_what_goes_wrong_is_said(browser: Browser, address: str) -> None:

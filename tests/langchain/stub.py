@@ -55,6 +55,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
+        if self.path == "/v1/models":
+            model = self.stub.local.cache.engine.name
+            if self._welcome():
+                self._send(200, {"data": [{"id": model}]})
+            return
         assert self.path.startswith("/v1/texts?")
         cache = self.stub.local.cache
         chunks = cache.catalog.chunks(cache.catalog.vectors()[0].tolist())

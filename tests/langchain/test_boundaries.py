@@ -103,7 +103,7 @@ def test_documents_at_call_and_bind(
     check(model.invoke(QUESTION, documents=documents), cache, "documents")
     bound = model.bind(documents=documents)
     check(bound.invoke(QUESTION), cache, "documents")
-    check(summed(list(bound.stream(QUESTION))), cache, "documents")  # type: ignore[arg-type]
+    check(summed(list(bound.stream(QUESTION))), cache, "documents")
 
 
 def test_retriever_and_model_of_one_place(

@@ -16,12 +16,28 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumpd, load
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    message_to_dict,
+    messages_from_dict,
+    trim_messages,
+)
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableLambda
 from pydantic import SecretStr, ValidationError
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
-from ragcache.langchain import ChatRagCache, RagCacheMessage, RagCacheMessageChunk, rag_messages
+from ragcache.langchain import (
+    ChatRagCache,
+    RagCacheMessage,
+    RagCacheMessageChunk,
+    RagCacheRetriever,
+    rag_messages,
+)
+from ragcache.langchain.boundaries import read
 from ragcache.langchain.heat import heat_map
 from ragcache.langchain.local import Local
 from ragcache.langchain.service import Service
@@ -172,10 +188,141 @@ def test_what_cannot_be_is_refused(place: dict[str, Any]) -> None:
         model.invoke(ASKED, logprobs=True)
     with pytest.raises((ConfigError, PromptError), match="mode"):
         model.invoke(ASKED, mode="no-such-mode")
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="cannot call tools: .* in a step of the chain"):
         model.bind_tools([])
+    with pytest.raises(NotImplementedError, match="cannot follow a schema: .* output parser"):
+        model.with_structured_output(dict)
+    with pytest.raises(NotImplementedError, match="cannot call tools"):
+        model.get_num_tokens_from_messages(ASKED, tools=[dict])
+    with pytest.raises(TypeError, match="temprature: .* Did you mean temperature"):
+        model.bind(temprature=1)
+    with pytest.raises(TypeError, match="logprob: no option of ChatRagCache. There are"):
+        ChatRagCache(**place | {"logprob": True})
+    with pytest.raises(TypeError, match="top_k: no option of RagCacheRetriever"):
+        RagCacheRetriever(**place | {"top_k": 3})
     with pytest.raises(ValueError, match="no question"):
         list(model.stream([]))
+
+
+@both_places
+def test_tokens_are_counted_by_the_models_own_tokenizer(
+    place: dict[str, Any], cache: RagCache
+) -> None:
+    model = ChatRagCache(**place)
+    text = "Mira Holt keeps a parrot."
+    assert model.get_token_ids(text) == list(cache.engine.tokenize(text))
+    assert model.get_num_tokens(text) == len(cache.engine.tokenize(text)) > 0
+    for asked in (ASKED, [SystemMessage("Be brief."), HumanMessage(QUESTION)]):
+        usage = model.invoke(asked).usage_metadata
+        assert usage and model.get_num_tokens_from_messages(asked) == usage["input_tokens"]
+    usage = model.invoke(QUESTION, documents=TEXTS).usage_metadata
+    counted = model.get_num_tokens_from_messages([HumanMessage(QUESTION)], documents=TEXTS)
+    assert usage and counted == usage["input_tokens"]
+    prefix = len(cache.engine.template.prefix)
+    assert model.get_num_tokens_from_messages([]) == prefix
+    own = ChatRagCache(**place, custom_get_token_ids=lambda text: [0] * len(text))
+    assert own.get_num_tokens("four") == 4
+    assert own.get_num_tokens_from_messages([HumanMessage("four")]) > 4
+
+
+@both_places
+def test_history_can_be_trimmed_by_the_model(place: dict[str, Any]) -> None:
+    model = ChatRagCache(**place)
+    said = [HumanMessage("How are you?"), AIMessage("Well."), HumanMessage(QUESTION)]
+    room = model.get_num_tokens_from_messages(said[2:])
+    assert trim_messages(said, max_tokens=room, token_counter=model) == said[2:]
+
+
+@both_places
+def test_traces_name_the_model(place: dict[str, Any]) -> None:
+    class Seen(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def on_chat_model_start(self, *args: Any, metadata: Any = None, **kwargs: Any) -> None:
+            self.names.append(metadata["ls_model_name"])
+
+    seen = Seen()
+    config: Any = {"callbacks": [seen]}
+
+    async def later(model: ChatRagCache) -> None:
+        async for _ in model.astream(ASKED, config):
+            pass
+
+    ChatRagCache(**place).invoke(ASKED, config)
+    list(ChatRagCache(**place).stream(ASKED, config))
+    asyncio.run(ChatRagCache(**place).ainvoke(ASKED, config))
+    asyncio.run(later(ChatRagCache(**place)))
+    assert seen.names == ["llama"] * 4
+    params = ChatRagCache(**place, stop=["x"])._get_ls_params(stop=[])
+    assert "ls_stop" not in params  # this call has none
+
+
+def test_a_service_that_does_not_name_its_model() -> None:
+    assert ChatRagCache(base_url="http://127.0.0.1:9/v1").backend.model_name() == ""
+
+
+@both_places
+def test_an_empty_retrieval_is_no_documents(
+    place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ChatRagCache(**place)
+    backend: Any = model.backend
+    for known in ("known", "aknown"):  # nothing is looked for
+        monkeypatch.setattr(backend, known, lambda: pytest.fail("texts were scanned"))
+    found = AIMessage("", tool_calls=[{"name": "notes", "args": {}, "id": "1"}])
+    tool = ToolMessage("", artifact=[], tool_call_id="1")
+    asked = f"{TEXTS[0]} {QUESTION}"
+    for answer in (
+        model.invoke(asked, documents=[]),
+        model.bind(documents=[]).invoke(asked),
+        model.invoke(rag_messages(asked, [])),
+        asyncio.run(model.ainvoke(rag_messages({"question": asked, "documents": []}))),
+        model.invoke([HumanMessage(asked), found, tool]),
+        sum(model.stream(asked, documents=[]), RagCacheMessageChunk(content="")),
+    ):
+        report = answer.response_metadata["ragcache"]
+        assert report["chunks"] == []
+        assert "there are no documents" in report["fallbacks"][-1]
+        assert "the answer comes from the question alone" in report["fallbacks"][-1]
+    (message,) = rag_messages(asked, [])
+    assert message_to_dict(message) == message_to_dict(
+        messages_from_dict([message_to_dict(message)])[0]
+    )
+    assert read(messages_from_dict([message_to_dict(message)])).ways == ("content blocks",)
+
+
+@both_places
+def test_documents_without_text_are_counted(place: dict[str, Any]) -> None:
+    answer = ChatRagCache(**place).invoke(QUESTION, documents=["", *TEXTS, " \n"])
+    report = answer.response_metadata["ragcache"]
+    assert len(report["chunks"]) == len(TEXTS)
+    assert "2 of the documents given had no text, and were left out" in report["fallbacks"]
+
+
+@both_places
+def test_no_documents_can_be_refused(place: dict[str, Any]) -> None:
+    strict = ChatRagCache(**place, require_chunks=True)
+    assert strict.invoke(ASKED).text
+    for asked in (rag_messages(QUESTION, []), QUESTION):
+        with pytest.raises(PromptError, match="no documents.*require_chunks refuses"):
+            strict.invoke(asked)
+        with pytest.raises(PromptError, match="no documents"):
+            list(ChatRagCache(**place).stream(asked, require_chunks=True))
+        assert strict.invoke(asked, require_chunks=False).text
+
+
+@pytest.mark.parametrize("given", ["In Oslo.", DOCUMENTS[0], {"id": "holt", "text": "In Oslo."}, 3])
+def test_one_document_is_no_list(cache: RagCache, given: Any) -> None:
+    model = ChatRagCache(store=cache)
+    with pytest.raises(ConfigError, match="documents is one .*: give a list, such as"):
+        model.invoke(QUESTION, documents=given)
+    with pytest.raises(ConfigError, match="documents is one"):
+        rag_messages(QUESTION, given)
+    with pytest.raises(ConfigError, match="documents is one"):
+        rag_messages({"question": QUESTION, "documents": given})
+    with pytest.raises(ConfigError, match="stop is one str: give a list, such as"):
+        model.invoke(ASKED, stop="END")  # type: ignore[arg-type]
 
 
 def test_another_model_than_the_open_one_is_refused(cache: RagCache) -> None:
@@ -193,6 +340,9 @@ def test_one_place_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValidationError, match="give one of store= and base_url="):
         ChatRagCache()
+    monkeypatch.setenv("RAGCACHE_BASE_URL", "")
+    monkeypatch.setenv("RAGCACHE_STORE", "here")
+    assert ChatRagCache().store == "here"
     with pytest.raises(ValidationError, match="give one of store= and base_url="):
         ChatRagCache(store="here", base_url="http://there/v1")
     with pytest.raises(ConfigError, match="store is a int"):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests import scene
+
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = {
     "stream": ["clocks", "first token after"],
@@ -47,9 +49,20 @@ def test_the_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [text for text in EXAMPLES[name] if text not in printed] == []
 
 
+def test_a_model_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from examples.langchain.own_model import main
+
+    folder = scene.save_model(tmp_path / "mine")
+    main("a-store", str(folder))
+    counted, *_, reused, name = capsys.readouterr().out.splitlines()
+    assert counted.endswith("tokens to be read") and int(counted.split()[0]) > 50
+    assert reused.endswith("tokens of chunks reused, by") and int(reused.split()[0]) > 0
+    assert Path(name).name == "mine"
+
+
 def test_all_examples_are_run() -> None:
     found = {path.stem for path in (ROOT / "examples" / "langchain").glob("*.py")}
-    assert found == EXAMPLES.keys() | {"__init__", "chain", "make_notebook"}
+    assert found == EXAMPLES.keys() | {"__init__", "chain", "make_notebook", "own_model"}
 
 
 def test_the_notebook_has_the_outputs_of_its_cells() -> None:

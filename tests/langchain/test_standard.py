@@ -47,6 +47,14 @@ class Model:
         return False  # one model answers from a store
 
     @property
+    def has_tool_calling(self) -> bool:
+        return False  # bind_tools is there to say so
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
+
+    @property
     def supported_usage_metadata_details(self) -> Any:
         return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
 

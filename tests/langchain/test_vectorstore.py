@@ -103,6 +103,60 @@ def test_what_cannot_be_added_is_refused_whole(
     assert cache.documents() == []
 
 
+def test_one_thing_is_no_list(store: RagCacheVectorStore, cache: RagCache) -> None:
+    one: Any = "holt"
+    for call in (
+        lambda: store.delete(one),
+        lambda: asyncio.run(store.adelete(one)),
+        lambda: store.get_by_ids(one),
+        lambda: store.add_texts(one),
+        lambda: store.add_texts(["text"], ids=one),
+        lambda: store.add_texts(["text"], {"n": 1}),  # type: ignore[arg-type]
+        lambda: asyncio.run(store.aadd_texts(one)),
+        lambda: store.add_documents(one),
+        lambda: store.add_documents(Document("text")),  # type: ignore[arg-type]
+        lambda: RagCacheVectorStore.from_texts(one, store=cache),
+        lambda: store.embeddings.embed_documents(one),
+        lambda: list(from_documents(one)),
+    ):
+        with pytest.raises(ConfigError, match=r"is one \w+: give a list, such as \["):
+            call()
+    assert len(cache.documents()) == len(DOCUMENTS)
+
+
+def test_no_text_is_left_out(store: RagCacheVectorStore, cache: RagCache) -> None:
+    for ids in ([], ["1"], ["1", "2", "3"]):
+        with pytest.raises(ConfigError, match=f"2 documents but {len(ids)} ids"):
+            store.add_texts(["one", "two"], ids=ids)
+    for number in (0, 1, 3):
+        metadatas: list[dict[str, Any]] = [{}] * number
+        with pytest.raises(ConfigError, match=f"2 texts but {len(metadatas)} metadatas"):
+            store.add_texts(["one", "two"], metadatas)
+    with pytest.raises(ConfigError, match="an id is empty"):
+        store.add_texts(["one"], ids=[""])
+    assert len(cache.documents()) == len(DOCUMENTS)
+
+
+def test_nothing_is_not_everything(store: RagCacheVectorStore, cache: RagCache) -> None:
+    store.delete([])
+    assert len(cache.documents()) == len(DOCUMENTS)
+    assert not store.get_by_ids([]) and not store.add_texts([])
+    assert len(store.similarity_search("mill", k=3, filter={})) == 3
+    with pytest.raises(ConfigError, match="k is 0: ask for at least 1"):
+        store.similarity_search("mill", k=0)
+
+
+def test_unknown_options_are_errors(store: RagCacheVectorStore) -> None:
+    wrong: Any = {"filters": {"title": "holt"}}
+    for method in ("similarity_search", "max_marginal_relevance_search"):
+        with pytest.raises(TypeError, match="filters"):
+            getattr(store, method)("mill", **wrong)
+    with pytest.raises(TypeError, match="filters"):
+        store.delete(["holt"], **wrong)
+    with pytest.raises(TypeError, match="filters"):
+        store.add_texts(["text"], **wrong)
+
+
 def test_deleting_all_leaves_no_kv(store: RagCacheVectorStore, cache: RagCache) -> None:
     store.delete()
     assert cache.documents() == []

@@ -1,21 +1,24 @@
 """``/v1/query`` and ``/v1/chat/completions``: questions and their answers, streamed or whole; and
-``/v1/search``: the chunks alone."""
+``/v1/search`` and ``/v1/tokenize``: the chunks alone, and the tokens."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from ragcache.api import chat
 from ragcache.api.asking import Asked, awaited, unless_gone
+from ragcache.api.counting import check_countable, prompt_counts
 from ragcache.api.problems import Problem
 from ragcache.api.reporting import passage_json
 from ragcache.api.routes import Served, State, Tenant, account, failed, in_thread, opened
-from ragcache.api.schemas import Chat, Query, Search
+from ragcache.api.schemas import Chat, Query, Search, Tokenize
 from ragcache.api.service import Ask
 from ragcache.api.shapes import CompletionShape, QueryShape
 from ragcache.api.sse import EventStream
+from ragcache.pipeline import RagCache
 
 router = APIRouter(tags=["answers"])
 
@@ -47,6 +50,29 @@ async def search(given: Search, request: Request, state: Served, tenant: Tenant)
     cache = await opened(state, tenant)
     why = None if data else await in_thread(cache.no_chunks)
     return {"object": "list", "data": data, "no_chunks": why}
+
+
+@router.post("/v1/tokenize")
+async def tokenize(
+    given: Tokenize, request: Request, state: Served, tenant: Tenant
+) -> dict[str, Any]:
+    """The model's own tokens of a text; or how many the prompt of a question has, over the
+    documents that come with it. Nothing is looked for or answered."""
+    service, engine = state.service, state.service.own.engine
+    documents = [chat.document(one, at).text for at, one in enumerate(given.documents or ())]
+    said = given.question or "" if given.text is None else given.text
+    check_countable(engine, [said, *documents])
+
+    def counted(cache: RagCache) -> dict[str, Any]:
+        if given.text is not None:
+            tokens = cache.engine.tokenize(given.text)
+            return {"count": len(tokens), "tokens": list(tokens)}
+        counts = prompt_counts(cache.template, said, documents)
+        return {"count": counts.count, **asdict(counts)}
+
+    work = service.turn(tenant, counted, seconds=service.settings.timeout_s)
+    found = await awaited(request.receive, work)
+    return {"object": "ragcache.tokens", "context_tokens": engine.context_tokens, **found}
 
 
 @router.post("/v1/chat/completions", response_model=None)

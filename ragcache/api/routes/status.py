@@ -67,6 +67,7 @@ async def version(state: Served) -> dict[str, Any]:
         "model": state.model,
         "fingerprint": str(engine.fingerprint),
         "context_tokens": engine.context_tokens,
+        "body_bytes": state.service.settings.body_bytes,
     }
 
 

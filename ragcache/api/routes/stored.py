@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from ragcache.api.asking import awaited
+from ragcache.api.examples import examples
 from ragcache.api.jobs import Job
 from ragcache.api.problems import Problem
 from ragcache.api.reporting import store_json
@@ -29,6 +30,15 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 def _documents(given: NewDocuments) -> list[Document]:
     return [Document(one.id, one.text, one.metadata) for one in given.documents]
+
+
+@router.get("/v1/examples", tags=["documents"])
+async def list_examples(state: Served, tenant: Tenant) -> dict[str, Any]:
+    """A few questions that one may ask of what is stored, for somebody who is new to it."""
+    cache = await opened(state, tenant)
+    found = await in_thread(examples, cache)
+    data = [{"object": "ragcache.example", "question": question} for question in found]
+    return {"object": "list", "data": data}
 
 
 @router.post("/v1/documents", tags=["documents"])

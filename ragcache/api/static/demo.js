@@ -5,19 +5,24 @@
 // 2xx comes with {"error": {"message", ...}}.
 // POST /v1/query      {"question", "mode", "top_k"?, "stream": true, "trace": true}
 //                     -> server-sent events, each a line `data: ...` and a blank one:
-//                     {"delta": "text"} ..., {"answer": "text", "ragcache": report_json, ...},
+//                     {"delta": "text"} ..., the first with "no_chunks", why nothing was found, where
+//                     that is so; {"answer": "text", "ragcache": report_json, ...},
 //                     [DONE]; or {"error": {"message"}} where it fails on the way
 // GET /v1/documents   -> {"data": [{"id", "chunks", "pinned", "expires"}, ...]}; expires in seconds
 //                     since 1970, or null
-// POST /v1/documents  {"documents": [{"id", "text"}]}
+//                     by id, those behind ?after=ID; "has_more" says whether there are others
+// POST /v1/documents  {"documents": [{"id", "text"}]} -> {"documents", "unchanged", "chunks"}
+// GET /v1/examples    -> {"data": [{"question"}]}: what one may ask of this store
+// GET /version        -> {"model", "body_bytes"}: how long a request's body may be
 // GET /v1/stats       -> {"chunks", "payload_bytes", "hits", "misses": {reason: count},
 //                     "tier": {"hits", "misses", "held_bytes", ...} | null}
 
 (() => {
-  const { byId, make } = page;
+  const { byId, make } = dom;
   if (byId("ragcache-data")) return; // a file: there is nobody to ask
   const KEY = "ragcache-key";
   let asking = null; // an AbortController while a question is under way
+  let most = 0; // bytes of a body; 0 until the service has said it
 
   async function call(path, options = {}) {
     const headers = { "Content-Type": "application/json" };
@@ -30,8 +35,9 @@
     throw new Error(said.error?.message ?? `the service answered ${response.status}`);
   }
 
-  const post = (path, body, signal) =>
-    call(path, { method: "POST", body: JSON.stringify(body), signal });
+  const send = (path, body, signal) => call(path, { method: "POST", body, signal });
+  const post = (path, body, signal) => send(path, JSON.stringify(body), signal);
+  const get = async (path) => (await call(path)).json();
 
   /** The objects of a stream of server-sent events, until [DONE]. */
   async function* events(response) {
@@ -65,6 +71,7 @@
       if (byId("top_k").value) body.top_k = Number(byId("top_k").value);
       for await (const event of events(await post("/v1/query", body, signal))) {
         if (event.error) throw new Error(event.error.message);
+        if (event.no_chunks) page.sayNothing(event.no_chunks);
         if (event.delta) run.view.text.append(event.delta);
         if (event.ragcache) Object.assign(run, { answer: event.answer, ragcache: event.ragcache });
       }
@@ -117,17 +124,53 @@
   /** What the store holds now. */
   async function look() {
     try {
-      page.drawStore(await (await call("/v1/stats")).json());
-      const documents = (await (await call("/v1/documents")).json()).data;
-      byId("documents").replaceChildren(...documents.map((entry) => {
-        const facts = [`${entry.chunks} chunk${entry.chunks === 1 ? "" : "s"}`];
-        if (entry.pinned) facts.push("pinned");
-        if (entry.expires) facts.push(`until ${new Date(1e3 * entry.expires).toLocaleString()}`);
-        return make("li", {}, `${entry.id} `, make("span", {}, facts.join(", ")));
-      }));
+      page.drawStore(await get("/v1/stats"));
+      byId("documents").replaceChildren();
+      await list("");
+      await suggest();
     } catch (error) {
       if (byId("error").hidden) fail(error);
     }
+  }
+
+  /** The documents behind one, and a button for those behind them. */
+  async function list(after) {
+    const found = await get(`/v1/documents?after=${encodeURIComponent(after)}`);
+    byId("documents").append(...found.data.map((entry) => {
+      const facts = [words.count(entry.chunks, "chunk")];
+      if (entry.pinned) facts.push("pinned");
+      if (entry.expires) facts.push(`until ${new Date(1e3 * entry.expires).toLocaleString()}`);
+      return make("li", {}, `${entry.id} `, make("span", {}, facts.join(", ")));
+    }));
+    byId("empty").hidden = byId("documents").childElementCount > 0;
+    const more = byId("more-documents");
+    more.hidden = !found.has_more;
+    more.onclick = () => list(found.data.at(-1).id).catch(fail);
+  }
+
+  /** Questions to begin with, and what the service takes. */
+  async function suggest() {
+    const [examples, version] = await Promise.all([get("/v1/examples"), get("/version")]);
+    most = version.body_bytes;
+    byId("most").textContent = `up to ${words.size(most)} each`;
+    byId("model").textContent = `Model: ${version.model.split("/").at(-1)}`;
+    byId("examples").replaceChildren(...examples.data.map(({ question }) => {
+      const button = make("button", { type: "button", class: "small" }, question);
+      button.addEventListener("click", () => {
+        byId("question").value = question;
+        if (!asking) ask(question);
+      });
+      return button;
+    }));
+    byId("try").hidden = !examples.data.length;
+  }
+
+  function explainModes() {
+    const offered = [...document.querySelectorAll("input[name=mode]")].map((box) => box.value);
+    const others = Object.keys(words.MODES).filter((mode) => !offered.includes(mode));
+    byId("about-modes").replaceChildren(...[...offered, ...others].flatMap((mode) => [
+      make("dt", { class: words.colour(mode) }, mode), make("dd", {}, words.about(mode)),
+    ]));
   }
 
   byId("ask").addEventListener("submit", (event) => {
@@ -157,6 +200,16 @@
     }
   });
 
+  files.begin(
+    async (body, signal) => (await send("/v1/documents", body, signal)).json(),
+    () => most,
+    (added) => {
+      byId("status").textContent = added ? `${words.count(added, "document")} added.` : "";
+      look();
+    },
+  );
+
+  explainModes();
   byId("key").value = sessionStorage.getItem(KEY) ?? "";
   look();
 })();
