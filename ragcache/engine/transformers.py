@@ -28,6 +28,7 @@ from ragcache.engine.kernels import Shape, choose
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.packed import Pack
 from ragcache.engine.rope import Rope
+from ragcache.engine.scaling import context_tokens, refuse_length_dependent_rope, unfit
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.tokenizing import Tokenizing
 from ragcache.engine.upload import Uploader
@@ -35,8 +36,6 @@ from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: RoPE whose angles depend on the length of the prompt: stored keys cannot be moved.
-_LENGTH_DEPENDENT = {"dynamic", "longrope"}
 #: Behind how many beginnings packs go on by turns: what a chunk is stored behind, and what it is
 #: seen behind to measure its sensitivity.
 _KEPT = 2
@@ -69,8 +68,8 @@ class TransformersEngine(Tokenizing, Engine):
         modules = _decoder_layers(self.model, self.name)
         self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
         self.bos: int | None = tokenizer.bos_token_id
-        self.context_tokens = int(model.config.max_position_embeddings)
-        self.sliding_window = _sliding_window(model.config)
+        self.context_tokens = context_tokens(model.config)
+        self.sliding_window = _sliding_window(model.config.get_text_config())
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
         heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]
@@ -282,15 +281,15 @@ class TransformersEngine(Tokenizing, Engine):
             try:
                 self._forward([ids], capture, range(shift, shift + len(ids)), room=0)
             except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-                raise ModelError(_unfit(self.name, f"its layers cannot be driven ({error})")) from (
+                raise ModelError(unfit(self.name, f"its layers cannot be driven ({error})")) from (
                     error
                 )
             keys.append(capture.keys)
         if len(keys[0]) != len(self._layers.modules) or len({k.shape for k in keys[0]}) != 1:
-            raise ModelError(_unfit(self.name, "its layers do not all keep KV of one shape"))
+            raise ModelError(unfit(self.name, "its layers do not all keep KV of one shape"))
         rotates = [_differ(a, b) for a, b in zip(*keys, strict=True)]
         if not any(rotates):
-            raise ModelError(_unfit(self.name, "none of its layers rotates its keys (no RoPE)"))
+            raise ModelError(unfit(self.name, "none of its layers rotates its keys (no RoPE)"))
         rope = self._layers.rope.fitted(keys[0][0], *capture.view.angles)
         _, heads, _, dim = keys[0][0].shape
         dtype = str(keys[0][0].dtype).removeprefix("torch.")
@@ -303,29 +302,12 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() > 0.05 * a.norm())
 
 
-def _unfit(name: str, why: str) -> str:
-    return (
-        f"{name} cannot be used: {why}. ragcache drives decoder-only models with rotary position "
-        "embeddings and one KV shape, such as Llama, Qwen, Mistral, Gemma or Phi."
-    )
-
-
 def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     layers = getattr(decoder, "layers", None)
     if not layers:
-        raise ModelError(_unfit(name, "its decoder layers cannot be found"))
+        raise ModelError(unfit(name, "its decoder layers cannot be found"))
     return cast(Sequence[nn.Module], layers)
-
-
-def refuse_length_dependent_rope(config: Any, name: str) -> None:
-    """Raise ModelError where cos and sin depend on the length of the prompt."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    per_layer = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
-    found = {p.get("rope_type") for p in per_layer} & _LENGTH_DEPENDENT
-    if found:
-        why = f"its RoPE ({found.pop()}) changes with the prompt's length, so keys cannot move"
-        raise ModelError(_unfit(name, why))
 
 
 def _sliding_window(config: Any) -> int | None:

@@ -27,7 +27,7 @@ from ragcache.engine.check import check_engine, watchable
 from ragcache.engine.hooks import Layers, View
 from ragcache.engine.kv import KnownKV, PlacedKV
 from ragcache.engine.rope import Rope
-from ragcache.engine.transformers import refuse_length_dependent_rope
+from ragcache.engine.scaling import refuse_length_dependent_rope
 from ragcache.engine.vllm.slots import runs, slots
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
