@@ -27,7 +27,8 @@ from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single
 from ragcache.engine.kernels import Shape, choose
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.packed import Pack
-from ragcache.engine.rope import Rope
+from ragcache.engine.probe import Probe
+from ragcache.engine.rope import Rope, rotations
 from ragcache.engine.scaling import context_tokens, refuse_length_dependent_rope, unfit
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.tokenizing import Tokenizing
@@ -78,7 +79,8 @@ class TransformersEngine(Tokenizing, Engine):
         self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
         self.packs = True  # whether several chunks are encoded in one forward
         self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
-        check_engine(self, self.model.get_input_embeddings().num_embeddings)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        check_engine(self, vocabulary, self.context_tokens)
         self.watchable = watchable(self)
         self.packs = packable(self)
         self.fingerprint = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
@@ -269,37 +271,23 @@ class TransformersEngine(Tokenizing, Engine):
 
     @torch.inference_mode()
     def _probe(self) -> tuple[Layers, KVSpec]:
-        """Find the KV's shape, and which layers rotate their keys (some have no RoPE at all).
-
-        The same tokens at positions 0.. and 7..: attention is relative, so hidden states agree
-        and only rotated keys differ.
-        """
+        """Find the KV's shape, and what each layer does with its keys, in one forward."""
         ids = list(range(1, 9))
-        keys = []
-        for shift in (0, 7):
-            capture = Capture(unrotate=False)
-            try:
-                self._forward([ids], capture, range(shift, shift + len(ids)), room=0)
-            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-                raise ModelError(unfit(self.name, f"its layers cannot be driven ({error})")) from (
-                    error
-                )
-            keys.append(capture.keys)
-        if len(keys[0]) != len(self._layers.modules) or len({k.shape for k in keys[0]}) != 1:
+        first = self._layers.modules[0]
+        try:
+            with rotations(first) as calls:
+                probe = Probe(self.name, calls)
+                self._forward([ids], probe, range(len(ids)), room=0)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ModelError(unfit(self.name, f"its layers cannot be driven ({error})")) from error
+        keys = probe.keys
+        if len(keys) != len(self._layers.modules) or len({k.shape for k in keys}) != 1:
             raise ModelError(unfit(self.name, "its layers do not all keep KV of one shape"))
-        rotates = [_differ(a, b) for a, b in zip(*keys, strict=True)]
-        if not any(rotates):
-            raise ModelError(unfit(self.name, "none of its layers rotates its keys (no RoPE)"))
-        rope = self._layers.rope.fitted(keys[0][0], *capture.view.angles)
-        _, heads, _, dim = keys[0][0].shape
-        dtype = str(keys[0][0].dtype).removeprefix("torch.")
-        layers = Layers(self._layers.modules, rope, rotates)
-        return layers, KVSpec(len(rotates), heads, dim, dtype)
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    a, b = a.float(), b.float()
-    return bool((a - b).norm() > 0.05 * a.norm())
+        rope = probe.rope(self._layers.rope)
+        _, heads, _, dim = keys[0].shape
+        dtype = str(keys[0].dtype).removeprefix("torch.")
+        layers = Layers(self._layers.modules, rope, [call is not None for call in probe.calls])
+        return layers, KVSpec(len(keys), heads, dim, dtype)
 
 
 def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:

@@ -77,7 +77,9 @@ class VllmModel(Prefiller):
         blocks = range(1, 2 + _CHECKED // self.block_size)  # nobody's yet; vLLM keeps block 0
         with self.over(list(blocks)):
             try:
-                check_engine(self, self.config.model_config.get_vocab_size())
+                model = self.config.model_config
+                angles = [len(cache) for cache in self._angles if cache is not None]
+                check_engine(self, model.get_vocab_size(), min([model.max_model_len, *angles]))
                 self.watchable = watchable(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
