@@ -15,8 +15,8 @@ class Probe(Every):
     """Computes every row, and notes for each layer the call of the rotary function that made its
     keys. A layer that does not call it has no RoPE: SmolLM3, Cohere2 and others have some.
 
-    Nothing is concluded from how far keys move: at Gemma 3's theta of a million, seven positions
-    move them by less than bfloat16 can tell from nothing.
+    Nothing is concluded from how far keys move: a few positions hardly move those of a layer whose
+    theta is a million, as in Gemma 3, and no threshold tells it from a layer without RoPE.
     """
 
     def __init__(self, name: str, going: list[Rotation]) -> None:
