@@ -102,8 +102,7 @@ class Every:
 class Capture(Every):
     """Computes every row and keeps every layer's fresh KV, keys before RoPE."""
 
-    def __init__(self, unrotate: bool = True) -> None:
-        self.unrotate = unrotate
+    def __init__(self) -> None:
         self.keys: list[Tensor] = []  # per layer, (batch, kv_heads, n, head_dim)
         self.values: list[Tensor] = []
 
@@ -112,7 +111,7 @@ class Capture(Every):
         return view.all_rows
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.keys.append(self.view.unrotate(keys) if self.unrotate else keys)
+        self.keys.append(self.view.unrotate(keys))
         self.values.append(values)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ragcache.engine.decode import end_tokens
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
+from ragcache.engine.scaling import context_tokens
 from ragcache.errors import ModelError
 from ragcache.types import Fingerprint, KVSpec
 
@@ -68,7 +69,7 @@ class Identity:
             tokenizer,
             spec,
             fingerprint(model, tokenizer, folder, codec=codec, weights=digest),
-            int(text.max_position_embeddings),
+            context_tokens(config),
             sum(weight.numel() for weight in outline.parameters()),
             int(heads),
             frozenset(end_tokens(outline, tokenizer)),

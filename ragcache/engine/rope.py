@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +19,19 @@ from ragcache.errors import ModelError
 
 Apply = Callable[..., tuple[Tensor, Tensor]]
 Turn = Callable[[Tensor, slice, Tensor], None]  # keys, their rows, where to write them
+
+_NAME, _TAKES = "apply_rotary_pos_emb", ["q", "k", "cos", "sin"]
+_WATCHING = threading.Lock()  # one at a time puts the function back that it found
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """One call of a model's rotary function, by one of its layers."""
+
+    keys: Tensor  # (batch, kv_heads, n, as many head dimensions as the layer lets turn)
+    cos: Tensor  # (batch, n, rotary_dim)
+    sin: Tensor  # same shape
+    turned: Tensor  # the keys that it gave back
 
 
 @dataclass(frozen=True)
@@ -31,33 +50,25 @@ class Rope:
     @classmethod
     def of(cls, layer: nn.Module) -> Rope:
         """Find the rotary function of the module that defines ``layer``."""
-        module = sys.modules[type(layer).__module__]
-        apply = getattr(module, "apply_rotary_pos_emb", None)
-        if apply is None:
+        module = _defining(layer)
+        apply = getattr(module, _NAME, None)
+        if apply is None or list(inspect.signature(apply).parameters)[:4] != _TAKES:
             raise ModelError(
-                f"{type(layer).__name__} has no rotary position embedding that ragcache knows "
-                f"(no apply_rotary_pos_emb in {module.__name__}). Use a RoPE decoder such as "
+                f"{type(layer).__name__} has no rotary position embedding that ragcache knows (no "
+                f"{_NAME}({', '.join(_TAKES)}) in {module.__name__}). Use a RoPE decoder such as "
                 "Llama, Qwen, Mistral, Gemma or Phi."
             )
         return cls(apply)
 
-    def fitted(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Rope:
-        """What an architecture does, found out by trying it on these keys.
+    @classmethod
+    def seen(cls, apply: Apply, call: Rotation, head_dim: int) -> Rope:
+        """What a layer with heads of ``head_dim`` was seen to do with its keys.
 
-        For partial RoPE, some slice inside their function and some before it. Where keys turn in
-        halves, which is usual, ``turning`` makes use of it.
+        A layer with partial RoPE may give its function the part that turns, or whole heads.
         """
-        rope = self
-        try:
-            want = rope.rotate(keys, cos, sin)
-        except RuntimeError:
-            rope = replace(self, width=cos.shape[-1])
-            want = rope.rotate(keys, cos, sin)
-        if cos.shape[-1] % 2:
-            return rope
-        turned = torch.empty_like(want)
-        _turn_halves(keys, cos[0].float(), _signed(sin[0].float()), turned)
-        return replace(rope, halves=torch.allclose(turned, want, rtol=1e-5, atol=1e-5))
+        given = call.keys.shape[-1]
+        halves = _turns_halves(apply, given, call.cos.shape[-1])
+        return cls(apply, None if given == head_dim else given, halves)
 
     def rotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys (batch, heads, n, head_dim) moved to the positions of ``cos`` and ``sin``."""
@@ -89,6 +100,52 @@ class Rope:
             return self.apply(keys[:, :0], keys, cos, sin)[1]
         head, tail = keys[..., : self.width], keys[..., self.width :]
         return torch.cat([self.apply(head[:, :0], head, cos, sin)[1], tail], dim=-1)
+
+
+@contextmanager
+def rotations(layer: nn.Module) -> Iterator[list[Rotation]]:
+    """Every call of the rotary function of ``layer``'s module by this thread, while this lasts."""
+    module, thread, calls = _defining(layer), threading.get_ident(), list[Rotation]()
+    with _WATCHING:
+        own = getattr(module, _NAME)
+        takes = inspect.signature(own)
+
+        @wraps(own)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            turned = own(*args, **kwargs)
+            if threading.get_ident() == thread:
+                given = takes.bind(*args, **kwargs).arguments
+                calls.append(Rotation(given["k"], given["cos"], given["sin"], turned[1]))
+            return turned
+
+        setattr(module, _NAME, watched)
+        try:
+            yield calls
+        finally:
+            setattr(module, _NAME, own)
+
+
+def _defining(layer: nn.Module) -> ModuleType:
+    return sys.modules[type(layer).__module__]
+
+
+def _turns_halves(apply: Apply, dim: int, rotary: int) -> bool:
+    """Whether ``apply`` is the very function that ``_turn_halves`` is, for keys of ``dim``.
+
+    Both are polynomials of degree two in keys, cos and sin, and two of those that differ agree at
+    random points of 129 values with a probability of at most 2/129. They are compared at 16 points
+    for every dimension, small integers, on which float32 is exact: so nothing but equality counts.
+    """
+    if rotary % 2 or rotary > dim:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    keys, cos, sin = (
+        torch.randint(-64, 65, shape, generator=generator).float()
+        for shape in ((1, 4, 4, dim), (1, 4, rotary), (1, 4, rotary))
+    )
+    want, got = apply(keys[:, :0], keys, cos, sin)[1], torch.empty_like(keys)
+    _turn_halves(keys, cos[0], _signed(sin[0]), got)
+    return torch.equal(got, want)
 
 
 def _signed(sin: Tensor) -> Tensor:

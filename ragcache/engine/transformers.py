@@ -28,7 +28,9 @@ from ragcache.engine.kernels import Shape, choose
 from ragcache.engine.kv import PlacedKV
 from ragcache.engine.packed import Pack
 from ragcache.engine.plain import PlainText
-from ragcache.engine.rope import Rope
+from ragcache.engine.probe import Probe
+from ragcache.engine.rope import Rope, rotations
+from ragcache.engine.scaling import context_tokens, refuse_length_dependent_rope, unfit
 from ragcache.engine.template import split_chat_template
 from ragcache.engine.tokenizing import Tokenizing
 from ragcache.engine.upload import Uploader
@@ -36,8 +38,6 @@ from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: RoPE whose angles depend on the length of the prompt: stored keys cannot be moved.
-_LENGTH_DEPENDENT = {"dynamic", "longrope"}
 #: Behind how many beginnings packs go on by turns: what a chunk is stored behind, and what it is
 #: seen behind to measure its sensitivity.
 _KEPT = 2
@@ -70,8 +70,8 @@ class TransformersEngine(Tokenizing, Engine):
         modules = _decoder_layers(self.model, self.name)
         self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
         self.bos: int | None = tokenizer.bos_token_id
-        self.context_tokens = int(model.config.max_position_embeddings)
-        self.sliding_window = _sliding_window(model.config)
+        self.context_tokens = context_tokens(model.config)
+        self.sliding_window = _sliding_window(model.config.get_text_config())
         self.plain_text = PlainText(tokenizer, self.name)
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
@@ -81,7 +81,8 @@ class TransformersEngine(Tokenizing, Engine):
         self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
         self.packs = True  # whether several chunks are encoded in one forward
         self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
-        check_engine(self, self.model.get_input_embeddings().num_embeddings)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        check_engine(self, vocabulary, self.context_tokens)
         self.watchable = watchable(self)
         self.packs = packable(self)
         self.fingerprint = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
@@ -272,62 +273,31 @@ class TransformersEngine(Tokenizing, Engine):
 
     @torch.inference_mode()
     def _probe(self) -> tuple[Layers, KVSpec]:
-        """Find the KV's shape, and which layers rotate their keys (some have no RoPE at all).
-
-        The same tokens at positions 0.. and 7..: attention is relative, so hidden states agree
-        and only rotated keys differ.
-        """
+        """Find the KV's shape, and what each layer does with its keys, in one forward."""
         ids = list(range(1, 9))
-        keys = []
-        for shift in (0, 7):
-            capture = Capture(unrotate=False)
-            try:
-                self._forward([ids], capture, range(shift, shift + len(ids)), room=0)
-            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-                raise ModelError(_unfit(self.name, f"its layers cannot be driven ({error})")) from (
-                    error
-                )
-            keys.append(capture.keys)
-        if len(keys[0]) != len(self._layers.modules) or len({k.shape for k in keys[0]}) != 1:
-            raise ModelError(_unfit(self.name, "its layers do not all keep KV of one shape"))
-        rotates = [_differ(a, b) for a, b in zip(*keys, strict=True)]
-        if not any(rotates):
-            raise ModelError(_unfit(self.name, "none of its layers rotates its keys (no RoPE)"))
-        rope = self._layers.rope.fitted(keys[0][0], *capture.view.angles)
-        _, heads, _, dim = keys[0][0].shape
-        dtype = str(keys[0][0].dtype).removeprefix("torch.")
-        layers = Layers(self._layers.modules, rope, rotates)
-        return layers, KVSpec(len(rotates), heads, dim, dtype)
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    a, b = a.float(), b.float()
-    return bool((a - b).norm() > 0.05 * a.norm())
-
-
-def _unfit(name: str, why: str) -> str:
-    return (
-        f"{name} cannot be used: {why}. ragcache drives decoder-only models with rotary position "
-        "embeddings and one KV shape, such as Llama, Qwen, Mistral, Gemma or Phi."
-    )
+        first = self._layers.modules[0]
+        try:
+            with rotations(first) as calls:
+                probe = Probe(self.name, calls)
+                self._forward([ids], probe, range(len(ids)), room=0)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ModelError(unfit(self.name, f"its layers cannot be driven ({error})")) from error
+        keys = probe.keys
+        if len(keys) != len(self._layers.modules) or len({k.shape for k in keys}) != 1:
+            raise ModelError(unfit(self.name, "its layers do not all keep KV of one shape"))
+        rope = probe.rope(self._layers.rope)
+        _, heads, _, dim = keys[0].shape
+        dtype = str(keys[0].dtype).removeprefix("torch.")
+        layers = Layers(self._layers.modules, rope, [call is not None for call in probe.calls])
+        return layers, KVSpec(len(keys), heads, dim, dtype)
 
 
 def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     layers = getattr(decoder, "layers", None)
     if not layers:
-        raise ModelError(_unfit(name, "its decoder layers cannot be found"))
+        raise ModelError(unfit(name, "its decoder layers cannot be found"))
     return cast(Sequence[nn.Module], layers)
-
-
-def refuse_length_dependent_rope(config: Any, name: str) -> None:
-    """Raise ModelError where cos and sin depend on the length of the prompt."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    per_layer = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
-    found = {p.get("rope_type") for p in per_layer} & _LENGTH_DEPENDENT
-    if found:
-        why = f"its RoPE ({found.pop()}) changes with the prompt's length, so keys cannot move"
-        raise ModelError(_unfit(name, why))
 
 
 def _sliding_window(config: Any) -> int | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.engine.rope import Rope
+from ragcache.engine.rope import Rope, Turn
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError, ModelError
 from tests import models
@@ -37,15 +37,35 @@ def test_length_dependent_rope_is_refused(rope_type: str) -> None:
         TransformersEngine(model, models.tokenizer(), name="llama")
 
 
+def test_length_dependent_rope_of_one_kind_of_layer_is_refused() -> None:
+    model = models.model("gemma3_text")
+    longer = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
+    model.config.rope_parameters |= {"full_attention": longer}
+    with pytest.raises(ModelError, match="changes with the prompt's length"):
+        TransformersEngine(model, models.tokenizer(), name="gemma3")
+
+
 def test_a_wrong_rotation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Rope.rotate
+    right = Rope.turning
 
-    def wrong(self: Rope, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return right(self, keys, cos, -sin)
+    def wrong(self: Rope, cos: Tensor, sin: Tensor) -> Turn:
+        return right(self, cos, -sin)
 
-    monkeypatch.setattr(Rope, "rotate", wrong)
-    with pytest.raises(ModelError, match="silently wrong"):
+    monkeypatch.setattr(Rope, "turning", wrong)
+    with pytest.raises(ModelError, match="layer 0 cannot be moved to position 5 .* silently wrong"):
         models.engine("llama")
+
+
+def test_a_layer_that_sees_positions_otherwise_is_refused() -> None:
+    """Its keys move, but what it adds to hidden states depends on where they are."""
+    model = models.model("llama")
+
+    def add(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], out: Tensor) -> Tensor:
+        return out + kwargs["position_ids"][..., None] / 10
+
+    model.model.layers[1].register_forward_hook(add, with_kwargs=True)
+    with pytest.raises(ModelError, match="cannot be moved"):
+        TransformersEngine(model, models.tokenizer(), name="absolute")
 
 
 def test_a_layer_that_looks_ahead_is_refused() -> None:
@@ -59,10 +79,11 @@ def test_a_layer_that_looks_ahead_is_refused() -> None:
         TransformersEngine(model, models.tokenizer(), name="leaky")
 
 
-def test_nan_is_refused() -> None:
+@pytest.mark.parametrize("broken", ["model.norm", "model.layers.2.input_layernorm"])
+def test_nan_is_refused(broken: str) -> None:
     model = models.model("llama")
     with torch.no_grad():
-        model.model.norm.weight.fill_(float("nan"))
+        model.get_submodule(broken).weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="cannot be used"):
         TransformersEngine(model, models.tokenizer(), name="broken")
 

@@ -27,7 +27,7 @@ from ragcache.engine.check import check_engine, watchable
 from ragcache.engine.hooks import Layers, View
 from ragcache.engine.kv import KnownKV, PlacedKV
 from ragcache.engine.rope import Rope
-from ragcache.engine.transformers import refuse_length_dependent_rope
+from ragcache.engine.scaling import refuse_length_dependent_rope
 from ragcache.engine.vllm.slots import runs, slots
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
@@ -77,7 +77,9 @@ class VllmModel(Prefiller):
         blocks = range(1, 2 + _CHECKED // self.block_size)  # nobody's yet; vLLM keeps block 0
         with self.over(list(blocks)):
             try:
-                check_engine(self, self.config.model_config.get_vocab_size())
+                model = self.config.model_config
+                angles = [len(cache) for cache in self._angles if cache is not None]
+                check_engine(self, model.get_vocab_size(), min([model.max_model_len, *angles]))
                 self.watchable = watchable(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
