@@ -17,6 +17,7 @@ from ragcache.cli.options import (
     Model,
     Store,
     err,
+    loading,
     opened,
     out,
 )
@@ -155,6 +156,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
 
     settings = Settings.load(model=model, store=store, device=device)
     name = settings.model or TINY
+    loading(name)
     engine = TransformersEngine.load(
         model_path(name), device=settings.device, kernels=settings.kernels
     )

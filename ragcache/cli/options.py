@@ -65,6 +65,11 @@ def tell(label: str, text: object, style: str = "yellow") -> None:
     err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
 
 
+def loading(model: str) -> None:
+    """Say that a model is being loaded, for that takes a while."""
+    err.print(f"loading model {model}", highlight=False, soft_wrap=True)
+
+
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
     """The same, with a word about each that has no text, a blank file say: it makes no chunk."""
     for document in documents:
@@ -87,7 +92,7 @@ def opened(settings: Settings, *, must_exist: bool = False) -> Any:
 
     if must_exist:
         check_exists(settings.store)
-    cache = RagCache.open(settings.store, settings=settings)
+    cache = RagCache.open(settings.store, settings=settings, loading=loading)
     if cache.engine.name == TINY:
         tell(
             "note",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens
 
@@ -87,9 +88,11 @@ def split_chat_template(tokenizer: Any, tokenize: Tokenize) -> PromptTemplate:
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
-    """The rendered text, or None where the template refuses these roles."""
+    """The rendered text, or None where the template refuses these roles. ModelError where it is
+    broken or does not end."""
     from jinja2.exceptions import TemplateError
 
+    check_rendering(tokenizer, messages)
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

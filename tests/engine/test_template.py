@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ragcache.engine import template as template_module
 from ragcache.engine.template import SYSTEM, split_chat_template
 from ragcache.errors import ModelError, PromptError
 from tests import models
@@ -28,6 +29,12 @@ DROPS_SYSTEM = (
 )
 TWICE = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
 SHOUTS = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These templates end: no process is started to see that."""
+    monkeypatch.setattr(template_module, "check_rendering", lambda *_: None)
 
 
 def with_template(template: str | None) -> tuple[Any, Any]:
