@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ragcache.errors import ModelError
-from ragcache.models.checkpoint import CONFIG, Checkpoint, read_json
+from ragcache.models.checkpoint import CONFIG, Checkpoint, Configuration, read_json
 from ragcache.models.quiet import quietly
 
 logger = logging.getLogger(__name__)
@@ -69,15 +69,16 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return model
 
 
-def outline(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Any:
+def outline(described: Configuration, dtype: torch.dtype | None = None) -> Any:
     """The model without its weights: it takes no memory, and cannot run. Raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _refusing(checkpoint, "configuration"), quietly(), torch.device("meta"):
+    with _refusing(described, "configuration"), quietly(), torch.device("meta"):
         config = AutoConfig.from_pretrained(
-            str(checkpoint.folder), trust_remote_code=False, local_files_only=True
+            str(described.folder), trust_remote_code=False, local_files_only=True
         )
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        given = {} if dtype is None else {"dtype": dtype}  # else the configuration's own
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
 
 
 def _check_size(checkpoint: Checkpoint, described: int) -> None:
@@ -100,7 +101,7 @@ def _check_size(checkpoint: Checkpoint, described: int) -> None:
 
 
 @contextmanager
-def _refusing(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+def _refusing(checkpoint: Configuration, what: str) -> Iterator[None]:
     """Whatever goes wrong within is a ModelError: libraries raise all kinds for damaged files."""
     try:
         yield
@@ -123,7 +124,7 @@ def _refusing(checkpoint: Checkpoint, what: str) -> Iterator[None]:
         ) from error
 
 
-def _own_code(checkpoint: Checkpoint, what: str, said: str) -> str:
+def _own_code(checkpoint: Configuration, what: str, said: str) -> str:
     """The file that names code of the model's own, if that code is what was missed."""
     from transformers import CONFIG_MAPPING
 

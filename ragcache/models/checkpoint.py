@@ -17,17 +17,40 @@ _SMALL = re.compile(r"[^/]+\.(json|jinja|model|txt)")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 #: Weights that are read by unpickling, which runs whatever code they hold.
 _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt)")
+#: What an outline is made of without weights to compare with.
+_MOST_LAYERS = 1000
 _LAYERS = re.compile(r"(n|num)_.*layers?|layers")
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A model's folder: configuration, tokenizer and safetensors. Raises ValueError without
-    weights: what is known of a model is known by the files that it is loaded from."""
+@dataclass(frozen=True)
+class Configuration:
+    """What is written of a model: its shape, without weights."""
 
     name: str  # for people: the folder's name, or the hub's
     folder: Path
     config: dict[str, Any]  # config.json as it is
+
+    @staticmethod
+    def read(name: str | Path) -> Configuration:
+        """Of a folder or hub name, of which no weights are brought. Raises ModelError, also for
+        more layers than any model has: an outline of them would take for ever."""
+        folder = locate(str(name), _described, lambda listed: [n for n in listed if n == CONFIG])
+        config = _described(folder)
+        _check_layers(
+            folder, config, _MOST_LAYERS, f"the most that is planned for is {_MOST_LAYERS}"
+        )
+        return Configuration(_called(name, folder), folder, config)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Configuration):
+    """A model's folder: configuration, tokenizer and safetensors. Raises ValueError without
+    weights: what is known of a model is known by the files that it is loaded from.
+
+    Another format of weights is another class beside this one, with loaders of its own in
+    :mod:`ragcache.engine.loading`: :meth:`of` is where a name becomes one.
+    """
+
     weights: tuple[Path, ...]  # the files that hold tensors, at least one
 
     def __post_init__(self) -> None:
@@ -44,14 +67,17 @@ class Checkpoint:
         """
         folder = locate(str(name), _looked_at, wanted)
         config, weights = _looked_at(folder)
-        local = Path(name).expanduser().is_dir()
-        return cls(folder.absolute().name if local else str(name), folder, config, weights)
+        return cls(_called(name, folder), folder, config, weights)
 
     @property
     def files(self) -> list[Path]:
         """All that decides which weights are loaded."""
         beside = [self.folder / name for name in (CONFIG, INDEX)]
         return [*self.weights, *(file for file in beside if file.is_file())]
+
+
+def _called(name: str | Path, folder: Path) -> str:
+    return folder.absolute().name if Path(name).expanduser().is_dir() else str(name)
 
 
 def wanted(listed: Sequence[str]) -> list[str]:
@@ -98,16 +124,25 @@ def _looked_at(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
             f"{folder} holds an adapter (adapter_config.json), which is loaded on top of another "
             "model: merge the two (merge_and_unload of peft) and name the folder of the result"
         )
+    config = _described(folder)
+    _refuse_quantised(folder, config)
+    weights = _weights(folder, config, names)
+    tensors = sum(map(_tensors, weights))
+    _check_layers(
+        folder, config, tensors, f"its weights are {tensors} tensors: they do not belong together"
+    )
+    return config, weights
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder. Raises ModelError."""
+    names = sorted(file.name for file in folder.iterdir())
     if CONFIG not in names:
         raise ModelError(
             f"{folder} has no {CONFIG}, so it is no model that can be loaded: "
             + (gguf(*(str(folder / name) for name in names)) or _A_MODEL_IS)
         )
-    config = read_json(folder / CONFIG)
-    _refuse_quantised(folder, config)
-    weights = _weights(folder, config, names)
-    _check_size(folder, config, sum(map(_tensors, weights)))
-    return config, weights
+    return read_json(folder / CONFIG)
 
 
 _A_MODEL_IS = "a model is a folder with config.json, safetensors and tokenizer.json. Name one."
@@ -184,12 +219,12 @@ def _tensors(file: Path) -> int:
         ) from error
 
 
-def _check_size(folder: Path, config: dict[str, Any], tensors: int) -> None:
-    """Raise ModelError for more layers than there are tensors: making them would take for ever."""
+def _check_layers(folder: Path, config: dict[str, Any], most: int, why: str) -> None:
+    """Raise ModelError where any part of a configuration has more layers: making them would take
+    for ever."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key, value in part.items():
-            if _LAYERS.fullmatch(key) and isinstance(value, int) and value > tensors:
+            if _LAYERS.fullmatch(key) and isinstance(value, int) and value > most:
                 raise ModelError(
-                    f"{folder / CONFIG} says {key} = {value}, and its weights are {tensors} "
-                    "tensors: they do not belong together. Get the model's files anew."
+                    f"{folder / CONFIG} says {key} = {value}, and {why}. Get the files anew."
                 )
