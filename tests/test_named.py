@@ -98,6 +98,14 @@ def test_without_a_place_to_remember_it_is_named_every_time(
         RagCache.open(tmp_path / "store")
 
 
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where there is no home
+    named.remember("an/llm")
+    assert not named.was_named("an/llm") and kept("check", ["a"], lambda: "found") == "found"
+
+
 def test_a_line_that_was_cut_off_is_none(tmp_path: Path) -> None:
     named.remember("an/llm")
     with named._file().open("a") as file:

@@ -30,6 +30,14 @@ def identity_of(files: Iterable[Path]) -> list[str]:
     return found
 
 
+def user_folder(variable: str, *below: str) -> Path:
+    """ragcache's folder where ``variable`` says, else below the user's home. One that cannot be
+    made where the user has none, as in some containers."""
+    home = os.path.expanduser("~")
+    base = Path(home if os.path.isabs(home) else os.devnull, *below)
+    return Path(os.environ.get(variable) or base) / "ragcache"
+
+
 def kept(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
     """What ``make`` gives for ``identity``, made once: it must say all that the result depends on.
 
@@ -38,7 +46,7 @@ def kept(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
     """
     if not identity or not all(identity):
         raise ValueError(f"part of what names this {kind} is missing: {list(identity)}")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ragcache"
+    folder = user_folder("XDG_CACHE_HOME", ".cache")
     file = folder / f"{kind}-{_digest(chr(10).join(identity))}"
     with suppress(OSError, UnicodeDecodeError):
         checksum, _, known = file.read_text(encoding="utf-8").partition("\n")

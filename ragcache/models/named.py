@@ -11,11 +11,11 @@ cannot be written, models have to be named every time.
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from ragcache.models import TINY, model_path
+from ragcache.models.kept import user_folder
 
 
 def full_name(name: str) -> str:
@@ -49,5 +49,4 @@ def _names() -> set[str]:
 
 
 def _file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "ragcache" / "named"
+    return user_folder("XDG_STATE_HOME", ".local", "state") / "named"

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ragcache.engine.identity import Identity
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ModelError
 from ragcache.models.checkpoint import Checkpoint
+from ragcache.models.quiet import quietly
 from tests import models, scene
 
 
@@ -359,6 +361,13 @@ def test_a_model_that_does_not_fit_is_said(folder: Path, monkeypatch: pytest.Mon
 def test_a_checkpoint_has_weights() -> None:
     with pytest.raises(ValueError, match="has no files of weights"):
         Checkpoint("a", Path(), {}, ())
+
+
+def test_warnings_of_what_will_change_are_not_the_users() -> None:
+    with quietly():
+        warnings.warn("what transformers will change", FutureWarning, stacklevel=1)
+    with pytest.raises(FutureWarning):
+        warnings.warn("anywhere else", FutureWarning, stacklevel=1)
 
 
 def test_a_bar_on_a_terminal_alone(
