@@ -18,7 +18,8 @@ from ragcache.errors import ConfigError
 from ragcache.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
 from ragcache.models import TINY, model_path
 from ragcache.precompute import keep_variants, precompute
-from ragcache.retriever.embed import PACKAGED, Embedder, HashEmbedder, SentenceTransformerEmbedder
+from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
+from ragcache.retriever.embedderfiles import PACKAGED
 from ragcache.retriever.search import nearest
 from ragcache.scores import Figures, Outcome, Scores, figures
 from ragcache.settings import Settings

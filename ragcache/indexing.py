@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ragcache.compiled import Compiled
 from ragcache.errors import ConfigError, SourceError, StoreError
+from ragcache.opening import embedder_known_as
 from ragcache.precompute import BATCH_TOKENS, Precomputed, precomputing
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
@@ -196,7 +197,10 @@ class Indexing:
         """Everything that a document's chunks and vectors depend on."""
         h = blake3()
         metadata = (f"{k}={v}" for k, v in sorted(document.metadata.items()))
-        settings = (self.splitter.describe(), self.retriever.embedder.name)
+        settings = (
+            self.splitter.describe(),
+            embedder_known_as(self.catalog, self.retriever.embedder),
+        )
         for text in (document.text, *metadata, *settings):
             raw = text.encode()
             h.update(len(raw).to_bytes(8, "little") + raw)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ragcache.compiled import Compiled, compiled
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError
-from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
+from ragcache.models import TINY
+from ragcache.models.named import full_name, was_named
+from ragcache.retriever.embed import DigestedEmbedder, Embedder, SentenceTransformerEmbedder
+from ragcache.retriever.embedderfiles import PACKAGED
 from ragcache.settings import Settings
 from ragcache.store.catalog import Catalog
 from ragcache.store.codecs import codec
@@ -22,6 +26,9 @@ from ragcache.store.disk import DiskStore
 if TYPE_CHECKING:
     from ragcache.store.remote import RemoteStore
     from ragcache.vllm.remote import VllmEngine
+
+_FIRST = "embedder_first"  # a store's setting: what its embedder was called before it was moved
+_DIGEST = "embedder_digest"  # a store's setting: of the embedder that made its vectors
 
 
 PROMPT_DATE = "prompt_date"  # a store's setting: the date in its prompts, in ISO's format
@@ -101,16 +108,73 @@ def compile_mode(
     return how
 
 
+def model_of(catalog: Catalog, given: str) -> str:
+    """The name of the model to load: ``given``, else what the store was built with, else the small
+    one that ships. ConfigError where only the store names it: see :mod:`ragcache.models.named`."""
+    recorded = catalog.get_setting("model")
+    if given or recorded is None or recorded == TINY or was_named(recorded):
+        return given or recorded or TINY
+    raise ConfigError(
+        f"the store was built with the model {recorded!r}, which you have not named on this "
+        "machine, and a store may come from anybody. If you trust that model, name it once: give "
+        f"--model {quote(recorded)}, RAGCACHE_MODEL, model in ragcache.toml, or in Python "
+        "RagCache.open(path, model=...)"
+    )
+
+
 def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
-    """The setting, else the store's own, else the packaged one; ConfigError if they differ."""
+    """The setting, else the store's own, else the packaged one. ConfigError where only the store
+    names it, as for the model."""
     recorded = catalog.get_setting("embedder")
-    if settings.embedder and recorded and settings.embedder != recorded:
+    if not settings.embedder and recorded and recorded != PACKAGED and not was_named(recorded):
         raise ConfigError(
-            f"the store was embedded with {recorded!r}, and vectors of {settings.embedder!r} "
-            "cannot be compared with those. Use the store's own, or index into a new folder."
+            f"the store was embedded with {recorded!r}, which you have not named on this machine, "
+            "and a store may come from anybody. If you trust that model, name it once: set "
+            f"RAGCACHE_EMBEDDER={quote(recorded)}, or embedder in ragcache.toml"
         )
-    name = settings.embedder or recorded
-    return SentenceTransformerEmbedder(name) if name else SentenceTransformerEmbedder()
+    if settings.embedder and recorded and catalog.get_setting(_DIGEST) is None:
+        alike = full_name(settings.embedder) == full_name(recorded)
+        _same(alike, settings.embedder, recorded)  # before it is loaded
+    return SentenceTransformerEmbedder(settings.embedder or recorded or PACKAGED)
+
+
+def record_embedder(catalog: Catalog, embedder: Embedder) -> None:
+    """Write down whose vectors a store has. ConfigError where it has those of another embedder.
+
+    They are told apart by their digests, so that a model may be moved, and not be exchanged; a
+    store that has none, of an earlier release, knows its embedder by name, and is given one.
+    """
+    name = full_name(embedder.name)
+    recorded, known = catalog.get_setting("embedder"), catalog.get_setting(_DIGEST)
+    digest = embedder.digest if isinstance(embedder, DigestedEmbedder) else None
+    if recorded is None:
+        catalog.put_setting("embedder", name)
+    else:
+        by_name = digest is None or known is None
+        same = name == full_name(recorded) if by_name else digest == known
+        _same(same, embedder.name, recorded)
+        if name != full_name(recorded):  # it was moved
+            if catalog.get_setting(_FIRST) is None:
+                catalog.put_setting(_FIRST, recorded)
+            catalog.put_setting("embedder", name)
+    if known is None and digest is not None:
+        catalog.put_setting(_DIGEST, digest)
+
+
+def embedder_known_as(catalog: Catalog, embedder: Embedder) -> str:
+    """What the records of documents call the embedder of their vectors, wherever it lies by now."""
+    first = catalog.get_setting(_FIRST) or catalog.get_setting("embedder")
+    return first or embedder.name
+
+
+def _same(same: bool, name: str, recorded: str) -> None:
+    if not same:
+        changed = " as it was then" if name == recorded else ""
+        raise ConfigError(
+            f"the store was embedded with {recorded!r}{changed}, and vectors of {name!r}"
+            f"{' as it is now' if changed else ''} cannot be compared with those. Use the store's "
+            "own, or index into a new folder."
+        )
 
 
 def servers(name: str | Path, path: Path, settings: Settings, codec: str) -> VllmEngine:

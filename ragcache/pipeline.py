@@ -17,6 +17,7 @@ from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ContextError, NoChunksError, PromptError, StoreError
 from ragcache.indexing import Added, Indexing, Progress
 from ragcache.models import TINY, model_path
+from ragcache.models.named import full_name, remember
 from ragcache.precompute import through
 from ragcache.profile import Profile
 from ragcache.retriever.embed import Embedder
@@ -110,13 +111,16 @@ class RagCache:
         *,
         beside: RagCache | None = None,
         tenant: str = "",
+        loading: Callable[[str], object] | None = None,
     ) -> Self:
         """Open, or make, the store in folder ``path``.
 
         The model and the embedder are those the store was built with unless ``model`` or
-        ``settings`` name others; a new store takes the small model that ships. Chunks computed by
+        ``settings`` name others; a new store takes the small model that ships. A store's own are
+        loaded only where this user has named them before, on this machine. Chunks computed by
         another model are misses, never answers. ``beside``: share the model and embedder of
-        another one. Keys of KV are ``tenant``'s. Raises StoreError, ModelError or ConfigError.
+        another one. Keys of KV are ``tenant``'s. ``loading`` is told the model's name before it is
+        loaded. Raises StoreError, ModelError or ConfigError.
         """
         from ragcache.engine.transformers import TransformersEngine, as_device
 
@@ -132,8 +136,13 @@ class RagCache:
         )
         try:
             catalog = Catalog(store)
-            built_with = catalog if beside is None else beside.catalog
-            name = model or settings.model or built_with.get_setting("model") or TINY
+            named = model or settings.model
+            if beside is not None:
+                name = named or beside.catalog.get_setting("model") or TINY
+            else:
+                name = opening.model_of(catalog, named)
+                if loading is not None:
+                    loading(name)
             engine: Engine | VllmEngine
             if beside is not None:
                 engine = beside.engine
@@ -152,15 +161,17 @@ class RagCache:
             embedder = (
                 beside.retriever.embedder if beside else opening.embedder_of(catalog, settings)
             )
+            opening.record_embedder(catalog, embedder)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
+            if catalog.get_setting("model") is None:
+                catalog.put_setting("model", full_name(name))
+            for given in filter(None, (named, settings.embedder)):
+                remember(given)
             if beside is None and not isinstance(engine, Engine):
                 cache._hangs_up = engine.close
         except BaseException:
             store.close()
             raise
-        for key, value in {"model": name, "embedder": embedder.name}.items():
-            if catalog.get_setting(key) is None:
-                catalog.put_setting(key, value)
         return cache
 
     def add(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ from tests.errors import MET
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+if "XDG_STATE_HOME" not in os.environ:  # what the user has named is none of the tests' business
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="ragcache-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # torch's threads
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -188,9 +188,9 @@ def test_another_embedder_than_the_stores(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ConfigError, match="Use the store's own, or index into a new folder"):
             embedder_of(catalog, Settings.load(embedder="yours"))
     mute = SimpleNamespace(get_embedding_dimension=lambda: None)
-    monkeypatch.setattr(embed, "_load", lambda name, device: mute)
+    monkeypatch.setattr(embed, "_load", lambda *_: mute)
     with pytest.raises(ModelError, match="Choose another model"):
-        SentenceTransformerEmbedder("mute")
+        SentenceTransformerEmbedder()
 
 
 def test_a_vector_of_another_length() -> None:

@@ -29,6 +29,7 @@ from ragcache.api.service import Ask
 from ragcache.api.shapes import CompletionShape, QueryShape
 from ragcache.blend import blender
 from ragcache.errors import RagCacheError, SourceError
+from ragcache.models.named import full_name
 from ragcache.offline.order import by_chunks
 from ragcache.text import whole_in
 from ragcache.types import Chunk, Passage
@@ -167,7 +168,7 @@ def _found(cache: RagCache, request: Request) -> Ask:
         ask = chat.ask_query(asked, default)
     else:
         names = {cache.engine.name, "ragcache", cache.catalog.get_setting("model")}
-        if asked.model not in names:
+        if not {asked.model, full_name(asked.model)} & names:
             raise Problem(
                 404,
                 f"there is no model {asked.model!r} here: name {cache.engine.name!r}",

@@ -18,6 +18,7 @@ from ragcache.cli.options import (
     Model,
     Store,
     err,
+    loading,
     opened,
     out,
     tell,
@@ -178,6 +179,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
 
     settings = Settings.load(model=model, store=store, device=device)
     name = settings.model or TINY
+    loading(name)
     engine = TransformersEngine.load(
         model_path(name), device=settings.device, kernels=settings.kernels
     )

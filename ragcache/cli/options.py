@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,11 @@ def tell(label: str, text: object, style: str = "yellow") -> None:
     err.print(Text.assemble((f"{label}:", style), f" {shown(str(text))}"), soft_wrap=True)
 
 
+def loading(model: str) -> None:
+    """Say that a model is being loaded, for that takes a while."""
+    err.print(f"loading model {model}", highlight=False, soft_wrap=True)
+
+
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
     """The same, with a word about each that has no text, a blank file say: it makes no chunk."""
     for document in documents:
@@ -114,16 +120,30 @@ def check_exists(store: Path) -> None:
 
 
 @contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looking for garbage, which takes a sixth of the time to start and finds none: what is
+    imported and loaded stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
 def opened(
     settings: Settings, *, must_exist: bool = False, tenant: str | None = None
 ) -> Iterator[Any]:
     """The RagCache of the store, or of a tenant's below it, with its model."""
-    from ragcache.pipeline import RagCache
-
     path = tenant_folder(settings.store, tenant or "")
     if must_exist:
         check_exists(path)
-    with RagCache.open(settings.store, settings=settings) as own:
+    with _uncollected():
+        from ragcache.pipeline import RagCache
+
+        opening = RagCache.open(settings.store, settings=settings, loading=loading)
+    with opening as own:
         _tell_of_tiny(own)
         if not tenant:
             yield own

@@ -18,6 +18,7 @@ from ragcache.cli.options import (
     Tenant,
     check_exists,
     err,
+    loading,
     opened,
     out,
 )
@@ -124,12 +125,16 @@ def doctor(store: Store = None, model: Model = None) -> None:
     from ragcache.doctor import examine
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.models import model_path
+    from ragcache.opening import model_of
     from ragcache.store import Catalog
 
     with _store(store) as chunks:
-        name = model or Catalog(chunks).get_setting("model")
-        codec = Catalog(chunks).get_setting("codec") or "raw"
-        engine = TransformersEngine.load(model_path(name), codec=codec) if name else None
+        engine = None
+        if model or Catalog(chunks).get_setting("model"):
+            name = model_of(Catalog(chunks), model or "")
+            codec = Catalog(chunks).get_setting("codec") or "raw"
+            loading(name)
+            engine = TransformersEngine.load(model_path(name), codec=codec)
         found = list(examine(chunks, engine))
     out.print(finding_table(found))
     if any(finding.state == "bad" for finding in found):

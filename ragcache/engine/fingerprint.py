@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
+from ragcache.models.kept import kept
 from ragcache.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -49,44 +46,52 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def cached_weights_digest(
-    model: nn.Module, files: Sequence[Path], load: Callable[[], nn.Module] | None = None
+    model: nn.Module, identity: Sequence[str], load: Callable[[], nn.Module] | None = None
 ) -> str:
-    """The digest of a model that was just loaded from ``files``, computed once for these files.
-    With ``load``, ``model`` is its outline, and it is loaded where its digest is not known.
+    """The digest of a model, computed once for the files that it is loaded from.
 
-    Kept below ``$XDG_CACHE_HOME/ragcache`` (``~/.cache``) under the files' identity (path, inode,
-    size, time of change) and what loading made of them (class and dtype): a file that was changed
-    in place with all of these restored would go unnoticed. A cache that cannot be written is done
-    without.
+    ``identity`` is :func:`ragcache.models.kept.identity_of` these, as they were before they were
+    read; ValueError where it is empty. What loading makes of them (class and dtype) counts too.
+    With ``load``, ``model`` is an outline, and the model is loaded where its digest is not known.
     """
-    identity = [f"{type(model).__qualname__}|{next(model.parameters()).dtype}|{version}"]
-    for file in sorted(files):
-        stat = file.stat()
-        identity.append(f"{file.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ragcache"
-    kept = folder / f"weights-{blake3(chr(10).join(identity).encode()).hexdigest()}"
-    with suppress(OSError):
-        known = kept.read_text().strip()
-        if re.fullmatch("[0-9a-f]{64}", known):
-            return known
-    digest = weights_digest(model if load is None else load())
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}")
-        part.write_text(digest)
-        part.replace(kept)
-    return digest
+    if not identity:
+        raise ValueError("the files that the model was loaded from are not known")
+    loaded = f"{type(model).__qualname__}|{next(model.parameters()).dtype}|{version}"
+    return kept(
+        "weights",
+        [loaded, *identity],
+        lambda: weights_digest(model if load is None else load()),
+    )
 
 
 def config_digest(config: Any) -> str:
     """blake3 over the configuration (heads, layers, RoPE, windows, ...), order-free."""
     fields = {k: v for k, v in config.to_dict().items() if k not in _IGNORED}
-    return blake3(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return blake3(json.dumps(fields, sort_keys=True, default=_plainly).encode()).hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """blake3 over the fast tokenizer's whole definition."""
     return blake3(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def adapters_digest(model: Any) -> str:
+    """blake3 over the adapters of peft: their names and settings (rank, scale, what they are put
+    on), and which of them are active. Their tensors are among the weights. "" without any."""
+    adapters = getattr(model, "peft_config", None)
+    if not adapters:
+        return ""
+    active = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", "")
+    fields = {
+        "active": active() if callable(active) else active,
+        "adapters": {name: config.to_dict() for name, config in adapters.items()},
+    }
+    return blake3(json.dumps(fields, sort_keys=True, default=_plainly).encode()).hexdigest()
+
+
+def _plainly(value: Any) -> Any:
+    """A set in one order in every process."""
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def fingerprint(
@@ -96,7 +101,6 @@ def fingerprint(
 
     ``codec``: how its KV is stored. ``weights``: their digest, where it is known.
     """
-    adapters = sorted(getattr(model, "peft_config", None) or {})
     template = getattr(tokenizer, "chat_template", None) or ""
     fields = {
         "weights": weights or weights_digest(model),
@@ -105,7 +109,7 @@ def fingerprint(
         "template": blake3(str(template).encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "codec": codec,
-        "adapter": ",".join(adapters),
+        "adapter": adapters_digest(model),
         "format": FORMAT,
     }
     return Fingerprint(tuple(sorted(fields.items())), name)

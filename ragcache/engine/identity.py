@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ragcache.engine.decode import end_tokens
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
+from ragcache.engine.loading import load_model, load_tokenizer, outline
 from ragcache.engine.scaling import context_tokens
-from ragcache.errors import ModelError
+from ragcache.models.checkpoint import Checkpoint
+from ragcache.models.kept import identity_of
 from ragcache.types import Fingerprint, KVSpec
 
 
@@ -29,33 +30,23 @@ class Identity:
     def of(cls, name: str, dtype: str, codec: str = "raw") -> Identity:
         """Of a model's folder or hub name, as the embedded engine would load it.
 
-        The weights are read once, for their digest, which is kept for next time where ``name`` is a
-        folder. Raises ModelError.
+        The weights are read once, for their digest, which is kept for next time. Raises ModelError.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import GenerationConfig
 
         kind = getattr(torch, dtype)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-            config = AutoConfig.from_pretrained(name)
-            with torch.device("meta"):
-                outline: Any = AutoModelForCausalLM.from_config(config, dtype=kind)
-
-            def load() -> Any:
-                return AutoModelForCausalLM.from_pretrained(name, dtype=kind)
-
-            files = list(Path(name).glob("*.safetensors"))
-            digest = cached_weights_digest(outline, files, load) if files else ""
-            model = outline if digest else load()
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"cannot load the model {name!r}: {error}. Name what the servers were started with."
-            ) from error
-        try:
-            outline.generation_config = GenerationConfig.from_pretrained(name)
-        except OSError:
-            pass  # a model need not have one
+        checkpoint = Checkpoint.of(name)
+        identity = identity_of(checkpoint.files)
+        tokenizer = load_tokenizer(checkpoint)
+        model = outline(checkpoint, kind)
+        digest = cached_weights_digest(model, identity, lambda: load_model(checkpoint, kind))
+        folder = checkpoint.folder
+        if (folder / "generation_config.json").is_file():  # a model need not have one
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(folder), local_files_only=True
+            )
+        config = model.config
         text = config.get_text_config()
         heads, dim = text.num_attention_heads, getattr(text, "head_dim", None)
         spec = KVSpec(
@@ -64,13 +55,12 @@ class Identity:
             dim or text.hidden_size // heads,
             dtype,
         )
-        folder = Path(name).name if Path(name).is_dir() else name
         return cls(
             tokenizer,
             spec,
-            fingerprint(model, tokenizer, folder, codec=codec, weights=digest),
+            fingerprint(model, tokenizer, checkpoint.name, codec=codec, weights=digest),
             context_tokens(config),
-            sum(weight.numel() for weight in outline.parameters()),
+            sum(weight.numel() for weight in model.parameters()),
             int(heads),
-            frozenset(end_tokens(outline, tokenizer)),
+            frozenset(end_tokens(model, tokenizer)),
         )

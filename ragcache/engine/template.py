@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from ragcache.engine.day import asks, on
+from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens
 
@@ -80,9 +81,9 @@ def split_chat_template(
     source, today = tokenizer.get_chat_template(), day or date.today()
     if not asks(source):
         return PromptTemplate(*_cut(tokenizer, source), tokenize)
-    parts = _cut(tokenizer, on(source, today))
+    parts = _cut(tokenizer, source, today)
     other = next(other for other in _OTHERS if other.year != today.year)
-    dated = parts != _cut(tokenizer, on(source, other))
+    dated = parts != _cut(tokenizer, source, other)
     return PromptTemplate(*parts, tokenize, today if dated else None)
 
 
@@ -90,16 +91,17 @@ def split_chat_template(
 _OTHERS = date(1987, 3, 7), date(1999, 10, 25)
 
 
-def _cut(tokenizer: Any, source: str) -> tuple[str, str]:
-    """What a chat template says before the chunks, and behind the question."""
+def _cut(tokenizer: Any, source: str, day: date | None = None) -> tuple[str, str]:
+    """What a chat template says before the chunks, and behind the question, on a day."""
     system = SYSTEM + SEPARATOR
     rendered = _render(
         tokenizer,
         source,
+        day,
         [{"role": "system", "content": system}, {"role": "user", "content": _MARK}],
     )
     if rendered is None or SYSTEM not in rendered:
-        rendered = _render(tokenizer, source, [{"role": "user", "content": system + _MARK}])
+        rendered = _render(tokenizer, source, day, [{"role": "user", "content": system + _MARK}])
     if rendered is None or rendered.count(_MARK) != 1 or SYSTEM not in rendered:
         raise ModelError(
             "the chat template does not carry the user's text unchanged, so chunks cannot be "
@@ -109,10 +111,15 @@ def _cut(tokenizer: Any, source: str) -> tuple[str, str]:
     return before, after
 
 
-def _render(tokenizer: Any, source: str, messages: list[dict[str, str]]) -> str | None:
-    """The rendered text, or None where the template refuses these roles."""
+def _render(
+    tokenizer: Any, source: str, day: date | None, messages: list[dict[str, str]]
+) -> str | None:
+    """The rendered text, or None where the template refuses these roles. ModelError where it is
+    broken or does not end."""
     from jinja2.exceptions import TemplateError
 
+    check_rendering(tokenizer, source, messages)  # which ends or not, whatever day it is
+    source = source if day is None else on(source, day)
     try:
         return str(
             tokenizer.apply_chat_template(

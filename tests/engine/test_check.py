@@ -98,5 +98,5 @@ def test_options_that_cannot_be(options: dict[str, str], message: str) -> None:
 
 
 def test_missing_model_says_what_to_give(tmp_path: Any) -> None:
-    with pytest.raises(ModelError, match="cannot load the model .* `tiny`"):
+    with pytest.raises(ModelError, match="there is no folder .* `tiny`"):
         TransformersEngine.load(tmp_path / "nothing")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ragcache.engine.fingerprint import cached_weights_digest, fingerprint, weights_digest
+from ragcache.models.kept import identity_of
 from tests import models
 
 
@@ -57,18 +58,50 @@ def test_weights_are_digested_once_for_their_files(
     model, other = models.model("llama"), models.model("llama", seed=1)
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
-    first = cached_weights_digest(model, [file])
-    assert first == weights_digest(model) == cached_weights_digest(other, [file])  # from the cache
+    first = cached_weights_digest(model, identity_of([file]))
+    assert (
+        first == weights_digest(model) == cached_weights_digest(other, identity_of([file]))
+    )  # from the cache
     file.write_bytes(b"changed")
-    assert cached_weights_digest(other, [file]) == weights_digest(other) != first
+    assert cached_weights_digest(other, identity_of([file])) == weights_digest(other) != first
     half = models.model("llama").to(torch.bfloat16)
-    assert cached_weights_digest(half, [file]) == weights_digest(half)
+    assert cached_weights_digest(half, identity_of([file])) == weights_digest(half)
     [kept, *_] = (tmp_path / "cache" / "ragcache").iterdir()
     for damaged in (tmp_path / "cache" / "ragcache").iterdir():
         damaged.write_text("damage")
-    assert cached_weights_digest(other, [file]) == weights_digest(other)
+    assert cached_weights_digest(other, identity_of([file])) == weights_digest(other)
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file: nothing can be kept there
-    assert cached_weights_digest(other, [file]) == weights_digest(other)
+    assert cached_weights_digest(other, identity_of([file])) == weights_digest(other)
+
+
+def test_a_digest_is_never_known_by_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="the files that the model was loaded from are not known"):
+        cached_weights_digest(models.model("llama"), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_count_with_their_settings() -> None:
+    """Their tensors are among the weights, but neither their scale is, nor which are active."""
+
+    class Adapter:
+        def __init__(self, alpha: int) -> None:
+            self.alpha = alpha
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"lora_alpha": self.alpha, "target_modules": {"q_proj", "v_proj"}}
+
+    found = set()
+    for alpha, active in ((8, "a"), (16, "a"), (8, "b")):
+        model = models.model("llama")
+        model.peft_config = {"a": Adapter(alpha), "b": Adapter(8)}
+        model.active_adapters = lambda active=active: [active]
+        found.add(fingerprint(model, models.tokenizer(), "m").digest)
+    found.add(fingerprint(models.model("llama"), models.tokenizer(), "m").digest)
+    assert len(found) == 4
+    assert dict(fingerprint(models.model("llama"), models.tokenizer(), "m").fields)["adapter"] == ""
 
 
 def test_codec_counts() -> None:

@@ -33,5 +33,5 @@ def test_it_is_that_of_the_loaded_model(tmp_path: Path, architecture: str, dtype
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load the model"):
+    with pytest.raises(ModelError, match="has no config.json"):
         Identity.of(str(tmp_path), "float32")

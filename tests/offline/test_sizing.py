@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,12 @@ def test_a_shape_is_that_of_the_loaded_model(tmp_path: Path) -> None:
         engine.parameters,
         engine.heads,
     )
-    with pytest.raises(ModelError, match="or one of qwen2.5-0.5b"):
+    with pytest.raises(ModelError, match="is none of qwen2.5-0.5b.* and: there is no folder"):
         shape(str(tmp_path / "nowhere"))
+    config = tmp_path / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 10**6}))
+    with pytest.raises(ModelError, match="the most that is planned for is 1000"):
+        shape(str(tmp_path / "llama"))
 
 
 def test_rates() -> None:

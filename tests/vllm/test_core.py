@@ -243,6 +243,8 @@ def test_a_plain_setup_is_fine() -> None:
         ({"multimodal": True}, "images"),
         ({"quantization": "awq"}, "quantized (awq)"),
         ({"speculative": True}, "speculative"),
+        ({"load_format": "dummy"}, "load format dummy"),
+        ({"elsewhere": ("--tokenizer",)}, "started with --tokenizer, and the fingerprint"),
     ],
     ids=str,
 )

@@ -8,6 +8,8 @@ from ragcache.errors import ConfigError
 
 #: Releases of vLLM that the tests have run with. Its connector interface changes without notice.
 VERSIONS = ("0.32",)
+#: Ways to read the safetensors that the fingerprint is taken of.
+_FORMATS = {"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer", "instanttensor"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Setup:
     multimodal: bool = False
     quantization: str | None = None
     speculative: bool = False
+    load_format: str = "auto"  # how weights are read
+    elsewhere: tuple[str, ...] = ()  # options that take something from outside the model's folder
 
 
 def check(setup: Setup) -> None:
@@ -65,6 +69,16 @@ def _refusals(setup: Setup) -> list[tuple[bool, str]]:
             setup.quantization is not None,
             f"its weights are quantized ({setup.quantization}), so they are not those that the "
             "fingerprint is taken of",
+        ),
+        (
+            setup.load_format not in _FORMATS,
+            f"its weights are read by load format {setup.load_format}, so they are not those that "
+            "the fingerprint is taken of: start it with --load-format safetensors",
+        ),
+        (
+            bool(setup.elsewhere),
+            f"it was started with {', '.join(setup.elsewhere)}, and the fingerprint is taken of "
+            "what the model's own folder holds: put that into the folder and name it",
         ),
         (
             setup.cache_dtype not in ("auto", "bfloat16", "float16", "float32"),

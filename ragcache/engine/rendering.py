@@ -1,0 +1,111 @@
+"""A chat template is a program that comes with a model: it is tried where it can be stopped.
+
+A template may loop for ever or fill the memory, and neither can be ended from within the process
+that renders it. So a template that was never rendered here is rendered once in a process of its
+own, by the same function, and only one that was through in time is rendered in this process.
+``python -m ragcache.engine.rendering`` is that process: JSON on standard input, nothing out.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ragcache.errors import ModelError
+from ragcache.models.kept import kept
+
+_FIX = (
+    "Give the tokenizer another (chat_template.jinja in the model's folder), or use another model."
+)
+#: Seconds of computing, and bytes, that a template may take on top of importing transformers.
+_SECONDS, _BYTES = 5, 1 << 30
+_WAIT_S = 120  # at most, on a busy machine, in all
+_REFUSED, _TOO_MUCH = 3, 4  # exit status: the template says no to these messages; it ends nowhere
+
+
+def check_rendering(tokenizer: Any, source: str, messages: list[dict[str, str]]) -> None:
+    """Raise ModelError unless the chat template ``source`` is through with ``messages`` in time.
+
+    One that refuses them by an error is through too.
+    """
+    given = {
+        "conversations": [messages],
+        "chat_template": source,
+        "add_generation_prompt": True,
+        **{name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+    text = json.dumps(given, sort_keys=True)
+    versions = [f"{name} {version(name)}" for name in ("transformers", "jinja2")]
+    kept("template", [text, *versions], lambda: _tried(text))
+
+
+def _tried(text: str) -> str:
+    """Render in a process of its own; raise ModelError where that does not end well."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ragcache.engine.rendering"],
+            input=text.encode(),
+            capture_output=True,
+            timeout=_WAIT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(_unbounded()) from error
+    if done.returncode in (0, _REFUSED):
+        return "rendered"
+    if done.returncode == 1:  # an exception: what jinja or Python say of it
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ModelError(f"the chat template is broken ({said[:300]}). {_FIX}")
+    raise ModelError(_unbounded())
+
+
+def _unbounded() -> str:
+    return (
+        f"the chat template does not end within {_SECONDS} seconds and {_BYTES >> 20} MiB of "
+        f"memory. {_FIX}"
+    )
+
+
+def _main() -> int:
+    from jinja2.exceptions import TemplateError, TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    given = json.load(sys.stdin)
+    _limit()
+    try:
+        render_jinja_template(**given)
+    except TemplateSyntaxError:
+        raise
+    except TemplateError:
+        return _REFUSED
+    except (MemoryError, RecursionError, OverflowError):
+        return _TOO_MUCH
+    return 0
+
+
+def _limit() -> None:
+    """On top of what this process has taken already; where the system knows no limits, the process
+    that waits for this one still does."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + 1 + _SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        mapped = _mapped()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + _BYTES, mapped + _BYTES))
+
+
+def _mapped() -> int:
+    """Bytes of addresses that this process has."""
+    import resource
+
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,52 @@
+"""The models that this user has named: a store may not choose for its reader what is loaded.
+
+A store records the model and the embedder that it was built with, so that they need not be named
+again. But a store can come from anywhere. So what it records is loaded only where the user has
+named that very model before, on this machine, or where it ships with ragcache.
+
+Kept in ``$XDG_STATE_HOME/ragcache/named`` (``~/.local/state``), one name in JSON a line. Where that
+cannot be written, models have to be named every time.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from ragcache.models import TINY, model_path
+from ragcache.models.kept import user_folder
+
+
+def full_name(name: str) -> str:
+    """A name that means the same from every working folder: folders by their absolute path."""
+    path = Path(model_path(name))
+    return str(path.absolute()) if name != TINY and path.exists() else name
+
+
+def remember(name: str) -> None:
+    """The user has named this model. Does nothing where it is remembered, or cannot be."""
+    name = full_name(name)
+    if not name or name in _names():
+        return
+    with suppress(OSError):
+        _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _file().open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(name) + "\n")
+
+
+def was_named(name: str) -> bool:
+    return full_name(name) in _names()
+
+
+def _names() -> set[str]:
+    names = set()
+    with suppress(OSError, UnicodeDecodeError):
+        for line in _file().read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a line that was cut off
+                names.add(json.loads(line))
+    return {name for name in names if isinstance(name, str)}
+
+
+def _file() -> Path:
+    return user_folder("XDG_STATE_HOME", ".local", "state") / "named"

