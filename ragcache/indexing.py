@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from ragcache.compiled import Compiled
 from ragcache.errors import ConfigError, SourceError, StoreError
-from ragcache.precompute import BATCH_TOKENS, Precomputed, precomputing
+from ragcache.precompute import BATCH_TOKENS, Counted, Precomputed, precomputing
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.store.base import ChunkStore
@@ -63,6 +63,7 @@ class Indexing:
         pinned: bool | None = None,
         embed_batch: int = _EMBED_BATCH,
         batch_tokens: int = BATCH_TOKENS,
+        tokens: Counted | None = None,
     ) -> Generator[Step, None, Added]:
         """As :meth:`RagCache.add`, in steps: what is done, how much of it, out of how much.
 
@@ -79,11 +80,15 @@ class Indexing:
         if expires is not None or pinned is not None:
             for name in digests.keys() - {d.id for d in changed}:
                 self.catalog.keep(name, expires=expires, pinned=pinned)
-        done = yield from self.computing(digests, batch_tokens=batch_tokens)
+        done = yield from self.computing(digests, batch_tokens=batch_tokens, tokens=tokens)
         return Added(len(changed), len(given) - len(changed), count, done)
 
     def computing(
-        self, documents: Iterable[str], *, batch_tokens: int = BATCH_TOKENS
+        self,
+        documents: Iterable[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        tokens: Counted | None = None,
     ) -> Generator[Step, None, Precomputed]:
         """Compute what is not stored of the chunks of documents that are indexed, by id: the second
         half of :meth:`adding`, in steps as that is."""
@@ -102,6 +107,7 @@ class Indexing:
             [self.prefix_key, *chunks_of] if chunks_of else [],
             company=lambda key: self._company(chunks_of.get(key)),
             batch_tokens=batch_tokens,
+            tokens=tokens,
         )
         try:
             return (yield from _named("precompute", steps))

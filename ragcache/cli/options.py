@@ -1,4 +1,4 @@
-"""What several commands have in common: options, the two consoles, and opening a store."""
+"""What several commands have in common: options, and opening a store."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from ragcache.cli.output import err as err
+from ragcache.cli.output import figures as figures
+from ragcache.cli.output import out as out
+from ragcache.cli.output import progress as progress
+from ragcache.cli.output import tell as tell
+from ragcache.cli.output import waiting as waiting
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
     from ragcache.types import Document
-
-# Names, questions and messages have brackets of their own: they are no markup.
-out, err = Console(markup=False), Console(stderr=True, markup=False)
 
 Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
 Model = Annotated[
@@ -60,11 +61,6 @@ Levels = Annotated[
 Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
 
 
-def tell(label: str, text: object, style: str = "yellow") -> None:
-    """A message about the work, beside its results: on stderr, on a line of its own."""
-    err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
-
-
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
     """The same, with a word about each that has no text, a blank file say: it makes no chunk."""
     for document in documents:
@@ -87,7 +83,9 @@ def opened(settings: Settings, *, must_exist: bool = False) -> Any:
 
     if must_exist:
         check_exists(settings.store)
-    cache = RagCache.open(settings.store, settings=settings)
+    what = f"the model {settings.model}" if settings.model else "the store's model"
+    with waiting(f"loading {what}"):
+        cache = RagCache.open(settings.store, settings=settings)
     if cache.engine.name == TINY:
         tell(
             "note",
