@@ -2,6 +2,8 @@
 # pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
+# Where torch comes from, such as PyTorch's own index of builds for CPUs; empty: where all comes from.
+TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 READY := .venv/.ready
@@ -101,8 +103,8 @@ $(READY): pyproject.toml constraints.txt
 	       "Name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  echo "creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
-	@echo "installing torch (the largest download: 200 MB, or some GB where it is the CUDA build) ..."
-	@$(PIP) install --constraint constraints.txt torch
+	@echo "installing torch (the largest download: 200 MB, or 6 GB with CUDA: see TORCH_INDEX in docs/quickstart.md) ..."
+	@$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "installing ragcache and what it needs (about 220 MB) ..."
 	@$(PIP) install --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $@

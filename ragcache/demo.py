@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +16,14 @@ from ragcache.dataset import load, take
 from ragcache.evaluate import compare, modes
 from ragcache.models import TINY, world
 from ragcache.pipeline import RagCache
+from ragcache.scores import Figures
 from ragcache.settings import Settings
 from ragcache.share import cores
 from ragcache.show.answers import answer_table
 from ragcache.show.quality import score_tables
 
+#: Shows progress for as long as its ``with`` lasts.
+Showing = Callable[[], AbstractContextManager[show.Told]]
 _KINDS = """\
 direct: the fact names its subject. local: a pronoun, its subject named earlier
 in the chunk. split: a pronoun whose subject is named only in the chunk before,
@@ -40,14 +45,15 @@ docs/quickstart.md goes on from here.
 """
 
 
-def run(out: Console, err: Console, questions: int) -> None:
-    """Index, precompute, ask, compare; print what each step did and how long all took."""
+def run(out: Console, progress: Showing, questions: int) -> list[Figures]:
+    """Index, precompute, ask, compare; print what each step did and how long all took. Gives the
+    figures of every mode."""
     began = time.perf_counter()
     contexts = take(load(world("prompts.jsonl")), questions)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
-        _index_and_ask(out, err, Path(folder))
+        _index_and_ask(out, progress, Path(folder))
     out.rule("every mode on held-out questions")
-    with show.progress(err) as told:
+    with progress() as told:
         asked = {"questions": contexts}
         settings = Settings.load(model=TINY)
         ((_, figures),) = compare(
@@ -57,22 +63,24 @@ def run(out: Console, err: Console, questions: int) -> None:
         out.print(table)
     out.print(_KINDS, highlight=False)
     out.print(_ABOUT.format(model=TINY), highlight=False)
-    out.print(f"The demo took {time.perf_counter() - began:.0f} s.", highlight=False)
+    out.print(f"The demo took {show.duration(time.perf_counter() - began)}.", highlight=False)
+    return figures
 
 
-def _index_and_ask(out: Console, err: Console, folder: Path) -> None:
+def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
     from ragcache.retriever.source import read
 
     docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]
     markdown = docs or [world("").parent / "README.md"]
     out.rule(f"index: the small world and {len(markdown)} pages of Markdown")
     with RagCache.open(folder, TINY) as cache:
-        with show.progress(err) as told:
-            added = cache.add(read([world("documents.jsonl"), *markdown]), progress=told)
+        with progress() as told:
+            documents = read([world("documents.jsonl"), *markdown])
+            added = cache.add(documents, progress=told, tokens=told.tokens)
         done = added.precomputed
         out.print(
             f"{added.documents} documents, {added.chunks} chunks; KV of {done.tokens} tokens, "
-            f"{show.size(done.payload_bytes)}, computed once in {done.seconds:.1f} s",
+            f"{show.size(done.payload_bytes)}, computed once in {show.duration(done.seconds)}",
             highlight=False,
         )
         with world("questions.jsonl").open(encoding="utf-8") as lines:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ragcache.compiled import Compiled
 from ragcache.errors import ConfigError, SourceError, StoreError
 from ragcache.opening import embedder_known_as
-from ragcache.precompute import BATCH_TOKENS, Precomputed, precomputing
+from ragcache.precompute import BATCH_TOKENS, Counted, Precomputed, precomputing
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.store.base import ChunkStore
@@ -69,6 +69,7 @@ class Indexing:
         promise: int | None = None,
         embed_batch: int = _EMBED_BATCH,
         batch_tokens: int = BATCH_TOKENS,
+        tokens: Counted | None = None,
     ) -> Generator[Step, None, Added]:
         """As :meth:`RagCache.add`, in steps: what is done, how much of it, out of how much.
 
@@ -96,11 +97,15 @@ class Indexing:
             ):
                 unchanged = unchanged - {name}
         written = [d.id for d in mine if d.id in unchanged or d.id in put]
-        done = yield from self.computing(written, batch_tokens=batch_tokens)
+        done = yield from self.computing(written, batch_tokens=batch_tokens, tokens=tokens)
         return Added(len(put), len(unchanged), count, done, len(given) - len(put) - len(unchanged))
 
     def computing(
-        self, documents: Iterable[str], *, batch_tokens: int = BATCH_TOKENS
+        self,
+        documents: Iterable[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        tokens: Counted | None = None,
     ) -> Generator[Step, None, Precomputed]:
         """Compute what is not stored of the chunks of documents that are indexed, by id: the second
         half of :meth:`adding`, in steps as that is."""
@@ -119,6 +124,7 @@ class Indexing:
             [self.prefix_key, *chunks_of] if chunks_of else [],
             company=lambda key: self._company(chunks_of.get(key)),
             batch_tokens=batch_tokens,
+            tokens=tokens,
         )
         try:
             return (yield from _named("precompute", steps))

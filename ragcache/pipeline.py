@@ -18,7 +18,7 @@ from ragcache.errors import ContextError, NoChunksError, PromptError, StoreError
 from ragcache.indexing import Added, Indexing, Progress
 from ragcache.models import TINY, model_path
 from ragcache.models.named import full_name, remember
-from ragcache.precompute import through
+from ragcache.precompute import Counted, through
 from ragcache.profile import Profile
 from ragcache.retriever.embed import Embedder
 from ragcache.retriever.search import Retriever
@@ -181,6 +181,7 @@ class RagCache:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         progress: Progress | None = None,
+        tokens: Counted | None = None,
     ) -> Added:
         """Split, embed and store documents, and precompute their chunks' KV.
 
@@ -190,10 +191,13 @@ class RagCache:
 
         ``ttl_s``: seconds from now after which the documents are deleted. ``pinned``: their KV is
         not evicted. What is not given stays as it was; new documents are kept, and not pinned.
+        ``progress`` is told stage, done and total after every batch, and ``tokens`` of how many
+        tokens the KV has been computed, and of how many it will be.
         ConfigError for one document that is in no list.
         """
         given = several(documents, "documents")
-        return through(self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned), progress)
+        steps = self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
+        return through(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there.

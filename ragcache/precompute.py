@@ -24,6 +24,7 @@ from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, total
+Counted = Callable[[int, int], None]  # tokens done, of how many
 BATCH_TOKENS = 2048  # of chunks, computed at a time
 MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
@@ -93,29 +94,35 @@ def precomputing(
     *,
     company: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
+    tokens: Counted | None = None,
 ) -> Generator[tuple[int, int], None, Precomputed]:
-    """As :func:`precompute`, a batch at a time: (done, total) at the start and after each.
+    """As :func:`precompute`, a batch at a time: (done, total) chunks at the start and after each;
+    ``tokens`` is told the same of their tokens, before that.
 
     What others have stored between two batches is not computed again.
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
     missing = {key.digest for key in incomplete(store, list(wanted.values()))}
-    done = encoded = tokens = 0
+    due_tokens = sum(len(key.tokens) for digest, key in wanted.items() if digest in missing)
+    done = done_tokens = encoded = encoded_tokens = 0
+    count = tokens or (lambda *_: None)
+    count(0, due_tokens)
     yield 0, len(missing)
     placed = ((key.behind + company(key), key) for key in wanted.values())
     every = batches(placed, batch_tokens=batch_tokens)
     for batch in lacking(every, lambda key: key.digest in missing, batch_tokens=batch_tokens):
         for due in unless_stored(store, [batch]):
             store.put_all(zip(due.keys, compute(engine, due), strict=True))
-            encoded, tokens = encoded + len(due), tokens + due.tokens
-        done += len(batch)
+            encoded, encoded_tokens = encoded + len(due), encoded_tokens + due.tokens
+        done, done_tokens = done + len(batch), done_tokens + batch.tokens
+        count(done_tokens, due_tokens)
         yield done, len(missing)
     return Precomputed(
         encoded=encoded,
         stored=len(wanted) - encoded,
-        tokens=tokens,
-        payload_bytes=engine.spec.chunk_bytes(tokens),
+        tokens=encoded_tokens,
+        payload_bytes=engine.spec.chunk_bytes(encoded_tokens),
         seconds=time.perf_counter() - began,
     )
 

@@ -15,9 +15,9 @@ from pydantic import ByteSize, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from ragcache.errors import ConfigError
@@ -60,7 +60,9 @@ def size(text: str) -> int:
 class Settings(BaseSettings):
     """Everything that can be set. Unknown keys are errors wherever they stand."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
     store: Path = Field(Path("ragcache-store"), description="folder of the store")
     model: str = Field("", description="folder or hub name; empty: what the store was built with")
@@ -182,10 +184,6 @@ class Settings(BaseSettings):
                 )
         try:
             return cls(**{key: value for key, value in given.items() if value is not None})
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(
-                f"{Path(FILE).absolute()} is not valid TOML: {error}. Correct it, or move it away."
-            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             key = str(first["loc"][0]) if first["loc"] else FILE
@@ -196,7 +194,7 @@ class Settings(BaseSettings):
                 raise ConfigError(
                     f"there is no setting {key}, which {where} gives: {meant}"
                 ) from error
-            wrong = [e["msg"].lower() for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
+            wrong = [_said(e) for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
             raise ConfigError(
                 f"setting {key} = {first.get('input')!r} cannot be: {', or '.join(wrong)}. "
                 f"It comes from a flag, {PREFIX}{key.upper()}, or {FILE}."
@@ -211,8 +209,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = TomlConfigSettingsSource(settings_cls, Path(FILE))
-        return init_settings, _Environment(settings_cls), file
+        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, _file())
 
 
 class _Environment(EnvSettingsSource):
@@ -228,3 +225,50 @@ def _of_kubernetes(name: str, value: str) -> bool:
     if _SERVICE.fullmatch(name):
         return True
     return bool(_SERVICE_PORT.fullmatch(name) and _ADDRESS.match(value))
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    if error["type"] == "path_type":
+        return "input should be a path, in quotes"
+    return error["msg"].lower()
+
+
+def _file() -> dict[str, Any]:
+    """What ``ragcache.toml`` of the working directory says; nothing where there is none.
+
+    Raises ConfigError where it cannot be read, or holds a table: no setting is one.
+    """
+    path = Path(FILE)
+    fix = "Correct it, or move it away."
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        found = tomllib.loads(text)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the settings in {path.absolute()}: {error.strerror}. Make it a file that "
+            "this user may read, or move it away."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path.absolute()} is not UTF-8: byte {error.start} cannot be read. Save it as UTF-8, "
+            "or move it away."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.absolute()} is not valid TOML: {error}. {fix}") from None
+    except (ValueError, RecursionError) as error:  # a date, a number or a nesting too far out
+        raise ConfigError(f"{path.absolute()} cannot be read as TOML: {error}. {fix}") from None
+    for key, value in found.items():
+        if isinstance(value, (dict, list)):
+            kind = f"a table, [{key}]" if isinstance(value, dict) else "a list"
+            raise ConfigError(
+                f"{path.absolute()} has {kind}, where settings are single values: write "
+                "top_k = 6, and so on, with no heading above"
+            )
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(
+                f"{path.absolute()}: {key} has a character of code 0, which no setting may have: "
+                "leave it out"
+            )
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import replace
@@ -33,25 +34,35 @@ def check_processes(processes: int) -> None:
 def share(
     run: Run, contexts: Sequence[Context], processes: int, progress: Progress
 ) -> list[Scores]:
-    """What ``run`` gives for all ``contexts``, done by ``processes`` at a time."""
+    """What ``run`` gives for all ``contexts``, done by ``processes`` at a time.
+
+    ``progress`` is told before a model is loaded, and after every question.
+    """
     parts = _parts(contexts, processes)
+    total = sum(len(context.questions) for context in contexts)
+    progress(0, total)
     if len(parts) == 1:
         return run(contexts, progress)
     spawned = multiprocessing.get_context("spawn")
     counts = spawned.Array("q", len(parts))
-    total = sum(len(context.questions) for context in contexts)
     threads = max(1, cores() // len(parts))
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         len(parts), spawned, initializer=_begin, initargs=(counts, threads)
     ) as pool:
-        futures = [pool.submit(_run, run, part, number) for number, part in enumerate(parts)]
-        waiting: set[Any] = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, _POLL_S, FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # raises what it raised, before the others are through
-            progress(sum(counts[:]), total)
-        return _joined([future.result() for future in futures])
+        try:
+            futures = [pool.submit(_run, run, part, number) for number, part in enumerate(parts)]
+            waiting: set[Any] = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, _POLL_S, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()  # raises what it raised, before the others are through
+                progress(sum(counts[:]), total)
+            return _joined([future.result() for future in futures])
+        except BaseException:  # the pool would wait for parts that nobody wants any more
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
 
 
 def _parts(contexts: Sequence[Context], processes: int) -> list[list[Context]]:
@@ -83,6 +94,7 @@ def _begin(counts: Any, threads: int) -> None:
 
     global _counts
     _counts = counts
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches us too: end without a traceback
     torch.set_num_threads(threads)
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import ragcache
 from ragcache import cli, opening
 from ragcache.answer import AnswerStream
 from ragcache.cli import options
 from ragcache.retriever.embed import HashEmbedder
+from ragcache.settings import Settings
+from ragcache.show import stages
+from ragcache.store import Catalog, DiskStore
+from ragcache.types import Document
 from tests import scene
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,6 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run ``ragcache ARGS`` in an empty folder: exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options.out, "width", 300)  # else as when it was made, at the first import
+    monkeypatch.setattr(stages, "EVERY_S", 3600.0)  # however slow this machine is
     monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
 
     def ragcache(*args: object) -> tuple[int, str, str]:
@@ -50,6 +60,186 @@ def notes(tmp_path: Path) -> Path:
     for document in scene.DOCUMENTS:
         (folder / f"{document.id}.txt").write_text(document.text)
     return folder
+
+
+def test_help_and_version(run: Run) -> None:
+    code, out, err = run("--version")
+    assert (code, err) == (0, "") and out.startswith(f"ragcache {ragcache.__version__} (Python 3.")
+    assert "torch " in out
+    for flag in ("-h", "--help"):
+        code, out, _ = run(flag)
+        assert code == 0 and "--install-completion" in out and "--quiet" in out and "index" in out
+        code, out, _ = run("index", flag)
+        assert code == 0 and "--chunk-tokens" in out and "--json" in out
+    code, out, err = run()
+    assert code == 2 and "Documents and questions" in out + err
+
+
+def test_what_is_mistyped_is_put_right(run: Run) -> None:
+    code, _, err = run("stats", "--sotre", "s")
+    assert code == 2 and "--store" in err
+    code, _, err = run("statz")
+    assert code == 2 and "Did you mean 'stats'?" in err
+    code, _, err = run("--quiet", "stats", "--verbose")
+    assert code == 2 and "give one" in err
+
+
+def test_tab_completes() -> None:
+    typed = {"COMP_WORDS": "ragcache comp", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['ragcache']; from ragcache.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | typed | {"_RAGCACHE_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["compact"], "")
+
+
+def test_quiet_prints_results_and_verbose_prints_why(run: Run, notes: Path, model: Path) -> None:
+    (notes / "blank.md").write_text(" ")
+    code, out, err = run("index", notes, "--model", model)
+    assert code == 0 and "no text: " in err
+    for args in (("-q", "index", notes, "--pin"), ("index", notes, "--pin", "--quiet")):
+        code, out, err = run(*args)
+        assert code == 0 and out.startswith("0 documents indexed") and err == ""
+    code, out, err = run("-q", "query", " ")
+    assert code == 1 and out == "" and err.startswith("error: the question is empty")
+    code, _, err = run("query", " ", "-v")
+    assert code == 1 and "Traceback" in err and "error: the question is empty" in err
+    assert "Traceback" not in run("query", " ")[2]
+
+
+#: What each command is asked in the test of ``--json``, in this order.
+ASKED = {
+    "index": ["notes", "--model", "llama"],
+    "query": ["Who?", "--max-tokens", "2", "--compare", "full"],
+    "precompute": ["notes"],
+    "batch": ["asked.jsonl", "--out", "answers.jsonl"],
+    "eval": ["--dataset", "q.jsonl", "--model", "llama", "--mode", "full", "--max-tokens", "2"],
+    "calibrate": ["q.jsonl", "--model", "llama", "--mode", "reuse", "--max-tokens", "2"],
+    "profile": [],
+    "models": [],
+    "plan": ["--chunks", "1000"],
+    "simulate": ["trace.jsonl", "--model", "llama", "--capacity", "150kB"],
+    "documents": [],
+    "delete": ["notes/holt.txt"],
+    "stats": [],
+    "verify": [],
+    "convert": ["files"],
+    "compact": [],
+    "doctor": [],
+    "push": ["--remote", "REMOTE"],
+    "pull": ["--remote", "REMOTE"],
+}
+
+
+def test_every_command_that_prints_figures_prints_them_as_json(
+    run: Run, notes: Path, model: Path, tmp_path: Path
+) -> None:
+    """One object on stdout, with the keys that docs/scripting.md names for it."""
+    question = {"chunks": ["Mira plays.", "She sings."], "question": "Who?", "answers": ["Mira"]}
+    context = {"chunks": question["chunks"], "questions": [{"question": "Who?", "answers": ["M"]}]}
+    Path("q.jsonl").write_text(json.dumps(context) + "\n")
+    Path("asked.jsonl").write_text('{"question": "Who?", "max_tokens": 1}\n')
+    Path("trace.jsonl").write_text('{"chunks": [["a", 100], ["b", 100]]}\n' * 3)
+    page = (Path(cli.__file__).parents[2] / "docs/scripting.md").read_text()
+    rows = re.findall(r"^\| (`[a-z`, ]+`) \| (.*) \|$", page, re.MULTILINE)
+    keys = {name: cell for names, cell in rows for name in re.findall("[a-z]+", names)}
+    every = {name for panel in cli.COMMANDS.values() for name in panel}
+    assert every - {"serve"} == keys.keys() == ASKED.keys() | {"demo"}
+    for command, args in ASKED.items():
+        given = [(tmp_path / "far").as_uri() if arg == "REMOTE" else arg for arg in args]
+        if command == "delete":
+            given = [json.loads(run("documents", "--json")[1])["documents"][0]["id"]]
+        code, out, err = run(command, *given, "--json")
+        assert code == 0, f"{command}: {err}"
+        found = json.loads(out)
+        assert isinstance(found, dict) and out.isascii()
+        missing = [key for key in found if f"`{key}`" not in keys[command]]
+        assert not missing, f"{command} prints {missing}, which docs/scripting.md does not name"
+
+
+def test_json_says_what_was_done_before_an_error(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--model", model)
+    name = json.loads(run("documents", "--json")[1])["documents"][0]["id"]
+    code, out, err = run("delete", name, "nobody", "--json")
+    assert code == 1 and json.loads(out) == {"deleted": [name], "missing": ["nobody"]}
+    assert err.startswith("error: there is no document 'nobody'")
+    code, out, err = run("stats", "--store", "nowhere", "--json")
+    assert (code, out) == (1, "") and "there is no store in nowhere. Make one" in err
+
+
+def test_no_document_can_command_the_terminal(run: Run, model: Path) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202ea\nb"
+    Path("e.jsonl").write_text(json.dumps({"id": hostile, "text": f"Mira {hostile} sings."}))
+    code, out, err = run("index", "e.jsonl", "--model", model)
+    assert code == 0
+    printed = out + err
+    for args in (("documents",), ("query", "Who sings?", "--explain", "--max-tokens", 2)):
+        _, out, err = run(*args)
+        printed += out + err
+        assert "\\x1b]0;owned\\x07\\x1b[2J\\u202ea\\nb" in out
+    printed += "".join(run("delete", f"nobody {hostile}")[1:])
+    assert not set(printed) & {"\x1b", "\x07", "\u202e"}
+    found = json.loads(run("documents", "--json")[1])["documents"]
+    assert found[0]["id"].endswith(hostile)
+
+
+def test_a_store_tells_what_models_it_has_kv_of(
+    run: Run, notes: Path, model: Path, tmp_path: Path
+) -> None:
+    other = scene.save_model(tmp_path / "other", seed=1)
+    run("index", notes, "--model", model, "--codec", "int8")
+    code, out, _ = run("models")
+    assert code == 0 and "3 documents; 9 chunks" in out and "can use 9 of 9 chunks" in out
+    assert "this model" in out
+    code, out, _ = run("models", "--model", other)
+    assert code == 0 and "can use 0 of 9 chunks" in out and "this model" not in out
+    found = json.loads(run("models", "--json")[1])["store"]
+    ((built, held),) = found["built_for"].items()
+    assert built.startswith("llama@") and held["chunks"] == 9 and held["payload_bytes"] > 0
+    code, _, err = run("models", "--store", "elsewhere")
+    assert code == 1 and "there is no store in elsewhere. Make one" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"), [("index", True), ("query", False), ("serve", None)]
+)
+def test_ctrl_c_says_whether_to_run_it_again(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch, command: str, goes_on: bool | None
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Settings, "load", interrupt)
+    if goes_on is None:  # that is how it ends
+        assert run(command) == (130, "", "")
+        return
+    code, out, err = run(command, notes)
+    assert (code, out) == (130, "") and err.startswith("interrupted: ")
+    assert ("run the same command again to continue" in err) is goes_on
+    assert "Traceback" not in err and err.count("\n") == 1
+
+
+def test_whoever_reads_may_go(tmp_path: Path) -> None:
+    """``ragcache documents | head -1``: no traceback, whatever is still in a buffer."""
+    with DiskStore(tmp_path / "s") as store:
+        vectors = np.ones((0, 4), np.float32)
+        for number in range(2000):
+            Catalog(store).put_document(Document(f"document {number}", "text"), [], vectors, b"")
+    # Unbuffered, Python drops what did not fit into the pipe, and does not even know.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for flags in ([], ["--json"]):
+        command = [sys.executable, "-m", "ragcache", "documents", "--store", str(tmp_path / "s")]
+        with subprocess.Popen(
+            command + flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait() == 141
 
 
 def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
@@ -108,7 +298,8 @@ def test_models_says_what_the_store_can_use(run: Run, notes: Path, model: Path) 
     assert code == 0
     assert "4 layers, 2 KV heads of 16, float32" in out
     assert "kernels: torch, on a CPU" in out
-    assert all(f in out for f in ("weights", "tokenizer", "template", "chunks built for llama@"))
+    assert all(f in out for f in ("weights", "tokenizer", "template"))
+    assert "this model" in out and "can use 9 of 9 chunks" in out
 
 
 def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Path) -> None:
@@ -118,10 +309,10 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
     }
     (tmp_path / "q.jsonl").write_text(json.dumps(context) + "\n")
     code, out, _ = run(
-        "eval", "--dataset", "q.jsonl", "--model", model, "--json", "out.json", "--max-tokens", 2
+        "eval", "--dataset", "q.jsonl", "--model", model, "--report", "out.json", "--max-tokens", 2
     )
     assert code == 0 and "split" in out and "cacheblend" in out
-    figures = json.loads((tmp_path / "out.json").read_text())
+    figures = json.loads((tmp_path / "out.json").read_text())["figures"]
     assert {f["mode"] for f in figures} >= {"full", "reuse", "cacheblend"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,26 @@ def test_processes_share_the_questions(tmp_path: Path) -> None:
         processes=3,
         progress=lambda name, done, total: told.append((name, done, total)),
     )
-    assert told[-1] == ("asked", 4, 4)
+    assert told[0] == ("asked", 0, 4) and told[-1] == ("asked", 4, 4)
     for one, other in zip(alone, shared, strict=True):
         assert (one.mode, one.contexts, one.questions) == (other.mode, 2, other.questions)
         assert one.kl == pytest.approx(other.kl, abs=1e-6)
         assert (one.charged, one.bytes_loaded) == (other.charged, other.bytes_loaded)
     with pytest.raises(ConfigError, match="processes is 0: it takes at least 1"):
         compare(settings, asked, chosen, processes=0)
+
+
+def test_what_was_stopped_leaves_no_process_behind(tmp_path: Path) -> None:
+    settings = Settings.load(model=str(scene.save_model(tmp_path / "llama")))
+    asked = {"asked": [CONTEXT, OTHER]}
+
+    def stop(name: str, done: int, total: int) -> None:
+        if multiprocessing.active_children():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(compare(settings, asked, modes(["full"]), processes=2, progress=stop))
+    assert not multiprocessing.active_children()
 
 
 def test_comparing_with_a_mode_that_is_not_there_is_refused() -> None:

@@ -207,7 +207,9 @@ def test_a_vector_of_another_length() -> None:
 
 
 def test_files_to_write_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["ragcache", "eval", "--json", str(tmp_path / "no" / "x.json")])
+    monkeypatch.setattr(
+        "sys.argv", ["ragcache", "eval", "--report", str(tmp_path / "no" / "x.json")]
+    )
     with pytest.raises(ConfigError, match="there is no folder"):
         app(standalone_mode=False)
     with pytest.raises(SourceError, match="Name a file of UTF-8 text"):

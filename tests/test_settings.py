@@ -61,6 +61,48 @@ def test_unknown_keys_in_file_and_environment(
         Settings.load()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'store = "caf\xe9"', "ragcache.toml is not UTF-8: byte 12 cannot be read. Save it as"),
+        (
+            b"[model]\nname = 'x'",
+            r"ragcache.toml has a table, \[model\], where settings are single",
+        ),
+        (b"store = {a = 1}", r"has a table, \[store\], where settings are single values: write"),
+        (b"ratio = [1]", "ragcache.toml has a list, where settings are single values: write"),
+        (
+            b"port = " + b"9" * 5000,
+            "cannot be read as TOML: .*digits.* Correct it, or move it away",
+        ),
+        (b"a = " + b"[" * 9000, "cannot be read as TOML: .*recursion.* Correct it, or move it"),
+        (b'store = "\\u0000"', "store has a character of code 0, which no setting may have"),
+        (b"store = 5", "setting store = 5 cannot be: input should be a path, in quotes"),
+        (b"timeout_s = inf", "setting timeout_s = inf cannot be: input should be a finite number"),
+    ],
+)
+def test_files_that_cannot_be(empty_folder: Path, text: bytes, message: str) -> None:
+    (empty_folder / "ragcache.toml").write_bytes(text)
+    with pytest.raises(ConfigError, match=message):
+        Settings.load()
+
+
+def test_a_folder_or_a_circle_in_the_place_of_the_file(empty_folder: Path) -> None:
+    file = empty_folder / "ragcache.toml"
+    file.mkdir()
+    with pytest.raises(ConfigError, match="cannot read the settings in .*Make it a file that"):
+        Settings.load()
+    file.rmdir()
+    file.symlink_to(file)
+    with pytest.raises(ConfigError, match="cannot read the settings in .*Make it a file that"):
+        Settings.load()
+
+
+def test_a_byte_order_mark_is_no_fault(empty_folder: Path) -> None:
+    (empty_folder / "ragcache.toml").write_bytes(b"\xef\xbb\xbftop_k = 7\n")
+    assert Settings.load().top_k == 7
+
+
 def test_a_damaged_file_is_named(empty_folder: Path) -> None:
     (empty_folder / "ragcache.toml").write_text("ratio = = 0.2\n")
     with pytest.raises(ConfigError, match="ragcache.toml is not valid TOML: .*line 1"):

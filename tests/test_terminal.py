@@ -6,12 +6,12 @@ import io
 
 from rich.table import Table
 
-from ragcache.show.terminal import Terminal, shown
+from ragcache.show.screen import Screen, plain
 
 
 def test_controls_are_written_out_wherever_they_are_printed() -> None:
     file = io.StringIO()
-    console = Terminal(file=file, width=80)
+    console = Screen(file=file, width=80, markup=False)
     table = Table("a")
     table.add_row("cell \x1b[2J")
     console.print(table)
@@ -23,5 +23,5 @@ def test_controls_are_written_out_wherever_they_are_printed() -> None:
 
 def test_what_is_no_control_stays() -> None:
     text = "Zeile\n\t日本 é 👨‍👩‍👧"
-    assert shown(text) == text
-    assert shown("a\r\u202eb") == r"a\x0d\u202eb"
+    assert plain(text) == text
+    assert plain("a\r\u202eb") == r"a\x0d\u202eb"

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from importlib.metadata import version as installed
+from platform import python_version
+from typing import Annotated
 
 import typer
 
+import ragcache
 from ragcache.cli import asking, bulk, measuring, stores
-from ragcache.cli.options import NO_CHUNKS, tell
+from ragcache.cli.options import NO_CHUNKS
+from ragcache.cli.output import Quiet, Verbose, out, speak, spoken, tell
 from ragcache.errors import NoChunksError, RagCacheError
+from ragcache.show.screen import show_everything
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 #: In the order of ``ragcache --help``.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Documents and questions": {
-        "index": asking.index,
-        "query": asking.query,
-        "serve": asking.serve,
-        "precompute": bulk.precompute,
-        "batch": bulk.batch,
-        "demo": asking.demo,
+        "index": spoken(asking.index, kept=True),
+        "query": spoken(asking.query),
+        "serve": spoken(asking.serve, figures=False, until_stopped=True),
+        "precompute": spoken(bulk.precompute, kept=True),
+        "batch": spoken(bulk.batch, kept=True),
+        "demo": spoken(asking.demo),
     },
     "Quality and speed": {
-        "eval": measuring.evaluate,
-        "calibrate": measuring.calibrate,
-        "profile": measuring.profile,
-        "models": measuring.models,
-        "plan": bulk.plan_corpora,
-        "simulate": measuring.simulate,
+        "eval": spoken(measuring.evaluate),
+        "calibrate": spoken(measuring.calibrate),
+        "profile": spoken(measuring.profile),
+        "models": spoken(measuring.models),
+        "plan": spoken(bulk.plan_corpora),
+        "simulate": spoken(measuring.simulate),
     },
     "The store": {
-        "documents": stores.documents,
-        "delete": stores.delete,
-        "stats": stores.stats,
-        "verify": stores.verify,
-        "convert": stores.convert,
-        "compact": stores.compact,
-        "doctor": stores.doctor,
-        "push": stores.push,
-        "pull": stores.pull,
+        "documents": spoken(stores.documents),
+        "delete": spoken(stores.delete, kept=True),
+        "stats": spoken(stores.stats),
+        "verify": spoken(stores.verify),
+        "convert": spoken(stores.convert, kept=True),
+        "compact": spoken(stores.compact),
+        "doctor": spoken(stores.doctor),
+        "push": spoken(stores.push, kept=True),
+        "pull": spoken(stores.pull, kept=True),
     },
 }
 for panel, commands in COMMANDS.items():
@@ -55,12 +59,32 @@ for panel, commands in COMMANDS.items():
         app.command(name, rich_help_panel=panel)(command)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        others = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers"))
+        out.print(
+            f"ragcache {ragcache.__version__} (Python {python_version()}, {others})",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit()
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    speak(quiet, verbose)
+
+
 def main() -> None:
     """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback; 4
     where there is nothing to answer from."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes of any encoding
-        with suppress(OSError):  # of a descriptor that has become a pipe
-            sys.stdout.reconfigure(errors="replace")
+    show_everything((sys.stdout, sys.stderr))
     if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +24,11 @@ from ragcache.cli.options import (
     RequireChunks,
     Store,
     Tenant,
-    err,
+    figures,
     named_if_blank,
     opened,
     out,
+    progress,
     tell,
     tell_date,
 )
@@ -94,16 +96,28 @@ def index(
     )
     with opened(settings, tenant=tenant) as cache:
         tell_date(cache)
-        with show.progress(err) as told:
-            added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
+        with progress() as told:
+            added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told, tokens=told.tokens)
             if cache.remote is not None:
                 cache.remote.flush(partial(told, "send"))
     done = added.precomputed
+    left_out = f", {len(errors)} skipped" if errors else ""
     out.print(
         f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "
-        f"unchanged; KV of {done.encoded} chunks computed ({done.tokens} tokens, "
-        f"{show.size(done.payload_bytes)}), {done.stored} were there; {done.seconds:.1f} s",
+        f"unchanged{left_out}; KV of {done.encoded} chunks computed ({done.tokens} tokens, "
+        f"{show.size(done.payload_bytes)}), {done.stored} were there; "
+        f"{show.duration(done.seconds)}",
         highlight=False,
+        soft_wrap=True,
+    )
+    figures(
+        {
+            "documents": added.documents,
+            "unchanged": added.unchanged,
+            "skipped": [str(error) for error in errors],
+            "chunks": added.chunks,
+            "precomputed": asdict(done),
+        }
     )
 
 
@@ -140,6 +154,7 @@ def query(
     --compare may be given several times. Exit code 4: there was nothing to answer from.
     """
     from ragcache.api import page
+    from ragcache.api.reporting import report_json
     from ragcache.blend import blender
     from ragcache.types import Sampling
 
@@ -198,6 +213,11 @@ def query(
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
         out.print(layer_table(answer.report, out.width))
+    found = {
+        mode: {"answer": one.text.strip(), "report": report_json(one)}
+        for mode, one in answers.items()
+    }
+    figures({"question": question, **found.pop(settings.mode), "compared": found})
     if answer.report.no_chunks is not None:
         raise typer.Exit(NO_CHUNKS)
 
@@ -208,7 +228,8 @@ def demo(
     """Index, precompute, ask in every mode, compare: no GPU, no model hub."""
     from ragcache.demo import run
 
-    run(out, err, questions)
+    found = run(out, progress, questions)
+    figures({"figures": [one.as_json() for one in found]})
 
 
 def serve(

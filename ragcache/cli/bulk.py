@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ByteSize
@@ -29,16 +29,19 @@ from ragcache.cli.options import (
     RequireChunks,
     Store,
     Tenant,
-    err,
+    figures,
     named_if_blank,
     opened,
     out,
+    progress,
     tell,
     tell_date,
 )
+from ragcache.cli.output import INTERRUPTED, as_json
 from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
 from ragcache.show import corpora
+from ragcache.show.stages import COMPUTING
 
 if TYPE_CHECKING:
     from ragcache.offline.cluster import Cluster
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from ragcache.offline.work import Work
     from ragcache.pipeline import RagCache
 
-SKIPPED, INTERRUPTED = 3, 130  # exit codes; 0: all that was to be is stored, 1: see the message
+SKIPPED = 3  # exit code; 0: all that was to be is stored, 1: see the message
 
 
 def precompute(
@@ -119,7 +122,7 @@ def precompute(
         tell_date(cache)
         computing = _computing(cache, here, cluster, batch_tokens)
         documents = named_if_blank(read(sources, on_error=unread.append))
-        with show.progress(err) as told:
+        with progress() as told:
             work = plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]
         for line in skipped:
@@ -132,9 +135,10 @@ def precompute(
         if not dry_run:
             done, state = _run(cache, work, computing, limit)
             out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
+    found = corpora.report_json(work, rate, done, state, skipped)
     if report is not None:
-        found = corpora.report_json(work, rate, done, state, skipped)
-        report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        report.write_text(as_json(found) + "\n", encoding="utf-8")
+    figures(found)
     if state == "interrupted":
         raise typer.Exit(INTERRUPTED)
     if skipped:
@@ -190,12 +194,12 @@ def batch(
         settings = settings.model_copy(update={"ram_bytes": ByteSize(1 << 30)})
     requests = read(questions)
     began = time.perf_counter()
-    with opened(settings, must_exist=True, tenant=tenant) as cache, show.progress(err) as told:
+    with opened(settings, must_exist=True, tenant=tenant) as cache, progress() as told:
         done = through(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(
-        f"{done.answered} of {done.requests} requests answered in {seconds:.1f} s, {done.resumed} "
-        f"were there; {done.failed} failed; results in {to}",
+        f"{done.answered} of {done.requests} requests answered in {show.duration(seconds)}, "
+        f"{done.resumed} were there; {done.failed} failed; results in {to}",
         highlight=False,
         soft_wrap=True,
     )
@@ -205,6 +209,7 @@ def batch(
             f"{done.without} of {done.requests} answers are the model's own: no chunks were found "
             "for them, or given. Their results say why in ragcache.no_chunks.",
         )
+    figures({**asdict(done), "seconds": seconds, "out": to})
     if done.failed or done.without:
         raise typer.Exit(SKIPPED if done.failed else NO_CHUNKS)
 
@@ -239,6 +244,7 @@ def plan_corpora(
     prices = Prices(tflops * 1e12, gpu_hour, gb_month, rate(link))
     found = shape(model)
     counts = [round(count) for count in chunks or [10**power for power in range(4, 10)]]
+    table: list[dict[str, Any]] = []
     for name in codec or ("raw", "cachegen"):
         rows = [
             sizing(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)
@@ -247,6 +253,8 @@ def plan_corpora(
         said = corpora.sizing_text(rows[0], model, name, chunk_tokens, ratio)
         out.print(said, highlight=False, soft_wrap=True)
         out.print(corpora.sizing_table(rows))
+        table += [{"codec": name, **asdict(row)} for row in rows]
+    figures({"model": model, "chunk_tokens": chunk_tokens, "ratio": ratio, "corpora": table})
 
 
 @contextmanager
@@ -294,11 +302,13 @@ def _run(
 
     done = Done(Size(), work.missing, 0.0)
     try:
-        with corpora.gauge(err, work) as gauge:
+        with progress() as told:
+            told.tokens(0, work.missing.tokens)
+            told(COMPUTING, 0, work.missing.chunks)
             for (done,) in running(cache.chunks, work, computing, limit=limit):
-                gauge(done)
-        if cache.remote is not None:
-            with show.progress(err) as told:
+                told.tokens(done.computed.tokens, work.missing.tokens)
+                told(COMPUTING, done.computed.chunks, work.missing.chunks)
+            if cache.remote is not None:
                 cache.remote.flush(partial(told, "send"))
     except KeyboardInterrupt:
         return done, "interrupted"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,16 +19,20 @@ from ragcache.cli.options import (
     Dtype,
     Model,
     Store,
-    err,
+    check_exists,
+    figures,
     loading,
     opened,
     out,
+    progress,
     tell,
+    waiting,
 )
+from ragcache.cli.output import as_json
 from ragcache.errors import ConfigError, NoChunksError, StoreError
 from ragcache.settings import Settings
 from ragcache.show import corpora, quality
-from ragcache.show.stores import speed_table
+from ragcache.show.stores import built_for, speed_table, store_table
 
 if TYPE_CHECKING:
     from ragcache.dataset import Context
@@ -52,7 +58,7 @@ def evaluate(
     processes: Annotated[
         int, typer.Option(help="Share the questions out; each process loads the model.")
     ] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the figures here (JSON).")] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw quality against budget: .png or .svg.")
     ] = None,
@@ -75,10 +81,10 @@ def evaluate(
         _check_chunks(contexts, name)
     if plot_file is not None:
         plot.check(plot_file)
-    for file in filter(None, (json_file, plot_file)):
+    for file in filter(None, (report, plot_file)):
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
-    with show.progress(err) as told:
+    with progress() as told:
         done = dict(
             compare(
                 settings,
@@ -90,12 +96,13 @@ def evaluate(
                 progress=told,
             )
         )
-    for name, figures in done.items():
-        for table in quality.score_tables(figures, name):
+    for name, found in done.items():
+        for table in quality.score_tables(found, name):
             out.print(table)
-    if json_file is not None:
-        rows = [{"dataset": name} | f.as_json() for name, figures in done.items() for f in figures]
-        json_file.write_text(json.dumps(rows, indent=2) + "\n")
+    rows = [{"dataset": name} | f.as_json() for name, found in done.items() for f in found]
+    if report is not None:
+        report.write_text(as_json({"figures": rows}) + "\n", encoding="utf-8")
+    figures({"figures": rows})
     if plot_file is not None:
         plot.draw(done, plot_file)
 
@@ -142,7 +149,7 @@ def calibrate(
             contexts = choosing.retrieved(path, cache)
             _check_chunks(contexts, str(path), cache.no_chunks())
             settings = choosing.of_store(settings, cache)
-    with show.progress(err) as told:
+    with progress() as told:
         found = choosing.calibrate(
             settings,
             contexts,
@@ -152,8 +159,16 @@ def calibrate(
             processes=processes,
             progress=told,
         )
+    least = choosing.least(found, keep)
     out.print(quality.curve_table(found))
-    out.print(quality.choice(choosing.least(found, keep), keep), highlight=False, soft_wrap=True)
+    out.print(quality.choice(least, keep), highlight=False, soft_wrap=True)
+    figures(
+        {
+            "keep": keep,
+            "least": None if least is None else least.mode,
+            "figures": [one.as_json() for one in found],
+        }
+    )
 
 
 def _check_chunks(contexts: Iterable[Context], name: str, why: str = "none are given") -> None:
@@ -172,33 +187,65 @@ def _check_chunks(contexts: Iterable[Context], name: str, why: str = "none are g
 
 
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:
-    """What a model's KV depends on, what it costs, and how much of a store it can use."""
+    """What a model's KV depends on, what it costs, and what a store has of it and of others.
+
+    The model is the one that is named, or else the store's own.
+    """
     from ragcache.engine.transformers import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.store.disk import DiskStore
+    from ragcache.opening import model_of
+    from ragcache.store import Catalog, DiskStore
 
     settings = Settings.load(model=model, store=store, device=device)
-    name = settings.model or TINY
+    if store is not None:
+        check_exists(settings.store)
+    with ExitStack() as stack:
+        stats, name, codec = None, settings.model or TINY, settings.codec or "raw"
+        if settings.store.exists():
+            chunks = stack.enter_context(DiskStore(settings.store, readonly=True))
+            catalog = Catalog(chunks)
+            stats, documents = chunks.stats(), len(catalog.entries())
+            name = model_of(catalog, settings.model)
+            codec = settings.codec or catalog.get_setting("codec") or "raw"
     loading(name)
     engine = TransformersEngine.load(
-        model_path(name), device=settings.device, kernels=settings.kernels
+        model_path(name), device=settings.device, codec=codec, kernels=settings.kernels
     )
-    spec = engine.spec
-    out.print(str(engine.fingerprint), style="bold", highlight=False)
+    spec, fingerprint = engine.spec, engine.fingerprint
+    found: dict[str, Any] = {
+        "model": str(fingerprint),
+        **asdict(spec),
+        "token_bytes": spec.chunk_bytes(1),
+        "context_tokens": engine.context_tokens,
+        "kernels": engine.kernels,
+        "fingerprint": dict(fingerprint.fields),
+        "store": None,
+    }
+    out.print(str(fingerprint), style="bold", highlight=False)
     out.print(
         f"{spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, {spec.dtype}; "
         f"{show.size(spec.chunk_bytes(1))} per token; context of {engine.context_tokens} tokens",
         highlight=False,
+        soft_wrap=True,
     )
     out.print(f"kernels: {engine.kernels}", highlight=False)
     if engine.template.day is not None:
         out.print("the prompt has a date: a store keeps that of its first use", highlight=False)
-    for key, value in engine.fingerprint.fields:
+    for key, value in fingerprint.fields:
         out.print(f"  {key:10} {value}", highlight=False, soft_wrap=True)
-    if settings.store.exists():
-        with DiskStore(settings.store, readonly=True) as chunks:
-            for built, count in chunks.stats().fingerprints.items():
-                out.print(f"{settings.store}: {count} chunks built for {built}", highlight=False)
+    if stats is not None:
+        usable, count = stats.usable(fingerprint)
+        out.print(f"\nThe store {settings.store}:", highlight=False, soft_wrap=True)
+        out.print(store_table(stats, documents, own=fingerprint))
+        out.print(f"{fingerprint} can use {usable} of {count} chunks.", highlight=False)
+        found["store"] = {
+            "path": settings.store,
+            "documents": documents,
+            "chunks": count,
+            "usable_chunks": usable,
+            "built_for": built_for(stats),
+        }
+    figures(found)
 
 
 def profile(
@@ -207,13 +254,15 @@ def profile(
     """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
     with opened(settings, must_exist=True) as cache:
-        speeds = cache.speeds(anew=True)
+        with waiting("measuring the model and the store"):
+            speeds = cache.speeds(anew=True)
     if speeds is None:
         raise StoreError(
             f"{settings.store} holds no KV that this model can use, so there is no loading to "
             "measure. Run `ragcache index` first."
         )
     out.print(speed_table(speeds))
+    figures(json.loads(speeds.as_json()))
 
 
 def simulate(
@@ -244,15 +293,24 @@ def simulate(
 
     asked = MADE_UP[trace]() if trace in MADE_UP else load(Path(trace))
     given = [size(text) for text in capacity or ()]
-    engine = TransformersEngine.load(model_path(Settings.load(model=model).model or TINY))
+    name = Settings.load(model=model).model or TINY
+    with waiting(f"loading the model {name}"):
+        engine = TransformersEngine.load(model_path(name))
     costs = Costs(engine.spec, engine.parameters, engine.heads)
     whole = working_set(asked, costs)
     sizes = given or [max(1, whole * share // 100) for share in (5, 10, 25)]
     if replicas:
+        shared = []
         for ram in sizes:
             held = ram // costs.size(1)
-            routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
-            out.print(f"{show.size(ram)} in RAM each")
+            with waiting(f"replaying the trace over replicas with {show.size(ram)} each"):
+                routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
+            out.print(f"{show.size(ram)} in RAM each", highlight=False)
             out.print(corpora.routing_table(routed))
+            shared += [{"ram_bytes": ram, **corpora.routed_json(one)} for one in routed]
+        figures({"working_set_bytes": whole, "replicas": shared})
         return
-    out.print(corpora.simulation_table(report(asked, costs, sizes), whole))
+    with waiting("replaying the trace under every policy"):
+        rows = report(asked, costs, sizes)
+    out.print(corpora.simulation_table(rows, whole))
+    figures({"working_set_bytes": whole, "stores": [corpora.row_json(row) for row in rows]})

@@ -1,4 +1,4 @@
-"""What several commands have in common: options, the two consoles, and opening a store."""
+"""What several commands have in common: options, and opening a store."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
+from ragcache.cli.output import err as err
+from ragcache.cli.output import figures as figures
+from ragcache.cli.output import loading as loading
+from ragcache.cli.output import out as out
+from ragcache.cli.output import progress as progress
+from ragcache.cli.output import tell as tell
+from ragcache.cli.output import waiting as waiting
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
-from ragcache.show.terminal import Terminal, shown
 from ragcache.store.tenants import made_tenant_folder, tenant_folder
 
 if TYPE_CHECKING:
     from ragcache.pipeline import RagCache
     from ragcache.types import Document
-
-out, err = Terminal(), Terminal(stderr=True)
 
 NO_CHUNKS = 4  # exit code: there was nothing to answer from
 
@@ -81,16 +84,6 @@ RequireChunks = Annotated[
     ),
 ]
 Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
-
-
-def tell(label: str, text: object, style: str = "yellow") -> None:
-    """A message about the work, beside its results: on stderr, on a line of its own."""
-    err.print(Text.assemble((f"{label}:", style), f" {shown(str(text))}"), soft_wrap=True)
-
-
-def loading(model: str) -> None:
-    """Say that a model is being loaded, for that takes a while."""
-    err.print(f"loading model {model}", highlight=False, soft_wrap=True)
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:

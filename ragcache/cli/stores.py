@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,14 +18,16 @@ from ragcache.cli.options import (
     Store,
     Tenant,
     check_exists,
-    err,
+    figures,
     loading,
     opened,
     out,
+    progress,
+    waiting,
 )
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
-from ragcache.show.stores import document_table, finding_table, moved, store_table
+from ragcache.show.stores import built_for, document_table, finding_table, moved, store_table
 from ragcache.store.tenants import tenant_folder
 
 if TYPE_CHECKING:
@@ -37,7 +40,9 @@ def documents(store: Store = None, tenant: Tenant = None) -> None:
     from ragcache.store import Catalog
 
     with _store(store, readonly=True, tenant=tenant) as chunks:
-        out.print(document_table(Catalog(chunks).entries()))
+        entries = Catalog(chunks).entries()
+    out.print(document_table(entries) if entries else "no documents", highlight=False)
+    figures({"documents": [{**asdict(one), "metadata": dict(one.metadata)} for one in entries]})
 
 
 def delete(
@@ -55,6 +60,8 @@ def delete(
         missing = [name for name in ids if not catalog.delete_document(name)]
         known = [entry.id for entry in catalog.entries()] if missing else []
     out.print(f"{len(ids) - len(missing)} documents deleted", highlight=False)
+    deleted = [name for name in ids if name not in missing]
+    figures({"deleted": deleted, "missing": missing})
     if missing:
         parts = [name for name in known if name.startswith((f"{missing[0]}#", f"{missing[0]}:"))]
         more = f"; that file has documents such as {parts[0]!r}" if parts else ""
@@ -70,15 +77,30 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
     from ragcache.store import Catalog
 
     with _store(store, readonly=True, tenant=tenant) as chunks:
-        out.print(store_table(chunks))
-        if day := Catalog(chunks).get_setting(PROMPT_DATE):
+        catalog = Catalog(chunks)
+        documents, held, waits = len(catalog.entries()), chunks.stats(), chunks.waiting
+        day = catalog.get_setting(PROMPT_DATE)
+        out.print(store_table(held, documents, waits))
+        if day:
             out.print(f"date in the prompt: {day}", highlight=False)
+    there = None
     if url := Settings.load(remote=remote).remote:
         from ragcache.store.bucket import Bucket
         from ragcache.store.objects import ChunkObjects
 
         sizes = [size for _, size in ChunkObjects(Bucket(url)).names()]
         out.print(f"{url}: {len(sizes)} chunks, {show.size(sum(sizes))}", highlight=False)
+        there = {"url": url, "chunks": len(sizes), "bytes": sum(sizes)}
+    figures(
+        {
+            "documents": documents,
+            "chunks": held.chunks,
+            "payload_bytes": held.payload_bytes,
+            "built_for": built_for(held),
+            "waiting": waits,
+            "remote": there,
+        }
+    )
 
 
 def verify(
@@ -89,13 +111,14 @@ def verify(
 ) -> None:
     """Read every record of a store and report what is damaged; exit code 1 if anything is left."""
     with _store(store, readonly=not repair) as chunks:
-        with show.progress(err) as told:
+        with progress() as told:
             bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
         count = chunks.stats().chunks
     for digest, wrong in bad.items():
         out.print(f"{digest[:16]}  {wrong}", highlight=False)
     done = "dropped" if repair else "damaged"
     out.print(f"{count} chunks, {len(bad)} records {done}", highlight=False)
+    figures({"chunks": count, "damaged": bad, "repaired": repair})
     if bad and not repair:
         raise typer.Exit(1)
 
@@ -108,16 +131,18 @@ def convert(
     from ragcache.store.disk import as_layout
 
     wanted = as_layout(layout)
-    with _store(store) as chunks, show.progress(err) as told:
+    with _store(store) as chunks, progress() as told:
         moved = chunks.convert(wanted, progress=partial(told, "convert"))
     out.print(f"{moved} chunks moved", highlight=False)
+    figures({"moved": moved, "layout": wanted})
 
 
 def compact(store: Store = None) -> None:
     """Give unused space in a store back to the file system; readers may go on meanwhile."""
-    with _store(store) as chunks:
+    with _store(store) as chunks, waiting("copying what is in use"):
         before, after = chunks.compact()
     out.print(f"{show.size(before)} before, {show.size(after)} now", highlight=False)
+    figures({"before_bytes": before, "after_bytes": after})
 
 
 def doctor(store: Store = None, model: Model = None) -> None:
@@ -135,9 +160,12 @@ def doctor(store: Store = None, model: Model = None) -> None:
             codec = Catalog(chunks).get_setting("codec") or "raw"
             loading(name)
             engine = TransformersEngine.load(model_path(name), codec=codec)
-        found = list(examine(chunks, engine))
+        with waiting("trying the disk"):
+            found = list(examine(chunks, engine))
     out.print(finding_table(found))
-    if any(finding.state == "bad" for finding in found):
+    bad = any(finding.state == "bad" for finding in found)
+    figures({"findings": [asdict(finding) for finding in found], "bad": bad})
+    if bad:
         raise typer.Exit(1)
 
 
@@ -152,7 +180,7 @@ def push(
     from ragcache.store.transfer import push as run
 
     with ExitStack() as stack:
-        told = stack.enter_context(show.progress(err))
+        told = stack.enter_context(progress())
         if settings.levels:
             cache = stack.enter_context(opened(settings, must_exist=True))
             both, wanted = cache.remote, cache.levels()
@@ -161,6 +189,7 @@ def push(
         both.flush(partial(told, "send"))
         done = run(both.disk, both.objects, levels=wanted, progress=partial(told, "push"))
         out.print(moved(done, "pushed"), highlight=False)
+        figures(asdict(done))
 
 
 def pull(
@@ -174,7 +203,7 @@ def pull(
     from ragcache.store import Catalog
     from ragcache.store.transfer import pull as run
 
-    with _shared(store, remote, bounded=True) as both, show.progress(err) as told:
+    with _shared(store, remote, bounded=True) as both, progress() as told:
         catalog = Catalog(both.disk)
         limit = both.disk.quota.total
         done = run(
@@ -186,6 +215,7 @@ def pull(
             progress=partial(told, "pull"),
         )
     out.print(moved(done, "pulled"), highlight=False)
+    figures(asdict(done))
 
 
 def _store(

@@ -34,13 +34,6 @@ class Done:
     planned: Size
     seconds: float
 
-    @property
-    def left_s(self) -> float | None:
-        """Until all that was planned is done, at the rate so far."""
-        if not self.computed.flops:
-            return None
-        return self.seconds * (self.planned.flops / self.computed.flops - 1)
-
 
 @dataclass(frozen=True, slots=True)
 class Finished:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
-from rich.table import Table
+from rich.table import Column, Table
 
-from ragcache.show import ms, size
+from ragcache.show import duration, one_line, size
 
 if TYPE_CHECKING:
     from ragcache.types import Answer, Report
@@ -24,7 +24,7 @@ def summary(answer: Answer) -> str:
         f"{r.mode}: {len(answer.passages)} chunks, {r.chunk_tokens} tokens; "
         f"{r.reused_tokens} reused, {r.chunk_tokens - r.reused_tokens} recomputed, "
         f"charged {r.charged_share:.0%}, {size(r.bytes_loaded)} loaded; "
-        f"first token after {1e3 * r.ttft_s:.0f} ms, all after {1e3 * r.total_s:.0f} ms"
+        f"first token after {duration(r.ttft_s)}, all after {duration(r.total_s)}"
     )
 
 
@@ -36,20 +36,23 @@ def explanation(answer: Answer) -> Iterator[str]:
     yield from (f"- {sentence}" for sentence in plan.sentences)
     waited = sum(layer.wait_s for layer in r.layers)
     more = len(answer.tokens) - 1
-    decoding = f", then {ms(plan.token_s)} a token" if more else ""
+    decoding = f", then {duration(plan.token_s)} a token" if more else ""
     yield (
-        f"- Predicted: first token after {ms(plan.prefill_s)} (loading {ms(plan.load_s)}, "
-        f"computing {ms(plan.compute_s)}){decoding}."
+        f"- Predicted: first token after {duration(plan.prefill_s)} "
+        f"(loading {duration(plan.load_s)}, computing {duration(plan.compute_s)}){decoding}."
     )
-    decoded = f", then {ms((r.total_s - r.ttft_s) / more)} a token" if more else ""
-    yield f"- Measured: first token after {ms(r.ttft_s)}, {ms(waited)} of it waiting{decoded}."
+    decoded = f", then {duration((r.total_s - r.ttft_s) / more)} a token" if more else ""
+    yield (
+        f"- Measured: first token after {duration(r.ttft_s)}, {duration(waited)} of it "
+        f"waiting{decoded}."
+    )
     if max(r.ttft_s, plan.prefill_s) > _FAR * min(r.ttft_s, plan.prefill_s):
         yield "- Those are far apart: `ragcache profile` measures anew how fast this machine is."
 
 
 def answer_table(answers: dict[str, Answer]) -> Table:
     """The same question in several modes: answer, TTFT, shares computed, bytes loaded."""
-    table = Table("mode", "answer", "TTFT ms", "recomputed", "charged", "loaded", box=SIMPLE)
+    table = Table("mode", "answer", "TTFT", "recomputed", "charged", "loaded", box=SIMPLE)
     for column in table.columns[2:]:
         column.justify = "right"
     for mode, answer in answers.items():
@@ -57,7 +60,7 @@ def answer_table(answers: dict[str, Answer]) -> Table:
         table.add_row(
             mode,
             answer.text.strip(),
-            f"{1e3 * r.ttft_s:.1f}",
+            duration(r.ttft_s),
             f"{r.recomputed_share:.0%}",
             f"{r.charged_share:.0%}",
             size(r.bytes_loaded),
@@ -67,12 +70,13 @@ def answer_table(answers: dict[str, Answer]) -> Table:
 
 def chunk_table(answer: Answer) -> Table:
     """Per chunk: where it is from, its score, and what became of its KV."""
-    table = Table("chunk", "score", "tokens", "recomputed", "charged", "KV", title="chunks")
-    for column in table.columns[1:5]:
-        column.justify = "right"
+    table = Table(Column("chunk", overflow="fold"), title="chunks", box=SIMPLE)
+    for head in ("score", "tokens", "recomputed", "charged"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("KV")
     for passage, chunk in zip(answer.passages, answer.report.chunks, strict=True):
         table.add_row(
-            chunk.id,
+            one_line(chunk.id),
             f"{passage.score:.3f}",
             str(chunk.tokens),
             str(chunk.recomputed),
@@ -85,22 +89,23 @@ def chunk_table(answer: Answer) -> Table:
 def layer_table(report: Report, columns: int = 120) -> Table:
     """Per layer: rows computed, bytes loaded, where the time went, and when that was; for a
     terminal of so many ``columns``."""
-    heads = ("layer", "rows", "of chunks", "loaded", "read ms", "wait", "place", "compute")
+    times = [(one.read_s, one.wait_s, one.place_s, one.compute_s) for one in report.layers]
+    unit, scale = ("s", 1.0) if max(map(max, times), default=0.0) >= 1 else ("ms", 1e3)
+    heads = ("layer", "rows", "of chunks", "loaded", f"read {unit}", "wait", "place", "compute")
     drawn = f"{READING} read\n{PLACING} place\n{COMPUTING} compute"
     table = Table(*heads, drawn, title="layers", padding=(0, 1 if columns >= 100 else 0))
     width = max(9, min(48, columns - 66))
     for column in table.columns[:-1]:
         column.justify = "right"
-    for number, (layer, line) in enumerate(
-        zip(report.layers, waterfall(report, width), strict=True)
+    for number, (layer, seconds, line) in enumerate(
+        zip(report.layers, times, waterfall(report, width), strict=True)
     ):
-        seconds = (layer.read_s, layer.wait_s, layer.place_s, layer.compute_s)
         table.add_row(
             str(number),
             str(layer.rows),
             str(layer.charged),
             size(layer.load_bytes),
-            *(f"{1e3 * s:.1f}" for s in seconds),
+            *(f"{scale * s:.1f}" for s in seconds),
             line,
         )
     return table

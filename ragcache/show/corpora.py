@@ -1,49 +1,22 @@
-"""Work on corpora, and what it takes: as text, tables and bars, and as JSON."""
+"""Work on corpora, and what it takes: as text and tables, and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from ragcache.show import decimal, duration, size
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ragcache.offline.routing import Routed
     from ragcache.offline.run import Done
     from ragcache.offline.sizing import Sizing
     from ragcache.offline.work import Size, Work
     from ragcache.simulate import Row
-
-
-@contextmanager
-def gauge(console: Console, work: Work) -> Iterator[Callable[[Done], None]]:
-    """A bar with rates for a precompute; hand what it yields to the work."""
-    columns = (BarColumn(16), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as bars:
-        there = work.stored.chunks
-        bar = bars.add_task("", total=work.wanted.chunks, completed=there)
-
-        def told(done: Done) -> None:
-            one, seconds = done.computed, max(1e-9, done.seconds)
-            rates = [
-                f"{one.chunks / seconds:.1f} chunks/s",
-                f"{one.tokens / seconds:.0f} tokens/s",
-                f"{one.payload_bytes / 1e9:.2f} GB",
-                f"{there} resumed",
-                "" if done.left_s is None else f"{duration(done.left_s)} left",
-            ]
-            said = ", ".join(filter(None, rates))
-            bars.update(bar, completed=there + one.chunks, description=said)
-
-        yield told
 
 
 def plan_text(work: Work, rate: float | None) -> str:
@@ -64,7 +37,7 @@ def done_text(done: Done, state: str) -> str:
     rate = f", {one.tokens / done.seconds:.0f} tokens/s" if one.tokens else ""
     said = (
         f"KV of {one.chunks} chunks computed ({one.tokens} tokens, "
-        f"{size(one.payload_bytes)}) in {done.seconds:.1f} s{rate}"
+        f"{size(one.payload_bytes)}) in {duration(done.seconds)}{rate}"
     )
     return said if state == "done" else f"{said}; {left} are left: run it again ({state})"
 
@@ -92,12 +65,12 @@ def report_json(
 
 def sizing_text(one: Sizing, model: str, codec: str, tokens: int, ratio: float) -> str:
     """What a chunk takes, and when its KV pays."""
-    from ragcache.offline.sizing import break_even_link
+    from ragcache.offline.sizing import break_even_link  # torch comes with it
 
     each = decimal(one.bytes / one.chunks / tokens)
     return (
         f"{model}, {codec}: {each} a token. A chunk of {tokens} is loaded in "
-        f"{1e3 * one.load_s:.1f} ms over the link, or computed in {1e3 * one.prefill_s:.1f} ms; "
+        f"{duration(one.load_s)} over the link, or computed in {duration(one.prefill_s)}; "
         f"loading is no slower than computing what it saves from "
         f"{decimal(break_even_link(one, ratio))}/s on. Its KV pays from {one.reuses:.1f} uses a "
         f"month on, {one.first_reuses:.1f} in the first month."
@@ -106,14 +79,14 @@ def sizing_text(one: Sizing, model: str, codec: str, tokens: int, ratio: float) 
 
 def sizing_table(rows: Sequence[Sizing]) -> Table:
     """What corpora take."""
-    heads = "chunks", "bytes", "a month", "GPU hours", "GPU price", "over the link"
+    heads = "chunks", "bytes", "a month", "GPU time", "GPU price", "over the link"
     table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
     for row in rows:
         table.add_row(
             f"{row.chunks:,}",
             decimal(row.bytes),
             f"{row.month:,.2f}",
-            f"{row.gpu_s / 3600:,.2f}",
+            duration(row.gpu_s),
             f"{row.gpu:,.2f}",
             duration(row.copy_s),
         )
@@ -147,3 +120,15 @@ def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
         evictions = "" if o.policy == "bound" else str(o.evictions)
         table.add_row(size(o.capacity), o.policy, *rates, evictions, end_section=not evictions)
     return table
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """What a policy would have served of a trace; rates are in [0, 1]."""
+    o = row.outcome
+    rates = {"chunk_rate": o.hit_rate, "token_rate": o.token_rate, "saved_flops_rate": o.saved}
+    return {**asdict(o), **rates, "of_belady": row.of_belady}
+
+
+def routed_json(routed: Routed) -> dict[str, Any]:
+    """What replicas would have served of a trace from RAM, and how evenly."""
+    return {**asdict(routed), "token_rate": routed.hit_rate, "imbalance": routed.imbalance}

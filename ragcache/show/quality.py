@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from ragcache.show import number, percent, size
+from ragcache.show import duration, number, one_line, percent, size
 
 if TYPE_CHECKING:
     from ragcache.scores import Figures
 
 
-def score_tables(figures: Sequence[Figures], title: str) -> Iterator[Table]:
+def score_tables(figures: Sequence[Figures], title: str) -> Iterator[ModeTable]:
     """What every mode got right; how that differs from one of them, if so asked; what it cost."""
     yield score_table(figures, title)
     yield nearness_table(figures, "how near to full prefill")
@@ -23,7 +25,7 @@ def score_tables(figures: Sequence[Figures], title: str) -> Iterator[Table]:
     yield cost_table(figures)
 
 
-def score_table(figures: Sequence[Figures], title: str) -> Table:
+def score_table(figures: Sequence[Figures], title: str) -> ModeTable:
     """Mode x (exact match by kind, F1, Rouge-L), in percent.
 
     A column that no mode has a figure for is left out.
@@ -40,7 +42,7 @@ def score_table(figures: Sequence[Figures], title: str) -> Table:
     return _mode_table(figures, columns, title, _resampled(first))
 
 
-def difference_table(figures: Sequence[Figures]) -> Table:
+def difference_table(figures: Sequence[Figures]) -> ModeTable:
     """Mode x exact match by kind minus that of the mode ``against``, in points."""
     first = figures[0]
     columns = [
@@ -50,10 +52,10 @@ def difference_table(figures: Sequence[Figures]) -> Table:
     return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
 
 
-def cost_table(figures: Sequence[Figures]) -> Table:
+def cost_table(figures: Sequence[Figures]) -> ModeTable:
     """Mode x (TTFT, how much faster than full, recomputed and charged shares, bytes loaded)."""
     columns = [
-        ("TTFT ms", [f"{1e3 * f.ttft_s:.1f}" for f in figures]),
+        ("TTFT", [duration(f.ttft_s) for f in figures]),
         ("faster\nthan full", [number(f.speedup, ".2f", "x") for f in figures]),
         ("recomputed", [f"{f.recomputed:.1%}" for f in figures]),
         ("charged", [f"{f.charged:.1%}" for f in figures]),
@@ -62,7 +64,7 @@ def cost_table(figures: Sequence[Figures]) -> Table:
     return _mode_table(figures, columns, "what it cost")
 
 
-def nearness_table(figures: Sequence[Figures], title: str) -> Table:
+def nearness_table(figures: Sequence[Figures], title: str) -> ModeTable:
     """Mode x (recovery by kind and agreement in percent, KL in nats, charged share)."""
     columns = [
         *(
@@ -76,15 +78,18 @@ def nearness_table(figures: Sequence[Figures], title: str) -> Table:
     return _mode_table(figures, columns, title)
 
 
-def curve_table(figures: Sequence[Figures]) -> Table:
-    """Mode x (share of full prefill's answers, as a bar and in percent; nearness; cost)."""
+def curve_table(figures: Sequence[Figures]) -> ModeTable:
+    """Mode x (share of full prefill's answers, as a bar and in percent; nearness; cost).
+
+    80 columns wide at most, but for the names of modes, which fold.
+    """
     columns = [
-        ("full prefill's answers", [_bar(f.same.value if f.same else 0.0) for f in figures]),
+        ("same\nanswer", [_bar(f.same.value if f.same else 0.0) for f in figures]),
         ("%", [percent(f.same) for f in figures]),
-        ("first token\nagrees", [percent(f.agreement) for f in figures]),
+        ("first\ntoken", [percent(f.agreement) for f in figures]),
         ("KL", [number(f.kl, ".4f") for f in figures]),
         ("charged", [f"{f.charged:.1%}" for f in figures]),
-        ("faster\nthan full", [number(f.speedup, ".2f", "x") for f in figures]),
+        ("faster", [number(f.speedup, ".2f", "x") for f in figures]),
     ]
     return _mode_table(figures, columns, "what is kept of full prefill", _resampled(figures[0]))
 
@@ -106,9 +111,34 @@ def choice(chosen: Figures | None, keep: float) -> str:
     )
 
 
-def _bar(share: float, width: int = 20) -> str:
+def _bar(share: float, width: int = 8) -> str:
     full = round(width * share)
     return "█" * full + "░" * (width - full)
+
+
+@dataclass(frozen=True, slots=True)
+class ModeTable:
+    """A row for each mode. Where it is too wide for the terminal, intervals go on second lines."""
+
+    modes: Sequence[str]
+    columns: Sequence[tuple[str, list[str]]]
+    title: str
+    caption: str | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._made(lambda cell: cell)
+        natural = console.measure(wide, options=options.update(max_width=1000)).maximum
+        narrow = natural > options.max_width
+        yield self._made(lambda cell: cell.replace(" ±", "\n±")) if narrow else wide
+
+    def _made(self, cell: Callable[[str], str]) -> Table:
+        table = Table(title=self.title, caption=self.caption, box=SIMPLE)
+        table.add_column("mode", overflow="fold", min_width=12)
+        for head, _ in self.columns:
+            table.add_column(head, justify="right", no_wrap=True)
+        for row, mode in enumerate(self.modes):
+            table.add_row(one_line(mode), *(cell(cells[row]) for _, cells in self.columns))
+        return table
 
 
 def _mode_table(
@@ -116,15 +146,9 @@ def _mode_table(
     columns: Iterable[tuple[str, list[str]]],
     title: str,
     caption: str | None = None,
-) -> Table:
-    table = Table(title=title, caption=caption, box=SIMPLE)
-    table.add_column("mode", overflow="fold", min_width=12)
+) -> ModeTable:
     filled = [(head, cells) for head, cells in columns if any(cells)]
-    for head, _ in filled:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row, f in enumerate(figures):
-        table.add_row(f.mode, *(cells[row] for _, cells in filled))
-    return table
+    return ModeTable([f.mode for f in figures], filled, title, caption)
 
 
 def _head(figures: Figures, kind: str) -> str:

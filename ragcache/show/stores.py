@@ -10,35 +10,50 @@ from rich.box import SIMPLE
 from rich.table import Column, Table
 from rich.text import Text
 
-from ragcache.show import ms, size
+from ragcache.show import duration, one_line, size
 
 if TYPE_CHECKING:
     from ragcache.doctor import Finding
     from ragcache.speeds import Speeds
+    from ragcache.store.base import StoreStats
     from ragcache.store.catalog import Entry
-    from ragcache.store.disk import DiskStore
     from ragcache.store.transfer import Moved
+    from ragcache.types import Fingerprint
 
 
 def document_table(entries: Sequence[Entry]) -> Table:
     """Documents, how many chunks each has, and how long it is kept."""
-    table = Table("document", Column("chunks", justify="right"), "kept until", "pinned", box=SIMPLE)
+    heads = Column("document", overflow="fold"), Column("chunks", justify="right")
+    table = Table(*heads, "kept until", "pinned", box=SIMPLE)
     for entry in entries:
         until = "" if entry.expires is None else f"{datetime.fromtimestamp(entry.expires):%F %T}"
-        table.add_row(entry.id, str(entry.chunks), until, "yes" if entry.pinned else "")
+        table.add_row(one_line(entry.id), str(entry.chunks), until, "yes" if entry.pinned else "")
     return table
 
 
-def store_table(store: DiskStore) -> Table:
-    """What a store holds, for whom, and what its remote is still to be told."""
-    stats, waiting = store.stats(), store.waiting
-    table = Table("built for", Column("chunks", justify="right"), box=SIMPLE)
+def store_table(
+    stats: StoreStats, documents: int, waiting: int = 0, own: Fingerprint | None = None
+) -> Table:
+    """What a store holds, for whom, ``own`` marked, and what its remote is still to be told."""
+    numbers = Column("chunks", justify="right"), Column("of KV", justify="right")
+    table = Table("built for", *numbers, "", box=SIMPLE)
+    mine = "" if own is None else str(own).rpartition("@")[2]
     for name, count in sorted(stats.fingerprints.items()):
-        table.add_row(name, f"{count:,}")
-    table.title = f"{stats.chunks:,} chunks, {size(stats.payload_bytes)} of KV"
+        mark = "this model" if name.rpartition("@")[2] == mine else ""
+        table.add_row(name, f"{count:,}", size(stats.fingerprint_bytes.get(name, 0)), mark)
+    held = f"{stats.chunks:,} chunks, {size(stats.payload_bytes)} of KV"
+    table.title = f"{documents:,} documents; {held}"
     if waiting:
         table.caption = f"{waiting:,} changes are still to be told to the remote"
     return table
+
+
+def built_for(stats: StoreStats) -> dict[str, dict[str, int]]:
+    """Chunks and payload bytes by printable fingerprint, for JSON."""
+    return {
+        name: {"chunks": count, "payload_bytes": stats.fingerprint_bytes.get(name, 0)}
+        for name, count in stats.fingerprints.items()
+    }
 
 
 def moved(done: Moved, what: str) -> str:
@@ -67,18 +82,19 @@ def speed_table(speeds: Speeds) -> Table:
     """What was measured, in units for people."""
     rate = f"{1e-9 / speeds.byte_s:.2f} GB/s" if speeds.byte_s else "too fast to tell"
     rows = {
-        "any prefill": ms(speeds.start_s),
-        "a computed token": f"{1e6 * speeds.row_s:.1f} µs",
-        "in a prompt of 1,000 tokens, also": f"{1e9 * speeds.pair_s:.1f} µs",
-        "a loaded token, to place it": f"{1e6 * speeds.place_s:.1f} µs",
-        "a layer of a chunk, to read it": f"{1e6 * speeds.read_s:.1f} µs",
-        "and its bytes": rate,
-        "of reading, computing stands still for": f"{speeds.stolen:.0%}",
-        "a token of the answer": ms(speeds.token_s),
+        "any prefill": duration(speeds.start_s),
+        "a computed token": duration(speeds.row_s),
+        "more for each 1,000 tokens of its prompt": duration(1e3 * speeds.pair_s),
+        "a loaded token, to place it": duration(speeds.place_s),
+        "a layer of a chunk, to read it": duration(speeds.read_s),
+        "more for its bytes": rate,
+        "computing loses, of the time of reading": f"{speeds.stolen:.0%}",
+        "a token of the answer": duration(speeds.token_s),
     }
     for codec, seconds in speeds.decode_s.items():
         rows[f"to decode {codec}"] = f"{1e-6 / seconds:,.0f} MB/s" if seconds else "nothing"
-    table = Table("what", Column("takes", justify="right"), title=speeds.measured, box=SIMPLE)
+    title = f"speeds, measured {speeds.measured}"
+    table = Table("what", Column("takes", justify="right"), title=title, box=SIMPLE)
     for what, takes in rows.items():
         table.add_row(what, takes)
     return table

@@ -82,6 +82,8 @@ class StoreStats:
     misses: Counter[MissReason]
     fingerprints: dict[str, int]  # printable fingerprint -> chunks stored for it
     evictions: int = 0  # chunks that made room for others, since the store was opened
+    #: printable fingerprint -> payload bytes of the chunks stored for it
+    fingerprint_bytes: dict[str, int] = field(default_factory=dict)
 
     def usable(self, fingerprint: Fingerprint) -> tuple[int, int]:
         """Stored chunks that a model of this fingerprint can use, and all stored chunks."""

@@ -22,7 +22,7 @@ def damaged(
 ) -> dict[bytes, Miss]:
     """Key digest -> what is wrong, of all chunks and of layers without a header.
 
-    ``progress`` is told (done, of how many) before each.
+    ``progress`` is told (done, of how many) before each, and at the end.
     """
     bad = {}
     every = [*digests(tables), *_orphans(tables)]
@@ -33,6 +33,8 @@ def damaged(
             miss = damage(txn, layers, digest)
         if miss is not None:
             bad[digest] = miss
+    if progress is not None:
+        progress(len(every), len(every))
     return bad
 
 

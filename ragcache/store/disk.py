@@ -277,13 +277,19 @@ class DiskStore(ChunkStore):
         with self.tables.read() as txn:
             chunks = txn.count("headers")
             sums = list(totals(txn))
-        fingerprints: Counter[str] = Counter()
-        for count, _, name in sums:
+        fingerprints, built_bytes = Counter[str](), Counter[str]()
+        for count, payload, name in sums:
             fingerprints[name] += count
+            built_bytes[name] += payload
         payload_bytes = sum(payload for _, payload, _ in sums)
         evictions = self._capacity.evictions if self._capacity is not None else 0
         return StoreStats(
-            chunks, payload_bytes, *self._tally.snapshot(), dict(fingerprints), evictions
+            chunks,
+            payload_bytes,
+            *self._tally.snapshot(),
+            dict(fingerprints),
+            evictions,
+            dict(built_bytes),
         )
 
     @property

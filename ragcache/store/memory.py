@@ -129,11 +129,15 @@ class MemoryStore(ChunkStore):
         self._check_open()
         with self._lock:
             chunks = list(self._chunks.values())
+        built_bytes = Counter[str]()
+        for stored, _ in chunks:
+            built_bytes[str(stored.key.fingerprint)] += stored.payload_bytes
         return StoreStats(
             len(chunks),
             sum(stored.payload_bytes for stored, _ in chunks),
             *self._tally.snapshot(),
             dict(Counter(str(stored.key.fingerprint) for stored, _ in chunks)),
+            fingerprint_bytes=dict(built_bytes),
         )
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:

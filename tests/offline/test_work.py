@@ -106,19 +106,18 @@ def test_an_empty_corpus_needs_nothing(cache: RagCache) -> None:
     assert do(cache, work) == Size()
 
 
-def test_progress_says_what_is_left(cache: RagCache) -> None:
+def test_progress_says_what_is_done(cache: RagCache) -> None:
     work = planned(cache)
     assert (tokens_per_second(cache.engine, work) or 0) > 0
-    seen = list[tuple[int, float | None]]()
+    seen = list[Size]()
     run(
         cache.store,
         work,
         in_process(cache.engine),
-        progress=lambda done: seen.append((done.computed.chunks, done.left_s)),
+        progress=lambda done: seen.append(done.computed),
     )
-    assert len(seen) > 2 and seen == sorted(seen, key=lambda one: one[0])
-    assert all(left is not None and left >= -1e-9 for _, left in seen)
-    assert seen[-1][1] == pytest.approx(0, abs=1e-6)
+    assert len(seen) > 2 and seen == sorted(seen, key=lambda one: one.tokens)
+    assert (seen[-1].chunks, seen[-1].tokens) == (work.missing.chunks, work.missing.tokens)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
