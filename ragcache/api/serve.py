@@ -122,6 +122,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = self.service.settings.grace_s
-        drained = asyncio.create_task(asyncio.to_thread(self.service.scheduler.close, grace))
+        drained = asyncio.create_task(asyncio.to_thread(self.service.drain, grace))
         await super().shutdown(sockets)
         await drained

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from functools import cached_property
+from typing import Any, ClassVar
 
 from ragcache.engine.base import ChunkEngine
 from ragcache.engine.decode import pieces
@@ -10,18 +12,25 @@ from ragcache.types import Tokens
 
 
 class Tokenizing(ChunkEngine):
-    """A ChunkEngine with such a tokenizer."""
+    """A ChunkEngine with such a tokenizer. Any number of threads may tokenise."""
 
     tokenizer: Any
+    #: What is tokenised and how is a state of the tokenizer, which engines may share.
+    _tokenizing: ClassVar[threading.Lock] = threading.Lock()
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=not control,
-            verbose=False,  # of texts that are longer than a context: they are split
-        )
+        with self._tokenizing:
+            encoded = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=not control,
+                verbose=False,  # of texts that are longer than a context: they are split
+            )
         return tuple(encoded["input_ids"])
+
+    @cached_property
+    def token_bytes(self) -> int:
+        return max(len(token.encode(errors="replace")) for token in self.tokenizer.get_vocab())
 
     def pieces(self, tokens: Tokens) -> list[str]:
         return pieces(self.tokenizer, tokens)
