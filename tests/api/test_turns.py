@@ -44,7 +44,8 @@ def test_a_flood_of_one_tenants_documents_keeps_no_other_waiting(tmp_path: Path)
                 assert time.monotonic() < until
                 time.sleep(0.005)
             ready = service.scheduler.call(lambda: order.append("/ready"), tenant="/ready")
-        wait([*every, ready], SOON)
+        ready.result(SOON)
+        wait(every, SOON)
         assert all(one.result(0).documents == 3 for one in every)
         assert order.index("bob") <= 3 and order.index("/ready") <= 2
 
@@ -107,7 +108,11 @@ def test_splitting_keeps_nobody_from_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small(tmp_path) as service:
-        splitter, stands, go = service.cache("ann").indexing.splitter, threading.Event(), []
+        splitter, stands, go = (
+            service.cache("ann").indexing.splitter,
+            threading.Event(),
+            list[bool](),
+        )
         split = type(splitter).split
 
         def endless(self: Any, document: Document) -> Any:
