@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 #: The same, as a step of work that can be done in pieces.
 Step = tuple[str, int, int]
+#: Chunks by document.
+Split = Mapping[str, list[Chunk]]
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
 _LOOKED_UP = 64  # documents whose chunks are looked up at a time
 
@@ -67,6 +69,7 @@ class Indexing:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         promise: int | None = None,
+        split: Split | None = None,
         embed_batch: int = _EMBED_BATCH,
         batch_tokens: int = BATCH_TOKENS,
         tokens: Counted | None = None,
@@ -78,7 +81,8 @@ class Indexing:
         meanwhile no KV is left. Closed early, it has added the documents that were committed.
 
         With a ``promise`` (:meth:`Catalog.promise`) only those are added that nobody has written
-        since it was made.
+        since it was made. ``split``: what :meth:`splitting` gave for them; a document that is not
+        there is split here.
         """
         given = list(documents)
         check_documents(given, ttl_s)
@@ -89,7 +93,9 @@ class Indexing:
         digests = {d.id: self._digest(d) for d in mine}
         changed = [d for d in mine if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
-        count, put = yield from self._index(changed, digests, expires, pinned, promise, embed_batch)
+        count, put = yield from self._index(
+            changed, split or {}, digests, expires, pinned, promise, embed_batch
+        )
         unchanged = digests.keys() - {d.id for d in changed}
         for name in unchanged:
             if not self.catalog.confirm(
@@ -99,6 +105,22 @@ class Indexing:
         written = [d.id for d in mine if d.id in unchanged or d.id in put]
         done = yield from self.computing(written, batch_tokens=batch_tokens, tokens=tokens)
         return Added(len(put), len(unchanged), count, done, len(given) - len(put) - len(unchanged))
+
+    def splitting(self, documents: Iterable[Document]) -> Generator[Step, None, Split]:
+        """Split the documents that are new or changed, in steps: for :meth:`adding`. May be done on
+        another thread than that of the engine."""
+        given, split = list(documents), dict[str, list[Chunk]]()
+        yield "split", 0, len(given)
+        for number, document in enumerate(given, 1):
+            if self.catalog.document_digest(document.id) == self._digest(document):
+                continue
+            chunks = list[Chunk]()
+            for chunk in self.splitter.split(document):
+                chunks.append(chunk)
+                yield "split", number - 1, len(given)
+            split[document.id] = chunks
+            yield "split", number, len(given)
+        return split
 
     def computing(
         self,
@@ -140,6 +162,7 @@ class Indexing:
     def _index(
         self,
         documents: list[Document],
+        split: Split,
         digests: dict[str, bytes],
         expires: float | None,
         pinned: bool | None,
@@ -154,21 +177,26 @@ class Indexing:
         done, total, put = 0, 0, set[str]()
         if documents:
             yield "index", 0, len(documents)
-        for batch in _batches(((d, self.splitter.split(d)) for d in documents), most):
-            texts = [chunk.text for _, chunks in batch for chunk in chunks]
-            parts = []
-            for first in range(0, max(1, len(texts)), most):
-                parts.append(self.retriever.embedder.embed(texts[first : first + most]))
-                if first + most < len(texts):
+        for batch in _batches(
+            ((d, split[d.id] if d.id in split else self.splitter.split(d)) for d in documents), most
+        ):
+            every = [chunk for _, chunks in batch for chunk in chunks]
+            parts, contents = [], list[bytes]()
+            for first in range(0, max(1, len(every)), most):
+                some = every[first : first + most]
+                parts.append(self.retriever.embedder.embed([chunk.text for chunk in some]))
+                contents += [self.key(chunk).content for chunk in some]
+                if first + most < len(every):
                     yield "index", done, len(documents)
             vectors = np.concatenate(parts)
             at = 0
             for document, chunks in batch:
-                part = vectors[at : at + len(chunks)]
-                if self._put(document, chunks, part, digests, expires, pinned, promise):
+                end = at + len(chunks)
+                part = chunks, vectors[at:end], contents[at:end]
+                if self._put(document, *part, digests, expires, pinned, promise):
                     put.add(document.id)
                     total += len(chunks)
-                at += len(chunks)
+                at = end
             done += len(batch)
             yield "index", done, len(documents)
         return total, put
@@ -178,6 +206,7 @@ class Indexing:
         document: Document,
         chunks: list[Chunk],
         vectors: NDArray[np.float32],
+        contents: list[bytes],
         digests: dict[str, bytes],
         expires: float | None,
         pinned: bool | None,
@@ -186,7 +215,6 @@ class Indexing:
         """Commit a document, unless its promise stands no longer."""
         was = self.catalog.entry(document.id)
         given = document, chunks, vectors, digests[document.id]
-        contents = [self.key(chunk).content for chunk in chunks]
         if was is not None:
             expires = was.expires if expires is None else expires
             pinned = was.pinned if pinned is None else pinned

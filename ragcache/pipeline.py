@@ -249,11 +249,13 @@ class RagCache:
         if not question.strip():
             raise PromptError("the question is empty: ask something")
         if chunks is None:
+            check_bytes(self.engine, question, lead)
             self.check_usable(with_mode)
             passages = self.retrieve(question, top_k, neighbours)
         else:
             given = several(chunks, "chunks")
             passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
+            check_bytes(self.engine, question, lead, *(p.chunk.text for p in passages))
         retrieval_s = time.perf_counter() - began
         without = None
         if not passages:
@@ -301,6 +303,7 @@ class RagCache:
 
         Documents whose time is over are deleted first.
         """
+        check_bytes(self.engine, question)
         self.catalog.expire(time.time())
         top_k = self.settings.top_k if top_k is None else top_k
         neighbours = self.settings.neighbours if neighbours is None else neighbours
@@ -371,6 +374,19 @@ class RagCache:
     def _sampling(self) -> Sampling:
         s = self.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
+
+
+def check_bytes(engine: ChunkEngine, *texts: str) -> None:
+    """Raise ContextError for texts that fit no context together, before they are tokenised: that
+    takes as long as they are."""
+    have = sum(len(text.encode(errors="replace")) for text in texts)
+    most = engine.context_tokens * engine.token_bytes
+    if have > most or len(texts) > engine.context_tokens + 2:
+        raise ContextError(
+            f"{len(texts)} texts of {have} bytes cannot fit: {engine.name} has a context of "
+            f"{engine.context_tokens} tokens, of at most {engine.token_bytes} bytes each. Send "
+            "less."
+        )
 
 
 def _check_fits(

@@ -161,6 +161,12 @@ class Settings(BaseSettings):
     queue: int = Field(64, ge=1, description="questions of a tenant that may wait")
     streams: int = Field(16, ge=1, description="answers under way at a time")
     timeout_s: float = Field(120.0, gt=0, description="seconds that an answer may take")
+    read_s: float = Field(30.0, gt=0, description="seconds to send a whole request in")
+    connections: int | None = Field(
+        None,
+        ge=1,
+        description="connections at a time; default: half of the files that the process may open",
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds to finish what was begun, at the end")
     body_bytes: ByteSize = Field(ByteSize(4 << 20), description="longest request body")
     log_text: bool = Field(False, description="whether logs have questions and answers")

@@ -1,42 +1,53 @@
 """Documents that are added, or whose KV is computed, in the background: a batch between questions.
 
-A job takes its steps on the engine's thread: one batch of chunks is embedded, or computed, then
-whatever waits goes first again. So it delays no first token by more than a batch, and cancelling it
-takes effect at the next one. Tenants take turns, batch by batch; of one tenant's jobs the oldest is
-done first.
+A job's documents are split aside, and then it takes its steps on the engine's thread: one batch of
+chunks is embedded, or computed, then whatever waits goes first again. So it delays no first token
+by more than a batch, and cancelling it takes effect at the next one. Tenants take turns, batch by
+batch; of one tenant's jobs the oldest is done first.
 
 What a job needs to be taken up again, by this process or the next, is in its tenant's own store: a
 record, and the texts of its documents until all of them are committed there; of a job that indexes
 nothing, until it is done. Chunks that have been
 computed need no record, since what is stored is not computed again. Which tenants have something to
 take up is noted in the service's own store.
+
+A job's documents are written, in the order of writes, when it is taken: what is put or deleted
+after that stands, whenever the job comes to it, by :meth:`Catalog.promise`.
+
+A job that was under way when the process ended, without getting anywhere, is tried
+:data:`ATTEMPTS` times in all, and then parked: the next process would end too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Generator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ragcache.api.scheduler import Busy
+from ragcache.api.scheduler import Busy, Closing, GivenUp
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
 from ragcache.errors import ConfigError, RagCacheError
-from ragcache.indexing import Added, Step, check_documents
-from ragcache.offline.run import Finished, precomputing
+from ragcache.indexing import Added, Split, Step, check_documents
+from ragcache.offline.run import Finished, finishing
+from ragcache.offline.work import Work as OfflineWork
+from ragcache.offline.work import planning
 from ragcache.precompute import Precomputed
 from ragcache.types import Document
 
 logger = logging.getLogger(__name__)
 
-State = Literal["queued", "running", "done", "cancelled", "failed"]
+State = Literal["queued", "running", "done", "cancelled", "failed", "parked"]
 
 KEPT = 100  # jobs of a tenant that have ended and are still listed
 MOST = 100  # jobs of a tenant that have not ended; their texts are on the disk
+ATTEMPTS = 3
 _AGAIN_S = 10.0  # after which one more may have ended
 _RECORD, _TEXTS, _UNFINISHED = "job:", "job-texts:", "jobs-of:"
 
@@ -66,6 +77,8 @@ class _Work:
     pinned: bool | None
     index: bool  # else their KV is computed, and nothing more
     promise: int | None  # to write the documents; None where nothing is indexed
+    attempts: int = 0  # of processes to get anywhere with it, this one included
+    before: Future[Split | OfflineWork | None] | None = field(default=None, repr=False)
     steps: Generator[Step, None, Added | Precomputed | Finished] | None = field(
         default=None, repr=False
     )
@@ -87,6 +100,7 @@ class Jobs:
         self._tenants: dict[str, dict[str, _Work]] = {}  # in the order of their turns
         self._going = False
         self._at: _Work | None = None  # whose step is being taken
+        service.ends.append(self._leave)
         for name in service.own.catalog.settings(_UNFINISHED):
             tenant = name.removeprefix(_UNFINISHED)
             try:
@@ -157,11 +171,12 @@ class Jobs:
             return work.job
 
     def resume(self, tenant: str, id: str) -> Job:
-        """Go on with one that was cancelled, or has failed; any other is left as it is. Raises
-        KeyError."""
+        """Go on with one that was cancelled, has failed or was parked; any other is left as it is.
+        Raises KeyError."""
         with self._lock:
             work = self._of(tenant)[id]
-            if work.job.state in ("cancelled", "failed"):
+            if work.job.state in ("cancelled", "failed", "parked"):
+                work.attempts = 0
                 work.job = replace(work.job, state="queued", message="", finished=None)
                 self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
                 self._record(work)
@@ -180,6 +195,14 @@ class Jobs:
                     work.promise = catalog.promise(work.documents)
                     self._record(work)
             self._tenants[tenant] = {work.job.id: work for work in works}
+            for work in works:
+                if work.open and work.attempts >= ATTEMPTS:
+                    self._end(
+                        work,
+                        "parked",
+                        f"the process has ended {work.attempts} times while this was under way: "
+                        "see its log; resume the job to try once more",
+                    )
         return self._tenants[tenant]
 
     def _go(self) -> None:
@@ -188,9 +211,12 @@ class Jobs:
             self._service.scheduler.meanwhile(self._step)
 
     def _next(self) -> _Work | None:
-        """The oldest job of the tenant whose turn it is."""
-        works = (work for one in self._tenants.values() for work in one.values())
-        return next((work for work in works if work.open), None)
+        """The oldest job of the tenant whose turn it is, of those that wait for nothing else."""
+        for one in self._tenants.values():
+            work = next((work for work in one.values() if work.open), None)
+            if work is not None and (work.before is None or work.before.done()):
+                return work
+        return None
 
     def _step(self) -> bool:
         """One batch; whether there is more to do."""
@@ -204,11 +230,19 @@ class Jobs:
             work.job = replace(work.job, state="running")
             self._at = work
         try:
+            if work.before is None:
+                self._begin(work)
+                return True
             if work.steps is None:
-                work.steps = self._steps(work)
+                work.steps = self._steps(work, work.before.result())
             what, done, total = next(work.steps)
         except StopIteration as end:
             self._ended(work, "done", _summary(end.value))
+        except (Closing, GivenUp, CancelledError) as error:  # all ends; or it was cancelled
+            with self._lock:
+                self._at = work.before = None
+                self._going = isinstance(error, CancelledError)
+            return self._going
         except RagCacheError as error:
             self._ended(work, "failed", str(error))
         except Exception:
@@ -219,19 +253,61 @@ class Jobs:
                 self._at = None
                 if work.open:
                     work.job = replace(work.job, done=done, total=total, message=what)
+                    if done and work.attempts and what in ("index", "precompute"):
+                        work.attempts = 0  # it got somewhere
+                        self._record(work)
                 else:  # cancelled meanwhile
-                    work.steps = None
+                    work.steps = work.before = None
         return True
 
-    def _steps(self, work: _Work) -> Generator[Step, None, Added | Precomputed | Finished]:
+    def _begin(self, work: _Work) -> None:
+        """Have the documents split, or what is to be computed planned."""
+        with self._lock:
+            self._at = None
+            if not work.open:  # cancelled meanwhile
+                return
+            work.attempts += 1
+            self._record(work)
+            work.before = before = self._service.aside.background(
+                self._before(work), tenant=work.job.tenant, most=sys.maxsize
+            )
+        before.add_done_callback(self._split)
+
+    def _split(self, _: object) -> None:
+        with self._lock:
+            self._go()
+
+    def _before(self, work: _Work) -> Generator[Step, None, Split | OfflineWork | None]:
+        """On the thread aside: see :meth:`_begin`. None where the texts are not needed any more."""
+        cache = self._service.cache(work.job.tenant)
+        texts = cache.catalog.get_setting(_TEXTS + work.job.id)
+        if texts is None and work.index:
+            return None
+        given = [Document(*fields) for fields in json.loads(texts or "[]")]
+        if work.promise is None:
+            return (yield from planning(cache, given, batch_tokens=BATCH_TOKENS))
+        stands = set(cache.catalog.promised(work.promise, work.documents))
+        return (yield from cache.indexing.splitting(d for d in given if d.id in stands))
+
+    def _leave(self) -> None:
+        """The process ends in order: that is nobody's fault."""
+        with self._lock:
+            for one in self._tenants.values():
+                for work in one.values():
+                    if work.open and work.attempts:
+                        work.attempts = 0
+                        self._record(work)
+
+    def _steps(
+        self, work: _Work, before: Split | OfflineWork | None
+    ) -> Generator[Step, None, Added | Precomputed | Finished]:
         """Index the documents, unless that was done, or is not to be; then compute."""
         cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
-        texts = cache.catalog.get_setting(name)
-        if not work.index:
-            given = [Document(*fields) for fields in json.loads(texts or "[]")]
-            finished = yield from precomputing(cache, given, batch_tokens=BATCH_TOKENS)
+        if isinstance(before, OfflineWork):
+            finished = yield from finishing(cache, before)
             cache.catalog.drop_setting(name)
             return finished
+        texts = cache.catalog.get_setting(name)
         if texts is None:
             return (yield from cache.indexing.computing(work.documents, batch_tokens=BATCH_TOKENS))
         steps = cache.indexing.adding(
@@ -239,6 +315,7 @@ class Jobs:
             ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
             pinned=work.pinned,
             promise=work.promise,
+            split=before,
             embed_batch=EMBED_BATCH,
             batch_tokens=BATCH_TOKENS,
         )
@@ -255,7 +332,7 @@ class Jobs:
 
     def _ended(self, work: _Work, state: State, message: str) -> None:
         with self._lock:
-            self._at = work.steps = None
+            self._at = work.steps = work.before = None
             if work.open or state == "done":
                 try:
                     self._end(work, state, message)
@@ -265,8 +342,10 @@ class Jobs:
     def _end(self, work: _Work, state: State, message: str) -> None:
         tenant, own = work.job.tenant, self._service.own.catalog
         work.job = replace(work.job, state=state, message=message, finished=time.time())
+        if work.before is not None:
+            work.before.cancel()
         if work is not self._at:
-            work.steps = None
+            work.steps = work.before = None
         self._record(work)
         if not any(other.open for other in self._of(tenant).values()):
             own.drop_setting(_UNFINISHED + tenant)
@@ -279,6 +358,7 @@ class Jobs:
             "pinned": work.pinned,
             "index": work.index,
             "promise": work.promise,
+            "attempts": work.attempts,
         }
         catalog = self._service.cache(work.job.tenant).catalog
         catalog.put_setting(_RECORD + work.job.id, json.dumps(known))
@@ -304,6 +384,7 @@ def _from_json(text: str) -> _Work:
         known["pinned"],
         known.get("index", True),  # of an earlier release, as the next
         known.get("promise"),
+        known.get("attempts", 0),
     )
 
 

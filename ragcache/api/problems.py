@@ -119,10 +119,9 @@ def invalid(errors: Sequence[Any], behind: int = 0) -> Problem:
     """What is wrong with a request, by pydantic's errors. The field's name begins behind so many
     parts of its place, such as ``body``."""
     # Of a union, there is one for every type: what we say ourselves is clearer.
-    ours = "value_error", "unsupported", "no_content"
-    first = next((one for one in errors if one["type"] in ours), errors[0])
+    first = next((one for one in errors if one["type"] == "value_error"), errors[0])
     where = [str(part) for part in first["loc"][behind:] if not _UNION.fullmatch(str(part))]
-    if (field := first.get("ctx", {}).get("field")) is not None:
+    if (field := getattr(first.get("ctx", {}).get("error"), "field", None)) is not None:
         where.append(field)
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")

@@ -8,7 +8,9 @@ two steps, whatever waits is looked at anew:
 2. a question that waits for its first token goes first, unless ``streams`` answers are under way;
    tenants take turns, and of one tenant the oldest goes first;
 3. else the answers that are under way take a step each, in turns;
-4. else what can wait is done: work that nobody waits for, such as storing what an answer missed.
+4. else what can wait is done: work that somebody waits for, such as adding documents, in which
+   tenants take turns piece by piece; work that nobody waits for, such as storing what an answer
+   missed; and, where there is none of either or every tenth time, long work.
 
 So a long answer keeps no new question from its first token. Nor does a flood of questions by one
 tenant: each has a queue of its own, the others have their turns, and a tenant with nothing under
@@ -42,19 +44,26 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 WAITS = object()  # a step that came to nothing yet
+_LONG = 10  # of so many pieces of what can wait, one is of long work
 _SHARE = 0.1  # of the engine's time for what can wait, at the least
 _PATIENCE_S = 1.0  # that it waits at the least, where there is anything else to do
+_AGAIN_S = 5.0  # after which a piece of work may be through
 _RETRY_S = 1.0, 60.0  # the least and the most that is said
 _STUCK_S = 10.0  # for what is given up to end
 
 
 class Scheduler:
     """Runs what is submitted on a thread of its own. ``queue``: questions of a tenant that may
-    wait, and pieces of work that nobody waits for; ``streams``: answers under way at a time, up to
-    twice as many where tenants would have none otherwise."""
+    wait, pieces of its work, and pieces of work that nobody waits for; ``streams``: answers under
+    way at a time, up to twice as many where tenants would have none otherwise."""
 
     def __init__(
-        self, *, queue: int = 64, streams: int = 16, patience_s: float = _PATIENCE_S
+        self,
+        *,
+        queue: int = 64,
+        streams: int = 16,
+        patience_s: float = _PATIENCE_S,
+        name: str = "engine",
     ) -> None:
         self.queue, self.streams, self.patience_s = queue, streams, patience_s
         lock = threading.RLock()
@@ -62,14 +71,17 @@ class Scheduler:
         self._lock = lock
         self._waiting = Waiting()
         self._active: deque[Ticket] = deque()
+        self._works = Waiting()
+        self._at: Ticket | None = None  # whose piece of work is being done
+        self._pieces = 0  # of what can wait, that were done
         self._later: deque[Callable[[], object]] = deque()
         self._meanwhile: deque[Callable[[], object]] = deque()
         self._due = 0.0  # when what can wait has waited long enough
         self._question_s = 0.1  # of the engine's time for a question, a running mean
         self._draining = self._ending = self._closed = False
         self._threads = [
-            threading.Thread(target=self._loop, name="ragcache-engine", daemon=True),
-            threading.Thread(target=self._watch, name="ragcache-clock", daemon=True),
+            threading.Thread(target=self._loop, name=f"ragcache-{name}", daemon=True),
+            threading.Thread(target=self._watch, name=f"ragcache-{name}-clock", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -88,7 +100,7 @@ class Scheduler:
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(tenant, run, told, deadline, _look=self._look)
         with self._lock:
-            self._check_open()
+            self.check_open()
             if (waiting := self._waiting.of(tenant)) >= self.queue:
                 least, most = _RETRY_S  # those of all tenants are to be through
                 seconds = len(self._waiting) * self._question_s
@@ -106,43 +118,71 @@ class Scheduler:
             self._put_off(self._later, lambda: None if self._ending else work())
         return True
 
-    def background(self, steps: Generator[object, None, Result]) -> Future[Result]:
-        """Run ``steps`` as what can wait, one at a time; the future has what they return.
+    def background(
+        self,
+        steps: Generator[object, None, Result],
+        *,
+        tenant: str = "",
+        seconds: float | None = None,
+        most: int | None = None,
+    ) -> Future[Result]:
+        """Run ``steps`` as what can wait, one at a time, in turns with other tenants'; of one
+        tenant's the oldest is done first. The future has what they return.
 
-        To cancel it ends them between two steps; so does the end of all, with GivenUp. Raises
-        Closing.
+        To cancel it ends them between two steps; so does the end of all, with GivenUp, and the end
+        of ``seconds`` from now, with TooLate. Raises Closing, and Busy where ``most`` (else
+        ``queue``) of the tenant's wait.
         """
         future: Future[Result] = Future()
+        deadline = None if seconds is None else time.monotonic() + seconds
 
-        def step() -> None:
-            try:
-                if future.cancelled() or self._ending:
-                    steps.close()
-                    raise GivenUp
-                next(steps)
-            except StopIteration as end:
-                if future.set_running_or_notify_cancel():
-                    future.set_result(end.value)
-            except Exception as error:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(error)
-            else:
-                with self._lock:
-                    self._put_off(self._later, step)
+        def told(how: str, what: Any) -> None:
+            if future.set_running_or_notify_cancel():
+                if how == "failed":
+                    future.set_exception(what)
+                else:
+                    future.set_result(what)
 
+        ticket = Ticket(tenant, lambda check: steps, told, deadline, _look=self._look)
         with self._lock:
-            self._check_open()
-            self._put_off(self._later, step)
+            self.check_open()
+            if (waiting := self.works_of(tenant)) >= (self.queue if most is None else most):
+                raise Busy(waiting, _AGAIN_S, "pieces of work")
+            self._put_off(self._works, ticket)
+        future.add_done_callback(lambda done: ticket.give_up() if done.cancelled() else None)
         return future
 
-    def call(self, work: Callable[[], Result]) -> Future[Result]:
-        """Do this on the engine's thread, in one step, as ``background`` does its steps."""
+    def works_of(self, tenant: str) -> int:
+        """How many of a tenant's pieces of work wait, or are under way."""
+        with self._lock:
+            return self._works.of(tenant) + (self._at is not None and self._at.tenant == tenant)
+
+    def call(self, work: Callable[[], Result], *, tenant: str | None = None) -> Future[Result]:
+        """Do this on the engine's thread, in one step: behind what nobody waits for, or, for a
+        ``tenant``, as ``background`` does."""
 
         def once() -> Generator[object, None, Result]:
             yield from ()
             return work()
 
-        return self.background(once())
+        if tenant is not None:
+            return self.background(once(), tenant=tenant)
+        future: Future[Result] = Future()
+
+        def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if self._ending:
+                    raise GivenUp
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._lock:
+            self.check_open()
+            self._put_off(self._later, do)
+        return future
 
     def meanwhile(self, step: Callable[[], bool]) -> None:
         """Repeat this step, behind all other work, as long as it returns True: for long work in
@@ -161,9 +201,12 @@ class Scheduler:
         of the scheduler."""
         with self._lock:
             self._draining = True
+            for ticket in self._works:
+                if ticket.begun is None:
+                    ticket.give_up()
             if not self._idle.wait_for(self._is_idle, seconds):
                 self._ending = True
-                for ticket in (*self._active, *self._waiting):
+                for ticket in (*self._active, *self._waiting, *self._works):
                     ticket.give_up()
                 self._idle.wait_for(self._is_idle, _STUCK_S)
             self._closed = True
@@ -172,7 +215,9 @@ class Scheduler:
             thread.join(_STUCK_S)
 
     def _is_idle(self) -> bool:
-        return not (self._active or self._later or self._waiting)
+        return not (
+            self._active or self._later or self._waiting or self._works or self._at is not None
+        )
 
     def _goes_on(self) -> bool:
         """Whether there is long work, and time for it."""
@@ -184,15 +229,19 @@ class Scheduler:
             self._work.notify()
             self._clock.notify()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise Closing where nothing more is taken."""
         if self._draining:
             raise Closing
 
-    def _put_off(self, queue: deque[Callable[[], object]], work: Callable[[], object]) -> None:
-        if not (self._later or self._meanwhile):
+    def _put_off(self, queue: deque[Callable[[], object]] | Waiting, work: Any) -> None:
+        if not (self._later or self._meanwhile or self._works):
             self._due = max(self._due, time.monotonic() + self.patience_s)
-        queue.append(work)
-        self._work.notify()
+        if isinstance(queue, Waiting):
+            queue.add(work)
+        else:
+            queue.append(work)
+        self._look()
 
     def _loop(self) -> None:
         while True:
@@ -207,6 +256,8 @@ class Scheduler:
             del do  # what it holds is memory
         while self._active:  # a step did not end in time
             self._end(self._active[0], "failed", GivenUp())
+        for ticket in list(self._works):
+            self._end_work(ticket, "failed", GivenUp())
         while self._later:
             self._later.popleft()()
 
@@ -214,13 +265,14 @@ class Scheduler:
         """Tell their end to those that wait in vain: too late, or given up."""
         while True:
             with self._lock:
-                over = self._waiting.over()
+                over = self._waiting.over() + self._works.over()
                 if self._is_idle():
                     self._idle.notify_all()
                 if not over:
                     if self._closed:
                         return
-                    deadline = self._waiting.next_deadline()
+                    next_ = self._waiting.next_deadline(), self._works.next_deadline()
+                    deadline = min((one for one in next_ if one is not None), default=None)
                     left = None if deadline is None else deadline - time.monotonic()
                     self._clock.wait(left if left is None else max(0.001, left))
             for ticket, error in over:
@@ -231,7 +283,9 @@ class Scheduler:
         over = next((t for t in self._active if t.over() is not None), None)
         if over is not None:
             return partial(self._step, over)
-        can_wait = self._later or self._goes_on()
+        if gone := self._works.over(begun=True):
+            return partial(self._end_works, gone)
+        can_wait = self._later or self._works or self._goes_on()
         if can_wait and time.monotonic() >= self._due:
             return self._spare()
         ticket = self._question()
@@ -251,8 +305,46 @@ class Scheduler:
         return ticket
 
     def _spare(self) -> Callable[[], None]:
-        again = not self._later
-        return partial(self._do, (self._meanwhile if again else self._later).popleft(), again)
+        self._pieces += 1
+        long = self._goes_on() and self._pieces % _LONG == 0
+        if long or not (self._later or self._works):
+            return partial(self._do, self._meanwhile.popleft(), True)
+        if self._later and (not self._works or self._pieces % 2):
+            return partial(self._do, self._later.popleft(), False)
+        ticket = self._works.take(lambda tenant: True)
+        assert ticket is not None
+        self._at = ticket
+        ticket.begun = ticket.begun or time.monotonic()
+        return partial(self._piece, ticket)
+
+    def _piece(self, ticket: Ticket) -> None:
+        """A step of work that somebody waits for."""
+        began = time.monotonic()
+        try:
+            ticket.check()
+            if ticket._steps is None:
+                ticket._steps = iter(ticket.run(ticket.check))
+            next(ticket._steps)
+        except StopIteration as end:
+            self._end_work(ticket, "done", end.value)
+        except Exception as error:
+            self._end_work(ticket, "failed", error)
+        else:
+            with self._lock:
+                self._at = None
+                self._works.put_back(ticket)
+        with self._lock:
+            self._due = began + (time.monotonic() - began) / _SHARE
+
+    def _end_works(self, gone: list[tuple[Ticket, Exception]]) -> None:
+        for ticket, error in gone:
+            self._end_work(ticket, "failed", error)
+
+    def _end_work(self, ticket: Ticket, how: str, what: Any) -> None:
+        self._close_steps(ticket)
+        self._tell(ticket, how, what)
+        with self._lock:
+            self._at = None
 
     def _do(self, work: Callable[[], object], again: bool) -> None:
         began = time.monotonic()
@@ -289,15 +381,18 @@ class Scheduler:
                 self._tell(ticket, "piece", piece)
 
     def _end(self, ticket: Ticket, how: str, error: Exception | None) -> None:
+        self._close_steps(ticket)
+        with self._lock:
+            self._active.remove(ticket)
+        self._tell(ticket, how, error)
+
+    def _close_steps(self, ticket: Ticket) -> None:
         steps, ticket._steps = ticket._steps, iter(())
         try:
             if (close := getattr(steps, "close", None)) is not None:
                 close()
         except Exception:
             logger.exception("a question could not be closed")
-        with self._lock:
-            self._active.remove(ticket)
-        self._tell(ticket, how, error)
 
     def _tell(self, ticket: Ticket, how: str, what: Any) -> None:
         """Tell, and log what the listener raises: it must not end the thread that all share."""

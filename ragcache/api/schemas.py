@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from ragcache.settings import Ratio
 from ragcache.text import whole_in
@@ -56,13 +55,19 @@ _UNSUPPORTED_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
 }
 
 
+class WrongField(ValueError):
+    """What is wrong with one ``field``, found where all of them are known."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def _check_supported(model: BaseModel, table: dict[str, tuple[Any, ...]]) -> None:
     for name, harmless in table.items():
         value = getattr(model, name)
         if value is not None and value not in harmless:
-            raise PydanticCustomError(
-                "unsupported", "{field} is not supported: leave it out", {"field": name}
-            )
+            raise WrongField(name, f"{name} is not supported: leave it out")
 
 
 class Strict(BaseModel):
@@ -168,10 +173,8 @@ class Message(Strict):
     def _supported(self) -> Message:
         _check_supported(self, _UNSUPPORTED_IN_MESSAGES)
         if self.content is None:
-            raise PydanticCustomError(
-                "no_content",
-                "the message has no content: give its text, or leave the message out",
-                {"field": "content"},
+            raise WrongField(
+                "content", "the message has no content: give its text, or leave the message out"
             )
         return self
 

@@ -13,6 +13,7 @@ import uvicorn
 
 from ragcache.api import logs
 from ragcache.api.app import create_app
+from ragcache.api.connections import allowed, connection
 from ragcache.api.security import Keys, check_bind
 from ragcache.api.service import Service
 from ragcache.errors import ConfigError, RagCacheError
@@ -90,9 +91,12 @@ class Server(uvicorn.Server):
         self, service: Service, keys: Keys, listens: Callable[[str], None] = lambda url: None
     ) -> None:
         self.service, settings, self._listens = service, service.settings, listens
+        most = settings.connections or allowed()
         super().__init__(
             uvicorn.Config(
                 create_app(service, keys),
+                http=connection(most, settings.read_s),
+                backlog=max(1, min(2048, most // 2)),  # as many may come at once
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -122,6 +126,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = self.service.settings.grace_s
-        drained = asyncio.create_task(asyncio.to_thread(self.service.scheduler.close, grace))
+        drained = asyncio.create_task(asyncio.to_thread(self.service.drain, grace))
         await super().shutdown(sockets)
         await drained

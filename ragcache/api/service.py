@@ -7,17 +7,20 @@ and the embedder are loaded once.
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from ragcache.api.futures import chained
 from ragcache.api.guard import Guard
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
-from ragcache.indexing import Added
-from ragcache.pipeline import RagCache
+from ragcache.indexing import Added, Split
+from ragcache.pipeline import RagCache, check_bytes
 from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey
@@ -25,6 +28,7 @@ from ragcache.store.tenants import made_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage, Sampling
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 #: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
 #: waits for one such step at most.
@@ -60,7 +64,10 @@ class Service:
 
     def __init__(self, own: RagCache, scheduler: Scheduler, guard: Guard | None = None) -> None:
         self.own, self.scheduler, self.settings = own, scheduler, own.settings
+        #: For what is long and needs no engine: splitting, in turns too.
+        self.aside = Scheduler(name="splitter")
         self.guard = guard  # None: nobody compares answers with full prefill
+        self.ends: list[Callable[[], None]] = []  # told when nothing is done any more
         self._caches = {"": own}
         self._opening = threading.Lock()
 
@@ -190,42 +197,93 @@ class Service:
         *,
         ttl_s: float | None = None,
         pinned: bool | None = None,
+        seconds: float | None = None,
     ) -> Future[Added]:
-        """:meth:`RagCache.add` in small steps, between which others' questions are answered.
+        """:meth:`RagCache.add` in small steps, between which others' questions are answered, and
+        others' documents are added. Documents are split aside from the engine.
 
-        The future raises what that raises; cancelled, it leaves what was committed.
+        The future raises what that raises, or TooLate after ``seconds``; cancelled, it leaves what
+        was committed. Raises Closing, and Busy where as many of the tenant's wait as may.
         """
+        deadline = None if seconds is None else time.monotonic() + seconds
 
-        def steps() -> Generator[object, None, Added]:
+        def splitting() -> Generator[object, None, Split]:
+            return (yield from self.cache(tenant).indexing.splitting(documents))
+
+        def steps(split: Split) -> Generator[object, None, Added]:
             return (
                 yield from self.cache(tenant).indexing.adding(
                     documents,
                     ttl_s=ttl_s,
                     pinned=pinned,
+                    split=split,
                     embed_batch=EMBED_BATCH,
                     batch_tokens=BATCH_TOKENS,
                 )
             )
 
-        return self.scheduler.background(steps())
+        return self._work(tenant, splitting(), steps, deadline)
 
     def compute(
-        self, tenant: str, chunks: Sequence[Chunk]
+        self, tenant: str, chunks: Sequence[Chunk], *, seconds: float | None = None
     ) -> Future[tuple[list[ChunkKey], Precomputed]]:
         """Compute and store the KV of chunks that no document has, each whole; their keys.
 
-        In small steps, as :meth:`add`.
+        In small steps, as :meth:`add`, and it raises what that raises. ContextError for a chunk
+        that cannot fit.
         """
+        for chunk in chunks:
+            check_bytes(self.own.engine, chunk.text)
+        deadline = None if seconds is None else time.monotonic() + seconds
 
-        def steps() -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
+        def tokenizing() -> Generator[object, None, list[ChunkKey]]:
+            keys, cache = list[ChunkKey](), self.cache(tenant)
+            for chunk in chunks:
+                keys.append(cache.indexing.key(chunk))
+                yield None
+            return keys
+
+        def steps(
+            keys: list[ChunkKey],
+        ) -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
             cache = self.cache(tenant)
-            keys = [cache.indexing.key(chunk) for chunk in chunks]
             done = yield from precomputing(
                 cache.engine, cache.chunks, keys, batch_tokens=BATCH_TOKENS
             )
             return keys, done
 
-        return self.scheduler.background(steps())
+        return self._work(tenant, tokenizing(), steps, deadline)
+
+    def _work(
+        self,
+        tenant: str,
+        before: Generator[object, None, T],
+        steps: Callable[[T], Generator[object, None, R]],
+        deadline: float | None,
+    ) -> Future[R]:
+        """Work whose first part needs no engine. Raises Busy or Closing."""
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+        def then(found: T) -> Future[R]:
+            return self.scheduler.background(
+                steps(found), tenant=tenant, seconds=left(), most=sys.maxsize
+            )
+
+        room = self.scheduler.queue - self.scheduler.works_of(tenant)
+        self.scheduler.check_open()
+        first = self.aside.background(before, tenant=tenant, seconds=left(), most=room)
+        return chained(first, then)
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing more, and finish within ``seconds`` what the engine has begun. Documents
+        that are being split are left."""
+        self.aside.close(0.0)
+        self.scheduler.close(seconds)
+        for end in self.ends:
+            end()
+        self.ends.clear()
 
     def caches(self) -> list[RagCache]:
         """Those that are open."""
@@ -234,7 +292,7 @@ class Service:
 
     def close(self, seconds: float = 30.0) -> None:
         """Finish what was begun, for so long; then close all stores."""
-        self.scheduler.close(seconds)
+        self.drain(seconds)
         for cache in self.caches():
             cache.close()
 

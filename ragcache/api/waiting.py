@@ -1,4 +1,4 @@
-"""Questions that wait, and whose turn it is."""
+"""Questions and work that wait, and whose turn it is."""
 
 from __future__ import annotations
 
@@ -87,6 +87,11 @@ class Waiting:
     def add(self, ticket: Ticket) -> None:
         self._queues.setdefault(ticket.tenant, deque()).append(ticket)
 
+    def put_back(self, ticket: Ticket) -> None:
+        """One that was taken, and is not through: the first of its tenant, whose turn is after the
+        others'."""
+        self._queues.setdefault(ticket.tenant, deque()).appendleft(ticket)
+
     def take(self, may: Callable[[str], bool]) -> Ticket | None:
         """Take the ticket whose turn it is, of the tenants that ``may``; that tenant is last in
         turn then."""
@@ -103,9 +108,14 @@ class Waiting:
         """How many of one tenant's there are."""
         return len(self._queues.get(tenant, ()))
 
-    def over(self) -> list[tuple[Ticket, Exception]]:
-        """Take out those that are too late or given up, each with the reason."""
-        gone = [(ticket, error) for ticket in self if (error := ticket.over()) is not None]
+    def over(self, *, begun: bool = False) -> list[tuple[Ticket, Exception]]:
+        """Take out those that are too late or given up, each with the reason; those that were
+        ``begun`` only where that is asked for."""
+        gone = [
+            (ticket, error)
+            for ticket in self
+            if (begun or ticket.begun is None) and (error := ticket.over()) is not None
+        ]
         for ticket, _ in gone:
             self._queues[ticket.tenant].remove(ticket)
             if not self._queues[ticket.tenant]:
@@ -113,5 +123,6 @@ class Waiting:
         return gone
 
     def next_deadline(self) -> float | None:
-        """Of time.monotonic; None where there is none."""
-        return min((t.deadline for t in self if t.deadline is not None), default=None)
+        """Of those that were not begun, of time.monotonic; None where there is none."""
+        waiting = (t.deadline for t in self if t.deadline is not None and t.begun is None)
+        return min(waiting, default=None)

@@ -71,7 +71,9 @@ class Watched:
             }
             span(f"{scope['method']} {route}", line)
         self.metrics.requests.labels(route, str(line["status"])).inc()
-        logger.info(json.dumps(line, ensure_ascii=True))
+        refused = line["tenant"] is None  # before it was known who asks
+        failure = {"failure": str(line["status"])} if refused else None
+        logger.info(json.dumps(line, ensure_ascii=True), extra=failure)
 
 
 @contextmanager

@@ -194,6 +194,12 @@ class ChunkEngine(Encoder):
     def heads(self) -> int:
         """Query heads of a layer."""
 
+    @property
+    @abstractmethod
+    def token_bytes(self) -> int:
+        """No token has more bytes of text: a longer text than ``context_tokens`` of them cannot
+        fit, and need not be tokenised to know it."""
+
     @abstractmethod
     def template_on(self, day: date) -> PromptTemplate:
         """The template as it is on another day."""

@@ -23,7 +23,7 @@ class PlainText:
     """
 
     def __init__(self, tokenizer: Any, name: str) -> None:
-        self._backend = _splitting(tokenizer.backend_tokenizer)
+        self._backend = _splitting(tokenizer.backend_tokenizer, name)
         added = self._backend.get_added_tokens_decoder().items()
         control = {number: token.content for number, token in added if token.special}
         control.pop(tokenizer.unk_token_id, None)  # text with unknown characters has it by right
@@ -47,7 +47,7 @@ class PlainText:
             )
 
 
-def _splitting(backend: Any) -> Tokenizer:
+def _splitting(backend: Any, name: str) -> Tokenizer:
     """A tokenizer of the same model and added tokens that splits all but those of whitespace. It
     shares the model, which may take seconds to make anew."""
     from tokenizers import Tokenizer
@@ -58,6 +58,10 @@ def _splitting(backend: Any) -> Tokenizer:
     for blank, run in groupby((token for _, token in added), lambda one: one.content.isspace()):
         (plain.add_tokens if blank else plain.add_special_tokens)(list(run))
     ours = {number: token.content for number, token in plain.get_added_tokens_decoder().items()}
-    assert ours == {number: token.content for number, token in added}, "added in the order of ids"
+    if ours != {number: token.content for number, token in added}:
+        raise ModelError(
+            f"{name} cannot be used: the ids of its tokenizer's added tokens leave gaps, so they "
+            "cannot be told from text. Save the tokenizer anew with save_pretrained."
+        )
     plain.encode_special_tokens = True
     return plain

@@ -58,6 +58,11 @@ def precomputing(
     """Plan and do it in this process, in steps: what is being done, how much of it, out of how
     much."""
     work = yield from planning(cache, documents, batch_tokens=batch_tokens)
+    return (yield from finishing(cache, work))
+
+
+def finishing(cache: RagCache, work: Work) -> Generator[Step, None, Finished]:
+    """The second half of :func:`precomputing`: what was planned."""
     steps = running(cache.chunks, work, in_process(cache.engine))
     while True:
         try:

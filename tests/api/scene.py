@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ class Held:
 
     def __exit__(self, *exc: object) -> None:
         self.let_go()
+
+
+def at_once(steps: Generator[object, None, Any], **options: Any) -> Future[Any]:
+    """As :meth:`Scheduler.background`, here and now."""
+    done: Future[Any] = Future()
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        done.set_result(end.value)
+    return done
 
 
 def small(

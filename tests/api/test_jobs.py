@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from ragcache.precompute import Precomputed
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene
-from tests.api.scene import SOON, Heard, Held, NewThreads, asked, small
+from tests.api.scene import SOON, Heard, Held, NewThreads, asked, at_once, small
 
 QUESTION = "Where does Mira Holt live?"
 
@@ -193,14 +194,15 @@ def test_tenants_take_turns(service: Service, monkeypatch: pytest.MonkeyPatch) -
     order: list[str] = []
     step = jobs._steps
 
-    def noted(work: module._Work) -> Any:
-        for one in (steps := step(work)):
+    def noted(work: module._Work, before: Any) -> Any:
+        for one in (steps := step(work, before)):
             order.append(work.job.tenant)
             yield one
         del steps
         return Precomputed(0, 0, 0, 0, 0.0)
 
     monkeypatch.setattr(jobs, "_steps", noted)
+    monkeypatch.setattr(service.aside, "background", at_once)
     with Held(service.scheduler):
         first = [jobs.add("a", [document]) for document in scene.DOCUMENTS]
         last = jobs.add("b", scene.DOCUMENTS[:1])
@@ -307,3 +309,70 @@ def test_none_is_taken_up_once_all_ends(service: Service) -> None:
     assert jobs.get("", job.id).state == "queued"
     with pytest.raises(Closing):
         service.add("", scene.DOCUMENTS)
+
+
+def test_one_that_ends_the_process_is_parked(tmp_path: Path) -> None:
+    """Nothing of it was done when the process was gone, as many times as are tried."""
+    with small(tmp_path) as service, Held(service.scheduler):
+        job = Jobs(service).add("", scene.DOCUMENTS)
+        other = Jobs(service).add("", [Document("x", "Another text.")])
+        known = service.own.catalog.settings("job:")
+        service.ends.clear()
+    for attempts, state in ((module.ATTEMPTS - 1, "done"), (module.ATTEMPTS, "parked")):
+        record = json.loads(known["job:" + job.id]) | {"attempts": attempts}
+        with scene.small(tmp_path) as cache:
+            cache.catalog.put_setting("job:" + job.id, json.dumps(record))
+            cache.catalog.put_setting("jobs-of:", "")
+        with small(tmp_path) as service:
+            jobs = Jobs(service)
+            found = until(jobs, job, "done", "parked")
+            assert found.state == state, found
+            until(jobs, other, "done")
+            if state == "parked":
+                assert "has ended 3 times while this was under way" in found.message
+                jobs.resume("", job.id)
+                until(jobs, job, "done")
+
+
+def test_an_attempt_is_counted_before_it_and_forgotten_once_it_got_somewhere(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    splitting = service.own.indexing.splitter.split
+
+    def attempts() -> int:
+        [record] = service.own.catalog.settings("job:").values()
+        return int(json.loads(record)["attempts"])
+
+    def split(document: Document) -> Any:
+        seen.append(attempts())
+        return splitting(document)
+
+    monkeypatch.setattr(type(service.own.indexing.splitter), "split", lambda _, one: split(one))
+    jobs = Jobs(service)
+    until(jobs, jobs.add("", scene.DOCUMENTS), "done")
+    assert seen == [1, 1, 1] and attempts() == 0
+
+
+def test_the_next_process_is_not_told_of_an_end_in_order(tmp_path: Path) -> None:
+    with small(tmp_path) as service:
+        stands, go = threading.Event(), threading.Event()
+
+        def stuck(document: Document) -> Any:
+            stands.set()
+            go.wait(SOON)
+            return []
+
+        object.__setattr__(service.own.indexing.splitter, "split", stuck)
+        jobs = Jobs(service)
+        job = jobs.add("", scene.DOCUMENTS)
+        assert stands.wait(SOON)
+        answer = asked(service, QUESTION)  # the engine is free meanwhile
+        assert answer.tokens
+        jobs.cancel("", job.id)
+        jobs.resume("", job.id)
+        go.set()
+        service.close()
+    with scene.small(tmp_path) as cache:
+        [record] = cache.catalog.settings("job:").values()
+        assert json.loads(record)["attempts"] == 0

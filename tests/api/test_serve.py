@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from ragcache.api.logs import Lines, Once
 from ragcache.api.security import Keys
 from ragcache.api.serve import empty_stores
 from ragcache.settings import Settings
 from tests import scene
-from tests.api.conftest import ANN, BOB, served
-from tests.api.scene import small
+from tests.api.conftest import ANN, BOB, Served, served
+from tests.api.scene import Held, small
 
 ITSELF = "own-" + "o" * 32
 
@@ -78,3 +87,98 @@ def test_hosts(open_: object, host: str, status: int) -> None:
 def open_(tmp_path_factory: pytest.TempPathFactory) -> object:
     with served(tmp_path_factory.mktemp("open"), keys=()) as one:
         yield one
+
+
+def half(one: Served) -> socket.socket:
+    """A connection that sends half a request."""
+    host, port = one.url.removeprefix("http://").split(":")
+    opened = socket.create_connection((host, int(port)), timeout=20)
+    opened.sendall(b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\n")
+    return opened
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether it is closed within the time that it waits for an answer."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_half_requests_keep_nobody_out(tmp_path: Path) -> None:
+    with served(tmp_path, keys=(), connections=8) as one, one.client(None) as client:
+        assert client.get("/health").status_code == 200
+        held = [half(one) for _ in range(40)]
+        with one.client(None) as another:
+            assert another.get("/health").status_code == 200
+        until = time.monotonic() + 20
+        while len(one.server.server_state.connections) > 8:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert closed(held[0])
+        for connection in held:
+            connection.close()
+
+
+def test_a_request_that_does_not_end_is_closed(tmp_path: Path) -> None:
+    with served(tmp_path, keys=(), read_s=0.2) as one:
+        with half(one) as headers, half(one) as body:
+            body.sendall(b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+            assert closed(headers) and closed(body)
+
+
+def test_an_answer_may_take_longer_than_its_request(tmp_path: Path) -> None:
+    with served(tmp_path, keys=(), read_s=0.1) as one, one.client(None) as client:
+        with Held(one.service.scheduler) as engine:
+            timer = threading.Timer(0.5, engine.let_go)
+            timer.start()
+            assert client.post("/v1/query", json={"question": "Who?"}).status_code == 200
+            timer.join()
+
+
+def test_what_fails_again_is_said_once(tmp_path: Path) -> None:
+    once, lines = Once(seconds=0.2), Lines()
+
+    def told(message: str, *args: object, level: int = logging.WARNING, **extra: object) -> str:
+        record = logging.LogRecord("ragcache.access", level, "", 0, message, args, None)
+        record.__dict__.update(extra)
+        return lines.format(record) if once.filter(record) else ""
+
+    assert told('{"a": "%s"}', 1) == '{"a": "1"}' and not told('{"a": "%s"}', 2)
+    assert told('{"b": 1}') and told('{"c": 1}', level=logging.INFO)
+    assert told('{"c": 1}', level=logging.INFO)
+    assert told('{"d": 1}', level=logging.INFO, failure="401")
+    assert not told('{"e": 1}', level=logging.INFO, failure="401")
+    time.sleep(0.25)
+    assert told('{"a": "%s"}', 3) == '{"a": "3", "repeated": 1}'
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from ragcache.api import logs
+from ragcache.api.security import Keys
+from ragcache.api.serve import Server
+from tests.api.scene import small
+
+with small(Path(sys.argv[1]), host="127.0.0.1", port=0, grace_s=1.0) as service:
+    Server(service, Keys(), lambda url: print(url, flush=True)).run()
+print("closed", service.own.store.tables._closed, flush=True)
+"""
+
+
+@pytest.mark.slow  # starts a process
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_closes_the_stores(tmp_path: Path, how: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent.parent,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith(b"http://127.0.0.1:")
+        began = time.monotonic()
+        child.send_signal(how)
+        assert child.stdout.readline() == b"closed True\n"
+        assert child.wait(20) == 0 and time.monotonic() - began < 10

@@ -101,7 +101,9 @@ def test_a_hundred_clients_give_up(tmp_path: Path, new_threads: NewThreads) -> N
         assert sum(len(one.pieces) for one in heard) == 50
         assert service.scheduler.depth() == (0, 0)
         settle(service)
-        assert new_threads() == {"ragcache-engine", "ragcache-clock"}
+        assert new_threads() == {
+            f"ragcache-{name}" for name in ("engine", "engine-clock", "splitter", "splitter-clock")
+        }
         for tenant in "abcd":
             capacity = service.cache(tenant).store._capacity
             assert capacity is not None and not capacity._held

@@ -9,10 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,7 +25,7 @@ from ragcache.settings import Settings
 from ragcache.store.disk import DiskStore
 from ragcache.types import Document
 from tests import models, scene
-from tests.api.scene import SOON, Held, small
+from tests.api.scene import SOON, Held, at_once, small
 
 NAMES = "abcd"
 ENGINE = models.engine("llama")
@@ -48,14 +46,7 @@ class Stepped:
             self.steps.pop(0)
         return bool(self.steps)
 
-    def background(self, steps: Generator[object, None, Any], *_: Any, **__: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            while True:
-                next(steps)
-        except StopIteration as end:
-            done.set_result(end.value)
-        return done
+    background = staticmethod(at_once)
 
     def close(self, seconds: float = 0.0) -> None:
         self.steps.clear()
@@ -78,6 +69,8 @@ class Writes(RuleBasedStateMachine):
         store, embedder = DiskStore(self.path), HashEmbedder()
         own = RagCache(ENGINE, store, embedder, self.path, Settings.load(ratio=0.15))
         self.service = Service(own, self.scheduler)  # type: ignore[arg-type]
+        self.service.aside.close()
+        self.service.aside = self.scheduler  # type: ignore[assignment]
         self.jobs = Jobs(self.service)
 
     def text(self, name: str) -> str:

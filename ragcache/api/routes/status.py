@@ -33,7 +33,7 @@ async def ready(state: Served) -> dict[str, Any]:
     check, found = state.check, state.check.last
     if found is None or time.monotonic() - check.at > _FRESH_S:
         try:
-            work = state.service.scheduler.call(check.run)
+            work = state.service.scheduler.call(check.run, tenant="/ready")
             found = await asyncio.wait_for(asyncio.wrap_future(work), _WAIT_S)
         except TimeoutError:
             raise _not_ready(f"the engine was busy for {_WAIT_S:.0f} s") from None

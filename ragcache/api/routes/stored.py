@@ -49,7 +49,13 @@ async def add_documents(
     replaces. For many documents, make a job."""
     documents = _documents(given)
     check_documents(documents, given.ttl_s)
-    work = state.service.add(tenant, documents, ttl_s=given.ttl_s, pinned=given.pinned)
+    work = state.service.add(
+        tenant,
+        documents,
+        ttl_s=given.ttl_s,
+        pinned=given.pinned,
+        seconds=state.service.settings.timeout_s,
+    )
     added = await awaited(request.receive, work)
     return {"object": "ragcache.added", **asdict(added)}
 
@@ -97,7 +103,8 @@ async def add_chunks(
     """Compute and store the KV of texts, each whole, for prompts that bring them. They are not
     found by retrieval: documents are."""
     chunks = [Chunk("chunks", number, text) for number, text in enumerate(given.chunks)]
-    keys, done = await awaited(request.receive, state.service.compute(tenant, chunks))
+    work = state.service.compute(tenant, chunks, seconds=state.service.settings.timeout_s)
+    keys, done = await awaited(request.receive, work)
     data = [{"id": key.digest.hex(), "tokens": len(key.tokens)} for key in keys]
     return {"object": "list", "data": data, "encoded": done.encoded, "stored": done.stored}
 
