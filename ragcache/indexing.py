@@ -75,7 +75,7 @@ class Indexing:
         given = list(documents)
         check_documents(given, ttl_s)
         digests = {d.id: self._digest(d) for d in given}
-        changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
+        changed = self.changed(given)
         expires = None if ttl_s is None else time.time() + ttl_s
         count = yield from self._index(changed, digests, expires, pinned, embed_batch)
         if expires is not None or pinned is not None:
@@ -83,6 +83,10 @@ class Indexing:
                 self.catalog.keep(name, expires=expires, pinned=pinned)
         done = yield from self.computing(digests, batch_tokens=batch_tokens)
         return Added(len(changed), len(given) - len(changed), count, done)
+
+    def changed(self, documents: Iterable[Document]) -> list[Document]:
+        """Those that are new, or are not stored as they are now."""
+        return [d for d in documents if self.catalog.document_digest(d.id) != self._digest(d)]
 
     def computing(
         self, documents: Iterable[str], *, batch_tokens: int = BATCH_TOKENS

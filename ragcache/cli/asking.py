@@ -26,6 +26,7 @@ from ragcache.cli.options import (
     out,
     tell,
     tell_date,
+    tell_size,
 )
 from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
@@ -90,6 +91,7 @@ def index(
     )
     with opened(settings) as cache:
         tell_date(cache)
+        tell_size(cache, cache.indexing.changed(documents))
         with show.progress(err) as told:
             added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told)
             if cache.remote is not None:
