@@ -91,7 +91,7 @@ class Indexing:
             stands = set(self.catalog.promised(promise, [d.id for d in given]))
             mine = [d for d in given if d.id in stands]
         digests = {d.id: self._digest(d) for d in mine}
-        changed = [d for d in mine if self.catalog.document_digest(d.id) != digests[d.id]]
+        changed = self.changed(mine)
         expires = None if ttl_s is None else time.time() + ttl_s
         count, put = yield from self._index(
             changed, split or {}, digests, expires, pinned, promise, embed_batch
@@ -121,6 +121,10 @@ class Indexing:
             split[document.id] = chunks
             yield "split", number, len(given)
         return split
+
+    def changed(self, documents: Iterable[Document]) -> list[Document]:
+        """Those that are new, or are not stored as they are now."""
+        return [d for d in documents if self.catalog.document_digest(d.id) != self._digest(d)]
 
     def computing(
         self,

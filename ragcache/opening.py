@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.compiled import Compiled, compiled
 from ragcache.engine.base import ChunkEngine, Engine
+from ragcache.engine.precision import computed, published
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError
 from ragcache.models import TINY
@@ -60,23 +61,37 @@ def over_remote(
             "is there with `ragcache pull`"
         )
     own = dict(engine.fingerprint.fields).get("codec", "raw")
-    if settings.levels and own != "raw":
+    if settings.levels and not codec(own).faithful:
         raise ConfigError(
             f"levels are made of what is stored, and codec {own} has lost some of it: leave levels "
-            "out, or begin a store with codec raw"
+            "out, or begin a store with codec raw, bfloat16 or float16"
         )
     from ragcache.store.remote import shared
 
     return shared(store, settings.remote, settings.levels, pin=pin)
 
 
-def codec_of(catalog: Catalog, settings: Settings) -> str:
-    """The setting, else the store's own, which is the first that was used with it."""
+def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
+    """The setting, else the store's own, which is the first that was used with it.
+
+    A new store takes the precision that ``model``, a folder or hub name, was published in, where
+    this machine computes in float32: KV of float32 would say no more, in twice the bytes.
+    """
     recorded = catalog.get_setting("codec")
-    name = codec(settings.codec or recorded or "raw").name
+    name = codec(settings.codec or recorded or _own_precision(catalog, settings, model)).name
     if recorded is None:
         catalog.put_setting("codec", name)
     return name
+
+
+def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> str:
+    if not model or catalog.get_setting("model") is not None:  # its KV is there already
+        return "raw"
+    from ragcache.engine.transformers import as_device
+
+    own = published(model)
+    wide = computed(settings.dtype, as_device(settings.device).type) == "float32"
+    return own if wide and own in ("bfloat16", "float16") else "raw"
 
 
 def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> PromptTemplate:

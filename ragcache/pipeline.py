@@ -155,7 +155,7 @@ class RagCache:
                     model_path(name),
                     device=settings.device,
                     dtype=settings.dtype,
-                    codec=opening.codec_of(catalog, settings),
+                    codec=opening.codec_of(catalog, settings, model_path(name)),
                     kernels=settings.kernels,
                 )
             embedder = (

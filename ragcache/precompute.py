@@ -18,6 +18,7 @@ from ragcache.blend.fuse import fuse
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.sensitivity import measured
 from ragcache.store.base import ChunkStore, Miss
+from ragcache.store.codecs import codec
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.reader import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
@@ -122,9 +123,17 @@ def precomputing(
         encoded=encoded,
         stored=len(wanted) - encoded,
         tokens=encoded_tokens,
-        payload_bytes=engine.spec.chunk_bytes(encoded_tokens),
+        payload_bytes=round(bytes_per_token(engine) * encoded_tokens),
         seconds=time.perf_counter() - began,
     )
+
+
+def bytes_per_token(engine: ChunkEngine, name: str = "") -> float:
+    """What a token's KV takes in the engine's codec, or in that of a name; of one whose sizes
+    depend on the values, as the engine has it."""
+    own = dict(engine.fingerprint.fields).get("codec", "raw")
+    layer = codec(name or own).layer_bytes(engine.spec, 1000)
+    return engine.spec.chunk_bytes(1) if layer is None else engine.spec.layers * layer / 1000
 
 
 def batches(

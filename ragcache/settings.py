@@ -90,7 +90,9 @@ class Settings(BaseSettings):
         "as 2026-11-30; empty: the store's own, that of its first use",
     )
     codec: str = Field(
-        "", description="how KV is stored, such as raw, int8 or cachegen; empty: the store's own"
+        "",
+        description="how KV is stored, such as raw, bfloat16, int8 or cachegen; empty: the store's "
+        "own; a new one's is the model's published precision",
     )
     layout: Literal["auto", "records", "files"] = Field(
         "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"

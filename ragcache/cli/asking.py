@@ -31,6 +31,7 @@ from ragcache.cli.options import (
     progress,
     tell,
     tell_date,
+    tell_size,
 )
 from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
@@ -96,6 +97,7 @@ def index(
     )
     with opened(settings, tenant=tenant) as cache:
         tell_date(cache)
+        tell_size(cache, cache.indexing.changed(documents))
         with progress() as told:
             added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told, tokens=told.tokens)
             if cache.remote is not None:

@@ -34,6 +34,7 @@ from ragcache.cli.options import (
     opened,
     out,
     progress,
+    smaller,
     tell,
     tell_date,
 )
@@ -128,7 +129,7 @@ def precompute(
         for line in skipped:
             tell("skipped", line)
         rate = _rate(cache, work, cluster)
-        out.print(corpora.plan_text(work, rate), highlight=False, soft_wrap=True)
+        out.print(corpora.plan_text(work, rate) + smaller(cache), highlight=False, soft_wrap=True)
         if cache.remote is None:
             _check_room(here, work)
         done, state = Done(Size(), work.missing, 0.0), "planned"

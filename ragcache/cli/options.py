@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ragcache import show
 from ragcache.cli.output import err as err
 from ragcache.cli.output import figures as figures
 from ragcache.cli.output import loading as loading
@@ -83,7 +84,9 @@ RequireChunks = Annotated[
         help="Refuse a question that nothing is found for, with exit code 4.",
     ),
 ]
-Codec = Annotated[str | None, typer.Option(help="How KV is stored, such as raw, int8 or cachegen.")]
+Codec = Annotated[
+    str | None, typer.Option(help="How KV is stored, such as raw, bfloat16, int8 or cachegen.")
+]
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
@@ -102,6 +105,41 @@ def tell_date(cache: RagCache) -> None:
             f"the chat template puts a date into the prompt: {day} is kept for this store. "
             "--prompt-date today sets it anew, and all KV is computed again.",
         )
+
+
+def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
+    """About how many bytes the KV of documents will take, before it is computed."""
+    from ragcache.precompute import bytes_per_token
+
+    characters = sum(len(document.text) for document in documents)
+    if not characters:
+        return
+    sample = [d.text[:_SAMPLED] for d in documents[:: 1 + len(documents) // 32]]
+    tokens = sum(len(cache.engine.tokenize(text)) for text in sample)
+    tokens = round(tokens * characters / max(1, sum(map(len, sample))))
+    own = dict(cache.engine.fingerprint.fields)["codec"]
+    each = bytes_per_token(cache.engine)
+    said = (
+        f"the KV of {tokens:,} tokens or so will take about {show.size(round(tokens * each))}: "
+        f"{show.size(round(each))} per token, codec {own}"
+    )
+    tell("note", said + smaller(cache))
+
+
+def smaller(cache: RagCache) -> str:
+    """For a store that has no KV yet, what a codec of fewer bytes would take; else nothing."""
+    from ragcache.precompute import bytes_per_token
+    from ragcache.store.codecs import codec
+
+    engine = cache.engine
+    own = dict(engine.fingerprint.fields)["codec"]
+    if not codec(own).faithful or cache.store.stats().chunks:
+        return ""
+    share = bytes_per_token(engine, "int8") / bytes_per_token(engine)
+    return f"; --codec int8 takes {share:.0%} of that"
+
+
+_SAMPLED = 4000  # characters of a document
 
 
 def check_exists(store: Path) -> None:

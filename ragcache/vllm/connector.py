@@ -32,7 +32,9 @@ from ragcache.engine.vllm.mailbox import FOLDER, Mailbox
 from ragcache.engine.vllm.planner import Asked, Job, Planner, merged
 from ragcache.engine.vllm.slots import touched
 from ragcache.engine.vllm.support import Setup, check
-from ragcache.errors import ConfigError, RagCacheError
+from ragcache.errors import ConfigError, RagCacheError, StoreError
+from ragcache.store.catalog import Catalog
+from ragcache.store.disk import DiskStore
 from ragcache.types import Fingerprint
 from ragcache.vllm.work import Rank, Stores, Workshop, refusal
 
@@ -81,7 +83,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if role == KVConnectorRole.SCHEDULER:
             model = vllm_config.model_config
             dtype = str(model.dtype).removeprefix("torch.")
-            codec = extra.get("codec", "raw")
+            codec = extra.get("codec") or _codec_of(self.root)
             self.fingerprint = Identity.of(model.model, dtype, codec).fingerprint
             self.planner = Planner(self.fingerprint.digest.hex())
             self.mailbox = Mailbox(self.root / FOLDER)
@@ -240,6 +242,15 @@ def _agreement(group: Any) -> Any:
         return said
 
     return agree
+
+
+def _codec_of(root: Path) -> str:
+    """How the store's KV is stored; raw where there is no store yet."""
+    try:
+        with DiskStore(root, readonly=True) as store:
+            return Catalog(store).get_setting("codec") or "raw"
+    except StoreError:
+        return "raw"
 
 
 def _setup(config: Any, caches: Any) -> Setup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +22,8 @@ from ragcache.types import KVSpec
 Pair = tuple[Tensor, Tensor]
 
 LAYERS = 12
-LOSSY = [name for name, one in CODECS.items() if not one.lossless]
+CASTS = ["bfloat16", "float16"]
+LOSSY = [name for name, one in CODECS.items() if not one.faithful]
 BYTEWISE = ["int8", "fp8"]
 
 every_codec = pytest.mark.parametrize("name", CODECS)
@@ -49,6 +51,32 @@ def through(name: str, pair: Pair, layer: int = 0) -> Pair:
     """What a pair comes back as."""
     data = codec(name).encode(*pair, layer, LAYERS)
     return codec(name).decode(data.copy(), spec_of(pair), pair[0].shape[1], layer)
+
+
+def rounded(name: str) -> Callable[[Tensor], Tensor]:
+    """What a plane of numbers is in the dtype called ``name``."""
+    return lambda plane: plane.to(DTYPES[name][0]).to(plane.dtype)
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_numbers_are_rounded_to_the_dtype(name: str) -> None:
+    for dtype in DTYPES:
+        pair = make_pair(dtype)
+        assert all(map(torch.equal, through(name, pair), map(rounded(name), pair)))
+        assert codec(name).encode(*pair, 0, LAYERS).size == 2 * 2 * 2 * 21 * 8
+    pair = make_pair(name)
+    assert np.array_equal(
+        codec(name).encode(*pair, 0, LAYERS), codec("raw").encode(*pair, 0, LAYERS)
+    )
+    for bad in (float("nan"), float("inf"), torch.finfo(torch.float32).max):
+        keys, values = make_pair()
+        values[1, 2, 3] = bad
+        with pytest.raises(ValueError, match="only codec 'raw'"):
+            codec(name).encode(keys, values, 0, LAYERS)
+    data = codec(name).encode(*pair, 0, LAYERS)
+    data[-2:] = 0xFF
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        codec(name).decode(data, spec_of(pair), 21, 0)
 
 
 def unit(dtype: torch.dtype, number: Tensor) -> Tensor:
@@ -114,7 +142,9 @@ def test_a_token_of_zeros_stays_zero(name: str, dtype: str) -> None:
 def test_any_shape(name: str, shape: tuple[int, int, int]) -> None:
     heads, tokens, dim = shape
     pair = make_pair("bfloat16", heads, tokens, dim)
-    if CODECS[name].lossless:
+    if name in CASTS:
+        assert all(map(torch.equal, through(name, pair), map(rounded(name), pair)))
+    elif CODECS[name].lossless:
         assert all(map(torch.equal, through(name, pair), pair))
     else:
         assert_within_bounds(name, pair)
@@ -135,7 +165,7 @@ def test_names_are_those_of_the_registry(name: str) -> None:
 
 
 @every_dtype
-@pytest.mark.parametrize("name", ["raw", *BYTEWISE])
+@pytest.mark.parametrize("name", ["raw", *CASTS, *BYTEWISE])
 def test_what_was_decoded_encodes_to_the_same_bytes(name: str, dtype: str) -> None:
     pair = make_pair(dtype, tokens=200)
     again = codec(name).encode(*through(name, pair), 0, LAYERS)

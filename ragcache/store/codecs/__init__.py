@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragcache.errors import ConfigError
 from ragcache.store.codecs.base import Codec
 from ragcache.store.codecs.cachegen import CacheGen
+from ragcache.store.codecs.cast import Cast
 from ragcache.store.codecs.fp8 import Fp8
 from ragcache.store.codecs.int8 import Int8
 from ragcache.store.codecs.raw import Raw
@@ -13,6 +14,8 @@ __all__ = ["CODECS", "Codec", "codec"]
 
 CODECS: dict[str, Codec] = {
     "raw": Raw(),
+    "bfloat16": Cast("bfloat16"),
+    "float16": Cast("float16"),
     "int8": Int8(),
     "fp8": Fp8(),
     "cachegen": CacheGen(),

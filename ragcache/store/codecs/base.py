@@ -32,6 +32,7 @@ class Codec(ABC):
 
     name: ClassVar[str]
     lossless: ClassVar[bool] = False  # every bit comes back
+    faithful: ClassVar[bool] = False  # it rounds to a model's precision at most
 
     @abstractmethod
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:

@@ -19,6 +19,7 @@ class Raw(Codec):
 
     name: ClassVar[str] = "raw"
     lossless: ClassVar[bool] = True
+    faithful: ClassVar[bool] = True
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
         return np.concatenate([to_bytes(keys), to_bytes(values)])
