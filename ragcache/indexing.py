@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,9 +66,10 @@ class Indexing:
     ) -> Generator[Step, None, Added]:
         """As :meth:`RagCache.add`, in steps: what is done, how much of it, out of how much.
 
-        A step embeds up to ``embed_batch`` chunks, or computes the KV of up to ``batch_tokens``
-        tokens. Other work may be done between two steps; of documents that are deleted or replaced
-        meanwhile no KV is left. Closed early, it has added the documents that were committed.
+        A step cuts or embeds up to ``embed_batch`` chunks, or computes the KV of up to
+        ``batch_tokens`` tokens. Other work may be done between two steps; of documents that are
+        deleted or replaced meanwhile no KV is left. Closed early, it has added the documents that
+        were committed.
         """
         given = list(documents)
         check_documents(given, ttl_s)
@@ -129,7 +130,10 @@ class Indexing:
         done = total = 0
         if documents:
             yield "index", 0, len(documents)
-        for batch in _batches(((d, self.splitter.split(d)) for d in documents), most):
+        for batch in self._batches(documents, most):
+            if batch is None:
+                yield "index", done, len(documents)
+                continue
             texts = [chunk.text for _, chunks in batch for chunk in chunks]
             parts = []
             for first in range(0, max(1, len(texts)), most):
@@ -155,6 +159,27 @@ class Indexing:
             total += len(texts)
             yield "index", done, len(documents)
         return total
+
+    def _batches(
+        self, documents: Iterable[Document], most: int
+    ) -> Iterator[list[tuple[Document, list[Chunk]]] | None]:
+        """Documents with their chunks in groups of at least ``most`` chunks, the last one
+        excepted; None whenever so many chunks have been cut, between which is time for others."""
+        batch: list[tuple[Document, list[Chunk]]] = []
+        held = 0
+        for document in documents:
+            chunks: list[Chunk] = []
+            for chunk in self.splitter.chunks(document):
+                chunks.append(chunk)
+                if len(chunks) % most == 0:
+                    yield None
+            batch.append((document, chunks))
+            held += len(chunks)
+            if held >= most:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
 
     def _digest(self, document: Document) -> bytes:
         """Everything that a document's chunks and vectors depend on."""
@@ -219,17 +244,3 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
         )
     if ttl_s is not None and not ttl_s > 0:
         raise ConfigError(f"ttl_s is {ttl_s}: give more than 0 seconds, or nothing to keep")
-
-
-def _batches(
-    items: Iterable[tuple[Document, list[Chunk]]], size: int
-) -> Iterable[list[tuple[Document, list[Chunk]]]]:
-    """Documents in groups of at least ``size`` chunks, the last one excepted."""
-    batch: list[tuple[Document, list[Chunk]]] = []
-    for item in items:
-        batch.append(item)
-        if sum(len(chunks) for _, chunks in batch) >= size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
