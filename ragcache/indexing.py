@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from ragcache.types import Chunk, Document, Tokens
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
+
+logger = logging.getLogger(__name__)
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -73,7 +76,8 @@ class Indexing:
         """
         given = list(documents)
         check_documents(given, ttl_s)
-        digests = {d.id: self._digest(d) for d in given}
+        self._record_split()
+        digests = {d.id: self.digest(d) for d in given}
         changed = [d for d in given if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
         count = yield from self._index(changed, digests, expires, pinned, embed_batch)
@@ -181,11 +185,30 @@ class Indexing:
         if batch:
             yield batch
 
-    def _digest(self, document: Document) -> bytes:
-        """Everything that a document's chunks and vectors depend on."""
+    def _record_split(self) -> None:
+        """Keep how chunks are cut, for whoever opens the store next."""
+        now, before = self.splitter.chunk_tokens, self.catalog.get_setting("chunk_tokens")
+        if before != str(now):
+            if before is not None and self.catalog.entries():
+                logger.warning(
+                    "chunks have up to %d tokens from now on, and had up to %s: what is indexed "
+                    "now is split anew, other documents are when they are indexed again",
+                    *(now, before),
+                )
+            self.catalog.put_setting("chunk_tokens", str(now))
+        if self.catalog.get_setting("tokenizer") is None:
+            self.catalog.put_setting("tokenizer", self.splitter.tokenizer_label)
+
+    def digest(self, document: Document) -> bytes:
+        """Everything that a document's chunks and vectors depend on.
+
+        The tokenizer is the first that chunks of this store were cut with: documents are not cut
+        anew for another model, for then the KV that is there would be of no chunk any more.
+        """
         h = blake3()
         metadata = (f"{k}={v}" for k, v in sorted(document.metadata.items()))
-        settings = (self.splitter.describe(), self.retriever.embedder.name)
+        first = self.catalog.get_setting("tokenizer") or ""
+        settings = (self.splitter.describe(first), self.retriever.embedder.name)
         for text in (document.text, *metadata, *settings):
             raw = text.encode()
             h.update(len(raw).to_bytes(8, "little") + raw)

@@ -107,11 +107,14 @@ class Splitter:
                 )
             yield piece.text
 
-    def describe(self) -> str:
-        """All that chunks depend on besides their document; equal strings, equal chunks."""
+    def describe(self, tokenizer: str = "") -> str:
+        """All that chunks depend on besides their document; equal strings, equal chunks.
+
+        ``tokenizer``: a label of another one, whose chunks are as good as those of this one.
+        """
         return (
             f"split v{_VERSION} chunk_tokens={self.chunk_tokens} "
-            f"overlap_tokens={self.overlap_tokens} tokenizer={self._tokenizer_label}"
+            f"overlap_tokens={self.overlap_tokens} tokenizer={tokenizer or self.tokenizer_label}"
         )
 
     @cached_property
@@ -138,7 +141,8 @@ class Splitter:
         return copy
 
     @cached_property
-    def _tokenizer_label(self) -> str:
+    def tokenizer_label(self) -> str:
+        """What tells its tokenizer from others."""
         from xxhash import xxh3_64_hexdigest
 
         if self.tokenizer_name or self._exact is None:
