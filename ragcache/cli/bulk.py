@@ -105,7 +105,8 @@ def precompute(
     unread: list[SourceError] = []
     with _there(settings, dry_run) as here, opened(here) as cache:
         computing = _computing(cache, here, cluster, batch_tokens)
-        documents = named_if_blank(read(sources, on_error=unread.append))
+        each = read(sources, on_error=unread.append, on_omitted=partial(tell, "left out"))
+        documents = named_if_blank(each)
         with show.progress(err) as told:
             work = plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]
