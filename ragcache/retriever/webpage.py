@@ -94,6 +94,7 @@ def tidy(text: str) -> str:
 
 def _parsed(source: str, clock: Clock) -> BeautifulSoup:
     from bs4 import BeautifulSoup, UnusualUsageWarning
+    from bs4.exceptions import ParserRejectedMarkup
 
     class Timed(BeautifulSoup):
         """Looks at the clock wherever the parser has found something."""
@@ -111,7 +112,10 @@ def _parsed(source: str, clock: Clock) -> BeautifulSoup:
     source = source[:end] + source[end:].replace("<", "&lt;")
     with warnings.catch_warnings():  # about XHTML, and pages without a tag: both are read well
         warnings.simplefilter("ignore", UnusualUsageWarning)
-        return Timed(source, "html.parser")
+        try:
+            return Timed(source, "html.parser")
+        except ParserRejectedMarkup:  # a declaration that is none: it is text
+            return Timed(source.replace("<![", "&lt;!["), "html.parser")
 
 
 def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:

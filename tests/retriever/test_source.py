@@ -100,10 +100,11 @@ def test_html_main_text(write: Write) -> None:
         ("<p>unclosed <b>bold <p>next", "unclosed bold\n\nnext"),
         ('<?xml version="1.0"?><html><body><p>x<br/>y</p></body></html>', "x\ny"),
         ("https://example.org", "https://example.org"),
+        ("<p>a <![b</p><p>c", "a <![b\n\nc"),
         ("<div>" * 3000 + "deep", "deep"),
         ("", ""),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_html_of_other_shapes(write: Write, page: str, text: str) -> None:
     assert one(write("a.htm", page)).text == text
