@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ from ragcache.types import Chunk, Document, Tokens, wrong_id
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
+
+logger = logging.getLogger(__name__)
 
 #: Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -76,9 +79,10 @@ class Indexing:
     ) -> Generator[Step, None, Added]:
         """As :meth:`RagCache.add`, in steps: what is done, how much of it, out of how much.
 
-        A step embeds up to ``embed_batch`` chunks, or computes the KV of up to ``batch_tokens``
-        tokens. Other work may be done between two steps; of documents that are deleted or replaced
-        meanwhile no KV is left. Closed early, it has added the documents that were committed.
+        A step cuts or embeds up to ``embed_batch`` chunks, or computes the KV of up to
+        ``batch_tokens`` tokens. Other work may be done between two steps; of documents that are
+        deleted or replaced meanwhile no KV is left. Closed early, it has added the documents that
+        were committed.
 
         With a ``promise`` (:meth:`Catalog.promise`) only those are added that nobody has written
         since it was made. ``split``: what :meth:`splitting` gave for them; a document that is not
@@ -86,11 +90,12 @@ class Indexing:
         """
         given = list(documents)
         check_documents(given, ttl_s)
+        self._record_split()
         mine = given
         if promise is not None:
             stands = set(self.catalog.promised(promise, [d.id for d in given]))
             mine = [d for d in given if d.id in stands]
-        digests = {d.id: self._digest(d) for d in mine}
+        digests = {d.id: self.digest(d) for d in mine}
         changed = self.changed(mine)
         expires = None if ttl_s is None else time.time() + ttl_s
         count, put = yield from self._index(
@@ -112,10 +117,10 @@ class Indexing:
         given, split = list(documents), dict[str, list[Chunk]]()
         yield "split", 0, len(given)
         for number, document in enumerate(given, 1):
-            if self.catalog.document_digest(document.id) == self._digest(document):
+            if self.catalog.document_digest(document.id) == self.digest(document):
                 continue
             chunks = list[Chunk]()
-            for chunk in self.splitter.split(document):
+            for chunk in self.splitter.chunks(document):
                 chunks.append(chunk)
                 yield "split", number - 1, len(given)
             split[document.id] = chunks
@@ -124,7 +129,7 @@ class Indexing:
 
     def changed(self, documents: Iterable[Document]) -> list[Document]:
         """Those that are new, or are not stored as they are now."""
-        return [d for d in documents if self.catalog.document_digest(d.id) != self._digest(d)]
+        return [d for d in documents if self.catalog.document_digest(d.id) != self.digest(d)]
 
     def computing(
         self,
@@ -181,9 +186,10 @@ class Indexing:
         done, total, put = 0, 0, set[str]()
         if documents:
             yield "index", 0, len(documents)
-        for batch in _batches(
-            ((d, split[d.id] if d.id in split else self.splitter.split(d)) for d in documents), most
-        ):
+        for batch in self._batches(documents, split, most):
+            if batch is None:
+                yield "index", done, len(documents)
+                continue
             every = [chunk for _, chunks in batch for chunk in chunks]
             parts, contents = [], list[bytes]()
             for first in range(0, max(1, len(every)), most):
@@ -231,12 +237,54 @@ class Indexing:
             promise, *given, contents=contents, expires=expires, pinned=bool(pinned)
         )
 
-    def _digest(self, document: Document) -> bytes:
-        """Everything that a document's chunks and vectors depend on."""
+    def _batches(
+        self, documents: Iterable[Document], split: Split, most: int
+    ) -> Iterator[list[tuple[Document, list[Chunk]]] | None]:
+        """Documents with their chunks in groups of at least ``most`` chunks, the last one
+        excepted; None whenever so many chunks have been cut, between which is time for others."""
+        batch: list[tuple[Document, list[Chunk]]] = []
+        held = 0
+        for document in documents:
+            chunks = split.get(document.id)
+            if chunks is None:
+                chunks = list[Chunk]()
+                for chunk in self.splitter.chunks(document):
+                    chunks.append(chunk)
+                    if len(chunks) % most == 0:
+                        yield None
+            batch.append((document, chunks))
+            held += len(chunks)
+            if held >= most:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
+
+    def _record_split(self) -> None:
+        """Keep how chunks are cut, for whoever opens the store next."""
+        now, before = self.splitter.chunk_tokens, self.catalog.get_setting("chunk_tokens")
+        if before != str(now):
+            if before is not None and self.catalog.entries():
+                logger.warning(
+                    "chunks have up to %d tokens from now on, and had up to %s: what is indexed "
+                    "now is split anew, other documents are when they are indexed again",
+                    *(now, before),
+                )
+            self.catalog.put_setting("chunk_tokens", str(now))
+        if self.catalog.get_setting("tokenizer") is None:
+            self.catalog.put_setting("tokenizer", self.splitter.tokenizer_label)
+
+    def digest(self, document: Document) -> bytes:
+        """Everything that a document's chunks and vectors depend on.
+
+        The tokenizer is the first that chunks of this store were cut with: documents are not cut
+        anew for another model, for then the KV that is there would be of no chunk any more.
+        """
         h = blake3()
         metadata = (f"{k}={v}" for k, v in sorted(document.metadata.items()))
+        first = self.catalog.get_setting("tokenizer") or ""
         settings = (
-            self.splitter.describe(),
+            self.splitter.describe(first),
             embedder_known_as(self.catalog, self.retriever.embedder),
         )
         for text in (document.text, *metadata, *settings):
@@ -305,17 +353,3 @@ def check_ids(ids: Iterable[str]) -> None:
     for name in ids:
         if (why := wrong_id(name)) is not None:
             raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")
-
-
-def _batches(
-    items: Iterable[tuple[Document, list[Chunk]]], size: int
-) -> Iterable[list[tuple[Document, list[Chunk]]]]:
-    """Documents in groups of at least ``size`` chunks, the last one excepted."""
-    batch: list[tuple[Document, list[Chunk]]] = []
-    for item in items:
-        batch.append(item)
-        if sum(len(chunks) for _, chunks in batch) >= size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -238,7 +238,7 @@ def _of_kubernetes(name: str, value: str) -> bool:
 def _said(error: Mapping[str, Any]) -> str:
     if error["type"] == "path_type":
         return "input should be a path, in quotes"
-    return error["msg"].lower()
+    return str(error["msg"]).lower()
 
 
 def _file() -> dict[str, Any]:

@@ -21,13 +21,13 @@ TEXT = [
 
 
 @cache
-def tokenizer() -> Any:
+def tokenizer(size: int = 400) -> Any:
     """A byte-level BPE of a few hundred ids with BOS, EOS and no chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=size,
         special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -402,8 +402,8 @@ def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) ->
     assert "holt.txt" not in run("documents")[1]
     (notes / "towns.jsonl").write_text('{"id": "bexley", "text": "Bexley has a mill."}\n')
     run("index", notes)
-    _, _, err = run("delete", "towns.jsonl")
-    assert "; that file has documents such as 'towns.jsonl#bexley'" in err
+    _, _, err = run("delete", "notes/towns.jsonl")
+    assert "; that file has documents such as 'notes/towns.jsonl#bexley'" in err
     code, _, err = run("index", notes, "--ttl", "soon")
     assert code == 1 and "'soon' is no length of time: give one such as 90s" in err
 
@@ -522,3 +522,76 @@ def test_a_tenants_documents(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and "1 documents deleted" in out
     assert run("query", "Where?", "--tenant", "bob")[0] == 1
     assert "cannot be a tenant" in run("index", notes, "--tenant", "../ann")[2]
+
+
+def test_documents_whose_file_is_gone_are_told_and_pruned(
+    run: Run, notes: Path, model: Path, tmp_path: Path
+) -> None:
+    (notes / "towns.jsonl").write_text('{"id": "a", "text": "One."}\n{"id": "b", "text": "Two."}')
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "holt.txt").write_text("Another file of that name.")
+    assert run("index", notes, "other", "--model", model)[0] == 0
+    (notes / "towns.jsonl").write_text('{"id": "a", "text": "One."}\n')
+    first = sorted(notes.glob("*.txt"))[0]
+    first.unlink()
+    code, out, err = run("index", "./notes/")
+    assert code == 0 and out.startswith("0 documents indexed (0 chunks), 3 unchanged")
+    assert (
+        f"gone: 2 indexed documents are no longer there, the first is 'notes/{first.name}'" in err
+    )
+    (notes / "towns.jsonl").write_bytes(b"\xff")  # there, but it cannot be read
+    code, _, err = run("index", notes, "--prune", "--skip-errors")
+    assert "deleted: 1 documents that are gone" in err
+    kept = run("documents")[1]
+    assert first.name not in kept.replace("other/", "") and "towns.jsonl#a" in kept
+    assert "other/holt.txt" in kept  # nobody asked for that folder
+
+
+def test_folders_of_one_name_do_not_replace_each_other(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    for above in ("x", "y"):
+        (tmp_path / above / "docs").mkdir(parents=True)
+        (tmp_path / above / "docs" / "README.md").write_text(f"The readme of {above}.")
+    assert run("index", "x/docs", "--model", model)[0] == 0
+    code, _, err = run("index", "y/docs")
+    assert code == 1 and "documents named docs/... came from" in err and "--root" in err
+    assert run("index", "y/docs", "--root", ".")[0] == 0
+    (tmp_path / "x").rename(tmp_path / "z")
+    code, out, err = run("index", "z/docs")
+    assert code == 0 and "1 unchanged" in out and "docs was indexed from" in err
+    listed = run("documents")[1]
+    assert "docs/README.md" in listed and "y/docs/README.md" in listed
+
+
+def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--root", notes, "--model", model, "--pin")  # as they were named before
+    names = sorted(path.name for path in notes.iterdir())
+    (notes / names[0]).write_text("Another text.")
+    code, out, err = run("index", notes)
+    assert code == 0 and out.startswith("3 documents indexed") and "KV of 1 chunks" in out
+    assert "renamed: 2 documents" in err and f"'notes/{names[1]}' was '{names[1]}'" in err
+    assert f"note: 1 documents have an id without a folder, the first is '{names[0]}'" in err
+    listed = run("documents")[1]
+    assert listed.count(f"notes/{names[1]}") == listed.count(names[1]) == 1
+    assert listed.count("yes") == 3
+
+
+def test_what_is_left_out_is_told(run: Run, notes: Path, model: Path) -> None:
+    (notes / "a.docx").write_text("x")
+    (notes / "package.json").write_text("{}")
+    for command in ("index", "precompute"):
+        code, _, err = run(command, notes, "--model", model)
+        assert code == 0 and "left out" in err and "1 .docx" in err and "package.json" in err
+
+
+def test_the_length_of_chunks_is_remembered(
+    run: Run, notes: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("index", notes, "--model", model, "--chunk-tokens", 12)
+    code, out, _ = run("index", notes)
+    assert code == 0 and out.startswith("0 documents indexed") and not caplog.records
+    code, out, _ = run("index", notes, "--chunk-tokens", 9)
+    assert out.startswith("3 documents indexed")
+    assert "chunks have up to 9 tokens from now on, and had up to 12" in caplog.text
+    assert run("index", notes)[1].startswith("0 documents indexed")

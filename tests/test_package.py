@@ -35,6 +35,7 @@ LAYERS = (
         "pipeline",
         "opening",
         "indexing",
+        "origins",
         "calibrate",
         "offline",
         "evaluate",

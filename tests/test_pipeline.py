@@ -12,9 +12,13 @@ import torch
 from ragcache.blend import BLENDERS
 from ragcache.compiled import compiled
 from ragcache.engine.base import Engine
+from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
 from ragcache.pipeline import RagCache
+from ragcache.retriever.embed import HashEmbedder
+from ragcache.settings import Settings
 from ragcache.store.base import Miss
+from ragcache.store.disk import DiskStore
 from ragcache.store.ram import RamTier
 from ragcache.types import Document, Sampling
 from tests import models, scene
@@ -235,6 +239,24 @@ def test_another_models_store_is_refused_and_kept(tmp_path: Path) -> None:
         assert all(c.miss is None for c in other.ask(QUESTION).report.chunks)
     with scene.small(tmp_path) as cache:
         assert cache.add(scene.DOCUMENTS).precomputed.encoded == 0
+
+
+def test_a_second_model_of_another_tokenizer_keeps_the_kv_of_the_first(tmp_path: Path) -> None:
+    long = Document("long", " ".join(document.text for document in scene.DOCUMENTS))
+    with scene.small(tmp_path) as cache:
+        stored = cache.add([long]).precomputed.encoded
+        keys = cache.indexing.keys("long")
+    engine = TransformersEngine(models.model(seed=1), models.tokenizer(300), name="other")
+    settings = Settings.load(max_tokens=6, ratio=0.15)
+    with RagCache(engine, DiskStore(tmp_path), HashEmbedder(), tmp_path, settings) as other:
+        added = other.add([long])
+        assert (added.documents, added.precomputed.encoded) == (0, stored)
+        assert set(keys).isdisjoint(other.indexing.keys("long"))
+        assert other.usable() == (stored, 2 * stored)
+    with scene.small(tmp_path) as cache:
+        assert cache.add([long]).precomputed.encoded == 0 and all(map(cache.store.has, keys))
+        cache.delete(["long"])
+        assert cache.store.stats().chunks == 2  # both prefixes
 
 
 def test_what_cannot_be_is_refused_before_any_work(cache: RagCache) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +37,9 @@ from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
 from ragcache.show.answers import answer_table, chunk_table, explanation, layer_table, summary
 
+if TYPE_CHECKING:
+    from ragcache.origins import Renamed
+
 
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
@@ -62,19 +65,29 @@ def index(
     skip_errors: Annotated[
         bool, typer.Option(help="Report documents that cannot be read, and go on.")
     ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete documents that are gone from these folders.")
+    ] = False,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that ids are paths below; default: the one above each given."),
+    ] = None,
     remote: Remote = None,
     levels: Levels = None,
 ) -> None:
     """Split, embed and precompute documents. Run again, it does only what is missing.
 
-    Documents whose file is gone stay until `ragcache delete`.
+    Documents whose file is gone stay, which is said, until `ragcache delete` or --prune.
     """
-    from ragcache.retriever.source import read
+    from ragcache import origins
+    from ragcache.retriever.source import find
 
     ttl_s = None if ttl is None else seconds(ttl)
     errors: list[Any] = []
     try:
-        found = read(paths, on_error=errors.append if skip_errors else None)
+        on_error = errors.append if skip_errors else None
+        sources = find(paths, root=root, on_error=on_error)
+        found = sources.read(on_error=on_error, on_omitted=partial(tell, "left out"))
         documents = list(named_if_blank(found))
     except SourceError as unreadable:
         message = f"{unreadable} Or leave such documents out: --skip-errors"
@@ -96,12 +109,20 @@ def index(
         levels=levels,
     )
     with opened(settings, tenant=tenant) as cache:
+        for moved in origins.check_folders(cache.catalog, sources.folders):
+            tell("moved", moved)
+        renamed = origins.renamed(cache.indexing, sources, documents)
         tell_date(cache)
         tell_size(cache, cache.indexing.changed(documents))
         with progress() as told:
             added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told, tokens=told.tokens)
             if cache.remote is not None:
                 cache.remote.flush(partial(told, "send"))
+        origins.record_folders(cache.catalog, sources.folders)
+        origins.rename(cache.indexing, renamed)
+        _tell_renamed(renamed)
+        lost = origins.gone(cache.catalog, sources, [document.id for document in documents])
+        _tell_gone(lost, cache.delete(lost) if prune else [])
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
     out.print(
@@ -121,6 +142,33 @@ def index(
             "precomputed": asdict(done),
         }
     )
+
+
+def _tell_renamed(renamed: Renamed) -> None:
+    if renamed.same:
+        before, now = next(iter(renamed.same.items()))
+        tell(
+            "renamed",
+            f"{len(renamed.same)} documents, for ids begin with a folder: {now!r} was {before!r}",
+        )
+    if renamed.other:
+        tell(
+            "note",
+            f"{len(renamed.other)} documents have an id without a folder, the first is "
+            f"{renamed.other[0]!r}, and other texts than the files of that name. They may be "
+            "versions of before, and questions find them: `ragcache delete` them if they are.",
+        )
+
+
+def _tell_gone(lost: list[str], deleted: list[str]) -> None:
+    if deleted:
+        tell("deleted", f"{len(deleted)} documents that are gone, the first is {deleted[0]!r}")
+    elif lost:
+        tell(
+            "gone",
+            f"{len(lost)} indexed documents are no longer there, the first is {lost[0]!r}. "
+            "Questions still find them: delete them with `ragcache delete`, or with --prune here.",
+        )
 
 
 def query(

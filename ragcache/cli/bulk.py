@@ -122,7 +122,8 @@ def precompute(
     with _there(settings, dry_run) as here, opened(here, tenant=tenant) as cache:
         tell_date(cache)
         computing = _computing(cache, here, cluster, batch_tokens)
-        documents = named_if_blank(read(sources, on_error=unread.append))
+        each = read(sources, on_error=unread.append, on_omitted=partial(tell, "left out"))
+        documents = named_if_blank(each)
         with progress() as told:
             work = plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]

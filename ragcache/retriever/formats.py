@@ -1,62 +1,106 @@
-"""Readable text out of Markdown, HTML and PDF, by libraries that are kept for just that.
+"""Readable text out of Markdown and PDF, by libraries that are kept for just that.
 
-Every function gives ``(title, text)``; the title is "" where the source names none. Nothing here
-opens files or names them in errors: that is :mod:`ragcache.retriever.source`.
+Nothing here opens files or names them in errors: that is :mod:`ragcache.retriever.source`. Each
+function raises OverBudget once ``clock`` says that it takes too long.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
+import tomllib
+from collections.abc import Iterator
+from datetime import date
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
+from ragcache.retriever.extracted import Clock, Extracted
+from ragcache.retriever.webpage import html_text, tidy
+
 if TYPE_CHECKING:
-    from bs4 import Tag
     from markdown_it.token import Token
+    from pypdf import PageObject, PdfReader
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-
-#: Elements that never hold the text of a page.
-_FURNITURE = (
-    *("script", "style", "noscript", "template", "svg", "iframe", "object", "canvas"),
-    *("nav", "aside", "form", "button", "select", "dialog"),
+_FRONT_MATTER = re.compile(
+    r"\A(?P<mark>---|\+\+\+)[ \t]*\n(?P<fields>.*?)^(?:(?P=mark)|\.\.\.)[ \t]*$\n?",
+    re.DOTALL | re.MULTILINE,
 )
-#: Elements that stand on lines of their own.
-_BLOCKS = (
-    *("address", "article", "blockquote", "dd", "details", "div", "dl", "dt", "fieldset"),
-    *("figcaption", "figure", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr"),
-    *("main", "ol", "p", "pre", "section", "summary", "table", "ul"),
-)
+_SCALARS = str | int | float | bool | date
 
 
-def tidy(text: str) -> str:
-    """At most one blank line in a row, no spaces at line ends, nothing around the whole."""
-    text = re.sub(r"[ \t]+(?=\n)", "", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def markdown_text(source: str) -> tuple[str, str]:
-    """Markdown without what only serves its rendering; the title is its first heading.
+def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
+    """Markdown without what only serves its rendering; the title is that of its front matter, else
+    its first heading.
 
     Headings, lists, tables and code keep their marks, so that the text still reads, and splits, as
-    Markdown. Front matter, comments, link targets, images (but for their descriptions) and
-    emphasis marks go.
+    Markdown. Comments, link targets, images (but for their descriptions) and emphasis marks go.
+    Front matter is metadata: fields in YAML between lines of ``---``, or in TOML between ``+++``;
+    what is no field there is text.
     """
     from markdown_it import MarkdownIt
 
-    tokens = MarkdownIt("commonmark").enable("table").parse(_FRONT_MATTER.sub("", source, count=1))
+    clock = clock or Clock()
+    fields, source = _front_matter(source)
+    parser = MarkdownIt("commonmark").enable("table")
+    for rules in (parser.block.ruler, parser.inline.ruler):
+        rules.before(rules.get_active_rules()[0], "clock", partial(_look, clock))
+    tokens = parser.parse(source)
     title, depth = "", 0
+    dropped = kept = 0
+    why = ""
     out: list[str] = []
     for before, token in zip([None, *tokens], tokens, strict=False):
+        clock.check()
         if token.type in ("bullet_list_open", "ordered_list_open"):
             depth += 1
         elif token.type in ("bullet_list_close", "ordered_list_close"):
             depth -= 1
-        piece = _block(token, depth)
+        if token.type == "html_block":
+            page = html_text(token.content, clock)
+            dropped, why = dropped + page.dropped, page.why or why
+            piece = page.text + "\n\n"
+        else:
+            piece = _block(token, depth)
         if not title and before is not None and before.type == "heading_open":
             title = piece
         out.append(piece)
-    return title, tidy(re.sub(r" \| $", "", "".join(out), flags=re.MULTILINE))
+    text = tidy(re.sub(r" \| $", "", "".join(out), flags=re.MULTILINE))
+    kept = len(text)
+    title = fields.pop("title", "") or title
+    return Extracted(title, text, dropped, kept, why=why, metadata=fields)
+
+
+def _look(clock: Clock, *_: object) -> bool:
+    """A rule of the parser's that matches nothing: it is asked wherever one could."""
+    clock.check()
+    return False
+
+
+def _front_matter(source: str) -> tuple[dict[str, str], str]:
+    """The fields at the top of a Markdown file, and what follows them."""
+    import yaml
+
+    found = _FRONT_MATTER.match(source)
+    if found is None:
+        return {}, source
+    try:
+        if found["mark"] == "---":
+            fields = yaml.safe_load(found["fields"])
+        else:
+            fields = tomllib.loads(found["fields"])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}, source
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        return {}, source  # a line across the page
+    return {key: text for key, value in fields.items() if (text := _field(value))}, source[
+        found.end() :
+    ]
+
+
+def _field(value: object) -> str:
+    """A field as text; "" of what is no text, number, date or list of those."""
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_field, value))) if len(value) < 1000 else ""
+    return str(value) if isinstance(value, _SCALARS) else ""
 
 
 def _block(token: Token, depth: int) -> str:
@@ -70,8 +114,6 @@ def _block(token: Token, depth: int) -> str:
             return "  " * (depth - 1) + mark + " "
         case "fence" | "code_block":
             return f"```{token.info.strip()}\n{token.content}```\n\n"
-        case "html_block":
-            return html_text(token.content)[1] + "\n\n"
         case "td_close" | "th_close":
             return " | "
         case "paragraph_close" if token.hidden:  # an item of a tight list
@@ -104,64 +146,48 @@ def _inline(token: Token) -> str:
     return ""
 
 
-def html_text(source: str) -> tuple[str, str]:
-    """The main text of a page, a line per block; the title is its ``<title>``.
-
-    The main text is that of ``<main>``, else of the only ``<article>``, else of ``<body>``, without
-    scripts, navigation, forms, asides, hidden elements, and the page's own header and footer.
-    """
-    from bs4 import BeautifulSoup, UnusualUsageWarning
-
-    with warnings.catch_warnings():  # about XHTML, and pages without a tag: both are read well
-        warnings.simplefilter("ignore", UnusualUsageWarning)
-        soup = BeautifulSoup(source, "html.parser")
-    title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    for tag in soup.find_all(("head", "title")):
-        tag.decompose()
-    articles = soup.find_all("article")
-    root = soup.find("main") or (articles[0] if len(articles) == 1 else soup.body) or soup
-    for tag in root.find_all(_FURNITURE):
-        tag.decompose()
-    for tag in root.find_all(hidden=True):
-        tag.decompose()
-    for tag in root.find_all(("header", "footer")):
-        if root.name in ("body", "[document]") and not tag.find_parent(("article", "section")):
-            tag.decompose()
-    _break_lines(root)
-    return title, tidy(root.get_text())
-
-
-def _break_lines(root: Tag) -> None:
-    """Make line ends those that a browser would show, instead of those of the source."""
-    from bs4.element import NavigableString
-
-    for string in root.find_all(string=True):
-        # Comments and the like are subclasses of the plain string: get_text leaves them out.
-        if type(string) is NavigableString and not string.find_parent("pre"):
-            string.replace_with(re.sub(r"\s+", " ", string))
-    for tag in root.find_all("br"):
-        tag.replace_with("\n")
-    for tag in root.find_all("li"):
-        tag.insert_before("\n- ")
-    for tag in root.find_all(("td", "th")):
-        if tag.find_next_sibling(("td", "th")):
-            tag.insert_after(" | ")
-    for tag in root.find_all("tr"):
-        tag.insert_before("\n")
-    for tag in root.find_all(_BLOCKS):
-        tag.insert_before("\n\n")
-        tag.insert_after("\n\n")
-
-
-def pdf_text(stream: IO[bytes]) -> tuple[str, str]:
-    """The text of all pages, a blank line between two; the title is the one in its properties.
+def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
+    """The text of all pages, a blank line between two, then a line for each field that is filled
+    in; the title is the one in its properties. Pages that hold a picture and no text are dropped.
 
     An empty password is tried. Raises what pypdf raises: ``PyPdfError`` and, on files that are
     damaged in ways it does not expect, about any error that parsing can meet.
     """
     from pypdf import PdfReader
 
+    clock = clock or Clock()
     reader = PdfReader(stream)
-    pages = [page.extract_text() for page in reader.pages]
+    pages: list[str] = []
+    scans: list[int] = []
+    for number, page in enumerate(reader.pages, start=1):
+        pages.append(page.extract_text(visitor_operand_before=lambda *_: clock.check()))
+        if not pages[-1].strip() and _has_pictures(page):
+            scans.append(number)
+    filled = [f"{name}: {text}" for name, text in _filled_in(reader)]
     title = reader.metadata.title if reader.metadata else None
-    return (title or "").strip(), tidy("\n\n".join(pages))
+    why = ""
+    if scans:
+        listed = ", ".join(map(str, scans[:10])) + (", ..." if len(scans) > 10 else "")
+        why = (
+            f"page {listed} holds a picture and no text, probably a scan. Run OCR on it first, for "
+            "instance `ocrmypdf --skip-text in.pdf out.pdf`."
+        )
+    text = tidy("\n\n".join([*pages, "\n".join(filled)]))
+    dropped = len(scans)
+    return Extracted((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
+
+
+def _has_pictures(page: PageObject) -> bool:
+    resources = page.get("/Resources")
+    drawn = resources.get_object().get("/XObject") if resources is not None else None
+    return bool(drawn and drawn.get_object())
+
+
+def _filled_in(reader: PdfReader) -> Iterator[tuple[str, str]]:
+    """What a form asks, or its name for that, and what was written or chosen there."""
+    for name, field in (reader.get_fields() or {}).items():
+        value = field.get("/V")
+        values = value if isinstance(value, list) else [value]
+        text = ", ".join(str(v).removeprefix("/") for v in values if v not in (None, "", "/Off"))
+        if text.strip():
+            yield str(field.get("/TU") or name), text

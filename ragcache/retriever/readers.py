@@ -8,32 +8,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ragcache.errors import SourceError
-from ragcache.retriever.formats import html_text, markdown_text, pdf_text
+from ragcache.retriever.encoding import decoded
+from ragcache.retriever.extracted import MOST_BYTES, Omitted, OverBudget
+from ragcache.retriever.formats import markdown_text, pdf_text
+from ragcache.retriever.webpage import html_text
 from ragcache.text import whole
 from ragcache.types import Document
 
-
-def read_text(name: str, path: Path) -> Iterator[Document]:
-    yield document(name, "", decoded(path.read_bytes(), str(path)), source=name, format="text")
-
-
-def read_markdown(name: str, path: Path) -> Iterator[Document]:
-    title, text = markdown_text(sound(decoded(path.read_bytes(), str(path))))
-    metadata = {"source": name, "format": "markdown"} | ({"title": title} if title else {})
-    yield Document(name, text, metadata)  # its title is one of its headings: not said twice
+#: What a source holds: documents, what cannot be read of it, and what is not in their texts.
+Found = Document | SourceError | Omitted
+#: Metadata that says how a document is read and split, whatever its own fields say.
+RESERVED = {"source", "format", "ragcache"}
 
 
-def read_html(name: str, path: Path) -> Iterator[Document]:
-    title, text = html_text(sound(decoded(path.read_bytes(), str(path))))
-    yield document(name, title, text, source=name, format="html")
+def read_text(name: str, path: Path) -> Iterator[Found]:
+    yield document(name, "", decoded(contents(path), str(path)), source=name, format="text")
 
 
-def read_pdf(name: str, path: Path) -> Iterator[Document]:
+def read_markdown(name: str, path: Path) -> Iterator[Found]:
+    found = markdown_text(sound(decoded(contents(path), str(path))))
+    yield from found.omitted(str(path))
+    metadata = {k: v for k, v in found.metadata.items() if k not in RESERVED}
+    metadata |= {"source": name, "format": "markdown"}
+    headings = (line.lstrip("#").strip() for line in found.text.split("\n") if line[:1] == "#")
+    if found.title in headings:  # not said twice
+        yield Document(name, found.text, metadata | {"title": found.title})
+    else:
+        yield document(name, found.title, found.text, **metadata)
+
+
+def read_html(name: str, path: Path) -> Iterator[Found]:
+    found = html_text(sound(decoded(contents(path), str(path), page=True)))
+    yield from found.omitted(str(path))
+    yield document(name, found.title, found.text, source=name, format="html")
+
+
+def read_pdf(name: str, path: Path) -> Iterator[Found]:
     from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError
 
     try:
         with path.open("rb") as stream:
-            title, text = pdf_text(stream)
+            found = pdf_text(stream)
     except (FileNotDecryptedError, DependencyError) as error:
         fix = (
             "Remove its password, for instance with `qpdf --decrypt`."
@@ -50,36 +65,37 @@ def read_pdf(name: str, path: Path) -> Iterator[Document]:
             f"{path} is not a readable PDF: {str(error) or type(error).__name__}. "
             "It may be truncated: get it again, or repair it with `qpdf in.pdf out.pdf`."
         ) from error
-    if not text:
+    if not found.text:
         raise SourceError(
             f"{path} holds no text: its pages are probably scans. Run OCR on it first, for "
             "instance `ocrmypdf in.pdf out.pdf`."
         )
+    yield from found.omitted(str(path))
     # The title in a PDF's properties is often a leftover of its template: metadata, not text.
-    metadata = {"source": name, "format": "pdf"} | ({"title": sound(title)} if title else {})
-    yield Document(name, sound(text), metadata)
+    title = {"title": sound(found.title)} if found.title else {}
+    yield Document(name, sound(found.text), {"source": name, "format": "pdf"} | title)
 
 
-def document(name: str, title: str, text: str, **metadata: str) -> Document:
-    title, text = sound(title).strip(), sound(text)
+def document(id: str, heading: str, text: str, /, **metadata: str) -> Document:
+    """``heading`` stands above the text, and is its title, unless the text begins with it."""
+    title, text = sound(heading).strip(), sound(text)
     if title:
         metadata["title"] = title
         if text.lstrip("# ").split("\n", 1)[0].strip() != title:
             text = f"{title}\n\n{text}"
-    return Document(name, text, metadata)
+    return Document(id, text, {sound(k): sound(v) for k, v in metadata.items()})
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a file that is one document. Raises OverBudget."""
+    with path.open("rb") as file:
+        raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise OverBudget(f"it has more than {MOST_BYTES >> 20} MiB")
+    return raw
 
 
 def sound(text: str) -> str:
     """Text that every tokenizer takes: newlines as ``\\n``, no NUL, no half of a surrogate pair."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     return whole(text)
-
-
-def decoded(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{place} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}). "
-            "Convert it, for instance with `iconv -f WINDOWS-1252 -t UTF-8`."
-        ) from None

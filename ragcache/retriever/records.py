@@ -2,79 +2,135 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ragcache.errors import SourceError
-from ragcache.retriever.formats import tidy
-from ragcache.retriever.readers import decoded, document, sound
+from ragcache.retriever.encoding import decoded, mark
+from ragcache.retriever.extracted import MOST_BYTES, OverBudget
+from ragcache.retriever.readers import Found, contents, document, sound
+from ragcache.retriever.webpage import tidy
 from ragcache.types import Document
 
 #: Of a record, what is read; all else in it is passed over.
 _FIELDS = {"text", "page_content", "id", "title", "metadata"}
+_EXPANSION = 100  # bytes of rows that a byte of an Arrow or Parquet file may stand for
+_ROWS = 256  # of a Parquet file, read at a time
 
 
-def read_jsonl(name: str, path: Path) -> Iterator[Document | SourceError]:
-    with path.open("rb") as lines:
-        yield from _records(name, lines, str(path))
+class NotOne(SourceError):
+    """JSON that is no evaluation set: in a folder, a file for something else."""
 
 
-def read_stdin(name: str, path: Path) -> Iterator[Document | SourceError]:
-    yield from _records(name, sys.stdin.buffer, "standard input")
+def read_jsonl(name: str, path: Path) -> Iterator[Found]:
+    with path.open("rb") as file:
+        encoding, _ = mark(file.read(4))
+        file.seek(0)
+        if encoding not in ("", "utf-8"):
+            wide = io.TextIOWrapper(file, encoding, errors="replace")
+            yield from _records(name, (line.encode() for line in wide), str(path))
+            return
+        yield from _records(name, _lines(file), str(path))
 
 
-def _records(name: str, lines: Iterable[bytes], place: str) -> Iterator[Document | SourceError]:
+def read_stdin(name: str, path: Path) -> Iterator[Found]:
+    yield from _records(name, _lines(sys.stdin.buffer), "standard input")
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    while line := file.readline(MOST_BYTES + 1):
+        if len(line) > MOST_BYTES:
+            raise OverBudget(f"a line of it has more than {MOST_BYTES >> 20} MiB")
+        yield line
+
+
+def _records(name: str, lines: Iterable[bytes], place: str) -> Iterator[Found]:
     for number, raw in enumerate(lines, start=1):
         where = f"{place}:{number}"
         try:
-            if line := decoded(raw, where).strip():
+            if line := decoded(raw, where).strip("\ufeff \t\r\n"):
                 yield _record(name, number, _json(line, where), where)
         except SourceError as error:
             yield error
 
 
-def read_arrow(name: str, path: Path) -> Iterator[Document | SourceError]:
+def read_arrow(name: str, path: Path) -> Iterator[Found]:
     """Rows of an Arrow stream, which ``datasets`` writes, an Arrow file, or a Parquet file."""
     try:
         import pyarrow
-        from pyarrow import parquet
     except ModuleNotFoundError:
         raise SourceError(
             f"{path} needs pyarrow, which is not installed. "
             'Run `pip install "ragcache-fusion[arrow]"`.'
         ) from None
     number = 0
+    room = MOST_BYTES + _EXPANSION * path.stat().st_size
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".parquet":
-                batches = parquet.ParquetFile(file).iter_batches()
-            elif file.read(6) == b"ARROW1":
-                whole = pyarrow.ipc.open_file(file)
-                batches = map(whole.get_batch, range(whole.num_record_batches))
-            else:
-                file.seek(0)
-                batches = iter(pyarrow.ipc.open_stream(file))
-            for batch in batches:
-                columns = sorted(set(batch.schema.names) & _FIELDS)
-                if not {"text", "page_content"} & set(columns):
-                    raise SourceError(
-                        f"{path} has no column text, only {', '.join(batch.schema.names)}. Rename "
-                        'one, for instance with `dataset.rename_column("content", "text")`.'
+        for batch in _batches(path, room):
+            columns = sorted(set(batch.schema.names) & _FIELDS)
+            if not {"text", "page_content"} & set(columns):
+                raise SourceError(
+                    f"{path} has no column text, only {', '.join(batch.schema.names)}. Rename "
+                    'one, for instance with `dataset.rename_column("content", "text")`.'
+                )
+            for at in range(batch.num_rows):
+                number += 1
+                row = {column: batch.column(column)[at].as_py() for column in columns}
+                room -= sum(len(str(value)) for value in row.values())
+                if room < 0:
+                    raise OverBudget(
+                        f"its rows have more than {_EXPANSION} times the bytes of the file, as of "
+                        f"row {number}"
                     )
-                for row in batch.select(columns).to_pylist():
-                    number += 1
-                    try:
-                        yield _record(name, number, row, f"{path}:{number}", path.suffix[1:])
-                    except SourceError as error:
-                        yield error
+                try:
+                    yield _record(name, number, row, f"{path}:{number}", path.suffix[1:])
+                except SourceError as error:
+                    yield error
     except (pyarrow.ArrowException, ValueError) as error:
         kind = path.suffix[1:].capitalize()
         raise SourceError(
             f"{path} is not a readable {kind} file: {error}. Write it again."
         ) from error
+
+
+def _batches(path: Path, most: int) -> Iterator[Any]:
+    """Record batches, of a Parquet file with no more than what is read of it. Texts that a Parquet
+    file holds once are held once in memory, too. Raises OverBudget beyond ``most`` bytes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".parquet":
+            if file.read(6) == b"ARROW1":
+                found = pyarrow.ipc.open_file(file)
+                yield from map(found.get_batch, range(found.num_record_batches))
+            else:
+                file.seek(0)
+                yield from pyarrow.ipc.open_stream(file)
+            return
+        schema = parquet.read_schema(file)
+        texts = [field.name for field in schema if pyarrow.types.is_string(field.type)]
+        once = sorted(_FIELDS.intersection(texts))
+        table = parquet.ParquetFile(file, read_dictionary=once)
+        wanted = [name for name in schema.names if name in _FIELDS] or schema.names[:1]
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            columns = map(group.column, range(group.num_columns))
+            size = sum(
+                column.total_uncompressed_size
+                for column in columns
+                if column.path_in_schema.split(".")[0] in wanted
+            )
+            if size > most:
+                raise OverBudget(f"{size >> 20} MiB are in one row group of it")
+        if not {"text", "page_content"} & set(wanted):
+            yield pyarrow.RecordBatch.from_pylist([], schema=schema)
+            return
+        yield from table.iter_batches(batch_size=_ROWS, columns=wanted)
 
 
 def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl") -> Document:
@@ -97,14 +153,17 @@ def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl"
     return document(label, title, text, **(defaults | metadata))
 
 
-def read_cacheblend(name: str, path: Path) -> Iterator[Document | SourceError]:
+def read_cacheblend(name: str, path: Path) -> Iterator[Found]:
     """CacheBlend's evaluation sets: every distinct passage of all questions, in order."""
     from xxhash import xxh3_64_hexdigest
 
     shape = 'Expected [{"ctxs": [{"title": "...", "text": "..."}], ...}]; other JSON: use .jsonl.'
-    data = _json(decoded(path.read_bytes(), str(path)), str(path))
-    if not isinstance(data, list):
-        raise SourceError(f"{path} is not an evaluation set. {shape}")
+    try:
+        data = _json(decoded(contents(path), str(path)), str(path))
+    except SourceError as error:
+        raise NotOne(str(error)) from None
+    if not isinstance(data, list) or not any(isinstance(q, dict) and "ctxs" in q for q in data):
+        raise NotOne(f"{path} is not an evaluation set. {shape}")
     seen = set()
     for number, question in enumerate(data):
         passages = question.get("ctxs") if isinstance(question, dict) else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import islice
 
 import pytest
 from tokenizers import Tokenizer
 
 from ragcache.errors import ConfigError
+from ragcache.retriever import split
 from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.types import Document
 from tests.retriever.conftest import SENTENCES
@@ -136,3 +138,81 @@ def test_a_sentence_of_markdown_is_not_cut_at_its_code_or_links() -> None:
         "A [link](http://a) to *something* is here.",
         "And one more sentence that is long.\n\n- one",
     ]
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_sentences_of_rare_characters_are_cut(tokenizer: Tokenizer, own: int) -> None:
+    # Characters of three bytes and three tokens each, and tokens that every chunk has besides.
+    drawn = random.Random(own)
+    signs = ["".join(chr(drawn.randrange(0x4E00, 0x9FA5)) for _ in range(n)) for n in range(15, 30)]
+    text = "".join(f"{sentence}。" for sentence in signs)
+    splitter = Splitter(lambda text: count(tokenizer, text) + own, 64)
+    chunks = splitter.split(Document("d", text))
+    assert "".join(c.text for c in chunks) == text
+    assert all(splitter.count(c.text) <= 64 for c in chunks)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_long_documents_are_split_as_in_one_piece(
+    tokenizer: Tokenizer, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = random.Random(0)
+    blocks = ["## Of the river", "- one\n- two\n  - deep", "```sh\n\n# no heading\nrow\n```"]
+    parts = [" ".join(drawn.choices(SENTENCES, k=drawn.randint(1, 12))) for _ in range(200)]
+    text = "\n\n".join(part for p in parts for part in (drawn.choice(blocks), p))
+    document, splitter = Document("d", text, {"format": form}), Splitter(tokenizer, 32)
+    windowed = splitter.split(document)
+    monkeypatch.setattr(split, "_WINDOW", len(text))
+    assert [c.text for c in windowed] == [c.text for c in splitter.split(document)]
+
+
+HOSTILE = {
+    "one letter": "a",
+    "one word": "abcdefghij",
+    "words": "word ",
+    "joined emoji": "\U0001f468\u200d\U0001f469\u200d",
+    "accents": "\u0301",
+    "Chinese": "北京是中华人民共和国的首都",
+    "spaces": " ",
+    "rules": "-",
+    "lines": "a\n",
+    "open code": "```\n\n# x\n",
+    "quotes": ">",
+    "items": "- a\n",
+}
+
+
+@pytest.mark.parametrize("unit", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_work_grows_with_the_text_only(tokenizer: Tokenizer, unit: str, form: str) -> None:
+    counted: list[int] = []
+
+    def counting(text: str) -> int:
+        counted.append(len(text))
+        return count(tokenizer, text)
+
+    splitter = Splitter(counting, 16)
+    work, first = list[int](), list[int]()
+    for size in (8192, 16384):
+        counted.clear()
+        found = splitter.chunks(Document("d", unit * (size // len(unit)), {"format": form}))
+        list(islice(found, 1))
+        first.append(sum(counted))
+        list(found)
+        work.append(sum(counted))
+    assert work[1] < 2.5 * work[0] + 1000
+    assert first[0] == first[1] < 100_000  # the first chunk waits for none of the later ones
+
+
+def test_a_stretch_without_a_block_of_markdown_is_split_as_text(tokenizer: Tokenizer) -> None:
+    code = "```\n" + "\n".join(f"row {n}" for n in range(2000)) + "\n```\n"
+    text = f"# One\n\nfirst\n\n{code}\n# Two\n\nlast"
+    chunks = Splitter(tokenizer, 16).split(Document("d", text, {"format": "markdown"}))
+    assert bare("".join(c.text for c in chunks)) == bare(text)
+    assert chunks[-1].text == "# Two\n\nlast"
+
+
+def test_letters_that_hold_more_than_a_window(tokenizer: Tokenizer) -> None:
+    text = "x" * 5000  # a token each thousand
+    chunks = Splitter(lambda text: -(-len(text) // 1000), 2).split(Document("d", text))
+    assert [len(c.text) for c in chunks] == [2000, 2000, 1000]

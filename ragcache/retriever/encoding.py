@@ -1,0 +1,88 @@
+"""Bytes to text: by their byte order mark, as UTF-8, or as a web page declares."""
+
+from __future__ import annotations
+
+import codecs
+
+from ragcache.errors import SourceError
+
+#: Longer ones first: that of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+#: What browsers read for what pages declare, https://encoding.spec.whatwg.org/#names-and-labels
+_MEANT = {
+    **{"ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874"},
+    **{"shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"},
+    **{"big5": "big5hkscs", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"},
+}
+#: What texts that declare nothing are taken for, to say how they may be converted.
+_LIKELY = [
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+]
+_SAMPLE = 1 << 16  # bytes that are looked at to guess
+
+
+def mark(raw: bytes) -> tuple[str, int]:
+    """The encoding that a byte order mark names, and the length of the mark; "" and 0 without."""
+    found = ((name, len(bom)) for bom, name in _MARKS if raw.startswith(bom))
+    return next(found, ("", 0))
+
+
+def decoded(raw: bytes, place: str, *, page: bool = False) -> str:
+    """The text of ``raw``. ``page``: it may be a web page that declares its encoding.
+
+    Raises SourceError, with a guess, where it is neither that nor UTF-8.
+    """
+    name, length = mark(raw)
+    encodings = [name] if name else ["utf-8"]
+    declared = _declared(raw) if page and not name else ""
+    if declared:  # UTF-8 that is no ASCII is UTF-8 whatever it is declared to be
+        encodings = [declared, "utf-8"] if raw.isascii() else ["utf-8", declared]
+    for encoding in encodings:
+        try:
+            return raw[length:].decode(encoding)
+        except UnicodeDecodeError as error:
+            fault = error
+    at = length + fault.start
+    wrong = f"{place} is not {fault.encoding.upper()} (byte 0x{raw[at]:02x} at offset {at})"
+    if name:
+        raise SourceError(f"{wrong}, as which it begins: it is damaged, get it again.")
+    if guess := _guess(raw):
+        raise SourceError(
+            f"{wrong}. It may be {guess}: convert it, and look whether it reads well, with "
+            f"`iconv -f {guess} -t UTF-8`."
+        )
+    raise SourceError(
+        f"{wrong}, nor a text of another kind: save it anew as UTF-8, or leave it out."
+    )
+
+
+def _declared(raw: bytes) -> str:
+    """The codec that a page's ``<meta charset>`` or XML declaration names; "" where none does."""
+    from bs4.dammit import EncodingDetector
+
+    label = EncodingDetector.find_declared_encoding(raw, is_html=True)
+    try:
+        name = codecs.lookup(label or "").name
+    except LookupError:
+        return ""
+    name = _MEANT.get(name, name)
+    safe = ("utf-8", "iso", "cp", "mac", "koi8", "gb", "big5", "euc")
+    return name if name.startswith(safe) else ""
+
+
+def _guess(raw: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    likely = ["utf_16_le", "utf_16_be"] if b"\0" in raw else _LIKELY
+    best = from_bytes(raw[:_SAMPLE], cp_isolation=likely).best()
+    if best is None:
+        return ""
+    name = best.encoding.replace("utf_16_", "utf-16").replace("cp125", "windows-125")
+    return name.replace("_", "-").upper()

@@ -1,0 +1,226 @@
+"""The readable text of a web page: one walk over its tags, and a count of what is left out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ragcache.retriever.extracted import Clock, Extracted
+
+if TYPE_CHECKING:
+    from bs4 import BeautifulSoup, Tag
+
+#: Elements that hold no text of a page.
+_UNREAD = {
+    *("head", "title", "script", "style", "template", "svg", "iframe", "object", "canvas"),
+}
+#: Elements that serve the use of a page, not its reading.
+_CONTROLS = {"nav", "noscript", "select", "datalist", "textarea"}
+#: Elements that stand on lines of their own.
+_BLOCKS = {
+    *("address", "article", "aside", "blockquote", "dd", "details", "dialog", "div", "dl", "dt"),
+    *("fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
+    *("header", "hr", "main", "ol", "p", "pre", "section", "summary", "table", "ul"),
+}
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """Where in a page a piece of text stands."""
+
+    hidden: bool = False
+    aside: _Share | None = None  # the outermost
+    furniture: str = ""  # the element that says so
+    main: bool = False
+    article: int = 0  # 0: in none; else which
+    inner: bool = False  # in an article or a section
+    form: bool = False
+    link: bool = False
+    pre: bool = False
+
+    @property
+    def left_out(self) -> bool:
+        return bool(self.furniture) or (self.aside is not None and self.aside.of_links)
+
+
+@dataclass(eq=False, slots=True)
+class _Share:
+    """How many characters an aside holds, and how many of them are links."""
+
+    all: int = 0
+    links: int = 0
+
+    @property
+    def of_links(self) -> bool:
+        return self.links > self.all / 2
+
+
+def html_text(source: str, clock: Clock | None = None) -> Extracted:
+    """The main text of a page, a line per block; the title is its ``<title>``.
+
+    The main text is that of the ``<main>`` that is shown, else of the only ``<article>``, where
+    that is most of the page's text; else that of all of the page. Left out are scripts,
+    navigation, controls, asides of links, hidden elements that no control shows, and the page's
+    own header and footer; all of that is text where there is no other. Who reads it is told where
+    more is left out than kept.
+    """
+    clock = clock or Clock()
+    soup = _parsed(source, clock)
+    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    pieces = _pieces(soup, clock)
+    sizes = Counter[int]()  # characters by place
+    for text, place in pieces:
+        sizes[id(place)] += _size(text)
+    places = {id(place): place for _, place in pieces}
+    shown = {key for key, place in places.items() if not place.hidden}
+    body = {key for key in shown if not places[key].left_out}
+    chosen = _chosen(body, places, sizes) or body
+    if not _sum(chosen, sizes):
+        chosen = shown
+    kept, dropped = _sum(chosen, sizes), _sum(places.keys() - chosen, sizes)
+    text = tidy("".join(text for text, place in pieces if id(place) in chosen))
+    why = _why(places, chosen, sizes) if dropped > kept else ""
+    return Extracted(title, text, dropped, kept, why=why)
+
+
+def tidy(text: str) -> str:
+    """At most one blank line in a row, no spaces at line ends, nothing around the whole."""
+    text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _parsed(source: str, clock: Clock) -> BeautifulSoup:
+    from bs4 import BeautifulSoup, UnusualUsageWarning
+    from bs4.exceptions import ParserRejectedMarkup
+
+    class Timed(BeautifulSoup):
+        """Looks at the clock wherever the parser has found something."""
+
+        def handle_starttag(self, *given: Any, **named: Any) -> Tag | None:
+            clock.check()
+            return super().handle_starttag(*given, **named)
+
+        def handle_data(self, data: str) -> None:
+            clock.check()
+            super().handle_data(data)
+
+    # Behind the last ">" no tag can end, and the parser would look for that from every "<".
+    end = source.rfind(">") + 1
+    source = source[:end] + source[end:].replace("<", "&lt;")
+    with warnings.catch_warnings():  # about XHTML, and pages without a tag: both are read well
+        warnings.simplefilter("ignore", UnusualUsageWarning)
+        try:
+            return Timed(source, "html.parser")
+        except ParserRejectedMarkup:  # a declaration that is none: it is text
+            return Timed(source.replace("<![", "&lt;!["), "html.parser")
+
+
+def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
+    """Text in its order, with line ends where a browser would show them, and where it stands."""
+    from bs4.element import NavigableString, Tag
+
+    controlled = {
+        name
+        for tag in soup.find_all(True, {"aria-controls": True})
+        for name in str(tag["aria-controls"]).split()
+    }
+    pieces: list[tuple[str, _Place]] = []
+    cells: dict[int, int] = {}  # by their row: where the last cell's end is in pieces
+    articles = 0
+    place = _Place()
+    waiting: list[tuple[Any, _Place, bool]] = [(soup, place, False)]
+    while waiting:
+        node, place, left = waiting.pop()
+        if not isinstance(node, Tag):
+            # Comments and the like are subclasses of the plain string: they are no text.
+            if type(node) is NavigableString:
+                text = str(node) if place.pre else re.sub(r"\s+", " ", node)
+                pieces.append((text, place))
+                if place.aside is not None:
+                    place.aside.all += (size := _size(text))
+                    place.aside.links += size if place.link else 0
+            continue
+        name = node.name
+        if left:
+            if name in _BLOCKS:
+                pieces.append(("\n\n", place))
+            elif name in ("td", "th"):
+                cells[id(node.parent)] = len(pieces)
+                pieces.append(("", place))
+            continue
+        clock.check()
+        if name in _UNREAD:
+            continue
+        articles += name == "article"
+        place = _entered(node, place, articles, controlled)
+        if name in ("td", "th") and (at := cells.get(id(node.parent))) is not None:
+            pieces[at] = (" | ", pieces[at][1])
+        before = {"br": "\n", "li": "\n- ", "tr": "\n"}.get(name)
+        if before or name in _BLOCKS:
+            pieces.append((before or "\n\n", place))
+        waiting.append((node, place, True))
+        waiting += [(child, place, False) for child in reversed(node.contents)]
+    return pieces
+
+
+def _entered(tag: Tag, place: _Place, articles: int, controlled: set[str]) -> _Place:
+    """The place inside of a tag that stands at ``place``: the same one, or one that differs."""
+    changes: dict[str, Any] = {}
+    hidden = tag.get("hidden")
+    if hidden is not None and hidden != "until-found" and tag.get("id") not in controlled:
+        changes["hidden"] = True
+    match tag.name:
+        case "dialog" if tag.get("open") is None:
+            changes["hidden"] = True
+        case "main":
+            changes["main"] = True
+        case "article":
+            changes |= {"article": place.article or articles, "inner": True}
+        case "section":
+            changes["inner"] = True
+        case "form":
+            changes["form"] = True
+        case "pre":
+            changes["pre"] = True
+        case "a":
+            changes["link"] = True
+        case "aside" if place.aside is None:
+            changes["aside"] = _Share()
+        case "header" | "footer" if not (place.inner or place.main):
+            changes["furniture"] = tag.name
+        case "button" if place.form and tag.get("type") != "button":
+            changes["furniture"] = "button"
+        case name if name in _CONTROLS:
+            changes["furniture"] = name
+    changes = {key: value for key, value in changes.items() if getattr(place, key) != value}
+    return replace(place, **changes) if changes else place
+
+
+def _chosen(body: set[int], places: dict[int, _Place], sizes: Counter[int]) -> set[int]:
+    """The part that the page says is its main one, where it is most of its text; else nothing."""
+    part = {key for key in body if places[key].main}
+    if not part:
+        articles = {places[key].article for key in body} - {0}
+        part = {key for key in body if places[key].article} if len(articles) == 1 else set()
+    return part if 2 * _sum(part, sizes) >= _sum(body, sizes) else set()
+
+
+def _why(places: dict[int, _Place], chosen: set[int], sizes: Counter[int]) -> str:
+    parts = Counter[str]()
+    for key in places.keys() - chosen:
+        place = places[key]
+        aside = "aside" if place.left_out else "beside its main part"
+        parts["hidden" if place.hidden else place.furniture or aside] += sizes[key]
+    named = ", ".join(f"{size:,} {name}" for name, size in parts.most_common() if size)
+    return f"{named}. Look whether the page's text is all there, or save it as text."
+
+
+def _size(text: str) -> int:
+    return sum(map(len, text.split()))
+
+
+def _sum(keys: set[int], sizes: Counter[int]) -> int:
+    return sum(sizes[key] for key in keys)
