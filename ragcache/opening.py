@@ -5,6 +5,7 @@ The first value that was used with a store is written down in it, so that it goe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.errors import ConfigError
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.settings import Settings
+from ragcache.store import shapes
 from ragcache.store.catalog import Catalog
 from ragcache.store.codecs import codec
 from ragcache.store.disk import DiskStore
+from ragcache.store.key import ChunkKey, at_level
 
 if TYPE_CHECKING:
     from ragcache.store.remote import RemoteStore
+    from ragcache.types import Fingerprint
     from ragcache.vllm.remote import VllmEngine
 
 
@@ -29,9 +33,27 @@ def chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> i
         return settings.chunk_tokens
     recorded = catalog.get_setting("chunk_tokens")
     chosen = int(recorded) if recorded else min(256, engine.context_tokens // 32)
-    if recorded is None:
-        catalog.put_setting("chunk_tokens", str(chosen))
+    record(catalog, chunk_tokens=str(chosen))
     return chosen
+
+
+def record(catalog: Catalog, **settings: str) -> None:
+    """Write down what a store was first used with, where nothing is, and this process may write."""
+    new = {name: text for name, text in settings.items() if catalog.get_setting(name) is None}
+    if new and catalog.refusal() is None:
+        for name, text in new.items():
+            catalog.put_setting(name, text)
+
+
+def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
+    """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
+    every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
+    with store.tables.read() as txn:
+        new = shapes.unnoted(txn, every)
+    if new and store.refusal() is None:
+        with store.tables.write() as txn:
+            for fingerprint in new:
+                shapes.note(txn, fingerprint)
 
 
 def over_remote(
@@ -62,8 +84,7 @@ def codec_of(catalog: Catalog, settings: Settings) -> str:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("codec")
     name = codec(settings.codec or recorded or "raw").name
-    if recorded is None:
-        catalog.put_setting("codec", name)
+    record(catalog, codec=name)
     return name
 
 
@@ -71,8 +92,7 @@ def compile_mode(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> C
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
     how = compiled(settings.compile or recorded or "prefix", engine)
-    if recorded is None:
-        catalog.put_setting("compile", how.mode)
+    record(catalog, compile=how.mode)
     return how
 
 

@@ -73,9 +73,16 @@ class RagCache:
             opening.chunk_tokens(self.catalog, engine, settings),
             tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
         )
-        self.retriever = Retriever(self.catalog, embedder, path / "vectors.index", settings.index)
+        self.retriever = Retriever(
+            self.catalog,
+            embedder,
+            path / "vectors.index",
+            settings.index,
+            may_save=lambda: store.refusal() is None,
+        )
         pin = isinstance(engine, Engine) and engine.upload is not None
         self.remote = opening.over_remote(store, engine, settings, pin=pin)
+        opening.note_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
@@ -100,13 +107,17 @@ class RagCache:
         *,
         beside: RagCache | None = None,
         tenant: str = "",
+        lazy: bool = False,
     ) -> Self:
         """Open, or make, the store in folder ``path``.
 
         The model and the embedder are those the store was built with unless ``model`` or
         ``settings`` name others; a new store takes the small model that ships. Chunks computed by
         another model are misses, never answers. ``beside``: share the model and embedder of
-        another one. Keys of KV are ``tenant``'s. Raises StoreError, ModelError or ConfigError.
+        another one. Keys of KV are ``tenant``'s. ``lazy``: the store is there; become the one
+        process that writes it with the first change, and where another one is that, answer all the
+        same and store nothing: reports say so. Raises StoreError (LockedError without ``lazy``),
+        ModelError or ConfigError.
         """
         from ragcache.engine.transformers import TransformersEngine, as_device
 
@@ -114,6 +125,7 @@ class RagCache:
         path = Path(path)
         store = DiskStore(
             path,
+            lazy=lazy,
             layout=settings.layout,
             map_size=1 << 40 if beside is None else _MAP_BESIDE,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
@@ -148,9 +160,7 @@ class RagCache:
         except BaseException:
             store.close()
             raise
-        for key, value in {"model": name, "embedder": embedder.name}.items():
-            if catalog.get_setting(key) is None:
-                catalog.put_setting(key, value)
+        opening.record(catalog, model=name, embedder=embedder.name)
         return cache
 
     def add(
@@ -177,9 +187,10 @@ class RagCache:
         return [name for name in documents if self.catalog.delete_document(name)]
 
     def documents(self) -> list[Entry]:
-        """All documents, by id; those whose time is over are deleted first."""
-        self.catalog.expire(time.time())
-        return self.catalog.entries()
+        """All documents, by id; those whose time is over are deleted first, or left out where
+        another process writes the store."""
+        over = self._expire()
+        return [entry for entry in self.catalog.entries() if entry.id not in over]
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Retrieve, fuse, answer. Options as for :meth:`stream`."""
@@ -245,17 +256,29 @@ class RagCache:
     ) -> list[Passage]:
         """The nearest chunks with their neighbours, chunks of a document in its order.
 
-        Documents whose time is over are deleted first.
+        Documents whose time is over are deleted first, or left out where another process writes
+        the store.
         """
-        self.catalog.expire(time.time())
+        over = self._expire()
         top_k = self.settings.top_k if top_k is None else top_k
         neighbours = self.settings.neighbours if neighbours is None else neighbours
-        return self.retriever.retrieve(question, top_k, neighbours=neighbours)
+        return self.retriever.retrieve(question, top_k, neighbours=neighbours, without=over)
 
     def close(self) -> None:
-        self.chunks.close()
-        if self._hangs_up is not None:
-            self._hangs_up()
+        try:
+            self.chunks.close()
+        finally:
+            if self._hangs_up is not None:
+                self._hangs_up()
+
+    def _expire(self) -> list[str]:
+        """Delete the documents whose time is over; those that are still there all the same."""
+        now = time.time()
+        over = self.catalog.over(now)
+        if over and self.catalog.refusal() is None:
+            self.catalog.expire(now)
+            return []
+        return over
 
     def __enter__(self) -> Self:
         return self

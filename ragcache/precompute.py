@@ -8,7 +8,7 @@ killed, and one that goes on after it, make the very batches of a run that nobod
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -104,7 +104,11 @@ def precomputing(
     yield 0, len(missing)
     placed = ((key.behind + company(key), key) for key in wanted.values())
     every = batches(placed, batch_tokens=batch_tokens)
-    for batch in lacking(every, lambda key: key.digest in missing, batch_tokens=batch_tokens):
+
+    def missing_of(some: Sequence[ChunkKey]) -> list[ChunkKey]:
+        return [key for key in some if key.digest in missing]
+
+    for batch in lacking(every, missing_of, batch_tokens=batch_tokens):
         for due in unless_stored(store, [batch]):
             store.put_all(zip(due.keys, compute(engine, due), strict=True))
             encoded, tokens = encoded + len(due), tokens + due.tokens
@@ -142,7 +146,7 @@ def batches(
 
 def lacking(
     every: Iterable[Batch],
-    is_missing: Callable[[ChunkKey], bool],
+    missing_of: Callable[[Sequence[ChunkKey]], Sequence[ChunkKey]],
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Batch]:
@@ -150,11 +154,12 @@ def lacking(
     the others lack.
 
     That rest is packed anew: of a corpus in which a chunk here and there has changed, a forward for
-    every such chunk would cost many times as much.
+    every such chunk would cost many times as much. ``missing_of`` gives those of some keys that are
+    not stored, in order; it is asked once for each batch.
     """
     rest: list[tuple[Tokens, ChunkKey]] = []
     for batch in every:
-        missing = [key for key in batch.keys if is_missing(key)]
+        missing = missing_of(batch.keys)
         if len(missing) == len(batch):
             yield batch
         else:
@@ -165,9 +170,8 @@ def lacking(
 def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
     """Batches without what is stored by the time that they are asked for; none that is empty."""
     for batch in every:
-        due = tuple(key for key in batch.keys if not store.has(key))
-        if due:
-            yield replace(batch, keys=due)
+        if due := store.missing(batch.keys):
+            yield replace(batch, keys=tuple(due))
 
 
 def compute(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:

@@ -13,6 +13,7 @@ from ragcache import cli, opening
 from ragcache.answer import AnswerStream
 from ragcache.cli import options
 from ragcache.retriever.embed import HashEmbedder
+from ragcache.store import DiskStore
 from tests import scene
 
 Run = Callable[..., tuple[int, str, str]]
@@ -90,6 +91,9 @@ def test_profile_measures_what_auto_goes_by(run: Run, notes: Path, model: Path) 
     code, _, err = run("profile", "--model", model)
     assert code == 1 and "there is no store in ragcache-store" in err
     Path("ragcache-store").mkdir()
+    code, _, err = run("profile", "--model", model)
+    assert code == 1 and "no store in" in err and "make one with `ragcache index`" in err
+    DiskStore("ragcache-store").close()
     code, _, err = run("profile", "--model", model)
     assert code == 1 and "holds no KV that this model can use" in err
     run("index", notes, "--model", model)

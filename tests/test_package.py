@@ -62,7 +62,7 @@ LAYERS = (
     },
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},
-    {"types", "errors", "blocks"},
+    {"types", "errors", "blocks", "private"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

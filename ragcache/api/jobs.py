@@ -125,7 +125,7 @@ class Jobs:
             works = self._of(tenant)
             if (waiting := sum(other.open for other in works.values())) >= MOST:
                 raise Busy(waiting, _AGAIN_S, "jobs")
-            self._service.cache(tenant).catalog.put_setting(_TEXTS + job.id, texts)
+            self._service.cache(tenant).catalog.put_text(_TEXTS + job.id, texts)
             self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
             self._record(work)
             works[job.id] = work
@@ -217,11 +217,11 @@ class Jobs:
     def _steps(self, work: _Work) -> Generator[Step, None, Added | Precomputed | Finished]:
         """Index the documents, unless that was done, or is not to be; then compute."""
         cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
-        texts = cache.catalog.get_setting(name)
+        texts = cache.catalog.get_text(name)
         if not work.index:
             given = [Document(*fields) for fields in json.loads(texts or "[]")]
             finished = yield from precomputing(cache, given, batch_tokens=BATCH_TOKENS)
-            cache.catalog.drop_setting(name)
+            cache.catalog.drop_text(name)
             return finished
         if texts is None:
             return (yield from cache.indexing.computing(work.documents, batch_tokens=BATCH_TOKENS))
@@ -240,7 +240,7 @@ class Jobs:
                 added: Added = end.value
                 return added
             if step[0] == "precompute" and not indexed:
-                indexed = cache.catalog.drop_setting(name)
+                indexed = cache.catalog.drop_text(name)
             yield step
 
     def _ended(self, work: _Work, state: State, message: str) -> None:
@@ -276,7 +276,7 @@ class Jobs:
         ended = [work.job.id for work in self._of(tenant).values() if not work.open]
         for id in ended[: max(0, len(ended) - KEPT)]:
             catalog = self._service.cache(tenant).catalog
-            catalog.drop_setting(_TEXTS + id)
+            catalog.drop_text(_TEXTS + id)
             catalog.drop_setting(_RECORD + id)
             del self._of(tenant)[id]
 

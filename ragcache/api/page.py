@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.api.reporting import report_json, store_json
 from ragcache.errors import ConfigError
+from ragcache.private import private
 
 if TYPE_CHECKING:
     from ragcache.pipeline import RagCache
@@ -36,7 +37,8 @@ def check(path: Path) -> None:
 def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
     """Write the page with the answers of ``cache`` to a question, by label; the first is shown.
 
-    The file has the text of all chunks that were used. Raises ConfigError if it cannot be written.
+    The file has the text of all chunks that were used, and is readable by its owner only. Raises
+    ConfigError if it cannot be written.
     """
     check(path)
     data = {
@@ -52,7 +54,8 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
         "stats": store_json(cache.chunks, cache.traffic()),
     }
     try:
-        path.write_text(html(data), encoding="utf-8")
+        with private(path, "wb") as file:
+            file.write(html(data).encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the report to {path}: {error.strerror}. Name a file in a folder that "

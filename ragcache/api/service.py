@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -59,7 +60,8 @@ class Service:
         self.own, self.scheduler, self.settings = own, scheduler, own.settings
         self.guard = guard  # None: nobody compares answers with full prefill
         self._caches = {"": own}
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # of what is known; never held while a store is opened
+        self._opening: dict[str, threading.Lock] = {}
 
     @classmethod
     def open(
@@ -82,14 +84,18 @@ class Service:
 
     def cache(self, tenant: str) -> RagCache:
         """The tenant's own RagCache. ConfigError for a name that is not valid."""
-        with self._opening:
-            if tenant not in self._caches:
-                path = tenant_folder(Path(self.settings.store), tenant)
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                self._caches[tenant] = RagCache.open(
-                    path, settings=self.settings, beside=self.own, tenant=tenant
-                )
-            return self._caches[tenant]
+        path = tenant_folder(Path(self.settings.store), tenant)
+        with self._lock:
+            opening = self._opening.setdefault(tenant, threading.Lock())
+        with opening:
+            with self._lock:
+                if (known := self._caches.get(tenant)) is not None:
+                    return known
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            cache = RagCache.open(path, settings=self.settings, beside=self.own, tenant=tenant)
+            with self._lock:
+                self._caches[tenant] = cache
+            return cache
 
     def ask(self, tenant: str, ask: Ask, told: Told, *, seconds: float | None = None) -> Ticket:
         """Queue a question. It is told pieces of the answer's text, and the Answer last.
@@ -204,14 +210,17 @@ class Service:
 
     def caches(self) -> list[RagCache]:
         """Those that are open."""
-        with self._opening:
+        with self._lock:
             return list(self._caches.values())
 
     def close(self, seconds: float = 30.0) -> None:
         """Finish what was begun, for so long; then close all stores."""
-        self.scheduler.close(seconds)
-        for cache in self.caches():
-            cache.close()
+        try:
+            self.scheduler.close(seconds)
+        finally:
+            with ExitStack() as every:  # each is closed whatever becomes of the others
+                for cache in self.caches():
+                    every.callback(cache.close)
 
     def __enter__(self) -> Self:
         return self

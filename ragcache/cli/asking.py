@@ -19,6 +19,7 @@ from ragcache.cli.options import (
     Ratio,
     Remote,
     Store,
+    check_free,
     err,
     named_if_blank,
     opened,
@@ -62,6 +63,7 @@ def index(
     from ragcache.retriever.source import read
 
     ttl_s = None if ttl is None else seconds(ttl)
+    check_free(Settings.load(store=store).store)
     errors: list[Any] = []
     try:
         found = read(paths, on_error=errors.append if skip_errors else None)
@@ -154,7 +156,7 @@ def query(
         blender(other)
     if report is not None:
         page.check(report)
-    with opened(settings, must_exist=True) as cache:
+    with opened(settings, lazy=True) as cache:
         stream = cache.stream(question, sampling=sampling)
         begun = False
         for piece in stream:
@@ -221,6 +223,7 @@ def serve(
     levels: Levels = None,
 ) -> None:
     """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
+    check_free(Settings.load(store=store).store)
     from ragcache.api.serve import serve as run
 
     run(

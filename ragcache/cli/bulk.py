@@ -32,6 +32,7 @@ from ragcache.cli.options import (
     tell,
 )
 from ragcache.errors import ConfigError, SourceError
+from ragcache.private import private
 from ragcache.settings import Settings
 from ragcache.show import corpora
 
@@ -121,7 +122,8 @@ def precompute(
             out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
     if report is not None:
         found = corpora.report_json(work, rate, done, state, skipped)
-        report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        with private(report, "wb") as file:
+            file.write((json.dumps(found, indent=2) + "\n").encode())
     if state == "interrupted":
         raise typer.Exit(INTERRUPTED)
     if skipped:
@@ -173,7 +175,7 @@ def batch(
         settings = settings.model_copy(update={"ram_bytes": ByteSize(1 << 30)})
     requests = read(questions)
     began = time.perf_counter()
-    with opened(settings, must_exist=True) as cache, show.progress(err) as told:
+    with opened(settings, lazy=True) as cache, show.progress(err) as told:
         done = through(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(

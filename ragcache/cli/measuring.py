@@ -19,6 +19,7 @@ from ragcache.cli.options import (
     err,
     opened,
     out,
+    tell,
 )
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
@@ -130,7 +131,7 @@ def calibrate(
     if path.suffix in {".jsonl", ".json"}:
         contexts = load(path)
     else:
-        with opened(settings, must_exist=True) as cache:
+        with opened(settings, lazy=True) as cache:
             contexts = choosing.retrieved(path, cache)
             settings = choosing.of_store(settings, cache)
     with show.progress(err) as told:
@@ -179,14 +180,16 @@ def profile(
 ) -> None:
     """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
-    with opened(settings, must_exist=True) as cache:
-        speeds = cache.speeds(anew=True)
+    with opened(settings, lazy=True) as cache:
+        speeds, why = cache.speeds(anew=True), cache.catalog.refusal()
     if speeds is None:
         raise StoreError(
             f"{settings.store} holds no KV that this model can use, so there is no loading to "
             "measure. Run `ragcache index` first."
         )
     out.print(speed_table(speeds))
+    if why is not None:
+        tell("note", f"these speeds are not recorded: {why}")
 
 
 def simulate(

@@ -81,13 +81,22 @@ def check_exists(store: Path) -> None:
         )
 
 
-def opened(settings: Settings, *, must_exist: bool = False) -> Any:
-    """A RagCache, to be closed by its ``with``."""
+def check_free(store: Path) -> None:
+    """Raise LockedError, before anything is loaded or read, where another process writes it."""
+    from ragcache.store.directory import check_free
+
+    check_free(store)
+
+
+def opened(settings: Settings, *, must_exist: bool = False, lazy: bool = False) -> Any:
+    """A RagCache, to be closed by its ``with``; ``lazy`` as for :meth:`RagCache.open`."""
+    if must_exist or lazy:
+        check_exists(settings.store)
+    if not lazy:
+        check_free(settings.store)
     from ragcache.pipeline import RagCache
 
-    if must_exist:
-        check_exists(settings.store)
-    cache = RagCache.open(settings.store, settings=settings)
+    cache = RagCache.open(settings.store, settings=settings, lazy=lazy)
     if cache.engine.name == TINY:
         tell(
             "note",

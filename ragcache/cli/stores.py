@@ -19,6 +19,7 @@ from ragcache.cli.options import (
     err,
     opened,
     out,
+    tell,
 )
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
@@ -82,11 +83,13 @@ def verify(
     with _store(store, readonly=not repair) as chunks:
         with show.progress(err) as told:
             bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
-        count = chunks.stats().chunks
+        count, strays = chunks.stats().chunks, chunks.strays()
     for digest, wrong in bad.items():
         out.print(f"{digest[:16]}  {wrong}", highlight=False)
     done = "dropped" if repair else "damaged"
     out.print(f"{count} chunks, {len(bad)} records {done}", highlight=False)
+    if strays:
+        tell("note", f"{len(strays)} files below kv are none of the store's, such as {strays[0]}")
     if bad and not repair:
         raise typer.Exit(1)
 
@@ -118,7 +121,7 @@ def doctor(store: Store = None, model: Model = None) -> None:
     from ragcache.models import model_path
     from ragcache.store import Catalog
 
-    with _store(store) as chunks:
+    with _store(store, lazy=True) as chunks:
         name = model or Catalog(chunks).get_setting("model")
         codec = Catalog(chunks).get_setting("codec") or "raw"
         engine = TransformersEngine.load(model_path(name), codec=codec) if name else None
@@ -141,10 +144,10 @@ def push(
     with ExitStack() as stack:
         told = stack.enter_context(show.progress(err))
         if settings.levels:
-            cache = stack.enter_context(opened(settings, must_exist=True))
+            cache = stack.enter_context(opened(settings, lazy=True))
             both, wanted = cache.remote, cache.levels()
         else:
-            both, wanted = stack.enter_context(_shared(store, remote)), {}
+            both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
         done = run(both.disk, both.objects, levels=wanted, progress=partial(told, "push"))
         out.print(moved(done, "pushed"), highlight=False)
@@ -175,7 +178,9 @@ def pull(
     out.print(moved(done, "pulled"), highlight=False)
 
 
-def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) -> DiskStore:
+def _store(
+    path: Path | None, *, readonly: bool = False, lazy: bool = False, bounded: bool = False
+) -> DiskStore:
     """A store without a model, perhaps with its quota; StoreError if there is none."""
     from ragcache.store import DiskStore
     from ragcache.store.capacity import UNBOUNDED, Quota
@@ -186,20 +191,23 @@ def _store(path: Path | None, *, readonly: bool = False, bounded: bool = False) 
     return DiskStore(
         settings.store,
         readonly=readonly,
+        lazy=lazy,
         layout=settings.layout,
         quota=quota,
         policy=settings.eviction,
     )
 
 
-def _shared(path: Path | None, remote: str | None, *, bounded: bool = False) -> RemoteStore:
+def _shared(
+    path: Path | None, remote: str | None, *, lazy: bool = False, bounded: bool = False
+) -> RemoteStore:
     """A store over its remote, without a model; ConfigError where none is set."""
     url = Settings.load(remote=remote).remote
     if not url:
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
     from ragcache.store.remote import shared
 
-    chunks = _store(path, bounded=bounded)
+    chunks = _store(path, lazy=lazy, bounded=bounded)
     try:
         return shared(chunks, url)
     except BaseException:

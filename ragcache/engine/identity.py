@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Identity:
         return cls(
             tokenizer,
             spec,
-            fingerprint(model, tokenizer, folder, codec=codec, weights=digest),
+            replace(fingerprint(model, tokenizer, folder, codec=codec, weights=digest), spec=spec),
             int(text.max_position_embeddings),
             sum(weight.numel() for weight in outline.parameters()),
             int(heads),

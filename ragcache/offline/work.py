@@ -182,7 +182,7 @@ def planning(
         yield "plan", reading.documents, reading.documents
     due = lacking(
         (packed.batch for packed in mine),
-        lambda key: not cache.chunks.has(key),
+        cache.chunks.missing,
         batch_tokens=batch_tokens,
     )
     missing, packed = Size(), list[_Packed]()
