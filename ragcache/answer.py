@@ -12,12 +12,13 @@ from ragcache.account import account
 from ragcache.blend import Blender
 from ragcache.compiled import Compiled
 from ragcache.engine.base import Engine, Step
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.fusing import Fusing, Fusion
 from ragcache.precompute import keep, precompute
 from ragcache.resolve import chunk_keys
 from ragcache.sensitivity import measured
 from ragcache.speeds import Speeds
+from ragcache.store.aside import Aside
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, ChunkKV, Passage, Prompt, Sampling
@@ -136,6 +137,23 @@ class AnswerStream(ABC):
         """Make the answer, piece by piece, and leave it in ``_answer``."""
 
 
+def kept(answer: Answer, store: ChunkStore, keep: Callable[[], None]) -> Answer:
+    """Have what an answer missed stored, by ``keep``, if this process may write. The answer is
+    there, whatever becomes of that: its report says what was not stored, and why."""
+    why = store.refusal()
+    if why is None:
+        try:
+            keep()
+        except StoreError as error:
+            why = str(error)
+    if why is None:
+        return answer
+    missed = sum(chunk.miss is not None for chunk in answer.report.chunks)
+    note = f"nothing is stored for next time, though {missed} chunks were missing: {why}"
+    fallbacks = (*answer.report.fallbacks, note)
+    return replace(answer, report=replace(answer.report, fallbacks=fallbacks))
+
+
 class EmbeddedStream(AnswerStream):
     """An answer that this process computes."""
 
@@ -213,8 +231,8 @@ class EmbeddedStream(AnswerStream):
         )
         fusion.let_go()
         self._fusion = fusion
-        if self._keep:
-            self.keep()
+        if self._keep and self.misses:
+            self._answer = kept(self._answer, self._with.store, self.keep)
 
 
 class _Fusion(Fusion):
@@ -231,7 +249,11 @@ class _Fusion(Fusion):
     ) -> None:
         encoded = []
         if blender.placement == "overlapping":
+            if (why := given.store.refusal()) is not None:
+                given = replace(given, store=Aside(given.store))
             encoded = _encode_missing(given, prompt, blender)
+            if encoded and why is not None:
+                encoded.append(f"they are not stored for next time: {why}")
         super().__init__(
             given.fusing, prompt, blender, room=room, speeds=speeds, check=check, fallbacks=encoded
         )
@@ -259,9 +281,12 @@ class _Fusion(Fusion):
         if self.captured:
             missed = [self.resolved.keys[i] for i in sorted(self.resolved.misses)]
             notes = self.notes or [None] * len(missed)
+            lacking = set(store.missing(missed))  # another answer may have stored the others
             for key, kv, seen in zip(missed, self.captured, notes, strict=True):
-                if seen is not None or not store.has(key):  # another answer may have stored it
-                    keep(store, key, self._measured(key, kv) if seen is None else kv, seen)
+                if seen is not None:
+                    keep(store, key, kv, seen)
+                elif key in lacking:
+                    keep(store, key, self._measured(key, kv), None)
         elif self.resolved.misses and not self.given.compiled.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
@@ -302,7 +327,7 @@ def _encode_missing(given: Answering, prompt: Prompt, blender: Blender) -> list[
     keys = chunk_keys(
         prompt, given.engine.fingerprint, blender.behind, given.compiled, given.tenant
     )
-    if given.compiled.similar and not all(map(given.store.has, keys)):
+    if given.compiled.similar and given.store.missing(keys):
         raise ConfigError(
             f"mode {blender.mode} needs the KV of all chunks, and some are not stored: "
             f"they are {given.compiled.mode}, which only `ragcache index` can do. Run it."

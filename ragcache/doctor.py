@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragcache.opening import PROMPT_DATE
+from ragcache.private import private
 from ragcache.show import size
 from ragcache.store.catalog import Catalog
 from ragcache.store.disk import DiskStore
@@ -51,8 +52,9 @@ def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]
     yield _file_system(path)
     yield _readahead(path)
     yield _space(store)
-    if not store.tables.readonly:
+    if store.refusal() is None:
         yield _speed(path)
+    yield _strays(store)
     yield _map(store)
     yield _unused(store)
     yield _readers(store)
@@ -115,8 +117,9 @@ def _speed(path: Path) -> Finding:
     file = path / "writer.probe"
     data = os.urandom(1 << 20)
     try:
+        file.unlink(missing_ok=True)
         began = time.perf_counter()
-        with file.open("wb", buffering=0) as out:
+        with private(file, "xb") as out:
             for _ in range(_PROBE_BYTES >> 20):
                 out.write(data)
             os.fsync(out.fileno())
@@ -134,6 +137,18 @@ def _speed(path: Path) -> Finding:
         file.unlink(missing_ok=True)
     rates = f"{size(int(_PROBE_BYTES / wrote))}/s written, {size(int(_PROBE_BYTES / read))}/s read"
     return Finding("disk speed", "good", rates)
+
+
+def _strays(store: DiskStore) -> Finding:
+    strays = store.strays()
+    if strays:
+        return Finding(
+            "strays",
+            "look",
+            f"{len(strays)} files in {store.tables.path / 'kv'} are none of the store's, such as "
+            f"{strays[0]}: they are left alone, and may be removed",
+        )
+    return Finding("strays", "good", "none among the files of chunks")
 
 
 def _map(store: DiskStore) -> Finding:

@@ -11,6 +11,7 @@
     ├── SourceError   a document that cannot be read
     └── StoreError    a store that cannot be opened, read or written
         ├── FullError     a store that may hold no more
+        ├── LockedError   a store that another process writes
         └── RemoteError   a remote that cannot be reached, or does not let us
 
 Every message says what happened, why, and what to do about it.
@@ -62,6 +63,10 @@ class StoreError(RagCacheError):
 
 class FullError(StoreError):
     """A store that is full: its quota is used up by chunks that may not be evicted."""
+
+
+class LockedError(StoreError):
+    """A store that another process writes: it can be read all the same."""
 
 
 class RemoteError(StoreError):

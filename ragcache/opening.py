@@ -5,6 +5,7 @@ The first value that was used with a store is written down in it, so that it goe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from shlex import quote
@@ -20,12 +21,15 @@ from ragcache.models.named import full_name, was_named
 from ragcache.retriever.embed import DigestedEmbedder, Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.embedderfiles import PACKAGED
 from ragcache.settings import Settings
+from ragcache.store import shapes
 from ragcache.store.catalog import Catalog
 from ragcache.store.codecs import codec
 from ragcache.store.disk import DiskStore
+from ragcache.store.key import ChunkKey, at_level
 
 if TYPE_CHECKING:
     from ragcache.store.remote import RemoteStore
+    from ragcache.types import Fingerprint
     from ragcache.vllm.remote import VllmEngine
 
 _FIRST = "embedder_first"  # a store's setting: what its embedder was called before it was moved
@@ -42,9 +46,27 @@ def chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> i
         return settings.chunk_tokens
     recorded = catalog.get_setting("chunk_tokens")
     chosen = int(recorded) if recorded else min(256, engine.context_tokens // 32)
-    if recorded is None:
-        catalog.put_setting("chunk_tokens", str(chosen))
+    record(catalog, chunk_tokens=str(chosen))
     return chosen
+
+
+def record(catalog: Catalog, **settings: str) -> None:
+    """Write down what a store was first used with, where nothing is, and this process may write."""
+    new = {name: text for name, text in settings.items() if catalog.get_setting(name) is None}
+    if new and catalog.refusal() is None:
+        for name, text in new.items():
+            catalog.put_setting(name, text)
+
+
+def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
+    """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
+    every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
+    with store.tables.read() as txn:
+        new = shapes.unnoted(txn, every)
+    if new and store.refusal() is None:
+        with store.tables.write() as txn:
+            for fingerprint in new:
+                shapes.note(txn, fingerprint)
 
 
 def over_remote(
@@ -79,8 +101,7 @@ def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> st
     """
     recorded = catalog.get_setting("codec")
     name = codec(settings.codec or recorded or _own_precision(catalog, settings, model)).name
-    if recorded is None:
-        catalog.put_setting("codec", name)
+    record(catalog, codec=name)
     return name
 
 
@@ -107,7 +128,7 @@ def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -
         day = asked
     else:
         day = date.fromisoformat(recorded) if recorded and not asked else date.today()
-    if recorded != day.isoformat():
+    if recorded != day.isoformat() and (asked or catalog.refusal() is None):
         catalog.put_setting(PROMPT_DATE, day.isoformat())
     return engine.template_on(day)
 
@@ -118,8 +139,7 @@ def compile_mode(
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
     how = compiled(settings.compile or recorded or "prefix", engine, template)
-    if recorded is None:
-        catalog.put_setting("compile", how.mode)
+    record(catalog, compile=how.mode)
     return how
 
 
@@ -162,18 +182,22 @@ def record_embedder(catalog: Catalog, embedder: Embedder) -> None:
     name = full_name(embedder.name)
     recorded, known = catalog.get_setting("embedder"), catalog.get_setting(_DIGEST)
     digest = embedder.digest if isinstance(embedder, DigestedEmbedder) else None
+    new: dict[str, str] = {}
     if recorded is None:
-        catalog.put_setting("embedder", name)
+        new["embedder"] = name
     else:
         by_name = digest is None or known is None
         same = name == full_name(recorded) if by_name else digest == known
         _same(same, embedder.name, recorded)
         if name != full_name(recorded):  # it was moved
             if catalog.get_setting(_FIRST) is None:
-                catalog.put_setting(_FIRST, recorded)
-            catalog.put_setting("embedder", name)
+                new[_FIRST] = recorded
+            new["embedder"] = name
     if known is None and digest is not None:
-        catalog.put_setting(_DIGEST, digest)
+        new[_DIGEST] = digest
+    if new and catalog.refusal() is None:
+        for setting, text in new.items():
+            catalog.put_setting(setting, text)
 
 
 def embedder_known_as(catalog: Catalog, embedder: Embedder) -> str:

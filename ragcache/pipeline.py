@@ -77,9 +77,16 @@ class RagCache:
             opening.chunk_tokens(self.catalog, engine, settings),
             tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
         )
-        self.retriever = Retriever(self.catalog, embedder, path / "vectors.index", settings.index)
+        self.retriever = Retriever(
+            self.catalog,
+            embedder,
+            path / "vectors.index",
+            settings.index,
+            may_save=lambda: store.refusal() is None,
+        )
         pin = isinstance(engine, Engine) and engine.upload is not None
         self.remote = opening.over_remote(store, engine, settings, pin=pin)
+        opening.note_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
@@ -112,6 +119,7 @@ class RagCache:
         beside: RagCache | None = None,
         tenant: str = "",
         loading: Callable[[str], object] | None = None,
+        lazy: bool = False,
     ) -> Self:
         """Open, or make, the store in folder ``path``.
 
@@ -120,7 +128,9 @@ class RagCache:
         loaded only where this user has named them before, on this machine. Chunks computed by
         another model are misses, never answers. ``beside``: share the model and embedder of
         another one. Keys of KV are ``tenant``'s. ``loading`` is told the model's name before it is
-        loaded. Raises StoreError, ModelError or ConfigError.
+        loaded. ``lazy``: the store is there; become the one process that writes it with the first
+        change, and where another one is that, answer all the same and store nothing: reports say
+        so. Raises StoreError (LockedError without ``lazy``), ModelError or ConfigError.
         """
         from ragcache.engine.transformers import TransformersEngine, as_device
 
@@ -128,6 +138,7 @@ class RagCache:
         path = Path(path)
         store = DiskStore(
             path,
+            lazy=lazy,
             layout=settings.layout,
             map_size=1 << 40 if beside is None else _MAP_BESIDE,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
@@ -163,8 +174,7 @@ class RagCache:
             )
             opening.record_embedder(catalog, embedder)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
-            if catalog.get_setting("model") is None:
-                catalog.put_setting("model", full_name(name))
+            opening.record(catalog, model=full_name(name))
             for given in filter(None, (named, settings.embedder)):
                 remember(given)
             if beside is None and not isinstance(engine, Engine):
@@ -206,9 +216,10 @@ class RagCache:
         return [name for name in given if self.catalog.delete_document(name)]
 
     def documents(self) -> list[Entry]:
-        """All documents, by id; those whose time is over are deleted first."""
-        self.catalog.expire(time.time())
-        return self.catalog.entries()
+        """All documents, by id; those whose time is over are deleted first, or left out where
+        another process writes the store."""
+        over = self._expire()
+        return [entry for entry in self.catalog.entries() if entry.id not in over]
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Retrieve, fuse, answer. Options as for :meth:`stream`."""
@@ -301,18 +312,30 @@ class RagCache:
     ) -> list[Passage]:
         """The nearest chunks with their neighbours, chunks of a document in its order.
 
-        Documents whose time is over are deleted first.
+        Documents whose time is over are deleted first, or left out where another process writes
+        the store.
         """
         check_bytes(self.engine, question)
-        self.catalog.expire(time.time())
+        over = self._expire()
         top_k = self.settings.top_k if top_k is None else top_k
         neighbours = self.settings.neighbours if neighbours is None else neighbours
-        return self.retriever.retrieve(question, top_k, neighbours=neighbours)
+        return self.retriever.retrieve(question, top_k, neighbours=neighbours, without=over)
 
     def close(self) -> None:
-        self.chunks.close()
-        if self._hangs_up is not None:
-            self._hangs_up()
+        try:
+            self.chunks.close()
+        finally:
+            if self._hangs_up is not None:
+                self._hangs_up()
+
+    def _expire(self) -> list[str]:
+        """Delete the documents whose time is over; those that are still there all the same."""
+        now = time.time()
+        over = self.catalog.over(now)
+        if over and self.catalog.refusal() is None:
+            self.catalog.expire(now)
+            return []
+        return over
 
     def __enter__(self) -> Self:
         return self

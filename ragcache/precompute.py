@@ -112,7 +112,11 @@ def precomputing(
     yield 0, len(missing)
     placed = ((key.behind + company(key), key) for key in wanted.values())
     every = batches(placed, batch_tokens=batch_tokens)
-    for batch in lacking(every, lambda key: key.digest in missing, batch_tokens=batch_tokens):
+
+    def missing_of(some: Sequence[ChunkKey]) -> list[ChunkKey]:
+        return [key for key in some if key.digest in missing]
+
+    for batch in lacking(every, missing_of, batch_tokens=batch_tokens):
         for due in unless_stored(store, [batch]):
             store.put_all(zip(due.keys, compute(engine, due), strict=True))
             encoded, encoded_tokens = encoded + len(due), encoded_tokens + due.tokens
@@ -159,7 +163,7 @@ def batches(
 
 def lacking(
     every: Iterable[Batch],
-    is_missing: Callable[[ChunkKey], bool],
+    missing_of: Callable[[Sequence[ChunkKey]], Sequence[ChunkKey]],
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Batch]:
@@ -167,11 +171,12 @@ def lacking(
     the others lack.
 
     That rest is packed anew: of a corpus in which a chunk here and there has changed, a forward for
-    every such chunk would cost many times as much.
+    every such chunk would cost many times as much. ``missing_of`` gives those of some keys that are
+    not stored, in order; it is asked once for each batch.
     """
     rest: list[tuple[Tokens, ChunkKey]] = []
     for batch in every:
-        missing = [key for key in batch.keys if is_missing(key)]
+        missing = missing_of(batch.keys)
         if len(missing) == len(batch):
             yield batch
         else:
@@ -188,9 +193,8 @@ def incomplete(store: ChunkStore, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
 def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
     """Batches without what is stored by the time that they are asked for; none that is empty."""
     for batch in every:
-        due = tuple(incomplete(store, batch.keys))
-        if due:
-            yield replace(batch, keys=due)
+        if due := incomplete(store, batch.keys):
+            yield replace(batch, keys=tuple(due))
 
 
 def compute(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:

@@ -30,9 +30,9 @@ _BROUGHT = 4  # chunks
 class Profile:
     """The speeds of one engine over one store: measured at the first need, and recorded there.
 
-    What is recorded is for this model, device, threads, layout, tier and machine; of others there
-    are others. A store that cannot be written, and a record that is malformed, are no errors: it
-    is measured again by the next process.
+    What is recorded is for this model, device, kernels, threads, layout, tier and machine; of
+    others there are others. A store that cannot be written, and a record that is malformed, are no
+    errors: it is measured again by the next process.
     """
 
     def __init__(self, engine: ChunkEngine, store: ChunkStore, catalog: Catalog) -> None:
@@ -66,6 +66,9 @@ class Profile:
             return None
         self._known = replace(speeds, measured=f"{datetime.now():%F %R}")
         logger.info("speeds measured in %.1f s: %s", time.perf_counter() - began, self._known)
+        if (why := self.catalog.refusal()) is not None:
+            logger.info("the measured speeds are not recorded: %s", why)
+            return self._known
         try:
             self.catalog.put_setting(self.setting, self._known.as_json())
         except StoreError as error:
@@ -101,6 +104,7 @@ def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
     below = getattr(below, "disk", below)  # of a remote, what is measured is here
     device = str(getattr(engine, "device", ""))
     on = [
+        getattr(engine, "kernel_names", ""),
         engine.fingerprint.digest.hex(),  # the codec is in it
         device,
         torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),

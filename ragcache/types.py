@@ -108,16 +108,23 @@ class Fingerprint:
 
     ``fields`` maps a field's name (``weights``, ``config``, ``tokenizer``, ``template``,
     ``dtype``, ``codec``, ``adapter``, ``format``) to its value or digest; ``name`` is for people
-    and takes no part in equality.
+    and takes no part in equality. ``spec`` is the shape that its KV has, where that is known: it
+    follows from the fields, and takes no part either.
     """
 
     fields: tuple[tuple[str, str], ...]
     name: str = field(default="", compare=False)
+    spec: KVSpec | None = field(default=None, compare=False)
 
     @property
     def digest(self) -> bytes:
         """blake3 over the fields, 32 bytes."""
         return _digest(self.fields)
+
+    @property
+    def codec(self) -> str:
+        """How the KV is stored."""
+        return dict(self.fields).get("codec", "raw")
 
     def __str__(self) -> str:
         return f"{self.name or 'model'}@{self.digest.hex()[:8]}"

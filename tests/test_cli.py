@@ -281,6 +281,9 @@ def test_profile_measures_what_auto_goes_by(run: Run, notes: Path, model: Path) 
     assert code == 1 and "there is no store in ragcache-store" in err
     Path("ragcache-store").mkdir()
     code, _, err = run("profile", "--model", model)
+    assert code == 1 and "no store in" in err and "make one with `ragcache index`" in err
+    DiskStore("ragcache-store").close()
+    code, _, err = run("profile", "--model", model)
     assert code == 1 and "holds no KV that this model can use" in err
     run("index", notes, "--model", model)
     code, out, err = run("profile")

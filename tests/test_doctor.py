@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,10 +85,19 @@ def test_a_reader_that_stays_is_named(store: DiskStore, monkeypatch: pytest.Monk
     assert finding.state == "look" and "for 4" in finding.detail
 
 
+def test_strays_are_worth_a_look(store: DiskStore) -> None:
+    folder = store.tables.path / "kv"
+    folder.mkdir(exist_ok=True)
+    (folder / ".DS_Store").write_text("not ours")
+    finding = next(f for f in examine(store) if f.what == "strays")
+    assert finding.state == "look" and ".DS_Store" in finding.detail
+
+
 def test_a_store_of_another_model_is_bad(store: DiskStore) -> None:
     engine = models.engine("llama")
     finding = next(f for f in examine(store, engine) if f.what == "model")
     assert finding.state == "bad" and "can use 0 of 1 chunks: they are for tiny@" in finding.detail
-    store.put(mine := make_key(3, engine.fingerprint), make_kv(mine))
+    shapeless = replace(engine.fingerprint, spec=None)
+    store.put(mine := make_key(3, shapeless), make_kv(mine))
     finding = next(f for f in examine(store, engine) if f.what == "model")
     assert finding.state == "good" and "can use 1 of 2 chunks" in finding.detail

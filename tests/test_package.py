@@ -63,7 +63,7 @@ LAYERS = (
     },
     {"settings"},
     {"blend", "store", "retriever", "engine", "models"},
-    {"types", "errors", "blocks", "text", "several"},
+    {"types", "errors", "blocks", "text", "several", "private"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -79,7 +79,9 @@ def test_what_is_missing_is_whole_batches_and_then_the_rest_packed_anew() -> Non
     every = list(batches([((1, 9), key) for key in keys], batch_tokens=9))
     assert [len(batch) for batch in every] == [3, 3, 3, 3]
     stored = {keys[0], keys[4], *keys[6:9]}
-    left = list(lacking(every, lambda key: key not in stored, batch_tokens=9))
+    left = list(
+        lacking(every, lambda keys: [key for key in keys if key not in stored], batch_tokens=9)
+    )
     assert left == [every[3], Batch((1, 9), (keys[1], keys[2], keys[3])), Batch((1, 9), (keys[5],))]
 
 

@@ -119,6 +119,10 @@ def test_it_is_measured_once_and_kept(cache: RagCache, monkeypatch: pytest.Monke
     assert cache.speeds() is first
     again = Profile(cache.engine, cache.chunks, cache.catalog)
     assert again.speeds(list) == first  # another process reads what was recorded
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.engine, "kernel_names", "triton, Flash")
+        other = Profile(cache.engine, cache.chunks, cache.catalog)
+        assert other.setting != again.setting and other.recorded() is None
     monkeypatch.setattr(profile, "measured", lambda *_: SPEEDS)
     anew = cache.speeds(anew=True)
     assert anew is not None and anew.row_s == SPEEDS.row_s

@@ -31,6 +31,7 @@ from ragcache.blend import blender
 from ragcache.errors import RagCacheError, SourceError
 from ragcache.models.named import full_name
 from ragcache.offline.order import by_chunks
+from ragcache.private import private
 from ragcache.text import whole_in
 from ragcache.types import Chunk, Passage
 
@@ -108,7 +109,7 @@ def answering(
     resumed = len(results)
     left = [request for request in requests if request.number not in results]
     asks = dict[int, Ask]()
-    with part.open("ab") as kept:
+    with private(part, "ab") as kept:
 
         def keep(request: Request, result: dict[str, Any]) -> None:
             results[request.number] = result
@@ -283,7 +284,7 @@ def _kept(part: Path, requests: list[Request]) -> dict[int, dict[str, Any]]:
 def _write(out: Path, results: list[dict[str, Any]]) -> None:
     """All results, in the place of what was there, in one go."""
     new = out.with_name(f"{out.name}.new")
-    with new.open("wb") as file:
+    with private(new, "wb") as file:
         file.writelines(_lines(results))
         file.flush()
         os.fsync(file.fileno())

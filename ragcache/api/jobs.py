@@ -143,7 +143,7 @@ class Jobs:
             catalog = self._service.cache(tenant).catalog
             promise = catalog.promise(names) if index else None
             work = _Work(job, names, expires, pinned, index, promise)
-            catalog.put_setting(_TEXTS + job.id, texts)
+            catalog.put_text(_TEXTS + job.id, texts)
             self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
             self._record(work)
             works[job.id] = work
@@ -280,7 +280,7 @@ class Jobs:
     def _before(self, work: _Work) -> Generator[Step, None, Split | OfflineWork | None]:
         """On the thread aside: see :meth:`_begin`. None where the texts are not needed any more."""
         cache = self._service.cache(work.job.tenant)
-        texts = cache.catalog.get_setting(_TEXTS + work.job.id)
+        texts = cache.catalog.get_text(_TEXTS + work.job.id)
         if texts is None and work.index:
             return None
         given = [Document(*fields) for fields in json.loads(texts or "[]")]
@@ -305,9 +305,9 @@ class Jobs:
         cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
         if isinstance(before, OfflineWork):
             finished = yield from finishing(cache, before)
-            cache.catalog.drop_setting(name)
+            cache.catalog.drop_text(name)
             return finished
-        texts = cache.catalog.get_setting(name)
+        texts = cache.catalog.get_text(name)
         if texts is None:
             return (yield from cache.indexing.computing(work.documents, batch_tokens=BATCH_TOKENS))
         steps = cache.indexing.adding(
@@ -327,7 +327,7 @@ class Jobs:
                 added: Added = end.value
                 return added
             if step[0] == "precompute" and not indexed:
-                indexed = cache.catalog.drop_setting(name)
+                indexed = cache.catalog.drop_text(name)
             yield step
 
     def _ended(self, work: _Work, state: State, message: str) -> None:
@@ -370,7 +370,7 @@ class Jobs:
             catalog = self._service.cache(tenant).catalog
             if work.promise is not None:
                 catalog.withdraw(work.promise, work.documents)
-            catalog.drop_setting(_TEXTS + id)
+            catalog.drop_text(_TEXTS + id)
             catalog.drop_setting(_RECORD + id)
             del self._of(tenant)[id]
 

@@ -7,18 +7,17 @@ nothing else, whatever is in the documents.
 from __future__ import annotations
 
 import json
-import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from ragcache.api.reporting import report_json, store_json
 from ragcache.errors import ConfigError
+from ragcache.private import private
 from ragcache.text import whole
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
         "stats": store_json(cache.chunks, cache.traffic()),
     }
     try:
-        with open(path, "w", encoding="utf-8", opener=_private) as file:
-            file.write(html(data))
+        with private(path, "wb") as file:
+            file.write(html(data).encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the report to {path}: {error.strerror}. Name a file in a folder that "
@@ -93,13 +92,6 @@ def html(data: Mapping[str, Any]) -> str:
         f'{body}<script type="application/json" id="ragcache-data">{_inside(data)}</script>\n'
         f"<script>{script}</script>\n</body>{end}"
     )
-
-
-def _private(path: str, flags: int) -> int:
-    file = os.open(path, flags, 0o600)
-    if S_ISREG(os.fstat(file).st_mode):  # not a pipe or a terminal, which are somebody else's
-        os.fchmod(file, 0o600)
-    return file
 
 
 def _inside(data: Mapping[str, Any]) -> str:

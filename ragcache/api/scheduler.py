@@ -111,9 +111,9 @@ class Scheduler:
 
     def later(self, work: Callable[[], None]) -> bool:
         """Do this when nothing else waits; its errors are logged. Returns False, and does not take
-        it, where ``queue`` of these wait already."""
+        it, where ``queue`` of these wait already, or all ends."""
         with self._lock:
-            if len(self._later) >= self.queue:
+            if self._draining or len(self._later) >= self.queue:
                 return False
             self._put_off(self._later, lambda: None if self._ending else work())
         return True
@@ -252,7 +252,10 @@ class Scheduler:
                 if self._closed:
                     break
                 do = self._next()
-            do()
+            try:
+                do()
+            except BaseException:  # whatever it was, all who wait would wait for ever
+                logger.exception("a step of the engine has failed")
             del do  # what it holds is memory
         while self._active:  # a step did not end in time
             self._end(self._active[0], "failed", GivenUp())
@@ -350,7 +353,7 @@ class Scheduler:
         began = time.monotonic()
         try:
             again = work() is True and again
-        except Exception:
+        except BaseException:
             logger.exception("work that nobody waits for has failed")
             again = False
         took = time.monotonic() - began
@@ -371,10 +374,14 @@ class Scheduler:
             spent = ticket._spent_s + time.monotonic() - began
             self._question_s += 0.2 * (spent - self._question_s)
             self._end(ticket, "done", None)
-        except Exception as error:
-            if not isinstance(error, (GivenUp, TooLate, RagCacheError)):
-                logger.exception("a question has failed")
+        except (GivenUp, TooLate, RagCacheError) as error:
             self._end(ticket, "failed", error)
+        except Exception as error:
+            logger.exception("a question has failed")
+            self._end(ticket, "failed", error)
+        except BaseException as error:  # a panic of a library in Rust, say: the thread goes on
+            logger.exception("a question has failed")
+            self._end(ticket, "failed", RuntimeError(f"{type(error).__name__}: {error}"))
         else:
             ticket._spent_s += time.monotonic() - began
             if piece is not WAITS:
@@ -391,13 +398,13 @@ class Scheduler:
         try:
             if (close := getattr(steps, "close", None)) is not None:
                 close()
-        except Exception:
+        except BaseException:
             logger.exception("a question could not be closed")
 
     def _tell(self, ticket: Ticket, how: str, what: Any) -> None:
         """Tell, and log what the listener raises: it must not end the thread that all share."""
         try:
             ticket.told(how, what)
-        except Exception:
+        except BaseException:
             logger.exception("a question could not be told of its %s", how)
             ticket.give_up()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -69,7 +70,8 @@ class Service:
         self.guard = guard  # None: nobody compares answers with full prefill
         self.ends: list[Callable[[], None]] = []  # told when nothing is done any more
         self._caches = {"": own}
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # of what is known; never held while a store is opened
+        self._opening: dict[str, threading.Lock] = {}
 
     @classmethod
     def open(
@@ -92,13 +94,17 @@ class Service:
 
     def cache(self, tenant: str) -> RagCache:
         """The tenant's own RagCache. ConfigError for a name that is not valid."""
-        with self._opening:
-            if tenant not in self._caches:
-                path = made_tenant_folder(Path(self.settings.store), tenant)
-                self._caches[tenant] = RagCache.open(
-                    path, settings=self.settings, beside=self.own, tenant=tenant
-                )
-            return self._caches[tenant]
+        with self._lock:
+            opening = self._opening.setdefault(tenant, threading.Lock())
+        with opening:
+            with self._lock:
+                if (known := self._caches.get(tenant)) is not None:
+                    return known
+            path = made_tenant_folder(Path(self.settings.store), tenant)
+            cache = RagCache.open(path, settings=self.settings, beside=self.own, tenant=tenant)
+            with self._lock:
+                self._caches[tenant] = cache
+            return cache
 
     def ask(
         self,
@@ -287,14 +293,17 @@ class Service:
 
     def caches(self) -> list[RagCache]:
         """Those that are open."""
-        with self._opening:
+        with self._lock:
             return list(self._caches.values())
 
     def close(self, seconds: float = 30.0) -> None:
         """Finish what was begun, for so long; then close all stores."""
-        self.drain(seconds)
-        for cache in self.caches():
-            cache.close()
+        try:
+            self.drain(seconds)
+        finally:
+            with ExitStack() as every:  # each is closed whatever becomes of the others
+                for cache in self.caches():
+                    every.callback(cache.close)
 
     def __enter__(self) -> Self:
         return self

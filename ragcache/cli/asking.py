@@ -24,6 +24,7 @@ from ragcache.cli.options import (
     RequireChunks,
     Store,
     Tenant,
+    check_free,
     figures,
     named_if_blank,
     opened,
@@ -83,6 +84,7 @@ def index(
     from ragcache.retriever.source import find
 
     ttl_s = None if ttl is None else seconds(ttl)
+    check_free(Settings.load(store=store).store)
     errors: list[Any] = []
     try:
         on_error = errors.append if skip_errors else None
@@ -232,7 +234,7 @@ def query(
         blender(other)
     if report is not None:
         page.check(report)
-    with opened(settings, must_exist=True, tenant=tenant) as cache:
+    with opened(settings, lazy=True, tenant=tenant) as cache:
         stream = cache.stream(question, sampling=sampling)
         if stream.no_chunks is not None:
             named = f" --tenant {tenant}" if tenant else ""
@@ -315,6 +317,7 @@ def serve(
     levels: Levels = None,
 ) -> None:
     """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
+    check_free(Settings.load(store=store).store)
     from ragcache.api.serve import serve as run
 
     run(

@@ -40,6 +40,7 @@ from ragcache.cli.options import (
 )
 from ragcache.cli.output import INTERRUPTED, as_json
 from ragcache.errors import ConfigError, SourceError
+from ragcache.private import private
 from ragcache.settings import Settings
 from ragcache.show import corpora
 from ragcache.show.stages import COMPUTING
@@ -139,7 +140,8 @@ def precompute(
             out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
     found = corpora.report_json(work, rate, done, state, skipped)
     if report is not None:
-        report.write_text(as_json(found) + "\n", encoding="utf-8")
+        with private(report, "wb") as file:
+            file.write((as_json(found) + "\n").encode())
     figures(found)
     if state == "interrupted":
         raise typer.Exit(INTERRUPTED)
@@ -196,7 +198,7 @@ def batch(
         settings = settings.model_copy(update={"ram_bytes": ByteSize(1 << 30)})
     requests = read(questions)
     began = time.perf_counter()
-    with opened(settings, must_exist=True, tenant=tenant) as cache, progress() as told:
+    with opened(settings, lazy=True, tenant=tenant) as cache, progress() as told:
         done = through(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(

@@ -145,7 +145,7 @@ def calibrate(
     if path.suffix in {".jsonl", ".json"}:
         contexts = load(path)
     else:
-        with opened(settings, must_exist=True) as cache:
+        with opened(settings, lazy=True) as cache:
             contexts = choosing.retrieved(path, cache)
             _check_chunks(contexts, str(path), cache.no_chunks())
             settings = choosing.of_store(settings, cache)
@@ -253,9 +253,9 @@ def profile(
 ) -> None:
     """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
-    with opened(settings, must_exist=True) as cache:
+    with opened(settings, lazy=True) as cache:
         with waiting("measuring the model and the store"):
-            speeds = cache.speeds(anew=True)
+            speeds, why = cache.speeds(anew=True), cache.catalog.refusal()
     if speeds is None:
         raise StoreError(
             f"{settings.store} holds no KV that this model can use, so there is no loading to "
@@ -263,6 +263,8 @@ def profile(
         )
     out.print(speed_table(speeds))
     figures(json.loads(speeds.as_json()))
+    if why is not None:
+        tell("note", f"these speeds are not recorded: {why}")
 
 
 def simulate(

@@ -150,6 +150,13 @@ def check_exists(store: Path) -> None:
         )
 
 
+def check_free(store: Path) -> None:
+    """Raise LockedError, before anything is loaded or read, where another process writes it."""
+    from ragcache.store.directory import check_free
+
+    check_free(store)
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Without looking for garbage, which takes a sixth of the time to start and finds none: what is
@@ -164,23 +171,30 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def opened(
-    settings: Settings, *, must_exist: bool = False, tenant: str | None = None
+    settings: Settings,
+    *,
+    must_exist: bool = False,
+    lazy: bool = False,
+    tenant: str | None = None,
 ) -> Iterator[Any]:
-    """The RagCache of the store, or of a tenant's below it, with its model."""
+    """The RagCache of the store, or of a tenant's below it, with its model; ``lazy`` as for
+    :meth:`RagCache.open`."""
     path = tenant_folder(settings.store, tenant or "")
-    if must_exist:
+    if must_exist or lazy:
         check_exists(path)
+    if not lazy:
+        check_free(settings.store)
     with _uncollected():
         from ragcache.pipeline import RagCache
 
-        opening = RagCache.open(settings.store, settings=settings, loading=loading)
+        opening = RagCache.open(settings.store, settings=settings, loading=loading, lazy=lazy)
     with opening as own:
         _tell_of_tiny(own)
         if not tenant:
             yield own
             return
         made_tenant_folder(settings.store, tenant)
-        with RagCache.open(path, settings=settings, beside=own, tenant=tenant) as cache:
+        with RagCache.open(path, settings=settings, beside=own, tenant=tenant, lazy=lazy) as cache:
             yield cache
 
 

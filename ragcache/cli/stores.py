@@ -23,6 +23,7 @@ from ragcache.cli.options import (
     opened,
     out,
     progress,
+    tell,
     waiting,
 )
 from ragcache.errors import ConfigError, StoreError
@@ -113,12 +114,14 @@ def verify(
     with _store(store, readonly=not repair) as chunks:
         with progress() as told:
             bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
-        count = chunks.stats().chunks
+        count, strays = chunks.stats().chunks, chunks.strays()
     for digest, wrong in bad.items():
         out.print(f"{digest[:16]}  {wrong}", highlight=False)
     done = "dropped" if repair else "damaged"
     out.print(f"{count} chunks, {len(bad)} records {done}", highlight=False)
-    figures({"chunks": count, "damaged": bad, "repaired": repair})
+    figures({"chunks": count, "damaged": bad, "repaired": repair, "strays": len(strays)})
+    if strays:
+        tell("note", f"{len(strays)} files below kv are none of the store's, such as {strays[0]}")
     if bad and not repair:
         raise typer.Exit(1)
 
@@ -153,7 +156,7 @@ def doctor(store: Store = None, model: Model = None) -> None:
     from ragcache.opening import model_of
     from ragcache.store import Catalog
 
-    with _store(store) as chunks:
+    with _store(store, lazy=True) as chunks:
         engine = None
         if model or Catalog(chunks).get_setting("model"):
             name = model_of(Catalog(chunks), model or "")
@@ -182,10 +185,10 @@ def push(
     with ExitStack() as stack:
         told = stack.enter_context(progress())
         if settings.levels:
-            cache = stack.enter_context(opened(settings, must_exist=True))
+            cache = stack.enter_context(opened(settings, lazy=True))
             both, wanted = cache.remote, cache.levels()
         else:
-            both, wanted = stack.enter_context(_shared(store, remote)), {}
+            both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
         done = run(both.disk, both.objects, levels=wanted, progress=partial(told, "push"))
         out.print(moved(done, "pushed"), highlight=False)
@@ -222,6 +225,7 @@ def _store(
     path: Path | None,
     *,
     readonly: bool = False,
+    lazy: bool = False,
     bounded: bool = False,
     tenant: str | None = None,
 ) -> DiskStore:
@@ -236,6 +240,7 @@ def _store(
     return DiskStore(
         folder,
         readonly=readonly,
+        lazy=lazy,
         layout=settings.layout,
         quota=quota,
         policy=settings.eviction,
@@ -243,7 +248,12 @@ def _store(
 
 
 def _shared(
-    path: Path | None, remote: str | None, tenant: str | None = None, *, bounded: bool = False
+    path: Path | None,
+    remote: str | None,
+    tenant: str | None = None,
+    *,
+    lazy: bool = False,
+    bounded: bool = False,
 ) -> RemoteStore:
     """A store over its remote, without a model; ConfigError where none is set."""
     url = Settings.load(remote=remote).remote
@@ -251,7 +261,7 @@ def _shared(
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
     from ragcache.store.remote import shared
 
-    chunks = _store(path, bounded=bounded, tenant=tenant)
+    chunks = _store(path, lazy=lazy, bounded=bounded, tenant=tenant)
     try:
         return shared(chunks, url)
     except BaseException:

@@ -227,6 +227,7 @@ class Engine(ChunkEngine, Prefiller):
 
     sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
     kernels: str = ""  # what KV is placed and a few rows attend with, for people
+    kernel_names: str = ""  # the same without times, to compare
 
     @abstractmethod
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:

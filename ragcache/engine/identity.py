@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ragcache.engine.decode import end_tokens
@@ -58,7 +58,10 @@ class Identity:
         return cls(
             tokenizer,
             spec,
-            fingerprint(model, tokenizer, checkpoint.name, codec=codec, weights=digest),
+            replace(
+                fingerprint(model, tokenizer, checkpoint.name, codec=codec, weights=digest),
+                spec=spec,
+            ),
             context_tokens(config),
             sum(weight.numel() for weight in model.parameters()),
             int(heads),

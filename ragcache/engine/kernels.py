@@ -44,6 +44,12 @@ class Kernels:
     attention: type[Selected] | None = None
     about: str = "torch"  # for people
 
+    @property
+    def names(self) -> str:
+        """What places and what attends, by name: the same in every process that chose the same."""
+        placing = "torch" if self.place is None else "triton"
+        return f"{placing}, {'torch' if self.attention is None else self.attention.__name__}"
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -89,9 +89,11 @@ class TransformersEngine(Tokenizing, Engine):
         shape = Shape(*heads, self.spec.head_dim, dtype, self.device)
         chosen = choose(kernels, shape, self._layers.rope)
         self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
+        self.kernel_names = chosen.names
         self.packs = True  # whether several chunks are encoded in one forward
         self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
-        self.fingerprint = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
+        own = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
+        self.fingerprint = replace(own, spec=self.spec)
         found = kept("check", self._known_by(), self._checked) if stock else self._checked()
         self.watchable, self.packs = (what in found.split() for what in ("watchable", "packable"))
 

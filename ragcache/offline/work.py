@@ -11,6 +11,7 @@ import re
 from array import array
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
@@ -185,7 +186,7 @@ def planning(
         yield "plan", reading.documents, reading.documents
     due = lacking(
         (packed.batch for packed in mine),
-        lambda key: bool(incomplete(cache.chunks, [key])),
+        partial(incomplete, cache.chunks),
         batch_tokens=batch_tokens,
     )
     missing, packed = Size(), list[_Packed]()

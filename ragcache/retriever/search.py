@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -50,6 +50,8 @@ class Retriever:
     and else builds it from the catalog's vectors, logs why, and saves it. Any number of threads
     may retrieve while one refreshes: a new index replaces the old one, none is changed in place.
 
+    ``may_save``: whether this process may write the file now; asked each time before it does.
+
     Raises ConfigError for an unknown kind, and where the catalog's vectors are not as long as the
     embedder's.
     """
@@ -60,6 +62,8 @@ class Retriever:
         embedder: Embedder,
         index_path: Path,
         kind: Literal["faiss", "numpy"] = "faiss",
+        *,
+        may_save: Callable[[], bool] = lambda: True,
     ):
         if kind not in _KINDS:
             raise ConfigError(f"index kind is {kind!r}: choose one of {', '.join(_KINDS)}")
@@ -67,7 +71,7 @@ class Retriever:
         self.embedder = embedder
         self.index_path = index_path
         self._kind = _KINDS[kind]
-        self._lock = Lock()
+        self._lock, self._may_save = Lock(), may_save
         generation = catalog.generation
         index, reason = self._kind.load(
             index_path, dimension=embedder.dimension, generation=generation
@@ -100,7 +104,9 @@ class Retriever:
             self._save()
         return changed
 
-    def retrieve(self, question: str, k: int, *, neighbours: int = 0) -> list[Passage]:
+    def retrieve(
+        self, question: str, k: int, *, neighbours: int = 0, without: Iterable[str] = ()
+    ) -> list[Passage]:
         """The k chunks nearest to the question, and ``neighbours`` chunks before and after each.
 
         Documents come in the order of their best score, and the chunks of one document together,
@@ -109,8 +115,8 @@ class Retriever:
         the score of its hit, the best of them if there are several; a hit has its own.
 
         The index is brought up to the catalog first, so that a chunk that was replaced or deleted
-        is not found. [] where there is nothing to search. Raises PromptError for an empty
-        question, ConfigError for k < 1 or neighbours < 0.
+        is not found; nor are those of the documents ``without``. [] where there is nothing to
+        search. Raises PromptError for an empty question, ConfigError for k < 1 or neighbours < 0.
         """
         _check_k(k)
         if neighbours < 0:
@@ -121,9 +127,11 @@ class Retriever:
         _, index = self._current
         if not len(index):
             return []
-        scores, rows = index.search(self.embed_question(question)[None], k)
-        hits = dict(zip(rows[0].tolist(), scores[0].tolist(), strict=True))  # best first
-        return self._arrange(hits, neighbours)
+        hidden = {row for document in without for row in self.catalog.rows_of(document)}
+        scores, rows = index.search(self.embed_question(question)[None], k + len(hidden))
+        found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)  # best first
+        hits = [(row, score) for row, score in found if row not in hidden]
+        return self._arrange(dict(hits[:k]), neighbours)
 
     def ranked(self, question: str | Vectors, k: int) -> list[tuple[int, Passage]]:
         """Rows and passages of the k nearest chunks, the nearest first, up to date as above.
@@ -219,6 +227,8 @@ class Retriever:
         return generation, index
 
     def _save(self) -> None:
+        if not self._may_save():
+            return
         generation, index = self._current
         try:
             index.save(self.index_path, generation)

@@ -62,6 +62,7 @@ def moved(done: Moved, what: str) -> str:
         f"chunks {what}": done.moved,
         "were there": done.there,
         "damaged": done.damaged,
+        "foreign (see the log)": done.foreign,
         "had no room": done.no_room,
         "of another kind": done.other,
     }

@@ -13,13 +13,14 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from ragcache.errors import FullError, StoreError
+from ragcache.errors import FullError, LockedError, StoreError
 from ragcache.store.base import Miss
+from ragcache.store.counts import Counts
 from ragcache.store.disk import DiskStore
 from ragcache.store.header import Header
 from ragcache.store.link import AT_ONCE
 from ragcache.store.objects import ChunkObjects
-from ragcache.store.record import Record
+from ragcache.store.record import Record, undecodable
 
 if TYPE_CHECKING:
     from ragcache.store.codecs.base import Bytes
@@ -49,7 +50,7 @@ class Arrivals:
         self._disk, self._objects = disk, objects
         self._most = inf if disk.quota.total is None else disk.quota.total
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts = Counts()
         self._holders: Counter[bytes] = Counter()
         self._arriving: dict[bytes, _Arriving] = {}
         self._bytes = 0  # of all that arrives, whole
@@ -58,9 +59,9 @@ class Arrivals:
 
     @property
     def counts(self) -> Counter[str]:
-        """Since it was made: ``read_bytes``, chunks ``kept`` on disk, and those ``not_kept``."""
-        with self._lock:
-            return self._counts.copy()
+        """Since it was made: ``read_bytes``, chunks ``kept`` on disk, and those ``not_kept``,
+        for want of room, because another process writes, or because they cannot be used."""
+        return self._counts.snapshot()
 
     @contextmanager
     def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
@@ -87,7 +88,7 @@ class Arrivals:
         found = self._objects.layer(key, layer)
         if not isinstance(found, Miss):
             header, raw = found
-            self._count("read_bytes", len(raw))
+            self._counts.add("read_bytes", len(raw))
             self._gather(key, layer, header, raw)
         return found
 
@@ -96,7 +97,7 @@ class Arrivals:
         while True:
             parts = list(self.pool.map(partial(self._objects.layer, key), layers))
             there = [part for part in parts if not isinstance(part, Miss)]
-            self._count("read_bytes", sum(len(raw) for _, raw in there))
+            self._counts.add("read_bytes", sum(len(raw) for _, raw in there))
             for part in parts:
                 if isinstance(part, Miss):
                     return part
@@ -105,12 +106,16 @@ class Arrivals:
                 return Record(header, tuple(raw for _, raw in there))
 
     def enter(self, record: Record) -> None:
-        """Keep a chunk on disk, where there is room for it."""
+        """Keep a chunk on disk, where it can be used, and there is room for it."""
+        if (miss := undecodable(record)) is not None:
+            logger.warning("chunk %s is not kept: %s", record.header.key.hex()[:12], miss.detail)
+            self._counts.add("not_kept")
+            return
         try:
             if self._disk.enter(record):
-                self._count("kept")
-        except FullError:
-            self._count("not_kept")
+                self._counts.add("kept")
+        except (FullError, LockedError):
+            self._counts.add("not_kept")
 
     def flush(self) -> None:
         """Wait until all that has come is on disk."""
@@ -144,11 +149,11 @@ class Arrivals:
                 raws = {**chunk.raws, **dict(zip(left, more.raws, strict=True))}
                 self.enter(Record(chunk.header, tuple(raws[n] for n in sorted(raws))))
         except StoreError as error:
+            self._counts.add("not_kept")
             logger.warning("chunk %s is not kept on disk: %s", key.digest.hex()[:12], error)
+        except Exception:  # nobody asks what became of it
+            self._counts.add("not_kept")
+            logger.exception("chunk %s is not kept on disk", key.digest.hex()[:12])
         finally:
             with self._lock:
                 self._bytes -= chunk.header.payload_bytes
-
-    def _count(self, what: str, more: int = 1) -> None:
-        with self._lock:
-            self._counts[what] += more

@@ -34,7 +34,7 @@ class Stored:
     key: ChunkKey
     spec: KVSpec
     tokens: int
-    payload_bytes: int  # of all layers, as they are stored
+    layer_sizes: tuple[int, ...]  # bytes of each layer, as it is stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
     version: int = 0  # another one for every put: what was found is what is there if it is equal
     distant: bool = field(default=False, compare=False)  # to be read over a network
@@ -43,6 +43,11 @@ class Stored:
     @property
     def codec(self) -> str:
         return self.key.codec
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all layers, as they are stored."""
+        return sum(self.layer_sizes)
 
     @property
     def layer_bytes(self) -> int:
@@ -244,6 +249,11 @@ class ChunkStore(ABC):
     @abstractmethod
     def credit(self, worth: Mapping[ChunkKey, float]) -> None:
         """Add to the scores of variants; those that are gone are passed over."""
+
+    def refusal(self) -> str | None:
+        """Why nothing can be put or deleted now, another process being the writer; None where it
+        can. It is tried, and not waited for."""
+        return None
 
     def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
         """These are being read: none of them is evicted while this lasts."""

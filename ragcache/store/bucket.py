@@ -1,9 +1,9 @@
 """An object store, with everything that a network does to it: time-outs, retries, outages.
 
-obstore speaks to S3 and what is compatible with it, Google Cloud Storage, Azure, and a folder. Its
-own retries are turned off: here they are counted, they also follow bytes that fail a checksum, and
-a remote that does not answer is left alone for a while, so that not every chunk of a prompt waits
-for it in vain.
+obstore speaks to S3 and what is compatible with it, Google Cloud Storage and Azure; a folder is
+read and written here (folder.py). Retries are ours: they are counted, they also follow bytes that
+fail a checksum, and a remote that does not answer is left alone for a while, so that not every
+chunk of a prompt waits for it in vain.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from ragcache.errors import ConfigError, RemoteError
+from ragcache.store.base import Miss
+from ragcache.store.counts import Counts
+from ragcache.store.folder import Folder, NotAnObject
 
 try:
     import obstore
@@ -34,14 +37,12 @@ try:
         PreconditionError,
         UnauthenticatedError,
     )
-    from obstore.store import LocalStore, from_url
+    from obstore.store import from_url
 except ImportError:
     raise ConfigError("a remote needs obstore: pip install 'ragcache-fusion[s3]'") from None
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
-
-    from ragcache.store.base import Miss
 
 Found = TypeVar("Found")
 
@@ -76,7 +77,8 @@ class Got:
 
 
 class Again(Exception):
-    """Raised for bytes that fail their check: they may have been damaged on the way."""
+    """Raised for bytes that fail their check: they may have been damaged on the way. What is no
+    object at all is not asked for again."""
 
     def __init__(self, miss: Miss) -> None:
         super().__init__(miss.detail)
@@ -97,15 +99,20 @@ class Bucket:
         self._reads = opened(url, patience, patience.read_s)
         self._writes = opened(url, patience, patience.write_s)
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts = Counts()
         self._resting = 0.0  # until when
 
     @property
     def counts(self) -> Counter[str]:
         """Since it was opened: ``requests``; of them, ``retries``; operations that ``failed`` in
         the end; and those ``refused`` during a rest."""
+        return self._counts.snapshot()
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it failed moments ago, and is not asked for a while."""
         with self._lock:
-            return self._counts.copy()
+            return self._resting > time.monotonic()
 
     def get(
         self,
@@ -126,6 +133,8 @@ class Bucket:
             options["if_match"] = tag
 
         def read() -> Found:
+            if isinstance(self._reads, Folder):
+                return check(Got(*self._in_folder(self._reads, name, start, end, tag)))
             try:
                 found = obstore.get(self._reads, name, options=cast(Any, options))
                 data = found.bytes()
@@ -140,6 +149,8 @@ class Bucket:
 
         try:
             return self._tried(f"read {name}", read)
+        except NotAnObject as error:
+            raise Again(Miss("foreign", str(error))) from error
         except (FileNotFoundError, PreconditionError):
             return None
 
@@ -150,14 +161,16 @@ class Bucket:
         condition: what is there is replaced.
         """
         try:
-            self._tried(f"write {name}", lambda: self._put(name, data, tag))
+            return self._tried(f"write {name}", lambda: self._put(name, data, tag))
         except (AlreadyExistsError, PreconditionError, FileNotFoundError):
             return False
-        return True
 
     def delete(self, *names: str) -> None:
         """Remove objects; those that are not there are no error."""
         for name in names:  # bulk deletion is not what every compatible store can do
+            if isinstance(self._writes, Folder):
+                self._tried(f"delete {name}", partial(self._writes.delete, name))
+                continue
             with suppress(FileNotFoundError):
                 self._tried(f"delete {name}", partial(obstore.delete, self._writes, name))
 
@@ -165,30 +178,43 @@ class Bucket:
         """Names and sizes of the objects in the folder ``prefix``, in no order."""
 
         def all_pages() -> list[tuple[str, int]]:  # a listing that failed cannot be gone on with
+            if isinstance(self._reads, Folder):
+                return self._reads.list(prefix)
             pages = obstore.list(self._reads, prefix)
             return [(each["path"], each["size"]) for page in pages for each in page]
 
         return self._tried(f"list {prefix}", all_pages)
 
-    def _put(self, name: str, data: bytes | bytearray, tag: str | None) -> None:
+    def _in_folder(
+        self, folder: Folder, name: str, start: int, end: int, tag: str | None
+    ) -> tuple[bytes, int, str]:
+        found = folder.read(name, start, end)
+        if tag is not None and found.tag != tag:
+            raise FileNotFoundError(f"{name} is another object by now")
+        return found
+
+    def _put(self, name: str, data: bytes | bytearray, tag: str | None) -> bool:
+        if isinstance(self._writes, Folder):
+            return self._writes.write(name, data, replacing=tag is not None)
         mode: Any = "create" if tag is None else {"e_tag": tag}
         try:
             obstore.put(self._writes, name, data, mode=mode, use_multipart=False)
         except NotImplementedError:
             obstore.put(self._writes, name, data, use_multipart=False)
+        return True
 
     def _tried(self, what: str, attempt: Callable[[], Found]) -> Found:
         """The result of the first attempt that succeeds."""
         self._check_awake(what)
         began = time.monotonic()
         for failures in range(1, self.patience.attempts + 1):
-            self._count("requests")
+            self._counts.add("requests")
             try:
                 return attempt()
-            except (FileNotFoundError, AlreadyExistsError, PreconditionError):
+            except (FileNotFoundError, AlreadyExistsError, PreconditionError, NotAnObject):
                 raise  # an answer
             except (PermissionDeniedError, UnauthenticatedError) as error:
-                self._count("failed")
+                self._counts.add("failed")
                 raise RemoteError(
                     f"{self.url} does not let us {what}: {_short(error)}. Check the credentials "
                     "in the environment (AWS_ACCESS_KEY_ID, ...) and what they may do."
@@ -198,9 +224,9 @@ class Bucket:
             late = time.monotonic() - began > self.patience.give_up_s
             if late or failures == self.patience.attempts:
                 break
-            self._count("retries")
+            self._counts.add("retries")
             time.sleep(self.patience.wait_s(failures))
-        self._count("failed")
+        self._counts.add("failed")
         if isinstance(last, Again):
             raise last
         with self._lock:
@@ -213,19 +239,14 @@ class Bucket:
     def _check_awake(self, what: str) -> None:
         with self._lock:
             left = self._resting - time.monotonic()
-            if left > 0:
-                self._counts["refused"] += 1
         if left > 0:
+            self._counts.add("refused")
             raise RemoteError(
                 f"{self.url} failed moments ago and is left alone for {left:.0f} s: did not {what}"
             )
 
-    def _count(self, what: str) -> None:
-        with self._lock:
-            self._counts[what] += 1
 
-
-def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore:
+def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore | Folder:
     """The store behind a URL. ConfigError where there cannot be one."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not (parts.netloc or parts.path.strip("/")):
@@ -240,9 +261,7 @@ def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore:
         if parts.scheme == "file":
             if parts.netloc:
                 raise ConfigError(f"remote is {url!r}: a folder has three slashes, file:///folder")
-            folder = Path(parts.path)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return LocalStore(folder)
+            return Folder(Path(parts.path))
         return from_url(
             url,
             client_options={

@@ -48,10 +48,13 @@ class Capacity:
         self._tenants: dict[bytes, str] = {}
         self._held: Counter[bytes] = Counter()
         self._dirty: set[bytes] = set()
+        self._loaded = False
+        self._early: list[tuple[bytes, float]] = []  # uses before anything was loaded
         self._lock = threading.RLock()
 
     def load(self, txn: Transaction) -> None:
-        """Take up what was there before a restart; a chunk without a row was never used."""
+        """Take up what was there before a restart, and then the uses since; a chunk without a row
+        was never used."""
         for digest in txn.keys("headers"):
             header = decode_header(txn.get("headers", digest) or b"")
             if isinstance(header, Header):
@@ -59,6 +62,15 @@ class Capacity:
                 one = self._of(header.tenant)
                 use = _use(txn.get("usage", digest) or b"")
                 one.restore(digest, header.payload_bytes, _cost(header), use)
+        with self._lock:
+            self._loaded, early, self._early = True, self._early, []
+        for digest, worth in early:
+            self.hit(digest, worth)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are uses that :meth:`save` would write down."""
+        return bool(self._dirty or self._early)
 
     def save(self, txn: Transaction) -> None:
         """Write down the uses since the last time."""
@@ -71,7 +83,9 @@ class Capacity:
     def hit(self, digest: bytes, worth: float = 1.0) -> None:
         """A chunk was served."""
         with self._lock:
-            if (tenant := self._tenants.get(digest)) is not None:
+            if not self._loaded:
+                self._early.append((digest, worth))
+            elif (tenant := self._tenants.get(digest)) is not None:
                 self._of(tenant).hit(digest, worth)
                 self._dirty.add(digest)
 

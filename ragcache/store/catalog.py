@@ -199,12 +199,24 @@ class Catalog:
             _keep(txn, document, expires, pinned)
         return True
 
+    def refusal(self) -> str | None:
+        """Why nothing can be written now; None where it can."""
+        return self._tables.refusal()
+
+    def over(self, now: float) -> list[str]:
+        """Ids of the documents whose time is over and that are still there. Cheap while there are
+        none."""
+        with self._tables.read() as txn:
+            if not documents.may_be_over(txn, now):
+                return []
+            return sorted(d.id for d in documents.every(txn) if d.is_over(now))
+
     def expire(self, now: float) -> list[str]:
         """Delete the documents whose time is over; their ids. Cheap while there are none."""
         with self._tables.read() as txn:
             if not documents.may_be_over(txn, now):
                 return []
-            over = sorted(d.id for d in documents.every(txn) if d.is_over(now))
+        over = self.over(now)
         gone = [document_id for document_id in over if self._delete_expired(document_id, now)]
         with self._tables.write() as txn:
             documents.set_next_expiry(txn)
@@ -307,6 +319,24 @@ class Catalog:
         with self._tables.read() as txn:
             names = list(txn.keys("settings", prefix.encode()))
             return {name.decode(): (txn.get("settings", name) or b"").decode() for name in names}
+
+    def put_text(self, name: str, text: str) -> None:
+        """Keep a text of any length under a name of up to 511 bytes, until :meth:`drop_text`."""
+        with self._tables.write() as txn:
+            txn.put("texts", name.encode(), text.encode())
+
+    def get_text(self, name: str) -> str | None:
+        """What ``put_text`` kept; None where there is nothing. Earlier releases kept texts among
+        the settings."""
+        with self._tables.read() as txn:
+            kept = txn.get("texts", name.encode())
+        return self.get_setting(name) if kept is None else kept.decode()
+
+    def drop_text(self, name: str) -> bool:
+        """Forget it; True if there was something."""
+        with self._tables.write() as txn:
+            here = txn.delete("texts", name.encode())
+            return txn.delete("settings", name.encode()) or here
 
     def drop_setting(self, name: str) -> bool:
         """Forget what was recorded; True if there was something."""

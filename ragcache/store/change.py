@@ -89,6 +89,7 @@ class Changes:
     ) -> None:
         """Write chunks, each in the place of what is there under its key; ``also`` in the same
         commit. Raises FullError where not enough others may go."""
+        self._tables.become_writer()  # before any file is written
         written = self._layers.written(coming)
         with written as files, ExitStack() as committed, self.begin() as change:
             for one in coming:

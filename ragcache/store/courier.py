@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from ragcache.errors import RagCacheError
+from ragcache.errors import RagCacheError, RemoteError
 from ragcache.store import outbox
-from ragcache.store.base import Miss
+from ragcache.store.base import ABSENT, Miss
+from ragcache.store.counts import Counts
 from ragcache.store.disk import DiskStore
 from ragcache.store.link import AT_ONCE
 from ragcache.store.objects import ChunkObjects
@@ -25,15 +26,18 @@ _AT_A_TIME = 4 * AT_ONCE  # rows
 
 
 class Courier:
-    """A thread that empties the outbox of ``disk`` into ``objects``.
+    """A thread that empties the outbox of ``disk`` into ``objects``, where this process may write
+    the store: else whoever writes it has a courier too.
 
-    Rows of the same tokens are carried out in order, others side by side. What fails stays where it
-    is, and is tried again.
+    Rows of the same tokens are carried out in order, others side by side. Rows that fail stay where
+    they are while all others are carried out, and are tried again. A chunk that cannot be sent,
+    however often it is tried, is not waited for: it stays here, is counted, and the log says why.
     """
 
     def __init__(self, disk: DiskStore, objects: ChunkObjects) -> None:
         self._disk, self._objects = disk, objects
-        self._counts: Counter[str] = Counter()
+        self._counts = Counts()
+        self._failed: dict[bytes, Exception] = {}  # by contents whose rows are to be tried again
         self._wanted, self._closed = threading.Event(), threading.Event()
         self._turn = threading.Lock()  # of whoever carries rows out
         self._pool = ThreadPoolExecutor(AT_ONCE, "ragcache-send")
@@ -43,8 +47,8 @@ class Courier:
 
     @property
     def counts(self) -> Counter[str]:
-        """Since it was made: chunks ``sent``."""
-        return self._counts.copy()
+        """Since it was made: chunks ``sent``, and those ``unsent`` since they cannot be."""
+        return self._counts.snapshot()
 
     def wake(self) -> None:
         """Tell the thread that there is something to carry."""
@@ -68,10 +72,13 @@ class Courier:
                 pass
         except RagCacheError as error:
             logger.warning("%s; it will be told when the store is next opened", error)
-        self._closed.set()
-        self._wanted.set()
-        self._thread.join()
-        self._pool.shutdown()
+        except Exception:
+            logger.exception("the remote could not be told; it will be when the store is opened")
+        finally:
+            self._closed.set()
+            self._wanted.set()
+            self._thread.join()
+            self._pool.shutdown()
 
     def _run(self) -> None:
         pause = _PAUSE_S[0]
@@ -80,21 +87,29 @@ class Courier:
             try:
                 while self._carry() and not self._closed.is_set():
                     pause = _PAUSE_S[0]
+                continue
             except RagCacheError as error:
                 logger.warning("the remote could not be told: %s", error)
-                self._closed.wait(pause)
-                pause = min(2 * pause, _PAUSE_S[1])
-                self._wanted.set()
+            except Exception:  # whatever it was: what waits would wait for ever
+                logger.exception("the remote could not be told")
+            self._closed.wait(pause)
+            pause = min(2 * pause, _PAUSE_S[1])
+            self._wanted.set()
 
     def _depth(self) -> int:
         with self._disk.tables.read() as txn:
             return outbox.depth(txn)
 
     def _carry(self) -> int:
-        """Carry out some rows, the first ones; how many that were. Raises the first failure."""
+        """Carry out some rows, the first of those that have not failed; how many were tried. Once
+        there are no others, or nothing gets through, raises the first failure, and the next call
+        begins again with all."""
         with self._turn:
             with self._disk.tables.read() as txn:
-                rows = outbox.first(txn, _AT_A_TIME)
+                rows = outbox.first(txn, _AT_A_TIME, without=self._failed)
+            if not rows or self._disk.refusal() is not None:
+                self._raise_failed()
+                return 0
             groups = [list(group) for _, group in groupby(rows, key=lambda row: row.content)]
             results = list(self._pool.map(self._tell, groups))
             told = [row for done, _ in results for row in done]
@@ -102,12 +117,19 @@ class Courier:
                 with self._disk.tables.write() as txn:
                     for row in told:
                         outbox.told(txn, row)
-            for _, failure in results:
+            for group, (_, failure) in zip(groups, results, strict=True):
                 if failure is not None:
-                    raise failure
-            return len(told)
+                    self._failed[group[0].content] = failure
+            if self._objects.bucket.is_resting:
+                self._raise_failed()
+            return len(rows)
 
-    def _tell(self, rows: Sequence[outbox.Row]) -> tuple[list[outbox.Row], RagCacheError | None]:
+    def _raise_failed(self) -> None:
+        failed, self._failed = self._failed, {}
+        for failure in failed.values():
+            raise failure
+
+    def _tell(self, rows: Sequence[outbox.Row]) -> tuple[list[outbox.Row], Exception | None]:
         """Carry out the rows of the same tokens: those that were, and the failure that ended it."""
         done: list[outbox.Row] = []
         for row in rows:
@@ -116,19 +138,32 @@ class Courier:
                     self._send(row)
                 else:
                     self._objects.delete(row.content, row.digest)
-            except RagCacheError as error:
+            except Exception as error:  # each has its own, and none may keep the others
                 return done, error
             done.append(row)
         return done, None
 
     def _send(self, row: outbox.Row) -> None:
-        """Send a chunk and its levels; one that is gone or damaged here is not sent."""
+        """Send a chunk and its levels; one that is gone, damaged, or cannot be sent in all of its
+        levels stays here."""
         assert row.digest is not None
+        name = row.digest.hex()[:12]
         record = self._disk.record(row.digest)
         if isinstance(record, Miss):
-            logger.warning("chunk %s is not sent: %s", row.digest.hex()[:12], record.detail)
+            if record != ABSENT:  # it has not been deleted or evicted since
+                logger.warning("chunk %s is not sent: %s", name, record.detail)
+                self._counts.add("unsent")
             return
-        sent = self._objects.put(record, replacing=True)
-        for level in row.levels:
-            self._objects.put(transcoded(record, level), replacing=True)
-        self._counts["sent"] += sent
+        try:
+            every = [record, *(transcoded(record, level) for level in row.levels)]
+            sent = [self._objects.put(each, replacing=True) for each in every]
+        except RemoteError:
+            raise
+        except RagCacheError as error:
+            logger.warning("chunk %s is not sent, and stays here: %s", name, error)
+            self._counts.add("unsent")
+        except Exception:
+            logger.exception("chunk %s is not sent, and stays here", name)
+            self._counts.add("unsent")
+        else:
+            self._counts.add("sent", sent[0])

@@ -30,7 +30,8 @@ def copy_into(env: lmdb.Environment, folder: Path) -> None:
 def set_current(path: Path, folder: Path) -> None:
     """Make ``folder`` the current one of the store in ``path``."""
     part = path / _PART
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    part.unlink(missing_ok=True)  # of a compaction that was killed
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(_pointer(folder.name))
         file.flush()
         os.fsync(file.fileno())
@@ -51,13 +52,19 @@ def current(path: Path) -> Path:
     match = re.match(rb"(data-\d+) ", pointer)
     name = match[1].decode() if match else ""
     if pointer != _pointer(name):
-        there = sorted(folder.name for folder in path.glob("data-*"))
+        there = [folder.name for folder in _environments(path)]
         fix = _pointer(there[-1]).decode().strip() if there else "the backup's"
         raise StoreError(
             f"{path / CURRENT} is damaged. It names the folder that holds the store, of which "
             f"there are: {', '.join(there) or 'none'}. Write one line into it: {fix}"
         )
     return path / name
+
+
+def _environments(path: Path) -> list[Path]:
+    """The folders of a store that are called as compaction calls them, the newest last."""
+    there = [each for each in path.glob("data-*") if re.fullmatch(r"data-\d+", each.name)]
+    return sorted(there, key=number_of)
 
 
 def number_of(folder: Path) -> int:
@@ -68,7 +75,7 @@ def number_of(folder: Path) -> int:
 def clean(path: Path) -> None:
     """Remove what compaction has left: every environment but the current one."""
     named = current(path)
-    for folder in path.glob("data-*"):
+    for folder in _environments(path):
         if folder != named:
             shutil.rmtree(folder, ignore_errors=True)
     for name in (_PART, *(("data.mdb", "lock.mdb") if named != path else ())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ragcache.store import shapes
 from ragcache.store.base import Miss
 from ragcache.store.header import decode_header
 from ragcache.store.index import digests
@@ -49,6 +50,8 @@ def damage(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
         return header
     if header.key != digest:
         return Miss("foreign", f"the header names {header.key.hex()[:12]}")
+    if (miss := shapes.foreign(txn, header)) is not None:
+        return miss
     chunk = layers.chunk(txn, header)
     if isinstance(chunk, Miss):
         return chunk

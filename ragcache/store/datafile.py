@@ -24,27 +24,33 @@ from typing import Any
 import lmdb
 
 from ragcache.errors import StoreError
+from ragcache.store.directory import NEW, refuse_links, sync_folder
 from ragcache.store.tables import TABLES, Transaction
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_LATER = {"outbox", "promises"}  # tables that a store of an earlier release may lack
+_LATER = {"outbox", "promises", "texts"}  # tables that a store of an earlier release may lack
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
 
 
+class ShortError(StoreError):
+    """A file that lacks bytes at its end, which a writer may find to be whole."""
+
+
 class DataFile:
     """The data file in ``folder``, of the store in ``path``; ``env`` is what :func:`opened` gave.
+    ``alone``: this process writes the store.
 
     Closes ``env`` and raises StoreError where that is no store, or one of a later format.
     """
 
-    def __init__(self, env: lmdb.Environment, folder: Path, path: Path, *, readonly: bool) -> None:
+    def __init__(self, env: lmdb.Environment, folder: Path, path: Path, *, alone: bool) -> None:
         self.env, self.folder = env, folder
         self.running = 0  # transactions, as its owner counts them
         try:
-            self.tables = _tables(env, path, readonly)
+            self.tables = _tables(env, path, alone)
         except BaseException:
             env.close()
             raise
@@ -52,6 +58,13 @@ class DataFile:
     @property
     def file(self) -> Path:
         return self.folder / "data.mdb"
+
+    def make_tables(self) -> None:
+        """Make what the store of an earlier release lacks; transactions under way do not see it."""
+        self.tables = {
+            name: self.env.open_db(name.encode()) if db is None else db
+            for name, db in self.tables.items()
+        }
 
     def begin(self) -> lmdb.Transaction[Any]:
         """A read transaction. Where all reader slots are taken, those of killed processes are freed
@@ -133,23 +146,61 @@ class LmdbTransaction(Transaction):
         self.txn.drop(self.tables[table], delete=False)
 
 
-def opened(folder: Path, path: Path, *, map_size: int, readonly: bool) -> lmdb.Environment:
+def make(path: Path, *, map_size: int) -> None:
+    """Make the data file of a new store: it is there with all its tables, or not at all."""
+    file, lock = path / NEW, path / f"{NEW}-lock"
+    for left in (file, lock):
+        left.unlink(missing_ok=True)
+    env = _open(file, map_size, readonly=False, subdir=False)
+    try:
+        _make_tables(env)
+        env.sync(True)
+    finally:
+        env.close()
+    lock.unlink()
+    file.rename(path / "data.mdb")
+    sync_folder(path)
+
+
+def opened(
+    folder: Path, path: Path, *, map_size: int, readonly: bool, alone: bool
+) -> lmdb.Environment:
     """The LMDB environment in ``folder``, of the store in ``path``, whose file covers its pages.
+    ``alone``: this process writes the store, and may complete the file.
 
     Raises StoreError where the file was cut; lmdb.Error and OSError where it cannot be opened.
     """
+    refuse_links(folder, "data.mdb", "lock.mdb")
+    file = folder / "data.mdb"
+    if file.is_file() and not file.stat().st_size:
+        raise StoreError(
+            f"{file} is damaged: it is empty, and LMDB never leaves it so. Restore it from a "
+            "backup, or delete the directory and index again"
+        )
     env = _open(folder, map_size, readonly)
-    needed, size = _extent(env, folder)
-    if size < needed and not readonly:
+    for _ in range(1 if alone else 5):
+        needed, size = _extent(env, folder)
+        if size >= needed:
+            break
+        time.sleep(0.01)  # a writer may be between its commit and filling up the file
+    else:
         env.close()
-        _complete(folder / "data.mdb", size, needed, path)
+        if not alone:
+            raise ShortError(
+                f"{file} is {needed - size} bytes short: a writer was killed, or the file was "
+                "cut. Open the store for writing once, with `ragcache verify --repair`, which "
+                "tells the two apart"
+            )
+        _complete(file, size, needed, path)
         env = _open(folder, map_size, readonly)
+    env.reader_check()  # readers that were killed hold back the reuse of freed space
     return env
 
 
-def _open(folder: Path, map_size: int, readonly: bool) -> lmdb.Environment:
-    env = lmdb.open(
-        str(folder),
+def _open(path: Path, map_size: int, readonly: bool, *, subdir: bool = True) -> lmdb.Environment:
+    return lmdb.open(
+        str(path),
+        subdir=subdir,
         map_size=map_size,
         readonly=readonly,
         create=not readonly,
@@ -157,21 +208,6 @@ def _open(folder: Path, map_size: int, readonly: bool) -> lmdb.Environment:
         max_dbs=2 * len(TABLES),
         max_readers=1024,  # 64 bytes each; one per running read transaction of any process
     )
-    for _ in range(5 if readonly else 0):
-        needed, size = _extent(env, folder)
-        if size >= needed:
-            break
-        time.sleep(0.01)  # a writer may be between its commit and filling up the file
-    else:
-        if readonly:
-            env.close()
-            raise StoreError(
-                f"{folder / 'data.mdb'} is {needed - size} bytes short: a writer was killed, or "
-                "the file was cut. Open the store for writing once, with `ragcache verify "
-                "--repair`, which tells the two apart"
-            )
-    env.reader_check()  # readers that were killed hold back the reuse of freed space
-    return env
 
 
 def _complete(file: Path, size: int, needed: int, path: Path) -> None:
@@ -209,15 +245,21 @@ def _extent(env: lmdb.Environment, folder: Path) -> tuple[int, int]:
     return needed, (folder / "data.mdb").stat().st_size
 
 
-def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]:
-    """Handles of all tables. A new environment gets them and its format in one commit."""
+def _make_tables(env: lmdb.Environment) -> dict[str, Any]:
+    """All tables, and the format, in one commit."""
+    with env.begin(write=True) as txn:
+        tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
+        txn.put(b"format", _FORMAT.pack(_MAGIC, FORMAT), db=tables["meta"])
+    return tables
+
+
+def _tables(env: lmdb.Environment, path: Path, alone: bool) -> dict[str, Any]:
+    """Handles of all tables. One that an earlier release was killed over before it had any gets
+    them now."""
     if not env.stat()["entries"]:
-        if readonly:
+        if not alone:
             raise no_store(path)
-        with env.begin(write=True) as txn:
-            tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
-            txn.put(b"format", _FORMAT.pack(_MAGIC, FORMAT), db=tables["meta"])
-        return tables
+        return _make_tables(env)
     foreign = StoreError(
         f"{path} holds an LMDB environment that is not a ragcache store: give another directory"
     )
@@ -235,14 +277,14 @@ def _tables(env: lmdb.Environment, path: Path, readonly: bool) -> dict[str, Any]
             f"the store in {path} has format {version}, this ragcache reads up to {FORMAT}: "
             "upgrade ragcache, or index into another directory"
         )
-    return {name: _table(env, name, readonly) for name in TABLES}
+    return {name: _table(env, name, alone) for name in TABLES}
 
 
-def _table(env: lmdb.Environment, name: str, readonly: bool) -> Any:
+def _table(env: lmdb.Environment, name: str, alone: bool) -> Any:
     """The handle of a table; None of one that is not there yet, and only read."""
     later = name in _LATER
     try:
-        return env.open_db(name.encode(), create=later and not readonly)
+        return env.open_db(name.encode(), create=later and alone)
     except (lmdb.NotFoundError, lmdb.ReadonlyError):
         if later:
             return None
@@ -251,4 +293,6 @@ def _table(env: lmdb.Environment, name: str, readonly: bool) -> Any:
 
 def no_store(path: Path) -> StoreError:
     """The error for reading a store that was never made."""
-    return StoreError(f"no store in {path}: open it for writing once to make one")
+    return StoreError(
+        f"no store in {path}: make one with `ragcache index`, or open it for writing once"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,13 @@ from typing import IO
 
 import lmdb
 
-from ragcache.errors import StoreError
+from ragcache.errors import LockedError, StoreError
 
-_OWN_FILES = {"lock.mdb", "writer.lock", "lost+found", "mailbox"}
+LOCK = "writer.lock"
+NEW = "data.new"  # a store's first data file while it is made
+_OWN_FILES = {"lock.mdb", LOCK, NEW, f"{NEW}-lock", "lost+found", "mailbox"}
+
+PATIENCE_S = 0.5  # with a process that only writes down what a question has missed
 
 #: What to do about errors that say too little by themselves.
 _OTHERWISE = "Look at the disk and at who may use it: `ragcache doctor` helps."
@@ -31,35 +37,80 @@ _FIXES = {
 }
 
 
-def claim(path: Path) -> IO[bytes]:
-    """Make the directory, and become its one writer."""
+def claim(path: Path, patience_s: float = 0.0) -> IO[bytes]:
+    """Make the directory, and become its one writer. Raises LockedError where another process is
+    that for longer than ``patience_s``."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file: a store is a directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
-    names = set(os.listdir(path)) - _OWN_FILES
+    names = {name for name in os.listdir(path) if not name.startswith(".")} - _OWN_FILES
     if not names & {"data.mdb", "CURRENT"}:
         if names:
             raise StoreError(f"{path} is not empty and holds no store: give an empty directory")
         path.chmod(0o700)
-    file = open(os.open(path / "writer.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = file.read(32).decode(errors="replace").strip()
-        file.close()
-        who = "this process" if holder == str(os.getpid()) else f"process {holder or 'unknown'}"
-        raise StoreError(
-            f"the store in {path} is open for writing in {who}, and one process writes at a time: "
-            "ask that one (`ragcache serve` answers over HTTP), or end it. `ragcache documents`, "
-            "`stats` and `verify` only read, and may run beside it"
-        ) from None
-    except OSError:
-        file.close()
-        raise
+    file = _locked(path, os.O_CREAT, patience_s)
     file.truncate(0)
     file.write(b"%d\n" % os.getpid())
     return file
+
+
+def check_free(path: Path) -> None:
+    """Raise LockedError, at once, where a process writes the store in ``path``: before any work is
+    done that would be in vain. What else may be wrong is left to whoever opens it."""
+    try:
+        file = _locked(path, 0, PATIENCE_S)
+    except LockedError:
+        raise
+    except (OSError, StoreError):
+        return
+    release(file)
+
+
+def _locked(path: Path, flags: int, patience_s: float) -> IO[bytes]:
+    """The file of the writer's lock, locked."""
+    refuse_links(path, LOCK)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    file, until = open(handle, "r+b", buffering=0), time.monotonic() + patience_s
+    try:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise LockedError(_held(path, file)) from None
+            time.sleep(0.02)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _held(path: Path, file: IO[bytes]) -> str:
+    """Who holds the writer's lock, and since when: they wrote their number when they took it."""
+    holder = file.read(32).decode(errors="replace").strip()
+    who = "this process" if holder == str(os.getpid()) else f"process {holder or 'unknown'}"
+    since = time.strftime("%F %T", time.localtime(os.fstat(file.fileno()).st_mtime))
+    return (
+        f"the store in {path} is open for writing in {who} since {since}, and one process writes "
+        "at a time: ask that one (`ragcache serve` answers over HTTP), or end it. What only reads "
+        "may run beside it: `ragcache query`, `documents`, `stats`, `verify`, `doctor`"
+    )
+
+
+def refuse_links(folder: Path, *names: str) -> None:
+    """Raise StoreError where one of a store's own files is a link, a pipe or a device: whoever
+    opens it would change what it leads to."""
+    for name in names:
+        try:
+            mode = (folder / name).lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISREG(mode):
+            raise StoreError(
+                f"{folder / name} is no regular file, and a store's own files are never links or "
+                "devices: find out who has put it there, and remove it"
+            )
 
 
 def release(file: IO[bytes]) -> None:

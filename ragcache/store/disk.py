@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import outbox, variants
+from ragcache.store import outbox, shapes, variants
 from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats, Tally, Variant, unusable
 from ragcache.store.capacity import UNBOUNDED, Capacity, Quota
 from ragcache.store.change import Changes, DiskChange
@@ -55,6 +55,8 @@ class DiskStore(ChunkStore):
     it reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that it may hold;
     a ``put`` beyond that takes out what ``policy`` (see evict.py) gives up first, and raises
     StoreError where not enough may go. ``readonly``: for all processes but the one that writes.
+    ``lazy``: the store is there, and this process becomes its writer with the first change, if no
+    other is by then; else that change raises LockedError.
     ``pin``: read into page-locked memory, from which a GPU copies faster and in the background.
     Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
     there anew, after spawn.
@@ -67,6 +69,7 @@ class DiskStore(ChunkStore):
         layout: Layout = "auto",
         map_size: int = 1 << 40,
         readonly: bool = False,
+        lazy: bool = False,
         quota: Quota = UNBOUNDED,
         policy: str = "pgdsf",
         pin: bool = False,
@@ -77,21 +80,33 @@ class DiskStore(ChunkStore):
         self.shared: tuple[str, ...] | None = None
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
-        self.tables = Environment(path, map_size=map_size, readonly=readonly)
+        self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
         self._tally = Tally()
         self._changes = Changes(self.tables, self._layers, self._capacity)
         self._changed = 0  # times
+        self.tables.claimed = self._begin
         try:
-            if not readonly:
-                with explained(self.tables.path, "open"):
-                    self._layers.sweep()
-            if self._capacity is not None:
-                with self.tables.read() as txn:
-                    self._capacity.load(txn)
+            if self.tables.is_writer:
+                self._begin()
         except BaseException:
             self.tables.close()
             raise
+
+    def _begin(self) -> None:
+        """What a writer does before its first change."""
+        with explained(self.tables.path, "open"):
+            self._layers.sweep()
+        if self._capacity is not None:
+            with self.tables.read() as txn:
+                self._capacity.load(txn)
+
+    def refusal(self) -> str | None:
+        return self.tables.refusal()
+
+    def strays(self) -> list[str]:
+        """Files in the folder of the chunks' files that are none of ours: left alone."""
+        return self._layers.strays()
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         check_kv(key, kv, notes)
@@ -261,13 +276,16 @@ class DiskStore(ChunkStore):
         """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
 
         False, and nothing is changed, where there is one, or it was deleted and the remote has not
-        been told yet. Raises FullError as ``put`` does.
+        been told yet, or it cannot be KV of the model that it names. Raises FullError as ``put``
+        does.
         """
         header = record.header
         with self._changes.alone:
             with self.tables.read() as txn:
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
                 if there or outbox.gone(txn, header.content, header.key):
+                    return False
+                if shapes.foreign(txn, header) is not None:
                     return False
             in_file = self._in_file(len(record.raws[0]))
             self._place([Coming.of(header, record.raws, in_file=in_file)])
@@ -314,10 +332,12 @@ class DiskStore(ChunkStore):
         return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
 
     def close(self) -> None:
-        if self._capacity is not None:
-            with suppress(StoreError), self.tables.write() as txn:
-                self._capacity.save(txn)
-        self.tables.close()
+        try:
+            if self._capacity is not None and self._capacity.has_news:
+                with suppress(StoreError), self.tables.write() as txn:
+                    self._capacity.save(txn)
+        finally:
+            self.tables.close()
 
     def _read(
         self, key: ChunkKey, read: Callable[[Transaction, Header], Found | Miss]

@@ -12,12 +12,13 @@ not name is rubbish, which the next writer removes once it has opened what is na
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -26,8 +27,15 @@ import lmdb
 
 from ragcache.errors import StoreError
 from ragcache.store.current import CURRENT, clean, copy_into, current, number_of, set_current
-from ragcache.store.datafile import DataFile, LmdbTransaction, no_store, opened
-from ragcache.store.directory import claim, explained, release, sync_folder
+from ragcache.store.datafile import (
+    DataFile,
+    LmdbTransaction,
+    ShortError,
+    make,
+    no_store,
+    opened,
+)
+from ragcache.store.directory import PATIENCE_S, claim, explained, release, sync_folder
 from ragcache.store.tables import Tables, Transaction
 
 logger = logging.getLogger(__name__)
@@ -39,35 +47,91 @@ _LONG_S = 30.0  # from here on a read transaction is worth a word
 class Environment(Tables):
     """:data:`TABLES` in the directory ``path``, which is made where it is missing.
 
-    ``map_size`` (bytes) is the most that the store can ever hold. One writer process at a time;
-    any number of processes with ``readonly``. Not usable in a child made by fork.
+    ``map_size`` (bytes) is the most that the store can ever hold. One writer process at a time,
+    LockedError for the next one; any number of processes with ``readonly``. With ``lazy`` it has to
+    be there, is read as with ``readonly``, and this process becomes its writer with the first
+    change: LockedError where another is that. Not usable in a child made by fork.
     """
 
     def __init__(
-        self, path: str | Path, *, map_size: int = 1 << 40, readonly: bool = False
+        self,
+        path: str | Path,
+        *,
+        map_size: int = 1 << 40,
+        readonly: bool = False,
+        lazy: bool = False,
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.readonly = readonly
         self.map_size = map_size
+        #: Called once this process has become the writer, before its first change.
+        self.claimed: Callable[[], None] = lambda: None
         self._pid = os.getpid()
         self._idle = threading.Condition()
-        self._writing = threading.Lock()
+        self._writing, self._claiming = threading.Lock(), threading.Lock()
         self._closed = False
         self._left: list[DataFile] = []  # those that were compacted and are still read
         self._claim: IO[bytes] | None = None
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
         self._looked = time.monotonic()
         with explained(self.path, "open"):
-            self._claim = None if readonly else claim(self.path)
             try:
-                self._opened = self._open()
-                if not readonly:
-                    clean(self.path)
-                    for folder in (self._opened.folder, self.path, self.path.parent):
-                        sync_folder(folder)  # a store that was opened is there after a power loss
+                if not readonly and not lazy:
+                    self._claim = claim(self.path, PATIENCE_S)
+                try:
+                    self._opened = self._open()
+                except ShortError:
+                    if not lazy:
+                        raise
+                    self._claim = claim(self.path)
+                    self._opened = self._open()
+                if self._claim is not None:
+                    self._tidy()
             except BaseException:
                 self._release()
                 raise
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether no other process can write meanwhile."""
+        return self._claim is not None
+
+    def become_writer(self) -> None:
+        """From now on no other process writes. Raises LockedError, at once, where one does."""
+        if self.readonly:
+            raise StoreError(
+                f"the store in {self.path} was opened with readonly=True: open it without"
+            )
+        with self._claiming:
+            if self._claim is not None:
+                return
+            if self._closed:
+                raise self._is_closed()
+            with explained(self.path, "open"):
+                held = claim(self.path)
+                try:
+                    self._follow()
+                    self._claim = held
+                    self._opened.make_tables()
+                    self._tidy()
+                    self.claimed()
+                except BaseException:
+                    self._claim = None
+                    release(held)
+                    raise
+
+    def refusal(self) -> str | None:
+        try:
+            self.become_writer()
+        except StoreError as error:
+            return str(error)
+        return None
+
+    def _tidy(self) -> None:
+        """What a writer does first."""
+        clean(self.path)
+        for folder in (self._opened.folder, self.path, self.path.parent):
+            sync_folder(folder)  # a store that was opened is there after a power loss
 
     @property
     def file(self) -> Path:
@@ -82,10 +146,7 @@ class Environment(Tables):
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        if self.readonly:
-            raise StoreError(
-                f"the store in {self.path} was opened with readonly=True: open it without"
-            )
+        self.become_writer()
         with self._writing, self._entered() as entered, explained(self.path, "write to"):
             with entered.env.begin(write=True, buffers=True) as txn:
                 yield LmdbTransaction(txn, entered.tables)
@@ -101,10 +162,7 @@ class Environment(Tables):
         Readers go on meanwhile, writers wait. Killed at any point, the store is the old or the new
         one. Space that another process still has mapped is free once its next transaction begins.
         """
-        if self.readonly:
-            raise StoreError(
-                f"the store in {self.path} was opened with readonly=True: open it without"
-            )
+        self.become_writer()
         with self._writing, explained(self.path, "compact"):
             with self._entered() as entered:
                 entered.env.reader_check()  # the copy takes the place of a reader
@@ -178,11 +236,11 @@ class Environment(Tables):
                 f"in its fork {os.getpid()}: start workers with the spawn method, and open the "
                 "store in each"
             )
-        if self.readonly:
+        if self._claim is None:
             self._follow()
         with self._idle:
             if self._closed:
-                raise StoreError(f"the store in {self.path} is closed: open it again")
+                raise self._is_closed()
             entered = self._opened
             entered.running += 1
         try:
@@ -193,6 +251,9 @@ class Environment(Tables):
                 if entered is not self._opened:  # asking who reads is not for every transaction
                     self._let_go()
                 self._idle.notify_all()
+
+    def _is_closed(self) -> StoreError:
+        return StoreError(f"the store in {self.path} is closed: open it again")
 
     def _follow(self) -> None:
         """Go on with what CURRENT names; the old environment is closed with its last reader."""
@@ -206,7 +267,7 @@ class Environment(Tables):
     def _let_go(self) -> None:
         """Close what was left behind and is not read any more; a writer waits for all processes."""
         for old in [one for one in self._left if not one.running]:
-            if self.readonly or not old.readers():
+            if self._claim is None or not old.readers():
                 old.close()
                 self._left.remove(old)
 
@@ -214,7 +275,11 @@ class Environment(Tables):
         for _ in range(5):
             folder = current(self.path)
             named = folder != self.path
-            if (named or self.readonly) and not (folder / "data.mdb").is_file():
+            alone = self._claim is not None
+            there = os.path.lexists(folder / "data.mdb")
+            if not there and alone and not named:
+                make(self.path, map_size=self.map_size)
+            elif not there:
                 if folder != current(self.path):
                     continue  # compacted between the two lines
                 if named:
@@ -224,10 +289,20 @@ class Environment(Tables):
                     )
                 raise no_store(self.path)
             try:
-                env = opened(folder, self.path, map_size=self.map_size, readonly=self.readonly)
-            except (lmdb.Error, OSError):
-                if folder == current(self.path):
+                env = opened(
+                    folder,
+                    self.path,
+                    map_size=self.map_size,
+                    readonly=self.readonly,
+                    alone=alone,
+                )
+            except (lmdb.Error, OSError) as error:
+                if folder != current(self.path):
+                    continue
+                code = error.code if isinstance(error, lmdb.Error) else error.errno
+                if self.readonly or alone or code not in (errno.EACCES, errno.EROFS, errno.EPERM):
                     raise
+                self.readonly = True  # it may be read, and not be written
                 continue
-            return DataFile(env, folder, self.path, readonly=self.readonly)
+            return DataFile(env, folder, self.path, alone=alone)
         raise StoreError(f"the store in {self.path} is compacted all the time: try again")

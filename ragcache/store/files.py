@@ -13,6 +13,7 @@ for, so the first of much would come late.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 from collections import Counter
@@ -150,10 +151,26 @@ class ChunkFiles:
             self._path(name).unlink()
 
     def names(self) -> Iterator[str]:
-        """All files, those that were never finished too."""
+        """All files of chunks, those that were never finished too."""
+        for folder, name in self._there():
+            if _is_ours(folder, name):
+                yield name
+
+    def strays(self) -> Iterator[str]:
+        """All else that somebody has put among them, by its path below ``root``."""
+        for folder, name in self._there():
+            if not _is_ours(folder, name):
+                yield f"{folder}/{name}" if folder else name
+
+    def _there(self) -> Iterator[tuple[str, str]]:
+        """Everything below ``root``: folder and name. What is no folder has none."""
         if self.root.is_dir():
-            for folder in sorted(filter(Path.is_dir, self.root.iterdir())):
-                yield from sorted(os.listdir(folder))
+            for folder in sorted(self.root.iterdir()):
+                if re.fullmatch("[0-9a-f]{2}", folder.name) and folder.is_dir():
+                    for name in sorted(os.listdir(folder)):
+                        yield folder.name, name
+                else:
+                    yield "", folder.name
 
     def _opened(self, name: str) -> _Open:
         file = _Open(f"{self._folder}/{name[:2]}/{name}")
@@ -167,11 +184,14 @@ class ChunkFiles:
 
 
 def file_digest(name: str) -> bytes:
-    """The digest of the chunk that a file belongs to; empty for a file that is not one of ours."""
-    try:
-        return bytes.fromhex(name[:_HEX])
-    except ValueError:
-        return b""
+    """The digest of the chunk that one of our files belongs to."""
+    return bytes.fromhex(name[:_HEX])
+
+
+def _is_ours(folder: str, name: str) -> bool:
+    """Whether a file is called as we call them, and where it belongs."""
+    known = re.fullmatch(rf"[0-9a-f]{{{_HEX}}}-[0-9a-f]{{8}}({re.escape(_PART)})?", name)
+    return known is not None and name[:2] == folder
 
 
 class ChunkFile:

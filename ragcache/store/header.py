@@ -111,23 +111,36 @@ class Header:
             key,
             self.spec,
             len(self.tokens),
-            self.payload_bytes,
+            tuple(payload.length for payload in self.payloads),
             self.sensitivity,
             self.version,
             origin=self,
         )
 
     def foreign(self, key: ChunkKey) -> Miss | None:
-        """A miss where this header, found under ``key``, names something else."""
+        """A miss where this header, found under ``key``, names something else, or KV of another
+        shape than the model's. Every record that is read or kept for a key has passed this."""
         for what, mine, wanted in (
             ("key", self.key, key.digest),
             ("fingerprint", self.fingerprint, key.fingerprint.digest),
             ("content", self.content, key.content),
             ("list of tokens", self.tokens, key.tokens),
+            ("codec", self.codec, key.codec),
         ):
             if mine != wanted:
                 return Miss("foreign", f"the record under this key names another {what}")
+        return of_another_shape(self.spec, key.fingerprint.spec)
+
+
+def of_another_shape(found: KVSpec, wanted: KVSpec | None) -> Miss | None:
+    """A miss where KV has not the ``wanted`` shape; None means that none is known."""
+    if wanted is None or found == wanted:
         return None
+    return Miss("foreign", f"its KV is {_shape(found)}, the model's is {_shape(wanted)}")
+
+
+def _shape(spec: KVSpec) -> str:
+    return f"{spec.layers} layers of {spec.kv_heads} heads of {spec.head_dim}, {spec.dtype}"
 
 
 def encode_header(header: Header) -> bytes:
@@ -208,6 +221,8 @@ def _parse(body: bytes) -> Header:
     size = CODECS[codec].layer_bytes(spec, count) if codec in CODECS else None
     if size is not None and any(payload.length != size for payload in payloads):
         raise ValueError("payload lengths differ from the shape")
+    if codec in CODECS and any(p.length > CODECS[codec].most_bytes(spec, count) for p in payloads):
+        raise ValueError("a payload longer than its shape can be")
     return Header(
         key=key,
         fingerprint=fingerprint,

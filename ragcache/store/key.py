@@ -17,6 +17,12 @@ def digest_tokens(tokens: Tokens) -> bytes:
     return blake3(b"".join(t.to_bytes(4, "little") for t in tokens)).digest()
 
 
+def digest_content(tenant: str, tokens: Tokens) -> bytes:
+    """blake3 over a tenant's name, its length before it, and the digest of the ids, 32 bytes."""
+    name = tenant.encode()
+    return blake3(len(name).to_bytes(4, "little") + name + digest_tokens(tokens)).digest()
+
+
 INCONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
 
 
@@ -36,7 +42,7 @@ class ChunkKey:
     @property
     def codec(self) -> str:
         """How the KV is stored; part of the fingerprint."""
-        return dict(self.fingerprint.fields).get("codec", "raw")
+        return self.fingerprint.codec
 
     @cached_property
     def content(self) -> bytes:
@@ -44,10 +50,7 @@ class ChunkKey:
 
         Lets a store tell *stale* (these tokens, another model or prefix) from *absent*.
         """
-        tenant = self.tenant.encode()
-        return blake3(
-            len(tenant).to_bytes(4, "little") + tenant + digest_tokens(self.tokens)
-        ).digest()
+        return digest_content(self.tenant, self.tokens)
 
     @cached_property
     def digest(self) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragcache.blocks import SPARE_BYTES, Blocks
-from ragcache.store.base import AT_ONCE, Miss, check_layer
+from ragcache.store.base import ABSENT, AT_ONCE, Miss, check_layer
 from ragcache.store.directory import explained
 from ragcache.store.environment import Environment
 from ragcache.store.files import ChunkFiles, file_digest
@@ -112,6 +112,10 @@ class ChunkLayers:
             if not self._is_named(name):
                 self._files.remove(name)
 
+    def strays(self) -> list[str]:
+        """Files among those of chunks that are called otherwise; nobody touches them."""
+        return list(self._files.strays())
+
     def pair(
         self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
     ) -> Pair | Miss:
@@ -150,7 +154,9 @@ class ChunkLayers:
 
     def record(self, txn: Transaction, digest: bytes) -> Record | Miss:
         """A chunk as it is stored, every layer checked."""
-        header = decode_header(txn.get("headers", digest) or b"")
+        if (found := txn.get("headers", digest)) is None:
+            return ABSENT
+        header = decode_header(found)
         if isinstance(header, Miss):
             return header
         raws = []

@@ -55,8 +55,8 @@ class MemoryStore(ChunkStore):
         copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
         with self._lock:
             self._puts += 1
-            size = kv.spec.chunk_bytes(len(kv.tokens))
-            stored = Stored(key, kv.spec, len(kv.tokens), size, kv.sensitivity, self._puts)
+            sizes = (kv.spec.layer_bytes(len(kv.tokens)),) * kv.spec.layers
+            stored = Stored(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
             self._chunks[key.digest] = (stored, copy)
             self._notes.pop(key.digest, None)
             if notes is not None:

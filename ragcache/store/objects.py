@@ -32,6 +32,7 @@ from ragcache.store.header import (
     header_size,
     layer_checksum,
 )
+from ragcache.store.key import digest_content
 from ragcache.store.link import Meter
 from ragcache.store.record import Record
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 FOLDER = "chunks"
 _FIRST = 16 << 10  # bytes read of an object to see its header; the rest of a longer one after that
 _KNOWN = 4096  # headers that are remembered
+_LONGEST_HEADER = 16 << 20  # bytes: of a chunk of a million tokens, in as many layers as can be
 _CHANGES = 5  # of an object under our hands, before it is given up
 
 
@@ -143,12 +145,18 @@ class ChunkObjects:
             self.forget(key.digest)
         return Miss("unreadable", "its object is replaced all the time")
 
-    def record(self, name: str) -> Record | Miss | None:
-        """A whole object, every layer checked; None where it is not there."""
+    def record(
+        self, name: str, foreign: Callable[[Header], Miss | None] = lambda _: None
+    ) -> Record | Miss | None:
+        """A whole object, every layer checked; None where it is not there. The Miss of an object
+        whose header is ``foreign``, or names another, is told before any layer is read."""
         seen = self.look(name)
         if not isinstance(seen, Seen):
             return seen
         header = seen.header
+        if (miss := _elsewhere(header, name) or foreign(header)) is not None:
+            return miss
+        size = _end(header)
 
         def whole(got: Got) -> Record:
             data = np.frombuffer(got.data, np.uint8)
@@ -158,7 +166,6 @@ class ChunkObjects:
                     raise Again(miss)
             return Record(header, tuple(raws))
 
-        size = _end(header)
         try:
             with self.meter.reading(size):
                 return self.bucket.get(name, 0, size, tag=seen.tag or None, check=whole)
@@ -215,7 +222,10 @@ class ChunkObjects:
         """Which object is to be replaced; None where there is none by now."""
         if isinstance(seen, Seen):
             return seen.tag
-        return self.bucket.get(name, 0, 1, check=lambda got: got.tag)
+        try:
+            return self.bucket.get(name, 0, 1, check=lambda got: got.tag)
+        except Again:  # something that is no object: it has no tag, and gives way
+            return ""
 
 
 def name_of(content: bytes, digest: bytes) -> str:
@@ -253,6 +263,28 @@ def _is_ours(name: str) -> bool:
     return re.fullmatch(f"{FOLDER}/[0-9a-f]{{64}}/[0-9a-f]{{64}}", name) is not None
 
 
+def _elsewhere(header: Header, name: str) -> Miss | None:
+    """A miss where the object of that name says that it is another, or other tokens than its
+    name: what it may be long is then not known."""
+    named = content_of(name), digest_of(name)
+    if (header.content, header.key) != named:
+        return Miss("foreign", "the object under this name names another chunk")
+    if digest_content(header.tenant, header.tokens) != header.content:
+        return Miss("foreign", "the object has other tokens than its name says")
+    return None
+
+
+def _misplaced(header: Header) -> Miss | None:
+    """A miss where layers do not follow each other as :func:`as_object` puts them: what lies
+    between them would be read as well, however much it is."""
+    at = aligned(len(encode_header(header)))
+    for offset, length, _ in header.payloads:
+        if offset != at:
+            return Miss("foreign", f"a layer at byte {offset} of its object, and not at {at}")
+        at = aligned(offset + length)
+    return None
+
+
 def _end(header: Header) -> int:
     return max(offset + length for offset, length, _ in header.payloads)
 
@@ -261,9 +293,13 @@ def _header(got: Got) -> Seen | int:
     """The header that an object begins with, or how long it is where that is not all of it."""
     data = bytes(got.data)
     size = header_size(data)
+    if size is not None and size > _LONGEST_HEADER:
+        raise Again(Miss("foreign", f"a header of {size} bytes: the longest has {_LONGEST_HEADER}"))
     if size is not None and len(data) < size <= got.size:
         return size
     header = decode_header(data[:size])
+    if isinstance(header, Header):
+        header = _misplaced(header) or header
     if isinstance(header, Header) and got.size < _end(header):
         header = Miss("truncated", f"its object has {got.size} bytes of {_end(header)}")
     if isinstance(header, Miss):

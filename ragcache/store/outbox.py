@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,10 +95,11 @@ def waits(txn: Transaction, content: bytes, digest: bytes) -> bool:
     return value is not None and bytes(value[:1]) == b"{"
 
 
-def first(txn: Transaction, most: int) -> list[Row]:
-    """The first ``most`` rows that are to be told."""
+def first(txn: Transaction, most: int, *, without: Container[bytes] = ()) -> list[Row]:
+    """The first ``most`` rows that are to be told, of other contents than those of ``without``."""
     found = []
-    for key in islice(txn.keys(TABLE), most):
+    keys = (key for key in txn.keys(TABLE) if key[:DIGEST] not in without)
+    for key in islice(keys, most):
         value = txn.get(TABLE, key)
         assert value is not None
         found.append(Row(key[:DIGEST], key[DIGEST:] or None, value))

@@ -64,9 +64,10 @@ class LayerReader:
         ahead_bytes: int = 256 << 20,
         upload: Callable[[Sequence[Pair]], Copying] | None = None,
     ) -> None:
+        wanted = spec or (chunks[0].spec if chunks else None)
         for chunk in chunks:
-            if chunk.spec != (spec or chunks[0].spec):
-                raise ValueError(f"a chunk of {chunk.spec} among chunks of {spec}")
+            if chunk.spec != wanted:
+                raise ValueError(f"a chunk of {chunk.spec} among chunks of {wanted}")
         self._store = store
         self._chunks = tuple(chunks)
         layer_bytes = sum(chunk.layer_bytes for chunk in self._chunks)
@@ -158,8 +159,7 @@ class LayerReader:
                     reason="foreign",
                 )
         loaded = pairs if self._upload is None else self._upload(pairs)
-        stored, layers = sum(chunk.payload_bytes for chunk in self._chunks), chunk.spec.layers
-        size = stored * (layer + 1) // layers - stored * layer // layers
+        size = sum(chunk.layer_sizes[layer] for chunk in self._chunks)
         self._loads[layer] = Load(size, began, time.perf_counter())
         return loaded
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ragcache.errors import StoreError
 from ragcache.store.base import Miss
 from ragcache.store.codecs import codec
-from ragcache.store.codecs.base import DTYPES
-from ragcache.store.header import Header, decode_layer
+from ragcache.store.codecs.base import DTYPES, is_finite
+from ragcache.store.header import Header, decode_layer, of_another_shape
 
 if TYPE_CHECKING:
     from ragcache.store.codecs.base import Bytes
@@ -28,7 +28,8 @@ class Record(NamedTuple):
 
 
 def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-    """Raise ValueError for KV or notes that cannot belong to ``key``, or cannot be stored."""
+    """Raise ValueError for KV or notes that cannot belong to ``key``, or cannot be stored;
+    StoreError for KV that is not finite: an answer from it would be empty."""
     if kv.tokens != key.tokens:
         raise ValueError(
             f"KV of {len(kv.tokens)} tokens does not belong to a key of {len(key.tokens)} tokens: "
@@ -40,6 +41,14 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         raise ValueError(
             f"KV of dtype {', '.join(sorted(dtypes))}: use one of {', '.join(DTYPES)} throughout"
+        )
+    if (miss := of_another_shape(kv.spec, key.fingerprint.spec)) is not None:
+        raise ValueError(f"KV that cannot be of {key.fingerprint}: {miss.detail}")
+    if not all(map(is_finite, (*kv.keys, *kv.values))):
+        raise StoreError(
+            f"the KV that {key.fingerprint} has computed of {len(kv.tokens)} tokens holds NaN or "
+            f"infinities, and is not stored: its numbers are too large for {kv.spec.dtype}. Use "
+            "--dtype float32 or bfloat16, or look for damage in the model's weights."
         )
     if notes is not None and key.behind:
         raise ValueError("only KV under a variant_key has notes")
@@ -61,6 +70,14 @@ def encoded_layers(name: str, kv: ChunkKV) -> Iterator[Bytes]:
     """The bytes of every layer in the codec of that name, each encoded when it is asked for."""
     coded, pairs = codec(name), zip(kv.keys, kv.values, strict=True)
     return (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
+
+
+def undecodable(record: Record) -> Miss | None:
+    """Why a chunk whose bytes are whole cannot be used, if it cannot: every layer is decoded."""
+    for layer, raw in enumerate(record.raws):
+        if isinstance(pair := decode_layer(record.header, layer, raw.copy()), Miss):
+            return pair
+    return None
 
 
 def transcoded(record: Record, level: Level) -> Record:

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ragcache.blocks import SPARE_BYTES, Blocks
-from ragcache.errors import FullError, StoreError
+from ragcache.errors import FullError, LockedError, StoreError
 from ragcache.store import outbox
 from ragcache.store.arrivals import Arrivals
 from ragcache.store.base import (
@@ -43,6 +43,7 @@ from ragcache.store.base import (
 )
 from ragcache.store.bucket import Bucket
 from ragcache.store.codecs import codec
+from ragcache.store.counts import Counts
 from ragcache.store.courier import Courier
 from ragcache.store.disk import DiskStore
 from ragcache.store.header import Header, decode_layer
@@ -71,9 +72,10 @@ class Traffic:
     waiting: int
     read_bytes: int  # of layers that came from the remote
     kept: int  # chunks that were read there and are on disk now
-    not_kept: int  # those that had no room
+    not_kept: int  # those that had no room, or could not be used, or while another process wrote
     healed: int  # chunks that were damaged here and came from the remote
     sent: int  # chunks written there
+    unsent: int  # chunks that cannot be sent: `ragcache push` says why
     requests: int
     retries: int
     failed: int  # operations, after all retries
@@ -104,7 +106,7 @@ class RemoteStore(ChunkStore):
         self.disk, self.objects, self.levels = disk, objects, tuple(levels)
         disk.shared = self.levels
         self._patience_s = patience_s
-        self._tally, self._healed = Tally(), 0
+        self._tally, self._counts = Tally(), Counts()
         self._blocks = Blocks(SPARE_BYTES, pin=pin)
         self._arrivals = Arrivals(disk, objects)
         self._pool = self._arrivals.pool
@@ -251,7 +253,7 @@ class RemoteStore(ChunkStore):
     def traffic(self) -> Traffic:
         """Counts of what was sent to the remote and read from it."""
         counts = self._arrivals.counts + self.courier.counts + self.objects.bucket.counts
-        counts["healed"] = self._healed
+        counts += self._counts.snapshot()
         names = Traffic.__dataclass_fields__.keys() - {"url", "waiting"}
         figures = {name: counts[name] for name in names}
         return Traffic(self.objects.bucket.url, self.disk.waiting, **figures)
@@ -267,11 +269,15 @@ class RemoteStore(ChunkStore):
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         return self.disk.verify(repair=repair)
 
+    def refusal(self) -> str | None:
+        return self.disk.refusal()
+
     def close(self) -> None:
-        self._arrivals.close()
-        self.courier.close(self._patience_s)
-        self.disk.close()
-        self._blocks.clear()
+        with ExitStack() as every:  # each is closed whatever becomes of the others
+            every.callback(self._blocks.clear)
+            every.callback(self.disk.close)
+            every.callback(self.courier.close, self._patience_s)
+            every.callback(self._arrivals.close)
 
     def _peek(self, key: ChunkKey) -> Stored | Miss:
         """What is found on disk, or else in the remote. Why there is nothing is looked up on disk
@@ -316,8 +322,9 @@ class RemoteStore(ChunkStore):
         damaged."""
         if here.reason in ("corrupt", "truncated", "foreign"):
             logger.warning("chunk %s is read anew: %s here", key.digest.hex()[:12], here.reason)
-            self.disk.drop(key.digest)
-            self._healed += 1
+            with suppress(LockedError):  # whoever writes will come upon it too
+                self.disk.drop(key.digest)
+                self._counts.add("healed")
 
     def _put_there(self, key: ChunkKey, kv: ChunkKV) -> None:
         """Put a chunk for which there is no room here."""

@@ -32,6 +32,7 @@ TABLES = {
     "counters": "name -> u64",
     "settings": "name -> text",
     "promises": "blake3(document id), number u64 -> nothing: what is to be written (see promises)",
+    "texts": "name -> text of any length that is kept for a while, such as a job's documents",
     "outbox": "content digest, key digest or none -> what a remote is to be told (see outbox)",
 }
 
@@ -91,6 +92,14 @@ class Tables(ABC):
 
         Waits for other writers; a thread must not open one inside another.
         """
+
+    def become_writer(self) -> None:
+        """From now on nobody else writes. Raises StoreError, at once, where that cannot be."""
+        return
+
+    def refusal(self) -> str | None:
+        """Why nothing can be written now; None where it can. It is tried, and not waited for."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

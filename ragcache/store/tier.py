@@ -68,6 +68,9 @@ class Tier(ChunkStore):
     def credit(self, worth: Mapping[ChunkKey, float]) -> None:
         self.below.credit(worth)
 
+    def refusal(self) -> str | None:
+        return self.below.refusal()
+
     def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
         return self.below.hold(keys)
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal, TypeVar
 
 from ragcache.errors import FullError
+from ragcache.store import shapes
 from ragcache.store.base import Miss
 from ragcache.store.disk import DiskStore
 from ragcache.store.header import Header
 from ragcache.store.key import INCONTEXT
 from ragcache.store.link import AT_ONCE
-from ragcache.store.objects import ChunkObjects, Seen, content_of, digest_of
+from ragcache.store.objects import ChunkObjects, content_of, digest_of
 from ragcache.store.outbox import Level
-from ragcache.store.record import transcoded
+from ragcache.store.record import Record, transcoded, undecodable
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Progress = Callable[[int, int], None]
 _SOME = 4 * AT_ONCE
-Outcome = Literal["moved", "there", "damaged", "no_room", "other"]
+_MOST_UNKNOWN = 1 << 30  # bytes of a chunk that is pulled for a model that was never open here
+Outcome = Literal["moved", "there", "damaged", "foreign", "no_room", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Moved:
     moved: int = 0
     there: int = 0  # where they were to go to
     damaged: int = 0  # and so not moved
+    foreign: int = 0  # of another shape or codec than their model's, or another chunk: not moved
     no_room: int = 0  # within the quota of the disk
     other: int = 0  # variants, which stay here; KV in other codecs, which only the controller loads
 
@@ -80,7 +86,7 @@ def pull(
         left -= 0 if digest_of(name) in here else size
         wanted.append(name)
     found = _moved(partial(_fetched, disk, objects, here, codec), wanted, progress)
-    return Moved(found.moved, found.there, found.damaged, found.no_room + later, found.other)
+    return replace(found, no_room=found.no_room + later)
 
 
 def _sent(
@@ -108,22 +114,31 @@ def _fetched(
 ) -> Outcome:
     if digest_of(name) in here:
         return "there"
-    seen = objects.look(name)
-    if isinstance(seen, Seen) and seen.header.codec != codec:
+    others = Miss("stale", "its codec is another")
+
+    def unwanted(header: Header) -> Miss | None:
+        with disk.tables.read() as txn:
+            if (miss := shapes.foreign(txn, header)) is not None:
+                return miss
+            known = shapes.noted_of(txn, header.fingerprint) is not None
+        if header.codec != codec:
+            return others
+        if not known and header.payload_bytes > _MOST_UNKNOWN:
+            return Miss("foreign", f"{header.payload_bytes} bytes of a model that is not known")
+        return None
+
+    record = objects.record(name, unwanted)
+    if record is None or record is others:  # deleted meanwhile
         return "other"
-    record = objects.record(name)
-    if record is None:  # deleted meanwhile
-        return "other"
-    if isinstance(record, Miss) or not _is_named(record.header, name):
-        return "damaged"
+    if isinstance(record, Record):
+        record = undecodable(record) or record
+    if isinstance(record, Miss):
+        logger.warning("%s is left where it is, %s: %s", name, record.reason, record.detail)
+        return "foreign" if record.reason == "foreign" else "damaged"
     try:
         return "moved" if disk.enter(record) else "there"
     except FullError:
         return "no_room"
-
-
-def _is_named(header: Header, name: str) -> bool:
-    return (header.content, header.key) == (content_of(name), digest_of(name))
 
 
 def _moved(

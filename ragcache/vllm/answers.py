@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ragcache.answer import AnswerStream
+from ragcache.answer import AnswerStream, kept
 from ragcache.blend import Blender, written
 from ragcache.compiled import Compiled
 from ragcache.engine.base import Step
@@ -163,8 +163,8 @@ class VllmStream(AnswerStream):
             prompt=self._prompt,
             report=replace(self._report(), ttft_s=ttft, total_s=time.perf_counter() - began),
         )
-        if self._keep:
-            self.keep()
+        if self._keep and self.misses:
+            self._answer = kept(self._answer, self._with.store, self.keep)
 
     def _tokens(self) -> Generator[int | None]:
         """Tokens of the answer, from as many servers as it takes; None where there is none yet."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -193,6 +194,42 @@ def test_what_can_wait_waits(scheduler: Scheduler) -> None:
     while log.count("step") < 2:
         time.sleep(0.001)
     assert log == ["q1", "q2", "later", "step", "step"]
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise: no Exception."""
+
+
+def test_nothing_that_is_raised_ends_the_thread_that_all_share(
+    scheduler: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    def panics(*_: object) -> Any:
+        raise Panic("a panic")
+        yield
+
+    heard = Heard("q", [])
+    scheduler.submit("t", panics, heard)
+    assert heard.end() == "RuntimeError"
+    scheduler.later(lambda: next(panics()))
+    scheduler.meanwhile(lambda: next(panics()))
+    with pytest.raises(Panic):
+        scheduler.background(panics()).result(SOON)
+
+    def deaf(how: str, what: object) -> None:
+        raise Panic
+
+    scheduler.submit("t", pieces(2), deaf)
+    after = Heard("q", [])
+    scheduler.submit("t", pieces(2), after)
+    assert after.end() == "done"
+    assert "a panic" in caplog.text and all(thread.is_alive() for thread in scheduler._threads)
+
+
+def test_what_can_wait_is_not_taken_once_all_ends(scheduler: Scheduler) -> None:
+    ran: list[int] = []
+    scheduler.close()
+    assert not scheduler.later(lambda: ran.append(1))
+    assert not ran and not scheduler._later
 
 
 def test_what_can_wait_does_not_wait_for_ever() -> None:

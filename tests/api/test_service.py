@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ragcache.api.scheduler import GivenUp, Ticket
 from ragcache.api.service import Ask, Service
 from ragcache.blend.fuse import FusionWalk
 from ragcache.engine.base import LayerView
+from ragcache.errors import StoreError
+from ragcache.pipeline import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import Stored
@@ -192,6 +195,47 @@ def test_the_settings_open_it_with_a_guard(
         guard = service.guard
         assert (guard and guard.share, guard and guard.floor) == (share, floor)
         assert service.cache("a").engine is service.own.engine
+
+
+def test_a_store_that_opens_slowly_keeps_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small(tmp_path) as service:
+        begun, go, real = threading.Event(), threading.Event(), RagCache.open
+
+        def slow(path: Path, **options: Any) -> RagCache:
+            if options["tenant"] == "slow":
+                begun.set()
+                assert go.wait(SOON)
+            return real(path, **options)
+
+        monkeypatch.setattr(RagCache, "open", slow)
+        with ThreadPoolExecutor(2) as pool:
+            opening = [pool.submit(service.cache, "slow") for _ in range(2)]
+            assert begun.wait(SOON)
+            assert service.caches() == [service.own]  # as /ready asks
+            assert service.cache("quick") is service.cache("quick")
+            go.set()
+            first, second = (future.result(SOON) for future in opening)
+        assert first is second and len(service.caches()) == 3
+
+
+def test_every_store_is_closed_whatever_becomes_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = small(tmp_path)
+    other = service.cache("ann")
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    real = other.close
+    monkeypatch.setattr(other, "close", fails)
+    with pytest.raises(ZeroDivisionError):
+        service.close()
+    real()
+    with pytest.raises(StoreError, match="closed"):
+        service.own.store.stats()
 
 
 def test_many_tenants_can_be_open(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ KEYS = [make_key(first) for first in range(4)]
 
 
 def stored(key: ChunkKey, kv: ChunkKV) -> Stored:
-    return Stored(key, kv.spec, len(kv.tokens), kv.spec.chunk_bytes(5), kv.sensitivity)
+    sizes = (kv.spec.layer_bytes(5),) * len(kv.keys)
+    return Stored(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity)
 
 
 def fill(*stores: ChunkStore, seed: int = 0) -> None:

@@ -252,7 +252,8 @@ def test_files_that_a_crash_left_go_at_the_next_open(tmp_path: Path) -> None:
         store.put(ONE, make_kv(ONE))
         path, _ = file_of(store, ONE)
         assert path is not None
-        left = path.with_name(path.name[:-1] + "z"), path.with_name(path.name + "0.part")
+        other = path.name[:-8] + "00000000"
+        left = path.with_name(other), path.with_name(path.name + ".part")
         for file in left:
             file.write_bytes(path.read_bytes())
     with DiskStore(tmp_path / "store", readonly=True) as store:

@@ -37,6 +37,102 @@ def test_permissions(tmp_path: Path) -> None:
     assert modes == {"data.mdb": 0o600, "lock.mdb": 0o600, "writer.lock": 0o600}
 
 
+@pytest.mark.parametrize("name", ["writer.lock", "lock.mdb", "data.mdb"])
+@pytest.mark.parametrize("readonly", [False, True])
+def test_links_in_the_place_of_its_files_are_refused(
+    tmp_path: Path, name: str, readonly: bool
+) -> None:
+    with DiskStore(tmp_path / "store") as store:
+        store.put(ONE, make_kv(ONE))
+    victim, link = tmp_path / "victim", tmp_path / "store" / name
+    victim.write_text("precious")
+    link.unlink()
+    link.symlink_to(victim)
+    if not (readonly and name == "writer.lock"):  # which a reader does not open
+        message = open_error(tmp_path / "store", readonly)
+        assert f"{name} is no regular file" in message and "remove it" in message
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_the_place_of_compactions_file_is_replaced(
+    two: DiskStore, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (two.tables.path / "CURRENT.part").symlink_to(tmp_path / "victim")
+    two.compact()
+    assert (tmp_path / "victim").read_text() == "precious" and two.verify() == {}
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_file_that_was_emptied_is_damaged(two: DiskStore, compacted: bool) -> None:
+    if compacted:
+        two.compact()
+    two.close()
+    os.truncate(two.tables.file, 0)
+    for readonly in (False, True):
+        message = open_error(two.tables.path, readonly)
+        assert "data.mdb is damaged: it is empty" in message and "Restore it" in message
+    with pytest.raises(StoreError, match="is damaged"):
+        DiskStore(two.tables.path, lazy=True)
+    assert two.tables.file.stat().st_size == 0
+
+
+def test_a_store_is_made_at_once_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it is made, nothing of it is taken for a store."""
+    path = tmp_path / "store"
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object) -> Path:
+            raise KeyboardInterrupt
+
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            DiskStore(path)
+    assert not (path / "data.mdb").exists()
+    with DiskStore(path) as store:
+        store.put(ONE, make_kv(ONE))
+    assert not list(path.glob("data.new*"))
+
+
+def test_strays_are_left_alone_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    (path / ".DS_Store").write_bytes(b"\0Bud1")
+    with DiskStore(path, layout="files") as store:
+        store.put(ONE, make_kv(ONE))
+        file = next((path / "kv").glob("*/*"))
+    strays = [
+        path / "kv" / ".DS_Store",
+        file.parent / ".DS_Store",
+        file.parent / "Thumbs.db",
+        file.parent / f"._{file.name}",
+        file.parent / "deadbeef",
+        path / "kv" / "notes" / "readme.txt",
+    ]
+    strays[-1].parent.mkdir()
+    for stray in strays:
+        stray.write_text("not ours")
+    (path / "data-backup").mkdir()
+    (path / "data-backup" / "data.mdb").write_text("somebody's")
+    with DiskStore(path) as store:
+        assert same(store.get(ONE), make_kv(ONE)) and store.verify() == {}
+        assert len(store.strays()) == 6 and "notes" in store.strays()
+        store.compact()
+        store.compact()
+        store.convert("records")
+    with DiskStore(path, readonly=True) as store:
+        assert store.has(ONE) and len(store.strays()) == 6
+    assert all(stray.exists() for stray in strays) and (path / "data-backup" / "data.mdb").exists()
+
+
+def test_the_newest_folder_is_named_where_the_pointer_is_damaged(two: DiskStore) -> None:
+    two.close()
+    for number in (2, 9, 10):
+        (two.tables.path / f"data-{number}").mkdir()
+    (two.tables.path / "CURRENT").write_text("data-10 0")
+    assert "Write one line into it: data-10 " in open_error(two.tables.path)
+
+
 def test_an_empty_directory_becomes_private(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir(mode=0o755)
     DiskStore(tmp_path / "store").close()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, Stored
+from ragcache.store.key import at_level
 from ragcache.types import KVSpec
 from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv, rewrite_layer
 
@@ -235,3 +236,26 @@ def test_a_layer_is_handed_over_as_it_is_on_the_device(watched: Watched) -> None
 def test_chunks_of_another_spec_are_refused(watched: Watched) -> None:
     with pytest.raises(ValueError, match="among chunks of"):
         LayerReader(watched, resolve(watched), replace(SPEC, layers=9))
+    first, second, *_ = resolve(watched)
+    with pytest.raises(ValueError, match="among chunks of KVSpec"):
+        LayerReader(watched, [first, replace(second, spec=replace(SPEC, layers=9))])
+
+
+def test_the_bytes_of_a_layer_are_those_that_were_read(tmp_path: Path) -> None:
+    """An entropy coder makes other lengths of other layers."""
+    pytest.importorskip("constriction")
+    key = at_level(KEYS[0], "cachegen")
+    kv = make_kv(key)
+    flat = replace(
+        kv, keys=(kv.keys[0] * 0, *kv.keys[1:]), values=(kv.values[0] * 0, *kv.values[1:])
+    )
+    with DiskStore(tmp_path / "store") as store:
+        store.put(key, flat)
+        found = store.find(key)
+        assert isinstance(found, Stored) and found.layer_sizes[0] < found.layer_sizes[1]
+        assert sum(found.layer_sizes) == found.payload_bytes == store.stats().payload_bytes
+        with LayerReader(store, [found]) as reader:
+            reader.start(range(LAYERS))
+            for layer in range(LAYERS):
+                reader.layer(layer)
+                assert reader.load(layer).bytes == found.layer_sizes[layer]

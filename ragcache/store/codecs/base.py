@@ -39,7 +39,7 @@ class Codec(ABC):
         """The bytes of layer ``layer`` of ``layers``.
 
         ``keys`` (before RoPE) and ``values`` are (kv_heads, tokens, head_dim), of one dtype of
-        :data:`DTYPES`, on any device.
+        :data:`DTYPES`, on any device, and finite.
         """
 
     @abstractmethod
@@ -47,7 +47,8 @@ class Codec(ABC):
         """Keys and values, each (kv_heads, tokens, head_dim), in the dtype of ``spec``.
 
         They may share the memory of ``data``, which is given away. The bytes have passed their
-        checksum. Raises ValueError where they cannot be a layer of this shape all the same.
+        checksum. What comes back is finite. Raises ValueError where they cannot be a layer of this
+        shape all the same.
         """
 
     def check(self) -> None:
@@ -57,6 +58,18 @@ class Codec(ABC):
     def layer_bytes(self, spec: KVSpec, tokens: int) -> int | None:
         """How many bytes every layer takes; None where that depends on what is in it."""
         return None
+
+    def most_bytes(self, spec: KVSpec, tokens: int) -> int:
+        """How many bytes a layer takes at most: more are not read. A codec that does not know
+        what each layer takes says it by its own bound."""
+        size = self.layer_bytes(spec, tokens)
+        return spec.layer_bytes(tokens) if size is None else size
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor that is not empty holds neither NaN nor infinities. As fast as reading it:
+    NaN goes through both bounds."""
+    return all(bool(bound.isfinite()) for bound in tensor.aminmax())
 
 
 def to_bytes(tensor: Tensor) -> Bytes:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("<4sBB2x")  # tag, bins of keys, bins of values
 _TAG = b"cgn\x01"
 _MOST_PER_BYTE = 128  # numbers: no bell spends less than 1/16 bit on one
+_MOST_PER_NUMBER = 3  # bytes: no bell spends more than the 24 bits of TOTAL on one
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ class CacheGen(Codec):
             raise ValueError("words left over")
         keys, values = both
         return keys, values
+
+    def most_bytes(self, spec: KVSpec, tokens: int) -> int:
+        """All numbers as symbols of the rarest kind, and the coder's own state."""
+        channels = spec.kv_heads * spec.head_dim
+        head = _HEAD.size + 2 * tokens * spec.itemsize + 2 * channels
+        return head + 2 * channels * tokens * _MOST_PER_NUMBER + 16
 
 
 def _symbols(coder: Any, chosen: Bytes, tokens: int, levels: int) -> NDArray[np.int8]:

@@ -26,7 +26,7 @@ def scaled(keys: Tensor, values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor,
     numbers = torch.stack([keys, values]).detach().cpu().float()
     peaks = numbers.abs().amax(dims, keepdim=True)
     if not peaks.isfinite().all():
-        raise ValueError("the KV holds NaN or infinities: only codec 'raw' can store it")
+        raise ValueError("the KV holds NaN or infinities: no answer may come from it")
     return numbers.div_(peaks.where(peaks > 0, 1.0)), peaks.to(keys.dtype)
 
 

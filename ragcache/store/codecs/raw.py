@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ragcache.store.codecs.base import Bytes, Codec, from_bytes, to_bytes
+from ragcache.store.codecs.base import Bytes, Codec, from_bytes, is_finite, to_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,8 @@ class Raw(Codec):
 
     def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
         both = from_bytes(data, spec.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
+        if not is_finite(both):
+            raise ValueError("it holds NaN or infinities")
         return both[0], both[1]
 
     def layer_bytes(self, spec: KVSpec, tokens: int) -> int:

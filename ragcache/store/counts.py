@@ -1,0 +1,23 @@
+"""Counts by name that several threads add to."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+
+class Counts:
+    """How often each thing has happened since this was made. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, what: str, more: int = 1) -> None:
+        with self._lock:
+            self._counts[what] += more
+
+    def snapshot(self) -> Counter[str]:
+        """A copy, which is the caller's own."""
+        with self._lock:
+            return self._counts.copy()
