@@ -183,7 +183,7 @@ def test_commands_beside_a_writer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pid, _ = holder
-    monkeypatch.setattr(opening, "SentenceTransformerEmbedder", HashEmbedder)
+    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "llama")
 
     def run(*args: object) -> tuple[int, str, str]:
@@ -250,7 +250,7 @@ def test_a_service_and_a_question(path: Path, tmp_path: Path) -> None:
         "import sys, pathlib\n"
         "from ragcache import opening\n"
         "from ragcache.retriever.embed import HashEmbedder\n"
-        "opening.SentenceTransformerEmbedder = lambda *_: HashEmbedder()\n"
+        "opening.embedder_of = lambda *_: HashEmbedder()\n"
         "from ragcache.cli import main\n"
         "main()\n"
     )

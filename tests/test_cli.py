@@ -174,16 +174,23 @@ def test_no_document_can_command_the_terminal(run: Run, model: Path) -> None:
     hostile = "\x1b]0;owned\x07\x1b[2J\u202ea\nb"
     Path("e.jsonl").write_text(json.dumps({"id": hostile, "text": f"Mira {hostile} sings."}))
     code, out, err = run("index", "e.jsonl", "--model", model)
-    assert code == 0
+    assert code == 1 and "cannot be a document's id: it has control characters" in err
     printed = out + err
+    told = {"id": "e", "title": hostile, "text": f"Mira {hostile} sings."}
+    Path("e.jsonl").write_text(json.dumps(told))
+    code, out, err = run("index", "e.jsonl", "--model", model)
+    assert code == 0
+    printed += out + err
+    with DiskStore("ragcache-store") as store:  # as releases before took it
+        Catalog(store).put_document(Document(hostile, ""), [], HashEmbedder().embed([]), b"")
     for args in (("documents",), ("query", "Who sings?", "--explain", "--max-tokens", 2)):
         _, out, err = run(*args)
         printed += out + err
-        assert "\\x1b]0;owned\\x07\\x1b[2J\\u202ea\\nb" in out
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\u202ea\\nb" in printed
     printed += "".join(run("delete", f"nobody {hostile}")[1:])
     assert not set(printed) & {"\x1b", "\x07", "\u202e"}
     found = json.loads(run("documents", "--json")[1])["documents"]
-    assert found[0]["id"].endswith(hostile)
+    assert found[0]["id"] == hostile
 
 
 def test_a_store_tells_what_models_it_has_kv_of(
@@ -445,7 +452,7 @@ def test_a_store_keeps_its_codec(run: Run, notes: Path, model: Path, codec: str)
     code, out, _ = run("index", notes, "--codec", "raw")
     assert code == 0 and "KV of 9 chunks computed" in out
     code, _, err = run("index", notes, "--codec", "zip")
-    assert code == 1 and "codec 'zip' is unknown: use one of raw, int8, fp8, cachegen" in err
+    assert code == 1 and "codec 'zip' is unknown: use one of raw, bfloat16, float16, int8, fp8" in err
 
 
 def test_doctor_and_compact(run: Run, notes: Path, model: Path, tmp_path: Path) -> None:
@@ -491,7 +498,9 @@ def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
     run("index", empty, "--model", model)
     code, out, err = run("query", "Where?")
     assert code == 4 and out.strip()
-    assert err.startswith("nothing to answer from: the 1 documents of the store have no text.")
+    loading, said = err.splitlines()[:2]
+    assert loading.startswith("loading model ")
+    assert said.startswith("nothing to answer from: the 1 documents of the store have no text.")
     code, out, err = run("query", "Where?", "--require-chunks")
     assert code == 4 and not out and "error: there are no chunks to answer from" in err
     (asked := tmp_path / "asked.jsonl").write_text('{"question": "Where?"}\n')
@@ -518,10 +527,10 @@ def test_a_tenants_documents(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and out.startswith("3 documents indexed")
     assert run("query", "Where does Mira live?")[0] == 4
     code, out, err = run("query", "Where does Mira live?", "--tenant", "ann", "--explain")
-    assert code == 0 and not err and "absent" not in out and "stale" not in out
+    assert code == 0 and "nothing" not in err and "absent" not in out and "stale" not in out
     code, out, _ = run("documents", "--tenant", "ann")
     assert code == 0 and "holt" in out
-    code, out, _ = run("delete", "holt.txt", "--tenant", "ann")
+    code, out, _ = run("delete", "notes/holt.txt", "--tenant", "ann")
     assert code == 0 and "1 documents deleted" in out
     assert run("query", "Where?", "--tenant", "bob")[0] == 1
     assert "cannot be a tenant" in run("index", notes, "--tenant", "../ann")[2]

@@ -24,4 +24,4 @@ def test_controls_are_written_out_wherever_they_are_printed() -> None:
 def test_what_is_no_control_stays() -> None:
     text = "Zeile\n\t日本 é 👨‍👩‍👧"
     assert plain(text) == text
-    assert plain("a\r\u202eb") == r"a\x0d\u202eb"
+    assert plain("a\r\u202eb") == r"a\r\u202eb"

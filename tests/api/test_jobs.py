@@ -338,7 +338,7 @@ def test_an_attempt_is_counted_before_it_and_forgotten_once_it_got_somewhere(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    splitting = service.own.indexing.splitter.split
+    splitting = service.own.indexing.splitter.chunks
 
     def attempts() -> int:
         [record] = service.own.catalog.settings("job:").values()
@@ -348,7 +348,7 @@ def test_an_attempt_is_counted_before_it_and_forgotten_once_it_got_somewhere(
         seen.append(attempts())
         return splitting(document)
 
-    monkeypatch.setattr(type(service.own.indexing.splitter), "split", lambda _, one: split(one))
+    monkeypatch.setattr(type(service.own.indexing.splitter), "chunks", lambda _, one: split(one))
     jobs = Jobs(service)
     until(jobs, jobs.add("", scene.DOCUMENTS), "done")
     assert seen == [1, 1, 1] and attempts() == 0
@@ -363,7 +363,7 @@ def test_the_next_process_is_not_told_of_an_end_in_order(tmp_path: Path) -> None
             go.wait(SOON)
             return []
 
-        object.__setattr__(service.own.indexing.splitter, "split", stuck)
+        object.__setattr__(service.own.indexing.splitter, "chunks", stuck)
         jobs = Jobs(service)
         job = jobs.add("", scene.DOCUMENTS)
         assert stands.wait(SOON)

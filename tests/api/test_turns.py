@@ -113,7 +113,7 @@ def test_splitting_keeps_nobody_from_the_engine(
             threading.Event(),
             list[bool](),
         )
-        split = type(splitter).split
+        split = type(splitter).chunks
 
         def endless(self: Any, document: Document) -> Any:
             if document.id != "long0":
@@ -123,7 +123,7 @@ def test_splitting_keeps_nobody_from_the_engine(
             while not go:
                 yield Chunk(document.id, 0, "A text.")
 
-        monkeypatch.setattr(type(splitter), "split", endless)
+        monkeypatch.setattr(type(splitter), "chunks", endless)
         long = service.add("ann", texts("long", 1))
         assert stands.wait(SOON)
         assert service.add("bob", texts("b")).result(SOON).documents == 3

@@ -88,6 +88,10 @@ class Distant(RemoteStore):
             chunks=len(headers),
             payload_bytes=sum(header.payload_bytes for header in headers),
             fingerprints={name: names.count(name) for name in names},
+            fingerprint_bytes={
+                name: sum(each.payload_bytes for each in headers if each.name == name)
+                for name in names
+            },
         )
 
 
