@@ -101,7 +101,7 @@ def finish(path: Path, expected: Expected, numbers: Iterable[int]) -> None:
 class Encoder:
     """As much of an engine as ``precompute`` asks for: its KV is that of a version."""
 
-    spec = SPEC
+    spec, fingerprint = SPEC, chunk_key(0).fingerprint
     context_tokens = 0  # no room to measure sensitivity in company
 
     def __init__(self, version: int) -> None:

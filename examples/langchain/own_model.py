@@ -18,7 +18,7 @@ from ragcache.langchain import ChatRagCache, RagCacheVectorStore, rag_messages
 def main(folder: str, model: str) -> None:
     store = RagCacheVectorStore(folder, model=model)
     store.add_texts(TEXTS, ids=["holt", "corvex"])
-    chat = ChatRagCache(store=store, max_tokens=32, require_chunks=True)
+    chat = ChatRagCache(store=store, ratio=0.15, max_tokens=32, require_chunks=True)
     asked = rag_messages(QUESTION, store.similarity_search(QUESTION, k=2))
     print(chat.get_num_tokens_from_messages(asked), "tokens to be read")
     answer = chat.invoke(asked)

@@ -176,7 +176,7 @@ class Scheduler:
                 if self._ending:
                     raise GivenUp
                 future.set_result(work())
-            except Exception as error:
+            except BaseException as error:
                 future.set_exception(error)
 
         with self._lock:
@@ -330,7 +330,7 @@ class Scheduler:
             next(ticket._steps)
         except StopIteration as end:
             self._end_work(ticket, "done", end.value)
-        except Exception as error:
+        except BaseException as error:
             self._end_work(ticket, "failed", error)
         else:
             with self._lock:
@@ -347,7 +347,8 @@ class Scheduler:
         self._close_steps(ticket)
         self._tell(ticket, how, what)
         with self._lock:
-            self._at = None
+            if self._at is ticket:
+                self._at = None
 
     def _do(self, work: Callable[[], object], again: bool) -> None:
         began = time.monotonic()
