@@ -250,7 +250,7 @@ def test_a_service_and_a_question(path: Path, tmp_path: Path) -> None:
         "import sys, pathlib\n"
         "from ragcache import opening\n"
         "from ragcache.retriever.embed import HashEmbedder\n"
-        "opening.SentenceTransformerEmbedder = lambda *_: HashEmbedder()\n"
+        "opening.embedder_of = lambda *_: HashEmbedder()\n"
         "from ragcache.cli import main\n"
         "main()\n"
     )
