@@ -216,7 +216,7 @@ def _same(same: bool, name: str, recorded: str) -> None:
         )
 
 
-def servers(name: str | Path, path: Path, settings: Settings, codec: str) -> VllmEngine:
+def servers(name: str | Path, path: Path, settings: Settings, catalog: Catalog) -> VllmEngine:
     """vLLM servers that were started with the store in ``path``."""
     try:
         from ragcache.vllm.remote import VllmEngine
@@ -231,4 +231,5 @@ def servers(name: str | Path, path: Path, settings: Settings, codec: str) -> Vll
         )
     key = settings.vllm_key.get_secret_value() if settings.vllm_key else ""
     urls = [url for url in settings.vllm_url.split(",") if url.strip()]
-    return VllmEngine(name, urls, path, dtype=settings.dtype, codec=codec, api_key=key)
+    own = codec_of(catalog, settings, name)
+    return VllmEngine(name, urls, path, dtype=settings.dtype, codec=own, api_key=key)

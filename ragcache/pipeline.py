@@ -158,9 +158,7 @@ class RagCache:
             if beside is not None:
                 engine = beside.engine
             elif settings.engine == "vllm":
-                engine = opening.servers(
-                    model_path(name), path, settings, opening.codec_of(catalog, settings)
-                )
+                engine = opening.servers(model_path(name), path, settings, catalog)
             else:
                 engine = TransformersEngine.load(
                     model_path(name),

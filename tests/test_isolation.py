@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from ragcache.engine.fingerprint import fingerprint
 from ragcache.store import ChunkKey, DiskStore, Miss
 from ragcache.types import ChunkKV, Fingerprint
 from tests import models
-from tests.engine.test_fingerprint import changed
+from tests.engine.test_fingerprint import adapted, changed
 
 TOKENS, PREFIX = (5, 6, 7), (1, 2)
 OF_THE_MODEL = ("weights", "other weights", "config", "rope", "tokenizer", "template", "dtype")
@@ -31,9 +30,7 @@ def key_with(what: str, monkeypatch: pytest.MonkeyPatch) -> ChunkKey:
         return ChunkKey(fingerprint(*changed(what), "model"), TOKENS, PREFIX)
     key = ChunkKey(plain(), TOKENS, PREFIX)
     if what in ("codec", "adapter", "format"):
-        model: Any = models.model("llama")
-        if what == "adapter":
-            model.peft_config = {"lora": object()}
+        model = adapted() if what == "adapter" else models.model("llama")
         if what == "format":
             monkeypatch.setattr(module, "FORMAT", "next")
         codec = "int8" if what == "codec" else "raw"

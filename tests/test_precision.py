@@ -9,6 +9,7 @@ import pytest
 
 from ragcache import opening
 from ragcache.engine.precision import computed, published
+from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
 from ragcache.pipeline import RagCache
 from ragcache.retriever.embed import HashEmbedder
@@ -48,6 +49,15 @@ def test_a_new_store_has_the_models_own(tmp_path: Path) -> None:
     assert sizes[""] * 2 == sizes["raw"]
     with opened(tmp_path / "s") as cache:  # it remembers
         assert codec_of(cache) == "bfloat16" and cache.add(scene.DOCUMENTS).precomputed.encoded == 0
+
+
+def test_a_new_store_that_servers_fill_has_it_too(tmp_path: Path) -> None:
+    """It is chosen before they are asked, and their dtype decides."""
+    for dtype, codec in (("float32", "bfloat16"), ("bfloat16", "raw"), ("auto", None)):
+        with pytest.raises(ModelError if codec else ConfigError, match="no vLLM server|the dtype"):
+            opened(tmp_path / dtype, engine="vllm", vllm_url="http://127.0.0.1:9", dtype=dtype)
+        with DiskStore(tmp_path / dtype) as store:
+            assert Catalog(store).get_setting("codec") == codec
 
 
 @pytest.mark.parametrize("recorded", [True, False])

@@ -76,15 +76,25 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def adapters_digest(model: Any) -> str:
-    """blake3 over the adapters of peft: their names and settings (rank, scale, what they are put
-    on), and which of them are active. Their tensors are among the weights. "" without any."""
+    """blake3 over the adapters of peft: their names and settings (rank, what they are put on), and
+    of each module that they are put on, which are active there, at what scale. Their tensors are
+    among the weights. "" without any."""
     adapters = getattr(model, "peft_config", None)
     if not adapters:
         return ""
-    active = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", "")
     fields = {
-        "active": active() if callable(active) else active,
+        "active": getattr(model, "active_adapter", None),
         "adapters": {name: config.to_dict() for name, config in adapters.items()},
+        "modules": {
+            name: [
+                module.active_adapters,
+                module.disable_adapters,
+                module.merged_adapters,
+                getattr(module, "scaling", {}),
+            ]
+            for name, module in model.named_modules()
+            if hasattr(module, "merged_adapters")
+        },
     }
     return blake3(json.dumps(fields, sort_keys=True, default=_plainly).encode()).hexdigest()
 

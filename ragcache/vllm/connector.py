@@ -35,6 +35,7 @@ from ragcache.engine.vllm.support import Setup, check
 from ragcache.errors import ConfigError, RagCacheError, StoreError
 from ragcache.store.catalog import Catalog
 from ragcache.store.disk import DiskStore
+from ragcache.store.key import ChunkKey, at_level
 from ragcache.types import Fingerprint
 from ragcache.vllm.work import Rank, Stores, Workshop, refusal
 
@@ -83,11 +84,10 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if role == KVConnectorRole.SCHEDULER:
             model = vllm_config.model_config
             dtype = str(model.dtype).removeprefix("torch.")
-            codec = extra.get("codec") or _codec_of(self.root)
-            self.fingerprint = Identity.of(model.model, dtype, codec).fingerprint
-            self.planner = Planner(self.fingerprint.digest.hex())
+            self._codec = extra.get("codec") or _codec_of(self.root)
+            own = Identity.of(model.model, dtype, self._codec or "raw").fingerprint
+            self._is(own)
             self.mailbox = Mailbox(self.root / FOLDER)
-            logger.info("ragcache: this model is %s", self.fingerprint)
         else:
             self.stores = Stores(self.root, int(extra.get("ram_bytes", 0)))
             self.workshop: Workshop | None = None  # until the worker has brought its model
@@ -95,6 +95,18 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._bad: set[int] = set()
 
     # The scheduler's side.
+
+    def _is(self, own: Fingerprint) -> None:
+        """Plan for the model with this fingerprint."""
+        self.fingerprint = own
+        self.planner = Planner(own.digest.hex())
+        logger.info("ragcache: this model is %s", own)
+
+    def _take_codec(self) -> None:
+        """Take the codec of a store that was made since the start."""
+        if self._codec is None and (codec := _codec_of(self.root)) is not None:
+            self._codec = codec
+            self._is(at_level(ChunkKey(self.fingerprint, ()), codec).fingerprint)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
@@ -107,6 +119,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             request.lora_request.lora_name if request.lora_request is not None else None,
             bool(request.mm_features),
         )
+        self._take_codec()
         before = len(self.planner.refused)
         count = self.planner.match(asked, num_computed_tokens)
         if len(self.planner.refused) > before:
@@ -244,13 +257,13 @@ def _agreement(group: Any) -> Any:
     return agree
 
 
-def _codec_of(root: Path) -> str:
-    """How the store's KV is stored; raw where there is no store yet."""
+def _codec_of(root: Path) -> str | None:
+    """How the store's KV is stored; None where there is no store yet."""
     try:
         with DiskStore(root, readonly=True) as store:
             return Catalog(store).get_setting("codec") or "raw"
     except StoreError:
-        return "raw"
+        return None
 
 
 def _setup(config: Any, caches: Any) -> Setup:

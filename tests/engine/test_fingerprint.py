@@ -83,25 +83,38 @@ def test_a_digest_is_never_known_by_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+class Adapter:
+    """The settings of an adapter, as peft keeps them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"r": 4, "target_modules": {"q_proj", "v_proj"}}
+
+
+class Adapted(torch.nn.Module):
+    """A module that two adapters are put on, as peft's is."""
+
+    def __init__(self, active: str, scale: float, disabled: bool) -> None:
+        super().__init__()
+        self.active_adapters, self.disable_adapters = [active], disabled
+        self.merged_adapters: list[str] = []
+        self.scaling = {"a": scale, "b": 2.0}
+
+
+def adapted(active: str = "a", scale: float = 2.0, disabled: bool = False) -> Any:
+    """A model with two adapters on one of its modules."""
+    model: Any = models.model("llama")
+    model.peft_config = {"a": Adapter(), "b": Adapter()}
+    model.model.layers[0].mlp.gate_proj.adapter = Adapted(active, scale, disabled)
+    return model
+
+
 def test_adapters_count_with_their_settings() -> None:
     """Their tensors are among the weights, but neither their scale is, nor which are active."""
-
-    class Adapter:
-        def __init__(self, alpha: int) -> None:
-            self.alpha = alpha
-
-        def to_dict(self) -> dict[str, Any]:
-            return {"lora_alpha": self.alpha, "target_modules": {"q_proj", "v_proj"}}
-
-    found = set()
-    for alpha, active in ((8, "a"), (16, "a"), (8, "b")):
-        model = models.model("llama")
-        model.peft_config = {"a": Adapter(alpha), "b": Adapter(8)}
-        model.active_adapters = lambda active=active: [active]
-        found.add(fingerprint(model, models.tokenizer(), "m").digest)
-    found.add(fingerprint(models.model("llama"), models.tokenizer(), "m").digest)
-    assert len(found) == 4
-    assert dict(fingerprint(models.model("llama"), models.tokenizer(), "m").fields)["adapter"] == ""
+    made = [adapted(), adapted(scale=4.0), adapted(active="b"), adapted(disabled=True)]
+    made.append(models.model("llama"))
+    found = [fingerprint(model, models.tokenizer(), "m") for model in made]
+    assert len({one.digest for one in found}) == len(made)
+    assert dict(found[-1].fields)["adapter"] == ""
 
 
 def test_codec_counts() -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,25 @@ def test_answers_are_those_of_the_embedded_engine(
         assert [chunk["miss"] for chunk in report["chunks"]] == [
             chunk.miss for chunk in want.report.chunks
         ]
+
+
+def test_a_sensitivity_that_is_missing_is_measured(running: Served, ann: httpx.Client) -> None:
+    """KV that was stored without it, such as by an earlier release, is computed anew."""
+    cache = running.service.cache("ann")
+    [key] = cache.indexing.keys(DOCUMENTS[0].id)
+    kv = cache.store.get(key)
+    assert not isinstance(kv, Miss) and kv.sensitivity
+    cache.store.delete(key)
+    cache.store.put(key, replace(kv, sensitivity=()))
+    body = {"question": QUESTION, "mode": "fused", "ratio": 0.3}
+    with deadline(60):
+        got = ann.post("/v1/query", json=body)
+    assert got.status_code == 200, got.text
+    until = time.monotonic() + 60
+    while isinstance(found := cache.store.peek_all([key])[0], Miss) or not found.sensitivity:
+        assert time.monotonic() < until, "it was not measured"
+        time.sleep(0.1)
+    assert found.sensitivity == pytest.approx(kv.sensitivity, rel=1e-3, abs=1e-5)
 
 
 def test_langchain_works_through_it(running: Served, embedded: RagCache) -> None:

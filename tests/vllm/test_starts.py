@@ -13,10 +13,13 @@ from ragcache.blend.epic import Epic
 from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
+from ragcache.engine.transformers import TransformersEngine
 from ragcache.engine.vllm.mailbox import FOLDER, Mailbox, ticket
 from ragcache.engine.vllm.manifest import Manifest
 from ragcache.engine.vllm.salt import salt
 from ragcache.errors import ConfigError
+from ragcache.store.base import Miss
+from ragcache.store.catalog import Catalog
 from ragcache.store.disk import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Prompt
@@ -56,6 +59,22 @@ def test_a_layer_that_is_not_whole(injured: Scene, tiny_model_dir: Path, drop: b
             injured.check(said, injured.prompt, made)
             assert said.report is not None
             assert any("chunk 2 was recomputed" in s for s in said.report["fallbacks"])
+
+
+def test_a_store_that_is_made_after_the_start(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Its codec is not known before, and is in every chunk's key."""
+    engine = TransformersEngine.load(tiny_model_dir, dtype="float32", codec="bfloat16")
+    with scene.started(tiny_model_dir, tmp_path / "store") as llm:
+        with DiskStore(tmp_path / "store") as store:
+            Catalog(store).put_setting("codec", "bfloat16")
+        made = Scene.of(engine, tmp_path / "store")
+        with DiskStore(made.path) as store:
+            for key in made.keys:  # as it is read, rounded
+                assert not isinstance(kv := store.get(key), Miss)
+                made.held.put(key, kv)
+        [said] = made.ask(llm, [Request.fused(made.prompt, Fused(0.3), made)])
+        made.check(said, made.prompt, Fused(0.3))
+        assert said.report is not None and said.report["reused_tokens"] > 0
 
 
 @pytest.mark.parametrize(

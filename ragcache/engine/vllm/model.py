@@ -32,6 +32,7 @@ from ragcache.engine.vllm.slots import runs, slots
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
 
+_DRIVEN = "ragcache drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
 _CHECKED = 64  # rows that the self-check needs at most, see check.py
 
 
@@ -60,7 +61,10 @@ class VllmModel(Prefiller):
         self._angles = [None if r is None else r.cos_sin_cache for r in rotary]
         partial = next((r for r in rotary if r is not None), None)
         if partial is None:
-            raise ModelError(f"{self.name} cannot be used: none of its layers has RoPE")
+            raise ModelError(
+                f"{self.name} cannot be used: no layer of vLLM's model has a RoPE of its own. "
+                f"{_DRIVEN}"
+            )
         width = None if partial.rotary_dim == partial.head_size else int(partial.rotary_dim)
         rope = Rope(apply_rotary_pos_emb, width, halves=True)
         self._rope = Layers(self.layers, rope, [r is not None for r in rotary])
@@ -83,8 +87,7 @@ class VllmModel(Prefiller):
                 self.watchable = watchable(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
-                    f"{self.name} cannot be used: its layers cannot be driven ({error}). ragcache "
-                    "drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
+                    f"{self.name} cannot be used: its layers cannot be driven ({error}). {_DRIVEN}"
                 ) from error
 
     @contextmanager

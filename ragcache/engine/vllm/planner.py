@@ -137,8 +137,8 @@ class Planner:
         if manifest.model != self.model:
             raise PromptError(
                 f"the manifest is for a model of fingerprint {manifest.model[:8]}, this one's is "
-                f"{self.model[:8]}: weights, configuration, tokenizer, template and dtype must be "
-                "the same"
+                f"{self.model[:8]}: weights, configuration, tokenizer, template, dtype and "
+                "codec must be the same"
             )
         manifest.prompt(asked.tokens)
         check_salt(manifest, asked.salt)
