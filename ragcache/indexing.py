@@ -15,11 +15,11 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from ragcache.compiled import Compiled
-from ragcache.errors import ConfigError, SourceError, StoreError
+from ragcache.errors import ConfigError, ContextError, SourceError, StoreError
 from ragcache.opening import embedder_known_as
 from ragcache.precompute import BATCH_TOKENS, Counted, Precomputed, precomputing
 from ragcache.retriever.search import Retriever
-from ragcache.retriever.split import Splitter
+from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog import Catalog
 from ragcache.store.key import ChunkKey
@@ -38,7 +38,7 @@ Step = tuple[str, int, int]
 #: Chunks by document.
 Split = Mapping[str, list[Chunk]]
 _EMBED_BATCH = 64  # chunks embedded and committed at a time
-_LOOKED_UP = 64  # documents whose chunks are looked up at a time
+_LOOKED_UP = 64  # chunks that are looked up at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +120,19 @@ class Indexing:
             if self.catalog.document_digest(document.id) == self.digest(document):
                 continue
             chunks = list[Chunk]()
-            for chunk in self.splitter.chunks(document):
+            for chunk in self.cut(document):
                 chunks.append(chunk)
                 yield "split", number - 1, len(given)
             split[document.id] = chunks
             yield "split", number, len(given)
         return split
+
+    def cut(self, document: Document) -> Iterator[Chunk]:
+        """Its chunks, one by one. ContextError for one that is not to be cut and is so long that it
+        cannot fit, before it is tokenised."""
+        if WHOLE.items() <= document.metadata.items():
+            check_bytes(self.engine, document.text)
+        yield from self.splitter.chunks(document)
 
     def changed(self, documents: Iterable[Document]) -> list[Document]:
         """Those that are new, or are not stored as they are now."""
@@ -141,12 +148,17 @@ class Indexing:
         """Compute what is not stored of the chunks of documents that are indexed, by id: the second
         half of :meth:`adding`, in steps as that is."""
         names, keyed, digests = list(documents), {}, {}
-        for number, name in enumerate(names, 1):
+        looked_up = 0
+        for number, name in enumerate(names):
             digests[name] = self.catalog.document_digest(name)
-            keyed[name] = self._keyed(name)
+            keyed[name] = list[tuple[ChunkKey, Chunk]]()
+            for some in self._keyed(name):
+                keyed[name] += some
+                looked_up += len(some)
+                if looked_up >= _LOOKED_UP:
+                    looked_up = 0
+                    yield "look up", number, len(names)
             self.catalog.use(name, [key.content for key, _ in keyed[name]])
-            if number % _LOOKED_UP == 0 or (number == len(names) > _LOOKED_UP):
-                yield "look up", number, len(names)
         self.retriever.refresh()
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
         steps = precomputing(
@@ -166,7 +178,7 @@ class Indexing:
 
     def keys(self, document: str) -> list[ChunkKey]:
         """Keys of a document's chunks, as precomputed."""
-        return [key for key, _ in self._keyed(document)]
+        return [key for some in self._keyed(document) for key, _ in some]
 
     def _index(
         self,
@@ -248,7 +260,7 @@ class Indexing:
             chunks = split.get(document.id)
             if chunks is None:
                 chunks = list[Chunk]()
-                for chunk in self.splitter.chunks(document):
+                for chunk in self.cut(document):
                     chunks.append(chunk)
                     if len(chunks) % most == 0:
                         yield None
@@ -292,12 +304,15 @@ class Indexing:
             h.update(len(raw).to_bytes(8, "little") + raw)
         return h.digest()
 
-    def _keyed(self, document: str) -> list[tuple[ChunkKey, Chunk]]:
-        try:
-            chunks = self.catalog.chunks(self.catalog.rows_of(document))
-        except KeyError:  # another thread deleted or replaced it between the two
-            return []
-        return [(self.key(chunk), chunk) for chunk in chunks]
+    def _keyed(self, document: str) -> Iterator[list[tuple[ChunkKey, Chunk]]]:
+        """A document's chunks with their keys, some at a time."""
+        rows = self.catalog.rows_of(document)
+        for first in range(0, len(rows), _LOOKED_UP):
+            try:
+                chunks = self.catalog.chunks(rows[first : first + _LOOKED_UP])
+            except KeyError:  # another thread has deleted or replaced it meanwhile
+                return
+            yield [(self.key(chunk), chunk) for chunk in chunks]
 
     def key(self, chunk: Chunk) -> ChunkKey:
         """What the KV of a chunk is stored under. PromptError if its text is blank."""
@@ -331,6 +346,19 @@ def _named(
             finished: Precomputed = end.value
             return finished
         yield stage, done, total
+
+
+def check_bytes(engine: ChunkEngine, *texts: str) -> None:
+    """Raise ContextError for texts that fit no context together, before they are tokenised: that
+    takes as long as they are."""
+    have = sum(len(text.encode(errors="replace")) for text in texts)
+    most = engine.context_tokens * engine.token_bytes
+    if have > most or len(texts) > engine.context_tokens + 2:
+        raise ContextError(
+            f"{len(texts)} texts of {have} bytes cannot fit: {engine.name} has a context of "
+            f"{engine.context_tokens} tokens, of at most {engine.token_bytes} bytes each. Send "
+            "less."
+        )
 
 
 def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:

@@ -15,7 +15,7 @@ from ragcache.controller import controls
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ContextError, NoChunksError, PromptError, StoreError
-from ragcache.indexing import Added, Indexing, Progress
+from ragcache.indexing import Added, Indexing, Progress, check_bytes
 from ragcache.models import TINY, model_path
 from ragcache.models.named import full_name, remember
 from ragcache.precompute import Counted, through
@@ -395,19 +395,6 @@ class RagCache:
     def _sampling(self) -> Sampling:
         s = self.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
-
-
-def check_bytes(engine: ChunkEngine, *texts: str) -> None:
-    """Raise ContextError for texts that fit no context together, before they are tokenised: that
-    takes as long as they are."""
-    have = sum(len(text.encode(errors="replace")) for text in texts)
-    most = engine.context_tokens * engine.token_bytes
-    if have > most or len(texts) > engine.context_tokens + 2:
-        raise ContextError(
-            f"{len(texts)} texts of {have} bytes cannot fit: {engine.name} has a context of "
-            f"{engine.context_tokens} tokens, of at most {engine.token_bytes} bytes each. Send "
-            "less."
-        )
 
 
 def _check_fits(

@@ -140,25 +140,41 @@ def bytes_per_token(engine: ChunkEngine, name: str = "") -> float:
     return engine.spec.chunk_bytes(1) if layer is None else engine.spec.layers * layer / 1000
 
 
+class Filling:
+    """Chunks behind the same tokens, in order, as batches of at most ``batch_tokens`` tokens, or of
+    one chunk."""
+
+    def __init__(self, batch_tokens: int = BATCH_TOKENS) -> None:
+        self._most = batch_tokens
+        self._filling: dict[Tokens, list[ChunkKey]] = {}
+        self._sizes: dict[Tokens, int] = {}
+
+    def add(self, behind: Tokens, key: ChunkKey) -> Batch | None:
+        """The batch of those before, where this one would be too much for it."""
+        keys, size = self._filling.setdefault(behind, []), self._sizes.get(behind, 0)
+        full = None
+        if keys and size + len(key.tokens) > self._most:
+            full = Batch(behind, tuple(keys))
+            keys.clear()
+            size = 0
+        keys.append(key)
+        self._sizes[behind] = size + len(key.tokens)
+        return full
+
+    def rest(self) -> Iterator[Batch]:
+        for behind, keys in self._filling.items():
+            yield Batch(behind, tuple(keys))
+
+
 def batches(
     keys: Iterable[tuple[Tokens, ChunkKey]], *, batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[Batch]:
-    """Chunks behind the same tokens, in order: at most ``batch_tokens`` tokens, or one chunk.
-
-    ``keys`` come with the tokens that they are computed behind.
-    """
-    filling: dict[Tokens, list[ChunkKey]] = {}
-    sizes: dict[Tokens, int] = {}
+    """All of them. ``keys`` come with the tokens that they are computed behind."""
+    filling = Filling(batch_tokens)
     for behind, key in keys:
-        batch, size = filling.setdefault(behind, []), sizes.get(behind, 0)
-        if batch and size + len(key.tokens) > batch_tokens:
-            yield Batch(behind, tuple(batch))
-            batch.clear()
-            size = 0
-        batch.append(key)
-        sizes[behind] = size + len(key.tokens)
-    for behind, batch in filling.items():
-        yield Batch(behind, tuple(batch))
+        if (full := filling.add(behind, key)) is not None:
+            yield full
+    yield from filling.rest()
 
 
 def lacking(

@@ -27,11 +27,15 @@ _MODULES = (
     "space",
     "timing",
     "soak",
+    "shut-out",
+    "flood",
+    "hostile-remote",
+    "stale-write",
 )
 
 
 def experiment(name: str) -> Experiment:
-    module = importlib.import_module(f"bench.reliability.{name}")
+    module = importlib.import_module(f"bench.reliability.{name.replace('-', '_')}")
     return Experiment(module.run, module.FULL, module.SHORT)
 
 

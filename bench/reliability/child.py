@@ -61,6 +61,12 @@ class Child:
             line += byte
         return line.decode()
 
+    @property
+    def running(self) -> bool:
+        if self.status is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.status = os.waitstatus_to_exitcode(ended[1])
+        return self.status is None
+
     def kill(self) -> None:
         """End it with SIGKILL, unless it has ended."""
         if self.status is None:

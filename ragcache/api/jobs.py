@@ -266,8 +266,6 @@ class Jobs:
             self._at = None
             if not work.open:  # cancelled meanwhile
                 return
-            work.attempts += 1
-            self._record(work)
             work.before = before = self._service.aside.background(
                 self._before(work), tenant=work.job.tenant, most=sys.maxsize
             )
@@ -278,7 +276,13 @@ class Jobs:
             self._go()
 
     def _before(self, work: _Work) -> Generator[Step, None, Split | OfflineWork | None]:
-        """On the thread aside: see :meth:`_begin`. None where the texts are not needed any more."""
+        """On the thread aside: see :meth:`_begin`. None where the texts are not needed any more.
+
+        An attempt is counted here, and not of what only waits while another ends the process.
+        """
+        with self._lock:
+            work.attempts += 1
+            self._record(work)
         cache = self._service.cache(work.job.tenant)
         texts = cache.catalog.get_text(_TEXTS + work.job.id)
         if texts is None and work.index:

@@ -206,7 +206,8 @@ class Scheduler:
                     ticket.give_up()
             if not self._idle.wait_for(self._is_idle, seconds):
                 self._ending = True
-                for ticket in (*self._active, *self._waiting, *self._works):
+                at = [] if self._at is None else [self._at]
+                for ticket in (*self._active, *self._waiting, *self._works, *at):
                     ticket.give_up()
                 self._idle.wait_for(self._is_idle, _STUCK_S)
             self._closed = True

@@ -3,16 +3,30 @@ not have; fields of OpenAI's that change no answer are accepted and ignored."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from ragcache.settings import Ratio
 from ragcache.text import whole_in
 from ragcache.types import Sampling, wrong_id
 
+T = TypeVar("T")
+
 _TEN_YEARS = 10 * 365 * 86400
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
+_MOST_METADATA, _LONGEST_METADATA = 100, 16 << 10
+_MOST = 10_000  # of a request's messages, texts or documents
+
+#: A list of which the first wrong item is told of: there may be a million.
+Many = Annotated[list[T], Field(fail_fast=True, max_length=_MOST)]
 
 
 def _stop(given: Any) -> Any:
@@ -76,6 +90,9 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _whole(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > len(cls.model_fields):
+            unknown = next(name for name in given if name not in cls.model_fields)
+            raise WrongField(unknown, "this field is unknown here")
         return whole_in(given)
 
 
@@ -122,7 +139,7 @@ class Tokenize(Strict):
 
     text: str | None = None
     question: str | None = None
-    documents: list[str | dict[str, Any]] | None = None
+    documents: Many[str | dict[str, Any]] | None = None
 
     @model_validator(mode="after")
     def _one_thing(self) -> Tokenize:
@@ -161,7 +178,7 @@ class Part(BaseModel):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | Many[Part] | None = None
     name: str | None = None
     tool_calls: Any = None
     function_call: Any = None
@@ -194,8 +211,8 @@ class StreamOptions(BaseModel):
 
 class Chat(Sampled):
     model: str
-    messages: list[Message] = Field(min_length=1)
-    documents: list[str | dict[str, Any]] | None = None
+    messages: Many[Message] = Field(min_length=1)
+    documents: Many[str | dict[str, Any]] | None = None
     ragcache: Options = Options.model_validate({})
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31)
     stream: bool | None = None
@@ -241,7 +258,23 @@ def _id(given: str) -> str:
 
 
 Id = Annotated[str, AfterValidator(_id)]
-Metadata = Annotated[dict[str, str], Field(max_length=100)]
+
+
+def _metadata(given: Any) -> Any:
+    """Raises ValueError for more than is kept with every chunk of a document."""
+    if isinstance(given, dict):
+        if len(given) > _MOST_METADATA:
+            raise ValueError(f"{len(given)} entries are given, and {_MOST_METADATA} may be")
+        length = sum(len(text) for pair in given.items() for text in pair if isinstance(text, str))
+        if length > _LONGEST_METADATA:
+            raise ValueError(
+                f"{length} characters are given, and {_LONGEST_METADATA} may be, for every chunk "
+                "of the document has them: put what is long into the text"
+            )
+    return given
+
+
+Metadata = Annotated[dict[str, str], BeforeValidator(_metadata)]
 
 
 class NewDocument(Strict):
@@ -251,7 +284,7 @@ class NewDocument(Strict):
 
 
 class NewDocuments(Strict):
-    documents: list[NewDocument] = Field(min_length=1, max_length=10_000)
+    documents: Many[NewDocument] = Field(min_length=1)
     ttl_s: float | None = Field(None, gt=0, le=_TEN_YEARS)
     pinned: bool | None = None
 
@@ -261,4 +294,4 @@ class NewJob(NewDocuments):
 
 
 class NewChunks(Strict):
-    chunks: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=10_000)
+    chunks: Many[Annotated[str, Field(min_length=1)]] = Field(min_length=1)

@@ -20,8 +20,8 @@ from typing import Any, Self, TypeVar
 from ragcache.api.futures import chained
 from ragcache.api.guard import Guard
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
-from ragcache.indexing import Added, Split
-from ragcache.pipeline import RagCache, check_bytes
+from ragcache.indexing import Added, Split, check_bytes
+from ragcache.pipeline import RagCache
 from ragcache.precompute import Precomputed, precomputing
 from ragcache.settings import Ratio, Settings
 from ragcache.store.key import ChunkKey

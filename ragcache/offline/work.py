@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
 from ragcache.indexing import check_ids
-from ragcache.precompute import BATCH_TOKENS, Batch, batches, incomplete, lacking, through
+from ragcache.precompute import BATCH_TOKENS, Batch, Filling, incomplete, lacking, through
 from ragcache.several import several
 from ragcache.simulate import Model
 from ragcache.store.codecs import codec
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ragcache.indexing import Progress, Step
     from ragcache.pipeline import RagCache
     from ragcache.types import Document, Tokens
+
+_CUT = 64  # chunks at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +180,13 @@ def planning(
     engine, reading = cache.engine, _Reading(cache)
     model = Model(engine.spec, engine.parameters, engine.heads)
     measure = Measure(model, len(cache.indexing.compiled.behind))
-    mine, wanted = list[_Packed](), Size()
-    for number, batch in enumerate(batches(reading.keys(given), batch_tokens=batch_tokens), 1):
-        if number % shard.of == shard.number % shard.of:
-            mine.append(_Packed.of(batch))
-            wanted += measure.of(batch)
+    mine, wanted, number = list[_Packed](), Size(), 0
+    for batch in reading.batches(given, batch_tokens):
+        if batch is not None:
+            number += 1
+            if number % shard.of == shard.number % shard.of:
+                mine.append(_Packed.of(batch))
+                wanted += measure.of(batch)
         yield "plan", reading.documents, reading.documents
     due = lacking(
         (packed.batch for packed in mine),
@@ -193,26 +197,32 @@ def planning(
     for batch in due:
         missing += measure.of(batch)
         packed.append(_Packed.of(batch))
+        yield "plan", reading.documents, reading.documents
     return Work(
         reading.documents, wanted, missing, tuple(reading.skipped), shard, measure, tuple(packed)
     )
 
 
 class _Reading:
-    """Keys of documents' chunks, each once, and what was skipped."""
+    """Batches of documents' chunks, each chunk once, and what was skipped."""
 
     def __init__(self, cache: RagCache) -> None:
         self.cache = cache
         self.documents = 0
         self.skipped: list[Skipped] = []
 
-    def keys(self, documents: Iterable[Document]) -> Iterator[tuple[Tokens, ChunkKey]]:
-        """Each with the tokens that it is computed behind; the prompt's prefix first."""
-        seen: set[bytes] = set()
+    def batches(self, documents: Iterable[Document], batch_tokens: int) -> Iterator[Batch | None]:
+        """All batches, the prompt's prefix in the first; None whenever so many chunks have been
+        cut, between which is time for others."""
+        filling, seen = Filling(batch_tokens), set[bytes]()
         for document in documents:
             self.documents += 1
+            found = list[ChunkKey]()
             try:
-                found = self._of(document)
+                for key in self._of(document):
+                    found.append(key)
+                    if len(found) % _CUT == 0:
+                        yield None
             except (ConfigError, PromptError, SourceError) as error:
                 self.skipped.append(Skipped(document.id, str(error)))
                 continue
@@ -221,17 +231,18 @@ class _Reading:
             for key in found:
                 if key.digest not in seen:
                     seen.add(key.digest)
-                    yield key.behind, key
+                    if (full := filling.add(key.behind, key)) is not None:
+                        yield full
+        yield from filling.rest()
 
-    def _of(self, document: Document) -> list[ChunkKey]:
+    def _of(self, document: Document) -> Iterator[ChunkKey]:
         check_ids([document.id])
-        chunks = self.cache.indexing.splitter.split(document)
-        keys = [self.cache.indexing.key(chunk) for chunk in chunks]
-        for chunk, key in zip(chunks, keys, strict=True):
+        for chunk in self.cache.indexing.cut(document):
+            key = self.cache.indexing.key(chunk)
             need, have = len(key.behind) + len(key.tokens), self.cache.engine.context_tokens
             if need > have:
                 raise ContextError(
                     f"chunk {chunk.id} needs {need} tokens with what it is computed behind, but "
                     f"the context is {have}: split it"
                 )
-        return keys
+            yield key

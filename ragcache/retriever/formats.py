@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from datetime import date
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from ragcache.retriever.extracted import Clock, Extracted
 from ragcache.retriever.webpage import html_text, tidy
@@ -39,7 +39,7 @@ def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
     from markdown_it import MarkdownIt
 
     clock = clock or Clock()
-    fields, source = _front_matter(source)
+    fields, source = _front_matter(source, clock)
     parser = MarkdownIt("commonmark").enable("table")
     for rules in (parser.block.ruler, parser.inline.ruler):
         rules.before(rules.get_active_rules()[0], "clock", partial(_look, clock))
@@ -75,25 +75,40 @@ def _look(clock: Clock, *_: object) -> bool:
     return False
 
 
-def _front_matter(source: str) -> tuple[dict[str, str], str]:
+def _front_matter(source: str, clock: Clock) -> tuple[dict[str, str], str]:
     """The fields at the top of a Markdown file, and what follows them."""
-    import yaml
-
     found = _FRONT_MATTER.match(source)
     if found is None:
         return {}, source
     try:
         if found["mark"] == "---":
-            fields = yaml.safe_load(found["fields"])
+            fields = _from_yaml(found["fields"], clock)
         else:
             fields = tomllib.loads(found["fields"])
-    except (yaml.YAMLError, ValueError, RecursionError):
+        if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+            return {}, source  # a line across the page
+        texts = {key: text for key, value in fields.items() if (text := _field(value))}
+    except (ValueError, RecursionError):
         return {}, source
-    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
-        return {}, source  # a line across the page
-    return {key: text for key, value in fields.items() if (text := _field(value))}, source[
-        found.end() :
-    ]
+    return texts, source[found.end() :]
+
+
+def _from_yaml(text: str, clock: Clock) -> object:
+    """What ``text`` says in YAML, without aliases: a few lines of those can stand for any amount.
+    Raises ValueError."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            clock.check()
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("an alias")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Plain)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _field(value: object) -> str:

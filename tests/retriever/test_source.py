@@ -585,6 +585,33 @@ def test_markdown_takes_time_by_its_length(write: Write, source: str) -> None:
     assert time.process_time() - began < 3
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 30)),
+        "a0: &a0 {x: y}\n"
+        + "".join(f"a{n}: &a{n}\n  <<: [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 30)),
+        f"a: 0x{'F' * 10_000}\n",
+        f"a: {'[' * 5000}\n",
+    ],
+    ids=["aliases", "merged aliases", "digits", "brackets"],
+)
+def test_front_matter_that_becomes_far_more_is_text(write: Write, fields: str) -> None:
+    path = write("a.md", f"---\n{fields}---\n# A heading\n")
+    began = time.process_time()
+    found = one(path)
+    assert time.process_time() - began < 3
+    assert "a" not in found.metadata and fields[:2] in found.text and "A heading" in found.text
+
+
+def test_front_matter_takes_its_documents_time(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extracted, "SECONDS", 0.05)
+    with pytest.raises(SourceError, match="takes more than 0.05 s"):
+        one(write("a.md", "---\n" + "a: b\n" * 20_000 + "---\nText.\n"))
+
+
 @pytest.mark.parametrize("name", ["a.html", "a.md", "a.pdf"])
 def test_time_is_bounded(write: Write, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(extracted, "SECONDS", -1.0)

@@ -1,0 +1,89 @@
+"""Connections of somebody without a key, more than the process may have files open.
+
+Half requests are held, every one that is closed is opened again, and whole requests without a key
+come as fast as they are answered. Meanwhile a tenant asks: each of its questions on a connection of
+its own must be answered, and the log must stay small.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from bench.reliability.outcome import Outcome, counts, scratch
+from bench.reliability.running import Running
+from bench.serve import documents, questions
+
+FULL, SHORT = 75, 6  # seconds
+DESCRIPTORS, HALVES = 300, 400
+MOST_S = 10.0  # to a first token: a kernel knocks again after 1, 3 and 7 s where the queue is full
+LOG_BYTES = 64 << 10
+_HALF = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def run(rounds: int, seed: int) -> Outcome:
+    outcome = Outcome(f"{rounds} s, {HALVES} half requests, {DESCRIPTORS} descriptors")
+    seen, over, asked = Counter[str](), threading.Event(), iter(questions() * 1000)
+    slowest = 0.0
+    with scratch() as folder, Running(folder, descriptors=DESCRIPTORS) as running:
+        running.add([{"id": d.id, "text": d.text} for d in documents(20)])
+        before, until = running.log.stat().st_size, time.monotonic() + rounds
+        with ThreadPoolExecutor(2) as pool:
+            works = [pool.submit(_hold, running.port, over), pool.submit(_knock, running, over)]
+            while time.monotonic() < until:
+                told = running.ask(next(asked))
+                seen["answered" if told.status == 200 else f"WRONG: told {told.status}"] += 1
+                slowest = max(slowest, told.ttft_s)
+                seen["WRONG: not in time"] += told.ttft_s >= MOST_S
+            over.set()
+            opened, knocked = (work.result() for work in works)
+        logged = running.log.stat().st_size - before
+        if running.process.poll() is not None:
+            outcome.violations.append("the service has ended")
+    outcome.violations += [what for what, n in seen.items() for _ in range(n) if "WRONG" in what]
+    if logged > LOG_BYTES + 512 * seen["answered"]:  # each answer has its line
+        outcome.violations.append(f"{logged} bytes of log")
+    outcome.figures += [
+        f"{counts(+seen)}; the slowest first token took {slowest:.2f} s",
+        f"{opened} connections held or opened again, {knocked} requests without a key",
+        f"{logged} bytes of log",
+    ]
+    return outcome
+
+
+def _hold(port: int, over: threading.Event) -> int:
+    """Keep HALVES half requests open; how many were opened for that."""
+    held, opened = dict[int, socket.socket](), 0
+    while not over.wait(0.05):
+        while len(held) < HALVES and not over.is_set():
+            try:
+                one = socket.create_connection(("127.0.0.1", port), timeout=1)
+                one.sendall(_HALF)
+            except OSError:
+                break
+            held[one.fileno()] = one
+            opened += 1
+        for closed in select.select(held, [], [], 0)[0]:
+            held.pop(closed).close()
+    for one in held.values():
+        one.close()
+    return opened
+
+
+def _knock(running: Running, over: threading.Event) -> int:
+    """Ask without a key, and how often."""
+    asked = 0
+    with running.client(None, 10.0) as client:
+        while not over.is_set():
+            try:
+                client.get("/v1/stats")
+                asked += 1
+            except httpx.HTTPError:  # the connection was the oldest of those that wait
+                over.wait(0.05)
+    return asked
