@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from ragcache.store.tenants import tenant_folder
 logger = logging.getLogger(__name__)
 
 _REPLY_S = 5.0  # for the last words of what was given up
+_AT_ONCE = 16  # connections that are accepted before any other can be closed
+_IN_QUEUE = 2048  # connections that the kernel holds until they are accepted
 #: For how long a thread keeps Python's lock from one that waits for it. The engine gives it away at
 #: each of thousands of operations of a forward, and would wait for as long for every one of them
 #: while documents are split: with Python's 5 ms, first tokens took three times as long.
@@ -85,6 +88,13 @@ def check_free(host: str, port: int) -> None:
             ) from error
 
 
+def _lengthen(listening: int) -> None:
+    """Let the kernel hold more connections than are accepted at a time. asyncio has one number for
+    both; and those that it accepts in one go have a descriptor each, before any can be closed."""
+    with socket.socket(fileno=os.dup(listening)) as same:
+        same.listen(_IN_QUEUE)
+
+
 class Server(uvicorn.Server):
     """Serves at ``host`` and ``port`` of the service's settings.
 
@@ -102,7 +112,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 create_app(service, keys),
                 http=connection(most, settings.read_s),
-                backlog=max(1, min(2048, most // 2)),  # as many may come at once
+                backlog=max(1, min(_AT_ONCE, most // 2)),
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -115,6 +125,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            for server in self.servers:
+                for listening in server.sockets:
+                    _lengthen(listening.fileno())
             self._listens(self.url)
 
     @property
