@@ -529,10 +529,13 @@ def test_encodings_that_a_file_names(write: Write, name: str, raw: bytes, text: 
         (JAPANESE.encode("cp932"), "CP932"),
         (JAPANESE.encode("euc_jp"), "EUC-JP"),
         ("Привет, как дела? Это текст".encode("cp1251"), "WINDOWS-1251"),
-        ("Café au lait, un très bon déjeuner à la crème".encode("cp1252"), "WINDOWS-125"),
+        ("Café au lait, un très bon déjeuner à la crème".encode("cp1252"), "WINDOWS-1252"),
+        ("Die Straße ist für Fußgänger mäßig früh geöffnet".encode("cp1252"), "WINDOWS-1252"),
+        ("Zażółć gęślą jaźń, a potem źle śpij w łódce".encode("cp1250"), "WINDOWS-1250"),
+        ("Привет, как дела? Это текст".encode("koi8_r"), "KOI8-R"),
         (f"{JAPANESE}\n{JAPANESE} a b\n".encode("utf-16-le"), "UTF-16LE"),
     ],
-    ids=range(5),
+    ids=range(8),
 )
 def test_other_encodings_are_guessed(write: Write, raw: bytes, advice: str) -> None:
     with pytest.raises(SourceError, match=rf"not UTF-8 .*may be {advice}.*iconv -f {advice}"):
