@@ -576,6 +576,21 @@ def test_folders_of_one_name_do_not_replace_each_other(
     assert "docs/README.md" in listed and "y/docs/README.md" in listed
 
 
+def test_files_that_two_folders_name_are_told(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    (tmp_path / "docs" / "guide" / "a.md").write_text("The mill turns.")
+    (tmp_path / "docs" / "guide" / "b.jsonl").write_text('{"id": "x", "text": "It stops."}')
+    assert "under other names" not in run("index", "docs/guide", "--model", model)[2]
+    for again in range(2):
+        _, _, err = run("index", "docs")
+        assert "note: 2 of these documents are in the store under other names too" in err, again
+        assert "'docs/guide/a.md', is 'guide/a.md' as well" in err
+    _, _, err = run("index", "docs/guide")  # the other way round
+    assert "'guide/a.md', is 'docs/guide/a.md' as well" in err
+    run("delete", "guide/a.md", "guide/b.jsonl#x")
+    assert "under other names" not in run("index", "docs")[2]
+
+
 def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) -> None:
     run("index", notes, "--root", notes, "--model", model, "--pin")  # as they were named before
     names = sorted(path.name for path in notes.iterdir())
