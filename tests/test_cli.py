@@ -501,6 +501,8 @@ def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
     loading, said = err.splitlines()[:2]
     assert loading.startswith("loading model ")
     assert said.startswith("nothing to answer from: the 1 documents of the store have no text.")
+    code, out, err = run("query", "Where?", "-q")
+    assert code == 4 and out.strip() and err.startswith("nothing to answer from: ")
     code, out, err = run("query", "Where?", "--require-chunks")
     assert code == 4 and not out and "error: there are no chunks to answer from" in err
     (asked := tmp_path / "asked.jsonl").write_text('{"question": "Where?"}\n')
