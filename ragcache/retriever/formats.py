@@ -6,6 +6,7 @@ function raises OverBudget once ``clock`` says that it takes too long.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -84,6 +85,9 @@ def _front_matter(source: str) -> tuple[dict[str, str], str]:
         return {}, source
     try:
         if found["mark"] == "---":
+            # Aliases of aliases stand for more than any memory holds.
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(found["fields"])):
+                return {}, source
             fields = yaml.safe_load(found["fields"])
         else:
             fields = tomllib.loads(found["fields"])
@@ -97,9 +101,11 @@ def _front_matter(source: str) -> tuple[dict[str, str], str]:
 
 
 def _field(value: object) -> str:
-    """A field as text; "" of what is no text, number, date or list of those."""
-    if isinstance(value, list):
-        return ", ".join(filter(None, map(_field, value))) if len(value) < 1000 else ""
+    """A field as text: a list with commas, what has fields of its own as JSON; "" of nothing."""
+    if isinstance(value, list) and all(isinstance(one, _SCALARS) for one in value):
+        return ", ".join(filter(None, map(_field, value)))
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str, ensure_ascii=False) if value else ""
     return str(value) if isinstance(value, _SCALARS) else ""
 
 

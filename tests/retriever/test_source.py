@@ -400,11 +400,22 @@ def test_front_matter_is_fields_and_nothing_else(
 
 
 def test_fields_of_front_matter_are_metadata(write: Write) -> None:
-    fields = "date: 2026-03-14\ntags: [mill, river]\nsource: x\nragcache: whole\ndeep: {a: 1}"
+    fields = (
+        "date: 2026-03-14\ntags: [mill, river]\nsource: x\nragcache: whole\ndeep: {a: [b, {c: d}]}"
+    )
     document = one(write("a.md", f"---\n{fields}\n---\nx\n"))
     assert document.metadata == {
-        **{"date": "2026-03-14", "tags": "mill, river", "source": "a.md", "format": "markdown"}
+        **{"date": "2026-03-14", "tags": "mill, river", "source": "a.md", "format": "markdown"},
+        "deep": '{"a": ["b", {"c": "d"}]}',
     }
+
+
+def test_front_matter_of_aliases_is_text(write: Write) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    document = one(write("a.md", "\n".join(["---", *lines, "---", "The body."])))
+    assert document.text.endswith("The body.") and "a0: &a0" in document.text
+    assert set(document.metadata) == {"source", "format", "title"}
 
 
 GUIDE = "<h1>The guide</h1>" + "<p>Turn the wheel until the water runs, then wait.</p>" * 20
@@ -421,10 +432,14 @@ GUIDE = "<h1>The guide</h1>" + "<p>Turn the wheel until the water runs, then wai
         ),
         (f"<body><article>Buy a mill!</article><div>{GUIDE}</div></body>", "Turn the wheel"),
         (f"<body><main hidden>Sign in</main><div>{GUIDE}</div></body>", "Turn the wheel"),
+        (f'<main style="display: none">Wait. {GUIDE}</main><p>Oil it.</p>', "Oil it."),
+        (f"<div aria-hidden=true><article>{GUIDE}</article></div><p>Oil it.</p>", "Oil it."),
+        (f'<main>{GUIDE}<div style="display:none">Oil it.</div></main>', "Oil it."),
+        ("<p><button>Linux</button><button>macOS</button></p>", "Linux macOS"),
         (f"<main>{GUIDE}<aside>Mind the sluice.</aside></main>", "Mind the sluice."),
         ("<header><h1>All there is</h1></header>", "All there is"),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 def test_what_a_page_holds_is_not_lost_by_its_tags(write: Write, page: str, wanted: str) -> None:
     document, left = told(write("a.html", page))
