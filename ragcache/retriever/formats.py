@@ -153,8 +153,9 @@ def _inline(token: Token) -> str:
 
 
 def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
-    """The text of all pages, a blank line between two, then a line for each field that is filled
-    in; the title is the one in its properties. Pages that hold a picture and no text are dropped.
+    """The text of all pages and what was put onto each, a blank line between two, then a line for
+    each field that is filled in; the title is the one in its properties. Pages that hold a picture
+    and no text are dropped.
 
     An empty password is tried. Raises what pypdf raises: ``PyPdfError`` and, on files that are
     damaged in ways it does not expect, about any error that parsing can meet.
@@ -166,7 +167,8 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
     pages: list[str] = []
     scans: list[int] = []
     for number, page in enumerate(reader.pages, start=1):
-        pages.append(page.extract_text(visitor_operand_before=lambda *_: clock.check()))
+        text = page.extract_text(visitor_operand_before=lambda *_: clock.check())
+        pages.append("\n".join([text, *_written_on(page)]))
         if not pages[-1].strip() and _has_pictures(page):
             scans.append(number)
     filled = [f"{name}: {text}" for name, text in _filled_in(reader)]
@@ -181,6 +183,15 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
     text = tidy("\n\n".join([*pages, "\n".join(filled)]))
     dropped = len(scans)
     return Extracted((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
+
+
+def _written_on(page: PageObject) -> Iterator[str]:
+    """Texts that were put onto a page and stand there as its own do."""
+    annotations = page.get("/Annots")
+    for one in annotations.get_object() or () if annotations is not None else ():
+        annotation = one.get_object()
+        if annotation.get("/Subtype") == "/FreeText" and annotation.get("/Contents"):
+            yield str(annotation["/Contents"])
 
 
 def _has_pictures(page: PageObject) -> bool:

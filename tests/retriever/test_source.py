@@ -494,6 +494,23 @@ def test_forms_and_scans_of_a_pdf(write: Write) -> None:
     assert told(write("a.pdf", filled(scan=False)))[1] == []
 
 
+def test_text_that_was_put_onto_a_page_of_a_pdf(write: Write) -> None:
+    writer = PdfWriter(PdfReader(io.BytesIO(pdf("First page.", "Last page."))))
+    put = {kind: TextStringObject(f"A {kind} note.") for kind in ("FreeText", "Text")}
+    notes = [
+        writer._add_object(
+            DictionaryObject(
+                {NameObject("/Subtype"): NameObject(f"/{kind}"), NameObject("/Contents"): text}
+            )
+        )
+        for kind, text in put.items()
+    ]
+    writer.pages[0][NameObject("/Annots")] = ArrayObject(notes)
+    writer.write(out := io.BytesIO())
+    document = one(write("a.pdf", out.getvalue()))
+    assert document.text == "First page.\nA FreeText note.\n\nLast page."
+
+
 def test_json_of_other_kinds_in_a_folder_is_told(write: Write, tmp_path: Path) -> None:
     write("d/a.txt", "x")
     write("d/package.json", '{"name": "x"}')
