@@ -6,6 +6,7 @@ that was is recorded beside the documents, so that another one of that name cann
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,29 @@ def record_folders(catalog: Catalog, folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         if catalog.get_setting(_FOLDER + name) != str(folder):
             catalog.put_setting(_FOLDER + name, str(folder))
+
+
+def otherwise_named(catalog: Catalog, sources: Sources) -> dict[str, str]:
+    """Ids of stored documents that are from these files under other names, and the names now.
+
+    They were named by a folder inside of the one that is given now, or around it: indexing the one
+    leaves those of the other as they were.
+    """
+    recorded = catalog.settings(_FOLDER)
+    here = {name: Path(os.path.abspath(path)) for name, path in sources.files}
+    others: dict[str, str] = {}
+    for setting, text in recorded.items():
+        folder = Path(text)
+        for name, path in here.items():
+            if path.is_relative_to(folder):
+                other = f"{setting.removeprefix(_FOLDER)}/{path.relative_to(folder).as_posix()}"
+                others |= {other: name} if other != name else {}
+    found = {}
+    names = set(others) - set(here)
+    for entry in catalog.entries() if names else ():
+        for other in _files(entry.id, names):
+            found[entry.id] = others[other] + entry.id.removeprefix(other)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

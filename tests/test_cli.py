@@ -501,6 +501,8 @@ def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
     loading, said = err.splitlines()[:2]
     assert loading.startswith("loading model ")
     assert said.startswith("nothing to answer from: the 1 documents of the store have no text.")
+    code, out, err = run("query", "Where?", "-q")
+    assert code == 4 and out.strip() and err.startswith("nothing to answer from: ")
     code, out, err = run("query", "Where?", "--require-chunks")
     assert code == 4 and not out and "error: there are no chunks to answer from" in err
     (asked := tmp_path / "asked.jsonl").write_text('{"question": "Where?"}\n')
@@ -574,6 +576,21 @@ def test_folders_of_one_name_do_not_replace_each_other(
     assert code == 0 and "1 unchanged" in out and "docs was indexed from" in err
     listed = run("documents")[1]
     assert "docs/README.md" in listed and "y/docs/README.md" in listed
+
+
+def test_files_that_two_folders_name_are_told(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    (tmp_path / "docs" / "guide" / "a.md").write_text("The mill turns.")
+    (tmp_path / "docs" / "guide" / "b.jsonl").write_text('{"id": "x", "text": "It stops."}')
+    assert "under other names" not in run("index", "docs/guide", "--model", model)[2]
+    for again in range(2):
+        _, _, err = run("index", "docs")
+        assert "note: 2 of these documents are in the store under other names too" in err, again
+        assert "'docs/guide/a.md', is 'guide/a.md' as well" in err
+    _, _, err = run("index", "docs/guide")  # the other way round
+    assert "'guide/a.md', is 'docs/guide/a.md' as well" in err
+    run("delete", "guide/a.md", "guide/b.jsonl#x")
+    assert "under other names" not in run("index", "docs")[2]
 
 
 def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) -> None:

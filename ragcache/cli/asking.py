@@ -125,6 +125,7 @@ def index(
         _tell_renamed(renamed)
         lost = origins.gone(cache.catalog, sources, [document.id for document in documents])
         _tell_gone(lost, cache.delete(lost) if prune else [])
+        _tell_otherwise_named(origins.otherwise_named(cache.catalog, sources))
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
     out.print(
@@ -159,6 +160,17 @@ def _tell_renamed(renamed: Renamed) -> None:
             f"{len(renamed.other)} documents have an id without a folder, the first is "
             f"{renamed.other[0]!r}, and other texts than the files of that name. They may be "
             "versions of before, and questions find them: `ragcache delete` them if they are.",
+        )
+
+
+def _tell_otherwise_named(others: dict[str, str]) -> None:
+    if others:
+        other, now = next(iter(others.items()))
+        tell(
+            "note",
+            f"{len(others)} of these documents are in the store under other names too, by another "
+            f"folder that was indexed: the first, {now!r}, is {other!r} as well. Questions find "
+            "both, and only these here are up to date: `ragcache delete` the others.",
         )
 
 

@@ -165,8 +165,9 @@ def loading(model: str) -> None:
 
 def tell(label: str, text: object, style: str = "yellow") -> None:
     """A message about the work, beside its results: on stderr, on a line of its own. With --quiet,
-    only errors, and that the work was interrupted."""
-    if _MANNER.get().quiet and label not in ("error", "interrupted"):
+    only what the exit code tells of: errors, that the work was interrupted, and answers from
+    nothing."""
+    if _MANNER.get().quiet and label not in ("error", "interrupted", "nothing to answer from"):
         return
     said = show.plain(str(text))
     err.print(Text.assemble((f"{label}:", style), f" {said}"), soft_wrap=True)

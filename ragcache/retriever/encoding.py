@@ -20,10 +20,11 @@ _MEANT = {
     **{"shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"},
     **{"big5": "big5hkscs", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"},
 }
-#: What texts that declare nothing are taken for, to say how they may be converted.
+#: What texts that declare nothing are taken for, to say how they may be converted: the more common
+#: first, https://w3techs.com/technologies/overview/character_encoding
 _LIKELY = [
-    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
-    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+    *("cp1252", "cp1251", "cp932", "euc_jp", "gb18030", "cp949", "cp1250", "big5", "koi8_r"),
+    *("cp1253", "cp1254", "cp1255", "cp1256"),
 ]
 _SAMPLE = 1 << 16  # bytes that are looked at to guess
 
@@ -81,8 +82,14 @@ def _guess(raw: bytes) -> str:
     from charset_normalizer import from_bytes
 
     likely = ["utf_16_le", "utf_16_be"] if b"\0" in raw else _LIKELY
-    best = from_bytes(raw[:_SAMPLE], cp_isolation=likely).best()
-    if best is None:
+    found = from_bytes(raw[:_SAMPLE], cp_isolation=likely)
+    if not found:
         return ""
-    name = best.encoding.replace("utf_16_", "utf-16").replace("cp125", "windows-125")
+    # It orders those that read as well by their names: French would be taken for Polish.
+    _, _, best = min(
+        (one.chaos, -one.coherence, likely.index(codec))
+        for one in found
+        for codec in one.could_be_from_charset
+    )
+    name = likely[best].replace("utf_16_", "utf-16").replace("cp125", "windows-125")
     return name.replace("_", "-").upper()

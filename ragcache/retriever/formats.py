@@ -6,6 +6,7 @@ function raises OverBudget once ``clock`` says that it takes too long.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -112,9 +113,11 @@ def _from_yaml(text: str, clock: Clock) -> object:
 
 
 def _field(value: object) -> str:
-    """A field as text; "" of what is no text, number, date or list of those."""
-    if isinstance(value, list):
-        return ", ".join(filter(None, map(_field, value))) if len(value) < 1000 else ""
+    """A field as text: a list with commas, what has fields of its own as JSON; "" of nothing."""
+    if isinstance(value, list) and all(isinstance(one, _SCALARS) for one in value):
+        return ", ".join(filter(None, map(_field, value)))
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str, ensure_ascii=False) if value else ""
     return str(value) if isinstance(value, _SCALARS) else ""
 
 
@@ -162,8 +165,9 @@ def _inline(token: Token) -> str:
 
 
 def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
-    """The text of all pages, a blank line between two, then a line for each field that is filled
-    in; the title is the one in its properties. Pages that hold a picture and no text are dropped.
+    """The text of all pages and what was put onto each, a blank line between two, then a line for
+    each field that is filled in; the title is the one in its properties. Pages that hold a picture
+    and no text are dropped.
 
     An empty password is tried. Raises what pypdf raises: ``PyPdfError`` and, on files that are
     damaged in ways it does not expect, about any error that parsing can meet.
@@ -175,7 +179,8 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
     pages: list[str] = []
     scans: list[int] = []
     for number, page in enumerate(reader.pages, start=1):
-        pages.append(page.extract_text(visitor_operand_before=lambda *_: clock.check()))
+        text = page.extract_text(visitor_operand_before=lambda *_: clock.check())
+        pages.append("\n".join([text, *_written_on(page)]))
         if not pages[-1].strip() and _has_pictures(page):
             scans.append(number)
     filled = [f"{name}: {text}" for name, text in _filled_in(reader)]
@@ -190,6 +195,15 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
     text = tidy("\n\n".join([*pages, "\n".join(filled)]))
     dropped = len(scans)
     return Extracted((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
+
+
+def _written_on(page: PageObject) -> Iterator[str]:
+    """Texts that were put onto a page and stand there as its own do."""
+    annotations = page.get("/Annots")
+    for one in annotations.get_object() or () if annotations is not None else ():
+        annotation = one.get_object()
+        if annotation.get("/Subtype") == "/FreeText" and annotation.get("/Contents"):
+            yield str(annotation["/Contents"])
 
 
 def _has_pictures(page: PageObject) -> bool:

@@ -23,8 +23,10 @@ _CONTROLS = {"nav", "noscript", "select", "datalist", "textarea"}
 _BLOCKS = {
     *("address", "article", "aside", "blockquote", "dd", "details", "dialog", "div", "dl", "dt"),
     *("fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
-    *("header", "hr", "main", "ol", "p", "pre", "section", "summary", "table", "ul"),
+    *("header", "hr", "legend", "main", "ol", "p", "pre", "section", "summary", "table", "ul"),
 }
+#: A style that shows nothing, until a script changes it.
+_UNSHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +36,7 @@ class _Place:
     hidden: bool = False
     aside: _Share | None = None  # the outermost
     furniture: str = ""  # the element that says so
+    unshown: bool = False  # by its style, or for who has it read out: perhaps for now alone
     main: bool = False
     article: int = 0  # 0: in none; else which
     inner: bool = False  # in an article or a section
@@ -61,8 +64,8 @@ class _Share:
 def html_text(source: str, clock: Clock | None = None) -> Extracted:
     """The main text of a page, a line per block; the title is its ``<title>``.
 
-    The main text is that of the ``<main>`` that is shown, else of the only ``<article>``, where
-    that is most of the page's text; else that of all of the page. Left out are scripts,
+    The main text is that of the ``<main>`` that is shown, else of the only ``<article>`` that is,
+    where that is most of the page's text; else that of all of the page. Left out are scripts,
     navigation, controls, asides of links, hidden elements that no control shows, and the page's
     own header and footer; all of that is text where there is no other. Who reads it is told where
     more is left out than kept.
@@ -161,6 +164,8 @@ def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
         before = {"br": "\n", "li": "\n- ", "tr": "\n"}.get(name)
         if before or name in _BLOCKS:
             pieces.append((before or "\n\n", place))
+        elif name == "button" and pieces and pieces[-1][0][-1:].strip():
+            pieces.append((" ", place))  # buttons in a row are words in a row
         waiting.append((node, place, True))
         waiting += [(child, place, False) for child in reversed(node.contents)]
     return pieces
@@ -172,13 +177,20 @@ def _entered(tag: Tag, place: _Place, articles: int, controlled: set[str]) -> _P
     hidden = tag.get("hidden")
     if hidden is not None and hidden != "until-found" and tag.get("id") not in controlled:
         changes["hidden"] = True
+    unshown = (
+        place.unshown
+        or tag.get("aria-hidden") == "true"
+        or _UNSHOWN.search(str(tag.get("style", ""))) is not None
+    )
+    changes["unshown"] = unshown
     match tag.name:
         case "dialog" if tag.get("open") is None:
             changes["hidden"] = True
         case "main":
-            changes["main"] = True
+            changes["main"] = place.main or not unshown
         case "article":
-            changes |= {"article": place.article or articles, "inner": True}
+            article = place.article or (0 if unshown else articles)
+            changes |= {"article": article, "inner": True}
         case "section":
             changes["inner"] = True
         case "form":

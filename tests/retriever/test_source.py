@@ -400,11 +400,22 @@ def test_front_matter_is_fields_and_nothing_else(
 
 
 def test_fields_of_front_matter_are_metadata(write: Write) -> None:
-    fields = "date: 2026-03-14\ntags: [mill, river]\nsource: x\nragcache: whole\ndeep: {a: 1}"
+    fields = (
+        "date: 2026-03-14\ntags: [mill, river]\nsource: x\nragcache: whole\ndeep: {a: [b, {c: d}]}"
+    )
     document = one(write("a.md", f"---\n{fields}\n---\nx\n"))
     assert document.metadata == {
-        **{"date": "2026-03-14", "tags": "mill, river", "source": "a.md", "format": "markdown"}
+        **{"date": "2026-03-14", "tags": "mill, river", "source": "a.md", "format": "markdown"},
+        "deep": '{"a": ["b", {"c": "d"}]}',
     }
+
+
+def test_front_matter_of_aliases_is_text(write: Write) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    document = one(write("a.md", "\n".join(["---", *lines, "---", "The body."])))
+    assert document.text.endswith("The body.") and "a0: &a0" in document.text
+    assert set(document.metadata) == {"source", "format", "title"}
 
 
 GUIDE = "<h1>The guide</h1>" + "<p>Turn the wheel until the water runs, then wait.</p>" * 20
@@ -421,10 +432,14 @@ GUIDE = "<h1>The guide</h1>" + "<p>Turn the wheel until the water runs, then wai
         ),
         (f"<body><article>Buy a mill!</article><div>{GUIDE}</div></body>", "Turn the wheel"),
         (f"<body><main hidden>Sign in</main><div>{GUIDE}</div></body>", "Turn the wheel"),
+        (f'<main style="display: none">Wait. {GUIDE}</main><p>Oil it.</p>', "Oil it."),
+        (f"<div aria-hidden=true><article>{GUIDE}</article></div><p>Oil it.</p>", "Oil it."),
+        (f'<main>{GUIDE}<div style="display:none">Oil it.</div></main>', "Oil it."),
+        ("<p><button>Linux</button><button>macOS</button></p>", "Linux macOS"),
         (f"<main>{GUIDE}<aside>Mind the sluice.</aside></main>", "Mind the sluice."),
         ("<header><h1>All there is</h1></header>", "All there is"),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 def test_what_a_page_holds_is_not_lost_by_its_tags(write: Write, page: str, wanted: str) -> None:
     document, left = told(write("a.html", page))
@@ -479,6 +494,23 @@ def test_forms_and_scans_of_a_pdf(write: Write) -> None:
     assert told(write("a.pdf", filled(scan=False)))[1] == []
 
 
+def test_text_that_was_put_onto_a_page_of_a_pdf(write: Write) -> None:
+    writer = PdfWriter(PdfReader(io.BytesIO(pdf("First page.", "Last page."))))
+    put = {kind: TextStringObject(f"A {kind} note.") for kind in ("FreeText", "Text")}
+    notes = [
+        writer._add_object(
+            DictionaryObject(
+                {NameObject("/Subtype"): NameObject(f"/{kind}"), NameObject("/Contents"): text}
+            )
+        )
+        for kind, text in put.items()
+    ]
+    writer.pages[0][NameObject("/Annots")] = ArrayObject(notes)
+    writer.write(out := io.BytesIO())
+    document = one(write("a.pdf", out.getvalue()))
+    assert document.text == "First page.\nA FreeText note.\n\nLast page."
+
+
 def test_json_of_other_kinds_in_a_folder_is_told(write: Write, tmp_path: Path) -> None:
     write("d/a.txt", "x")
     write("d/package.json", '{"name": "x"}')
@@ -529,10 +561,13 @@ def test_encodings_that_a_file_names(write: Write, name: str, raw: bytes, text: 
         (JAPANESE.encode("cp932"), "CP932"),
         (JAPANESE.encode("euc_jp"), "EUC-JP"),
         ("Привет, как дела? Это текст".encode("cp1251"), "WINDOWS-1251"),
-        ("Café au lait, un très bon déjeuner à la crème".encode("cp1252"), "WINDOWS-125"),
+        ("Café au lait, un très bon déjeuner à la crème".encode("cp1252"), "WINDOWS-1252"),
+        ("Die Straße ist für Fußgänger mäßig früh geöffnet".encode("cp1252"), "WINDOWS-1252"),
+        ("Zażółć gęślą jaźń, a potem źle śpij w łódce".encode("cp1250"), "WINDOWS-1250"),
+        ("Привет, как дела? Это текст".encode("koi8_r"), "KOI8-R"),
         (f"{JAPANESE}\n{JAPANESE} a b\n".encode("utf-16-le"), "UTF-16LE"),
     ],
-    ids=range(5),
+    ids=range(8),
 )
 def test_other_encodings_are_guessed(write: Write, raw: bytes, advice: str) -> None:
     with pytest.raises(SourceError, match=rf"not UTF-8 .*may be {advice}.*iconv -f {advice}"):
