@@ -194,6 +194,20 @@ def test_the_conversion_that_is_advised_works(folder: Path) -> None:
     assert TransformersEngine.load(folder).fingerprint == want
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantised_weights_that_nobody_tells_of_are_refused(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight_scale"] = torch.ones(1)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].mul(50).to(dtype)}, file, {"format": "pt"})
+    for load in (TransformersEngine.load, lambda name: Identity.of(name, "float32")):
+        with pytest.raises(ModelError, match="quantised weights .*up_proj.weight is (F8|I8)"):
+            load(str(folder))
+
+
 def test_shards_and_links_are_the_same_model(folder: Path, tmp_path: Path) -> None:
     whole = TransformersEngine.load(folder).fingerprint
     shard(folder)
