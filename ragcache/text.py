@@ -28,3 +28,13 @@ def whole_in(value: Any) -> Any:
     if isinstance(value, dict):
         return {whole_in(key): whole_in(one) for key, one in value.items()}
     return value
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8, also of halves, which paths may hold; :func:`to_text` gives the same text back."""
+    return text.encode(errors="surrogatepass")
+
+
+def to_text(data: bytes) -> str:
+    """What :func:`to_bytes` was given."""
+    return data.decode(errors="surrogatepass")

@@ -88,10 +88,21 @@ def test_a_template_without_a_date_has_none(template: str) -> None:
 
 
 def test_every_format_is_written_as_strftime_does() -> None:
-    formats = "%a %A %b %B %d %-d %m %-m %y %Y %j %H:%M:%S %I%p %F"
+    formats = (
+        "%a %A %b %B %d %-d %m %-m %y %Y %j %H:%M:%S %I%p %F %h %C %D %R %r %k %_d %^a %% %%d %%%d"
+    )
     template = f"{{{{ strftime_now('{formats}') }}}}" + TURNS
     made = split_chat_template(with_template(template), tokenize, DAY)
     assert made.before.startswith(datetime(2026, 11, 30).strftime(formats))
+
+
+@pytest.mark.parametrize("format", ["%A", "%a", "%B", "%d", "%-m", "%y", "%j", "%U", "%p"])
+def test_a_part_of_a_date_is_one_on_every_day(format: str) -> None:
+    """Whatever that day has in common with another: its weekday, its month, its number."""
+    template = f"{{{{ strftime_now('{format}') }}}}" + TURNS
+    given = [date(1987, 3, 7), date(1999, 10, 25), date(2026, 11, 28), date(2027, 3, 7), DAY]
+    found = [split_chat_template(with_template(template), tokenize, day).day for day in given]
+    assert found == ([None] * 5 if format == "%p" else given)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_command_line(run: Run, model: Path, notes: Path, tmp_path: Path) -> Non
     assert code == 1 and "is unknown" in err
     code, out, err = run("delete", f"notes/{LATIN}.txt")
     assert code == 0 and "1 documents deleted" in out, err
+
+
+def test_paths_that_are_no_text(run: Run, model: Path, tmp_path: Path) -> None:
+    """A store, a folder of documents and a link to a model; the model's own folder is refused."""
+    folder, store, link = tmp_path / LATIN, tmp_path / f"store {LATIN}", tmp_path / "link"
+    folder.mkdir()
+    (folder / "a.txt").write_text("A caf\u00e9 by the sea.")
+    shutil.copytree(model, tmp_path / f"model {LATIN}")
+    link.symlink_to(tmp_path / f"model {LATIN}")
+    code, out, err = run("index", folder, "--store", store, "--model", link)
+    assert code == 0 and "1 documents indexed" in out, err
+    code, out, err = run("query", "Who?", "--store", store, "--max-tokens", 2)
+    assert code == 0, err
+    code, out, err = run("index", folder, "--store", store, "--prune")
+    assert code == 0 and "1 unchanged" in out, err
+    code, _, err = run("index", folder, "--store", tmp_path / "new", "--model", link.resolve())
+    assert code == 1 and "has a name that is not UTF-8" in err
 
 
 def test_output_that_cannot_be_encoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

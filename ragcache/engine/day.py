@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from datetime import date, datetime
+from string import ascii_letters
 
 _CLOCK = "strftime_now"  # what transformers calls its clock in templates
-_FORMATS = [f"%{flag}{letter}" for letter in "aAbBcdDeFGHIjmMpSTuUVwWxXyYZ" for flag in ("-", "")]
+_FORMATS = [f"%{flag}{letter}" for letter in ascii_letters for flag in ("", *"-_0^#")]
+_PERCENT = "%\ue000"  # a %% while the others are written
 
 
 def asks(chat_template: str) -> bool:
@@ -21,6 +23,9 @@ def on(chat_template: str, day: date) -> str:
     writes what ``strftime`` writes. The newline behind it belongs to its tag and is not rendered.
     """
     midnight = datetime(day.year, day.month, day.day)
-    written = [f"replace({json.dumps(f)}, {json.dumps(midnight.strftime(f))})" for f in _FORMATS]
-    clock = " | ".join(["format", *written])
-    return f"{{% macro {_CLOCK}(format) %}}{{{{ {clock} }}}}{{% endmacro %}}\n{chat_template}"
+    written = [("%%", _PERCENT), *((f, midnight.strftime(f)) for f in _FORMATS), (_PERCENT, "%")]
+    clock = (
+        f"{{% set made = namespace(text=format) %}}{{% for said, meant in {json.dumps(written)} %}}"
+        "{% set made.text = made.text | replace(said, meant) %}{% endfor %}{{ made.text }}"
+    )
+    return f"{{% macro {_CLOCK}(format) %}}{clock}{{% endmacro %}}\n{chat_template}"

@@ -34,7 +34,10 @@ _IGNORED = {
 
 
 def weights_digest(model: nn.Module) -> str:
-    """blake3 over every parameter and buffer: name, shape, dtype and bytes, as loaded."""
+    """blake3 over every parameter and persistent buffer: name, shape, dtype and bytes, as loaded.
+
+    Other buffers, such as RoPE's frequencies, are made from the configuration.
+    """
     import torch
 
     h = blake3(max_threads=blake3.AUTO)

@@ -10,7 +10,7 @@ from ragcache.engine.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.loading import load_model, load_tokenizer, outline
 from ragcache.engine.scaling import context_tokens
 from ragcache.models.checkpoint import Checkpoint
-from ragcache.models.kept import identity_of
+from ragcache.models.memory import unchanged
 from ragcache.types import Fingerprint, KVSpec
 
 
@@ -37,10 +37,10 @@ class Identity:
 
         kind = getattr(torch, dtype)
         checkpoint = Checkpoint.of(name)
-        identity = identity_of(checkpoint.files)
-        tokenizer = load_tokenizer(checkpoint)
-        model = outline(checkpoint, kind)
-        digest = cached_weights_digest(model, identity, lambda: load_model(checkpoint, kind))
+        with unchanged(checkpoint.folder, checkpoint.files) as identity:
+            tokenizer = load_tokenizer(checkpoint)
+            model = outline(checkpoint, kind)
+            digest = cached_weights_digest(model, identity, lambda: load_model(checkpoint, kind))
         folder = checkpoint.folder
         if (folder / "generation_config.json").is_file():  # a model need not have one
             model.generation_config = GenerationConfig.from_pretrained(

@@ -20,6 +20,8 @@ from ragcache.models.quiet import quietly
 
 logger = logging.getLogger(__name__)
 
+_PLAIN = {"F64", "F32", "F16", "BF16"}  # as safetensors name them
+
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's fast tokenizer, with its chat template. Raises ModelError."""
@@ -41,8 +43,9 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """The model, on the CPU, every one of its tensors from the checkpoint. Raises ModelError."""
     from transformers import AutoModelForCausalLM
 
-    described = sum(weight.numel() for weight in outline(checkpoint, dtype).parameters())
-    _check_size(checkpoint, described)
+    described = dict(outline(checkpoint, dtype).named_parameters())
+    _check_tensors(checkpoint, set(described))
+    _check_size(checkpoint, sum(weight.numel() for weight in described.values()))
     with _refusing(checkpoint, "model"), quietly(bar=sys.stderr.isatty()):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(checkpoint.folder),
@@ -79,6 +82,22 @@ def outline(described: Configuration, dtype: torch.dtype | None = None) -> Any:
         )
         given = {} if dtype is None else {"dtype": dtype}  # else the configuration's own
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
+
+
+def _check_tensors(checkpoint: Checkpoint, parameters: set[str]) -> None:
+    """Raise ModelError for weights that are no plain numbers, and mean nothing without the scales
+    beside them, whether or not the configuration says that they are quantised."""
+    from safetensors import safe_open
+
+    for file in checkpoint.weights:
+        with safe_open(file, "np") as opened:
+            for name in sorted(parameters.intersection(opened.keys())):
+                if (kind := opened.get_slice(name).get_dtype()) not in _PLAIN:
+                    raise ModelError(
+                        f"{file} has quantised weights ({name} is {kind}), which ragcache does not "
+                        "compute with. Take the model's own weights in bfloat16, float16 or "
+                        "float32; --codec int8 makes the stored KV small."
+                    )
 
 
 def _check_size(checkpoint: Checkpoint, described: int) -> None:

@@ -82,12 +82,11 @@ def split_chat_template(
     if not asks(source):
         return PromptTemplate(*_cut(tokenizer, source), tokenize)
     parts = _cut(tokenizer, source, today)
-    other = next(other for other in _OTHERS if other.year != today.year)
-    dated = parts != _cut(tokenizer, source, other)
+    dated = any(parts != _cut(tokenizer, source, other) for other in _OTHERS)
     return PromptTemplate(*parts, tokenize, today if dated else None)
 
 
-#: Days that are written in no way alike; one at least is of another year than any given day.
+#: Days that are written in no way alike, so that no day is written like both.
 _OTHERS = date(1987, 3, 7), date(1999, 10, 25)
 
 

@@ -41,7 +41,8 @@ from ragcache.engine.tokenizing import Tokenizing
 from ragcache.engine.upload import Uploader
 from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.models.checkpoint import Checkpoint
-from ragcache.models.kept import identity_of, kept
+from ragcache.models.kept import kept
+from ragcache.models.memory import in_memory, unchanged
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -118,12 +119,14 @@ class TransformersEngine(Tokenizing, Engine):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
         checkpoint = Checkpoint.of(name)
-        identity = identity_of(checkpoint.files)
-        tokenizer = load_tokenizer(checkpoint)
-        model = load_model(checkpoint, _DTYPES[dtype])
-        weights = cached_weights_digest(model, identity)
+        with unchanged(checkpoint.folder, checkpoint.files) as identity:
+            tokenizer = load_tokenizer(checkpoint)
+            model = load_model(checkpoint, _DTYPES[dtype])
+            weights = cached_weights_digest(model, identity)
+            model = model.to(device=where)
+            in_memory(model)
         return cls(
-            model.to(device=where),
+            model,
             tokenizer,
             name=checkpoint.name,
             codec=codec,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ragcache.errors import ModelError
+from ragcache.text import whole
 
 #: Seconds that the hub may take to say what it has.
 _PATIENCE_S = 10
@@ -28,6 +29,7 @@ def locate(
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        _refuse_bytes(path)
         check(path)
         return path
     _refuse_paths(name, path)
@@ -48,6 +50,16 @@ def locate(
     folder = _fetched(name, wanted)
     check(folder)
     return folder
+
+
+def _refuse_bytes(folder: Path) -> None:
+    """Raise ModelError where a path is no text: nothing that loads a tokenizer takes it."""
+    path = os.path.abspath(folder)
+    if whole(path) != path:
+        raise ModelError(
+            f"the folder of the model, {whole(path)}, has a name that is not UTF-8, and cannot be "
+            "loaded from. Rename it, or make a link to it under another name."
+        )
 
 
 def _refuse_paths(name: str, path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from ragcache.text import to_bytes
+
 
 def identity_of(files: Iterable[Path]) -> list[str]:
     """What changes when one of ``files`` does: path, inode, size, times of change.
@@ -80,4 +82,4 @@ def content_digest(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _digest(text: str) -> str:
-    return blake3(text.encode()).hexdigest()
+    return blake3(to_bytes(text)).hexdigest()

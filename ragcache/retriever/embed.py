@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models.kept import kept
+from ragcache.models.memory import in_memory, unchanged
 from ragcache.models.quiet import quietly
-from ragcache.retriever.embedderfiles import PACKAGED, digest_of, folder_of
+from ragcache.retriever.embedderfiles import PACKAGED, digest_of, files_of, folder_of
 from ragcache.text import whole
 
 if TYPE_CHECKING:
@@ -90,8 +91,10 @@ class SentenceTransformerEmbedder:
         self.name = name
         self.batch_size = batch_size
         folder = folder_of(name)
-        self.digest = digest_of(folder)
-        self._model = _load(name, folder, self.digest, device)
+        with unchanged(folder, files_of(folder)):
+            self.digest = digest_of(folder)
+            self._model = _load(name, folder, self.digest, device)
+            in_memory(self._model)
         dimension = self._model.get_embedding_dimension()
         if not dimension:
             raise ModelError(f"{name} does not say how long its vectors are. Choose another model.")

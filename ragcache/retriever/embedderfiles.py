@@ -39,8 +39,13 @@ def folder_of(name: str) -> Path:
 
 
 def digest_of(folder: Path) -> str:
-    """What vectors depend on: blake3 over all that is loaded from, wherever it lies."""
-    return content_digest(folder, (folder / name for name in wanted(_listed(folder))))
+    """What vectors depend on: blake3 over :func:`files_of` it, wherever it lies."""
+    return content_digest(folder, files_of(folder))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All that is loaded from."""
+    return [folder / name for name in wanted(_listed(folder))]
 
 
 def wanted(listed: Sequence[str]) -> list[str]:

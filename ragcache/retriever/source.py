@@ -134,7 +134,7 @@ def find(
             else:
                 named.add(path)
             if root is None:
-                first = folders.setdefault(base.name, base)
+                first = folders.setdefault(sound(base.name), base)
                 if not first.samefile(base):
                     raise SourceError(
                         f"{first} and {base} would both name their documents {base.name}/..., and "

@@ -27,6 +27,7 @@ from ragcache.store.rows import (
     rows_after,
     vectors_of,
 )
+from ragcache.text import to_bytes, to_text
 from ragcache.types import Chunk, Document
 
 if TYPE_CHECKING:
@@ -304,44 +305,44 @@ class Catalog:
     def get_setting(self, name: str) -> str | None:
         """What ``put_setting`` recorded, such as the embedder's name."""
         with self._tables.read() as txn:
-            value = txn.get("settings", name.encode())
-        return None if value is None else value.decode()
+            value = txn.get("settings", to_bytes(name))
+        return None if value is None else to_text(value)
 
     def put_setting(self, name: str, value: str) -> None:
         """Record a small text. ``name``: 1 to 511 bytes of UTF-8."""
-        if not 0 < len(name.encode()) <= 511:
-            raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(name.encode())}")
+        if not 0 < len(to_bytes(name)) <= 511:
+            raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(to_bytes(name))}")
         with self._tables.write() as txn:
-            txn.put("settings", name.encode(), value.encode())
+            txn.put("settings", to_bytes(name), to_bytes(value))
 
     def settings(self, prefix: str) -> dict[str, str]:
         """All that was recorded under names that begin so, by name."""
         with self._tables.read() as txn:
-            names = list(txn.keys("settings", prefix.encode()))
-            return {name.decode(): (txn.get("settings", name) or b"").decode() for name in names}
+            names = list(txn.keys("settings", to_bytes(prefix)))
+            return {to_text(name): to_text(txn.get("settings", name) or b"") for name in names}
 
     def put_text(self, name: str, text: str) -> None:
         """Keep a text of any length under a name of up to 511 bytes, until :meth:`drop_text`."""
         with self._tables.write() as txn:
-            txn.put("texts", name.encode(), text.encode())
+            txn.put("texts", to_bytes(name), to_bytes(text))
 
     def get_text(self, name: str) -> str | None:
         """What ``put_text`` kept; None where there is nothing. Earlier releases kept texts among
         the settings."""
         with self._tables.read() as txn:
-            kept = txn.get("texts", name.encode())
-        return self.get_setting(name) if kept is None else kept.decode()
+            kept = txn.get("texts", to_bytes(name))
+        return self.get_setting(name) if kept is None else to_text(kept)
 
     def drop_text(self, name: str) -> bool:
         """Forget it; True if there was something."""
         with self._tables.write() as txn:
-            here = txn.delete("texts", name.encode())
-            return txn.delete("settings", name.encode()) or here
+            here = txn.delete("texts", to_bytes(name))
+            return txn.delete("settings", to_bytes(name)) or here
 
     def drop_setting(self, name: str) -> bool:
         """Forget what was recorded; True if there was something."""
         with self._tables.write() as txn:
-            return txn.delete("settings", name.encode())
+            return txn.delete("settings", to_bytes(name))
 
 
 def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:

@@ -199,7 +199,7 @@ def opened(
 
 def _open(path: Path, map_size: int, readonly: bool, *, subdir: bool = True) -> lmdb.Environment:
     return lmdb.open(
-        str(path),
+        os.fsencode(path),  # a path need not be text
         subdir=subdir,
         map_size=map_size,
         readonly=readonly,

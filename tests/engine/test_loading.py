@@ -18,7 +18,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragcache.engine import loading
+from ragcache.engine import identity, loading, transformers
 from ragcache.engine.identity import Identity
 from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ModelError
@@ -194,6 +194,20 @@ def test_the_conversion_that_is_advised_works(folder: Path) -> None:
     assert TransformersEngine.load(folder).fingerprint == want
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantised_weights_that_nobody_tells_of_are_refused(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight_scale"] = torch.ones(1)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].mul(50).to(dtype)}, file, {"format": "pt"})
+    for load in (TransformersEngine.load, lambda name: Identity.of(name, "float32")):
+        with pytest.raises(ModelError, match="quantised weights .*up_proj.weight is (F8|I8)"):
+            load(str(folder))
+
+
 def test_shards_and_links_are_the_same_model(folder: Path, tmp_path: Path) -> None:
     whole = TransformersEngine.load(folder).fingerprint
     shard(folder)
@@ -216,6 +230,40 @@ def test_another_file_behind_a_link_is_another_model(folder: Path, tmp_path: Pat
         (linked / "model.safetensors").symlink_to(weights / "model.safetensors")
         found.append(TransformersEngine.load(linked).fingerprint)
     assert found[0] == TransformersEngine.load(folder).fingerprint != found[1]
+
+
+def zero(file: Path) -> None:
+    """Write zeros over the numbers of a safetensors file, in its place."""
+    with file.open("r+b") as opened:
+        begin = 8 + int.from_bytes(opened.read(8), "little")
+        opened.seek(begin)
+        opened.write(bytes(file.stat().st_size - begin))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_running_model_does_not_change_with_its_files(folder: Path, dtype: str) -> None:
+    change(folder / "config.json", dtype=dtype)
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    engine = TransformersEngine.load(folder, device="cpu", dtype=dtype)
+    before = engine.prefill((3, 4, 5)).logits
+    zero(folder / "model.safetensors")
+    assert torch.equal(engine.prefill((3, 4, 5)).logits, before)
+
+
+def test_files_that_change_while_they_are_read_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_tokenizer(checkpoint: Checkpoint) -> Any:
+        change(checkpoint.folder / "config.json", use_cache=False)
+        return loading.load_tokenizer(checkpoint)
+
+    for module in (transformers, identity):
+        monkeypatch.setattr(module, "load_tokenizer", load_tokenizer)
+    for load in (TransformersEngine.load, lambda name: Identity.of(name, "float32")):
+        with pytest.raises(ModelError, match="were changed while they were read"):
+            load(str(folder))
 
 
 def test_tied_weights_need_not_be_there_twice(tmp_path: Path) -> None:

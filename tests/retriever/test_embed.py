@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_texts_that_are_cut_are_logged(
         assert caplog.messages == []
         carried.embed(["short", "apple " * 255])
     assert caplog.messages[0].startswith("1 of 2 texts are longer than the 256 tokens that gt-all")
+
+
+def test_a_running_embedder_does_not_change_with_its_files(tmp_path: Path) -> None:
+    shutil.copytree(embedderfiles.folder_of(embedderfiles.PACKAGED), tmp_path / "model")
+    embedder = SentenceTransformerEmbedder(str(tmp_path / "model"))
+    before = embedder.embed(TEXTS)
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        with file.open("r+b") as opened:
+            begin = 8 + int.from_bytes(opened.read(8), "little")
+            opened.seek(begin)
+            opened.write(bytes(file.stat().st_size - begin))
+    np.testing.assert_array_equal(embedder.embed(TEXTS), before)
 
 
 def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
