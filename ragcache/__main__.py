@@ -1,6 +1,17 @@
-"""``python -m ragcache``: the command line."""
+"""The command line: ``ragcache``, and ``python -m ragcache``."""
 
-from ragcache.cli import main
+import sys
+
+
+def main() -> None:
+    """Run it. Ctrl-C ends it without a traceback while it is being imported, too."""
+    try:
+        from ragcache.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -125,11 +125,7 @@ def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
     """Text in its order, with line ends where a browser would show them, and where it stands."""
     from bs4.element import NavigableString, Tag
 
-    controlled = {
-        name
-        for tag in soup.find_all(True, {"aria-controls": True})
-        for name in str(tag["aria-controls"]).split()
-    }
+    controlled = _controlled(soup)
     pieces: list[tuple[str, _Place]] = []
     cells: dict[int, int] = {}  # by their row: where the last cell's end is in pieces
     articles = 0
@@ -171,11 +167,30 @@ def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
     return pieces
 
 
-def _entered(tag: Tag, place: _Place, articles: int, controlled: set[str]) -> _Place:
+def _controlled(soup: BeautifulSoup) -> set[int]:
+    """The elements, by ``id()``, that a control of the page shows: those that it names, and where
+    it names none, the one behind it, or behind the heading that it is in."""
+    named = set[str]()
+    found = set[int]()
+    for control in soup.find_all(True, {"aria-controls": True}):
+        named.update(str(control["aria-controls"]).split())
+    for panel in soup.find_all(True, {"hidden": True, "id": True}):
+        if panel["id"] in named:
+            found.add(id(panel))
+    for control in soup.find_all(True, {"aria-expanded": True, "aria-controls": False}):
+        for tag in (control, control.parent):
+            behind = tag and next((one for one in tag.next_siblings if one.name), None)
+            if behind is not None:
+                found.add(id(behind))
+                break
+    return found
+
+
+def _entered(tag: Tag, place: _Place, articles: int, controlled: set[int]) -> _Place:
     """The place inside of a tag that stands at ``place``: the same one, or one that differs."""
     changes: dict[str, Any] = {}
     hidden = tag.get("hidden")
-    if hidden is not None and hidden != "until-found" and tag.get("id") not in controlled:
+    if hidden is not None and hidden != "until-found" and id(tag) not in controlled:
         changes["hidden"] = True
     unshown = (
         place.unshown

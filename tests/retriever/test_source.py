@@ -430,6 +430,14 @@ GUIDE = "<h1>The guide</h1>" + "<p>Turn the wheel until the water runs, then wai
             "<button aria-controls=p1>Who owns it?</button><div id=p1 hidden>Mira.</div>",
             "Who owns it?\n\nMira.",
         ),
+        (
+            "<h3><button aria-expanded=false>Who owns it?</button></h3><div hidden>Mira.</div>",
+            "Who owns it?\n\nMira.",
+        ),
+        (
+            "<button aria-expanded=false>Who owns it?</button> <div hidden>Mira.</div>",
+            "Who owns it?\n\nMira.",
+        ),
         (f"<body><article>Buy a mill!</article><div>{GUIDE}</div></body>", "Turn the wheel"),
         (f"<body><main hidden>Sign in</main><div>{GUIDE}</div></body>", "Turn the wheel"),
         (f'<main style="display: none">Wait. {GUIDE}</main><p>Oil it.</p>', "Oil it."),
@@ -439,7 +447,7 @@ GUIDE = "<h1>The guide</h1>" + "<p>Turn the wheel until the water runs, then wai
         (f"<main>{GUIDE}<aside>Mind the sluice.</aside></main>", "Mind the sluice."),
         ("<header><h1>All there is</h1></header>", "All there is"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_a_page_holds_is_not_lost_by_its_tags(write: Write, page: str, wanted: str) -> None:
     document, left = told(write("a.html", page))
