@@ -15,7 +15,7 @@ from ragcache.compiled import Compiled, compiled
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.precision import computed, published
 from ragcache.engine.template import PromptTemplate
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
 from ragcache.models.named import full_name, was_named
 from ragcache.retriever.embed import DigestedEmbedder, Embedder, SentenceTransformerEmbedder
@@ -170,7 +170,15 @@ def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
     if settings.embedder and recorded and catalog.get_setting(_DIGEST) is None:
         alike = full_name(settings.embedder) == full_name(recorded)
         _same(alike, settings.embedder, recorded)  # before it is loaded
-    return SentenceTransformerEmbedder(settings.embedder or recorded or PACKAGED)
+    try:
+        return SentenceTransformerEmbedder(settings.embedder or recorded or PACKAGED)
+    except ModelError as error:
+        if settings.embedder or not recorded:
+            raise
+        raise ModelError(
+            f"the store was embedded with {recorded!r}, which cannot be loaded: {error}. If it is "
+            "in another place now, name that: set RAGCACHE_EMBEDDER, or embedder in ragcache.toml"
+        ) from error
 
 
 def record_embedder(catalog: Catalog, embedder: Embedder) -> None:

@@ -123,6 +123,8 @@ def test_an_exchanged_embedder_is_refused_and_a_moved_one_is_not(
     with RagCache.open(tmp_path / "store", settings=given) as cache:
         cache.add(scene.DOCUMENTS)
     moved = embedder.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="was embedded with .*RAGCACHE_EMBEDDER"):
+        RagCache.open(tmp_path / "store")
     with RagCache.open(tmp_path / "store", settings=Settings.load(embedder=str(moved))) as cache:
         assert cache.add(scene.DOCUMENTS).unchanged == 3
     with RagCache.open(tmp_path / "store") as cache:  # where it lies now
