@@ -72,7 +72,7 @@ def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
 
     docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]
     markdown = docs or [world("").parent / "README.md"]
-    out.rule(f"index: the small world and {len(markdown)} pages of Markdown")
+    out.rule(f"index: the small world and {show.counted(len(markdown), 'page')} of Markdown")
     with RagCache.open(folder, TINY) as cache:
         with progress() as told:
             documents = read([world("documents.jsonl"), *markdown])

@@ -288,7 +288,7 @@ def test_profile_measures_what_auto_goes_by(run: Run, notes: Path, model: Path) 
     assert code == 1 and "there is no store in ragcache-store" in err
     Path("ragcache-store").mkdir()
     code, _, err = run("profile", "--model", model)
-    assert code == 1 and "no store in" in err and "make one with `ragcache index`" in err
+    assert code == 1 and "there is no store in" in err and "Make one: ragcache index PATH" in err
     DiskStore("ragcache-store").close()
     code, _, err = run("profile", "--model", model)
     assert code == 1 and "holds no KV that this model can use" in err
@@ -336,6 +336,8 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
         (["query", "Who?", "--top-k", "0"], "setting top_k = 0 cannot be"),
         (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 cannot be"),
         (["query", "Who?", "--store", "nowhere"], "there is no store in nowhere. Make one"),
+        (["query", "Who?", "--tenant", "ann"], "PATH... --store ragcache-store --tenant ann"),
+        (["documents", "--tenant", "ann"], "PATH... --store ragcache-store --tenant ann"),
         (["query", "Who?", "--model", "no/such-model"], "no/such-model is not on this machine"),
         (["index", "missing.txt"], "missing.txt"),
         (["eval", "--dataset", "missing.json"], "cannot read the questions in missing.json"),
@@ -407,7 +409,7 @@ def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) ->
     assert code == 0 and out.count("yes") == 3 and "20" in out
     name = next(word for word in out.split() if word.endswith("holt.txt"))
     code, out, err = run("delete", name, "nobody")
-    assert code == 1 and "1 documents deleted" in out
+    assert code == 1 and "1 document deleted" in out
     assert "there is no document 'nobody': `ragcache documents` lists them" in err
     assert "holt.txt" not in run("documents")[1]
     (notes / "towns.jsonl").write_text('{"id": "bexley", "text": "Bexley has a mill."}\n')
@@ -422,7 +424,7 @@ def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
     code, out, _ = run("index", notes, "--model", model, "--max-bytes", "20kB")
     assert code == 0 and out.startswith("3 documents indexed")
     code, out, _ = run("verify")
-    assert code == 0 and 0 < int(out.split(" chunks")[0].split()[-1]) < 5
+    assert code == 0 and 0 < int(out.split(" chunk")[0].split()[-1]) < 5
     code, out, _ = run("query", "Where does Mira live?", "--max-tokens", 2)
     assert code == 0
     code, _, err = run("index", notes, "--max-bytes", "much")
@@ -480,9 +482,9 @@ def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and f"{len(files)} chunks, 0 records damaged" in out
     files[0].write_bytes(files[0].read_bytes()[:-1])
     code, out, _ = run("verify")
-    assert code == 1 and "truncated: " in out and f"{len(files)} chunks, 1 records damaged" in out
+    assert code == 1 and "truncated: " in out and f"{len(files)} chunks, 1 record damaged" in out
     code, out, _ = run("verify", "--repair")
-    assert code == 0 and f"{len(files) - 1} chunks, 1 records dropped" in out
+    assert code == 0 and f"{len(files) - 1} chunks, 1 record dropped" in out
     assert run("verify")[0] == 0
     code, _, err = run("convert", "tape")
     assert code == 1 and "layout is 'tape': it must be one of auto, records, files" in err
@@ -533,7 +535,7 @@ def test_a_tenants_documents(run: Run, notes: Path, model: Path) -> None:
     code, out, _ = run("documents", "--tenant", "ann")
     assert code == 0 and "holt" in out
     code, out, _ = run("delete", "notes/holt.txt", "--tenant", "ann")
-    assert code == 0 and "1 documents deleted" in out
+    assert code == 0 and "1 document deleted" in out
     assert run("query", "Where?", "--tenant", "bob")[0] == 1
     assert "cannot be a tenant" in run("index", notes, "--tenant", "../ann")[2]
 
@@ -550,12 +552,10 @@ def test_documents_whose_file_is_gone_are_told_and_pruned(
     first.unlink()
     code, out, err = run("index", "./notes/")
     assert code == 0 and out.startswith("0 documents indexed (0 chunks), 3 unchanged")
-    assert (
-        f"gone: 2 indexed documents are no longer there, the first is 'notes/{first.name}'" in err
-    )
+    assert f"gone: the files of 2 documents, such as 'notes/{first.name}'. Questions" in err
     (notes / "towns.jsonl").write_bytes(b"\xff")  # there, but it cannot be read
     code, _, err = run("index", notes, "--prune", "--skip-errors")
-    assert "deleted: 1 documents that are gone" in err
+    assert "deleted: 1 document whose files are gone, such as" in err
     kept = run("documents")[1]
     assert first.name not in kept.replace("other/", "") and "towns.jsonl#a" in kept
     assert "other/holt.txt" in kept  # nobody asked for that folder
@@ -598,7 +598,7 @@ def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) ->
     names = sorted(path.name for path in notes.iterdir())
     (notes / names[0]).write_text("Another text.")
     code, out, err = run("index", notes)
-    assert code == 0 and out.startswith("3 documents indexed") and "KV of 1 chunks" in out
+    assert code == 0 and out.startswith("3 documents indexed") and "KV of 1 chunk computed" in out
     assert "renamed: 2 documents" in err and f"'notes/{names[1]}' was '{names[1]}'" in err
     assert f"note: 1 documents have an id without a folder, the first is '{names[0]}'" in err
     listed = run("documents")[1]

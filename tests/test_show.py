@@ -10,7 +10,17 @@ from collections.abc import Sequence
 import pytest
 from rich.table import Table
 
-from ragcache.show import Screen, Told, duration, one_line, plain, progress, stages, waiting
+from ragcache.show import (
+    Screen,
+    Told,
+    counted,
+    duration,
+    one_line,
+    plain,
+    progress,
+    stages,
+    waiting,
+)
 from ragcache.show.answers import waterfall
 from ragcache.show.quality import ModeTable
 from ragcache.show.screen import show_everything
@@ -52,6 +62,10 @@ def test_what_takes_no_time_is_not_drawn_and_little_is() -> None:
 )
 def test_durations_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_counts_agree_with_their_noun() -> None:
+    assert [counted(n, "chunk") for n in (0, 1, 2698)] == ["0 chunks", "1 chunk", "2,698 chunks"]
 
 
 # -- what documents say cannot command a terminal -------------------------------------------------

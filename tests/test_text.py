@@ -180,7 +180,7 @@ def test_command_line(run: Run, model: Path, notes: Path, tmp_path: Path) -> Non
     code, _, err = run("query", "Who?", "--mode", LATIN)
     assert code == 1 and "is unknown" in err
     code, out, err = run("delete", f"notes/{LATIN}.txt")
-    assert code == 0 and "1 documents deleted" in out, err
+    assert code == 0 and "1 document deleted" in out, err
 
 
 def test_paths_that_are_no_text(run: Run, model: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ _IN_QUEUE = 2048  # connections that the kernel holds until they are accepted
 _SWITCH_S = 0.0005
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, loading: Callable[[str], None] | None = None) -> None:
     """Serve until SIGINT or SIGTERM; then the stores are closed. Raises ConfigError for an address
     that must not be served at, before the model is loaded, and what :meth:`Service.open` raises."""
     keys = Keys.of(settings)
@@ -41,7 +41,8 @@ def serve(settings: Settings) -> None:
     check_free(settings.host, settings.port)
     logs.configure()
     sys.setswitchinterval(_SWITCH_S)
-    with Service.open(settings, queue=settings.queue, streams=settings.streams) as service:
+    queue, streams = settings.queue, settings.streams
+    with Service.open(settings, queue=queue, streams=streams, loading=loading) as service:
         for warning in empty_stores(service, keys):
             logger.warning(warning)
         Server(service, keys, lambda url: print(f"the page is at {url}/demo", flush=True)).run()

@@ -82,12 +82,14 @@ class Service:
         streams: int = 16,
         guard_share: float | None = None,
         guard_floor: float | None = None,
+        loading: Callable[[str], None] | None = None,
     ) -> Self:
-        """Raises what :meth:`RagCache.open` raises. What the guard is not given comes from the
-        settings; with a share of 0 there is none."""
+        """``loading`` is told the model's name before it is loaded. What the guard is not given
+        comes from the settings; with a share of 0 there is none. Raises what
+        :meth:`RagCache.open` raises."""
         share = settings.guard_share if guard_share is None else guard_share
         floor = settings.guard_floor if guard_floor is None else guard_floor
-        own = RagCache.open(settings.store, settings=settings)
+        own = RagCache.open(settings.store, settings=settings, loading=loading)
         watched = share and settings.engine == "embedded"  # a server hands no logits over
         guard = Guard(settings, share=share, floor=floor) if watched else None
         return cls(own, Scheduler(queue=queue, streams=streams), guard)

@@ -26,6 +26,7 @@ from ragcache.cli.options import (
     Tenant,
     check_free,
     figures,
+    loading,
     named_if_blank,
     opened,
     out,
@@ -128,11 +129,12 @@ def index(
         _tell_otherwise_named(origins.otherwise_named(cache.catalog, sources))
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
+    tokens, took = show.counted(done.tokens, "token"), show.duration(done.seconds)
+    work = f" ({tokens}, {show.size(done.payload_bytes)}) in {took}" if done.encoded else ""
     out.print(
-        f"{added.documents} documents indexed ({added.chunks} chunks), {added.unchanged} "
-        f"unchanged{left_out}; KV of {done.encoded} chunks computed ({done.tokens} tokens, "
-        f"{show.size(done.payload_bytes)}), {done.stored} were there; "
-        f"{show.duration(done.seconds)}",
+        f"{show.counted(added.documents, 'document')} indexed "
+        f"({show.counted(added.chunks, 'chunk')}), {added.unchanged:,} unchanged{left_out}; "
+        f"KV of {show.counted(done.encoded, 'chunk')} computed{work}, {done.stored:,} were there",
         highlight=False,
         soft_wrap=True,
     )
@@ -176,12 +178,13 @@ def _tell_otherwise_named(others: dict[str, str]) -> None:
 
 def _tell_gone(lost: list[str], deleted: list[str]) -> None:
     if deleted:
-        tell("deleted", f"{len(deleted)} documents that are gone, the first is {deleted[0]!r}")
+        count = show.counted(len(deleted), "document")
+        tell("deleted", f"{count} whose files are gone, such as {deleted[0]!r}")
     elif lost:
         tell(
             "gone",
-            f"{len(lost)} indexed documents are no longer there, the first is {lost[0]!r}. "
-            "Questions still find them: delete them with `ragcache delete`, or with --prune here.",
+            f"the files of {show.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
+            "still find what is in the store: delete it with `ragcache delete`, or --prune here.",
         )
 
 
@@ -352,5 +355,6 @@ def serve(
             ram_bytes=ram_bytes,
             remote=remote,
             levels=levels,
-        )
+        ),
+        loading,
     )

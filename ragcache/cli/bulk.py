@@ -202,8 +202,9 @@ def batch(
         done = through(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(
-        f"{done.answered} of {done.requests} requests answered in {show.duration(seconds)}, "
-        f"{done.resumed} were there; {done.failed} failed; results in {to}",
+        f"{done.requests - done.failed:,} of {show.counted(done.requests, 'request')} answered in "
+        f"{show.duration(seconds)}, {done.failed:,} failed, {done.resumed:,} were done before; "
+        f"results in {to}",
         highlight=False,
         soft_wrap=True,
     )

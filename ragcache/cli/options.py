@@ -142,11 +142,14 @@ def smaller(cache: RagCache) -> str:
 _SAMPLED = 4000  # characters of a document
 
 
-def check_exists(store: Path) -> None:
-    """Raise StoreError where there is none."""
-    if not store.exists():
+def check_exists(store: Path, tenant: str | None = None) -> None:
+    """Raise StoreError where there is none, or none of that tenant's below it."""
+    folder = tenant_folder(store, tenant or "")
+    if not folder.exists():
+        whose = f" --tenant {tenant}" if tenant else ""
         raise StoreError(
-            f"there is no store in {store}. Make one: ragcache index PATH... --store {store}"
+            f"there is no store in {folder}. Make one: "
+            f"ragcache index PATH... --store {store}{whose}"
         )
 
 
@@ -181,7 +184,7 @@ def opened(
     :meth:`RagCache.open`."""
     path = tenant_folder(settings.store, tenant or "")
     if must_exist or lazy:
-        check_exists(path)
+        check_exists(settings.store, tenant)
     if not lazy:
         check_free(settings.store)
     with _uncollected():

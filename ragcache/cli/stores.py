@@ -60,7 +60,7 @@ def delete(
         catalog = Catalog(chunks)
         missing = [name for name in ids if not catalog.delete_document(name)]
         known = [entry.id for entry in catalog.entries()] if missing else []
-    out.print(f"{len(ids) - len(missing)} documents deleted", highlight=False)
+    out.print(f"{show.counted(len(ids) - len(missing), 'document')} deleted", highlight=False)
     deleted = [name for name in ids if name not in missing]
     figures({"deleted": deleted, "missing": missing})
     if missing:
@@ -118,7 +118,10 @@ def verify(
     for digest, wrong in bad.items():
         out.print(f"{digest[:16]}  {wrong}", highlight=False)
     done = "dropped" if repair else "damaged"
-    out.print(f"{count} chunks, {len(bad)} records {done}", highlight=False)
+    out.print(
+        f"{show.counted(count, 'chunk')}, {show.counted(len(bad), 'record')} {done}",
+        highlight=False,
+    )
     figures({"chunks": count, "damaged": bad, "repaired": repair, "strays": len(strays)})
     if strays:
         tell("note", f"{len(strays)} files below kv are none of the store's, such as {strays[0]}")
@@ -136,7 +139,7 @@ def convert(
     wanted = as_layout(layout)
     with _store(store) as chunks, progress() as told:
         moved = chunks.convert(wanted, progress=partial(told, "convert"))
-    out.print(f"{moved} chunks moved", highlight=False)
+    out.print(f"{show.counted(moved, 'chunk')} moved", highlight=False)
     figures({"moved": moved, "layout": wanted})
 
 
@@ -235,7 +238,7 @@ def _store(
 
     settings = Settings.load(store=path)
     folder = tenant_folder(settings.store, tenant or "")
-    check_exists(folder)
+    check_exists(settings.store, tenant)
     quota = Quota(settings.max_bytes, settings.tenant_bytes) if bounded else UNBOUNDED
     return DiskStore(
         folder,

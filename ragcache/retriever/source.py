@@ -214,8 +214,9 @@ def _files(path: Path, passed_over: list[Omitted]) -> list[Path]:
         if path.suffix.lower() in READERS:
             return [path]
         raise SourceError(f"{path} is of no known format: convert it to one of {known}.")
-    every = [p for p in path.rglob("*") if p.is_file()]
-    every = [p for p in every if not any(s[0] == "." for s in p.relative_to(path).parts)]
+    shown = [p for p in path.rglob("*") if not any(s[0] == "." for s in p.relative_to(path).parts)]
+    every = [p for p in shown if p.is_file()]
+    broken = [p for p in shown if p.is_symlink() and not p.exists()]
     every = [p for p in every if p.suffix == ".arrow" or not _is_of_a_dataset(p)]
     found = sorted((p for p in every if p.suffix.lower() in READERS), key=Path.as_posix)
     unknown = Counter(p.suffix.lower() or p.name for p in every if p.suffix.lower() not in READERS)
@@ -224,8 +225,12 @@ def _files(path: Path, passed_over: list[Omitted]) -> list[Path]:
         more = ", ..." if len(unknown) > _KINDS else ""
         why = f"{kinds}{more}. Only {known} are read: convert what is wanted."
         passed_over.append(Omitted(str(path), unknown.total(), len(found), "files", why))
+    if broken:
+        why = f"links that lead to nothing, such as {broken[0]}. Mend them, or delete them."
+        passed_over.append(Omitted(str(path), len(broken), len(found), "files", why))
     if not found:
-        raise SourceError(f"{path} holds no document: no file in it is one of {known}.")
+        told = f" {broken[0]} is a link that leads to nothing." if broken else ""
+        raise SourceError(f"{path} holds no document: no file in it is one of {known}.{told}")
     return found
 
 

@@ -2,11 +2,12 @@
 
 from ragcache.show.screen import Screen, one_line, plain
 from ragcache.show.stages import Told, progress, waiting
-from ragcache.show.units import decimal, duration, number, percent, size
+from ragcache.show.units import counted, decimal, duration, number, percent, size
 
 __all__ = [
     "Screen",
     "Told",
+    "counted",
     "decimal",
     "duration",
     "number",

@@ -27,6 +27,11 @@ def decimal(count: float) -> str:
     return f"{count:,.1f} PB"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 chunk``, ``2,698 chunks``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """A time for people: in two units, in seconds, or in parts of one."""
     units = ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)

@@ -294,5 +294,5 @@ def _table(env: lmdb.Environment, name: str, alone: bool) -> Any:
 def no_store(path: Path) -> StoreError:
     """The error for reading a store that was never made."""
     return StoreError(
-        f"no store in {path}: make one with `ragcache index`, or open it for writing once"
+        f"there is no store in {path}. Make one: ragcache index PATH... --store {path}"
     )

@@ -170,6 +170,9 @@ def test_the_command(run: Run, notes: Path, model: Path) -> None:
     first = texts(Path("a.jsonl"))
     code, out, _ = run(*asked, "--no-reorder", "--ram-bytes", "1MB")
     assert code == 0 and texts(Path("a.jsonl")) == first
+    write(Path("q.jsonl"), [*ASKED, {"question": "Who?", "rato": 1}])
+    code, out, _ = run(*asked)
+    assert code == 3 and "4 of 5 requests answered" in out and "1 failed" in out
     write(Path("q.jsonl"), [{"question": " "}])
     code, out, _ = run(*asked)
     assert code == 3 and "1 failed" in out

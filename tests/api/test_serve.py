@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ragcache.api.logs import Lines, Once
 from ragcache.api.security import Keys
-from ragcache.api.serve import empty_stores
+from ragcache.api.serve import empty_stores, serve
+from ragcache.errors import ConfigError
+from ragcache.pipeline import RagCache
 from ragcache.settings import Settings
 from tests import scene
 from tests.api.conftest import ANN, BOB, Served, served
@@ -182,3 +185,19 @@ def test_a_signal_closes_the_stores(tmp_path: Path, how: signal.Signals) -> None
         child.send_signal(how)
         assert child.stdout.readline() == b"closed True\n"
         assert child.wait(20) == 0 and time.monotonic() - began < 10
+
+
+def test_the_model_is_named_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def load(*_: object, loading: Callable[[str], None], **__: object) -> None:
+        loading("the model")
+        raise ConfigError("not loaded here")
+
+    monkeypatch.setattr("ragcache.api.logs.configure", lambda: None)
+    monkeypatch.setattr(RagCache, "open", load)
+    with pytest.raises(ConfigError, match="not loaded here"):
+        serve(Settings.load(store=tmp_path, port=0), said.append)
+    assert said == ["the model"]

@@ -687,3 +687,14 @@ def test_a_parquet_file_that_becomes_far_more_is_left(
     found = list(read([tmp_path / "a.parquet"], on_error=errors.append))
     assert len(found) < 2000
     assert "is too much to read: its rows have more than 100 times" in str(errors[-1])
+
+
+def test_links_that_lead_to_nothing_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "a.md").symlink_to("gone.md")
+    with pytest.raises(SourceError, match=r"a\.md is a link that leads to nothing"):
+        list(read([tmp_path]))
+    (tmp_path / "b.md").write_text("Mira Holt paints.")
+    (tmp_path / ".c.md").symlink_to("gone.md")
+    left: list[Omitted] = []
+    assert [one.text for one in read([tmp_path], on_omitted=left.append)] == ["Mira Holt paints."]
+    assert (left[0].dropped, left[0].kept) == (1, 1) and "a.md" in left[0].why
