@@ -187,7 +187,8 @@ def test_another_embedder_than_the_stores(monkeypatch: pytest.MonkeyPatch) -> No
         catalog.put_setting("embedder", "mine")
         with pytest.raises(ConfigError, match="Use the store's own, or index into a new folder"):
             embedder_of(catalog, Settings.load(embedder="yours"))
-    mute = SimpleNamespace(get_embedding_dimension=lambda: None)
+    mute = torch.nn.Linear(1, 1)
+    mute.get_embedding_dimension = lambda: None  # type: ignore[assignment]
     monkeypatch.setattr(embed, "_load", lambda *_: mute)
     with pytest.raises(ModelError, match="Choose another model"):
         SentenceTransformerEmbedder()
