@@ -170,8 +170,9 @@ def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
 def _controlled(soup: BeautifulSoup) -> set[int]:
     """The elements, by ``id()``, that a control of the page shows: those that it names, and where
     it names none, the one behind it, or behind the heading that it is in."""
-    named = set[str]()
-    found = set[int]()
+    from bs4.element import Tag
+
+    named, found = set[str](), set[int]()
     for control in soup.find_all(True, {"aria-controls": True}):
         named.update(str(control["aria-controls"]).split())
     for panel in soup.find_all(True, {"hidden": True, "id": True}):
@@ -179,7 +180,7 @@ def _controlled(soup: BeautifulSoup) -> set[int]:
             found.add(id(panel))
     for control in soup.find_all(True, {"aria-expanded": True, "aria-controls": False}):
         for tag in (control, control.parent):
-            behind = tag and next((one for one in tag.next_siblings if one.name), None)
+            behind = tag and next((one for one in tag.next_siblings if isinstance(one, Tag)), None)
             if behind is not None:
                 found.add(id(behind))
                 break
