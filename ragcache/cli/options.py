@@ -21,7 +21,6 @@ from ragcache.cli.output import waiting as waiting
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
-from ragcache.store.tenants import made_tenant_folder, tenant_folder
 
 if TYPE_CHECKING:
     from ragcache.pipeline import RagCache
@@ -144,6 +143,8 @@ _SAMPLED = 4000  # characters of a document
 
 def check_exists(store: Path, tenant: str | None = None) -> None:
     """Raise StoreError where there is none, or none of that tenant's below it."""
+    from ragcache.store.tenants import tenant_folder  # torch comes with it
+
     folder = tenant_folder(store, tenant or "")
     if not folder.exists():
         whose = f" --tenant {tenant}" if tenant else ""
@@ -182,6 +183,8 @@ def opened(
 ) -> Iterator[Any]:
     """The RagCache of the store, or of a tenant's below it, with its model; ``lazy`` as for
     :meth:`RagCache.open`."""
+    from ragcache.store.tenants import made_tenant_folder, tenant_folder
+
     path = tenant_folder(settings.store, tenant or "")
     if must_exist or lazy:
         check_exists(settings.store, tenant)

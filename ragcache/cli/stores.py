@@ -29,7 +29,6 @@ from ragcache.cli.options import (
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
 from ragcache.show.stores import built_for, document_table, finding_table, moved, store_table
-from ragcache.store.tenants import tenant_folder
 
 if TYPE_CHECKING:
     from ragcache.store import DiskStore
@@ -235,6 +234,7 @@ def _store(
     """A store without a model, perhaps with its quota; StoreError if there is none."""
     from ragcache.store import DiskStore
     from ragcache.store.capacity import UNBOUNDED, Quota
+    from ragcache.store.tenants import tenant_folder
 
     settings = Settings.load(store=path)
     folder = tenant_folder(settings.store, tenant or "")
