@@ -2,17 +2,19 @@
 
 Half requests are held, every one that is closed is opened again, and whole requests without a key
 come as fast as they are answered. Meanwhile a tenant asks: each of its questions on a connection of
-its own must be answered, and the log must stay small.
+its own must be answered in time, and the log must stay small. The attackers are processes of their
+own, so that what is measured is the service, and no lock that they share with who asks.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 
 import httpx
 
@@ -22,27 +24,35 @@ from bench.serve import documents, questions
 
 FULL, SHORT = 75, 6  # seconds
 DESCRIPTORS, HALVES = 300, 400
-MOST_S = 10.0  # to a first token: a kernel knocks again after 1, 3 and 7 s where the queue is full
+MOST_S = 2.0  # to a first token
 LOG_BYTES = 64 << 10
 _HALF = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def run(rounds: int, seed: int) -> Outcome:
     outcome = Outcome(f"{rounds} s, {HALVES} half requests, {DESCRIPTORS} descriptors")
-    seen, over, asked = Counter[str](), threading.Event(), iter(questions() * 1000)
-    slowest = 0.0
+    seen, asked, slowest = Counter[str](), iter(questions() * 1000), 0.0
+    apart = get_context("spawn")
+    over, counted = apart.Event(), apart.SimpleQueue()
     with scratch() as folder, Running(folder, descriptors=DESCRIPTORS) as running:
         running.add([{"id": d.id, "text": d.text} for d in documents(20)])
+        running.ask(next(asked))  # the first question of a store measures the machine
         before, until = running.log.stat().st_size, time.monotonic() + rounds
-        with ThreadPoolExecutor(2) as pool:
-            works = [pool.submit(_hold, running.port, over), pool.submit(_knock, running, over)]
-            while time.monotonic() < until:
-                told = running.ask(next(asked))
-                seen["answered" if told.status == 200 else f"WRONG: told {told.status}"] += 1
-                slowest = max(slowest, told.ttft_s)
-                seen["WRONG: not in time"] += told.ttft_s >= MOST_S
-            over.set()
-            opened, knocked = (work.result() for work in works)
+        attackers = [
+            apart.Process(target=attack, args=(running.port, over, counted), daemon=True)
+            for attack in (_hold, _knock)
+        ]
+        for attacker in attackers:
+            attacker.start()
+        while time.monotonic() < until:
+            told = running.ask(next(asked))
+            seen["answered" if told.status == 200 else f"WRONG: told {told.status}"] += 1
+            slowest = max(slowest, told.ttft_s)
+            seen["WRONG: not in time"] += told.ttft_s >= MOST_S
+        over.set()
+        found = dict(counted.get() for _ in attackers)
+        for attacker in attackers:
+            attacker.join()
         logged = running.log.stat().st_size - before
         if running.process.poll() is not None:
             outcome.violations.append("the service has ended")
@@ -51,14 +61,15 @@ def run(rounds: int, seed: int) -> Outcome:
         outcome.violations.append(f"{logged} bytes of log")
     outcome.figures += [
         f"{counts(+seen)}; the slowest first token took {slowest:.2f} s",
-        f"{opened} connections held or opened again, {knocked} requests without a key",
+        f"{found['opened']} connections held or opened again, {found['asked']} requests without a "
+        "key",
         f"{logged} bytes of log",
     ]
     return outcome
 
 
-def _hold(port: int, over: threading.Event) -> int:
-    """Keep HALVES half requests open; how many were opened for that."""
+def _hold(port: int, over: Event, counted: SimpleQueue[tuple[str, int]]) -> None:
+    """Keep HALVES half requests open; counts how many were opened for that."""
     held, opened = dict[int, socket.socket](), 0
     while not over.wait(0.05):
         while len(held) < HALVES and not over.is_set():
@@ -73,17 +84,17 @@ def _hold(port: int, over: threading.Event) -> int:
             held.pop(closed).close()
     for one in held.values():
         one.close()
-    return opened
+    counted.put(("opened", opened))
 
 
-def _knock(running: Running, over: threading.Event) -> int:
-    """Ask without a key, and how often."""
+def _knock(port: int, over: Event, counted: SimpleQueue[tuple[str, int]]) -> None:
+    """Ask without a key; counts how often."""
     asked = 0
-    with running.client(None, 10.0) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         while not over.is_set():
             try:
                 client.get("/v1/stats")
                 asked += 1
             except httpx.HTTPError:  # the connection was the oldest of those that wait
                 over.wait(0.05)
-    return asked
+    counted.put(("asked", asked))
