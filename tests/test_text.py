@@ -191,7 +191,7 @@ def test_paths_that_are_no_text(run: Run, model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / f"model {LATIN}")
     link.symlink_to(tmp_path / f"model {LATIN}")
     code, out, err = run("index", folder, "--store", store, "--model", link)
-    assert code == 0 and "1 documents indexed" in out, err
+    assert code == 0 and "1 document indexed" in out, err
     code, out, err = run("query", "Who?", "--store", store, "--max-tokens", 2)
     assert code == 0, err
     code, out, err = run("index", folder, "--store", store, "--prune")
