@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,6 +135,18 @@ def test_a_vocabulary_that_has_control_tokens_as_words_is_refused() -> None:
     assert PlainText(tokenizer, "words").tokens("say what") == (1, 0)
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
     with pytest.raises(ModelError, match="makes the control token '<tool_call>' of plain text"):
+        PlainText(tokenizer, "words")
+
+
+def test_added_tokens_whose_ids_leave_gaps_are_refused() -> None:
+    backend = SimpleNamespace(
+        model=WordLevel({"<unk>": 0, "say": 1}, unk_token="<unk>"),
+        normalizer=None,
+        pre_tokenizer=WhitespaceSplit(),
+        get_added_tokens_decoder=lambda: {9: AddedToken("<tool_call>")},
+    )
+    tokenizer = SimpleNamespace(backend_tokenizer=backend, unk_token_id=0)
+    with pytest.raises(ModelError, match="added tokens leave gaps"):
         PlainText(tokenizer, "words")
 
 
