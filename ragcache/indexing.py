@@ -96,7 +96,7 @@ class Indexing:
             stands = set(self.catalog.promised(promise, [d.id for d in given]))
             mine = [d for d in given if d.id in stands]
         digests = {d.id: self.digest(d) for d in mine}
-        changed = self.changed(mine)
+        changed = [d for d in mine if self.catalog.document_digest(d.id) != digests[d.id]]
         expires = None if ttl_s is None else time.time() + ttl_s
         count, put = yield from self._index(
             changed, split or {}, digests, expires, pinned, promise, embed_batch
