@@ -154,18 +154,24 @@ def _codec(rng: random.Random, key: ChunkKey, file: Path) -> None:
     file.write_bytes(_object(key, codec=rng.choice(["int8", "bfloat16"])))
 
 
+def fewer_layers(kv: ChunkKV) -> ChunkKV:
+    """KV of a model with two layers."""
+    return replace(kv, keys=kv.keys[:2], values=kv.values[:2])
+
+
+def more_heads(kv: ChunkKV) -> ChunkKV:
+    """KV with each head twice."""
+    twice = [tuple(torch.cat([t, t]) for t in layers) for layers in (kv.keys, kv.values)]
+    return replace(kv, keys=twice[0], values=twice[1])
+
+
+def another_dtype(kv: ChunkKV) -> ChunkKV:
+    """KV in float16."""
+    halves = [tuple(t.half() for t in layers) for layers in (kv.keys, kv.values)]
+    return replace(kv, keys=halves[0], values=halves[1])
+
+
 def _shape(rng: random.Random, key: ChunkKey, file: Path) -> None:
-    def fewer_layers(kv: ChunkKV) -> ChunkKV:
-        return replace(kv, keys=kv.keys[:2], values=kv.values[:2])
-
-    def more_heads(kv: ChunkKV) -> ChunkKV:
-        twice = [tuple(torch.cat([t, t]) for t in layers) for layers in (kv.keys, kv.values)]
-        return replace(kv, keys=twice[0], values=twice[1])
-
-    def another_dtype(kv: ChunkKV) -> ChunkKV:
-        halves = [tuple(t.half() for t in layers) for layers in (kv.keys, kv.values)]
-        return replace(kv, keys=halves[0], values=halves[1])
-
     file.write_bytes(_object(key, rng.choice([fewer_layers, more_heads, another_dtype])))
 
 

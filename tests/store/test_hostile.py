@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("obstore")
 
+from bench.reliability.hostile_remote import another_dtype, fewer_layers, more_heads
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, DiskStore, MemoryStore, Miss, shapes
 from ragcache.store.bucket import Bucket
@@ -43,23 +43,6 @@ def infinite(kv: ChunkKV) -> ChunkKV:
     values = [layer.clone() for layer in kv.values]
     values[2][1, 0, 0] = -float("inf")
     return replace(kv, values=tuple(values))
-
-
-def fewer_layers(kv: ChunkKV) -> ChunkKV:
-    return replace(kv, keys=kv.keys[:2], values=kv.values[:2])
-
-
-def more_heads(kv: ChunkKV) -> ChunkKV:
-    twice = [tuple(torch.cat([t, t]) for t in layers) for layers in (kv.keys, kv.values)]
-    return replace(kv, keys=twice[0], values=twice[1])
-
-
-def another_dtype(kv: ChunkKV) -> ChunkKV:
-    return replace(
-        kv,
-        keys=tuple(t.half() for t in kv.keys),
-        values=tuple(t.half() for t in kv.values),
-    )
 
 
 Forgery = Callable[[ChunkKV], ChunkKV]
