@@ -24,16 +24,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench import results
-from ragcache.api.batch import answering, read
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.api.batch_file import answering, read
+from ragcache.batch.order import by_chunks, loaded
+from ragcache.core.precompute import precompute, through
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path
-from ragcache.offline.order import by_chunks, loaded
-from ragcache.pipeline import RagCache
-from ragcache.precompute import precompute, through
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.disk import DiskStore
-from ragcache.trace import zipf
+from ragcache.sim.trace import zipf
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Chunk
 
 SHARE = 0.1  # of all chunks, that the tier holds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ragcache.blend.fuse import FusedPrompt
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 
 
 @dataclass(frozen=True)

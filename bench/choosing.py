@@ -23,28 +23,28 @@ from torch import Tensor
 
 from examples.train_tiny.freeze import prompt_lines
 from examples.train_tiny.world import Binding
-from ragcache import show
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import KVPair, Layout, Selector
 from ragcache.blend.cacheblend import deviation
-from ragcache.blend.rank import Band, QuestionAttention, band, mean
-from ragcache.dataset import Context, load
+from ragcache.blend.ranking import Band, QuestionAttention, band, mean
+from ragcache.cli import render
+from ragcache.core.sensitivity import company
 from ragcache.engine.base import Engine
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.evaluate import evaluate
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.eval.dataset import Context, load
+from ragcache.eval.evaluate import evaluate
+from ragcache.eval.parallel import Progress, cores, share
+from ragcache.eval.summary import Figures, Scores, figures
 from ragcache.models import TINY, model_path, world
 from ragcache.retriever.embed import SentenceTransformerEmbedder
-from ragcache.scores import Figures, Scores, figures
-from ragcache.sensitivity import company
-from ragcache.share import Progress, cores, share
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
 KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}
 
 #: Per company, and chunk of the context that is being asked about: the squared change of every
-#: token's value that the company makes, (layers, tokens), as in ragcache.sensitivity.
+#: token's value that the company makes, (layers, tokens), as in ragcache.core.sensitivity.
 CHANGES: dict[str, dict[Tokens, Tensor]] = {}
 
 
@@ -262,7 +262,7 @@ def _measure(
     contexts: Sequence[Context], processes: int, how: str, modes: Sequence[str | Blender]
 ) -> dict[Blender, Figures]:
     chosen = {str(number): mode for number, mode in enumerate(dict.fromkeys(map(blender, modes)))}
-    with show.progress(Console(stderr=True)) as told:
+    with render.progress(Console(stderr=True)) as told:
         scores = share(partial(_run, how, chosen), contexts, processes, partial(told, how))
     return {chosen[f.mode]: f for f in figures(scores)}
 

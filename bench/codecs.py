@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path, world
-from ragcache.store.codecs import CODECS, Codec
-from ragcache.store.codecs.base import Bytes
+from ragcache.store.format.codecs import CODECS, Codec
+from ragcache.store.format.codecs.base import Bytes
 from ragcache.types import ChunkKV, KVSpec
 
 CHUNKS = 20

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ragcache.models import TINY
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.store import Miss
 from ragcache.types import Document
 

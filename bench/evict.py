@@ -6,8 +6,9 @@ cold chunks once), and one whose popular chunks change half-way. Sizes and costs
 
 from __future__ import annotations
 
-from ragcache.simulate import Model, Row, report, working_set
-from ragcache.trace import MADE_UP, Asked, Trace, zipf
+from ragcache.planning.flops import Model
+from ragcache.sim.eviction import Row, report, working_set
+from ragcache.sim.trace import MADE_UP, Asked, Trace, zipf
 from ragcache.types import KVSpec
 
 MODEL = Model(KVSpec(32, 8, 128, "bfloat16"), parameters=8_030_000_000, heads=32)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path
 from ragcache.store.base import Miss
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Chunk, Document
 

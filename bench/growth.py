@@ -34,15 +34,15 @@ from bench.filled import DIMENSION, fill, small
 from bench.fits import parts, slope
 from bench.serving import check, clocked, medians, peaks, prepare, read, serve
 from bench.shapes import engine, prompt
-from ragcache import show
-from ragcache.answer import Answering
-from ragcache.compiled import compiled
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.indexing import Progress
+from ragcache.cli import render
+from ragcache.core.generate import Answering
+from ragcache.core.indexing import Progress
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.context import compiled
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.retriever.search import Retriever
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Prompt
 
 FUSING = "cacheblend", "fused", "reuse"
@@ -86,7 +86,7 @@ def measure(
     whole = prompt(cut_tokens, generator)
     by_cut = {chunks: cut(whole, chunks) for chunks in cuts}
     points: list[Point] = []
-    with show.progress(Console(stderr=True)) as told:
+    with render.progress(Console(stderr=True)) as told:
         for number, (at, given) in enumerate(by_context.items()):
             found = _served(model, given, MODES, rounds)
             points += (Point("context", at, what, *cost) for what, cost in found.items())

@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench import results
-from ragcache import show
-from ragcache.engine import kernels
-from ragcache.engine.kernels import Shape, Work, attention, error, placed
-from ragcache.engine.rope import Rope
-from ragcache.engine.selected import Flash, Flex
+from ragcache.cli import render
+from ragcache.engine.hf.rope import Rope
+from ragcache.engine.kernels import choose as kernels
+from ragcache.engine.kernels.choose import Shape, Work, attention, error, placed
+from ragcache.engine.kernels.row_attention import Flash, Flex
 
 #: Query heads, KV heads, head_dim.
 MODELS = {"Llama-3.1-8B": (32, 8, 128), "Qwen2.5-0.5B": (14, 2, 64)}
@@ -70,7 +70,7 @@ def measure(
     where = torch.device("cuda")
     found = Found(torch.cuda.get_device_name(where), [], [], [])
     sizes = [(name, count, share) for name in models for count in rows for share in shares]
-    with show.progress(Console(stderr=True)) as told:
+    with render.progress(Console(stderr=True)) as told:
         for name in models:
             found.placing.append(placing(name, where, found.failed))
         for done, size in enumerate(sizes):

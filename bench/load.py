@@ -38,13 +38,13 @@ from bench.figures import Panel
 from bench.queueing import Mode, Seconds, percentiles, poisson, rate_within, ttft
 from bench.serving import Served, check, prepare, read, same, serve
 from bench.shapes import engine
-from ragcache import show
-from ragcache.answer import Answering
-from ragcache.compiled import compiled
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.store.capacity import Quota
-from ragcache.store.disk import DiskStore
-from ragcache.store.ram import RamTier
+from ragcache.cli import render
+from ragcache.core.generate import Answering
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.context import compiled
+from ragcache.store.disk.quota import Quota
+from ragcache.store.disk.store import DiskStore
+from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Prompt
 
 MODES = "full", "prefix", "reuse", "cacheblend", "fused"
@@ -91,7 +91,7 @@ def measure(
     early = [made.prompt(chunks) for _ in range(before)]
     prompts = [made.prompt(chunks) for _ in range(requests)]
     with ExitStack() as opened:
-        told = opened.enter_context(show.progress(Console(stderr=True)))
+        told = opened.enter_context(render.progress(Console(stderr=True)))
         answering, below = _answering(model, made, modes, opened)
         for number, prompt in enumerate(early):
             for name in modes if number == before - 1 else ["prefix"]:  # all, to warm up

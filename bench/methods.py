@@ -17,14 +17,14 @@ from rich.console import Console
 
 from bench.results import table
 from examples.train_tiny.freeze import prompt_lines
-from ragcache import show
-from ragcache.bootstrap import Estimate
-from ragcache.dataset import Context, load, take
-from ragcache.evaluate import compare, modes
+from ragcache.cli import render
+from ragcache.eval.bootstrap import Estimate
+from ragcache.eval.dataset import Context, load, take
+from ragcache.eval.evaluate import compare, modes
+from ragcache.eval.parallel import cores
+from ragcache.eval.summary import Figures
 from ragcache.models import TINY, world
-from ragcache.scores import Figures
 from ragcache.settings import Settings
-from ragcache.share import cores
 
 MODES = (
     "full",
@@ -69,7 +69,7 @@ def main() -> None:
     if given.hops:
         asked["hops"] = hops(given.hops)
     settings = Settings.load(model=given.model, compile=given.compile)
-    with show.progress(Console(stderr=True)) as told:
+    with render.progress(Console(stderr=True)) as told:
         done = compare(
             settings,
             asked,

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from bench import results
 from bench.shapes import engine, prompt
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import Sampling, Tokens
 
 TOKENS = 512, 4096

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from bench import results
 from bench.shapes import engine
-from ragcache.engine.attention import Driven
-from ragcache.engine.hooks import Capture, on_host
-from ragcache.engine.packed import Pack
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.core.sensitivity import measured
+from ragcache.engine.hf.attention_hook import Driven
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.layer_hooks import Capture, on_host
+from ragcache.engine.hf.packing import Pack
 from ragcache.models import world
-from ragcache.sensitivity import measured
 from ragcache.types import ChunkKV, Tokens
 
 BEHIND = tuple(range(3, 19))

@@ -28,7 +28,7 @@ from torch import Tensor
 from bench import results
 from bench.serving import read
 from ragcache.store import ChunkKey, DiskStore
-from ragcache.store.ram import RamTier
+from ragcache.store.tiers.ram import RamTier
 from ragcache.types import ChunkKV, Fingerprint
 
 HEADS, DIM = 8, 128  # bfloat16: 4 KiB a token and layer, as Llama-3.1-8B

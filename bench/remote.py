@@ -40,22 +40,22 @@ from torch import Tensor
 from bench import results
 from bench.serving import clocked, forward, medians, prepare, read, same
 from bench.shapes import engine, prompt
-from ragcache import show
-from ragcache.answer import Answering
 from ragcache.blend import blender
-from ragcache.compiled import compiled
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.resolve import chunk_keys
-from ragcache.speeds import Speeds
+from ragcache.cli import render
+from ragcache.core.generate import Answering
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.context import compiled
+from ragcache.planning.cost_model import Speeds
+from ragcache.planning.lookup import chunk_keys
+from ragcache.planning.measure import measured
 from ragcache.store.base import ChunkStore, Miss, Stored
-from ragcache.store.bucket import Bucket, Got
-from ragcache.store.capacity import Quota
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.quota import Quota
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, at_level
-from ragcache.store.objects import ChunkObjects
-from ragcache.store.ram import RamTier
-from ragcache.store.remote import RemoteStore
-from ragcache.timing import measured
+from ragcache.store.remote.chunk_objects import ChunkObjects
+from ragcache.store.remote.object_store import Bucket, Got
+from ragcache.store.remote.store import RemoteStore
+from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Plan, Prompt, Sampling
 
 Read = TypeVar("Read")
@@ -236,7 +236,7 @@ def measure(
     model = engine(getattr(torch, dtype))
     given = prompt(context, torch.Generator().manual_seed(0))
     with ExitStack() as opened:
-        told = opened.enter_context(show.progress(Console(stderr=True)))
+        told = opened.enter_context(render.progress(Console(stderr=True)))
         bench = Bench.of(model, given, opened)
         bench.check()
         runs = []
@@ -246,7 +246,7 @@ def measure(
         pipelined = bench.pipelined(PIPELINED, rounds)
         size = model.spec.chunk_bytes(sum(map(len, given.chunks)))
     workload = (
-        f"{model.name}, {dtype}; 8 chunks, {context:,} tokens in all, {show.size(size)} of KV; "
+        f"{model.name}, {dtype}; 8 chunks, {context:,} tokens in all, {render.size(size)} of KV; "
         f"{rounds} rounds"
     )
     return Found(workload, runs, pipelined)

@@ -20,7 +20,7 @@ from bench import growth, load, model, packing, reading, ttft
 from bench.figures import draw
 from bench.results import ROOT, Kept, file
 from bench.results import load as kept_results
-from ragcache import plot
+from ragcache.eval import plot
 
 #: In the order of their sections. A benchmark is a module with
 #: - a docstring whose first sentence, before the colon, is its heading, and the rest its text;

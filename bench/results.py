@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from ragcache.share import cores
+from ragcache.eval.parallel import cores
 
 ROOT = Path(__file__).parent.parent
 _FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see proc(5)

@@ -4,7 +4,7 @@ What share of the chunks' tokens is in RAM at the replica that a request goes to
 than the mean the busiest replica gets, of 20,000 requests for eight chunks each. A replica's RAM
 holds 2 % of all chunks. *zipf*: chunks drawn one by one from 8,000, the n-th 1 / n as often as the
 first. *topics*: eight of the 16 chunks of one document, of 500 documents that are popular alike.
-Policies are those of `ragcache.offline.routing`: in turns; to the home of most of a request's
+Policies are those of `ragcache.sim.routing`: in turns; to the home of most of a request's
 tokens; the same, but to nobody who has had 10 % more than the mean. Nothing is timed.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import results
-from ragcache.offline.routing import POLICIES, route
-from ragcache.trace import topics, zipf
+from ragcache.sim.routing import POLICIES, route
+from ragcache.sim.trace import topics, zipf
 
 SHARE = 0.02  # of all chunks, in the RAM of a replica
 REPLICAS = 1, 2, 4, 8, 16, 32

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from bench import results
-from ragcache.api.security import Keys
+from ragcache.api.middleware.security import Keys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from ragcache.models import world
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.types import Document, Sampling
 

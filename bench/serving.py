@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from bench.results import begin_peak, peak_mib
-from ragcache.answer import Answering
 from ragcache.blend import Blender, blender
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.precompute import precompute
-from ragcache.resolve import chunk_keys
+from ragcache.core.generate import Answering
+from ragcache.core.precompute import precompute
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.lookup import chunk_keys
 from ragcache.store.base import ChunkStore, Stored
 from ragcache.store.key import ChunkKey
-from ragcache.store.reader import LayerReader
+from ragcache.store.prefetch import LayerReader
 from ragcache.types import Prompt, Sampling
 
 Key = TypeVar("Key", bound=Hashable)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import results
-from ragcache.offline.sizing import SHAPES, Prices, Sizing, break_even_link, sizing
-from ragcache.show import decimal, duration
+from ragcache.cli.render import decimal, duration
+from ragcache.sim.sizing import SHAPES, Prices, Sizing, break_even_link, sizing
 
 CODECS = "raw", "int8", "cachegen"
 CHUNKS = tuple(10**power for power in range(4, 10))

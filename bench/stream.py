@@ -17,13 +17,13 @@ from statistics import mean
 
 import torch
 
-from ragcache.answer import Answering
 from ragcache.blend import blender
-from ragcache.compiled import compiled
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.metrics import exact_match
+from ragcache.core.generate import Answering
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.eval.metrics import exact_match
 from ragcache.models import TINY, model_path, world
-from ragcache.store.disk import DiskStore
+from ragcache.planning.context import compiled
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Sampling
 
 DOCUMENTS = 8  # in a prompt

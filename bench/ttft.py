@@ -43,18 +43,18 @@ from bench.figures import Panel
 from bench.reading import drop
 from bench.serving import clocked, forward, read, same
 from bench.shapes import engine, prompt
-from ragcache import show
 from ragcache.blend import blender
 from ragcache.blend.fuse import FusedPrompt, fuse
-from ragcache.compiled import compiled
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.precompute import precompute
-from ragcache.resolve import chunk_keys, resolve
+from ragcache.cli import render
+from ragcache.core.precompute import precompute
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.context import compiled
+from ragcache.planning.lookup import chunk_keys, resolve
 from ragcache.store.base import ChunkStore, Stored
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.ram import RamTier
-from ragcache.store.reader import LayerReader
+from ragcache.store.prefetch import LayerReader
+from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Prompt
 
 CONTEXTS = 1024, 2048, 4096, 8192
@@ -255,7 +255,7 @@ def _measure(
     usual = [(mode, _ratio(mode)) for mode in MODES]
     runs: list[Run] = []
     balanced: dict[str, float] = {}
-    with show.progress(Console(stderr=True)) as told:
+    with render.progress(Console(stderr=True)) as told:
         for number, tokens in enumerate(contexts):
             with ExitStack() as opened:
                 bench = Bench.of(model, prompt(tokens, generator), rounds, opened)
@@ -310,7 +310,7 @@ def _row(run: Run) -> list[str]:
         f"{1e3 * run.ttft_s:,.0f}",
         f"{run.faster:.2f}",
         f"{run.charged:.1%}",
-        show.size(run.load_bytes) if loads else "–",
+        render.size(run.load_bytes) if loads else "–",
         f"{1e3 * run.load_s:,.0f}" if loads else "–",
         f"{1e3 * run.compute_s:,.0f}",
         f"{run.efficiency:.2f}",

@@ -26,20 +26,20 @@ import torch
 from bench.results import machine, table
 from bench.shapes import engine as shaped
 from bench.shapes import prompt as random_prompt
-from ragcache.answer import Answering
 from ragcache.blend import blender, written
-from ragcache.compiled import compiled
-from ragcache.dataset import load, take
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.engine.vllm.manifest import Manifest
-from ragcache.engine.vllm.salt import salt
-from ragcache.metrics import exact_match
+from ragcache.core.generate import Answering
+from ragcache.core.precompute import precompute
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.eval.dataset import load, take
+from ragcache.eval.metrics import exact_match
 from ragcache.models import TINY, model_path, world
-from ragcache.precompute import precompute
-from ragcache.store.disk import DiskStore
+from ragcache.planning.context import compiled
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Fingerprint, Prompt, Sampling
+from ragcache.vllm.manifest import Manifest
+from ragcache.vllm.salt import salt
 
 TIMED = "full", "reuse", "epic:first_tokens=16", "fused", "fused+windows=16", "cacheblend"
 ASKED = "full", "reuse", "fused", "cacheblend", "prophet", "epic:first_tokens=6", "random"

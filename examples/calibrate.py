@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ragcache.calibrate import calibrate, least, of_store, retrieved
-from ragcache.pipeline import RagCache
+from ragcache.eval.calibrate import calibrate, least, of_store, retrieved
+from ragcache.rag import RagCache
 from ragcache.settings import Settings
 
 

@@ -10,7 +10,7 @@ CELLS = [
     "# Quality against budget\n\nHow much must be computed again until the answers are those of "
     "full prefill? First the shipped world's questions, a few of each kind:",
     """\
-from ragcache.dataset import load, spread
+from ragcache.eval.dataset import load, spread
 from ragcache.models import world
 
 contexts = spread(load(world("prompts.jsonl")), 12)
@@ -18,7 +18,7 @@ print(sum(len(context.questions) for context in contexts), "questions over", len
 print(contexts[0].questions[0].text)""",
     "Every mode answers all of them, with the same chunks in the prompt:",
     """\
-from ragcache.evaluate import compare, modes
+from ragcache.eval.evaluate import compare, modes
 from ragcache.settings import Settings
 
 chosen = modes(["full", "reuse", "fused", "cacheblend"], [0.05, 0.15, 0.3])
@@ -27,7 +27,7 @@ for one in figures:
     print(f"{one.mode:16} {one.mean_match.value:4.0%} right, {one.charged:4.0%} computed")""",
     "Up is better, and left is cheaper. The dashed line is full prefill:",
     """\
-from ragcache.plot import picture
+from ragcache.eval.plot import picture
 
 picture({"world": figures})""",
 ]

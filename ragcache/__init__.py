@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ragcache.pipeline import RagCache
+    from ragcache.rag import RagCache
 else:  # type checkers must not see __getattr__: with it, they would accept any name
 
     def __getattr__(name: str) -> object:
         if name == "RagCache":
-            from ragcache.pipeline import RagCache
+            from ragcache.rag import RagCache
 
             return RagCache
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from tests import models
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Document
 from tests import models
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragcache import profile
 from ragcache.blend import blender
+from ragcache.cli.render.answers import explanation
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.planning import profile
+from ragcache.planning.cost_model import Speeds
+from ragcache.rag import RagCache
 from ragcache.settings import Ratio
-from ragcache.show.answers import explanation
-from ragcache.speeds import Speeds
 from ragcache.store import Stored
 from ragcache.types import Plan, Report
 from tests import scene

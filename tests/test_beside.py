@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ragcache import RagCache, cli, opening
+from ragcache import RagCache, cli, setup
 from ragcache.errors import LockedError, StoreError
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import Catalog, DiskStore
-from ragcache.store.capacity import Quota
+from ragcache.store.disk.quota import Quota
 from ragcache.types import Document, Sampling
 from tests import models, scene
 from tests.store.samples import ONE, TWO, make_kv, same
@@ -183,7 +183,7 @@ def test_commands_beside_a_writer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pid, _ = holder
-    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "llama")
 
     def run(*args: object) -> tuple[int, str, str]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ragcache.blocks import Blocks
 from ragcache.errors import ConfigError
+from ragcache.util.buffer_pool import Blocks
 
 VIEWS: dict[str, Callable[[Any], object]] = {
     "array": lambda a: a,

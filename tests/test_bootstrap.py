@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragcache.bootstrap import Array, Bootstrap
+from ragcache.eval.bootstrap import Array, Bootstrap
 
 
 def share(sums: Array) -> Array:

@@ -9,13 +9,21 @@ import pytest
 
 from ragcache.blend import blender
 from ragcache.blend.ape import APE
-from ragcache.bootstrap import Estimate
-from ragcache.calibrate import RATIOS, ape_grid, calibrate, candidates, least, of_store, retrieved
-from ragcache.dataset import Context, Question, lines, spread
+from ragcache.cli.render.quality import choice
 from ragcache.errors import ConfigError, SourceError
-from ragcache.scores import Figures
+from ragcache.eval.bootstrap import Estimate
+from ragcache.eval.calibrate import (
+    RATIOS,
+    ape_grid,
+    calibrate,
+    candidates,
+    least,
+    of_store,
+    retrieved,
+)
+from ragcache.eval.dataset import Context, Question, lines, spread
+from ragcache.eval.summary import Figures
 from ragcache.settings import Settings
-from ragcache.show.quality import choice
 from tests import scene
 
 CONTEXTS = [

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import ragcache
-from ragcache import cli, opening
-from ragcache.answer import AnswerStream
+from ragcache import cli, setup
 from ragcache.cli import options
+from ragcache.cli.render import stages
+from ragcache.core.generate import AnswerStream
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.show import stages
 from ragcache.store import Catalog, DiskStore
 from ragcache.types import Document
 from tests import scene
@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options.out, "width", 300)  # else as when it was made, at the first import
     monkeypatch.setattr(stages, "EVERY_S", 3600.0)  # however slow this machine is
-    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
 
     def ragcache(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ragcache", *map(str, args)])

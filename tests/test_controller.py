@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragcache.blend import blender
-from ragcache.controller import (
+from ragcache.planning.controller import (
     LEAST_RATIO,
     Demand,
     Form,
@@ -21,8 +21,8 @@ from ragcache.controller import (
     plan,
     preload,
 )
-from ragcache.speeds import Speeds
-from ragcache.store.link import Link
+from ragcache.planning.cost_model import Speeds
+from ragcache.store.remote.bandwidth import Link
 
 MS = 0.001
 

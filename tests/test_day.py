@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from ragcache import opening
+from ragcache import setup
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
-from ragcache.engine import day as module
+from ragcache.engine import prompt_date as module
 from ragcache.engine import template as templates
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.template import split_chat_template
-from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from tests import models, scene
 from tests.engine.test_template import CHATML
 from tests.test_cli import Run, notes, run
@@ -115,7 +115,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[date], None]:
             def today(cls) -> Any:
                 return day
 
-        monkeypatch.setattr(opening, "date", Day)
+        monkeypatch.setattr(setup, "date", Day)
         monkeypatch.setattr(templates, "date", Day)
 
     return set_day
@@ -153,7 +153,7 @@ def test_an_old_store_without_a_date_goes_on(tmp_path: Path, on: Callable[[date]
         on(date(2026, 11, 29))
         with opened(path, template) as cache:
             cache.add(scene.DOCUMENTS)
-            cache.catalog.drop_setting(opening.PROMPT_DATE)
+            cache.catalog.drop_setting(setup.PROMPT_DATE)
         on(date(2026, 12, 1))
         for n in range(2):
             with opened(path, template) as cache:
@@ -196,7 +196,7 @@ def test_the_command_line_says_it(
     code, out, err = run("index", notes, "--prompt-date", "2027-01-02")
     assert code == 0 and "2027-01-02 is kept" in err and "KV of 0 chunks" not in out
     with DiskStore(tmp_path / "ragcache-store", readonly=True) as store:
-        assert Catalog(store).get_setting(opening.PROMPT_DATE) == "2027-01-02"
+        assert Catalog(store).get_setting(setup.PROMPT_DATE) == "2027-01-02"
 
 
 def test_a_date_that_is_none_is_refused() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ragcache import demo
-from ragcache.show import Told
+from ragcache.cli import demo
+from ragcache.cli.render import Told
 
 
 @pytest.mark.slow

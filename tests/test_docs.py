@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from ragcache import pipeline
+from ragcache import rag
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.cli import app
 from ragcache.models import world
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.types import Document
 from tests.api.conftest import serving
@@ -256,7 +256,7 @@ def test_a_fence_that_is_not_closed_is_an_error(tmp_path: Path) -> None:
 
 def test_the_facades_docstring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(pipeline).failed == 0
+    assert doctest.testmod(rag).failed == 0
 
 
 def test_the_pages_to_look_things_up_in_are_those_of_the_code() -> None:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from ragcache import doctor
-from ragcache.doctor import Finding, examine
+from ragcache.cli import doctor
+from ragcache.cli.doctor import Finding, examine
 from ragcache.engine.base import Engine
 from ragcache.store import DiskStore
 from tests import models

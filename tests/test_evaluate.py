@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.dataset import Context, Question, load, load_all, long_answers, take
 from ragcache.errors import ConfigError, SourceError
-from ragcache.evaluate import MODES, compare, evaluate, modes
-from ragcache.scores import figures
+from ragcache.eval.dataset import Context, Question, load, load_all, long_answers, take
+from ragcache.eval.evaluate import MODES, compare, evaluate, modes
+from ragcache.eval.summary import figures
 from ragcache.settings import Settings
 from ragcache.store.memory import MemoryStore
 from tests import models, scene

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragcache.engine import fingerprint as module
-from ragcache.engine.fingerprint import fingerprint
+from ragcache.engine.hf import fingerprint as module
+from ragcache.engine.hf.fingerprint import fingerprint
 from ragcache.store import ChunkKey, DiskStore, Miss
 from ragcache.types import ChunkKV, Fingerprint
 from tests import models

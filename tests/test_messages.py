@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from ragcache.answer import _check_window
-from ragcache.api import batch, page
-from ragcache.api.security import Keys
+from ragcache.api import batch_file, report_page
+from ragcache.api.middleware.security import Keys
 from ragcache.blend import blender
 from ragcache.blend.full import Full
 from ragcache.cli import app
-from ragcache.dataset import load
+from ragcache.core.generate import _check_window
 from ragcache.engine.base import Engine
-from ragcache.engine.rope import Rope
-from ragcache.engine.transformers import as_device
+from ragcache.engine.hf.engine import as_device
+from ragcache.engine.hf.rope import Rope
 from ragcache.errors import (
     ConfigError,
     ModelError,
@@ -32,19 +31,21 @@ from ragcache.errors import (
     SourceError,
     StoreError,
 )
+from ragcache.eval.dataset import load
 from ragcache.langchain import ChatRagCache
-from ragcache.opening import embedder_of, over_remote
-from ragcache.pipeline import RagCache
+from ragcache.planning.flops import Model
+from ragcache.rag import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
 from ragcache.retriever.source import read
 from ragcache.settings import Settings
-from ragcache.simulate import Model, simulate
+from ragcache.setup import embedder_of, over_remote
+from ragcache.sim.eviction import simulate
+from ragcache.sim.trace import scans, topics
 from ragcache.store import Catalog, DiskStore, MemoryStore
-from ragcache.store.directory import explained
-from ragcache.store.rows import _vector
-from ragcache.store.sealed import put_sealed
-from ragcache.trace import scans, topics
+from ragcache.store.catalog.chunks import _vector
+from ragcache.store.format.checksummed import put_sealed
+from ragcache.store.lmdb.directory import explained
 from ragcache.types import Chunk, ChunkKV, Document, KVSpec, Prompt
 from tests import models, scene
 from tests.api.conftest import ANN, served
@@ -86,7 +87,7 @@ def test_keys_and_reports(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name a file of lines name:key"):
         Keys.of(Settings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
-        page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
+        report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
 
 
 def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,5 +241,5 @@ def test_a_trace_draws_no_more_than_there_is() -> None:
 def test_a_line_of_a_batch_has_known_fields(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text('{"body": {"question": "Who?"}, "colour": "red"}\n', encoding="utf-8")
-    (request,) = batch.read(file)
+    (request,) = batch_file.read(file)
     assert "colour: no field of a request: leave it out" in str(request.asked)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ragcache.errors import ConfigError
-from ragcache.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
+from ragcache.eval.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
 
 Score = Callable[[str, Iterable[str]], float]
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import named
 from ragcache.models.kept import content_digest, identity_of, kept
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever import embedderfiles
 from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.settings import Settings
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from tests import scene
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from ragcache.blend import BLENDERS
-from ragcache.compiled import compiled
 from ragcache.engine.base import Engine
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
-from ragcache.pipeline import RagCache
+from ragcache.planning.context import compiled
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store.base import Miss
-from ragcache.store.disk import DiskStore
-from ragcache.store.ram import RamTier
+from ragcache.store.disk.store import DiskStore
+from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Document, Sampling
 from tests import models, scene
 
@@ -286,10 +286,10 @@ def test_nothing_is_retrieved_from_an_empty_store(tmp_path: Path) -> None:
 
 
 def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ragcache import opening
+    from ragcache import setup
     from ragcache.retriever.embed import HashEmbedder
 
-    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "model")
     with RagCache.open(tmp_path / "store", str(model)) as cache:
         cache.add(scene.DOCUMENTS)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ragcache import plot
-from ragcache.bootstrap import Estimate
 from ragcache.errors import ConfigError
-from ragcache.scores import Figures
+from ragcache.eval import plot
+from ragcache.eval.bootstrap import Estimate
+from ragcache.eval.summary import Figures
 
 pytest.importorskip("matplotlib")
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ragcache import opening
-from ragcache.engine.precision import computed, published
+from ragcache import setup
+from ragcache.engine.hf.precision import computed, published
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from tests import scene
 from tests.test_cli import Run, model, notes, run
 
@@ -26,7 +26,7 @@ ON_CPU = {"device": "cpu", "ratio": 0.15, "max_tokens": 3}
 
 @pytest.fixture(autouse=True)
 def hashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
 
 
 def opened(path: Path, model: str | Path = TINY, **settings: object) -> RagCache:
@@ -92,7 +92,7 @@ def test_which_precision_that_is(
         (tmp_path / "config.json").write_text(json.dumps(config))
     settings = Settings.load(device="cpu", dtype=dtype)
     with DiskStore(tmp_path / "store") as store:
-        assert opening.codec_of(Catalog(store), settings, tmp_path) == codec
+        assert setup.codec_of(Catalog(store), settings, tmp_path) == codec
     assert computed("auto", "cuda") == "bfloat16" and published(tmp_path / "none") is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragcache.precompute import Batch, batches, lacking, precompute
+from ragcache.core.precompute import Batch, batches, lacking, precompute
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from tests import models

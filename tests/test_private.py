@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.api import batch, page
-from ragcache.private import private
-from ragcache.store.folder import Folder
+from ragcache.api import batch_file, report_page
+from ragcache.store.remote.folder_store import Folder
+from ragcache.util.private_file import private
 from tests import scene
 
 
@@ -32,10 +32,10 @@ def test_reports_and_results(tmp_path: Path) -> None:
     with scene.small(tmp_path / "store") as cache:
         cache.add(scene.DOCUMENTS)
         answer = cache.ask("Who keeps a parrot?")
-        page.write(tmp_path / "report.html", "Who?", {"fused": answer}, cache)
+        report_page.write(tmp_path / "report.html", "Who?", {"fused": answer}, cache)
         part = results.with_name("results.jsonl.part")
         seen = []
-        for _ in batch.answering(cache, batch.read(questions), results):
+        for _ in batch_file.answering(cache, batch_file.read(questions), results):
             seen.append(mode(part))
         assert set(seen) == {0o600}
     assert mode(tmp_path / "report.html") == mode(results) == 0o600

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.precompute import precompute
-from ragcache.sensitivity import company, measured
+from ragcache.core.precompute import precompute
+from ragcache.core.sensitivity import company, measured
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.store.base import Stored
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from ragcache.calibrate import candidates
-from ragcache.dataset import load_all
+from ragcache.batch.plan import plan
 from ragcache.errors import ConfigError
-from ragcache.evaluate import MODES, modes
-from ragcache.offline.work import plan
+from ragcache.eval.calibrate import candidates
+from ragcache.eval.dataset import load_all
+from ragcache.eval.evaluate import MODES, modes
 from ragcache.retriever.source import read
-from ragcache.several import several
 from ragcache.types import Chunk, Document, Passage
+from ragcache.util.several import several
 from tests import scene
 
 

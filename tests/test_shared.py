@@ -11,14 +11,14 @@ pytest.importorskip("obstore")
 
 from ragcache.cli import app
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.planning.cost_model import Speeds
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.speeds import Speeds
 from ragcache.store import DiskStore
-from ragcache.store.bucket import Bucket
-from ragcache.store.link import Link, Meter
-from ragcache.store.objects import ChunkObjects
+from ragcache.store.remote.bandwidth import Link, Meter
+from ragcache.store.remote.chunk_objects import ChunkObjects
+from ragcache.store.remote.object_store import Bucket
 from tests import models, scene
 
 QUESTION = "Where does Mira Holt live?"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from rich.table import Table
 
-from ragcache.show import (
+from ragcache.cli.render import (
     Screen,
     Told,
     counted,
@@ -21,9 +21,9 @@ from ragcache.show import (
     stages,
     waiting,
 )
-from ragcache.show.answers import waterfall
-from ragcache.show.quality import ModeTable
-from ragcache.show.screen import show_everything
+from ragcache.cli.render.answers import waterfall
+from ragcache.cli.render.quality import ModeTable
+from ragcache.cli.render.screen import show_everything
 from ragcache.types import LayerTrace, Report
 
 
@@ -195,7 +195,7 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
             raise BrokenPipeError
 
     hushed: list[object] = []
-    monkeypatch.setattr("ragcache.show.screen.hush", hushed.append)
+    monkeypatch.setattr("ragcache.cli.render.screen.hush", hushed.append)
     with pytest.raises(SystemExit, match="141"):
         screen(Closed()).print("nobody reads this")
     assert hushed == [sys.stdout]

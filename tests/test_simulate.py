@@ -13,9 +13,10 @@ from random import Random
 import pytest
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.simulate import Model, bound, report, simulate, working_set
-from ragcache.store.evict import POLICIES
-from ragcache.trace import Asked, Request, load, scans, zipf
+from ragcache.planning.flops import Model
+from ragcache.sim.eviction import bound, report, simulate, working_set
+from ragcache.sim.trace import Asked, Request, load, scans, zipf
+from ragcache.store.eviction import POLICIES
 from ragcache.types import KVSpec
 
 MODEL = Model(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)

@@ -45,7 +45,7 @@ def test_every_page_is_there(site: Path) -> None:
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= made
     assert {"overview", "changelog", "contributing", "security-policy", "examples"} <= made
     reference = (site / "reference.html").read_text(encoding="utf-8")
-    assert "ragcache.pipeline.RagCache.ask" in reference
+    assert "ragcache.rag.RagCache.ask" in reference
 
 
 def test_no_other_host_is_asked(site: Path) -> None:

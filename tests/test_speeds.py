@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from ragcache import profile, timing
-from ragcache.compiled import compiled
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.core.precompute import precompute
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import StoreError
-from ragcache.pipeline import RagCache
-from ragcache.precompute import precompute
-from ragcache.profile import Profile
-from ragcache.speeds import Speeds
+from ragcache.planning import measure, profile
+from ragcache.planning.context import compiled
+from ragcache.planning.cost_model import Speeds
+from ragcache.planning.profile import Profile
+from ragcache.rag import RagCache
 from ragcache.store import Catalog, ChunkKey, DiskStore
-from ragcache.store.ram import RamTier
+from ragcache.store.tiers.ram import RamTier
 from tests import models, scene
 
 SPEEDS = Speeds(0.1, 0.01, 0.001, 0.002, 0.003, 0.0004, 0.5, 0.25, "today", {"int8": 0.1})
@@ -81,16 +81,16 @@ def test_prices_are_found_again() -> None:
         (1, 64, 64 * 512, 448),
     ]
     seconds = [SPEEDS.compute_s(rows, pairs // rows, placed) for _, rows, pairs, placed in costs]
-    assert timing.fitted(costs, seconds) == pytest.approx([0.1, 0.01, 0.001, 0.002])
+    assert measure.fitted(costs, seconds) == pytest.approx([0.1, 0.01, 0.001, 0.002])
 
 
 def test_no_price_is_negative() -> None:
     """The plain least squares would take 1 for each of a and -1 for each of b."""
-    assert timing.fitted([(1, 0), (2, 1), (3, 2)], [1, 1, 1]) == [
+    assert measure.fitted([(1, 0), (2, 1), (3, 2)], [1, 1, 1]) == [
         pytest.approx(3 / 7, abs=0.1),
         0,
     ]
-    assert timing.fitted([(4, 8), (8, 16)], [1, 2]) != [0, 0]  # what cannot be told apart
+    assert measure.fitted([(4, 8), (8, 16)], [1, 2]) != [0, 0]  # what cannot be told apart
 
 
 def test_the_small_model_is_measured(tiny_model_dir: Path, tmp_path: Path) -> None:

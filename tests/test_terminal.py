@@ -6,7 +6,7 @@ import io
 
 from rich.table import Table
 
-from ragcache.show.screen import Screen, plain
+from ragcache.cli.render.screen import Screen, plain
 
 
 def test_controls_are_written_out_wherever_they_are_printed() -> None:

@@ -14,11 +14,11 @@ import pytest
 from langchain_core.documents import Document as LangChainDocument
 
 from ragcache import cli
-from ragcache.api.batch import answering, read
+from ragcache.api.batch_file import answering, read
+from ragcache.core.precompute import through
 from ragcache.langchain import ChatRagCache, RagCacheVectorStore, rag_messages
 from ragcache.langchain.documents import from_document
-from ragcache.pipeline import RagCache
-from ragcache.precompute import through
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder, SentenceTransformerEmbedder
 from ragcache.text import whole, whole_in
 from ragcache.types import Chunk, Document, Sampling

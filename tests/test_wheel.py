@@ -40,7 +40,7 @@ from importlib.resources import files
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import ragcache
 
-assert ragcache.RagCache.__module__ == "ragcache.pipeline"
+assert ragcache.RagCache.__module__ == "ragcache.rag"
 tiny = str(files("ragcache.models") / "tiny")
 tokenizer = AutoTokenizer.from_pretrained(tiny)
 model = AutoModelForCausalLM.from_pretrained(tiny)

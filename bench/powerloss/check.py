@@ -22,7 +22,7 @@ from bench.powerloss.workload import (
 )
 from ragcache.errors import StoreError
 from ragcache.store import Catalog, DiskStore, Miss
-from ragcache.store.header import Header, decode_header
+from ragcache.store.format.header import Header, decode_header
 from ragcache.types import ChunkKV
 
 

@@ -18,16 +18,16 @@ from pathlib import Path
 from bench.filled import small
 from bench.reliability.child import Child, Send
 from bench.reliability.outcome import Outcome, scratch
-from ragcache.offline.run import Computed, in_process
-from ragcache.offline.run import run as compute_all
-from ragcache.offline.work import Work, plan
-from ragcache.pipeline import RagCache
-from ragcache.precompute import Batch
+from ragcache.batch.plan import Work, plan
+from ragcache.batch.run import Computed, in_process
+from ragcache.batch.run import run as compute_all
+from ragcache.core.precompute import Batch
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.retriever.split import WHOLE
 from ragcache.settings import Settings
 from ragcache.store import DiskStore
-from ragcache.store.header import Header, decode_header
+from ragcache.store.format.header import Header, decode_header
 from ragcache.types import Document
 
 FULL, SHORT = 20, 2

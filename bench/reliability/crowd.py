@@ -20,7 +20,7 @@ from bench.reliability.outcome import Outcome, counts, scratch
 from bench.reliability.samples import Wrong, chunk_key, put, unsound, version_of
 from ragcache.errors import StoreError
 from ragcache.store import DiskStore, Miss
-from ragcache.store.disk import Layout
+from ragcache.store.disk.store import Layout
 
 FULL, SHORT = 300, 3  # seconds
 READERS = 4

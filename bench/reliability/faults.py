@@ -34,7 +34,7 @@ from bench.reliability.samples import (
 )
 from ragcache.errors import StoreError
 from ragcache.store import DiskStore, Miss
-from ragcache.store.disk import Layout
+from ragcache.store.disk.store import Layout
 
 FULL, SHORT = 2, 1  # layouts for every fault and operation
 _LONGEST = 30  # seconds that a case may take

@@ -26,9 +26,9 @@ from ragcache.retriever.faissindex import FaissIndex
 from ragcache.retriever.index import NumpyIndex, VectorIndex
 from ragcache.retriever.search import Retriever
 from ragcache.store import Catalog, DiskStore, Miss
-from ragcache.store.disk import Layout
-from ragcache.store.header import Header, decode_header
-from ragcache.store.tables import TABLES
+from ragcache.store.disk.store import Layout
+from ragcache.store.format.header import Header, decode_header
+from ragcache.store.lmdb.tables import TABLES
 
 FULL, SHORT = 2000, 60
 _PAGE, _HEAD = 4096, 160  # bytes of a page of LMDB, and of it those that are mostly structure

@@ -22,8 +22,9 @@ from bench.reliability.outcome import Outcome, counts
 from bench.reliability.samples import OTHER, chunk_key, chunk_kv
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, Miss
-from ragcache.store.codecs import CODECS
-from ragcache.store.header import (
+from ragcache.store.format.checksummed import get_sealed, put_sealed
+from ragcache.store.format.codecs import CODECS
+from ragcache.store.format.header import (
     Header,
     Payload,
     decode_header,
@@ -31,8 +32,7 @@ from ragcache.store.header import (
     encode_header,
     layer_checksum,
 )
-from ragcache.store.sealed import get_sealed, put_sealed
-from ragcache.store.tables import MemoryTables
+from ragcache.store.lmdb.tables import MemoryTables
 from ragcache.types import Fingerprint
 
 FULL, SHORT = 1_000_000, 5_000

@@ -24,13 +24,14 @@ import torch
 from bench.reliability.outcome import Outcome, counts, scratch
 from bench.reliability.samples import MODEL, SPEC, chunk_key, chunk_kv, same
 from ragcache.errors import StoreError
-from ragcache.store import ChunkKey, DiskStore, Miss, shapes
-from ragcache.store.bucket import Bucket, Patience
-from ragcache.store.header import Header
-from ragcache.store.objects import ChunkObjects, as_object, name_of
-from ragcache.store.record import Record, encoded_layers
-from ragcache.store.remote import RemoteStore
-from ragcache.store.transfer import pull
+from ragcache.store import ChunkKey, DiskStore, Miss
+from ragcache.store.disk import kv_shapes
+from ragcache.store.format.header import Header
+from ragcache.store.format.record import Record, encoded_layers
+from ragcache.store.remote.chunk_objects import ChunkObjects, as_object, name_of
+from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.remote.store import RemoteStore
+from ragcache.store.remote.sync import pull
 from ragcache.types import ChunkKV
 
 FULL, SHORT = 2000, 60  # objects
@@ -96,7 +97,7 @@ def _pulled(folder: Path, key: ChunkKey) -> str:
 def _know(disk: DiskStore) -> None:
     """As a store is that was opened with the model."""
     with disk.tables.write() as txn:
-        shapes.note(txn, _KNOWN)
+        kv_shapes.note(txn, _KNOWN)
 
 
 def _verdict(found: ChunkKV | Miss, disk: DiskStore, key: ChunkKey) -> str:

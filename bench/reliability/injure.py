@@ -22,9 +22,10 @@ import lmdb
 from bench.reliability.refuse import Call, refuse
 from bench.reliability.samples import put
 from ragcache.errors import StoreError
-from ragcache.store import DiskStore, disk
-from ragcache.store.disk import Layout
-from ragcache.store.tables import TABLES
+from ragcache.store import DiskStore
+from ragcache.store.disk import store as disk
+from ragcache.store.disk.store import Layout
+from ragcache.store.lmdb.tables import TABLES
 
 CHUNKS = 8
 LAYOUTS: tuple[Layout, ...] = ("records", "files")

@@ -30,11 +30,11 @@ from bench.reliability.samples import (
     served,
     unsound,
 )
+from ragcache.core.precompute import precompute
 from ragcache.engine.base import Engine
-from ragcache.precompute import precompute
 from ragcache.store import Catalog, DiskStore
-from ragcache.store.capacity import UNBOUNDED, Quota
-from ragcache.store.disk import Layout
+from ragcache.store.disk.quota import UNBOUNDED, Quota
+from ragcache.store.disk.store import Layout
 from ragcache.types import Chunk, ChunkKV, Document, Tokens
 
 FULL, SHORT = 500, 5

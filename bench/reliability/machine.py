@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from bench.reliability.outcome import Outcome, scratch
 from bench.reliability.samples import MODEL, OTHER, chunk_key, chunk_kv, same, strays
 from ragcache.store import Catalog, ChunkKey, ChunkStore, DiskStore, MemoryStore, Miss
-from ragcache.store.disk import Layout
+from ragcache.store.disk.store import Layout
 from ragcache.store.key import variant_key
 from ragcache.types import Chunk, ChunkKV, ChunkNotes, Document
 

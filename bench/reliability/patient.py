@@ -13,7 +13,7 @@ from bench.reliability.samples import Wrong, chunk_key, put, version_of
 from ragcache.errors import StoreError
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.store import Catalog, DiskStore, Miss
-from ragcache.store.disk import Layout
+from ragcache.store.disk.store import Layout
 from ragcache.types import Chunk, Document
 
 CHUNKS = 8

@@ -9,7 +9,7 @@ import torch
 
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, DiskStore, Miss
-from ragcache.store.header import Header, decode_header
+from ragcache.store.format.header import Header, decode_header
 from ragcache.types import ChunkKV, Fingerprint, KVSpec, Tokens
 
 MODEL = Fingerprint((("weights", "a8b6"), ("dtype", "float32")), "tiny")

@@ -20,7 +20,7 @@ from bench.reliability.child import Child, Send
 from bench.reliability.outcome import Outcome, scratch
 from bench.reliability.samples import MODEL, put
 from ragcache.store import ChunkKey, DiskStore
-from ragcache.store.disk import _LOOK_EVERY, WORTH_COMPACTING
+from ragcache.store.disk.store import _LOOK_EVERY, WORTH_COMPACTING
 from ragcache.types import ChunkKV
 
 FULL, SHORT = 1000, 60  # cycles

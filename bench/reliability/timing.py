@@ -20,10 +20,11 @@ import numpy as np
 
 from bench.reliability.outcome import Outcome, scratch
 from ragcache.api.scheduler import Scheduler
-from ragcache.api.service import Ask, Service
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.api.service import Service
+from ragcache.core.request import Request
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import DiskStore
@@ -97,7 +98,7 @@ def first_token_s(service: Service, tenant: str, chunks: Sequence[Chunk]) -> flo
             ended.set()
 
     began = time.perf_counter()
-    service.ask(tenant, Ask("Where is it?", chunks=chunks, sampling=_TOKEN), told)
+    service.ask(tenant, Request("Where is it?", chunks=chunks, sampling=_TOKEN), told)
     ended.wait()
     service.scheduler.call(lambda: None).result()  # behind what was left to do
     return times[0] - began

@@ -8,9 +8,9 @@ The same from the command line, here and on all GPUs of a cluster:
 """
 
 from ragcache import RagCache
+from ragcache.batch.plan import plan
+from ragcache.batch.run import in_process, run
 from ragcache.models import world
-from ragcache.offline.run import in_process, run
-from ragcache.offline.work import plan
 from ragcache.retriever.source import read
 
 with RagCache.open("my-store") as cache:

@@ -7,16 +7,16 @@ import time
 from fastapi import FastAPI
 
 import ragcache
-from ragcache.api import problems
+from ragcache.api import errors
+from ragcache.api.health import Check
 from ragcache.api.jobs import Jobs
-from ragcache.api.limits import BodyLimit
 from ragcache.api.metrics import Metrics
+from ragcache.api.middleware.access_log import Watched
+from ragcache.api.middleware.body_limit import BodyLimit
+from ragcache.api.middleware.security import Guarded, Keys
 from ragcache.api.paths import ExactPaths
-from ragcache.api.ready import Check
 from ragcache.api.routes import State, answers, page, status, stored
-from ragcache.api.security import Guarded, Keys
 from ragcache.api.service import Service
-from ragcache.api.watch import Watched
 
 OPEN = "/", "/health", "/demo", "/demo/"  # to everybody
 
@@ -33,7 +33,7 @@ def create_app(service: Service, keys: Keys) -> FastAPI:
     app.state.ragcache = State(service, Jobs(service), metrics, Check(service), int(time.time()))
     for routes in (answers, stored, status, page):
         app.include_router(routes.router)
-    problems.install(app)
+    errors.install(app)
     app.add_middleware(ExactPaths)
     app.add_middleware(BodyLimit, most=service.settings.body_bytes)
     app.add_middleware(Guarded, keys=keys, open=OPEN)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from ragcache.models import world
 
 if TYPE_CHECKING:
-    from ragcache.pipeline import RagCache
-    from ragcache.store.documents import Entry
+    from ragcache.rag import RagCache
+    from ragcache.store.catalog.documents import Entry
 
 _MOST = 4
 

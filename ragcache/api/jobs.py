@@ -33,12 +33,12 @@ from typing import Any, Literal
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
+from ragcache.batch.plan import Work as OfflineWork
+from ragcache.batch.plan import planning
+from ragcache.batch.run import Finished, finishing
+from ragcache.core.indexing import Added, Split, Step, check_documents
+from ragcache.core.precompute import Precomputed
 from ragcache.errors import ConfigError, RagCacheError
-from ragcache.indexing import Added, Split, Step, check_documents
-from ragcache.offline.run import Finished, finishing
-from ragcache.offline.work import Work as OfflineWork
-from ragcache.offline.work import planning
-from ragcache.precompute import Precomputed
 from ragcache.types import Document
 
 logger = logging.getLogger(__name__)

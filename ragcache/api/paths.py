@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ragcache.api.problems import Problem
+from ragcache.api.errors import Problem
 
 
 class ExactPaths:

@@ -34,7 +34,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from ragcache.api.waiting import Busy, Closing, GivenUp, Ticket, Told, TooLate, Waiting
+from ragcache.api.ticket_queue import Busy, Closing, GivenUp, Ticket, Told, TooLate, Waiting
 from ragcache.errors import RagCacheError
 
 __all__ = ["Busy", "Closing", "GivenUp", "WAITS", "Scheduler", "Ticket", "Told", "TooLate"]

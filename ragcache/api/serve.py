@@ -16,7 +16,7 @@ import uvicorn
 from ragcache.api import logs
 from ragcache.api.app import create_app
 from ragcache.api.connections import allowed, connection
-from ragcache.api.security import Keys, check_bind
+from ragcache.api.middleware.security import Keys, check_bind
 from ragcache.api.service import Service
 from ragcache.errors import ConfigError, RagCacheError
 from ragcache.settings import Settings

@@ -13,20 +13,21 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ragcache.api.futures import chained
-from ragcache.api.guard import Guard
+from ragcache.api.quality_monitor import Guard
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
-from ragcache.indexing import Added, Split, check_bytes
-from ragcache.pipeline import RagCache
-from ragcache.precompute import Precomputed, precomputing
-from ragcache.settings import Ratio, Settings
+from ragcache.core.indexing import Added, Split, check_bytes
+from ragcache.core.precompute import Precomputed, precomputing
+from ragcache.core.request import Request
+from ragcache.rag import RagCache
+from ragcache.settings import Settings
 from ragcache.store.key import ChunkKey
 from ragcache.store.tenants import made_tenant_folder
-from ragcache.types import Answer, Chunk, Document, Passage, Sampling
+from ragcache.types import Answer, Chunk, Document, Passage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,21 +35,6 @@ R = TypeVar("R")
 #: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
 #: waits for one such step at most.
 EMBED_BATCH, BATCH_TOKENS = 16, 256
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A question as it comes to the service. What is None comes from the settings."""
-
-    question: str
-    chunks: Sequence[Chunk] | Sequence[Passage] | None = None  # instead of retrieval
-    lead: str = ""  # instructions and earlier turns
-    mode: str | None = None
-    ratio: Ratio | None = None
-    top_k: int | None = None
-    neighbours: int | None = None
-    require_chunks: bool | None = None
-    sampling: Sampling | None = None
 
 
 class Service:
@@ -111,7 +97,7 @@ class Service:
     def ask(
         self,
         tenant: str,
-        ask: Ask,
+        ask: Request,
         told: Told,
         *,
         seconds: float | None = None,

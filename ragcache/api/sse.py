@@ -10,8 +10,8 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ragcache.api.asking import unless_gone
-from ragcache.api.problems import ClientGone, problem
+from ragcache.api.bridge import unless_gone
+from ragcache.api.errors import ClientGone, problem
 
 
 class EventStream(Response):

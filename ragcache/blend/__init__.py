@@ -19,7 +19,7 @@ from ragcache.blend.prophet import Prophet
 from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
-from ragcache.blend.shape import SHAPES, Shaped
+from ragcache.blend.score_filters import SHAPES, Shaped
 from ragcache.errors import ConfigError
 
 __all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender", "with_ratio", "written"]

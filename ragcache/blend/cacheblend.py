@@ -18,7 +18,7 @@ from ragcache.blend.base import (
     check_least,
     check_ratio,
 )
-from ragcache.blend.rank import Ranking
+from ragcache.blend.ranking import Ranking
 from ragcache.errors import ConfigError
 
 Deviation = Literal["v", "k", "kv"]

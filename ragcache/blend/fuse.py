@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Chosen, KVPair, KVSource, Layout, Selector
-from ragcache.blend.company import Company
+from ragcache.blend.context_attention import Company
 from ragcache.engine.base import Walk
 from ragcache.errors import ConfigError
 from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load

@@ -8,16 +8,16 @@ from typing import ClassVar
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.rank import Ranking
+from ragcache.blend.ranking import Ranking
 
 
 @dataclass(frozen=True)
 class Fused(Blender):
     """Recompute, at all layers, the ``recompute_ratio`` of all tokens with the largest sensitivity.
 
-    Sensitivity is stored with every chunk (see :mod:`ragcache.sensitivity`), so that nothing is
-    looked at and no layer is computed in full before the choice. What was measured to come to this
-    rule, and what did not pay, is in docs/choosing-tokens.md.
+    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so that nothing
+    is looked at and no layer is computed in full before the choice. What was measured to come to
+    this rule, and what did not pay, is in docs/choosing-tokens.md.
     """
 
     recompute_ratio: float = 0.15

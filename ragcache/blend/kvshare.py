@@ -18,7 +18,7 @@ from ragcache.blend.base import (
     check_least,
     check_ratio,
 )
-from ragcache.blend.rank import Ranking
+from ragcache.blend.ranking import Ranking
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.rank import QuestionAttention, mean
+from ragcache.blend.ranking import QuestionAttention, mean
 
 
 @dataclass(frozen=True)

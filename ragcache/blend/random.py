@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.rank import Ranking
+from ragcache.blend.ranking import Ranking
 
 
 @dataclass(frozen=True)

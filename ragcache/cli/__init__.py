@@ -15,8 +15,8 @@ import ragcache
 from ragcache.cli import asking, bulk, measuring, stores
 from ragcache.cli.options import NO_CHUNKS
 from ragcache.cli.output import Quiet, Verbose, out, speak, spoken, tell
+from ragcache.cli.render.screen import show_everything
 from ragcache.errors import NoChunksError, RagCacheError
-from ragcache.show.screen import show_everything
 
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",

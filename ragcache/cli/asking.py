@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragcache import show
+from ragcache.cli import render
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
@@ -35,12 +35,12 @@ from ragcache.cli.options import (
     tell_date,
     tell_size,
 )
+from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
 from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
-from ragcache.show.answers import answer_table, chunk_table, explanation, layer_table, summary
 
 if TYPE_CHECKING:
-    from ragcache.origins import Renamed
+    from ragcache.core.origins import Renamed
 
 
 def index(
@@ -81,7 +81,7 @@ def index(
 
     Documents whose file is gone stay, which is said, until `ragcache delete` or --prune.
     """
-    from ragcache import origins
+    from ragcache.core import origins
     from ragcache.retriever.source import find
 
     ttl_s = None if ttl is None else seconds(ttl)
@@ -129,12 +129,12 @@ def index(
         _tell_otherwise_named(origins.otherwise_named(cache.catalog, sources))
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
-    tokens, took = show.counted(done.tokens, "token"), show.duration(done.seconds)
-    work = f" ({tokens}, {show.size(done.payload_bytes)}) in {took}" if done.encoded else ""
+    tokens, took = render.counted(done.tokens, "token"), render.duration(done.seconds)
+    work = f" ({tokens}, {render.size(done.payload_bytes)}) in {took}" if done.encoded else ""
     out.print(
-        f"{show.counted(added.documents, 'document')} indexed "
-        f"({show.counted(added.chunks, 'chunk')}), {added.unchanged:,} unchanged{left_out}; "
-        f"KV of {show.counted(done.encoded, 'chunk')} computed{work}, {done.stored:,} were there",
+        f"{render.counted(added.documents, 'document')} indexed "
+        f"({render.counted(added.chunks, 'chunk')}), {added.unchanged:,} unchanged{left_out}; "
+        f"KV of {render.counted(done.encoded, 'chunk')} computed{work}, {done.stored:,} were there",
         highlight=False,
         soft_wrap=True,
     )
@@ -178,12 +178,12 @@ def _tell_otherwise_named(others: dict[str, str]) -> None:
 
 def _tell_gone(lost: list[str], deleted: list[str]) -> None:
     if deleted:
-        count = show.counted(len(deleted), "document")
+        count = render.counted(len(deleted), "document")
         tell("deleted", f"{count} whose files are gone, such as {deleted[0]!r}")
     elif lost:
         tell(
             "gone",
-            f"the files of {show.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
+            f"the files of {render.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
             "still find what is in the store: delete it with `ragcache delete`, or --prune here.",
         )
 
@@ -220,8 +220,8 @@ def query(
 
     --compare may be given several times. Exit code 4: there was nothing to answer from.
     """
-    from ragcache.api import page
-    from ragcache.api.reporting import report_json
+    from ragcache.api import report_page
+    from ragcache.api.serialize import report_json
     from ragcache.blend import blender
     from ragcache.types import Sampling
 
@@ -248,7 +248,7 @@ def query(
     for other in compare or ():
         blender(other)
     if report is not None:
-        page.check(report)
+        report_page.check(report)
     with opened(settings, lazy=True, tenant=tenant) as cache:
         stream = cache.stream(question, sampling=sampling)
         if stream.no_chunks is not None:
@@ -269,7 +269,7 @@ def query(
         for other in compare or ():
             answers[other] = cache.ask(question, mode=other, sampling=sampling)
         if report is not None:
-            page.write(report, question, answers, cache)
+            report_page.write(report, question, answers, cache)
     if compare:
         out.print(answer_table(answers))
     for note in answer.report.fallbacks:
@@ -293,7 +293,7 @@ def demo(
     questions: Annotated[int, typer.Option(help="Held-out questions in the table.")] = 200,
 ) -> None:
     """Index, precompute, ask in every mode, compare: no GPU, no model hub."""
-    from ragcache.demo import run
+    from ragcache.cli.demo import run
 
     found = run(out, progress, questions)
     figures({"figures": [one.as_json() for one in found]})

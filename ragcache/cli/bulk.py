@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ByteSize
 
-from ragcache import show
+from ragcache.cli import render
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
@@ -39,17 +39,17 @@ from ragcache.cli.options import (
     tell_date,
 )
 from ragcache.cli.output import INTERRUPTED, as_json
+from ragcache.cli.render import corpora
+from ragcache.cli.render.stages import COMPUTING
 from ragcache.errors import ConfigError, SourceError
-from ragcache.private import private
 from ragcache.settings import Settings
-from ragcache.show import corpora
-from ragcache.show.stages import COMPUTING
+from ragcache.util.private_file import private
 
 if TYPE_CHECKING:
-    from ragcache.offline.cluster import Cluster
-    from ragcache.offline.run import Computing, Done
-    from ragcache.offline.work import Work
-    from ragcache.pipeline import RagCache
+    from ragcache.batch.plan import Work
+    from ragcache.batch.ray import Cluster
+    from ragcache.batch.run import Computing, Done
+    from ragcache.rag import RagCache
 
 SKIPPED = 3  # exit code; 0: all that was to be is stored, 1: see the message
 
@@ -93,9 +93,9 @@ def precompute(
     Killed at any moment, nothing is lost but the batches under way. Exit code 3: all is done but
     documents that were skipped; 130: interrupted.
     """
-    from ragcache.offline.cluster import Cluster
-    from ragcache.offline.run import Done
-    from ragcache.offline.work import Shard, Size, plan
+    from ragcache.batch.plan import Shard, Size, plan
+    from ragcache.batch.ray import Cluster
+    from ragcache.batch.run import Done
     from ragcache.retriever.source import read
 
     part = Shard.parse(shard)
@@ -177,8 +177,8 @@ def batch(
     Exit code 3: some requests cannot be answered; their results say why. 4: all are answered, some
     of them from nothing.
     """
-    from ragcache.api.batch import answering, read
-    from ragcache.precompute import through
+    from ragcache.api.batch_file import answering, read
+    from ragcache.core.precompute import through
 
     if not to.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {to}: there is no folder {to.parent}")
@@ -202,9 +202,9 @@ def batch(
         done = through(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(
-        f"{done.requests - done.failed:,} of {show.counted(done.requests, 'request')} answered in "
-        f"{show.duration(seconds)}, {done.failed:,} failed, {done.resumed:,} were done before; "
-        f"results in {to}",
+        f"{done.requests - done.failed:,} of {render.counted(done.requests, 'request')} answered "
+        f"in {render.duration(seconds)}, {done.failed:,} failed, {done.resumed:,} were done before"
+        f"; results in {to}",
         highlight=False,
         soft_wrap=True,
     )
@@ -244,7 +244,7 @@ def plan_corpora(
 
     --chunks and --codec may be given several times. Nothing is measured here.
     """
-    from ragcache.offline.sizing import Prices, rate, shape, sizing
+    from ragcache.sim.sizing import Prices, rate, shape, sizing
 
     prices = Prices(tflops * 1e12, gpu_hour, gb_month, rate(link))
     found = shape(model)
@@ -275,9 +275,9 @@ def _there(settings: Settings, dry_run: bool) -> Iterator[Settings]:
 def _computing(
     cache: RagCache, settings: Settings, cluster: Cluster | None, batch_tokens: int
 ) -> Computing:
+    from ragcache.batch.ray import on_ray
+    from ragcache.batch.run import in_process
     from ragcache.models import model_path
-    from ragcache.offline.cluster import on_ray
-    from ragcache.offline.run import in_process
 
     engine = cache.engine
     if cluster is None:
@@ -302,8 +302,8 @@ def _run(
     cache: RagCache, work: Work, computing: Computing, limit: int | None
 ) -> tuple[Done, Literal["done", "limited", "interrupted"]]:
     """What was done, and how it ended."""
-    from ragcache.offline.run import Done, running
-    from ragcache.offline.work import Size
+    from ragcache.batch.plan import Size
+    from ragcache.batch.run import Done, running
 
     done = Done(Size(), work.missing, 0.0)
     try:
@@ -323,7 +323,7 @@ def _run(
 
 def _rate(cache: RagCache, work: Work, cluster: Cluster | None) -> float | None:
     """Tokens per second to expect; None where that is not known before it runs."""
-    from ragcache.offline.run import tokens_per_second
+    from ragcache.batch.run import tokens_per_second
 
     if cluster is not None and cluster.gpus:
         return None
@@ -337,6 +337,6 @@ def _check_room(settings: Settings, work: Work) -> None:
     most = settings.max_bytes
     if most is not None and work.wanted.payload_bytes > most:
         raise ConfigError(
-            f"the corpus needs {show.size(work.wanted.payload_bytes)} and max_bytes is "
-            f"{show.size(most)}: raise it, take a smaller codec, or a part with --shard"
+            f"the corpus needs {render.size(work.wanted.payload_bytes)} and max_bytes is "
+            f"{render.size(most)}: raise it, take a smaller codec, or a part with --shard"
         )

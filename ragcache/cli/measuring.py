@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragcache import show
+from ragcache.cli import render
 from ragcache.cli.options import (
     Codec,
     Compile,
@@ -29,13 +29,13 @@ from ragcache.cli.options import (
     waiting,
 )
 from ragcache.cli.output import as_json
+from ragcache.cli.render import corpora, quality
+from ragcache.cli.render.stores import built_for, speed_table, store_table
 from ragcache.errors import ConfigError, NoChunksError, StoreError
 from ragcache.settings import Settings
-from ragcache.show import corpora, quality
-from ragcache.show.stores import built_for, speed_table, store_table
 
 if TYPE_CHECKING:
-    from ragcache.dataset import Context
+    from ragcache.eval.dataset import Context
 
 
 def evaluate(
@@ -67,9 +67,9 @@ def evaluate(
 
     --dataset, --mode and --ratio may be given several times.
     """
-    from ragcache import plot
-    from ragcache.dataset import load_all
-    from ragcache.evaluate import compare, modes
+    from ragcache.eval import plot
+    from ragcache.eval.dataset import load_all
+    from ragcache.eval.evaluate import compare, modes
     from ragcache.models import world
 
     settings = Settings.load(
@@ -135,8 +135,8 @@ def calibrate(
 
     --mode may be given several times.
     """
-    from ragcache import calibrate as choosing
-    from ragcache.dataset import load
+    from ragcache.eval import calibrate as choosing
+    from ragcache.eval.dataset import load
     from ragcache.models import world
 
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
@@ -191,9 +191,9 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
 
     The model is the one that is named, or else the store's own.
     """
-    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.opening import model_of
+    from ragcache.setup import model_of
     from ragcache.store import Catalog, DiskStore
 
     settings = Settings.load(model=model, store=store, device=device)
@@ -224,7 +224,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
     out.print(str(fingerprint), style="bold", highlight=False)
     out.print(
         f"{spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, {spec.dtype}; "
-        f"{show.size(spec.chunk_bytes(1))} per token; context of {engine.context_tokens} tokens",
+        f"{render.size(spec.chunk_bytes(1))} per token; context of {engine.context_tokens} tokens",
         highlight=False,
         soft_wrap=True,
     )
@@ -285,13 +285,13 @@ def simulate(
 
     A line of a trace: {"chunks": [{"id": "a#0", "tokens": 123}, ...]}
     """
-    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.offline.routing import POLICIES, route
+    from ragcache.planning.flops import Model as Costs
     from ragcache.settings import size
-    from ragcache.simulate import Model as Costs
-    from ragcache.simulate import report, working_set
-    from ragcache.trace import MADE_UP, load
+    from ragcache.sim.eviction import report, working_set
+    from ragcache.sim.routing import POLICIES, route
+    from ragcache.sim.trace import MADE_UP, load
 
     asked = MADE_UP[trace]() if trace in MADE_UP else load(Path(trace))
     given = [size(text) for text in capacity or ()]
@@ -305,9 +305,9 @@ def simulate(
         shared = []
         for ram in sizes:
             held = ram // costs.size(1)
-            with waiting(f"replaying the trace over replicas with {show.size(ram)} each"):
+            with waiting(f"replaying the trace over replicas with {render.size(ram)} each"):
                 routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
-            out.print(f"{show.size(ram)} in RAM each", highlight=False)
+            out.print(f"{render.size(ram)} in RAM each", highlight=False)
             out.print(corpora.routing_table(routed))
             shared += [{"ram_bytes": ram, **corpora.routed_json(one)} for one in routed]
         figures({"working_set_bytes": whole, "replicas": shared})

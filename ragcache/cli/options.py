@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragcache import show
+from ragcache.cli import render
 from ragcache.cli.output import err as err
 from ragcache.cli.output import figures as figures
 from ragcache.cli.output import loading as loading
@@ -23,7 +23,7 @@ from ragcache.models import TINY
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
-    from ragcache.pipeline import RagCache
+    from ragcache.rag import RagCache
     from ragcache.types import Document
 
 NO_CHUNKS = 4  # exit code: there was nothing to answer from
@@ -108,7 +108,7 @@ def tell_date(cache: RagCache) -> None:
 
 def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
     """About how many bytes the KV of documents will take, before it is computed."""
-    from ragcache.precompute import bytes_per_token
+    from ragcache.core.precompute import bytes_per_token
 
     characters = sum(len(document.text) for document in documents)
     if not characters:
@@ -119,16 +119,16 @@ def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
     own = dict(cache.engine.fingerprint.fields)["codec"]
     each = bytes_per_token(cache.engine)
     said = (
-        f"the KV of {tokens:,} tokens or so will take about {show.size(round(tokens * each))}: "
-        f"{show.size(round(each))} per token, codec {own}"
+        f"the KV of {tokens:,} tokens or so will take about {render.size(round(tokens * each))}: "
+        f"{render.size(round(each))} per token, codec {own}"
     )
     tell("note", said + smaller(cache))
 
 
 def smaller(cache: RagCache) -> str:
     """For a store that has no KV yet, what a codec of fewer bytes would take; else nothing."""
-    from ragcache.precompute import bytes_per_token
-    from ragcache.store.codecs import codec
+    from ragcache.core.precompute import bytes_per_token
+    from ragcache.store.format.codecs import codec
 
     engine = cache.engine
     own = dict(engine.fingerprint.fields)["codec"]
@@ -156,7 +156,7 @@ def check_exists(store: Path, tenant: str | None = None) -> None:
 
 def check_free(store: Path) -> None:
     """Raise LockedError, before anything is loaded or read, where another process writes it."""
-    from ragcache.store.directory import check_free
+    from ragcache.store.lmdb.directory import check_free
 
     check_free(store)
 
@@ -191,7 +191,7 @@ def opened(
     if not lazy:
         check_free(settings.store)
     with _uncollected():
-        from ragcache.pipeline import RagCache
+        from ragcache.rag import RagCache
 
         opening = RagCache.open(settings.store, settings=settings, loading=loading, lazy=lazy)
     with opening as own:

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from ragcache import show
+from ragcache.cli import render
 from ragcache.errors import RagCacheError
 
 # Names, questions and messages have brackets of their own: they are no markup.
-out, err = show.Screen(markup=False), show.Screen(stderr=True, markup=False)
+out, err = render.Screen(markup=False), render.Screen(stderr=True, markup=False)
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
 
@@ -147,14 +147,14 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def progress() -> AbstractContextManager[show.Told]:
+def progress() -> AbstractContextManager[render.Told]:
     """How far the work is, on stderr; with --quiet nothing is shown."""
-    return nullcontext(show.Told()) if _MANNER.get().quiet else show.progress(err)
+    return nullcontext(render.Told()) if _MANNER.get().quiet else render.progress(err)
 
 
 def waiting(what: str) -> AbstractContextManager[None]:
     """Say on stderr ``what`` is under way, whose end nobody can tell."""
-    return nullcontext() if _MANNER.get().quiet else show.waiting(err, what)
+    return nullcontext() if _MANNER.get().quiet else render.waiting(err, what)
 
 
 def loading(model: str) -> None:
@@ -169,5 +169,5 @@ def tell(label: str, text: object, style: str = "yellow") -> None:
     nothing."""
     if _MANNER.get().quiet and label not in ("error", "interrupted", "nothing to answer from"):
         return
-    said = show.plain(str(text))
+    said = render.plain(str(text))
     err.print(Text.assemble((f"{label}:", style), f" {said}"), soft_wrap=True)

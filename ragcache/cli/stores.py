@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ragcache import show
+from ragcache.cli import render
 from ragcache.cli.options import (
     Levels,
     Model,
@@ -26,13 +26,13 @@ from ragcache.cli.options import (
     tell,
     waiting,
 )
+from ragcache.cli.render.stores import built_for, document_table, finding_table, moved, store_table
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
-from ragcache.show.stores import built_for, document_table, finding_table, moved, store_table
 
 if TYPE_CHECKING:
     from ragcache.store import DiskStore
-    from ragcache.store.remote import RemoteStore
+    from ragcache.store.remote.store import RemoteStore
 
 
 def documents(store: Store = None, tenant: Tenant = None) -> None:
@@ -59,7 +59,7 @@ def delete(
         catalog = Catalog(chunks)
         missing = [name for name in ids if not catalog.delete_document(name)]
         known = [entry.id for entry in catalog.entries()] if missing else []
-    out.print(f"{show.counted(len(ids) - len(missing), 'document')} deleted", highlight=False)
+    out.print(f"{render.counted(len(ids) - len(missing), 'document')} deleted", highlight=False)
     deleted = [name for name in ids if name not in missing]
     figures({"deleted": deleted, "missing": missing})
     if missing:
@@ -73,7 +73,7 @@ def delete(
 
 def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> None:
     """What a store holds, and what its remote does."""
-    from ragcache.opening import PROMPT_DATE
+    from ragcache.setup import PROMPT_DATE
     from ragcache.store import Catalog
 
     with _store(store, readonly=True, tenant=tenant) as chunks:
@@ -85,11 +85,11 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
             out.print(f"date in the prompt: {day}", highlight=False)
     there = None
     if url := Settings.load(remote=remote).remote:
-        from ragcache.store.bucket import Bucket
-        from ragcache.store.objects import ChunkObjects
+        from ragcache.store.remote.chunk_objects import ChunkObjects
+        from ragcache.store.remote.object_store import Bucket
 
         sizes = [size for _, size in ChunkObjects(Bucket(url)).names()]
-        out.print(f"{url}: {len(sizes)} chunks, {show.size(sum(sizes))}", highlight=False)
+        out.print(f"{url}: {len(sizes)} chunks, {render.size(sum(sizes))}", highlight=False)
         there = {"url": url, "chunks": len(sizes), "bytes": sum(sizes)}
     figures(
         {
@@ -118,7 +118,7 @@ def verify(
         out.print(f"{digest[:16]}  {wrong}", highlight=False)
     done = "dropped" if repair else "damaged"
     out.print(
-        f"{show.counted(count, 'chunk')}, {show.counted(len(bad), 'record')} {done}",
+        f"{render.counted(count, 'chunk')}, {render.counted(len(bad), 'record')} {done}",
         highlight=False,
     )
     figures({"chunks": count, "damaged": bad, "repaired": repair, "strays": len(strays)})
@@ -133,12 +133,12 @@ def convert(
     store: Store = None,
 ) -> None:
     """Move every chunk into LMDB, or into a file of its own; what is there stays usable."""
-    from ragcache.store.disk import as_layout
+    from ragcache.store.disk.store import as_layout
 
     wanted = as_layout(layout)
     with _store(store) as chunks, progress() as told:
         moved = chunks.convert(wanted, progress=partial(told, "convert"))
-    out.print(f"{show.counted(moved, 'chunk')} moved", highlight=False)
+    out.print(f"{render.counted(moved, 'chunk')} moved", highlight=False)
     figures({"moved": moved, "layout": wanted})
 
 
@@ -146,16 +146,16 @@ def compact(store: Store = None) -> None:
     """Give unused space in a store back to the file system; readers may go on meanwhile."""
     with _store(store) as chunks, waiting("copying what is in use"):
         before, after = chunks.compact()
-    out.print(f"{show.size(before)} before, {show.size(after)} now", highlight=False)
+    out.print(f"{render.size(before)} before, {render.size(after)} now", highlight=False)
     figures({"before_bytes": before, "after_bytes": after})
 
 
 def doctor(store: Store = None, model: Model = None) -> None:
     """Look at a store and the machine under it; exit code 1 if something is bad."""
-    from ragcache.doctor import examine
-    from ragcache.engine.transformers import TransformersEngine
+    from ragcache.cli.doctor import examine
+    from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import model_path
-    from ragcache.opening import model_of
+    from ragcache.setup import model_of
     from ragcache.store import Catalog
 
     with _store(store, lazy=True) as chunks:
@@ -182,7 +182,7 @@ def push(
     With --levels, for which the model is loaded, those of documents also in these codecs.
     """
     settings = Settings.load(store=store, remote=remote, levels=levels, model=model)
-    from ragcache.store.transfer import push as run
+    from ragcache.store.remote.sync import push as run
 
     with ExitStack() as stack:
         told = stack.enter_context(progress())
@@ -206,7 +206,7 @@ def pull(
 ) -> None:
     """Bring chunks of the store's documents from the remote, as many as the store may hold."""
     from ragcache.store import Catalog
-    from ragcache.store.transfer import pull as run
+    from ragcache.store.remote.sync import pull as run
 
     with _shared(store, remote, bounded=True) as both, progress() as told:
         catalog = Catalog(both.disk)
@@ -233,7 +233,7 @@ def _store(
 ) -> DiskStore:
     """A store without a model, perhaps with its quota; StoreError if there is none."""
     from ragcache.store import DiskStore
-    from ragcache.store.capacity import UNBOUNDED, Quota
+    from ragcache.store.disk.quota import UNBOUNDED, Quota
     from ragcache.store.tenants import tenant_folder
 
     settings = Settings.load(store=path)
@@ -262,7 +262,7 @@ def _shared(
     url = Settings.load(remote=remote).remote
     if not url:
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
-    from ragcache.store.remote import shared
+    from ragcache.store.remote.store import shared
 
     chunks = _store(path, lazy=lazy, bounded=bounded, tenant=tenant)
     try:

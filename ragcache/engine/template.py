@@ -8,7 +8,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any, Protocol
 
-from ragcache.engine.day import asks, on
+from ragcache.engine.prompt_date import asks, on
 from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens

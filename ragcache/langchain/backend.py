@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from langchain_core.documents import Document
 
-from ragcache.langchain.boundaries import Given, KnownTexts
+from ragcache.langchain.chunk_parsing import Given, KnownTexts
 from ragcache.settings import Ratio
 
 
@@ -38,7 +38,7 @@ class Finished:
     input_tokens: int
     cached_tokens: int  # of these, taken from the store and not computed
     output_tokens: int
-    report: dict[str, Any]  # as ragcache.api.reporting.report_json
+    report: dict[str, Any]  # as ragcache.api.serialize.report_json
 
 
 class Backend(Protocol):

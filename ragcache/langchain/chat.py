@@ -15,11 +15,11 @@ from pydantic import ConfigDict, PrivateAttr
 
 from ragcache.errors import PromptError
 from ragcache.langchain.backend import Finished, Request
-from ragcache.langchain.boundaries import MATCHED, Turn, read
+from ragcache.langchain.chunk_parsing import MATCHED, Turn, read
+from ragcache.langchain.connection import Place, check_options
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
-from ragcache.langchain.place import Place, check_options
 from ragcache.settings import Ratio
-from ragcache.several import several
+from ragcache.util.several import several
 
 #: What is asked of the model: a call may set it, and ``bind`` before it.
 _OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
@@ -50,7 +50,7 @@ class ChatRagCache(Place, BaseChatModel):
     question without any, with PromptError.
 
     What else was said is not dropped: instructions, earlier turns and results of tools go before
-    the question, as :attr:`ragcache.langchain.boundaries.Turn.text` says. They are computed for
+    the question, as :attr:`ragcache.langchain.chunk_parsing.Turn.text` says. They are computed for
     every prompt; only chunks are reused. Tools cannot be called, nor images be seen.
 
     An answer's ``response_metadata["ragcache"]`` has the report: mode, TTFT, what was reused of

@@ -15,11 +15,11 @@ from langchain_core.documents import Document
 
 from ragcache.errors import SourceError
 from ragcache.retriever.split import WHOLE
-from ragcache.several import several
-from ragcache.store.catalog import Catalog
+from ragcache.store.catalog.catalog import Catalog
 from ragcache.text import whole_in
 from ragcache.types import Chunk
 from ragcache.types import Document as OurDocument
+from ragcache.util.several import several
 
 _JSON = "langchain"  # the key of what is no string
 _RESERVED = {_JSON, *WHOLE}
@@ -48,7 +48,7 @@ def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
 
 def from_documents(documents: Iterable[Document]) -> Iterator[OurDocument]:
     """What a loader gives, as documents that may be split: for ``RagCache.add`` and for
-    :mod:`ragcache.offline`.
+    :mod:`ragcache.batch`.
 
     One without an id is called by its ``source`` and its place among those of that source. Raises
     SourceError for metadata that JSON cannot hold.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from langchain_core.embeddings import Embeddings
 
-from ragcache.langchain.local import Local
-from ragcache.pipeline import RagCache
-from ragcache.several import several
+from ragcache.langchain.local_backend import Local
+from ragcache.rag import RagCache
+from ragcache.util.several import several
 
 
 class StoreEmbeddings(Embeddings):

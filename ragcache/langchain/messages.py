@@ -9,9 +9,9 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 
 from ragcache.errors import PromptError
-from ragcache.langchain.boundaries import NO_DOCUMENTS
+from ragcache.langchain.chunk_parsing import NO_DOCUMENTS
 from ragcache.langchain.heat import heat_map
-from ragcache.several import several
+from ragcache.util.several import several
 
 
 def rag_messages(

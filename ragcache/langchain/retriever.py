@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
-from ragcache.langchain.place import Place
+from ragcache.langchain.connection import Place
 
 
 class RagCacheRetriever(Place, BaseRetriever):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError
 from ragcache.langchain.documents import as_document
-from ragcache.pipeline import RagCache
-from ragcache.several import several
+from ragcache.rag import RagCache
+from ragcache.util.several import several
 
 #: Metadata and the values that they must have, or a question about a document.
 Filter = Mapping[str, Any] | Callable[[Document], bool]

@@ -14,15 +14,15 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from ragcache.core.indexing import Progress
 from ragcache.errors import ConfigError, SourceError
-from ragcache.indexing import Progress
 from ragcache.langchain.documents import from_document
 from ragcache.langchain.embeddings import StoreEmbeddings
-from ragcache.langchain.local import Local
+from ragcache.langchain.local_backend import Local
 from ragcache.langchain.search import Filter, diverse, named_so, remove, scored, unit
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.settings import Settings
-from ragcache.several import several
+from ragcache.util.several import several
 
 
 class RagCacheVectorStore(VectorStore):

@@ -48,7 +48,7 @@ class Checkpoint(Configuration):
     weights: what is known of a model is known by the files that it is loaded from.
 
     Another format of weights is another class beside this one, with loaders of its own in
-    :mod:`ragcache.engine.loading`: :meth:`of` is where a name becomes one.
+    :mod:`ragcache.engine.hf.loading`: :meth:`of` is where a name becomes one.
     """
 
     weights: tuple[Path, ...]  # the files that hold tensors, at least one

@@ -30,8 +30,8 @@ from ragcache.retriever.records import (
     read_jsonl,
     read_stdin,
 )
-from ragcache.several import several
 from ragcache.types import Document, wrong_id
+from ragcache.util.several import several
 
 logger = logging.getLogger(__name__)
 

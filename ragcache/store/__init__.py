@@ -4,11 +4,11 @@ A :class:`ChunkStore` maps a :class:`ChunkKey` to KV; a :class:`LayerReader` str
 """
 
 from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
-from ragcache.store.reader import LayerReader
+from ragcache.store.prefetch import LayerReader
 
 __all__ = [
     "Catalog",

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.store.link import Link
-    from ragcache.store.tables import Transaction
+    from ragcache.store.lmdb.tables import Transaction
+    from ragcache.store.remote.bandwidth import Link
     from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
 Found = TypeVar("Found")

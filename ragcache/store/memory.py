@@ -22,15 +22,15 @@ from ragcache.store.base import (
     stale,
     unusable,
 )
-from ragcache.store.record import check_kv
-from ragcache.store.tables import MemoryTables
+from ragcache.store.format.record import check_kv
+from ragcache.store.lmdb.tables import MemoryTables
 from ragcache.types import ChunkKV, ChunkNotes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.store.tables import Transaction
+    from ragcache.store.lmdb.tables import Transaction
 
 
 class MemoryStore(ChunkStore):

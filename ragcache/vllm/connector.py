@@ -27,17 +27,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from ragcache.engine.identity import Identity
-from ragcache.engine.vllm.mailbox import FOLDER, Mailbox
-from ragcache.engine.vllm.planner import Asked, Job, Planner, merged
-from ragcache.engine.vllm.slots import touched
-from ragcache.engine.vllm.support import Setup, check
+from ragcache.engine.hf.model_info import Identity
 from ragcache.errors import ConfigError, RagCacheError, StoreError
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, at_level
 from ragcache.types import Fingerprint
-from ragcache.vllm.work import Rank, Stores, Workshop, refusal
+from ragcache.vllm.handoff import FOLDER, Mailbox
+from ragcache.vllm.jobs import Rank, Stores, Workshop, refusal
+from ragcache.vllm.planner import Asked, Job, Planner, merged
+from ragcache.vllm.slots import touched
+from ragcache.vllm.support import Setup, check
 
 logger = logging.getLogger("vllm.ragcache")
 
@@ -165,7 +165,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def attach(self, model: Any) -> None:
         """Take the worker's model, once its KV is allocated. Raises ModelError where it cannot be
         driven."""
-        from ragcache.engine.vllm.model import VllmModel
+        from ragcache.vllm.model import VllmModel
 
         tp = get_tp_group()
         heads = self._vllm_config.model_config.get_total_num_kv_heads()

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ragcache.api.problems import Problem
+from ragcache.api.errors import Problem
+from ragcache.api.middleware.security import Keys
 from ragcache.api.scheduler import Busy, Scheduler
-from ragcache.api.security import Keys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from tests import scene

@@ -8,9 +8,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ragcache.api.guard import Guard
+from ragcache.api.quality_monitor import Guard
 from ragcache.api.scheduler import Scheduler
-from ragcache.api.service import Ask, Service
+from ragcache.api.service import Service
+from ragcache.core.request import Request
 from ragcache.types import Answer, Chunk
 from tests import scene
 
@@ -95,7 +96,7 @@ def small(
 def asked(service: Service, question: str, *, tenant: str = "", **ask: Any) -> Answer:
     """The answer, once what it left to do later is done."""
     heard = Heard(question)
-    service.ask(tenant, Ask(question, **ask), heard)
+    service.ask(tenant, Request(question, **ask), heard)
     assert heard.end() == "done", heard.ends
     settle(service)
     answer = heard.pieces[-1]

@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.models import TINY, world
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.source import read
 from ragcache.settings import Settings
 from tests.api.conftest import serving

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from bench.reliability import hostile_remote
 from ragcache.api.jobs import ATTEMPTS, Jobs
-from ragcache.api.schemas import Chat, NewDocuments, Strict, Tokenize
-from ragcache.api.service import Ask
+from ragcache.api.requests import Chat, NewDocuments, Strict, Tokenize
+from ragcache.batch.plan import planning
+from ragcache.core.request import Request
 from ragcache.errors import ContextError
-from ragcache.offline.work import planning
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests.api.scene import SOON, Heard, small
@@ -115,7 +115,7 @@ import os, signal, sys, time
 from pathlib import Path
 from ragcache.api.jobs import Jobs
 from ragcache.api.serve import Server
-from ragcache.api.security import Keys
+from ragcache.api.middleware.security import Keys
 from ragcache.retriever.split import Splitter
 from ragcache.types import Chunk, Document
 from tests.api.scene import small
@@ -162,7 +162,7 @@ def test_a_job_that_ends_its_process_is_parked_and_the_others_are_served(tmp_pat
         [job] = Jobs(service).list("hostile")
         assert job.state == "parked" and "has ended 3 times" in job.message
         heard = Heard()
-        service.ask("victim", Ask("Who?"), heard)
+        service.ask("victim", Request("Who?"), heard)
         assert heard.end() == "done"
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ragcache.api import batch as module
-from ragcache.api.batch import answering, read
+from ragcache.api import batch_file as module
+from ragcache.api.batch_file import answering, read
+from ragcache.core.precompute import through
 from ragcache.errors import SourceError
-from ragcache.pipeline import RagCache
-from ragcache.precompute import through
+from ragcache.rag import RagCache
 from tests import scene
 from tests.test_cli import Run, model, notes, run
 
@@ -93,7 +93,7 @@ def test_answers_are_those_of_questions_asked_one_by_one(tmp_path: Path, questio
     assert [one["custom_id"] for one in results(out)] == ["request-1", "chat", "q", "again"]
     assert texts(out)[1:3] == wanted
     first = results(out)[0]["response"]["body"]
-    assert first["usage"]["completion_tokens"] == 3 and first["object"] == "ragcache.answer"
+    assert first["usage"]["completion_tokens"] == 3 and first["object"] == "ragcache.core.generate"
     assert results(out)[1]["response"]["body"]["object"] == "chat.completion"
     assert not (tmp_path / "out.jsonl.part").exists()
 
@@ -106,7 +106,7 @@ def test_stopped_and_run_again_it_answers_what_is_left(
         through(answering(cache, read(questions), tmp_path / "whole.jsonl"), None)
         answered, calls = module._answered, list[int]()
 
-        def stops(cache: Any, request: module.Request, ask: Any) -> Any:
+        def stops(cache: Any, request: module.BatchLine, ask: Any) -> Any:
             if len(calls) == 2:
                 raise KeyboardInterrupt
             calls.append(request.number)

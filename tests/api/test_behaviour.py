@@ -17,7 +17,7 @@ import pytest
 
 from ragcache.api.scheduler import Ticket
 from ragcache.blend import BLENDERS
-from ragcache.store import environment
+from ragcache.store.lmdb import environment
 from tests import scene
 from tests.api.conftest import ANN, BOB, Served, served
 from tests.api.scene import Held

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ragcache.api import page
+from ragcache.api import report_page
 
 Colour = NDArray[np.float64]  # linear RGB, (3,)
 
@@ -68,7 +68,7 @@ _OKLAB = (  # Ottosson, 2020: linear RGB to cone responses, and their cube roots
 
 
 def themes() -> dict[str, dict[str, Colour]]:
-    css = (page.STATIC / "demo.css").read_text(encoding="utf-8")
+    css = (report_page.STATIC / "demo.css").read_text(encoding="utf-8")
     light, dark = (dict(_variables(block)) for block in re.findall(r":root \{(.*?)\}", css, re.S))
     return {"light": light, "dark": light | dark}
 

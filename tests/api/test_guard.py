@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.api import guard as module
-from ragcache.api.guard import RATIOS, Guard, Level, wilson
+from ragcache.api import quality_monitor as module
+from ragcache.api.quality_monitor import RATIOS, Guard, Level, wilson
 from ragcache.api.scheduler import Scheduler
-from ragcache.api.service import Ask, Service
-from ragcache.dataset import load
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.api.service import Service
+from ragcache.core.request import Request
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.eval.dataset import load
 from ragcache.models import world
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Ratio, Settings
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Sampling
 from tests import scene
 from tests.api.scene import asked, given, small
@@ -45,7 +46,7 @@ class Played:
         self.below = RIGHT
         monkeypatch.setattr(module, "_first", self._first)
 
-    def _first(self, cache: object, ask: Ask) -> Tensor:
+    def _first(self, cache: object, ask: Request) -> Tensor:
         return RIGHT if ask.mode == "full" else self.below
 
     def see(self, *answers: Tensor, ratio: float | None = None) -> str:
@@ -56,7 +57,7 @@ class Played:
             logits = RIGHT if level.mode == "full" else answer
             self.guard._compare(
                 None,  # type: ignore[arg-type]
-                Ask(QUESTION),
+                Request(QUESTION),
                 level,
                 logits,
                 used if ratio is None else ratio,
@@ -126,9 +127,9 @@ def test_it_goes_back_once_the_level_below_is_good_enough(monkeypatch: pytest.Mo
 def test_what_a_client_names_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch)
     played.see(*[WRONG] * 8)
-    for named in (Ask("q", mode="reuse"), Ask("q", ratio=0.2), Ask("q", mode="full")):
+    for named in (Request("q", mode="reuse"), Request("q", ratio=0.2), Request("q", mode="full")):
         assert played.guard.adjust(named) == named and played.guard.sentence(named) is None
-    for plain in (Ask("q"), Ask("q", ratio="auto", top_k=3)):
+    for plain in (Request("q"), Request("q", ratio="auto", top_k=3)):
         adjusted = played.guard.adjust(plain)
         assert (adjusted.mode, adjusted.ratio, adjusted.top_k) == ("fused", 0.3, plain.top_k)
         assert "the service uses mode fused at ratio 0.3" in (played.guard.sentence(plain) or "")

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
+from ragcache.batch.plan import plan
 from ragcache.errors import SourceError
-from ragcache.offline.work import plan
 from ragcache.retriever.source import read
 from ragcache.types import Document
 from tests import scene

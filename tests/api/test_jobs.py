@@ -13,9 +13,10 @@ import pytest
 from ragcache.api import jobs as module
 from ragcache.api.jobs import Job, Jobs
 from ragcache.api.scheduler import Busy, Closing
-from ragcache.api.service import Ask, Service
+from ragcache.api.service import Service
+from ragcache.core.precompute import Precomputed
+from ragcache.core.request import Request
 from ragcache.errors import ConfigError, SourceError, StoreError
-from ragcache.precompute import Precomputed
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene
@@ -183,7 +184,7 @@ def test_a_question_waits_for_one_batch_at_most(
     jobs, slow, heard = Jobs(service), Slow(service, monkeypatch, log), Heard("q", log)
     job = jobs.add("", scene.DOCUMENTS)
     slow.begun()
-    service.ask("", Ask(QUESTION, top_k=1, neighbours=0), heard)
+    service.ask("", Request(QUESTION, top_k=1, neighbours=0), heard)
     slow.go(100)
     until(jobs, job, "done")
     assert heard.end() == "done" and log[:2] == ["batch", "q1"]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ragcache.api import page
+from ragcache.api import report_page
 from ragcache.api.examples import examples
-from ragcache.api.reporting import report_json, store_json
+from ragcache.api.serialize import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
 from ragcache.models import world
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.source import read
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
@@ -63,7 +63,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def file(cache: RagCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "out.html"
     answers = {mode: cache.ask(QUESTION, mode=mode) for mode in ("fused", "reuse", "full")}
-    page.write(path, QUESTION, answers, cache)
+    report_page.write(path, QUESTION, answers, cache)
     return path
 
 
@@ -127,19 +127,21 @@ def test_the_file_is_whole_and_asks_nobody(file: Path) -> None:
 
 
 def test_the_page_names_only_modes_there_are() -> None:
-    named = re.findall(r'name="mode" value="([^"]+)"', (page.STATIC / "index.html").read_text())
+    named = re.findall(
+        r'name="mode" value="([^"]+)"', (report_page.STATIC / "index.html").read_text()
+    )
     assert len(named) >= 3 and set(named) <= set(BLENDERS)
-    told = (page.STATIC / "words.js").read_text().split("MODES = {", 1)[1].split("};", 1)[0]
+    told = (report_page.STATIC / "words.js").read_text().split("MODES = {", 1)[1].split("};", 1)[0]
     assert set(re.findall(r"^ +(\w+): ", told, re.MULTILINE)) == set(BLENDERS)
 
 
 def test_the_page_runs_and_draws_nothing_that_comes_from_documents() -> None:
-    scripts = [file for file in page.STATIC.iterdir() if file.name.endswith(".js")]
-    assert {file.name for file in scripts} > set(page.DRAWING)
+    scripts = [file for file in report_page.STATIC.iterdir() if file.name.endswith(".js")]
+    assert {file.name for file in scripts} > set(report_page.DRAWING)
     for script in (file.read_text() for file in scripts):
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", script)
         assert not re.search(r"\beval\(|new Function|\.style\b|setAttribute\(\"(style|on)", script)
-    index = (page.STATIC / "index.html").read_text()
+    index = (report_page.STATIC / "index.html").read_text()
     assert not re.search(r"<script(?! src=)|<style| style=| on[a-z]+=", index)
 
 
@@ -151,7 +153,7 @@ def test_a_report_is_its_owners_alone(cache: RagCache, tmp_path: Path, before: i
         path.chmod(before)
     mask = os.umask(0)
     try:
-        page.write(path, QUESTION, {"full": cache.ask(QUESTION, mode="full")}, cache)
+        report_page.write(path, QUESTION, {"full": cache.ask(QUESTION, mode="full")}, cache)
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -177,9 +179,9 @@ def test_examples_are_of_what_is_stored(tmp_path: Path) -> None:
 
 def test_where_a_report_cannot_go(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it is a folder"):
-        page.check(tmp_path)
+        report_page.check(tmp_path)
     with pytest.raises(ConfigError, match="there is no folder"):
-        page.check(tmp_path / "none" / "out.html")
+        report_page.check(tmp_path / "none" / "out.html")
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +292,7 @@ def test_an_example_is_asked_by_a_click(browser: Browser, address: str) -> None:
 
 def test_nothing_retrieved_is_said_first(browser: Browser, cache: RagCache, tmp_path: Path) -> None:
     answers = {mode: cache.ask(QUESTION, mode=mode, chunks=[]) for mode in ("fused", "full")}
-    page.write(tmp_path / "out.html", QUESTION, answers, cache)
+    report_page.write(tmp_path / "out.html", QUESTION, answers, cache)
     saved = Visit(browser, (tmp_path / "out.html").as_uri())
     with served(tmp_path / "empty", keys=[]) as running:
         live = Visit(browser, f"{running.url}/demo")
@@ -360,7 +362,7 @@ def test_long_prompts_fold(browser: Browser, file: Path, tmp_path: Path) -> None
     prompt[1]["tokens"] = prompt[1]["tokens"] * 300
     tokens = len(prompt[1]["tokens"])
     assert tokens > 2000
-    (tmp_path / "long.html").write_text(page.html(data))
+    (tmp_path / "long.html").write_text(report_page.html(data))
     visit = Visit(browser, (tmp_path / "long.html").as_uri())
     see = visit.page
     parts = see.locator(".part")

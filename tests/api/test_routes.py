@@ -16,7 +16,7 @@ import httpx
 import pytest
 from opentelemetry import trace
 
-from ragcache.api.security import Keys, check_bind
+from ragcache.api.middleware.security import Keys, check_bind
 from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
 from ragcache.settings import Settings

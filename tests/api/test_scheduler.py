@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp, Scheduler, Ticket
-from ragcache.api.waiting import Waiting
+from ragcache.api.ticket_queue import Waiting
 from tests.api.scene import SOON, Heard, Held, NewThreads, pieces
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from ragcache.api.logs import Lines, Once
-from ragcache.api.security import Keys
+from ragcache.api.middleware.security import Keys
 from ragcache.api.serve import empty_stores, serve
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from tests import scene
 from tests.api.conftest import ANN, BOB, Served, served
@@ -160,7 +160,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from ragcache.api import logs
-from ragcache.api.security import Keys
+from ragcache.api.middleware.security import Keys
 from ragcache.api.serve import Server
 from tests.api.scene import small
 

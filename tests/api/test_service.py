@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ragcache import opening
+from ragcache import setup as opening
 from ragcache.api.scheduler import GivenUp, Ticket
-from ragcache.api.service import Ask, Service
+from ragcache.api.service import Service
 from ragcache.blend.fuse import FusionWalk
+from ragcache.core.request import Request
 from ragcache.engine.base import LayerView
 from ragcache.errors import StoreError
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import Stored
@@ -46,7 +47,7 @@ def test_questions_over_the_same_missing_chunks_encode_each_once(
         heard = [Heard(str(n)) for n in range(6)]
         with Held(service.scheduler):
             for one in heard:
-                service.ask("", Ask(QUESTION, chunks=given(*TEXTS)), one)
+                service.ask("", Request(QUESTION, chunks=given(*TEXTS)), one)
         assert {one.end() for one in heard} == {"done"}
         settle(service)
         wanted = {engine.template.chunk(text) for text in TEXTS} | {engine.template.prefix}
@@ -70,7 +71,7 @@ def test_questions_over_the_same_chunks_read_each_layer_once(
         heard = [Heard(str(n)) for n in range(6)]
         with Held(service.scheduler):
             for one in heard:
-                service.ask("", Ask(QUESTION, chunks=given(*TEXTS)), one)
+                service.ask("", Request(QUESTION, chunks=given(*TEXTS)), one)
         assert {one.end() for one in heard} == {"done"}
         assert set(reads.values()) == {1}
         assert len(reads) == 4 * service.own.engine.spec.layers  # three chunks and the prefix
@@ -97,7 +98,7 @@ def test_a_hundred_clients_give_up(tmp_path: Path, new_threads: NewThreads) -> N
         long = Sampling(max_tokens=200)
         with Held(service.scheduler):
             for number, one in enumerate(heard):
-                ask = Ask(f"{QUESTION} {number}", sampling=long)
+                ask = Request(f"{QUESTION} {number}", sampling=long)
                 one.goes_by(service.ask("abcd"[number % 4], ask, one))
         assert {one.end() for one in heard} == {"GivenUp"}
         assert {len(one.pieces) for one in heard} == {0, 1}
@@ -153,7 +154,7 @@ def test_a_prefill_stops_at_the_next_layer(
         monkeypatch.setattr(FusionWalk, "before", leaves)
         heard = Heard()
         with Held(service.scheduler):
-            ask = Ask(QUESTION, chunks=given(*TEXTS), mode=mode)
+            ask = Request(QUESTION, chunks=given(*TEXTS), mode=mode)
             tickets.append(service.ask("", ask, heard))
         assert heard.end() == "GivenUp" and isinstance(heard.ends[0][1], GivenUp)
         assert begun == [0, 1]
@@ -164,9 +165,9 @@ def test_a_prefill_stops_at_the_next_layer(
 def test_what_is_wrong_with_a_question_is_told(tmp_path: Path) -> None:
     with small(tmp_path) as service:
         for tenant, ask, error in [
-            ("", Ask(" "), "PromptError"),
-            ("", Ask(QUESTION, mode="blend"), "ConfigError"),
-            ("NO", Ask(QUESTION), "ConfigError"),
+            ("", Request(" "), "PromptError"),
+            ("", Request(QUESTION, mode="blend"), "ConfigError"),
+            ("NO", Request(QUESTION), "ConfigError"),
         ]:
             heard = Heard()
             service.ask(tenant, ask, heard)

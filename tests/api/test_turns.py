@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp, TooLate
-from ragcache.api.service import Ask
+from ragcache.core.indexing import Added
+from ragcache.core.request import Request
 from ragcache.errors import ContextError
-from ragcache.indexing import Added
 from ragcache.types import Chunk, Document
 from tests.api.conftest import ANN, BOB, served
 from tests.api.scene import SOON, Heard, Held, given, small
@@ -128,7 +128,7 @@ def test_splitting_keeps_nobody_from_the_engine(
         assert stands.wait(SOON)
         assert service.add("bob", texts("b")).result(SOON).documents == 3
         heard = Heard()
-        service.ask("bob", Ask("Which text?"), heard)
+        service.ask("bob", Request("Which text?"), heard)
         assert heard.end() == "done"
         assert long.cancel()
         until = time.monotonic() + SOON
@@ -155,10 +155,10 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
                 service.compute("", given(long))
             return
         ask = {
-            "question": Ask(long),
-            "lead": Ask("Who?", lead=long),
-            "chunk": Ask("Who?", chunks=given(long)),
-            "many": Ask("Who?", chunks=given(*["a"] * 600)),
+            "question": Request(long),
+            "lead": Request("Who?", lead=long),
+            "chunk": Request("Who?", chunks=given(long)),
+            "many": Request("Who?", chunks=given(*["a"] * 600)),
         }[what]
         heard = Heard()
         service.ask("", ask, heard)

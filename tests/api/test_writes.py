@@ -19,10 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from ragcache.api.jobs import Jobs
 from ragcache.api.service import Service
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Document
 from tests import models, scene
 from tests.api.scene import SOON, Held, at_once, small

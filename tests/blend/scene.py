@@ -10,7 +10,7 @@ from torch import Tensor
 from ragcache.blend.base import Blender, Layout, positions
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import FusedPrompt, fuse
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.store.key import digest_tokens
 from ragcache.types import ChunkKV, ChunkNotes, Load, Prompt, Tokens
 

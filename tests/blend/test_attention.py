@@ -17,7 +17,7 @@ from ragcache.blend.prophet import Prophet
 from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import AttentionCall, LayerView, Walk
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
 from ragcache.types import Sampling
 from tests import models

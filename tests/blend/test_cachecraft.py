@@ -11,9 +11,9 @@ import torch
 
 from ragcache.blend.cachecraft import CacheCraft, leading, overlap
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.pipeline import RagCache
-from ragcache.precompute import MOST_VARIANTS
+from ragcache.core.precompute import MOST_VARIANTS
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.rag import RagCache
 from ragcache.store.key import ChunkKey, digest_tokens
 from ragcache.types import ChunkNotes, Prompt
 from tests import models

@@ -12,7 +12,7 @@ from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
 from ragcache.blend.fuse import FusionWalk
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import Prompt, Sampling
 from tests import models
 from tests.blend import scene

@@ -12,9 +12,9 @@ from ragcache.blend.base import Layout, positions
 from ragcache.blend.cacheblend import CacheBlend
 from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
-from ragcache.blend.rank import Band, Ranking, band
+from ragcache.blend.ranking import Band, Ranking, band
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
 from tests import models
 from tests.blend import matrix, scene

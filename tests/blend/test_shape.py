@@ -7,8 +7,8 @@ import torch
 
 from ragcache.blend import Blender, blender, written
 from ragcache.blend.cacheblend import CacheBlend
-from ragcache.blend.shape import First, Shaped, Successors, Windows
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.blend.score_filters import First, Shaped, Successors, Windows
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
 from tests import models
 from tests.blend import scene

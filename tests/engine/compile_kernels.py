@@ -8,7 +8,7 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ragcache.engine import flash, place
+from ragcache.engine.kernels import triton_attention, triton_place
 
 HALF_PRECISION, SINGLE = "*bf16", "*fp32"
 
@@ -31,8 +31,10 @@ def compiled(kernel: Any, pointers: dict[str, str], floats: set[str], **constant
 for kind, half in ((HALF_PRECISION, 64), (SINGLE, 16)):
     tensors = "k_kind", "v_kind", "cos", "sin", "keys", "values"
     pointers = dict.fromkeys(tensors, kind) | {"table": "*i64"}
-    compiled(place._place, pointers, set(), DIM=128, HALF=half, WIDE=128, TURNS=half, TOKENS=32)
+    compiled(
+        triton_place._place, pointers, set(), DIM=128, HALF=half, WIDE=128, TURNS=half, TOKENS=32
+    )
 for kind, keys in ((HALF_PRECISION, 64), (SINGLE, 32)):
     pointers = dict.fromkeys(("query", "key", "value", "out"), kind) | {"rows": "*i64"}
     sizes = {"SHARE": 7, "DIM": 64, "WIDE": 64, "BLOCK": 32, "KEYS": keys}
-    compiled(flash._attend, pointers, {"scale"}, **sizes)
+    compiled(triton_attention._attend, pointers, {"scale"}, **sizes)

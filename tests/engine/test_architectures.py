@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.engine import groups
 from ragcache.engine.base import LayerView, Walk
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf import grouped_attention
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import ChunkKV
 from tests import models
 
@@ -69,7 +69,7 @@ def plain_logits(engine: TransformersEngine, ids: tuple[int, ...]) -> Tensor:
 def test_few_rows_give_the_models_own_logits(
     architecture: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups, "ROWS", 3)
+    monkeypatch.setattr(grouped_attention, "ROWS", 3)
     try:
         engine = models.engine(architecture, attention=attention)
     except ValueError as error:  # transformers refuses SDPA for some architectures

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.engine.rope import Rope, Turn
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.rope import Rope, Turn
 from ragcache.errors import ConfigError, ModelError
 from tests import models
 

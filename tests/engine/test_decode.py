@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from ragcache.engine.decode import Speller, StopStrings, pieces
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import Sampling
 from tests import models
 

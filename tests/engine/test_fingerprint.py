@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ragcache.engine.fingerprint import cached_weights_digest, fingerprint, weights_digest
+from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint, weights_digest
 from ragcache.models.kept import identity_of
 from tests import models
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.engine.identity import Identity
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.model_info import Identity
 from ragcache.errors import ModelError
 from tests import models
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ragcache.engine import kernels
-from ragcache.engine.attention import Driven
-from ragcache.engine.kernels import Kernels, Shape, by_torch, choose, error, measured
-from ragcache.engine.rope import Rope
-from ragcache.engine.selected import BLOCKS, Flash, Flex, Selected
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.attention_hook import Driven
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.rope import Rope
+from ragcache.engine.kernels import choose as kernels
+from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, error, measured
+from ragcache.engine.kernels.row_attention import BLOCKS, Flash, Flex, Selected
 from ragcache.errors import ConfigError, ModelError
 from tests import models
 from tests.engine.test_architectures import IDS, FewFromLayer2, plain_logits
@@ -48,7 +48,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def test_parts_are_placed_as_torch_places_them(
     device: torch.device, dtype: torch.dtype, turned: float
 ) -> None:
-    from ragcache.engine.place import place
+    from ragcache.engine.kernels.triton_place import place
 
     for _, heads, dim in SHAPES:
         draw = partial(torch.randn, device=device)
@@ -66,16 +66,16 @@ def test_parts_are_placed_as_torch_places_them(
         torch.testing.assert_close(got[0], want[0], rtol=2.0**-bits, atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [None, 16, 32])
+@pytest.mark.parametrize("blocks", [BLOCKS, (16,), (32,)])
 @pytest.mark.parametrize("rows", [[0, 149], [*range(150)], [3, 7, *range(60, 90), 149], [149]])
 def test_rows_attend_to_the_keys_up_to_themselves(
-    device: torch.device, rows: list[int], block: int | None
+    device: torch.device, rows: list[int], blocks: tuple[int, ...]
 ) -> None:
-    from ragcache.engine.flash import attend
+    from ragcache.engine.kernels.triton_attention import attend
 
     for heads, kv_heads, dim in SHAPES[:1] if len(rows) > 40 and device == CPU else SHAPES:
         query, key, value, at = drawn(heads, kv_heads, dim, rows, torch.float32, device)
-        got = attend(query, key, value, at, 0.3, block)
+        got = attend(query, key, value, at, 0.3, blocks)
         torch.testing.assert_close(got, right(query, key, value, at, 0.3), rtol=1e-4, atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_rows_attend_to_the_keys_up_to_themselves(
 )
 def test_rows_attend_in_the_models_dtype(device: torch.device, dtype: torch.dtype) -> None:
     """Not in bfloat16 in the interpreter, which multiplies its bits."""
-    from ragcache.engine.flash import attend
+    from ragcache.engine.kernels.triton_attention import attend
 
     if dtype == torch.bfloat16 and device == CPU:
         pytest.skip("Triton's interpreter multiplies no bfloat16")
@@ -93,7 +93,7 @@ def test_rows_attend_in_the_models_dtype(device: torch.device, dtype: torch.dtyp
         query, key, value, at = given
         want = right(query.float(), key.float(), value.float(), at, 0.3)
         for block in BLOCKS:
-            assert error(attend(*given, 0.3, block), want) < kernels.TOLERANCE[dtype]
+            assert error(attend(*given, 0.3, (block,)), want) < kernels.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -18,9 +18,10 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragcache.engine import identity, loading, transformers
-from ragcache.engine.identity import Identity
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf import engine as transformers
+from ragcache.engine.hf import loading, model_info
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.model_info import Identity
 from ragcache.errors import ModelError
 from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.quiet import quietly
@@ -259,7 +260,7 @@ def test_files_that_change_while_they_are_read_are_refused(
         change(checkpoint.folder / "config.json", use_cache=False)
         return loading.load_tokenizer(checkpoint)
 
-    for module in (transformers, identity):
+    for module in (transformers, model_info):
         monkeypatch.setattr(module, "load_tokenizer", load_tokenizer)
     for load in (TransformersEngine.load, lambda name: Identity.of(name, "float32")):
         with pytest.raises(ModelError, match="were changed while they were read"):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import ChunkKV, Tokens
 from tests import models
 from tests.engine.test_architectures import ARCHITECTURES

@@ -18,13 +18,13 @@ from transformers.models.gemma3n import modeling_gemma3n
 from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb as half_width
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as by_halves
 
-from ragcache.engine import hooks
 from ragcache.engine.base import LayerView, Walk
-from ragcache.engine.check import check_engine
-from ragcache.engine.kv import KVPair
-from ragcache.engine.probe import Probe
-from ragcache.engine.rope import Apply, Rope, Rotation, rotations
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf import layer_hooks
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.prompt_cache import KVPair
+from ragcache.engine.hf.rope import Apply, Rope, Rotation, rotations
+from ragcache.engine.hf.rope_probe import Probe
+from ragcache.engine.self_test import check_engine
 from ragcache.errors import ModelError
 from ragcache.types import ChunkKV
 from tests import models
@@ -187,7 +187,7 @@ def placed_at_other_angles(
         at[:] = [torch.tensor(positions)[None, :, None]]
         return forward(rows, driver, positions, *args, **kwargs)
 
-    def place(view: hooks.View, start: int, parts: list[KVPair]) -> None:
+    def place(view: layer_hooks.View, start: int, parts: list[KVPair]) -> None:
         right = view._cos, view._sin
         if view._layer == broken:
             angles, copies = at[0] * inv_freq, right[0].shape[-1] // len(inv_freq)
@@ -199,10 +199,10 @@ def placed_at_other_angles(
         own(view, start, parts)
         view._cos, view._sin = right
 
-    own = hooks.View.place
+    own = layer_hooks.View.place
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_forward", noting)
-        patch.setattr(hooks.View, "place", place)
+        patch.setattr(layer_hooks.View, "place", place)
         yield
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from ragcache.engine.identity import Identity
-from ragcache.engine.scaling import context_tokens
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.model_info import Identity
+from ragcache.engine.hf.rope_scaling import context_tokens
 from ragcache.errors import ContextError
 from tests import models
 

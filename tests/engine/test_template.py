@@ -13,9 +13,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from ragcache.engine import template as template_module
-from ragcache.engine.plain import PlainText
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.plain_text import PlainText
 from ragcache.engine.template import SYSTEM, split_chat_template
-from ragcache.engine.transformers import TransformersEngine
 from ragcache.errors import ModelError, PromptError
 from tests import models
 

@@ -9,7 +9,7 @@ import pytest
 from langchain_core.documents import Document
 
 from ragcache.langchain import RagCacheVectorStore
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from tests import scene
 from tests.api.conftest import ANN, served
 from tests.langchain import stub

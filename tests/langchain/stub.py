@@ -12,9 +12,9 @@ from typing import Any
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.langchain.backend import Finished, Request
-from ragcache.langchain.boundaries import Given
-from ragcache.langchain.local import Local
-from ragcache.pipeline import RagCache
+from ragcache.langchain.chunk_parsing import Given
+from ragcache.langchain.local_backend import Local
+from ragcache.rag import RagCache
 
 KEY = "sk-test"
 

@@ -22,7 +22,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.tools import create_retriever_tool
 
 from ragcache.langchain import ChatRagCache, RagCacheRetriever, rag_messages
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from tests.langchain.conftest import DOCUMENTS, PLACES, QUESTION
 
 pytestmark = pytest.mark.parametrize("place", PLACES, indirect=True, scope="module")

@@ -37,12 +37,12 @@ from ragcache.langchain import (
     RagCacheRetriever,
     rag_messages,
 )
-from ragcache.langchain.boundaries import read
+from ragcache.langchain.chunk_parsing import read
 from ragcache.langchain.heat import heat_map
-from ragcache.langchain.local import Local
-from ragcache.langchain.service import Service
+from ragcache.langchain.http_backend import Service
+from ragcache.langchain.local_backend import Local
 from ragcache.models import TINY
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.types import Sampling
 from tests import scene
@@ -445,7 +445,7 @@ def test_a_service_that_is_not_there() -> None:
 
 
 def test_an_error_in_the_middle_of_a_stream_is_raised() -> None:
-    from ragcache.langchain.service import _Events
+    from ragcache.langchain.http_backend import _Events
 
     with pytest.raises(RagCacheError, match="the service gave up: too late"):
         list(_Events().read('data: {"error": {"message": "too late"}}'))

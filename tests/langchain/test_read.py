@@ -16,7 +16,7 @@ from langchain_core.messages import (
 
 from ragcache.errors import PromptError
 from ragcache.langchain import rag_messages
-from ragcache.langchain.boundaries import Given, KnownTexts, Said, read
+from ragcache.langchain.chunk_parsing import Given, KnownTexts, Said, read
 from tests.langchain.conftest import DOCUMENTS, QUESTION
 
 TEXTS = [document.page_content for document in DOCUMENTS]

@@ -28,7 +28,7 @@ from ragcache.langchain import (
     rag_messages,
 )
 from ragcache.langchain.embeddings import StoreEmbeddings
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from tests import scene
 from tests.langchain.conftest import DOCUMENTS, PLACES, QUESTION
 

@@ -21,7 +21,7 @@ from ragcache.langchain import (
     from_documents,
     rag_messages,
 )
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from tests import scene
 from tests.langchain.conftest import DOCUMENTS, QUESTION
 

@@ -10,13 +10,13 @@ import pytest
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
 from ragcache.blend import BLENDERS
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.langchain import ChatRagCache, RagCacheRetriever, rag_messages
 from ragcache.models import world
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Document
 
 

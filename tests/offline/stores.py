@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragcache.store import DiskStore
-from ragcache.store.header import Header, decode_header
+from ragcache.store.format.header import Header, decode_header
 
 
 def contents(path: Path) -> dict[bytes, tuple[object, ...]]:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from ragcache.batch import ray as module
+from ragcache.batch.plan import plan
+from ragcache.batch.ray import Cluster, on_ray
+from ragcache.batch.run import Computing, in_process, run
+from ragcache.core.precompute import Batch
 from ragcache.errors import ModelError, RagCacheError
 from ragcache.models import world
-from ragcache.offline import cluster as module
-from ragcache.offline.cluster import Cluster, on_ray
-from ragcache.offline.run import Computing, in_process, run
-from ragcache.offline.work import plan
-from ragcache.pipeline import RagCache
-from ragcache.precompute import Batch
+from ragcache.rag import RagCache
 from ragcache.types import Document, Fingerprint, Tokens
 from tests import models, scene
 from tests.conftest import ROOT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from ragcache.offline.order import Held, by_chunks, loaded
-from ragcache.trace import zipf
+from ragcache.batch.order import by_chunks, loaded
+from ragcache.sim.lru import Held
+from ragcache.sim.trace import zipf
 
 
 def slow(requests: list[list[int]], sizes: dict[int, int], capacity: int) -> list[int]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ragcache import precompute as core
-from ragcache.offline import run as run_module
-from ragcache.offline.cluster import Cluster, on_ray
+from ragcache.batch import run as run_module
+from ragcache.batch.ray import Cluster, on_ray
+from ragcache.core import precompute as core
 from ragcache.types import KVSpec
 from tests import scene
 from tests.offline.stores import contents

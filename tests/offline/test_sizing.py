@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.offline.routing import POLICIES, route
-from ragcache.offline.sizing import (
-    SHAPES,
-    Prices,
-    break_even_link,
-    chunk_bytes,
-    rate,
-    shape,
-    sizing,
-)
-from ragcache.trace import zipf
+from ragcache.sim.routing import POLICIES, route
+from ragcache.sim.sizing import SHAPES, Prices, break_even_link, chunk_bytes, rate, shape, sizing
+from ragcache.sim.trace import zipf
 from tests import models, scene
 from tests.test_cli import Run, run
 

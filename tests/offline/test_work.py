@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ragcache.batch.plan import Shard, Size, Work, plan
+from ragcache.batch.run import in_process, run, tokens_per_second
 from ragcache.errors import ConfigError
-from ragcache.offline.run import in_process, run, tokens_per_second
-from ragcache.offline.work import Shard, Size, Work, plan
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests import scene

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.store import ChunkStore, DiskStore, MemoryStore
-from ragcache.store.tier import Tier
+from ragcache.store.tiers.base import Tier
 from tests.store.samples import ONE, TWO, make_kv
 
 

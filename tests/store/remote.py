@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ragcache.store.bucket import Bucket, Patience
-from ragcache.store.capacity import UNBOUNDED, Quota
-from ragcache.store.disk import DiskStore
-from ragcache.store.objects import ChunkObjects
-from ragcache.store.remote import RemoteStore
+from ragcache.store.disk.quota import UNBOUNDED, Quota
+from ragcache.store.disk.store import DiskStore
+from ragcache.store.remote.chunk_objects import ChunkObjects
+from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.remote.store import RemoteStore
 
 HASTY = Patience(first_s=0.001, longest_s=0.005, read_s=0.5, rest_s=0.05)
 

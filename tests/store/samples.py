@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ragcache.store import DiskStore, Miss, Stored
-from ragcache.store.header import Header, Payload, decode_header
+from ragcache.store.format.header import Header, Payload, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV, Fingerprint, Tokens
 

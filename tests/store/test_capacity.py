@@ -10,7 +10,7 @@ import pytest
 
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import Catalog, ChunkKey, DiskStore, LayerReader, Stored
-from ragcache.store.capacity import Quota
+from ragcache.store.disk.quota import Quota
 from ragcache.types import Chunk, Document
 from tests.store.samples import CHUNK_BYTES, MODEL, make_key, make_kv, same
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import ConfigError
-from ragcache.store.codecs import CODECS, codec
-from ragcache.store.codecs.base import DTYPES, Bytes
-from ragcache.store.codecs.cachegen import CacheGen
-from ragcache.store.codecs.distributions import TOTAL, bells
+from ragcache.store.format.codecs import CODECS, codec
+from ragcache.store.format.codecs.base import DTYPES, Bytes
+from ragcache.store.format.codecs.cachegen import CacheGen
+from ragcache.store.format.codecs.entropy import TOTAL, bells
 from ragcache.types import KVSpec
 
 Pair = tuple[Tensor, Tensor]

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import DiskStore, current, disk, environment
+from ragcache.store import DiskStore
+from ragcache.store.disk import store as disk
+from ragcache.store.lmdb import current, environment
 from tests.store.samples import ONE, TWO, make_key, make_kv, same
 from tests.store.test_processes import process
 

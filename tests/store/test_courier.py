@@ -13,9 +13,9 @@ import torch
 pytest.importorskip("obstore")
 
 from ragcache.errors import RemoteError, StoreError
-from ragcache.store import courier as couriers
-from ragcache.store.header import layer_checksum
-from ragcache.store.remote import RemoteStore
+from ragcache.store.format.header import layer_checksum
+from ragcache.store.remote import write_back as couriers
+from ragcache.store.remote.store import RemoteStore
 from tests.store.remote import over
 from tests.store.samples import make_key, make_kv
 from tests.store.test_hostile import forged, not_finite

@@ -18,9 +18,11 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, DiskStore, Miss, Stored, change, files, layers
-from ragcache.store.disk import FILES_FROM
-from ragcache.store.index import account
+from ragcache.store import ChunkKey, DiskStore, Miss, Stored
+from ragcache.store.disk import chunk_files as files
+from ragcache.store.disk import layer_storage, writer
+from ragcache.store.disk.header_index import account
+from ragcache.store.disk.store import FILES_FROM
 from ragcache.store.key import variant_key
 from ragcache.types import ChunkKV, ChunkNotes
 from tests.store.samples import (
@@ -270,7 +272,7 @@ def test_a_put_that_fails_leaves_what_was_there(
         raise StoreError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(change, "account", fails)
+        patch.setattr(writer, "account", fails)
         with pytest.raises(StoreError, match="no"):
             two.put(ONE, make_kv(ONE, seed=1))
     assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
@@ -332,7 +334,7 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
 
     monkeypatch.setattr(files, "_is_cached", lambda *_: cached)
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(layers, "EXPECTED_BYTES", 1)  # one chunk ahead
+    monkeypatch.setattr(layer_storage, "EXPECTED_BYTES", 1)  # one chunk ahead
     stored = [one for one in map(filed.find, (ONE, TWO)) if isinstance(one, Stored)]
     with filed.hold([ONE, TWO]):
         for layer in range(3):
@@ -404,7 +406,7 @@ def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPat
 
     third = make_key(7)
     with monkeypatch.context() as patch:
-        patch.setattr(change, "account", fails)
+        patch.setattr(writer, "account", fails)
         with pytest.raises(StoreError, match="no"):
             two.put_all([(key, make_kv(key, seed=1)) for key in (third, ONE, TWO)])
     assert calls and not two.has(third) and two.verify() == {}

@@ -12,8 +12,9 @@ import lmdb
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import DiskStore, Miss, environment
-from ragcache.store.current import current
+from ragcache.store import DiskStore, Miss
+from ragcache.store.lmdb import environment
+from ragcache.store.lmdb.current import current
 from tests.store.samples import ONE, make_key, make_kv, rewrite, same
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.store.evict import POLICIES, Policy, Use, policy
+from ragcache.store.eviction import POLICIES, Policy, Use, policy
 
 
 @dataclass

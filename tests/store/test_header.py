@@ -13,9 +13,9 @@ import torch
 from xxhash import xxh3_64_intdigest
 
 from ragcache.store.base import Miss
-from ragcache.store.codecs import CODECS, codec
-from ragcache.store.codecs.base import Bytes
-from ragcache.store.header import (
+from ragcache.store.format.codecs import CODECS, codec
+from ragcache.store.format.codecs.base import Bytes
+from ragcache.store.format.header import (
     Header,
     Payload,
     decode_header,
@@ -23,8 +23,8 @@ from ragcache.store.header import (
     encode_header,
     layer_checksum,
 )
+from ragcache.store.format.record import check_kv
 from ragcache.store.key import ChunkKey
-from ragcache.store.record import check_kv
 from ragcache.types import ChunkKV
 from tests.store.samples import DIM, HEADS, MODEL, make_key, make_kv
 

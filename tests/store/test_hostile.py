@@ -15,15 +15,16 @@ pytest.importorskip("obstore")
 
 from bench.reliability.hostile_remote import another_dtype, fewer_layers, more_heads
 from ragcache.errors import StoreError
-from ragcache.store import ChunkKey, DiskStore, MemoryStore, Miss, shapes
-from ragcache.store.bucket import Bucket
-from ragcache.store.change import DiskChange
-from ragcache.store.header import Header, decode_header, encode_header
-from ragcache.store.layers import Coming
-from ragcache.store.objects import ChunkObjects, as_object, name_of
-from ragcache.store.record import Record, encoded
-from ragcache.store.remote import RemoteStore
-from ragcache.store.transfer import pull
+from ragcache.store import ChunkKey, DiskStore, MemoryStore, Miss
+from ragcache.store.disk import kv_shapes
+from ragcache.store.disk.layer_storage import Coming
+from ragcache.store.disk.writer import DiskChange
+from ragcache.store.format.header import Header, decode_header, encode_header
+from ragcache.store.format.record import Record, encoded
+from ragcache.store.remote.chunk_objects import ChunkObjects, as_object, name_of
+from ragcache.store.remote.object_store import Bucket
+from ragcache.store.remote.store import RemoteStore
+from ragcache.store.remote.sync import pull
 from ragcache.types import ChunkKV, KVSpec
 from tests.store.remote import HASTY, over
 from tests.store.samples import DIM, HEADS, LAYERS, MODEL, make_key, make_kv, same
@@ -53,7 +54,7 @@ NUMBERS: list[Forgery] = [not_finite, infinite]
 def record_of(key: ChunkKey, forgery: Forgery = lambda kv: kv, codec: str = "raw") -> Record:
     """A record under a key with everything right but what the forgery does, checksums too."""
     kv = forgery(make_kv(key))
-    from ragcache.store.record import encoded_layers
+    from ragcache.store.format.record import encoded_layers
 
     header = replace(Header.of(key, kv, ()), codec=codec)
     record = Record(header, tuple(encoded_layers(codec, kv)))
@@ -97,7 +98,7 @@ def test_another_shape_is_foreign_here(tmp_path: Path, forgery: Forgery) -> None
         refuses(store, A, "foreign")
         assert store.verify() == {}  # nobody has said what the model's shape is
         with store.tables.write() as txn:
-            shapes.note(txn, KNOWN)
+            kv_shapes.note(txn, KNOWN)
         bad = store.verify()
         assert (
             list(bad) == [A.digest.hex()] and "the model's is 3 layers of 2" in bad[A.digest.hex()]
@@ -127,7 +128,7 @@ def test_another_codec_is_foreign(tmp_path: Path) -> None:
         refuses(store, A, "foreign")
     with DiskStore(tmp_path / "disk") as disk:
         with disk.tables.write() as txn:
-            shapes.note(txn, KNOWN)
+            kv_shapes.note(txn, KNOWN)
         forged(disk, A, lambda kv: kv, "int8")
         refuses(disk, A, "foreign")
         assert "its codec is int8, the model's is raw" in disk.verify()[A.digest.hex()]
@@ -181,7 +182,7 @@ def test_a_pull_leaves_what_is_foreign_where_it_is(tmp_path: Path) -> None:
     planted(remote, keys[6], as_object(record_of(keys[6]))[1])
     with DiskStore(tmp_path / "store") as disk:
         with disk.tables.write() as txn:
-            shapes.note(txn, KNOWN)
+            kv_shapes.note(txn, KNOWN)
         done = pull(disk, ChunkObjects(Bucket(remote.as_uri(), HASTY)))
         assert (done.moved, done.foreign, done.damaged) == (1, 5, 1)
         assert list(disk.keys()) == [keys[6].digest] and disk.verify() == {}
@@ -193,8 +194,8 @@ def enlarged(tokens: int) -> bytes:
     spec = SPEC
     length = spec.layer_bytes(tokens)
     record = record_of(A)
-    from ragcache.store.files import aligned
-    from ragcache.store.header import Payload
+    from ragcache.store.disk.chunk_files import aligned
+    from ragcache.store.format.header import Payload
 
     blank = replace(
         record.header,

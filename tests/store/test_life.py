@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ragcache.store import Catalog, ChunkKey, ChunkStore
-from ragcache.store.catalog import HasTables
+from ragcache.store.catalog.catalog import HasTables
 from ragcache.store.key import variant_key
-from ragcache.store.tier import Tier
+from ragcache.store.tiers.base import Tier
 from ragcache.types import Chunk, ChunkNotes, Document
 from tests.store.samples import MODEL, OTHER, make_key, make_kv
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from ragcache.store import link
-from ragcache.store.link import AT_ONCE, Link, Meter
+from ragcache.store.remote import bandwidth
+from ragcache.store.remote.bandwidth import AT_ONCE, Link, Meter
 
 
 class Clock:
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(link, "time", made)
+    monkeypatch.setattr(bandwidth, "time", made)
     return made
 
 

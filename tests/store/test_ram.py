@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, Miss, Stored
-from ragcache.store.ram import RamStats, RamTier
+from ragcache.store.tiers.ram import RamStats, RamTier
 from ragcache.types import ChunkKV
 from tests.store import test_contract
 from tests.store.samples import CHUNK_BYTES, LAYERS, make_key, make_kv, rewrite_layer

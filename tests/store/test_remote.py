@@ -20,12 +20,12 @@ pytest.importorskip("obstore")
 
 from ragcache.errors import ConfigError, RemoteError, StoreError
 from ragcache.store import Catalog, ChunkKey, ChunkStore, LayerReader, Miss, Stored, StoreStats
-from ragcache.store.bucket import Bucket, Patience
-from ragcache.store.capacity import Quota
-from ragcache.store.header import Header
+from ragcache.store.disk.quota import Quota
+from ragcache.store.format.header import Header
 from ragcache.store.key import at_level
-from ragcache.store.objects import ChunkObjects, Seen, digest_of, name_of
-from ragcache.store.remote import RemoteStore
+from ragcache.store.remote.chunk_objects import ChunkObjects, Seen, digest_of, name_of
+from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.remote.store import RemoteStore
 from ragcache.types import Chunk, ChunkKV, Document
 from tests.store import s3, test_contract
 from tests.store.faulty import FAULTS, Faulty, faulty
@@ -510,9 +510,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.delitem(sys.modules, "ragcache.store.bucket")
+    monkeypatch.delitem(sys.modules, "ragcache.store.remote.object_store")
     with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[s3\]'"):
-        import_module("ragcache.store.bucket")
+        import_module("ragcache.store.remote.object_store")
 
 
 def test_waits_between_attempts_double_and_end() -> None:

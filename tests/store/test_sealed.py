@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store.sealed import SEALED, get_sealed, put_sealed, unsealed
-from ragcache.store.tables import MemoryTables, Transaction
+from ragcache.store.format.checksummed import SEALED, get_sealed, put_sealed, unsealed
+from ragcache.store.lmdb.tables import MemoryTables, Transaction
 
 ROW = (7).to_bytes(8, "big")
 NAME = bytes(range(32))

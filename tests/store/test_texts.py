@@ -7,7 +7,7 @@ from pathlib import Path
 import lmdb
 
 from ragcache.store import Catalog, DiskStore, MemoryStore
-from ragcache.store.tables import TABLES
+from ragcache.store.lmdb.tables import TABLES
 
 
 def test_a_text_is_kept_until_it_is_dropped(tmp_path: Path) -> None:

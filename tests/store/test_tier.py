@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragcache.store import ChunkStore
-from ragcache.store.tier import Tier
+from ragcache.store.tiers.base import Tier
 
 
 def test_every_call_is_passed_on() -> None:

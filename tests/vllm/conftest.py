@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from tests.vllm import scene
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ragcache.answer import Answering
 from ragcache.blend import Blender, written
-from ragcache.compiled import Compiled, compiled
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.engine.vllm.mailbox import FOLDER, Mailbox, ticket
-from ragcache.engine.vllm.manifest import Manifest
-from ragcache.engine.vllm.salt import salt
-from ragcache.precompute import keep_variants, precompute
-from ragcache.store.disk import DiskStore
+from ragcache.core.generate import Answering
+from ragcache.core.precompute import keep_variants, precompute
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.context import Compiled, compiled
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Answer, Prompt, Sampling
+from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.manifest import Manifest
+from ragcache.vllm.salt import salt
 
 ROOT = Path(__file__).resolve().parents[2]
 CONNECTOR = {

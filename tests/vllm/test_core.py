@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from ragcache.engine.vllm.mailbox import Mailbox, ticket
-from ragcache.engine.vllm.manifest import FIELD, Manifest
-from ragcache.engine.vllm.planner import Asked, Planner, merged
-from ragcache.engine.vllm.salt import check_salt, salt, tenant_salt
-from ragcache.engine.vllm.slots import runs, slots, touched
-from ragcache.engine.vllm.support import VERSIONS, Setup, check
 from ragcache.errors import ConfigError, PromptError, StoreError
 from ragcache.types import Prompt
+from ragcache.vllm.handoff import Mailbox, ticket
+from ragcache.vllm.manifest import FIELD, Manifest
+from ragcache.vllm.planner import Asked, Planner, merged
+from ragcache.vllm.salt import check_salt, salt, tenant_salt
+from ragcache.vllm.slots import runs, slots, touched
+from ragcache.vllm.support import VERSIONS, Setup, check
 
 MODEL = bytes(range(32))
 PROMPT = Prompt((1, 5), ((10, 11, 12), (20, 21)), (30, 31, 32))

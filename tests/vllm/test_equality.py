@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from ragcache.account import account
-from ragcache.answer import Answering
 from ragcache.blend import Blender
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.vllm.mailbox import FOLDER, Mailbox, ticket
-from ragcache.engine.vllm.manifest import Manifest
-from ragcache.engine.vllm.salt import salt
-from ragcache.fusing import Fusion
+from ragcache.core.generate import Answering
+from ragcache.core.prefill import Fusion
+from ragcache.core.report import account
 from ragcache.types import Prompt
+from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.manifest import Manifest
+from ragcache.vllm.salt import salt
 from tests.blend.matrix import AT_ONE, PARTIAL, label
 from tests.vllm import scene
 from tests.vllm.scene import Request, Scene

@@ -12,8 +12,8 @@ from ragcache.blend import Blender
 from ragcache.blend.epic import Epic
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.vllm import planner
 from ragcache.types import Prompt
+from ragcache.vllm import planner
 from tests.vllm import scene
 from tests.vllm.scene import EXACT, Request, Said, Scene
 

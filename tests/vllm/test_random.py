@@ -11,7 +11,7 @@ import torch
 from ragcache.blend.epic import Epic
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ModelError
 from tests import models
 from tests.blend.matrix import PARTIAL

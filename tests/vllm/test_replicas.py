@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.vllm.replicas import Replicas, home
+from ragcache.vllm.router import Replicas, home
 
 URLS = ["http://a", "http://b", "http://c"]
 CHUNKS = [bytes([number]) * 32 for number in range(200)]

@@ -18,16 +18,16 @@ import httpx
 import pytest
 import torch
 
-from ragcache import opening
+from ragcache import setup
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
-from ragcache.engine.transformers import TransformersEngine
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store.base import Miss
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Document
 from tests.api.conftest import ANN, KEYS, Served, serving
 from tests.vllm.scene import CONNECTOR, QUESTION, ROOT, TEXTS, WORKER, deadline
@@ -125,7 +125,7 @@ def settings(store: Path, **changes: Any) -> Settings:
 @pytest.fixture(scope="module")
 def running(tiny_model_dir: Path, servers: tuple[Path, list[Vllm]]) -> Iterator[Served]:
     """The service, with the documents of a tenant whose KV vLLM has computed."""
-    from ragcache.vllm.remote import VllmEngine
+    from ragcache.vllm.engine import VllmEngine
 
     store, both = servers
     engine = VllmEngine(tiny_model_dir, [one.url for one in both], store)
@@ -250,7 +250,7 @@ def test_settings_name_the_servers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
     urls = ",".join(f"{one.url}/v1" for one in servers[1])
     given = {"engine": "vllm", "vllm_url": urls, "model": str(tiny_model_dir)}
     with pytest.raises(ConfigError, match="needs to know the dtype"):

@@ -13,16 +13,16 @@ from ragcache.blend.epic import Epic
 from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.transformers import TransformersEngine
-from ragcache.engine.vllm.mailbox import FOLDER, Mailbox, ticket
-from ragcache.engine.vllm.manifest import Manifest
-from ragcache.engine.vllm.salt import salt
+from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
 from ragcache.store.base import Miss
-from ragcache.store.catalog import Catalog
-from ragcache.store.disk import DiskStore
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Prompt
+from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.manifest import Manifest
+from ragcache.vllm.salt import salt
 from tests import models
 from tests.vllm import scene
 from tests.vllm.scene import Request, Scene

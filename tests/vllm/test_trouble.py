@@ -12,11 +12,11 @@ from ragcache.blend.full import Full
 from ragcache.blend.fused import Fused
 from ragcache.blend.prophet import Prophet
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.vllm.mailbox import ticket
-from ragcache.engine.vllm.manifest import Manifest
-from ragcache.engine.vllm.salt import salt
-from ragcache.store.disk import DiskStore
+from ragcache.store.disk.store import DiskStore
 from ragcache.types import Prompt
+from ragcache.vllm.handoff import ticket
+from ragcache.vllm.manifest import Manifest
+from ragcache.vllm.salt import salt
 from tests.vllm import scene
 from tests.vllm.scene import Request, Scene
 

@@ -10,15 +10,15 @@ from typing import Annotated, ParamSpec, TypeVar, cast
 
 from fastapi import Depends, Request
 
-from ragcache.api.asking import Asked
+from ragcache.api.bridge import Asked
+from ragcache.api.errors import ClientGone, problem
+from ragcache.api.health import Check
 from ragcache.api.jobs import Jobs
 from ragcache.api.metrics import Metrics
-from ragcache.api.problems import ClientGone, problem
-from ragcache.api.ready import Check
+from ragcache.api.responses import usage
 from ragcache.api.scheduler import GivenUp, TooLate
 from ragcache.api.service import Service
-from ragcache.api.shapes import usage
-from ragcache.pipeline import RagCache
+from ragcache.rag import RagCache
 from ragcache.types import Sampling
 
 P = ParamSpec("P")

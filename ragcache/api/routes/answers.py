@@ -6,35 +6,38 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
 
-from ragcache.api import chat
-from ragcache.api.asking import Asked, awaited, unless_gone
+from ragcache.api import chat_request
+from ragcache.api.bridge import Asked, awaited, unless_gone
 from ragcache.api.counting import check_countable, prompt_counts
-from ragcache.api.problems import Problem
-from ragcache.api.reporting import passage_json
+from ragcache.api.errors import Problem
+from ragcache.api.requests import Chat, Query, Search, Tokenize
+from ragcache.api.responses import CompletionShape, QueryShape
 from ragcache.api.routes import Served, State, Tenant, account, failed, in_thread, opened
-from ragcache.api.schemas import Chat, Query, Search, Tokenize
-from ragcache.api.service import Ask
-from ragcache.api.shapes import CompletionShape, QueryShape
+from ragcache.api.serialize import passage_json
 from ragcache.api.sse import EventStream
-from ragcache.pipeline import RagCache
+from ragcache.core.request import Request
+from ragcache.rag import RagCache
 
 router = APIRouter(tags=["answers"])
 
 
 @router.post("/v1/query", response_model=None)
 async def query(
-    given: Query, request: Request, state: Served, tenant: Tenant
+    given: Query, request: HttpRequest, state: Served, tenant: Tenant
 ) -> dict[str, Any] | Response:
     """Retrieve, fuse, answer. Streamed, pieces come as ``delta``, and the whole answer last."""
-    ask = chat.ask_query(given, state.sampling)
+    ask = chat_request.ask_query(given, state.sampling)
     shape = QueryShape(state.service.own.engine, request.state.request_id, given.trace)
     return await _answered(state, request, tenant, ask, shape, bool(given.stream))
 
 
 @router.post("/v1/search")
-async def search(given: Search, request: Request, state: Served, tenant: Tenant) -> dict[str, Any]:
+async def search(
+    given: Search, request: HttpRequest, state: Served, tenant: Tenant
+) -> dict[str, Any]:
     """The chunks that ``/v1/query`` would answer from, in the order of its prompt."""
     service = state.service
     work = service.search(
@@ -54,12 +57,14 @@ async def search(given: Search, request: Request, state: Served, tenant: Tenant)
 
 @router.post("/v1/tokenize")
 async def tokenize(
-    given: Tokenize, request: Request, state: Served, tenant: Tenant
+    given: Tokenize, request: HttpRequest, state: Served, tenant: Tenant
 ) -> dict[str, Any]:
     """The model's own tokens of a text; or how many the prompt of a question has, over the
     documents that come with it. Nothing is looked for or answered."""
     service, engine = state.service, state.service.own.engine
-    documents = [chat.document(one, at).text for at, one in enumerate(given.documents or ())]
+    documents = [
+        chat_request.document(one, at).text for at, one in enumerate(given.documents or ())
+    ]
     said = given.question or "" if given.text is None else given.text
     check_countable(engine, [said, *documents])
 
@@ -77,7 +82,7 @@ async def tokenize(
 
 @router.post("/v1/chat/completions", response_model=None)
 async def completions(
-    given: Chat, request: Request, state: Served, tenant: Tenant
+    given: Chat, request: HttpRequest, state: Served, tenant: Tenant
 ) -> dict[str, Any] | Response:
     """OpenAI's chat completions, with ``documents``: see docs/serving.md for what is a chunk."""
     if given.model not in (state.model, "ragcache"):
@@ -87,7 +92,7 @@ async def completions(
             code="model_not_found",
             param="model",
         )
-    ask = chat.ask(given, state.sampling)
+    ask = chat_request.ask(given, state.sampling)
     wants = given.stream_options is not None and bool(given.stream_options.include_usage)
     shape = CompletionShape(
         state.service.own.engine,
@@ -99,7 +104,7 @@ async def completions(
 
 
 async def _answered(
-    state: State, request: Request, tenant: str, ask: Ask, shape: QueryShape, stream: bool
+    state: State, request: HttpRequest, tenant: str, ask: Request, shape: QueryShape, stream: bool
 ) -> dict[str, Any] | Response:
     """In the shape that is asked for. A client that hangs up ends the work, streamed or not."""
     asked = Asked(state.service, tenant, ask, state.service.settings.timeout_s)

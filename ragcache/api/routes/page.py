@@ -7,8 +7,8 @@ import mimetypes
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from ragcache.api.page import STATIC
-from ragcache.api.problems import Problem
+from ragcache.api.errors import Problem
+from ragcache.api.report_page import STATIC
 
 router = APIRouter(include_in_schema=False)
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import ragcache
-from ragcache.api.problems import Problem
+from ragcache.api.errors import Problem
 from ragcache.api.routes import Served, in_thread
 from ragcache.api.scheduler import GivenUp
 from ragcache.errors import RagCacheError

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from ragcache.api.asking import awaited
+from ragcache.api.bridge import awaited
+from ragcache.api.errors import Problem
 from ragcache.api.examples import examples
 from ragcache.api.jobs import Job
-from ragcache.api.problems import Problem
-from ragcache.api.reporting import store_json
+from ragcache.api.requests import NewChunks, NewDocuments, NewJob
 from ragcache.api.routes import Served, Tenant, in_thread, opened
-from ragcache.api.schemas import NewChunks, NewDocuments, NewJob
-from ragcache.indexing import check_documents
-from ragcache.store.documents import Entry
+from ragcache.api.serialize import store_json
+from ragcache.core.indexing import check_documents
+from ragcache.store.catalog.documents import Entry
 from ragcache.types import Chunk, Document
 
 router = APIRouter()

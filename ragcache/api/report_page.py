@@ -1,0 +1,108 @@
+"""An answer as one HTML file: the code of the page at ``/demo``, with what it shows inside.
+
+The file asks no host for anything. Its Content-Security-Policy lets it run its own script and
+nothing else, whatever is in the documents.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragcache.api.serialize import report_json, store_json
+from ragcache.errors import ConfigError
+from ragcache.text import whole
+from ragcache.util.private_file import private
+
+if TYPE_CHECKING:
+    from ragcache.rag import RagCache
+    from ragcache.types import Answer
+
+STATIC = files("ragcache.api") / "static"  # what is served below /demo; index.html is the page
+#: Of its scripts, those that draw, in their order: the others ask the service.
+DRAWING = "dom.js", "words.js", "prompt.js", "layers.js", "draw.js"
+_TAG = re.compile(r'<script src="/demo/([a-z]+\.js)" defer></script>\n')
+
+
+def check(path: Path) -> None:
+    """Raise ConfigError, before any work, if :func:`write` could not write ``path``."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write the report to {path}: it is a folder. Name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write the report to {path}: there is no folder {path.parent}")
+
+
+def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
+    """Write the page with the answers of ``cache`` to a question, by label; the first is shown.
+
+    The file has the text of all chunks that were used, so nobody but its owner may read it: its
+    mode is 0600, whatever the umask, and whatever it was before. Raises ConfigError if it cannot
+    be written.
+    """
+    check(path)
+    data = {
+        "question": whole(question),
+        "runs": [
+            {
+                "mode": label,
+                "answer": answer.text,
+                "ragcache": report_json(answer, cache.engine, trace=True),
+            }
+            for label, answer in answers.items()
+        ],
+        "stats": store_json(cache.chunks, cache.traffic()),
+    }
+    try:
+        with private(path, "wb") as file:
+            file.write(html(data).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the report to {path}: {error.strerror}. Name a file in a folder that "
+            "this user may write to."
+        ) from error
+
+
+def html(data: Mapping[str, Any]) -> str:
+    """The page with its style, script and ``data`` in it."""
+    style, script = _text("demo.css"), "\n".join(map(_text, DRAWING))
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    icon = b64encode(_text("icon.svg").encode()).decode()
+    page, tags = _TAG.subn("", _text("index.html"))
+    assert tags > len(DRAWING), "index.html has its scripts in other words"
+    found = page.split('content="', 1)[1].split('"', 1)[0]
+    for old, new in (
+        (found, policy),
+        ('href="/demo/icon.svg"', f'href="data:image/svg+xml;base64,{icon}"'),
+        ('<link rel="stylesheet" href="/demo/demo.css">', f"<style>{style}</style>"),
+        ("<body>", '<body class="report">'),
+    ):
+        assert page.count(old) == 1, f"index.html has {page.count(old)} of {old}"
+        page = page.replace(old, new)
+    body, end = page.split("</body>")
+    return (
+        f'{body}<script type="application/json" id="ragcache-data">{_inside(data)}</script>\n'
+        f"<script>{script}</script>\n</body>{end}"
+    )
+
+
+def _inside(data: Mapping[str, Any]) -> str:
+    """JSON that ends no script element and begins no comment, wherever it comes from."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _text(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,132 @@
+"""Answers in the shapes of ``/v1/query`` and of OpenAI's chat completions, whole or as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from ragcache.api.serialize import report_json
+
+if TYPE_CHECKING:
+    from ragcache.api.bridge import Asked
+    from ragcache.engine.base import ChunkEngine
+    from ragcache.types import Answer
+
+
+def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
+    """Tokens as OpenAI counts them. Cached: of chunks, loaded from the store and not computed.
+    ``chunks``: how many the prompt had."""
+    report = answer.report
+    prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
+    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(answer.tokens)}
+    if flat:
+        return counts | {"cached_tokens": report.reused_tokens}
+    return counts | {
+        "total_tokens": prompt + len(answer.tokens),
+        "prompt_tokens_details": {"cached_tokens": report.reused_tokens},
+        "chunks": len(report.chunks),
+    }
+
+
+def finish_reason(answer: Answer) -> str:
+    return "length" if answer.stopped == "length" else "stop"
+
+
+class QueryShape:
+    """The answers of ``/v1/query``."""
+
+    kind = "query"
+
+    def __init__(self, engine: ChunkEngine, id: str, trace: bool = False) -> None:
+        self.engine, self.trace = engine, trace
+        self.common = {
+            "id": f"{self.kind}-{id}",
+            "created": int(time.time()),
+            "model": engine.name,
+        }
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        passages = [
+            {
+                "id": passage.chunk.id,
+                "document": passage.chunk.document,
+                "score": passage.score,
+                "text": passage.chunk.text,
+                "metadata": dict(passage.chunk.metadata),
+            }
+            for passage in answer.passages
+        ]
+        return {
+            **self.common,
+            "object": "ragcache.core.generate",
+            "answer": answer.text,
+            "finish_reason": finish_reason(answer),
+            "passages": passages,
+            "usage": usage(answer),
+            "ragcache": self.report(answer),
+        }
+
+    def report(self, answer: Answer) -> dict[str, Any]:
+        return report_json(answer, self.engine, trace=self.trace)
+
+    async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(asked.pieces()) as pieces:
+            if asked.no_chunks is not None:  # before anything that is made of nothing
+                yield {"delta": "", "no_chunks": asked.no_chunks}
+            async for piece in pieces:
+                yield {"delta": piece}
+        assert asked.answer is not None
+        yield self.whole(asked.answer)
+
+
+class CompletionShape(QueryShape):
+    """The answers of ``/v1/chat/completions``."""
+
+    kind = "chatcmpl"
+
+    def __init__(
+        self, engine: ChunkEngine, id: str, trace: bool = False, *, include_usage: bool = False
+    ) -> None:
+        super().__init__(engine, id, trace)
+        self.include_usage = include_usage
+        self.common["system_fingerprint"] = self.engine.fingerprint.digest.hex()[:16]
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": finish_reason(answer),
+        }
+        return {
+            **self.common,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": usage(answer),
+            "ragcache": self.report(answer),
+        }
+
+    async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
+        first = self._chunk({"role": "assistant", "content": "", "refusal": None})
+        if asked.no_chunks is not None:
+            first["ragcache"] = {"no_chunks": asked.no_chunks}
+        yield first
+        async with aclosing(asked.pieces()) as pieces:
+            async for piece in pieces:
+                yield self._chunk({"content": piece})
+        answer = asked.answer
+        assert answer is not None
+        yield self._chunk({}, finish_reason(answer)) | {"ragcache": self.report(answer)}
+        if self.include_usage:
+            yield self._chunk(None) | {"usage": usage(answer)}
+
+    def _chunk(self, delta: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        event = {
+            **self.common,
+            "object": "chat.completion.chunk",
+            "choices": [] if delta is None else [choice],
+        }
+        return event | ({"usage": None} if self.include_usage else {})

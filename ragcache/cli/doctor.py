@@ -1,0 +1,197 @@
+"""What a store and the machine under it are like: what to know before trouble, and after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ragcache.cli.render import size
+from ragcache.setup import PROMPT_DATE
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.chunk_files import PAGE
+from ragcache.store.disk.store import DiskStore
+from ragcache.util.private_file import private
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import Engine
+
+State = Literal["good", "look", "bad"]
+_PROBE_BYTES = 64 << 20
+_LEAST_READAHEAD = 128 << 10  # bytes: cold reads of LMDB are several times slower with less
+_NETWORK = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "fuse.sshfs",
+    "lustre",
+    "ceph",
+    "glusterfs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. ``detail`` says what was found and, if not good, what to do."""
+
+    what: str
+    state: State
+    detail: str
+
+
+def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]:
+    """Look at a store, its disk, and what ``engine`` can use of it. Slow: it reads and writes."""
+    path = store.tables.path
+    yield _file_system(path)
+    yield _readahead(path)
+    yield _space(store)
+    if store.refusal() is None:
+        yield _speed(path)
+    yield _strays(store)
+    yield _map(store)
+    yield _unused(store)
+    yield _readers(store)
+    if engine is not None:
+        yield _fingerprints(store, engine)
+        if engine.template.day is not None:
+            kept = Catalog(store).get_setting(PROMPT_DATE)
+            yield Finding("prompt date", "good", f"{kept or 'none yet'}: kept, so that KV stays")
+        yield Finding("kernels", "good", engine.kernels)
+    yield _faiss()
+
+
+def _file_system(path: Path) -> Finding:
+    kind = _mount(path)
+    if kind in _NETWORK:
+        return Finding(
+            "file system", "bad", f"{kind}: LMDB needs a local disk; move the store to one"
+        )
+    return Finding("file system", "good", kind or "unknown")
+
+
+def _mount(path: Path) -> str:
+    """The type of the file system that holds ``path``; empty where the system does not say."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    within = [(m[1], m[2]) for m in mounts if path.is_relative_to(m[1].replace("\\040", " "))]
+    return max(within, key=lambda mount: len(mount[0]))[1] if within else ""
+
+
+def _readahead(path: Path) -> Finding:
+    device = os.stat(path).st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for folder in (block, block.resolve().parent):
+        try:
+            bytes_ahead = int((folder / "queue" / "read_ahead_kb").read_text()) << 10
+        except (OSError, ValueError):
+            continue
+        if bytes_ahead < _LEAST_READAHEAD:
+            fix = (
+                f"blockdev --setra {_LEAST_READAHEAD // 512} on its device makes cold reads faster"
+            )
+            return Finding("readahead", "look", f"{size(bytes_ahead)}: {fix}")
+        return Finding("readahead", "good", size(bytes_ahead))
+    return Finding("readahead", "good", "no block device of its own")
+
+
+def _space(store: DiskStore) -> Finding:
+    free = shutil.disk_usage(store.tables.path).free
+    held = store.stats().payload_bytes
+    detail = f"{size(free)} free, {size(held)} of KV held"
+    if free < max(1 << 30, store.tables.live_bytes()):
+        return Finding("free space", "look", f"{detail}: a compaction needs room for a copy")
+    return Finding("free space", "good", detail)
+
+
+def _speed(path: Path) -> Finding:
+    """Sequential writing, synced, and reading back past the page cache where that can be had."""
+    file = path / "writer.probe"
+    data = os.urandom(1 << 20)
+    try:
+        file.unlink(missing_ok=True)
+        began = time.perf_counter()
+        with private(file, "xb") as out:
+            for _ in range(_PROBE_BYTES >> 20):
+                out.write(data)
+            os.fsync(out.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        wrote = time.perf_counter() - began
+        began = time.perf_counter()
+        with file.open("rb", buffering=0) as back:
+            while back.read(PAGE << 8):
+                pass
+        read = time.perf_counter() - began
+    except OSError as error:
+        return Finding("disk speed", "bad", f"cannot write {size(_PROBE_BYTES)}: {error}")
+    finally:
+        file.unlink(missing_ok=True)
+    rates = f"{size(int(_PROBE_BYTES / wrote))}/s written, {size(int(_PROBE_BYTES / read))}/s read"
+    return Finding("disk speed", "good", rates)
+
+
+def _strays(store: DiskStore) -> Finding:
+    strays = store.strays()
+    if strays:
+        return Finding(
+            "strays",
+            "look",
+            f"{len(strays)} files in {store.tables.path / 'kv'} are none of the store's, such as "
+            f"{strays[0]}: they are left alone, and may be removed",
+        )
+    return Finding("strays", "good", "none among the files of chunks")
+
+
+def _map(store: DiskStore) -> Finding:
+    used, most = store.tables.file.stat().st_size, store.tables.map_size
+    detail = f"{size(used)} of at most {size(most)}"
+    if used > most * 0.8:
+        return Finding("LMDB map", "look", f"{detail}: compact, or open it with a larger map_size")
+    return Finding("LMDB map", "good", detail)
+
+
+def _unused(store: DiskStore) -> Finding:
+    held, live = store.tables.file.stat().st_size, store.tables.live_bytes()
+    detail = f"{size(max(0, held - live))} of {size(held)} in LMDB's file"
+    if store.is_wasteful():
+        return Finding("unused", "look", f"{detail}: `ragcache compact` gives it back")
+    return Finding("unused", "good", detail)
+
+
+def _readers(store: DiskStore) -> Finding:
+    long = store.tables.long_readers()
+    if long:
+        who = "; ".join(f"{reader} for {seconds:.0f} s" for reader, seconds in long.items())
+        return Finding(
+            "readers", "look", f"{who} (pid, thread, number): while they read, the file grows"
+        )
+    return Finding("readers", "good", "none that hold space back")
+
+
+def _fingerprints(store: DiskStore, engine: Engine) -> Finding:
+    stats = store.stats()
+    usable, total = stats.usable(engine.fingerprint)
+    detail = f"{engine.fingerprint} can use {usable} of {total} chunks"
+    if total and not usable:
+        built = ", ".join(stats.fingerprints)
+        return Finding("model", "bad", f"{detail}: they are for {built}; open it with that model")
+    return Finding("model", "good", detail)
+
+
+def _faiss() -> Finding:
+    import faiss
+    import torch
+
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    if torch.cuda.is_available() and not gpus:
+        return Finding("faiss", "look", "built without a GPU, which is here: searches use the CPU")
+    return Finding("faiss", "good", f"{faiss.__version__}, {gpus} GPUs")

@@ -1,0 +1,139 @@
+"""Answers and their reports, as text and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.table import Column, Table
+
+from ragcache.cli.render import duration, one_line, size
+
+if TYPE_CHECKING:
+    from ragcache.types import Answer, Report
+
+READING, PLACING, COMPUTING = "░▒█"
+_FAR = 3  # times: a prediction that is off by more is of another state of the machine
+
+
+def summary(answer: Answer) -> str:
+    """One line: what was reused, what it cost, how long it took."""
+    r = answer.report
+    return (
+        f"{r.mode}: {len(answer.passages)} chunks, {r.chunk_tokens} tokens; "
+        f"{r.reused_tokens} reused, {r.chunk_tokens - r.reused_tokens} recomputed, "
+        f"charged {r.charged_share:.0%}, {size(r.bytes_loaded)} loaded; "
+        f"first token after {duration(r.ttft_s)}, all after {duration(r.total_s)}"
+    )
+
+
+def explanation(answer: Answer) -> Iterator[str]:
+    """Why that ratio, where it was chosen to suit the machine, and whether it came out so."""
+    r, plan = answer.report, answer.report.plan
+    if plan is None:
+        return
+    yield from (f"- {sentence}" for sentence in plan.sentences)
+    waited = sum(layer.wait_s for layer in r.layers)
+    more = len(answer.tokens) - 1
+    decoding = f", then {duration(plan.token_s)} a token" if more else ""
+    yield (
+        f"- Predicted: first token after {duration(plan.prefill_s)} "
+        f"(loading {duration(plan.load_s)}, computing {duration(plan.compute_s)}){decoding}."
+    )
+    decoded = f", then {duration((r.total_s - r.ttft_s) / more)} a token" if more else ""
+    yield (
+        f"- Measured: first token after {duration(r.ttft_s)}, {duration(waited)} of it "
+        f"waiting{decoded}."
+    )
+    if max(r.ttft_s, plan.prefill_s) > _FAR * min(r.ttft_s, plan.prefill_s):
+        yield "- Those are far apart: `ragcache profile` measures anew how fast this machine is."
+
+
+def answer_table(answers: dict[str, Answer]) -> Table:
+    """The same question in several modes: answer, TTFT, shares computed, bytes loaded."""
+    table = Table("mode", "answer", "TTFT", "recomputed", "charged", "loaded", box=SIMPLE)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for mode, answer in answers.items():
+        r = answer.report
+        table.add_row(
+            mode,
+            answer.text.strip(),
+            duration(r.ttft_s),
+            f"{r.recomputed_share:.0%}",
+            f"{r.charged_share:.0%}",
+            size(r.bytes_loaded),
+        )
+    return table
+
+
+def chunk_table(answer: Answer) -> Table:
+    """Per chunk: where it is from, its score, and what became of its KV."""
+    table = Table(Column("chunk", overflow="fold"), title="chunks", box=SIMPLE)
+    for head in ("score", "tokens", "recomputed", "charged"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("KV")
+    for passage, chunk in zip(answer.passages, answer.report.chunks, strict=True):
+        table.add_row(
+            one_line(chunk.id),
+            f"{passage.score:.3f}",
+            str(chunk.tokens),
+            str(chunk.recomputed),
+            f"{chunk.charged:.0%}",
+            chunk.miss or ("stored, but computed" if chunk.cheaper else "stored"),
+        )
+    return table
+
+
+def layer_table(report: Report, columns: int = 120) -> Table:
+    """Per layer: rows computed, bytes loaded, where the time went, and when that was; for a
+    terminal of so many ``columns``."""
+    times = [(one.read_s, one.wait_s, one.place_s, one.compute_s) for one in report.layers]
+    unit, scale = ("s", 1.0) if max(map(max, times), default=0.0) >= 1 else ("ms", 1e3)
+    heads = ("layer", "rows", "of chunks", "loaded", f"read {unit}", "wait", "place", "compute")
+    drawn = f"{READING} read\n{PLACING} place\n{COMPUTING} compute"
+    table = Table(*heads, drawn, title="layers", padding=(0, 1 if columns >= 100 else 0))
+    width = max(9, min(48, columns - 66))
+    for column in table.columns[:-1]:
+        column.justify = "right"
+    for number, (layer, seconds, line) in enumerate(
+        zip(report.layers, times, waterfall(report, width), strict=True)
+    ):
+        table.add_row(
+            str(number),
+            str(layer.rows),
+            str(layer.charged),
+            size(layer.load_bytes),
+            *(f"{scale * s:.1f}" for s in seconds),
+            line,
+        )
+    return table
+
+
+def waterfall(report: Report, width: int = 48) -> list[str]:
+    """A line per layer, from the beginning of the fusion to its end: what was done with it when.
+
+    Blank behind ``READING`` is a layer that was there and whose turn had not come.
+    """
+    if not report.layers:
+        return []
+    last = report.layers[-1]
+    end = last.at_s + last.wait_s + last.place_s + last.compute_s
+    lines = []
+    for layer in report.layers:
+        placing = layer.at_s + layer.wait_s
+        computing = placing + layer.place_s
+        spans = (
+            (READING, layer.read_at_s, layer.read_at_s + layer.read_s),
+            (PLACING, placing, computing),
+            (COMPUTING, computing, computing + layer.compute_s),
+        )
+        line = [" "] * width
+        for mark, start, stop in spans:
+            if stop > start:
+                first = min(int(start / end * width), width - 1)
+                past = max(first + 1, min(round(stop / end * width), width))
+                line[first:past] = mark * (past - first)
+        lines.append("".join(line))
+    return lines

@@ -1,0 +1,159 @@
+"""What modes get right, how near they are to full prefill, and what they cost, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+from ragcache.cli.render import duration, number, one_line, percent, size
+
+if TYPE_CHECKING:
+    from ragcache.eval.summary import Figures
+
+
+def score_tables(figures: Sequence[Figures], title: str) -> Iterator[ModeTable]:
+    """What every mode got right; how that differs from one of them, if so asked; what it cost."""
+    yield score_table(figures, title)
+    yield nearness_table(figures, "how near to full prefill")
+    if figures[0].against is not None:
+        yield difference_table(figures)
+    yield cost_table(figures)
+
+
+def score_table(figures: Sequence[Figures], title: str) -> ModeTable:
+    """Mode x (exact match by kind, F1, Rouge-L), in percent.
+
+    A column that no mode has a figure for is left out.
+    """
+    first = figures[0]
+    columns = [
+        *(
+            (_head(first, kind), [percent(f.exact_match[kind]) for f in figures])
+            for kind in first.questions
+        ),
+        ("F1", [percent(f.f1) for f in figures]),
+        ("Rouge-L", [percent(f.rouge_l) for f in figures]),
+    ]
+    return _mode_table(figures, columns, title, _resampled(first))
+
+
+def difference_table(figures: Sequence[Figures]) -> ModeTable:
+    """Mode x exact match by kind minus that of the mode ``against``, in points."""
+    first = figures[0]
+    columns = [
+        (_head(first, kind), [percent(f.difference[kind], "+.1f") for f in figures])
+        for kind in first.questions
+    ]
+    return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
+
+
+def cost_table(figures: Sequence[Figures]) -> ModeTable:
+    """Mode x (TTFT, how much faster than full, recomputed and charged shares, bytes loaded)."""
+    columns = [
+        ("TTFT", [duration(f.ttft_s) for f in figures]),
+        ("faster\nthan full", [number(f.speedup, ".2f", "x") for f in figures]),
+        ("recomputed", [f"{f.recomputed:.1%}" for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
+        ("loaded", [size(f.bytes_loaded) for f in figures]),
+    ]
+    return _mode_table(figures, columns, "what it cost")
+
+
+def nearness_table(figures: Sequence[Figures], title: str) -> ModeTable:
+    """Mode x (recovery by kind and agreement in percent, KL in nats, charged share)."""
+    columns = [
+        *(
+            (f"{kind}\nrecovered", [percent(f.recovery[kind]) for f in figures])
+            for kind in figures[0].recovery
+        ),
+        ("first token\nagrees", [percent(f.agreement) for f in figures]),
+        ("KL", [number(f.kl, ".4f") for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
+    ]
+    return _mode_table(figures, columns, title)
+
+
+def curve_table(figures: Sequence[Figures]) -> ModeTable:
+    """Mode x (share of full prefill's answers, as a bar and in percent; nearness; cost).
+
+    80 columns wide at most, but for the names of modes, which fold.
+    """
+    columns = [
+        ("same\nanswer", [_bar(f.same.value if f.same else 0.0) for f in figures]),
+        ("%", [percent(f.same) for f in figures]),
+        ("first\ntoken", [percent(f.agreement) for f in figures]),
+        ("KL", [number(f.kl, ".4f") for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
+        ("faster", [number(f.speedup, ".2f", "x") for f in figures]),
+    ]
+    return _mode_table(figures, columns, "what is kept of full prefill", _resampled(figures[0]))
+
+
+def choice(chosen: Figures | None, keep: float) -> str:
+    """What to set, in a sentence or two."""
+    if chosen is None or chosen.same is None:
+        return (
+            f"None of these keeps {keep:.0%} of full prefill's answers. Use mode full or prefix, "
+            "try another mode, or ask for less with --keep."
+        )
+    name, _, ratio = chosen.mode.partition("@")
+    flags = f"--mode {name}" + (f" --ratio {ratio}" if ratio else "")
+    kept = f"{chosen.same.value:.0%} of full prefill's answers"
+    low = chosen.same.interval[0] if chosen.same.interval else 0.0
+    unsure = f" The 95 % interval goes down to {low:.0%}: ask more questions to be surer."
+    return f"Least that keeps {keep:.0%}: {flags} ({kept}, {chosen.charged:.0%} computed)." + (
+        unsure if low < keep else ""
+    )
+
+
+def _bar(share: float, width: int = 8) -> str:
+    full = round(width * share)
+    return "█" * full + "░" * (width - full)
+
+
+@dataclass(frozen=True, slots=True)
+class ModeTable:
+    """A row for each mode. Where it is too wide for the terminal, intervals go on second lines."""
+
+    modes: Sequence[str]
+    columns: Sequence[tuple[str, list[str]]]
+    title: str
+    caption: str | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._made(lambda cell: cell)
+        natural = console.measure(wide, options=options.update(max_width=1000)).maximum
+        narrow = natural > options.max_width
+        yield self._made(lambda cell: cell.replace(" ±", "\n±")) if narrow else wide
+
+    def _made(self, cell: Callable[[str], str]) -> Table:
+        table = Table(title=self.title, caption=self.caption, box=SIMPLE)
+        table.add_column("mode", overflow="fold", min_width=12)
+        for head, _ in self.columns:
+            table.add_column(head, justify="right", no_wrap=True)
+        for row, mode in enumerate(self.modes):
+            table.add_row(one_line(mode), *(cell(cells[row]) for _, cells in self.columns))
+        return table
+
+
+def _mode_table(
+    figures: Sequence[Figures],
+    columns: Iterable[tuple[str, list[str]]],
+    title: str,
+    caption: str | None = None,
+) -> ModeTable:
+    filled = [(head, cells) for head, cells in columns if any(cells)]
+    return ModeTable([f.mode for f in figures], filled, title, caption)
+
+
+def _head(figures: Figures, kind: str) -> str:
+    return f"{kind}\n({figures.questions[kind]})"
+
+
+def _resampled(figures: Figures) -> str:
+    return f"± half of the 95 % interval: bootstrap over {figures.contexts} contexts"

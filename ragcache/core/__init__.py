@@ -1,0 +1,1 @@
+"""One question over given chunks, and the chunks that are computed for the store."""

@@ -1,0 +1,91 @@
+"""The account of a fused prompt: what was reused of every chunk, and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+
+from ragcache.blend import Blender
+from ragcache.blend.fuse import FusedPrompt
+from ragcache.planning.lookup import Resolved
+from ragcache.types import ChunkReport, Passage, Report
+
+
+def account(
+    fused: FusedPrompt,
+    resolved: Resolved,
+    blender: Blender,
+    passages: Sequence[Passage],
+    fallbacks: Sequence[str],
+) -> Report:
+    """A Report without times. A chunk has the id of its passage, or else its number."""
+    layout, prompt = fused.layout, fused.layout.prompt
+    names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
+    layers = _rows_by_chunk(fused)
+    in_part = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
+    recomputed = round(fmean(map(sum, in_part)))
+    return Report(
+        mode=blender.mode,
+        parameters=blender.parameters,
+        prefix_tokens=len(prompt.prefix),
+        chunk_tokens=sum(map(len, prompt.chunks)),
+        question_tokens=len(prompt.question),
+        reused_tokens=len(layout.reusable) - recomputed,
+        recomputed_tokens=recomputed,
+        charged_budget=fused.charged_budget,
+        bytes_loaded=sum(layer.load_bytes for layer in fused.layers),
+        ttft_s=0.0,
+        total_s=0.0,
+        chunks=tuple(
+            _chunk(resolved, i, name, [rows[i] for rows in layers], [rows[i] for rows in in_part])
+            for i, name in enumerate(names[: len(prompt.chunks)])
+        ),
+        layers=fused.layers,
+        probe_rows=fused.probed,
+        fallbacks=(*fallbacks, *_told(resolved, blender)),
+        computed=tuple(fused.computed.tolist()),
+    )
+
+
+def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
+    """Per layer, how many loaded rows of every chunk it computed."""
+    layout = fused.layout
+    chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in fused.chosen]
+    return [torch.bincount(chunk, minlength=len(layout.loaded)).tolist() for chunk in chunks]
+
+
+def _chunk(
+    resolved: Resolved, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
+) -> ChunkReport:
+    tokens = len(resolved.layout.prompt.chunks[index])
+    if (miss := resolved.misses.get(index)) is not None:
+        return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
+    if index in resolved.cheaper:
+        return ChunkReport(name, tokens, tokens, 1.0, cheaper=True)
+    return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
+
+
+def _told(resolved: Resolved, blender: Blender) -> list[str]:
+    """One sentence per reason why chunks of this prompt were computed and not loaded, and one where
+    loaded ones could not be ranked."""
+    if blender.behind == "nothing":
+        return []
+    known = zip(resolved.layout.loaded, resolved.layout.sensitivities, strict=True)
+    unmeasured = sum(here and not each for here, each in known) if blender.by_sensitivity else 0
+    misses = list(resolved.misses.values())
+    first = {miss.reason: miss for miss in reversed(misses)}
+    count = Counter(miss.reason for miss in misses)
+    said = [
+        f"{count[reason]} of {len(resolved.keys)} chunks computed, not loaded: {reason}"
+        + (f" ({miss.detail})" if miss.detail else "")
+        for reason, miss in first.items()
+    ]
+    if unmeasured:
+        said.append(
+            f"{unmeasured} of {len(resolved.keys)} chunks are stored without their tokens' "
+            "sensitivity: those were ranked as average"
+        )
+    return said

@@ -1,0 +1,68 @@
+"""How much each token of a chunk depends on what stands before the chunk: its sensitivity.
+
+What a token's KV takes from its company is mostly a matter of the token: "She" asks for a name, and
+"Oslo" does not. So it is measured once, when the chunk is precomputed, and costs a query nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ragcache.blend.ranking import band
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.engine.base import ChunkEngine
+    from ragcache.types import ChunkKV, Tokens
+
+#: What every chunk is seen behind: it has a woman, a man, a company and a town in it, a year and a
+#: trade, so that most of what a chunk may refer to finds something here.
+COMPANY = (
+    "Margaret Hale was born in Leeds in 1961 and trained as an engineer. She later moved to "
+    "Boston, where she founded a company that builds bridges.",
+    "The company was sold in 2004. Its headquarters are in Geneva, and it employs about three "
+    "hundred people.",
+    "Riverton is a small town on the coast. It was founded in the twelfth century and is known for "
+    "its harbour. Thomas Berg has been its mayor since 2015. He likes to sail.",
+)
+
+
+def company(engine: ChunkEngine) -> Tokens:
+    """Ids of :data:`COMPANY`, as the chunks of a prompt."""
+    return tuple(token for text in COMPANY for token in engine.template.chunk(text))
+
+
+def measured(engine: ChunkEngine, alone: Sequence[ChunkKV], behind: Tokens) -> list[ChunkKV]:
+    """``alone``, which was computed behind ``behind``, with the sensitivity of every token.
+
+    The chunks are computed once more, behind ``behind`` and :data:`COMPANY` (as much of its end as
+    fits the context). A token's sensitivity is the squared change of its value that this makes,
+
+        u_t = mean over layers l of |V'_lt - V_lt|^2 / mean over tokens s of |V_ls|^2,
+
+    over the middle third of the layers.
+    """
+    longest = max(len(kv.tokens) for kv in alone)
+    room = engine.context_tokens - len(behind) - longest
+    met = behind + company(engine)[-room:] if room > 0 else behind
+    moved = engine.encode([kv.tokens for kv in alone], behind=met)
+    return [
+        replace(kv, sensitivity=tuple(sensitivity(kv, other).tolist()))
+        for kv, other in zip(alone, moved, strict=True)
+    ]
+
+
+def sensitivity(alone: ChunkKV, moved: ChunkKV) -> Tensor:
+    """u_t of :func:`measured`, (tokens,), float32."""
+    import torch
+
+    total = torch.zeros(len(alone.tokens))
+    layers = band("middle", len(alone.values))
+    for layer in layers:
+        before, after = alone.values[layer].float(), moved.values[layer].float()
+        size = before.square().sum((0, 2)).mean().clamp_min(torch.finfo(torch.float32).tiny)
+        total += (after - before).square().sum((0, 2)) / size
+    return total / len(layers)

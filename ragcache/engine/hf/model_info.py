@@ -1,0 +1,69 @@
+"""What is known of a model without running it: where another process does that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ragcache.engine.decode import end_tokens
+from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
+from ragcache.engine.hf.loading import load_model, load_tokenizer, outline
+from ragcache.engine.hf.rope_scaling import context_tokens
+from ragcache.models.checkpoint import Checkpoint
+from ragcache.models.memory import unchanged
+from ragcache.types import Fingerprint, KVSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A model's names: two processes that find the same can use each other's KV."""
+
+    tokenizer: Any
+    spec: KVSpec
+    fingerprint: Fingerprint
+    context_tokens: int
+    parameters: int  # how many weights
+    heads: int  # query heads of a layer
+    ends: frozenset[int]  # tokens that end an answer
+
+    @classmethod
+    def of(cls, name: str, dtype: str, codec: str = "raw") -> Identity:
+        """Of a model's folder or hub name, as the embedded engine would load it.
+
+        The weights are read once, for their digest, which is kept for next time. Raises ModelError.
+        """
+        import torch
+        from transformers import GenerationConfig
+
+        kind = getattr(torch, dtype)
+        checkpoint = Checkpoint.of(name)
+        with unchanged(checkpoint.folder, checkpoint.files) as identity:
+            tokenizer = load_tokenizer(checkpoint)
+            model = outline(checkpoint, kind)
+            digest = cached_weights_digest(model, identity, lambda: load_model(checkpoint, kind))
+        folder = checkpoint.folder
+        if (folder / "generation_config.json").is_file():  # a model need not have one
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(folder), local_files_only=True
+            )
+        config = model.config
+        text = config.get_text_config()
+        heads, dim = text.num_attention_heads, getattr(text, "head_dim", None)
+        spec = KVSpec(
+            text.num_hidden_layers,
+            getattr(text, "num_key_value_heads", None) or heads,
+            dim or text.hidden_size // heads,
+            dtype,
+        )
+        return cls(
+            tokenizer,
+            spec,
+            replace(
+                fingerprint(model, tokenizer, checkpoint.name, codec=codec, weights=digest),
+                spec=spec,
+            ),
+            context_tokens(config),
+            sum(weight.numel() for weight in model.parameters()),
+            int(heads),
+            frozenset(end_tokens(model, tokenizer)),
+        )

@@ -1,0 +1,109 @@
+"""The KV of one prompt, in place from the first layer to the last generated token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from ragcache.util.buffer_pool import Blocks
+
+KVPair = tuple[Tensor, Tensor]  # keys and values
+Fresh = Callable[[int, Tensor, Tensor], None]
+
+
+class KnownKV(Exception):
+    """Ends a layer's forward where nothing but its fresh KV was wanted."""
+
+
+class PlacedKV(Cache):
+    """A Hugging Face cache whose rows have their place before they are computed.
+
+    Per layer one buffer of ``capacity`` rows. ``rows`` names the rows that the running forward
+    computes (None: the last ones, in order); ``update`` scatters their KV there and hands the
+    attention all ``length`` rows. Nothing is copied between prefill and decode. Buffers in host
+    memory are used again, through ``blocks``: the system would zero new ones.
+    """
+
+    def __init__(self, layers: int, capacity: int, blocks: Blocks) -> None:
+        super().__init__(layers=[])
+        self.capacity = capacity
+        self.blocks = blocks
+        self.length = 0  # rows that attention sees
+        self.start = 0  # first row of the running forward
+        self.rows: Tensor | None = None
+        self.on_fresh: Fresh | None = None
+        self.ends_there = False  # whether ``update`` raises KnownKV when all is written
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+
+    def begin(self, tokens: int) -> None:
+        """Open a forward over the next ``tokens`` rows."""
+        assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
+        self.start, self.length = self.length, self.length + tokens
+
+    def continued(self, room: int) -> PlacedKV:
+        """A copy with ``room`` for more rows; this one stays as it is, to be continued again."""
+        copy = PlacedKV(len(self._keys), self.length + room, self.blocks)
+        copy.length = self.length
+        for layer in range(len(self._keys)):
+            buffers = self.buffers(layer)
+            for rows, into in zip(buffers, copy.allocated(layer, buffers), strict=True):
+                into[:, :, : self.length] = rows[:, :, : self.length]
+        return copy
+
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values, each (batch, kv_heads, capacity, head_dim)."""
+        keys, values = self._keys[layer], self._values[layer]
+        assert keys is not None and values is not None, "rows are written before they are read"
+        return keys, values
+
+    def allocated(self, layer: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same, made on first use to hold rows ``like`` these keys and values."""
+        if self._keys[layer] is None:
+            self._keys[layer], self._values[layer] = map(self._empty, like)
+        return self.buffers(layer)
+
+    def _empty(self, like: Tensor) -> Tensor:
+        shape = (*like.shape[:2], self.capacity, like.shape[3])
+        if like.device.type == "cpu":
+            return self.blocks.tensor(shape, like.dtype)
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self.allocated(layer_idx, (key_states, value_states))
+        if self.rows is None:
+            end = self.start + key_states.shape[2]
+            keys[:, :, self.start : end] = key_states
+            values[:, :, self.start : end] = value_states
+        else:
+            keys.index_copy_(2, self.rows, key_states)
+            values.index_copy_(2, self.rows, value_states)
+        if self.on_fresh is not None:
+            self.on_fresh(layer_idx, key_states, value_states)
+        if self.ends_there:
+            raise KnownKV
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.start
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return self.capacity
+
+    @property
+    def is_compileable(self) -> bool:
+        return False

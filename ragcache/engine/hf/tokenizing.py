@@ -1,0 +1,46 @@
+"""Texts to tokens and back, with a tokenizer of the transformers library."""
+
+from __future__ import annotations
+
+import threading
+from datetime import date
+from functools import cached_property
+from typing import Any, ClassVar
+
+from ragcache.engine.base import ChunkEngine
+from ragcache.engine.decode import pieces
+from ragcache.engine.plain_text import PlainText
+from ragcache.engine.template import PromptTemplate, split_chat_template
+from ragcache.text import whole
+from ragcache.types import Tokens
+
+
+class Tokenizing(ChunkEngine):
+    """A ChunkEngine with such a tokenizer. Any number of threads may tokenise."""
+
+    tokenizer: Any
+    plain_text: PlainText  # of the same tokenizer
+    #: What is tokenised and how is a state of the tokenizer, which engines may share.
+    _tokenizing: ClassVar[threading.Lock] = threading.Lock()
+
+    def template_on(self, day: date) -> PromptTemplate:
+        return split_chat_template(self.tokenizer, self.tokenize, day)
+
+    def tokenize(self, text: str, *, control: bool = False) -> Tokens:
+        if not control:
+            return self.plain_text.tokens(whole(text))
+        with self._tokenizing:
+            encoded = self.tokenizer(
+                whole(text),
+                add_special_tokens=False,
+                split_special_tokens=False,
+                verbose=False,  # of texts that are longer than a context: they are split
+            )
+        return tuple(encoded["input_ids"])
+
+    @cached_property
+    def token_bytes(self) -> int:
+        return max(len(token.encode(errors="replace")) for token in self.tokenizer.get_vocab())
+
+    def pieces(self, tokens: Tokens) -> list[str]:
+        return pieces(self.tokenizer, tokens)

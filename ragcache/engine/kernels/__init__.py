@@ -1,0 +1,1 @@
+"""Kernels for CUDA, their references in torch, and the choice between them."""

@@ -1,0 +1,1 @@
+"""Comparison of modes on questions with known answers."""

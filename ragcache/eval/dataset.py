@@ -1,0 +1,152 @@
+"""Questions with given chunks: the shipped world's format, and CacheBlend's."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ragcache.errors import ConfigError, SourceError
+from ragcache.util.several import several
+
+LONG_WORDS = 8  # answers of more words are also scored by Rouge-L
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with the answers that count as right."""
+
+    text: str
+    answers: tuple[str, ...]
+    kind: str = "question"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Chunks, in prompt order, and the questions asked over them."""
+
+    chunks: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+def load(path: Path) -> list[Context]:
+    """Contexts from a file: ``.jsonl`` as the shipped world's ``prompts.jsonl``, or CacheBlend's
+    ``.json`` (a list of ``{"ctxs": [{"title", "text"}], "question", "answers"}``; some sets nest
+    the answers one level, or give one as a string). SourceError names the entry that is wrong.
+    """
+    text = _read(path)
+    try:
+        if path.suffix == ".jsonl":
+            lines = enumerate(text.split("\n"), 1)
+            entries = [(f"{path}:{n}", json.loads(line)) for n, line in lines if line.strip()]
+            contexts = [_world(entry, where) for where, entry in entries]
+        else:
+            contexts = [_cacheblend(e, f"{path}[{n}]") for n, e in enumerate(json.loads(text))]
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{path} is not valid JSON: {error}. Correct or remove it.") from error
+    if not any(context.questions for context in contexts):
+        raise SourceError(f"{path} holds no questions: give every entry at least one")
+    return contexts
+
+
+def load_all(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[Context]]:
+    """:func:`load` several files, each by its name, or its whole path where two share a name;
+    of each at most the first ``limit`` questions."""
+    unique = list(dict.fromkeys(several(paths, "paths")))
+    names = Counter(path.name for path in unique)
+    loaded = {str(path) if names[path.name] > 1 else path.name: load(path) for path in unique}
+    if limit is None:
+        return loaded
+    return {name: take(contexts, limit) for name, contexts in loaded.items()}
+
+
+def lines(path: Path) -> list[str]:
+    """Questions from a text file, one a line; blank lines are passed over. Raises SourceError where
+    it cannot be read or holds none."""
+    found = [line.strip() for line in _read(path).splitlines() if line.strip()]
+    if not found:
+        raise SourceError(f"{path} holds no questions: write one a line")
+    return found
+
+
+def long_answers(contexts: Iterable[Context]) -> bool:
+    """Whether the right answers are long (over 8 words, by the median): summaries, not names."""
+    words = [len(a.split()) for c in contexts for q in c.questions for a in q.answers]
+    return bool(words) and median(words) > LONG_WORDS
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"cannot read the questions in {path}: {error}. Name a file of UTF-8 text that this "
+            "user may read."
+        ) from error
+
+
+def take(contexts: Iterable[Context], limit: int) -> list[Context]:
+    """The first ``limit`` questions with their contexts."""
+    if limit < 1:
+        raise ConfigError(f"the limit is {limit}: ask at least 1 question")
+    taken: list[Context] = []
+    for context in contexts:
+        taken.append(Context(context.chunks, context.questions[:limit]))
+        limit -= len(taken[-1].questions)
+        if limit == 0:
+            break
+    return taken
+
+
+def spread(contexts: Sequence[Context], limit: int) -> list[Context]:
+    """``limit`` questions, the first ones of every context, of as many contexts as that takes."""
+    each = -(-limit // max(1, len(contexts)))
+    return take([Context(c.chunks, c.questions[:each]) for c in contexts], limit)
+
+
+def _world(entry: Any, where: str) -> Context:
+    try:
+        asked = [
+            (q["question"], q["answers"], q.get("kind", "question")) for q in entry["questions"]
+        ]
+        return _context(entry["chunks"], asked)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SourceError(
+            f"{where}: expected chunks and questions (question, answers, kind), but {error!r}"
+        ) from error
+
+
+def _cacheblend(entry: Any, where: str) -> Context:
+    try:
+        titled = [(c.get("title") or "", c["text"]) for c in entry["ctxs"]]
+        chunks = [f"{title}\n\n{text}" if title else text for title, text in titled]
+        return _context(chunks, [(entry["question"], entry["answers"], "question")])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SourceError(
+            f"{where}: expected ctxs (title, text), question and answers, but {error!r}"
+        ) from error
+
+
+def _context(chunks: Iterable[str], asked: Iterable[tuple[str, Any, str]]) -> Context:
+    """Raises ValueError or AttributeError where a text is blank or no text, or answers miss."""
+    questions = tuple(Question(_text(q), _answers(a), kind) for q, a, kind in asked)
+    return Context(tuple(map(_text, chunks)), questions)
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a chunk or question is blank")
+    return text
+
+
+def _answers(given: Any) -> tuple[str, ...]:
+    """One answer, a list of them, or a list of such lists. An answer may be empty."""
+    items = [given] if isinstance(given, str) else given
+    flat = [a for item in items for a in ([item] if isinstance(item, str) else item)]
+    if not flat or not all(isinstance(a, str) for a in flat):
+        raise ValueError(f"its answers are {given!r}")
+    return tuple(flat)

@@ -1,0 +1,165 @@
+"""Quality against cost as a picture: what each mode gets right for what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from math import cos, pi, sin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox, BboxBase
+
+    from ragcache.eval.summary import Figures
+
+FORMATS = ".png", ".svg"
+_MARKER, _FONT = 6.0, 8.0  # points
+_REACH = 7, 16, 26, 38, 52, 68, 86  # points between a marker's middle and its label
+_TURNS = 0, 1, 1 / 4, 3 / 4, 7 / 4, 5 / 4, 1 / 2, 3 / 2, 1 / 8, 7 / 8, 15 / 8, 9 / 8  # times pi
+
+
+def check(path: Path) -> None:
+    """Raise ConfigError, before any work, if :func:`draw` could not write ``path``."""
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"cannot draw {path}: name a file that ends in {' or '.join(FORMATS)}")
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            "Plots need matplotlib, which is not installed. "
+            "Run `pip install 'ragcache-fusion[plots]'`."
+        )
+
+
+def draw(datasets: Mapping[str, Sequence[Figures]], path: Path) -> None:
+    """Write :func:`picture` to ``path``, whose ending is one of :data:`FORMATS`."""
+    picture(datasets).savefig(path, dpi=200)
+
+
+def picture(datasets: Mapping[str, Sequence[Figures]]) -> Figure:
+    """A panel per dataset: exact match, mean over kinds, against the charged budget.
+
+    One labelled point per mode with its 95 % interval; ratios of one mode are joined, and a
+    dashed line goes through full prefill.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.4 * len(datasets), 4.8), layout="constrained")
+    canvas: Any = FigureCanvasAgg(drawn)
+    panels = drawn.subplots(1, len(datasets), squeeze=False)[0]
+    for axes, (name, figures) in zip(panels, datasets.items(), strict=True):
+        _points(axes, figures)
+        axes.set_title(f"{name}: {sum(figures[0].questions.values())} questions", fontsize=10)
+    drawn.draw_without_rendering()  # settles the layout, which labels are placed by
+    drawn.set_layout_engine("none")
+    for axes, figures in zip(panels, datasets.values(), strict=True):
+        _labels(axes, figures, canvas.get_renderer(), drawn.dpi / 72)
+    return drawn
+
+
+def _points(axes: Axes, figures: Sequence[Figures]) -> None:
+    colours = _colours(figures)
+    for method, colour in colours.items():
+        same = sorted(filter(lambda f: _method(f) == method, figures), key=_place)
+        x, y = zip(*map(_place, same), strict=True)
+        axes.plot(x, y, "o-", color=colour, markersize=_MARKER, linewidth=0.8)
+        for f in same:
+            axes.vlines(_place(f)[0], *_ends(f), color=colour, linewidth=1, alpha=0.5)
+    for f in figures:
+        if f.method == "full":
+            axes.axhline(_place(f)[1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    axes.margins(0.12)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("charged budget (% of chunk tokens computed, mean over layers)")
+    axes.set_ylabel("exact match (%, mean over kinds, 95 % interval)")
+
+
+def _labels(axes: Axes, figures: Sequence[Figures], renderer: Any, pixels: float) -> None:
+    """Every mode's name beside its point, where nothing else is, with a line to it.
+
+    ``pixels`` in a point.
+    """
+    colours = _colours(figures)
+    taken = [box for f in figures for box in _marks(axes, f, pixels)]
+    for f in sorted(figures, key=_place):
+        x, y = axes.transData.transform(_place(f)) / pixels  # points, as all that follows
+        probe = axes.text(0, 0, f.mode, fontsize=_FONT)
+        extent = probe.get_window_extent(renderer)
+        probe.remove()
+        width, height = extent.width / pixels, extent.height / pixels
+        spots = {
+            (dx, dy): _box(x + dx, y + dy, width / 2, height / 2, pixels)
+            for dx, dy in _spots(width / 2, height / 2)
+        }
+        offset = min(spots, key=lambda spot: _collisions(spots[spot], taken, axes.bbox))
+        taken.append(spots[offset])
+        colour = colours[_method(f)]
+        axes.annotate(
+            f.mode,
+            _place(f),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=_FONT,
+            color=colour,
+            bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.7},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0},
+        )
+
+
+def _colours(figures: Sequence[Figures]) -> dict[str, str]:
+    """One for each method, whatever its ratio."""
+    return {method: f"C{n}" for n, method in enumerate(dict.fromkeys(map(_method, figures)))}
+
+
+def _spots(half_width: float, half_height: float) -> Iterator[tuple[float, float]]:
+    """Where the middle of a label may be, from its point, the nearest first."""
+    for reach in _REACH:
+        for turn in _TURNS:
+            dx, dy = cos(pi * turn), sin(pi * turn)
+            yield dx * (reach + half_width), dy * (reach + half_height)
+
+
+def _marks(axes: Axes, f: Figures, pixels: float) -> Iterator[Bbox]:
+    """What a mode's marker and interval cover."""
+    x, y = axes.transData.transform(_place(f)) / pixels
+    yield _box(x, y, _MARKER / 2, _MARKER / 2, pixels)
+    low, high = (axes.transData.transform((0, end))[1] / pixels for end in _ends(f))
+    yield _box(x, (low + high) / 2, 1, (high - low) / 2, pixels)
+
+
+def _box(x: float, y: float, half_width: float, half_height: float, pixels: float) -> Bbox:
+    """Around a place in points, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    corners = x - half_width, y - half_height, x + half_width, y + half_height
+    return Bbox.from_extents(*(pixels * c for c in corners))
+
+
+def _collisions(box: Bbox, taken: Sequence[Bbox], inside: BboxBase) -> int:
+    """How many boxes this one covers; leaving the axes is as bad as covering all."""
+    leaves = not (inside.containsx(box.x0) and inside.containsx(box.x1))
+    leaves |= not (inside.containsy(box.y0) and inside.containsy(box.y1))
+    return box.count_overlaps(taken) + leaves * len(taken)
+
+
+def _method(f: Figures) -> str:
+    """Its label without the ratio."""
+    return f.mode.partition("@")[0]
+
+
+def _place(f: Figures) -> tuple[float, float]:
+    return 100 * f.charged, 100 * f.mean_match.value
+
+
+def _ends(f: Figures) -> tuple[float, float]:
+    """Of its interval, in percent; no length where there is none."""
+    low, high = f.mean_match.interval or (f.mean_match.value, f.mean_match.value)
+    return 100 * low, 100 * high

@@ -1,0 +1,235 @@
+"""What modes did over the same questions, and the figures with intervals that follow from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from ragcache.blend.base import Blender
+from ragcache.eval.bootstrap import Array, Bootstrap, Estimate
+
+#: Recovery is a share of what reuse loses: below this loss there is nothing to have a share of.
+LEAST_GAP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One question answered in one mode. What compares with full is None without that mode."""
+
+    context: int  # number of its context: questions over one are not independent
+    kind: str
+    exact: bool
+    f1: float
+    rouge_l: float | None  # None where answers are short
+    kl: float | None  # KL(full || mode) at the first answer token, nats
+    agrees: bool | None  # full's most likely first token is this mode's too
+    same: bool | None  # full's answer is this mode's too, as exact match compares them
+    ttft_s: float
+    speedup: float | None  # TTFT of full / this one's, on this question
+    recomputed: float  # share of chunk tokens, mean over layers not in full: the nominal ratio
+    charged: float  # share of chunk tokens, mean over layers
+    bytes_loaded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What one mode did, question by question; every mode has the same questions in one order."""
+
+    mode: str
+    blender: Blender
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One mode in numbers. Shares are in [0, 1]; times are medians, the rest means."""
+
+    mode: str
+    method: str
+    parameters: Mapping[str, Any]
+    questions: Mapping[str, int]  # by kind
+    contexts: int  # what intervals resample
+    exact_match: Mapping[str, Estimate]  # by kind
+    mean_match: Estimate  # mean over kinds
+    recovery: Mapping[str, Estimate]  # by kind: (this - reuse) / (full - reuse), where it can be
+    against: str | None  # the mode that ``difference`` is to
+    difference: Mapping[str, Estimate]  # by kind: exact match minus that mode's
+    mean_difference: Estimate | None  # of the means over kinds
+    f1: float
+    rouge_l: float | None
+    kl: float | None
+    agreement: float | None
+    same: Estimate | None  # share of all questions with the answer of full prefill
+    ttft_s: float
+    speedup: float | None
+    recomputed: float
+    charged: float
+    bytes_loaded: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for JSON; ``intervals`` are [low, high] at 95 %, or null."""
+        by_kind = {
+            "exact_match": self.exact_match,
+            "recovery": self.recovery,
+            "difference": self.difference,
+        }
+        return {
+            "mode": self.mode,
+            "method": self.method,
+            "parameters": dict(self.parameters),
+            "questions": dict(self.questions),
+            "contexts": self.contexts,
+            **{name: {k: e.value for k, e in found.items()} for name, found in by_kind.items()},
+            "exact_match_mean": self.mean_match.value,
+            "against": self.against,
+            "difference_mean": self.mean_difference and self.mean_difference.value,
+            "intervals": {
+                **{
+                    name: {k: e.interval for k, e in found.items()}
+                    for name, found in by_kind.items()
+                },
+                "exact_match_mean": self.mean_match.interval,
+                "difference_mean": self.mean_difference and self.mean_difference.interval,
+                "same_answer": self.same and self.same.interval,
+            },
+            "f1": self.f1,
+            "rouge_l": self.rouge_l,
+            "first_token_kl": self.kl,
+            "first_token_agreement": self.agreement,
+            "same_answer": self.same and self.same.value,
+            "ttft_ms": 1e3 * self.ttft_s,
+            "ttft_speedup": self.speedup,
+            "recomputed": self.recomputed,
+            "charged_budget": self.charged,
+            "bytes_loaded": self.bytes_loaded,
+        }
+
+
+def figures(scores: Sequence[Scores], against: str | None = None) -> list[Figures]:
+    """Figures of every mode, with intervals that resample contexts.
+
+    ``recovery`` needs a full mode, plain reuse, and a gap of more than 5 points between them;
+    ``difference`` is to the mode ``against``, question by question.
+    """
+    table = _Table(scores)
+    return [table.figures(row, against) for row in range(len(scores))]
+
+
+class _Table:
+    """Answers of all modes by context and kind: what every figure with an interval is made of."""
+
+    def __init__(self, scores: Sequence[Scores]) -> None:
+        self.scores = scores
+        self.asked = Counter(o.kind for o in scores[0].outcomes)
+        self.full = _row(scores, lambda b: b.name == "full")
+        self.reuse = _row(scores, lambda b: b.name == "reuse" and b.placement == "consecutive")
+        self.sums = Bootstrap(self._totals(lambda o: o.exact))
+        self.alike = Bootstrap(self._totals(lambda o: bool(o.same)))
+
+    def _totals(self, counts: Callable[[Outcome], bool]) -> Array:
+        """(contexts, 1 + modes, kinds): questions asked, then those that count in every mode."""
+        outcomes = self.scores[0].outcomes
+        contexts = {
+            number: row for row, number in enumerate(dict.fromkeys(o.context for o in outcomes))
+        }
+        kinds = {kind: column for column, kind in enumerate(self.asked)}
+        at = [contexts[o.context] for o in outcomes], [kinds[o.kind] for o in outcomes]
+        totals = np.zeros((len(contexts), 1 + len(self.scores), len(kinds)))
+        np.add.at(totals[:, 0], at, 1)
+        for row, one in enumerate(self.scores, 1):
+            np.add.at(totals[:, row], at, list(map(counts, one.outcomes)))
+        return totals
+
+    def figures(self, row: int, against: str | None) -> Figures:
+        one = self.scores[row]
+        base = next((n for n, s in enumerate(self.scores) if s.mode == against), None)
+        (mean_match,) = self.sums.estimate(lambda s: _share(s, row).mean(-1, keepdims=True))
+        difference: dict[str, Estimate] = {}
+        mean_difference = None
+        if base is not None:
+
+            def apart(sums: Array) -> Array:
+                return _share(sums, row) - _share(sums, base)
+
+            difference = self._by_kind(apart)
+            (mean_difference,) = self.sums.estimate(lambda s: apart(s).mean(-1, keepdims=True))
+        return Figures(
+            mode=one.mode,
+            method=one.blender.mode,
+            parameters=one.blender.parameters,
+            questions=self.asked,
+            contexts=len(self.sums.totals),
+            exact_match=self._by_kind(lambda s: _share(s, row)),
+            mean_match=mean_match,
+            recovery=self._recovery(row),
+            against=against,
+            difference=difference,
+            mean_difference=mean_difference,
+            same=self._same(row),
+            **_means(one.outcomes),
+        )
+
+    def _recovery(self, row: int) -> dict[str, Estimate]:
+        """A draw that does not have full above reuse says nothing about recovery."""
+        full, reuse = self.full, self.reuse
+        if full is None or reuse is None:
+            return {}
+
+        def gap(sums: Array) -> Array:
+            return _share(sums, full) - _share(sums, reuse)
+
+        def recovered(sums: Array) -> Array:
+            wide = np.where(gap(sums) > 0, gap(sums), np.nan)
+            return (_share(sums, row) - _share(sums, reuse)) / wide
+
+        lost = dict(zip(self.asked, gap(self.sums.totals.sum(0)), strict=True))
+        found = self._by_kind(recovered)
+        return {kind: one for kind, one in found.items() if lost[kind] > LEAST_GAP}
+
+    def _same(self, row: int) -> Estimate | None:
+        if self.full is None:
+            return None
+        (found,) = self.alike.estimate(
+            lambda s: (
+                s[..., 1 + row, :].sum(-1, keepdims=True) / s[..., 0, :].sum(-1, keepdims=True)
+            )
+        )
+        return found
+
+    def _by_kind(self, statistic: Callable[[Array], Array]) -> dict[str, Estimate]:
+        return dict(zip(self.asked, self.sums.estimate(statistic), strict=True))
+
+
+def _share(sums: Array, row: int) -> Array:
+    """Share of right answers by kind, (..., kinds), of the mode in that row."""
+    return sums[..., 1 + row, :] / sums[..., 0, :]
+
+
+def _row(scores: Sequence[Scores], wanted: Callable[[Blender], bool]) -> int | None:
+    return next((row for row, s in enumerate(scores) if wanted(s.blender)), None)
+
+
+def _means(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures that are plain means or medians over questions."""
+    return {
+        "f1": mean(o.f1 for o in outcomes),
+        "rouge_l": _known(mean, [o.rouge_l for o in outcomes]),
+        "kl": _known(mean, [o.kl for o in outcomes]),
+        "agreement": _known(mean, [o.agrees for o in outcomes]),
+        "ttft_s": median(o.ttft_s for o in outcomes),
+        "speedup": _known(median, [o.speedup for o in outcomes]),
+        "recomputed": mean(o.recomputed for o in outcomes),
+        "charged": mean(o.charged for o in outcomes),
+        "bytes_loaded": mean(o.bytes_loaded for o in outcomes),
+    }
+
+
+def _known(average: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
+    """The ``average`` of what is known; None where nothing is."""
+    known = [float(value) for value in values if value is not None]
+    return average(known) if known else None

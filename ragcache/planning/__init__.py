@@ -1,0 +1,1 @@
+"""What to load and what to compute: measured speeds, a cost model, the controller."""

@@ -1,0 +1,184 @@
+"""From a prompt to what is stored of it: keys, hits and misses."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ragcache.blend.base import Behind, Blender, Layout, positions
+from ragcache.planning.context import Compiled
+from ragcache.store.base import ChunkStore, Miss, Stored, Variant
+from ragcache.store.key import ChunkKey, digest_tokens, variant_key
+from ragcache.types import Fingerprint, Prompt
+
+_BEHIND_A_MISS = Miss("absent", "a part before it is not at hand")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the store has of one prompt, for one blender."""
+
+    layout: Layout
+    keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order
+    prefix_key: ChunkKey
+    stored: tuple[Stored, ...]  # what is loaded: the prefix first, then chunks in order
+    misses: dict[int, Miss]  # chunk number -> why it is not loaded
+    served: dict[int, Variant]  # chunk number -> the variant that is loaded
+    cheaper: frozenset[int] = frozenset()  # chunks that are stored, and computed all the same
+
+    @property
+    def prefix(self) -> Stored | None:
+        """The prefix, if it is loaded."""
+        return self.stored[0] if self.layout.prefix_loaded else None
+
+    @property
+    def chunks(self) -> dict[int, Stored]:
+        """The chunks that are loaded, by number."""
+        numbers = (i for i, loaded in enumerate(self.layout.loaded) if loaded)
+        return dict(zip(numbers, self.stored[self.layout.prefix_loaded :], strict=True))
+
+    @property
+    def unmeasured(self) -> dict[int, Stored]:
+        """The loaded chunks that are stored without their sensitivity, by number."""
+        return {number: record for number, record in self.chunks.items() if not record.sensitivity}
+
+    def without(self, numbers: Collection[int]) -> Resolved:
+        """The same without loading these chunks: they are computed, and are no misses."""
+        kept = {i: record for i, record in self.chunks.items() if i not in numbers}
+        return replace(
+            self,
+            layout=replace(
+                self.layout, loaded=tuple(i in kept for i in range(len(self.layout.loaded)))
+            ),
+            stored=(*self.stored[: self.layout.prefix_loaded], *kept.values()),
+            cheaper=self.cheaper | frozenset(numbers),
+        )
+
+    def at_levels(self, records: Mapping[int, Stored]) -> Resolved:
+        """The same, with these records in the place of those of loaded chunks, by number."""
+        chunks = {**self.chunks, **records}
+        return replace(
+            self,
+            keys=tuple(records[i].key if i in records else k for i, k in enumerate(self.keys)),
+            stored=(*self.stored[: self.layout.prefix_loaded], *chunks.values()),
+        )
+
+    def number_of(self, key: bytes) -> int | None:
+        """Number of the first loaded chunk under a key digest; None for the prefix."""
+        return next((i for i, k in enumerate(self.keys) if k.digest == key), None)
+
+
+def resolve(
+    prompt: Prompt,
+    blender: Blender,
+    store: ChunkStore,
+    fingerprint: Fingerprint,
+    *,
+    compiled: Compiled,
+    tenant: str = "",
+    unusable: Collection[bytes] = (),
+) -> Resolved:
+    """Look every part of ``prompt`` up. ``unusable`` are digests that failed while being read."""
+    behind = blender.behind
+    keys = chunk_keys(prompt, fingerprint, behind, compiled, tenant)
+    names = tuple(map(digest_tokens, prompt.chunks)) if behind == "variant" else ()
+    prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
+    prefix: Stored | Miss = Miss("absent")
+    if behind != "nothing" and prompt.prefix:
+        (prefix,) = _find(store, [prefix_key], unusable)
+    found: list[Stored | Variant | Miss]
+    if behind == "nothing":
+        found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
+    elif behind == "variant":
+        found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
+    else:
+        found = list(_find(store, keys, unusable))
+    if behind == "context":
+        found = _until_first_miss(found, prefix)
+    records = [f.stored if isinstance(f, Variant) else f for f in found]
+    layout = Layout(
+        prompt,
+        tuple(isinstance(record, Stored) for record in records),
+        isinstance(prefix, Stored),
+        positions(prompt, blender.placement),
+        tuple(f.notes if isinstance(f, Variant) else None for f in found),
+        names,
+        _sensitivities(prompt, records, compiled.exact(prompt.prefix)),
+    )
+    return Resolved(
+        layout,
+        tuple(r.key if isinstance(r, Stored) else k for r, k in zip(records, keys, strict=True)),
+        prefix_key,
+        tuple(record for record in (prefix, *records) if isinstance(record, Stored)),
+        {i: f for i, f in enumerate(found) if isinstance(f, Miss)},
+        {i: f for i, f in enumerate(found) if isinstance(f, Variant)},
+    )
+
+
+def chunk_keys(
+    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, compiled: Compiled, tenant: str
+) -> tuple[ChunkKey, ...]:
+    """Keys of the chunks: compiled one by one, or with all that stands before them here."""
+    if behind in ("compiled", "nothing"):
+        return tuple(compiled.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
+    keys, before = [], prompt.prefix
+    for chunk in prompt.chunks:
+        if behind == "variant":
+            keys.append(variant_key(fingerprint, chunk, before, tenant))
+        else:
+            keys.append(ChunkKey(fingerprint, chunk, before, tenant=tenant))
+        before += chunk
+    return tuple(keys)
+
+
+def _find(
+    store: ChunkStore, keys: Sequence[ChunkKey], unusable: Collection[bytes]
+) -> list[Stored | Miss]:
+    usable = [key for key in keys if key.digest not in unusable]
+    found = dict(zip(usable, store.find_all(usable), strict=True))
+    failed = Miss("corrupt", "its record failed its check while being read")
+    return [found.get(key, failed) for key in keys]
+
+
+def _fitting(
+    store: ChunkStore,
+    key: ChunkKey,
+    blender: Blender,
+    before: Sequence[bytes],
+    unusable: Collection[bytes],
+) -> Variant | Miss:
+    """The variant of a chunk that costs least behind ``before``; of several, the one worth most."""
+    usable = [v for v in store.variants(key) if v.stored.key.digest not in unusable]
+    costs = [(blender.overhead(v.notes, before), v) for v in usable]
+    fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
+    if not fitting:
+        fits = f"none of its {len(usable)} variants fits its company" if usable else "no variant"
+        exact = store.find(key)  # counts the miss; if it is there, its KV or its notes are damaged
+        reason = exact.reason if isinstance(exact, Miss) else "corrupt"
+        return Miss(reason, f"{fits}: computed, and kept as one")
+    best = min(fitting)[-1]
+    found = store.find(best.stored.key)
+    return found if isinstance(found, Miss) else best
+
+
+def _sensitivities(
+    prompt: Prompt, records: Sequence[Stored | Miss], first_exact: bool
+) -> tuple[tuple[float, ...], ...]:
+    """Per chunk. Those of the first one are 0 where it stands exactly as it was computed."""
+    found = [record.sensitivity if isinstance(record, Stored) else () for record in records]
+    if found and first_exact:
+        found[0] = (0.0,) * len(prompt.chunks[0])
+    return tuple(found)
+
+
+def _until_first_miss(
+    found: Sequence[Stored | Variant | Miss], prefix: Stored | Miss
+) -> list[Stored | Variant | Miss]:
+    """Prefix caching ends at the first part that is not at hand."""
+    kept: list[Stored | Variant | Miss] = []
+    whole = isinstance(prefix, Stored)
+    for part in found:
+        if isinstance(part, Miss):
+            whole = False
+        kept.append(part if whole or isinstance(part, Miss) else _BEHIND_A_MISS)
+    return kept

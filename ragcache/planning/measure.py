@@ -1,0 +1,235 @@
+"""Timing what an answer does: computing rows among placed ones, reading, both, and decoding."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate, chain, combinations, cycle, islice, pairwise
+from statistics import median
+
+import numpy as np
+import torch
+
+from ragcache.blend.base import KVPair, KVSource, Layout, positions
+from ragcache.blend.fuse import FusedPrompt, fuse
+from ragcache.blend.reuse import Reuse
+from ragcache.engine.base import Engine
+from ragcache.errors import StoreError
+from ragcache.planning.cost_model import Speeds
+from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.store.format.codecs import codec
+from ragcache.store.prefetch import LayerReader
+from ragcache.store.tiers.ram import RamTier
+from ragcache.types import KVSpec, Load, Prompt, Sampling
+
+logger = logging.getLogger(__name__)
+
+_ROUNDS = 3  # of which the median counts
+_FEW = 16  # rows: as many as a question has
+_MOST_ROWS, _ENOUGH_S = 256, 0.1  # rows are doubled up to so many, or until they take so long
+_MOST_TOKENS = 2048  # of a prompt
+_DECODED = 8  # tokens
+_AT_ONCE, _READINGS = 4, 6  # chunks read together, and how often chunks are read
+_LOADED = 12  # chunks, into a prompt
+
+
+def measured(engine: Engine, store: ChunkStore, sample: Sequence[Stored]) -> Speeds | None:
+    """Time ``engine``, and reading ``sample`` from ``store``; None where nothing could be read."""
+    ordered = sorted({s.key: s for s in sample}.values(), key=lambda s: s.payload_bytes)
+    batches = [ordered[at : at + _AT_ONCE] for at in range(0, len(ordered), _AT_ONCE)]
+    reads = _readings(store, batches)
+    if not reads:
+        return None
+    sound = {chunk.key for batch in batches for chunk in batch}
+    sample = [chunk for chunk in sample if chunk.key in sound]
+    read_s, byte_s = fitted([(parts, size) for parts, size, _ in reads], [s for *_, s in reads])
+    runs, token_s = _runs(engine, round(median(chunk.tokens for chunk in sample)))
+    costs = [(1.0, rows, rows * total, total - rows) for rows, total, _ in runs]
+    start_s, row_s, pair_s, place_s = fitted(costs, [seconds for *_, seconds in runs])
+    if token_s is None:  # the answer ended at once
+        token_s = start_s + row_s + pair_s * runs[-1][1]
+    decode_s = {name: _decoding(store, sample, name) for name in store.levels}
+    speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
+    return replace(speeds, stolen=_stolen(engine, store, sample, speeds))
+
+
+def fitted(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Prices, none negative, at which ``costs`` (n, k) come nearest to ``seconds`` (n, all > 0).
+
+    Least squares of the relative error. Every choice of prices to be 0 is tried, and the best is
+    taken.
+    """
+    matrix = np.array(costs, np.float64) / np.array(seconds, np.float64)[:, None]
+    scale = np.maximum(np.abs(matrix).max(0), 1e-300)
+    columns, best = matrix.shape[1], (np.inf, np.zeros(matrix.shape[1]))
+    for size in range(1, columns + 1):
+        for chosen in map(list, combinations(range(columns), size)):
+            part = (matrix / scale)[:, chosen]
+            found = np.linalg.lstsq(part, np.ones(len(part)), rcond=None)[0]
+            error = float(np.square(part @ found - 1).sum())
+            if (found >= 0).all() and error < best[0] - 1e-9:
+                prices = np.zeros(columns)
+                prices[chosen] = found
+                best = error, prices
+    return [float(price) for price in best[1] / scale]
+
+
+def _readings(store: ChunkStore, batches: list[list[Stored]]) -> list[tuple[int, int, float]]:
+    """(layers of chunks read, bytes, seconds) of each batch, or of several turns of few batches.
+
+    Where there are enough, each chunk is read once, so that those count as cold that are. A tier in
+    RAM is asked twice: what is used again is held there. Chunks that turn out damaged are taken out
+    of their batch.
+    """
+    found = []
+    turns = islice(cycle(batches), max(len(batches), _READINGS))
+    for number, batch in enumerate(chain(batches[:1], turns)):
+        if not batch:
+            continue
+        try:
+            if isinstance(store, RamTier):
+                _drained(store, batch)
+            seconds = _drained(store, batch)
+        except StoreError as error:
+            logger.warning("a chunk is left out of what is measured: %s", error)
+            batch[:] = [chunk for chunk in batch if error.key not in (None, chunk.key.digest)]
+            continue
+        if number:  # the first turn imports what the codec needs
+            reads = sum(chunk.spec.layers for chunk in batch)
+            found.append((reads, sum(chunk.payload_bytes for chunk in batch), seconds))
+    return found
+
+
+def _drained(store: ChunkStore, chunks: Sequence[Stored]) -> float:
+    """Seconds to read all layers of chunks. StoreError where one turns out unusable."""
+    began = time.perf_counter()
+    layers = range(chunks[0].spec.layers)
+    with LayerReader(store, chunks) as reader:
+        reader.start(layers)
+        for layer in layers:
+            reader.layer(layer)
+    return time.perf_counter() - began
+
+
+def _decoding(store: ChunkStore, sample: Sequence[Stored], name: str) -> float:
+    """Seconds to decode a byte of a codec; of the first sound chunk, put into it here."""
+    coded = codec(name)
+    for chunk in sample:
+        if isinstance(kv := store.get(chunk.key), Miss):
+            continue
+        layers = sorted({0, len(kv.keys) // 2, len(kv.keys) - 1})
+        seconds, size = 0.0, 0
+        for layer in layers:
+            raw = coded.encode(kv.keys[layer], kv.values[layer], layer, len(kv.keys))
+            copies = [raw.copy() for _ in range(_ROUNDS)]
+            times = [time.perf_counter()]
+            for copy in copies:
+                coded.decode(copy, kv.spec, len(kv.tokens), layer)
+                times.append(time.perf_counter())
+            seconds += median(after - before for before, after in pairwise(times))
+            size += len(raw)
+        return seconds / size
+    return 0.0
+
+
+def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], float | None]:
+    """(rows computed, rows of the prompt, seconds) of several prefills, and seconds per token of
+    an answer, if there was one. What is loaded stands in chunks of ``chunk`` tokens."""
+    timed = partial(_timed, engine, chunk)
+    total = max(1, min(_MOST_TOKENS, engine.context_tokens - _DECODED))
+    few = min(_FEW, total)
+    timed(few, few, rounds=1)  # warms up
+    rows = few
+    while True:
+        seconds, _ = timed(rows, rows, rounds=1)
+        if seconds > _ENOUGH_S or rows * 2 > min(_MOST_ROWS, total // 2):
+            break
+        rows *= 2
+    shapes = dict.fromkeys([(few, few), (rows, rows), (few, total), (rows, total)])
+    runs, last = [], None
+    for computed, prompt in shapes:
+        seconds, last = timed(computed, prompt)
+        runs.append((computed, prompt, seconds))
+    assert last is not None
+    times = [time.perf_counter()]
+    for _ in engine.decode(last.prefilled, Sampling(max_tokens=_DECODED)):
+        times.append(time.perf_counter())
+    steps = [after - before for before, after in pairwise(times)][1:]
+    return runs, median(steps) if steps else None
+
+
+def _stolen(engine: Engine, store: ChunkStore, sample: Sequence[Stored], speeds: Speeds) -> float:
+    """Share of the time of reading by which it delays computing that goes on meanwhile.
+
+    A fusion against the same one with everything at hand. It computes at least as long as it reads,
+    if that can be had: on a slow disk it waits, and waiting is no delay of computing.
+    """
+    room = min(_MOST_TOKENS, engine.context_tokens - _DECODED) // 2
+    ends = accumulate(chunk.tokens for chunk in sample)
+    chunks = [c for c, end in zip(sample[:_LOADED], ends, strict=False) if end <= room]
+    if not chunks:
+        return 0.0
+    lengths = [chunk.tokens for chunk in chunks]
+    size, rows, delays = sum(lengths), _FEW, []
+    try:
+        reading = _drained(store, chunks)
+        while 2 * rows <= min(_MOST_ROWS, room) and (
+            speeds.compute_s(rows, size + rows, size) < 1.2 * reading
+        ):
+            rows *= 2
+        for _ in range(_ROUNDS):
+            alone, _ = _fused(engine, lengths, rows, _Zeros(engine.spec, lengths))
+            with LayerReader(store, chunks, upload=engine.upload) as reader:
+                together, _ = _fused(engine, lengths, rows, reader)
+            delays.append(together - max(alone, reading))
+    except StoreError as error:
+        logger.warning("what reading takes from computing is not measured: %s", error)
+        return 0.0
+    load = speeds.load_s(len(chunks) * engine.spec.layers, sum(c.payload_bytes for c in chunks))
+    return min(1.0, max(0.0, median(delays)) / load)
+
+
+def _timed(
+    engine: Engine, chunk: int, rows: int, total: int, *, rounds: int = _ROUNDS
+) -> tuple[float, FusedPrompt]:
+    """Median seconds of a prefill of ``total`` rows, of which ``rows`` are computed and the others
+    placed, in chunks of ``chunk`` tokens."""
+    lengths = [min(chunk, total - rows - at) for at in range(0, total - rows, chunk)]
+    source = _Zeros(engine.spec, lengths)
+    runs = [_fused(engine, lengths, rows, source) for _ in range(rounds)]
+    return median(seconds for seconds, _ in runs), runs[-1][1]
+
+
+def _fused(
+    engine: Engine, lengths: Sequence[int], rows: int, source: KVSource
+) -> tuple[float, FusedPrompt]:
+    """Seconds until the logits of a prompt are there whose chunks are loaded from ``source`` and
+    whose other ``rows`` are computed; which tokens they are makes no difference."""
+    token = engine.template.prefix[:1] or (0,)
+    prompt = Prompt((), tuple(token * length for length in lengths), token * rows)
+    layout = Layout(prompt, (True,) * len(lengths), False, positions(prompt, "consecutive"))
+    began = time.perf_counter()
+    fused = fuse(engine, Reuse(), layout, source, room=_DECODED)
+    fused.prefilled.logits.argmax().item()  # waits for a GPU
+    return time.perf_counter() - began, fused
+
+
+class _Zeros:
+    """A KVSource that has every layer at hand."""
+
+    def __init__(self, spec: KVSpec, lengths: Sequence[int]) -> None:
+        dtype = getattr(torch, spec.dtype)
+        shapes = [(spec.kv_heads, length, spec.head_dim) for length in lengths]
+        self._layer = [(torch.zeros(s, dtype=dtype), torch.zeros(s, dtype=dtype)) for s in shapes]
+
+    def start(self, layers: Sequence[int]) -> None:
+        pass
+
+    def layer(self, layer: int) -> list[KVPair]:
+        return self._layer
+
+    def load(self, layer: int) -> Load:
+        return Load()

@@ -1,0 +1,119 @@
+"""The speeds of a model over a store: measured once, and kept with the store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+
+import torch
+from blake3 import blake3
+
+from ragcache.engine.base import ChunkEngine, Engine
+from ragcache.errors import StoreError
+from ragcache.planning.cost_model import Speeds
+from ragcache.planning.measure import measured
+from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.key import ChunkKey
+from ragcache.store.tiers.ram import RamTier
+
+logger = logging.getLogger(__name__)
+
+_BROUGHT = 4  # chunks
+
+
+class Profile:
+    """The speeds of one engine over one store: measured at the first need, and recorded there.
+
+    What is recorded is for this model, device, kernels, threads, layout, tier and machine; of
+    others there are others. A store that cannot be written, and a record that is malformed, are no
+    errors: it is measured again by the next process.
+    """
+
+    def __init__(self, engine: ChunkEngine, store: ChunkStore, catalog: Catalog) -> None:
+        self.engine, self.store, self.catalog = engine, store, catalog
+        self.setting = f"speeds:{_circumstances(engine, store)}"
+        self._known: Speeds | None = None
+
+    def speeds(self, sample: Callable[[], Iterable[ChunkKey]]) -> Speeds | None:
+        """Known, recorded or else measured by reading chunks of ``sample``; None where none of
+        those can be read."""
+        self._known = self._known or self.recorded() or self.measure(sample())
+        return self._known
+
+    def recorded(self) -> Speeds | None:
+        """What an earlier process measured; None if there is nothing, or nothing sound."""
+        try:
+            text = self.catalog.get_setting(self.setting)
+            return None if text is None else Speeds.from_json(text)
+        except (StoreError, ValueError) as error:
+            logger.warning("recorded speeds cannot be used, so they are measured: %s", error)
+            return None
+
+    def measure(self, sample: Iterable[ChunkKey]) -> Speeds | None:
+        """Measure anew, and record it; None where none of ``sample`` is stored and sound, and of
+        servers, whose speeds are their own business."""
+        if not isinstance(self.engine, Engine):
+            return None
+        began = time.perf_counter()
+        speeds = measured(self.engine, self.store, self._found(sample))
+        if speeds is None:
+            return None
+        self._known = replace(speeds, measured=f"{datetime.now():%F %R}")
+        logger.info("speeds measured in %.1f s: %s", time.perf_counter() - began, self._known)
+        if (why := self.catalog.refusal()) is not None:
+            logger.info("the measured speeds are not recorded: %s", why)
+            return self._known
+        try:
+            self.catalog.put_setting(self.setting, self._known.as_json())
+        except StoreError as error:
+            logger.warning("the measured speeds are not recorded: %s", error)
+        return self._known
+
+    def _found(self, sample: Iterable[ChunkKey]) -> list[Stored]:
+        """What is stored of ``sample``, as far as that can be read; what is here, if anything is.
+
+        If nothing is, some of it is brought here, where there is room: how fast that comes over a
+        network changes, and is not what is recorded.
+        """
+        there: list[Stored] = []
+        try:
+            for key in sample:
+                if isinstance(found := self.store.peek(key), Stored):
+                    there.append(found)
+        except StoreError as error:
+            logger.warning("chunks were left out of what is measured: %s", error)
+        if there and all(chunk.distant for chunk in there):
+            for chunk in there[:_BROUGHT]:
+                self.store.get(chunk.key)
+            again = [self.store.peek(chunk.key) for chunk in there]
+            there = [chunk for chunk in again if isinstance(chunk, Stored)]
+        return [chunk for chunk in there if not chunk.distant] or there
+
+
+def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
+    """A digest of everything that the speeds depend on."""
+    below, ram_bytes = store, 0
+    if isinstance(store, RamTier):
+        below, ram_bytes = store.below, store.max_bytes
+    below = getattr(below, "disk", below)  # of a remote, what is measured is here
+    device = str(getattr(engine, "device", ""))
+    on = [
+        getattr(engine, "kernel_names", ""),
+        engine.fingerprint.digest.hex(),  # the codec is in it
+        device,
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        torch.get_num_threads(),
+        torch.__version__,
+        platform.node(),
+        type(below).__name__,
+        getattr(below, "layout", ""),
+        ram_bytes,
+        list(store.levels),
+    ]
+    return blake3(json.dumps(on).encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""Rows: the text and the vector of every indexed chunk, under a number that is never given twice.
+
+A row is also the id in the vector index. All vectors are of one dimension: that of the first, as
+long as there are any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragcache.errors import ConfigError, StoreError
+from ragcache.store.format.checksummed import as_json, get_sealed, put_sealed
+from ragcache.store.lmdb.counters import number, set_number
+from ragcache.types import Chunk
+
+if TYPE_CHECKING:
+    from ragcache.store.lmdb.tables import Transaction
+
+_FLOATS = np.dtype("<f4")
+
+
+def add_rows(txn: Transaction, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> range:
+    """Enter chunks with their vectors, (len(chunks), dimension); the rows that they get.
+
+    Raises ConfigError for vectors of another dimension than those that are there.
+    """
+    if chunks:
+        _claim_dimension(txn, vectors.shape[1])
+    first = number(txn, "next_row")
+    rows = range(first, first + len(chunks))
+    set_number(txn, "next_row", rows.stop)
+    for row, chunk, vector in zip(rows, chunks, vectors, strict=True):
+        fields = [chunk.document, chunk.ordinal, chunk.text, dict(chunk.metadata)]
+        put_sealed(txn, "chunks", row_key(row), as_json(fields))
+        put_sealed(txn, "vectors", row_key(row), vector.astype(_FLOATS).tobytes())
+    return rows
+
+
+def remove_row(txn: Transaction, row: int) -> None:
+    for table in ("chunks", "vectors"):
+        txn.delete(table, row_key(row))
+
+
+def chunk_of(txn: Transaction, row: int) -> Chunk:
+    """Raises KeyError where there is no such row, StoreError where it is damaged."""
+    return Chunk(*json.loads(get_sealed(txn, "chunks", row_key(row))))
+
+
+def rows_after(txn: Transaction, row: int, most: int) -> Iterator[int]:
+    """Up to ``most`` rows behind ``row``, ascending."""
+    for key in islice(txn.keys("chunks", start=row_key(row + 1)), most):
+        yield _row_of(key)
+
+
+def vectors_of(txn: Transaction, rows: Iterable[int]) -> NDArray[np.float32]:
+    """Vectors of rows, in the order asked, (rows, dimension). Raises KeyError where there is no
+    such row, StoreError where it is damaged."""
+    found = [get_sealed(txn, "vectors", row_key(row)) for row in rows]
+    return np.frombuffer(b"".join(found), _FLOATS).reshape(len(found), number(txn, "dimension"))
+
+
+def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """All rows, ascending, (n,), and their vectors, (n, dimension). StoreError where one is
+    damaged."""
+    length = dimension(txn) or 0
+    rows, vectors = [], []
+    for key in txn.keys("vectors"):
+        vector = np.frombuffer(_vector(txn, key), _FLOATS)
+        if len(vector) != length:
+            raise StoreError(
+                f"row {_row_of(key)} in vectors has {len(vector)} numbers, not {length}: index its "
+                "document again",
+                reason="corrupt",
+            )
+        rows.append(_row_of(key))
+        vectors.append(vector)
+    matrix = np.array(vectors, np.float32).reshape(len(rows), length)
+    return np.array(rows, np.int64), matrix
+
+
+def dimension(txn: Transaction) -> int | None:
+    """Length of every vector; None while there are none."""
+    return number(txn, "dimension") if txn.count("vectors") else None
+
+
+def row_key(row: int) -> bytes:
+    """The key of a row in every table that has rows."""
+    if row < 0:  # what vector indexes give where they found too little
+        raise ValueError(f"row {row}: rows count from 0")
+    return row.to_bytes(8, "big")
+
+
+def _row_of(key: bytes) -> int:
+    return int.from_bytes(key, "big")
+
+
+def _vector(txn: Transaction, key: bytes) -> bytes:
+    try:
+        return get_sealed(txn, "vectors", key)
+    except KeyError as error:  # listed, and not there
+        raise StoreError(
+            "the table of vectors is damaged: index the documents again", reason="corrupt"
+        ) from error
+
+
+def _claim_dimension(txn: Transaction, wanted: int) -> None:
+    known = dimension(txn)
+    if known is not None and wanted != known:
+        raise ConfigError(
+            f"vectors of dimension {wanted}, the catalog holds dimension {known}: use the "
+            "embedder it was made with, or index everything again"
+        )
+    set_number(txn, "dimension", wanted)

@@ -1,0 +1,71 @@
+"""Which KV the indexed chunks use, and which of it is pinned: by content, whatever the model.
+
+``uses`` and ``pins`` have a row for every content and every indexed chunk that uses it, so that it
+is cheap to tell whether anybody does; ``used`` says the same from the other side, so that it is
+cheap to take a chunk out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ragcache.store.catalog.chunks import row_key
+from ragcache.store.key import DIGEST
+
+if TYPE_CHECKING:
+    from ragcache.store.base import Change
+    from ragcache.store.lmdb.tables import Transaction
+
+
+def add(txn: Transaction, row: int, content: bytes, *, pinned: bool) -> None:
+    """A row uses this content from now on, too; ``pinned``: as the rest of its document is."""
+    if not is_used(txn, row, content):
+        txn.put("uses", content + row_key(row), b"")
+        txn.put("used", row_key(row), (txn.get("used", row_key(row)) or b"") + content)
+    _pin(txn, row, content, pinned)
+
+
+def is_used(txn: Transaction, row: int, content: bytes) -> bool:
+    """Whether this row uses it."""
+    return txn.view("uses", content + row_key(row)) is not None
+
+
+def pin(txn: Transaction, row: int, pinned: bool) -> None:
+    """Pin all that a row uses, or unpin it; it stays pinned where another row pins it."""
+    for content in _used_by(txn, row):
+        _pin(txn, row, content, pinned)
+
+
+def release(txn: Transaction, row: int) -> list[bytes]:
+    """End all uses of a row; the contents that it used."""
+    used = _used_by(txn, row)
+    for content in used:
+        txn.delete("uses", content + row_key(row))
+        txn.delete("pins", content + row_key(row))
+    txn.delete("used", row_key(row))
+    return used
+
+
+def drop_unused(change: Change, contents: Iterable[bytes]) -> None:
+    """Take out the KV of those ``contents`` that no row uses."""
+    for content in contents:
+        if next(change.txn.keys("uses", content), None) is None:
+            change.forget_content(content)
+
+
+def contents(txn: Transaction) -> set[bytes]:
+    """All contents that are used."""
+    return {row[:DIGEST] for row in txn.keys("uses")}
+
+
+def _pin(txn: Transaction, row: int, content: bytes, pinned: bool) -> None:
+    if pinned:
+        txn.put("pins", content + row_key(row), b"")
+    else:
+        txn.delete("pins", content + row_key(row))
+
+
+def _used_by(txn: Transaction, row: int) -> list[bytes]:
+    used = txn.get("used", row_key(row)) or b""
+    return [used[at : at + DIGEST] for at in range(0, len(used), DIGEST)]

@@ -1,0 +1,1 @@
+"""The store on disk: chunks in LMDB and files, quotas, verification."""

@@ -1,0 +1,18 @@
+"""``python -m ragcache.store.disk STORE``: exit code 0 where every record of a store is whole."""
+
+from __future__ import annotations
+
+import sys
+
+from ragcache.store.disk.store import DiskStore
+from ragcache.store.format.checksummed import unsealed
+
+
+def main() -> None:
+    with DiskStore(sys.argv[1], readonly=True) as store:
+        bad = {**store.verify(), **unsealed(store.tables)}
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Layers of chunks on disk, in either layout: a record in LMDB for each, or a file of all.
+
+The header of a chunk says which: where it names no file, its layers are rows of the table
+``layers``. What the two have in common is here: how layers are written, read, checked and decoded,
+and what becomes of files that no header names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragcache.store.base import ABSENT, AT_ONCE, Miss, check_layer
+from ragcache.store.disk.chunk_files import ChunkFiles, file_digest
+from ragcache.store.format.header import (
+    Header,
+    Payload,
+    check_layer_bytes,
+    decode_header,
+    decode_layer,
+    encode_header,
+    layer_checksum,
+)
+from ragcache.store.format.record import Record
+from ragcache.store.lmdb.directory import explained
+from ragcache.store.lmdb.environment import Environment
+from ragcache.types import ChunkKV
+from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.format.codecs.base import Bytes
+    from ragcache.store.lmdb.tables import Transaction
+
+    Pair = tuple[Tensor, Tensor]
+
+
+EXPECTED_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A chunk to be written: its header but for the payloads and the file, and its layers."""
+
+    blank: Header
+    raws: Iterable[Bytes]  # per layer; gone through once
+    in_file: bool
+
+    @classmethod
+    def of(cls, header: Header, raws: Iterable[Bytes], *, in_file: bool) -> Coming:
+        """``header`` may say where the layers are elsewhere."""
+        nowhere = (Payload(0, 0, 0),) * header.spec.layers
+        return cls(replace(header, file="", payloads=nowhere), raws, in_file)
+
+
+class ChunkLayers:
+    """Layers of the chunks in ``tables``, and the memory that they are read into.
+
+    ``pin``: page-locked memory. Thread-safe. It reads the state that the given transaction sees;
+    only a file may have been removed since, which is a Miss, *truncated*.
+    """
+
+    def __init__(self, tables: Environment, *, pin: bool = False) -> None:
+        self._tables = tables
+        self._files = ChunkFiles(tables.path / "kv")
+        self._blocks = Blocks(SPARE_BYTES, pin=pin)
+
+    def put(self, txn: Transaction, coming: Coming) -> Header:
+        """Write layers as records; the header that goes with them."""
+        blank, payloads = coming.blank, []
+        for layer, raw in enumerate(coming.raws):
+            txn.put("layers", _layer_key(blank.key, layer), raw.data)
+            payloads.append(Payload(0, len(raw), layer_checksum(blank.key, layer, raw)))
+        return replace(blank, payloads=tuple(payloads))
+
+    @contextmanager
+    def written(self, coming: Iterable[Coming]) -> Iterator[dict[bytes, Header]]:
+        """Files of those chunks that get one, durable, and their headers by key digest.
+
+        The ``with`` is to commit the headers. Where it raises, the files that no header names are
+        removed again.
+        """
+        headers: dict[bytes, Header] = {}
+        try:
+            for one in coming:
+                if one.in_file:
+                    headers[one.blank.key] = self._write(one)
+            yield headers
+        except BaseException:
+            for header in headers.values():
+                if not self._is_named(header.file):
+                    self._files.remove(header.file)
+            raise
+
+    def hold(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
+        """While this lasts, these chunks are read layer after layer; see ChunkFiles."""
+        return self._files.hold(digests)
+
+    def remove(self, file: str) -> None:
+        """Remove a file that no header names any more."""
+        self._files.remove(file)
+
+    def sweep(self) -> None:
+        """Remove the files that a crash has left: those that no header names."""
+        for name in self._files.names():
+            if not self._is_named(name):
+                self._files.remove(name)
+
+    def strays(self) -> list[str]:
+        """Files among those of chunks that are called otherwise; nobody touches them."""
+        return list(self._files.strays())
+
+    def pair(
+        self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
+    ) -> Pair | Miss:
+        """Keys and values of a layer, each (kv_heads, tokens, head_dim), checked; in ``room``, if
+        it is large enough."""
+        raw = self._read(txn, header, layer, room)
+        return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
+
+    def pairs(self, headers: Sequence[Header | None], layer: int) -> list[Pair | Miss | None]:
+        """:meth:`pair` of several chunks, in one transaction and one piece of memory; None for
+        None. Bytes that another put has replaced since do not match ``headers``: a Miss."""
+        sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
+        block = self._blocks.empty(max(1, sum(sizes)))
+        found: list[Pair | Miss | None] = []
+        coming, expected, ends = _in_files(headers, layer), 0, accumulate(sizes)
+        with self._tables.read() as txn:
+            for header, end, size in zip(headers, ends, sizes, strict=True):
+                while expected < end + EXPECTED_BYTES and (one := next(coming, None)):
+                    self._files.expect(*one)
+                    expected += one[1].length
+                room = block[end - size : end]
+                found.append(None if header is None else self.pair(txn, header, layer, room))
+        return found
+
+    def chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
+        """The whole chunk, every layer checked."""
+        pairs = []
+        with self.hold([header.key]):
+            for layer in range(header.spec.layers):
+                pair = self.pair(txn, header, layer)
+                if isinstance(pair, Miss):
+                    return pair
+                pairs.append(pair)
+        keys, values = zip(*pairs, strict=True)
+        return ChunkKV(header.tokens, keys, values, header.sensitivity)
+
+    def record(self, txn: Transaction, digest: bytes) -> Record | Miss:
+        """A chunk as it is stored, every layer checked."""
+        if (found := txn.get("headers", digest)) is None:
+            return ABSENT
+        header = decode_header(found)
+        if isinstance(header, Miss):
+            return header
+        raws = []
+        with self.hold([digest]):
+            for layer in range(header.spec.layers):
+                raw = self._read(txn, header, layer)
+                if isinstance(raw, Miss):
+                    return raw
+                if (miss := check_layer_bytes(header, layer, raw)) is not None:
+                    return miss
+                raws.append(raw)
+        return Record(header, tuple(raws))
+
+    def _read(
+        self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
+    ) -> Bytes | Miss:
+        """The bytes of a layer, unchecked, in memory of their own: of ``room``, if they fit."""
+        check_layer(layer, header.spec.layers)
+        record = None if header.file else txn.view("layers", _layer_key(header.key, layer))
+        if record is None and not header.file:
+            return Miss("truncated", f"layer {layer} of {header.spec.layers} is missing")
+        payload = header.payloads[layer]
+        size = payload.length if record is None else len(record)
+        if room is None or len(room) < size:
+            room = self._blocks.empty(max(1, size))
+        if record is None:
+            return self._files.read(header.file, payload, room)
+        raw = room[:size]
+        raw[:] = np.frombuffer(record, np.uint8)
+        return raw
+
+    def _write(self, coming: Coming) -> Header:
+        """The header of a file that now holds the layers, and that nothing names yet."""
+        blank = replace(coming.blank, file=self._files.new_name(coming.blank.key))
+        payloads = []
+        path = self._tables.path
+        with explained(path, "write to"), self._files.create(blank.file) as file:
+            file.skip(len(encode_header(blank)))
+            for layer, raw in enumerate(coming.raws):
+                checksum = layer_checksum(blank.key, layer, raw)
+                payloads.append(Payload(file.append(raw), len(raw), checksum))
+            header = replace(blank, payloads=tuple(payloads))
+            file.finish(encode_header(header))
+        return header
+
+    def _is_named(self, file: str) -> bool:
+        with self._tables.read() as txn:
+            header = decode_header(txn.get("headers", file_digest(file)) or b"")
+        return isinstance(header, Header) and header.file == file
+
+
+def _in_files(headers: Sequence[Header | None], layer: int) -> Iterator[tuple[str, Payload]]:
+    """What is read from files, in order: this layer, then the next that no other thread reads."""
+    for number in (layer, layer + AT_ONCE):
+        for header in headers:
+            if header is not None and header.file and number < len(header.payloads):
+                yield header.file, header.payloads[number]
+
+
+def _rounded(size: int) -> int:
+    """``size`` rounded up, so that the next array is aligned as torch's are."""
+    return -(-size // 64) * 64
+
+
+def _layer_key(digest: bytes, layer: int) -> bytes:
+    return digest + layer.to_bytes(2, "big")

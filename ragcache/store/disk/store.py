@@ -1,0 +1,381 @@
+"""The store on local disk: headers in LMDB, layers in LMDB or in a file for each chunk.
+
+Plain files are read faster than LMDB, cold ones above all (docs/reliability.md has the figures),
+but each costs a few syncs when it is written, which small layers are not worth. So each chunk has
+one of two layouts: *records*, one in LMDB for every layer, or *file* (see layers.py). The header
+says which, and is the truth: what no header names is not there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
+
+from ragcache.errors import ConfigError, StoreError
+from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats, Tally, Variant, unusable
+from ragcache.store.disk import kv_shapes, outbox, variants
+from ragcache.store.disk.header_index import digests, find, reindex, totals
+from ragcache.store.disk.layer_storage import ChunkLayers, Coming
+from ragcache.store.disk.quota import UNBOUNDED, Capacity, Quota
+from ragcache.store.disk.verify import damaged
+from ragcache.store.disk.writer import Changes, DiskChange
+from ragcache.store.format.codecs import codec
+from ragcache.store.format.header import Header, decode_header
+from ragcache.store.format.record import Record, check_kv, encoded_layers
+from ragcache.store.key import at_level
+from ragcache.store.lmdb.directory import explained
+from ragcache.store.lmdb.environment import Environment
+from ragcache.types import ChunkKV, ChunkNotes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+    from ragcache.store.lmdb.tables import Transaction
+
+logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+Layout = Literal["auto", "records", "files"]
+FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
+WORTH_COMPACTING = 1 << 20  # unused bytes
+_LOOK_EVERY = 16  # changes between two looks at what is unused
+
+
+class DiskStore(ChunkStore):
+    """Chunks in the directory ``path``, made where it is missing (0700, files 0600).
+
+    ``layout``: of chunks that are put from now on; ``auto`` gives those with layers of
+    :data:`FILES_FROM` bytes and more a file. ``map_size``: bytes that LMDB's part can ever grow to;
+    it reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that it may hold;
+    a ``put`` beyond that takes out what ``policy`` (see evict.py) gives up first, and raises
+    StoreError where not enough may go. ``readonly``: for all processes but the one that writes.
+    ``lazy``: the store is there, and this process becomes its writer with the first change, if no
+    other is by then; else that change raises LockedError.
+    ``pin``: read into page-locked memory, from which a GPU copies faster and in the background.
+    Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
+    there anew, after spawn.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        layout: Layout = "auto",
+        map_size: int = 1 << 40,
+        readonly: bool = False,
+        lazy: bool = False,
+        quota: Quota = UNBOUNDED,
+        policy: str = "pgdsf",
+        pin: bool = False,
+    ) -> None:
+        self.layout, self.quota = as_layout(layout), quota
+        #: Where puts and deletions are told to a remote: the codecs in which chunks are sent there
+        #: too, beside their own. See outbox.py.
+        self.shared: tuple[str, ...] | None = None
+        bounded = quota != UNBOUNDED and not readonly
+        self._capacity = Capacity(quota, policy) if bounded else None
+        self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
+        self._layers = ChunkLayers(self.tables, pin=pin)
+        self._tally = Tally()
+        self._changes = Changes(self.tables, self._layers, self._capacity)
+        self._changed = 0  # times
+        self.tables.claimed = self._begin
+        try:
+            if self.tables.is_writer:
+                self._begin()
+        except BaseException:
+            self.tables.close()
+            raise
+
+    def _begin(self) -> None:
+        """What a writer does before its first change."""
+        with explained(self.tables.path, "open"):
+            self._layers.sweep()
+        if self._capacity is not None:
+            with self.tables.read() as txn:
+                self._capacity.load(txn)
+
+    def refusal(self) -> str | None:
+        return self.tables.refusal()
+
+    def strays(self) -> list[str]:
+        """Files in the folder of the chunks' files that are none of ours: left alone."""
+        return self._layers.strays()
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        check_kv(key, kv, notes)
+        coming = self._coming(key, kv)
+
+        def also(txn: Transaction) -> None:
+            if notes is not None:
+                variants.put(txn, key.digest, notes)
+            else:
+                self._send(txn, key, coming.blank)
+
+        self._place([coming], also)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        """All in one commit; one by one where there is a quota, for each may evict others."""
+        if self._capacity is not None:
+            super().put_all(chunks)
+            return
+        given = list(chunks)
+        for key, kv in given:
+            check_kv(key, kv, None)
+        coming = [self._coming(key, kv) for key, kv in given]
+
+        def also(txn: Transaction) -> None:
+            for (key, _), one in zip(given, coming, strict=True):
+                self._send(txn, key, one.blank)
+
+        self._place(coming, also)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        found = self.peek(key)
+        if self._capacity is not None and isinstance(found, Stored):
+            self._capacity.hit(key.digest)
+        return self._tally.count(found)
+
+    def peek(self, key: ChunkKey) -> Stored | Miss:
+        with self.tables.read() as txn:
+            header = find(txn, key)
+        return header if isinstance(header, Miss) else header.stored(key)
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        found = self._read(key, lambda txn, header: self._layers.pair(txn, header, layer))
+        if isinstance(found, Miss):
+            raise unusable(key, layer, self._tally.count(found))
+        return found
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
+        return [
+            pair if isinstance(pair, tuple) else self.layer(chunk.key, layer)
+            for chunk, pair in zip(chunks, self._layers.pairs(headers, layer), strict=True)
+        ]
+
+    def get(self, key: ChunkKey) -> ChunkKV | Miss:
+        """The whole chunk, every layer verified, all layers of one ``put``."""
+        return self._tally.count(self._read(key, self._layers.chunk))
+
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        with self.tables.read() as txn:
+            return variants.find(txn, key)
+
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        with self.tables.write() as txn:
+            for key, more in worth.items():
+                variants.credit(txn, key, more)
+        if self._capacity is not None:
+            for key, more in worth.items():
+                self._capacity.hit(key.digest, more)
+
+    @contextmanager
+    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+        digests = [key.digest for key in keys]
+        kept = self._capacity.hold(digests) if self._capacity is not None else nullcontext()
+        with kept, self._layers.hold(digests):
+            yield
+
+    def delete(self, key: ChunkKey) -> bool:
+        with self.change() as change:
+            if self.shared is not None:
+                outbox.delete(change.txn, key.content, key.digest)
+            return change.forget(key.digest)
+
+    @contextmanager
+    def change(self) -> Iterator[DiskChange]:
+        with self._changes.begin(shared=self.shared is not None) as change:
+            yield change
+        self._look()
+
+    def _place(
+        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+    ) -> None:
+        self._changes.place(coming, also)
+        self._look()
+
+    def _look(self) -> None:
+        """After every change: compact now and then. What is committed is committed, whatever
+        becomes of this."""
+        try:
+            with self._changes.alone:
+                self._changed += 1
+                if self._changed % _LOOK_EVERY == 0 and self.is_wasteful():
+                    self.compact()
+        except (StoreError, OSError) as error:
+            logger.warning("compaction of %s was given up: %s", self.tables.path, error)
+
+    def is_wasteful(self) -> bool:
+        """Whether LMDB's file is more than twice what is live in it, and worth a compaction."""
+        size, live = self.tables.file.stat().st_size, self.tables.live_bytes()
+        return size > 2 * live and size - live > WORTH_COMPACTING
+
+    def compact(self) -> tuple[int, int]:
+        """Give unused space in LMDB's file back: its bytes before and after. See Environment.
+
+        Happens by itself, now and then, where the store :meth:`is_wasteful`. Files of chunks give
+        their space back when they are removed.
+        """
+        with self._changes.alone:
+            return self.tables.compact()
+
+    def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
+        """Give every chunk that ``layout``; the number of those that had another.
+
+        Each is moved whole, in one commit; killed at any point, a second call does the rest. A
+        damaged chunk stays as it is. Chunks that are put from now on have this layout too.
+        """
+        self.layout, moved = layout, 0
+        every = list(self.keys())
+        for done, digest in enumerate(every, 1):
+            if self._changes.move(digest, self._in_file):
+                moved += 1
+                self._look()
+            if progress is not None:
+                progress(done, len(every))
+        return moved
+
+    def keys(self) -> Iterator[bytes]:
+        return digests(self.tables)
+
+    def headers(self, *, after: bytes = b"", most: int = 1000) -> list[Header]:
+        """Of the chunks behind the digest ``after``, in the order of their digests. One that is
+        damaged is left out."""
+        start = after + b"\0" if after else b""
+        with self.tables.read() as txn:
+            page = islice(txn.keys("headers", start=start), most)
+            found = [decode_header(txn.get("headers", digest) or b"") for digest in page]
+        return [header for header in found if isinstance(header, Header)]
+
+    def forget(self, digest: bytes) -> bool:
+        """Remove a chunk by its digest; True if it was there."""
+        with self.change() as change:
+            header = decode_header(change.txn.get("headers", digest) or b"")
+            if self.shared is not None and isinstance(header, Header):
+                outbox.delete(change.txn, header.content, digest)
+            return change.forget(digest)
+
+    def drop(self, digest: bytes) -> None:
+        """Remove a chunk here; a remote is told nothing."""
+        with self.change() as change:
+            change.forget(digest)
+
+    def record(self, digest: bytes) -> Record | Miss:
+        """A chunk as it is stored, every layer checked; counts nothing."""
+        with self.tables.read() as txn:
+            return self._layers.record(txn, digest)
+
+    def enter(self, record: Record) -> bool:
+        """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
+
+        False, and nothing is changed, where there is one, or it was deleted and the remote has not
+        been told yet, or it cannot be KV of the model that it names. Raises FullError as ``put``
+        does.
+        """
+        header = record.header
+        with self._changes.alone:
+            with self.tables.read() as txn:
+                there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
+                if there or outbox.gone(txn, header.content, header.key):
+                    return False
+                if kv_shapes.foreign(txn, header) is not None:
+                    return False
+            in_file = self._in_file(len(record.raws[0]))
+            self._place([Coming.of(header, record.raws, in_file=in_file)])
+        return True
+
+    def stats(self) -> StoreStats:
+        with self.tables.read() as txn:
+            chunks = txn.count("headers")
+            sums = list(totals(txn))
+        fingerprints, built_bytes = Counter[str](), Counter[str]()
+        for count, payload, name in sums:
+            fingerprints[name] += count
+            built_bytes[name] += payload
+        payload_bytes = sum(payload for _, payload, _ in sums)
+        evictions = self._capacity.evictions if self._capacity is not None else 0
+        return StoreStats(
+            chunks,
+            payload_bytes,
+            *self._tally.snapshot(),
+            dict(fingerprints),
+            evictions,
+            dict(built_bytes),
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Changes that a remote is still to be told."""
+        with self.tables.read() as txn:
+            return outbox.depth(txn)
+
+    def verify(
+        self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, str]:
+        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones.
+
+        Also finds layers that belong to no chunk. Does not count as hits or misses.
+        """
+        bad = damaged(self.tables, self._layers, progress)
+        if repair and bad:
+            with self.change() as change:
+                for digest in bad:
+                    change.forget(digest)
+                reindex(change.txn)
+        return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
+
+    def close(self) -> None:
+        try:
+            if self._capacity is not None and self._capacity.has_news:
+                with suppress(StoreError), self.tables.write() as txn:
+                    self._capacity.save(txn)
+        finally:
+            self.tables.close()
+
+    def _read(
+        self, key: ChunkKey, read: Callable[[Transaction, Header], Found | Miss]
+    ) -> Found | Miss:
+        """``read`` what is under ``key``, and again if it was replaced meanwhile.
+
+        A file that another process has just replaced is gone, while records stay to the end of the
+        transaction.
+        """
+        before: Header | None = None
+        while True:
+            with self.tables.read() as txn:
+                header = find(txn, key)
+                if isinstance(header, Miss):
+                    return header
+                found = read(txn, header)
+            if not isinstance(found, Miss) or not header.file or header == before:
+                return found
+            before = header
+
+    def _in_file(self, layer_bytes: int) -> bool:
+        return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
+
+    def _coming(self, key: ChunkKey, kv: ChunkKV) -> Coming:
+        size = codec(key.codec).layer_bytes(kv.spec, len(kv.tokens))
+        in_file = self._in_file(size or kv.spec.layer_bytes(len(kv.tokens)))
+        return Coming.of(Header.of(key, kv, ()), encoded_layers(key.codec, kv), in_file=in_file)
+
+    def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
+        """Note, where the store is shared, that a remote is to have this chunk."""
+        if self.shared is not None:
+            levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
+            outbox.send(txn, key.content, key.digest, header.version, levels)
+
+
+def as_layout(name: str) -> Layout:
+    """``name`` if it is a layout; else ConfigError."""
+    for layout in get_args(Layout):
+        if name == layout:
+            return cast("Layout", layout)
+    raise ConfigError(f"layout is {name!r}: it must be one of {', '.join(get_args(Layout))}")

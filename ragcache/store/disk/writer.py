@@ -1,0 +1,126 @@
+"""Changes of the chunks on disk: one at a time, each a commit, with an account of what is gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from ragcache.store.disk import outbox
+from ragcache.store.disk.header_index import account, digests_of, remove
+from ragcache.store.disk.layer_storage import ChunkLayers, Coming
+from ragcache.store.disk.quota import Capacity
+from ragcache.store.disk.verify import damage
+from ragcache.store.format.header import Header, decode_header, encode_header
+from ragcache.store.format.record import Record
+
+if TYPE_CHECKING:
+    from ragcache.store.lmdb.tables import Tables, Transaction
+
+
+class DiskChange:
+    """A :class:`Change` of a store on disk; ``shared``: one whose remote is to be told."""
+
+    def __init__(self, txn: Transaction, *, shared: bool = False) -> None:
+        self.txn, self._shared = txn, shared
+        self.unnamed: list[str] = []  # files that nothing names once this is committed
+        self.forgotten: list[bytes] = []  # chunks that were taken out, but for those evicted
+
+    def enter(self, header: Header) -> None:
+        """Put in a chunk whose layers are written; there is none under its key."""
+        self.txn.put("headers", header.key, encode_header(header))
+        account(self.txn, header, 1)
+
+    def forget(self, digest: bytes) -> bool:
+        """Take a chunk out; True if it was there."""
+        self.forgotten.append(digest)
+        return self.evict(digest)
+
+    def evict(self, digest: bytes) -> bool:
+        """Take a chunk out that has to make room: its policy knows. True if it was there."""
+        header = decode_header(self.txn.get("headers", digest) or b"")
+        if isinstance(header, Header) and header.file:
+            self.unnamed.append(header.file)
+        return remove(self.txn, digest)
+
+    def forget_content(self, content: bytes) -> int:
+        if self._shared:
+            outbox.forget(self.txn, content)
+        return sum(map(self.forget, list(digests_of(self.txn, content))))
+
+    def is_pinned(self, digest: bytes) -> bool:
+        """Whether a chunk must not be evicted: a document pins it, or it is nowhere else yet."""
+        header = decode_header(self.txn.get("headers", digest) or b"")
+        if not isinstance(header, Header):
+            return False
+        pinned = next(self.txn.keys("pins", header.content), None) is not None
+        return pinned or outbox.waits(self.txn, header.content, digest)
+
+
+class Changes:
+    """Changes of the chunks in ``tables``, whose layers are in ``layers``. Thread-safe.
+
+    ``capacity``: who makes room for what comes in, where there is a quota.
+    """
+
+    def __init__(self, tables: Tables, layers: ChunkLayers, capacity: Capacity | None) -> None:
+        self._tables, self._layers, self._capacity = tables, layers, capacity
+        #: Held from the first look of a change on; by others who want none meanwhile.
+        self.alone = threading.RLock()
+
+    @contextmanager
+    def begin(self, *, shared: bool = False) -> Iterator[DiskChange]:
+        """See :meth:`ChunkStore.change`; ``shared`` as for DiskChange."""
+        with self.alone:
+            with self._tables.write() as txn:
+                change = DiskChange(txn, shared=shared)
+                yield change
+                if self._capacity is not None:
+                    self._capacity.save(txn)
+            if self._capacity is not None:
+                for digest in change.forgotten:
+                    self._capacity.discard(digest)
+            for name in change.unnamed:
+                self._layers.remove(name)
+
+    def place(
+        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+    ) -> None:
+        """Write chunks, each in the place of what is there under its key; ``also`` in the same
+        commit. Raises FullError where not enough others may go."""
+        self._tables.become_writer()  # before any file is written
+        written = self._layers.written(coming)
+        with written as files, ExitStack() as committed, self.begin() as change:
+            for one in coming:
+                change.forget(one.blank.key)
+                header = files.get(one.blank.key) or self._layers.put(change.txn, one)
+                if self._capacity is not None:
+                    room = self._capacity.making_room(header, change.is_pinned)
+                    for victim in committed.enter_context(room):
+                        change.evict(victim)
+                change.enter(header)
+            also(change.txn)
+
+    def move(self, digest: bytes, to_file: Callable[[int], bool]) -> bool:
+        """Write a chunk anew in the layout that ``to_file`` says, of the bytes of a layer; True if
+        it had the other and is whole."""
+        with self.alone:
+            with self._tables.read() as txn:
+                header = decode_header(txn.get("headers", digest) or b"")
+                if not isinstance(header, Header) or header.key != digest:
+                    return False
+                in_file = to_file(header.payloads[0].length)
+                if in_file == bool(header.file) or damage(txn, self._layers, digest) is not None:
+                    return False
+                record = self._layers.record(txn, digest)
+                noted = txn.get("variants", digest)
+
+            def also(txn: Transaction) -> None:
+                if noted is not None:
+                    txn.put("variants", digest, noted)
+
+            if not isinstance(record, Record):
+                return False
+            self.place([Coming.of(header, record.raws, in_file=in_file)], also)
+        return True

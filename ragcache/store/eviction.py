@@ -1,0 +1,203 @@
+"""Eviction: which chunks go first when a store is full.
+
+A :class:`Policy` is told of keys, sizes and uses and never sees KV, so that the store and
+:mod:`ragcache.sim.eviction` run the same ones. Add a policy by adding its class and its line here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Container, Hashable
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from ragcache.errors import ConfigError
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Use(NamedTuple):
+    """How a chunk has been used: the state of every policy, so that a store may change its own."""
+
+    last: float  # when, counted in uses of all chunks
+    times: float  # used, the one that made it included
+    worth: float  # of its hits, added up
+    clock: float  # the policy's clock at its last use
+
+
+@dataclass(slots=True)
+class Held:
+    """A chunk that is there."""
+
+    size: int  # bytes
+    cost: float  # of making it again, in any unit
+    use: Use
+    entry: int  # the number of its entry in the heap; those with other numbers are stale
+
+
+class Policy(ABC, Generic[Key]):
+    """Puts the chunks that are there in the order in which they go. Not thread-safe.
+
+    Keys are opaque. :meth:`add`, :meth:`hit`, :meth:`evict` and :meth:`discard` take O(log n),
+    amortised: what they leave behind in the heap is cleared away later.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.bytes = 0  # of all chunks that are there
+        self._chunks: dict[Key, Held] = {}
+        self._heap: list[tuple[float, float, int, Key]] = []  # priority, last use, entry, key
+        self._entries = 0
+        self._last = 0.0
+        self._clock = 0.0
+
+    @abstractmethod
+    def priority(self, key: Key, held: Held) -> float:
+        """The least goes first; of equals, the least recently used. Fixed between two uses."""
+
+    def add(self, key: Key, size: int, cost: float) -> None:
+        """A chunk came in. What was there under ``key`` is replaced, and its uses are forgotten.
+
+        Raises ValueError for a size below 1 byte, or a cost that is negative or not finite.
+        """
+        self._last += 1
+        self.restore(key, size, cost, Use(self._last, 1, 0, self._clock))
+
+    def hit(self, key: Key, worth: float = 1.0) -> None:
+        """A chunk was served. One that is gone is passed over.
+
+        Raises ValueError for a worth that is negative or not finite.
+        """
+        if not 0 <= worth < math.inf:
+            raise ValueError(f"a hit cannot be worth {worth}: give a finite number from 0")
+        if (held := self._chunks.get(key)) is not None:
+            self._last += 1
+            use = held.use
+            held.use = Use(self._last, use.times + 1, use.worth + worth, self._clock)
+            self._push(key, held)
+
+    def evict(self, key: Key) -> None:
+        """A chunk is gone, to make room. One that is gone already is passed over."""
+        self.discard(key)
+
+    def discard(self, key: Key) -> None:
+        """A chunk is gone for any other reason. One that is gone already is passed over."""
+        if (held := self._chunks.pop(key, None)) is not None:
+            self.bytes -= held.size
+
+    def victims(self, need: int, spared: Container[Key] = ()) -> list[Key] | None:
+        """What to evict, in this order, to free ``need`` bytes; nothing is evicted yet.
+
+        None of ``spared`` is among them. None if all others are too few: then evict nothing.
+        Takes O(log n) for every victim and for every spared chunk that would have gone before it,
+        so where many are pinned, free more at once.
+        """
+        chosen: list[Key] = []
+        seen = []
+        try:
+            while need > 0 and self._heap:
+                entry = heappop(self._heap)
+                held = self._chunks.get(entry[3])
+                if held is None or held.entry != entry[2]:
+                    continue
+                seen.append(entry)
+                if entry[3] not in spared:
+                    chosen.append(entry[3])
+                    need -= held.size
+        finally:
+            for entry in seen:
+                heappush(self._heap, entry)
+        return None if need > 0 else chosen
+
+    def held(self, key: Key) -> Held:
+        """Size, cost and use of a chunk, for :meth:`restore` of any policy. Only to be read.
+
+        Raises KeyError if the chunk is not there.
+        """
+        return self._chunks[key]
+
+    def restore(self, key: Key, size: int, cost: float, use: Use) -> None:
+        """A chunk that was there before a restart.
+
+        Once all are restored, in any order, they go in the order in which they would have gone;
+        the clock is that of the latest use. Raises ValueError as :meth:`add` does.
+        """
+        if size < 1 or not 0 <= cost < math.inf or not all(map(math.isfinite, use)):
+            raise ValueError(f"a chunk of {size} bytes, cost {cost} and {use} cannot be ranked")
+        self.discard(key)
+        self._last, self._clock = max(self._last, use.last), max(self._clock, use.clock)
+        self.bytes += size
+        self._chunks[key] = held = Held(size, cost, use, 0)
+        self._push(key, held)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def _push(self, key: Key, held: Held) -> None:
+        self._entries += 1
+        held.entry = self._entries
+        heappush(self._heap, self._entry(key, held))
+        if len(self._heap) > 2 * len(self._chunks) + 64:  # most entries are stale
+            self._heap = [self._entry(key, held) for key, held in self._chunks.items()]
+            heapify(self._heap)
+
+    def _entry(self, key: Key, held: Held) -> tuple[float, float, int, Key]:
+        return self.priority(key, held), held.use.last, held.entry, key
+
+
+class LRU(Policy[Key]):
+    """The least recently used goes first."""
+
+    name: ClassVar[str] = "lru"
+
+    def priority(self, key: Key, held: Held) -> float:
+        return 0.0
+
+
+class PGDSF(Policy[Key]):
+    """Greedy dual size frequency: the least of clock + uses * cost / size goes first.
+
+    Jin et al., RAGCache, arXiv:2404.12457. The clock moves up to the priority of what is evicted,
+    and a chunk takes the clock of its last use: what was worth much once goes in the end. RAGCache
+    averages the cost over the requests in which a document stands behind different prefixes; here
+    a chunk has one cost. A chunk that comes back after it was evicted counts from 1 again.
+    """
+
+    name: ClassVar[str] = "pgdsf"
+
+    def priority(self, key: Key, held: Held) -> float:
+        return held.use.clock + held.use.times * held.cost / held.size
+
+    def evict(self, key: Key) -> None:
+        if (held := self._chunks.get(key)) is not None:
+            self._clock = max(self._clock, self.priority(key, held))
+        super().evict(key)
+
+
+class Craft(Policy[Key]):
+    """The chunk whose hits were worth least, added up, goes first.
+
+    Agarwal et al., Cache-Craft, arXiv:2502.15734, where a hit is worth 1 / CFO: the less of the
+    chunk had to be recomputed, the more. Nothing ages: what was worth much once stays.
+    """
+
+    name: ClassVar[str] = "craft"
+
+    def priority(self, key: Key, held: Held) -> float:
+        return held.use.worth
+
+
+POLICIES: dict[str, type[Policy[Any]]] = {"lru": LRU, "pgdsf": PGDSF, "craft": Craft}
+
+
+def policy(name: str) -> Policy[Any]:
+    """A new policy of that name. Raises ConfigError where there is none."""
+    if name not in POLICIES:
+        raise ConfigError(f"eviction policy {name!r} is unknown: use one of {', '.join(POLICIES)}")
+    return POLICIES[name]()

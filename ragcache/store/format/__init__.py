@@ -1,0 +1,1 @@
+"""How a chunk becomes bytes: header, records of layers, checksums and codecs."""

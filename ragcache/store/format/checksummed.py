@@ -1,0 +1,59 @@
+"""Records with a checksum that is bound to their table and key."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest
+
+from ragcache.errors import StoreError
+
+if TYPE_CHECKING:
+    from ragcache.store.lmdb.tables import Tables, Transaction
+
+SEALED = "variants", "documents", "chunks", "vectors"
+_CHECKSUM = struct.Struct("<Q")
+
+
+def put_sealed(txn: Transaction, table: str, key: bytes, body: bytes) -> None:
+    """Replace what is there under ``key``."""
+    txn.put(table, key, _CHECKSUM.pack(_seal(table, key, body)) + body)
+
+
+def get_sealed(txn: Transaction, table: str, key: bytes) -> bytes:
+    """The body. Raises KeyError where there is no record, StoreError where it is damaged."""
+    record = txn.get(table, key)
+    name = int.from_bytes(key, "big") if len(key) == 8 else key.hex()[:12]
+    if record is None:
+        raise KeyError(f"no row {name} in {table}: its document was replaced or deleted")
+    body = record[_CHECKSUM.size :]
+    if record[: _CHECKSUM.size] != _CHECKSUM.pack(_seal(table, key, body)):
+        raise StoreError(
+            f"row {name} in {table} is damaged: index its document again", reason="corrupt"
+        )
+    return body
+
+
+def unsealed(tables: Tables) -> dict[str, str]:
+    """What is wrong with the sealed rows of a store: table and key -> why. Reads them all."""
+    bad = {}
+    with tables.read() as txn:
+        for table in SEALED:
+            for key in txn.keys(table):
+                try:
+                    get_sealed(txn, table, key)
+                except (KeyError, StoreError) as error:
+                    bad[f"{table} {key.hex()}"] = str(error)
+    return bad
+
+
+def as_json(value: object) -> bytes:
+    """JSON that keeps lone surrogates: file names that are no valid UTF-8 arrive with them."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")  # as json.loads decodes
+
+
+def _seal(table: str, key: bytes, body: bytes) -> int:
+    return xxh3_64_intdigest(body, seed=xxh3_64_intdigest(table.encode() + b"\0" + key))

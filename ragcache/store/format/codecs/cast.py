@@ -1,0 +1,50 @@
+"""Numbers of a model's published precision, where it computes in another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.types import KVSpec
+
+
+@dataclass(frozen=True)
+class Cast(Codec):
+    """Keys, then values, each (kv_heads, tokens, head_dim) in C order, rounded to ``dtype``.
+
+    They come back in KV's own dtype. Raises ValueError for numbers that ``dtype`` does not hold.
+    """
+
+    dtype: str
+    faithful: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.dtype
+
+    def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
+        rounded = [plane.to(DTYPES[self.dtype][0]) for plane in (keys, values)]
+        if not all(bool(plane.isfinite().all()) for plane in rounded):
+            raise ValueError(
+                f"the KV holds NaN, infinities or more than {self.dtype} does: only codec 'raw' "
+                "can store it"
+            )
+        return np.concatenate([to_bytes(plane) for plane in rounded])
+
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+        both = from_bytes(data, self.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
+        keys, values = both.to(DTYPES[spec.dtype][0])
+        if not bool(torch.isfinite(both).all()):
+            raise ValueError("a number that is NaN or infinite")
+        return keys, values
+
+    def layer_bytes(self, spec: KVSpec, tokens: int) -> int:
+        return 2 * spec.kv_heads * spec.head_dim * tokens * DTYPES[self.dtype][2].itemsize

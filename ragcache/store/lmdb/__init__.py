@@ -1,0 +1,1 @@
+"""Transactions over named tables: LMDB, its data files and their compaction."""

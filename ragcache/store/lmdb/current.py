@@ -1,0 +1,83 @@
+"""Which LMDB environment of a store is current: the pointer ``CURRENT``, and what it names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import lmdb
+from xxhash import xxh3_64_intdigest
+
+from ragcache.errors import StoreError
+from ragcache.store.lmdb.directory import sync_folder
+
+CURRENT, _PART = "CURRENT", "CURRENT.part"
+
+
+def copy_into(env: lmdb.Environment, folder: Path) -> None:
+    """What is live in ``env``, durably, in a new folder."""
+    folder.mkdir(mode=0o700)
+    with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        env.copyfd(file.fileno(), compact=True)
+        os.fsync(file.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)  # the folder is there before anything names it
+
+
+def set_current(path: Path, folder: Path) -> None:
+    """Make ``folder`` the current one of the store in ``path``."""
+    part = path / _PART
+    part.unlink(missing_ok=True)  # of a compaction that was killed
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(_pointer(folder.name))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path / CURRENT)
+    sync_folder(path)
+
+
+def _pointer(name: str) -> bytes:
+    return b"%s %016x\n" % (name.encode(), xxh3_64_intdigest(name.encode()))
+
+
+def current(path: Path) -> Path:
+    """The folder of the LMDB environment of the store in ``path``."""
+    try:
+        pointer = (path / CURRENT).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    match = re.match(rb"(data-\d+) ", pointer)
+    name = match[1].decode() if match else ""
+    if pointer != _pointer(name):
+        there = [folder.name for folder in _environments(path)]
+        fix = _pointer(there[-1]).decode().strip() if there else "the backup's"
+        raise StoreError(
+            f"{path / CURRENT} is damaged. It names the folder that holds the store, of which "
+            f"there are: {', '.join(there) or 'none'}. Write one line into it: {fix}"
+        )
+    return path / name
+
+
+def _environments(path: Path) -> list[Path]:
+    """The folders of a store that are called as compaction calls them, the newest last."""
+    there = [each for each in path.glob("data-*") if re.fullmatch(r"data-\d+", each.name)]
+    return sorted(there, key=number_of)
+
+
+def number_of(folder: Path) -> int:
+    """How often the store had been compacted when ``folder`` was made."""
+    return int(folder.name.removeprefix("data-")) if folder.name.startswith("data-") else 0
+
+
+def clean(path: Path) -> None:
+    """Remove what compaction has left: every environment but the current one."""
+    named = current(path)
+    for folder in _environments(path):
+        if folder != named:
+            shutil.rmtree(folder, ignore_errors=True)
+    for name in (_PART, *(("data.mdb", "lock.mdb") if named != path else ())):
+        with suppress(FileNotFoundError):
+            (path / name).unlink()

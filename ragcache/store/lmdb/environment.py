@@ -1,0 +1,308 @@
+"""The tables on disk: the directory of a store, and whichever LMDB environment in it is current.
+
+A directory (0700) with ``data.mdb`` and ``lock.mdb`` (LMDB's own) and ``writer.lock`` (which
+process may write), all 0600. An existing store keeps the permissions that its owner gave it.
+Local file systems only: LMDB maps its file and locks through shared memory.
+
+LMDB's file never shrinks. :meth:`Environment.compact` copies what is live into a folder of its own,
+``data-1``, ``data-2``, ..., and then names that folder, with a checksum, in ``CURRENT``, by an
+atomic rename. Whoever has the store open follows with its next transaction; what ``CURRENT`` does
+not name is rubbish, which the next writer removes once it has opened what is named.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import lmdb
+
+from ragcache.errors import StoreError
+from ragcache.store.lmdb.current import CURRENT, clean, copy_into, current, number_of, set_current
+from ragcache.store.lmdb.data_file import (
+    DataFile,
+    LmdbTransaction,
+    ShortError,
+    make,
+    no_store,
+    opened,
+)
+from ragcache.store.lmdb.directory import PATIENCE_S, claim, explained, release, sync_folder
+from ragcache.store.lmdb.tables import Tables, Transaction
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 5.0  # between two looks at who reads
+_LONG_S = 30.0  # from here on a read transaction is worth a word
+
+
+class Environment(Tables):
+    """:data:`TABLES` in the directory ``path``, which is made where it is missing.
+
+    ``map_size`` (bytes) is the most that the store can ever hold. One writer process at a time,
+    LockedError for the next one; any number of processes with ``readonly``. With ``lazy`` it has to
+    be there, is read as with ``readonly``, and this process becomes its writer with the first
+    change: LockedError where another is that. Not usable in a child made by fork.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        map_size: int = 1 << 40,
+        readonly: bool = False,
+        lazy: bool = False,
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.readonly = readonly
+        self.map_size = map_size
+        #: Called once this process has become the writer, before its first change.
+        self.claimed: Callable[[], None] = lambda: None
+        self._pid = os.getpid()
+        self._idle = threading.Condition()
+        self._writing, self._claiming = threading.Lock(), threading.Lock()
+        self._closed = False
+        self._left: list[DataFile] = []  # those that were compacted and are still read
+        self._claim: IO[bytes] | None = None
+        self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
+        self._looked = time.monotonic()
+        with explained(self.path, "open"):
+            try:
+                if not readonly and not lazy:
+                    self._claim = claim(self.path, PATIENCE_S)
+                try:
+                    self._opened = self._open()
+                except ShortError:
+                    if not lazy:
+                        raise
+                    self._claim = claim(self.path)
+                    self._opened = self._open()
+                if self._claim is not None:
+                    self._tidy()
+            except BaseException:
+                self._release()
+                raise
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether no other process can write meanwhile."""
+        return self._claim is not None
+
+    def become_writer(self) -> None:
+        """From now on no other process writes. Raises LockedError, at once, where one does."""
+        if self.readonly:
+            raise StoreError(
+                f"the store in {self.path} was opened with readonly=True: open it without"
+            )
+        with self._claiming:
+            if self._claim is not None:
+                return
+            if self._closed:
+                raise self._is_closed()
+            with explained(self.path, "open"):
+                held = claim(self.path)
+                try:
+                    self._follow()
+                    self._claim = held
+                    self._opened.make_tables()
+                    self._tidy()
+                    self.claimed()
+                except BaseException:
+                    self._claim = None
+                    release(held)
+                    raise
+
+    def refusal(self) -> str | None:
+        try:
+            self.become_writer()
+        except StoreError as error:
+            return str(error)
+        return None
+
+    def _tidy(self) -> None:
+        """What a writer does first."""
+        clean(self.path)
+        for folder in (self._opened.folder, self.path, self.path.parent):
+            sync_folder(folder)  # a store that was opened is there after a power loss
+
+    @property
+    def file(self) -> Path:
+        """LMDB's data file at the moment."""
+        return self._opened.file
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        with self._entered() as entered, explained(self.path, "read"):
+            with entered.begin() as txn:
+                yield LmdbTransaction(txn, entered.tables)
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        self.become_writer()
+        with self._writing, self._entered() as entered, explained(self.path, "write to"):
+            with entered.env.begin(write=True, buffers=True) as txn:
+                yield LmdbTransaction(txn, entered.tables)
+            try:  # what is committed is committed, whatever becomes of this
+                entered.cover()
+                self._look()
+            except (lmdb.Error, OSError) as error:
+                logger.warning("after a commit to %s: %s", self.path, error)
+
+    def compact(self) -> tuple[int, int]:
+        """Give unused space back to the file system: bytes of the file before and after.
+
+        Readers go on meanwhile, writers wait. Killed at any point, the store is the old or the new
+        one. Space that another process still has mapped is free once its next transaction begins.
+        """
+        self.become_writer()
+        with self._writing, explained(self.path, "compact"):
+            with self._entered() as entered:
+                entered.env.reader_check()  # the copy takes the place of a reader
+                before = entered.file.stat().st_size
+                folder = self.path / f"data-{number_of(entered.folder) + 1}"
+                shutil.rmtree(folder, ignore_errors=True)
+                try:
+                    copy_into(entered.env, folder)
+                    set_current(self.path, folder)
+                except BaseException:
+                    if current(self.path) != folder:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
+            self._follow()
+            clean(self.path)
+            return before, self.file.stat().st_size
+
+    def live_bytes(self) -> int:
+        """Bytes of the pages in use. The file is as large as these ever were."""
+        with self._entered() as entered, explained(self.path, "read"):
+            return entered.live_bytes()
+
+    def long_readers(self) -> dict[str, float]:
+        """Read transactions of any process that have been open for long: who, and for how many
+        seconds they have been seen. While one is open, freed space cannot be used again: in the
+        file, or on the disk if what it reads was compacted since."""
+        now = time.monotonic()
+        with self._entered() as entered, explained(self.path, "read"):
+            with self._idle:
+                there = [reader for one in (entered, *self._left) for reader in one.readers()]
+                self._let_go()
+        self._seen = {reader: self._seen.get(reader, now) for reader in there}
+        return {r: now - since for r, since in self._seen.items() if now - since > _LONG_S}
+
+    def _look(self) -> None:
+        """Now and then, say who holds space back, and let go of readers that were killed."""
+        if time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for reader, seconds in self.long_readers().items():
+            logger.warning(
+                "a read transaction (pid, thread, number: %s) on %s has been open for %d s or "
+                "more: until it ends, freed space cannot be used again and the file grows",
+                reader,
+                self.path,
+                seconds,
+            )
+
+    def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child must leave the parent's environment alone
+        with self._idle:
+            self._closed = True  # no new ones; then wait, for closing unmaps what they read
+            every = [self._opened, *self._left]
+            self._idle.wait_for(lambda: not any(one.running for one in every))
+        self._release()
+
+    def _release(self) -> None:
+        if hasattr(self, "_opened"):
+            for one in (self._opened, *self._left):
+                one.close()
+        if self._claim is not None and not self._claim.closed:
+            release(self._claim)
+
+    @contextmanager
+    def _entered(self) -> Iterator[DataFile]:
+        """The current data file, which is not closed meanwhile."""
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"the store in {self.path} was opened by process {self._pid} and cannot be used "
+                f"in its fork {os.getpid()}: start workers with the spawn method, and open the "
+                "store in each"
+            )
+        if self._claim is None:
+            self._follow()
+        with self._idle:
+            if self._closed:
+                raise self._is_closed()
+            entered = self._opened
+            entered.running += 1
+        try:
+            yield entered
+        finally:
+            with self._idle:
+                entered.running -= 1
+                if entered is not self._opened:  # asking who reads is not for every transaction
+                    self._let_go()
+                self._idle.notify_all()
+
+    def _is_closed(self) -> StoreError:
+        return StoreError(f"the store in {self.path} is closed: open it again")
+
+    def _follow(self) -> None:
+        """Go on with what CURRENT names; the old environment is closed with its last reader."""
+        with explained(self.path, "open"), self._idle:
+            if self._closed or current(self.path) == self._opened.folder:
+                return
+            old, self._opened = self._opened, self._open()
+            self._left.append(old)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what was left behind and is not read any more; a writer waits for all processes."""
+        for old in [one for one in self._left if not one.running]:
+            if self._claim is None or not old.readers():
+                old.close()
+                self._left.remove(old)
+
+    def _open(self) -> DataFile:
+        for _ in range(5):
+            folder = current(self.path)
+            named = folder != self.path
+            alone = self._claim is not None
+            there = os.path.lexists(folder / "data.mdb")
+            if not there and alone and not named:
+                make(self.path, map_size=self.map_size)
+            elif not there:
+                if folder != current(self.path):
+                    continue  # compacted between the two lines
+                if named:
+                    raise StoreError(
+                        f"{self.path / CURRENT} names {folder.name}, which holds no data.mdb: "
+                        "restore it, or name the folder that does"
+                    )
+                raise no_store(self.path)
+            try:
+                env = opened(
+                    folder,
+                    self.path,
+                    map_size=self.map_size,
+                    readonly=self.readonly,
+                    alone=alone,
+                )
+            except (lmdb.Error, OSError) as error:
+                if folder != current(self.path):
+                    continue
+                code = error.code if isinstance(error, lmdb.Error) else error.errno
+                if self.readonly or alone or code not in (errno.EACCES, errno.EROFS, errno.EPERM):
+                    raise
+                self.readonly = True  # it may be read, and not be written
+                continue
+            return DataFile(env, folder, self.path, alone=alone)
+        raise StoreError(f"the store in {self.path} is compacted all the time: try again")

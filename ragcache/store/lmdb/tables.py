@@ -1,0 +1,168 @@
+"""Named tables of bytes with transactions: what the KV store and the catalog are written on.
+
+One directory holds both, so that one commit can change both. :class:`MemoryTables` is the
+reference; :class:`ragcache.store.lmdb.environment.Environment` is the one on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from ragcache.errors import StoreError
+
+#: Every table there is, and its rows. Digests are 32 bytes, numbers in keys big-endian.
+TABLES = {
+    "meta": "b'format' -> magic, format version of the whole store",
+    "headers": "key digest -> header record (see header)",
+    "layers": "key digest, layer u16 -> the layer's bytes, where they are no file (see header)",
+    "contents": "content digest, key digest -> nothing: which keys hold the same tokens",
+    "variants": "key digest -> sealed JSON: notes and score of KV that was cut from a prompt",
+    "usage": "key digest -> Use, four float64 (see evict): where there is a quota",
+    "totals": "fingerprint digest -> chunks u64, payload bytes u64, printable fingerprint",
+    "documents": "blake3(document id) -> sealed JSON",
+    "uses": "content digest, row u64 -> nothing: which indexed chunks have these tokens",
+    "pins": "the same, of documents whose KV is not to be evicted",
+    "used": "row u64 -> content digests: what to take out of uses and pins with the row",
+    "chunks": "row u64 -> sealed JSON",
+    "vectors": "row u64 -> sealed float32",
+    "counters": "name -> u64",
+    "settings": "name -> text",
+    "promises": "blake3(document id), number u64 -> nothing: what is to be written (see promises)",
+    "texts": "name -> text of any length that is kept for a while, such as a job's documents",
+    "outbox": "content digest, key digest or none -> what a remote is to be told (see outbox)",
+}
+
+
+class Transaction(ABC):
+    """Reads see one state of all tables, plus what this transaction wrote.
+
+    Rows come in byte order of their keys. Do not write to a table while iterating over it.
+    """
+
+    @abstractmethod
+    def view(self, table: str, key: bytes) -> memoryview | bytes | None:
+        """The value without a copy where that is possible.
+
+        It must not be touched after this transaction's next write, nor after its end: the memory
+        then belongs to somebody else.
+        """
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """A copy of the value, None where there is none."""
+        value = self.view(table, key)
+        return None if value is None else bytes(value)
+
+    @abstractmethod
+    def put(self, table: str, key: bytes, value: bytes | memoryview) -> None: ...
+
+    @abstractmethod
+    def delete(self, table: str, key: bytes) -> bool:
+        """True if there was such a row."""
+
+    @abstractmethod
+    def keys(self, table: str, prefix: bytes = b"", *, start: bytes = b"") -> Iterator[bytes]:
+        """Keys that begin with ``prefix``, from ``start`` on (inclusive)."""
+
+    @abstractmethod
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
+
+    @abstractmethod
+    def count(self, table: str) -> int:
+        """Rows in the table."""
+
+    @abstractmethod
+    def clear(self, table: str) -> None: ...
+
+
+class Tables(ABC):
+    """All of :data:`TABLES`. Thread-safe."""
+
+    @abstractmethod
+    def read(self) -> AbstractContextManager[Transaction]:
+        """A read transaction, which sees one state. Keep it short: it holds back the reuse of freed
+        space."""
+
+    @abstractmethod
+    def write(self) -> AbstractContextManager[Transaction]:
+        """All that is written takes effect at the end, durably, or nothing if it raises.
+
+        Waits for other writers; a thread must not open one inside another.
+        """
+
+    def become_writer(self) -> None:
+        """From now on nobody else writes. Raises StoreError, at once, where that cannot be."""
+        return
+
+    def refusal(self) -> str | None:
+        """Why nothing can be written now; None where it can. It is tried, and not waited for."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for running transactions, then release everything. Twice is allowed."""
+
+
+Rows = dict[bytes, bytes]
+
+
+class _MemoryTransaction(Transaction):
+    def __init__(self, tables: dict[str, Rows]) -> None:
+        self.tables = tables
+
+    def view(self, table: str, key: bytes) -> bytes | None:
+        return self.tables[table].get(key)
+
+    def put(self, table: str, key: bytes, value: bytes | memoryview) -> None:
+        self.tables[table][key] = bytes(value)
+
+    def delete(self, table: str, key: bytes) -> bool:
+        return self.tables[table].pop(key, None) is not None
+
+    def keys(self, table: str, prefix: bytes = b"", *, start: bytes = b"") -> Iterator[bytes]:
+        ordered = sorted(self.tables[table])
+        for key in ordered[bisect_left(ordered, max(prefix, start)) :]:
+            if not key.startswith(prefix):
+                return
+            yield key
+
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        yield from sorted(self.tables[table].items())
+
+    def count(self, table: str) -> int:
+        return len(self.tables[table])
+
+    def clear(self, table: str) -> None:
+        self.tables[table].clear()
+
+
+class MemoryTables(Tables):
+    """Dicts; a write works on copies and swaps them in, so readers keep what they began with."""
+
+    def __init__(self) -> None:
+        self._writing = threading.Lock()
+        self._tables: dict[str, Rows] = {name: {} for name in TABLES}
+        self._closed = False
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        self._check_open()
+        yield _MemoryTransaction(self._tables)
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        with self._writing:
+            self._check_open()
+            changed = {name: rows.copy() for name, rows in self._tables.items()}
+            yield _MemoryTransaction(changed)
+            self._tables = changed
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed: open it again")

@@ -1,0 +1,1 @@
+"""An object store behind the disk, shared between machines."""

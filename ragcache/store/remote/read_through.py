@@ -1,0 +1,159 @@
+"""Layers that come from a remote, until their chunk is whole and can be kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING
+
+from ragcache.errors import FullError, LockedError, StoreError
+from ragcache.store.base import Miss
+from ragcache.store.disk.store import DiskStore
+from ragcache.store.format.header import Header
+from ragcache.store.format.record import Record, undecodable
+from ragcache.store.remote.bandwidth import AT_ONCE
+from ragcache.store.remote.chunk_objects import ChunkObjects
+from ragcache.store.remote.counts import Counts
+
+if TYPE_CHECKING:
+    from ragcache.store.format.codecs.base import Bytes
+    from ragcache.store.key import ChunkKey
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES = 1 << 30  # of chunks that have been read and not been written to disk yet
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """The layers of an object that have been read so far."""
+
+    header: Header
+    raws: dict[int, Bytes]
+
+
+class Arrivals:
+    """Reads from ``objects``, and keeps on ``disk`` what was read while it was held.
+
+    While a chunk is held, its layers are gathered as they come; once nobody holds it any more, it
+    is written to disk by a thread of its own, which reads the layers that nobody asked for.
+    """
+
+    def __init__(self, disk: DiskStore, objects: ChunkObjects) -> None:
+        self._disk, self._objects = disk, objects
+        self._most = inf if disk.quota.total is None else disk.quota.total
+        self._lock = threading.Lock()
+        self._counts = Counts()
+        self._holders: Counter[bytes] = Counter()
+        self._arriving: dict[bytes, _Arriving] = {}
+        self._bytes = 0  # of all that arrives, whole
+        self.pool = ThreadPoolExecutor(AT_ONCE, "ragcache-remote")
+        self._writer = ThreadPoolExecutor(1, "ragcache-keep")
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Since it was made: ``read_bytes``, chunks ``kept`` on disk, and those ``not_kept``,
+        for want of room, because another process writes, or because they cannot be used."""
+        return self._counts.snapshot()
+
+    @contextmanager
+    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+        """These are being read."""
+        held = list(keys)
+        with self._lock:
+            self._holders.update(key.digest for key in held)
+        try:
+            with self._disk.hold(held):
+                yield
+        finally:
+            with self._lock:
+                self._holders.subtract(key.digest for key in held)
+                self._holders += Counter()
+                free = {k for k in held if k.digest not in self._holders}
+                come = [(k, self._arriving.pop(k.digest, None)) for k in free]
+            for key, chunk in come:
+                if chunk is not None:
+                    with suppress(RuntimeError):  # it has been closed
+                        self._writer.submit(self._keep, key, chunk)
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
+        """The bytes of a layer, checked, read-only, and the header that they go with."""
+        found = self._objects.layer(key, layer)
+        if not isinstance(found, Miss):
+            header, raw = found
+            self._counts.add("read_bytes", len(raw))
+            self._gather(key, layer, header, raw)
+        return found
+
+    def layers(self, key: ChunkKey, layers: Sequence[int]) -> Record | Miss:
+        """Several, at least one, all of one object; not gathered."""
+        while True:
+            parts = list(self.pool.map(partial(self._objects.layer, key), layers))
+            there = [part for part in parts if not isinstance(part, Miss)]
+            self._counts.add("read_bytes", sum(len(raw) for _, raw in there))
+            for part in parts:
+                if isinstance(part, Miss):
+                    return part
+            header, _ = there[0]
+            if all(other == header for other, _ in there):  # it was not replaced meanwhile
+                return Record(header, tuple(raw for _, raw in there))
+
+    def enter(self, record: Record) -> None:
+        """Keep a chunk on disk, where it can be used, and there is room for it."""
+        if (miss := undecodable(record)) is not None:
+            logger.warning("chunk %s is not kept: %s", record.header.key.hex()[:12], miss.detail)
+            self._counts.add("not_kept")
+            return
+        try:
+            if self._disk.enter(record):
+                self._counts.add("kept")
+        except (FullError, LockedError):
+            self._counts.add("not_kept")
+
+    def flush(self) -> None:
+        """Wait until all that has come is on disk."""
+        self._writer.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Write down what is being written, and forget the rest. Twice is allowed."""
+        self._writer.shutdown(cancel_futures=True)
+        self.pool.shutdown(cancel_futures=True)
+
+    def _gather(self, key: ChunkKey, layer: int, header: Header, raw: Bytes) -> None:
+        size = header.payload_bytes
+        with self._lock:
+            if key.digest not in self._holders or size > self._most:
+                return
+            chunk = self._arriving.get(key.digest)
+            if chunk is None or chunk.header != header:  # replaced: the old one is of no use
+                self._bytes -= 0 if chunk is None else chunk.header.payload_bytes
+                self._arriving.pop(key.digest, None)
+                if self._bytes + size > _MOST_BYTES:
+                    return
+                chunk = self._arriving[key.digest] = _Arriving(header, {})
+                self._bytes += size
+            chunk.raws[layer] = raw
+
+    def _keep(self, key: ChunkKey, chunk: _Arriving) -> None:
+        try:
+            left = [n for n in range(chunk.header.spec.layers) if n not in chunk.raws]
+            more = self.layers(key, left) if left else Record(chunk.header, ())
+            if isinstance(more, Record) and more.header == chunk.header:
+                raws = {**chunk.raws, **dict(zip(left, more.raws, strict=True))}
+                self.enter(Record(chunk.header, tuple(raws[n] for n in sorted(raws))))
+        except StoreError as error:
+            self._counts.add("not_kept")
+            logger.warning("chunk %s is not kept on disk: %s", key.digest.hex()[:12], error)
+        except Exception:  # nobody asks what became of it
+            self._counts.add("not_kept")
+            logger.exception("chunk %s is not kept on disk", key.digest.hex()[:12])
+        finally:
+            with self._lock:
+                self._bytes -= chunk.header.payload_bytes

@@ -1,0 +1,1 @@
+"""Stores that stand in front of another store."""

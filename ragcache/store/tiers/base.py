@@ -1,0 +1,97 @@
+"""A store in front of another: what every tier passes on to the store below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from ragcache.store.base import Change, ChunkStore, Miss, Stored, StoreStats, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+    from ragcache.store.remote.bandwidth import Link
+    from ragcache.types import ChunkKV, ChunkNotes
+
+
+class Tier(ChunkStore):
+    """Passes every call on to ``below``.
+
+    A tier overrides what it does otherwise, and answers as the store below would, which is the
+    truth. Closing it closes ``below``.
+    """
+
+    def __init__(self, below: ChunkStore) -> None:
+        self.below, self.levels = below, below.levels
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        self.below.put(key, kv, notes)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        self.below.put_all(chunks)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        return self.below.find(key)
+
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return self.below.find_all(keys)
+
+    def peek(self, key: ChunkKey) -> Stored | Miss:
+        return self.below.peek(key)
+
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return self.below.peek_all(keys)
+
+    def has(self, key: ChunkKey) -> bool:
+        return self.below.has(key)
+
+    def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        return self.below.missing(keys)
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        return self.below.layer(key, layer)
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        return self.below.layers(chunks, layer)
+
+    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
+        return self.below.forms(chunks)
+
+    def link(self, probe: Stored) -> Link | None:
+        return self.below.link(probe)
+
+    def variants(self, key: ChunkKey) -> list[Variant]:
+        return self.below.variants(key)
+
+    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+        self.below.credit(worth)
+
+    def refusal(self) -> str | None:
+        return self.below.refusal()
+
+    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        return self.below.hold(keys)
+
+    def delete(self, key: ChunkKey) -> bool:
+        return self.below.delete(key)
+
+    def change(self) -> AbstractContextManager[Change]:
+        return self.below.change()
+
+    def keys(self) -> Iterator[bytes]:
+        return self.below.keys()
+
+    def stats(self) -> StoreStats:
+        return self.below.stats()
+
+    def verify(self, *, repair: bool = False) -> dict[str, str]:
+        return self.below.verify(repair=repair)
+
+    def close(self) -> None:
+        self.below.close()
+
+    def get(self, key: ChunkKey) -> ChunkKV | Miss:
+        """The whole chunk from below, where all layers can be read at one moment."""
+        return self.below.get(key)

@@ -1,0 +1,62 @@
+"""A store that another process writes, and what this one has computed all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.store.memory import MemoryStore
+from ragcache.store.tiers.base import Tier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+    from ragcache.types import ChunkKV, ChunkNotes
+
+
+class Aside(Tier):
+    """``below``, which cannot be written now: what is put stays in memory, and is found first."""
+
+    def __init__(self, below: ChunkStore) -> None:
+        super().__init__(below)
+        self._put = MemoryStore()
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        self._put.put(key, kv, notes)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        self._put.put_all(chunks)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        return self._put.find(key) if self._put.has(key) else self.below.find(key)
+
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        left = [key for key in keys if not self._put.has(key)]
+        below = iter(self.below.find_all(left))
+        return [self._put.find(key) if self._put.has(key) else next(below) for key in keys]
+
+    def peek(self, key: ChunkKey) -> Stored | Miss:
+        return self._put.peek(key) if self._put.has(key) else self.below.peek(key)
+
+    def has(self, key: ChunkKey) -> bool:
+        return self._put.has(key) or self.below.has(key)
+
+    def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        return self.below.missing([key for key in keys if not self._put.has(key)])
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        store = self._put if self._put.has(key) else self.below
+        return store.layer(key, layer)
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        left = [chunk for chunk in chunks if not self._put.has(chunk.key)]
+        below = iter(self.below.layers(left, layer) if left else ())
+        return [
+            self._put.layer(chunk.key, layer) if self._put.has(chunk.key) else next(below)
+            for chunk in chunks
+        ]
+
+    def get(self, key: ChunkKey) -> ChunkKV | Miss:
+        return self._put.get(key) if self._put.has(key) else self.below.get(key)

@@ -1,0 +1,262 @@
+"""A tier in RAM in front of a store: chunks that are used again are not read and checked again.
+
+What stays and goes is a whole chunk, the least recently used one first. A prompt reads all layers
+of its chunks, layer by layer across the chunks, so half a chunk is no use to the next prompt, and
+single layers would push each other out before their turn comes. So room is set aside for all of a
+chunk when its first layer is read, and at no other time: where a prompt's chunks do not fit
+together, those that lost their room are read below to the end instead of fighting for it at every
+layer. A chunk of more than ``max_bytes`` is never held, not even in part.
+
+The store below stays the truth: a chunk is held under the :class:`Stored` that was found there
+before its layers were read, and is given to those only who have found the same. Where the record is
+gone, or another is found, the chunk is dropped; what was read while it was replaced goes with it.
+
+:meth:`RamTier.layers` lends what is held; :meth:`RamTier.layer` hands out a copy, since
+torch has no tensors that are read-only. It is made in memory that earlier copies have left: to get
+new memory from the system, zeroed page by page, takes longer than the copy, and as long as the read
+from the page cache that it is to save. For a GPU, what is held is pinned.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ragcache.errors import ConfigError, StoreError
+from ragcache.store.base import ChunkStore, Miss, Stored, check_layer
+from ragcache.store.tiers.base import Tier
+from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ragcache.store.key import ChunkKey
+    from ragcache.types import ChunkKV, ChunkNotes
+
+
+@dataclass(frozen=True, slots=True)
+class RamStats:
+    """Counts since the tier was made, and what it holds now."""
+
+    hits: int  # layers that came from RAM
+    misses: int  # layers that had to be read below
+    evictions: int  # chunks that gave way to others
+    held_bytes: int  # of layers; room that is set aside for layers to come is not counted
+
+
+class RamTier(Tier):
+    """``below``, with up to ``max_bytes`` of decoded layers in RAM; equal to it in all it answers.
+
+    ``pin``: hold page-locked memory, from which a GPU copies faster and in the background. Copies
+    in use, and :data:`SPARE_BYTES` for new ones, come on top of ``max_bytes``. Raises ConfigError
+    where ``pin`` cannot be, or ``max_bytes`` is negative. Closing it closes ``below``.
+
+    Records may be changed below, by this process or another: the next look notices.
+    """
+
+    def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool = False) -> None:
+        if max_bytes < 0:
+            raise ConfigError(f"max_bytes is {max_bytes}: it must be 0 (hold nothing) or more")
+        super().__init__(below)
+        self.max_bytes = max_bytes
+        self._room = _Room(max_bytes)
+        self._blocks = Blocks(SPARE_BYTES)
+        self._held = Blocks(0, pin=pin)
+
+    @property
+    def ram(self) -> RamStats:
+        return self._room.stats()
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+        try:
+            self.below.put(key, kv, notes)
+        finally:
+            self._room.drop(key.digest)
+
+    def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
+        given = list(chunks)
+        try:
+            self.below.put_all(given)
+        finally:
+            for key, _ in given:
+                self._room.drop(key.digest)
+
+    def find(self, key: ChunkKey) -> Stored | Miss:
+        return self._without(key, self.below.find(key))
+
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return list(map(self._without, keys, self.below.find_all(keys)))
+
+    def peek(self, key: ChunkKey) -> Stored | Miss:
+        return self._without(key, self.below.peek(key))
+
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+        return list(map(self._without, keys, self.below.peek_all(keys)))
+
+    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+        found = self.peek(key)
+        if isinstance(found, Miss):
+            pair = self.below.layer(key, layer)  # counts the miss and says why; or it was put since
+            self._room.missed()
+            return pair
+        check_layer(layer, found.spec.layers)
+        keys, values = self.layers([found], layer)[0]
+        both = self._blocks.tensor((2, *keys.shape), keys.dtype)
+        both[0], both[1] = keys, values
+        return both[0], both[1]
+
+    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        taken = [self._room.take(chunk, layer) for chunk in chunks]
+        missing = [one for one, (_, held) in zip(chunks, taken, strict=True) if held is None]
+        try:
+            read = iter(self.below.layers(missing, layer) if missing else ())
+        except StoreError:
+            for chunk in missing:
+                self._room.drop(chunk.key.digest)
+            raise
+        return [
+            (held[0], held[1]) if held is not None else self._entered(place, layer, next(read))
+            for place, held in taken
+        ]
+
+    def delete(self, key: ChunkKey) -> bool:
+        try:
+            return self.below.delete(key)
+        finally:
+            self._room.drop(key.digest)
+
+    def verify(self, *, repair: bool = False) -> dict[str, str]:
+        wrong = self.below.verify(repair=repair)
+        for digest in wrong:
+            self._room.drop(bytes.fromhex(digest))
+        return wrong
+
+    def close(self) -> None:
+        self.below.close()
+        self._room.clear()
+        self._blocks.clear()
+
+    def _without(self, key: ChunkKey, found: Stored | Miss) -> Stored | Miss:
+        """What was found below. What is gone there is not held here either; what is held here is
+        not distant."""
+        if isinstance(found, Miss):
+            self._room.drop(key.digest)
+        elif found.distant and self._room.holds(found):
+            return replace(found, distant=False)
+        return found
+
+    def _entered(
+        self, chunk: _Held | None, layer: int, pair: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A layer that was read below, held from now on where its chunk has room."""
+        if chunk is None:
+            return pair
+        both = self._held.tensor((2, *pair[0].shape), pair[0].dtype)
+        both[0], both[1] = pair
+        self._room.fill(chunk, layer, both)
+        return both[0], both[1]
+
+
+@dataclass(eq=False, slots=True)
+class _Held:
+    """The layers of one record that were read so far, with room for the rest."""
+
+    stored: Stored
+    layers: dict[int, Tensor] = field(default_factory=dict)  # (2, kv_heads, tokens, head_dim)
+
+    @property
+    def room(self) -> int:
+        return self.stored.spec.chunk_bytes(self.stored.tokens)
+
+    @property
+    def held_bytes(self) -> int:
+        return self.stored.layer_bytes * len(self.layers)
+
+
+class _Room:
+    """The chunks that have room, in the order of their last use. Thread-safe; its lock is held but
+    briefly.
+
+    A held tensor is never written to, so that it can be copied without the lock.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._max_bytes = max_bytes
+        self._used = 0  # set aside; the sum over all chunks
+        self._chunks: OrderedDict[bytes, _Held] = OrderedDict()
+        self._hits = self._misses = self._evictions = 0
+
+    def take(self, stored: Stored, layer: int) -> tuple[_Held | None, Tensor | None]:
+        """The chunk, if it has room, and the layer, if it is held. Counts a hit or a miss."""
+        digest = stored.key.digest
+        with self._lock:
+            chunk = self._chunks.get(digest)
+            if chunk is not None and chunk.stored != stored:
+                self._remove(digest)
+                chunk = None
+            if chunk is None and layer == 0:
+                chunk = self._enter(stored)
+            if chunk is None:
+                self._misses += 1
+                return None, None
+            self._chunks.move_to_end(digest)
+            held = chunk.layers.get(layer)
+            self._hits += held is not None
+            self._misses += held is None
+            return chunk, held
+
+    def holds(self, stored: Stored) -> bool:
+        """Whether all layers of a record are held."""
+        with self._lock:
+            chunk = self._chunks.get(stored.key.digest)
+            if chunk is None or chunk.stored != stored:
+                return False
+            return len(chunk.layers) == stored.spec.layers
+
+    def fill(self, chunk: _Held, layer: int, both: Tensor) -> None:
+        """Hold a layer, but of another size than there is room for: the record was replaced.
+
+        A chunk that lost its room since it was taken is found by nobody any more.
+        """
+        with self._lock:
+            if both.nbytes == chunk.stored.layer_bytes:
+                chunk.layers[layer] = both
+
+    def missed(self) -> None:
+        """A layer was read below that :meth:`take` was not asked for."""
+        with self._lock:
+            self._misses += 1
+
+    def drop(self, digest: bytes) -> None:
+        with self._lock:
+            self._remove(digest)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._chunks.clear()
+            self._used = 0
+
+    def stats(self) -> RamStats:
+        with self._lock:
+            held = sum(chunk.held_bytes for chunk in self._chunks.values())
+            return RamStats(self._hits, self._misses, self._evictions, held)
+
+    def _enter(self, stored: Stored) -> _Held | None:
+        chunk = _Held(stored)
+        if chunk.room > self._max_bytes:
+            return None
+        while self._used + chunk.room > self._max_bytes:
+            self._remove(next(iter(self._chunks)))
+            self._evictions += 1
+        self._chunks[stored.key.digest] = chunk
+        self._used += chunk.room
+        return chunk
+
+    def _remove(self, digest: bytes) -> None:
+        chunk = self._chunks.pop(digest, None)
+        if chunk is not None:
+            self._used -= chunk.room

@@ -1,0 +1,1 @@
+"""Reusable memory, files for their owner only, and checks of list arguments."""

@@ -1,0 +1,182 @@
+"""vLLM's HTTP interface, as much of it as is needed: token ids in, token ids out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ragcache.errors import ModelError, PromptError, RagCacheError
+from ragcache.vllm.router import Replicas
+
+_CONNECT_S = 5.0
+_SILENCE_S = 600.0  # between two events of a server that is alive
+
+
+class Unreachable(Exception):
+    """A server that cannot be asked, or went in the middle of an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server has."""
+
+    model: str  # as it calls it
+    context_tokens: int  # longest prompt and answer together
+
+
+class Client:
+    """Requests to several servers, each a task on one thread of its own. Thread-safe."""
+
+    def __init__(self, replicas: Replicas, *, api_key: str = "") -> None:
+        self.replicas = replicas
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._served: dict[str, Served] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="ragcache-vllm", daemon=True
+        )
+        self._thread.start()
+        self._http = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    async def _open(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
+        return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def ready(self) -> dict[str, Served]:
+        """The servers that answer, and what each serves. ModelError where none does."""
+        found, wrong = {}, []
+        for url in self.replicas.urls:
+            try:
+                found[url] = asyncio.run_coroutine_threadsafe(self._ask(url), self._loop).result()
+            except Unreachable as error:
+                wrong.append(str(error))
+        if not found:
+            raise ModelError(
+                f"no vLLM server answers: {'; '.join(wrong)}. Start one, or check --base-url."
+            )
+        return found
+
+    def complete(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One whole completion. Raises Unreachable, or PromptError with what the server says."""
+        with self.replicas.at(url):
+            return asyncio.run_coroutine_threadsafe(self._complete(url, body), self._loop).result()
+
+    def stream(self, url: str, body: dict[str, Any]) -> Tokens:
+        """Begin a completion whose tokens come one by one."""
+        return Tokens(self, url, body)
+
+    async def _ask(self, url: str) -> Served:
+        """What a server serves, asked once."""
+        if url not in self._served:
+            try:
+                response = await self._http.get(f"{url}/v1/models")
+                response.raise_for_status()
+                model = response.json()["data"][0]
+                self._served[url] = Served(str(model["id"]), int(model["max_model_len"]))
+            except (httpx.HTTPError, ValueError, LookupError) as error:
+                self.replicas.lost(url)
+                raise Unreachable(f"{url}: {error or type(error).__name__}") from error
+            self.replicas.found(url)
+        return self._served[url]
+
+    async def _complete(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            given = {"model": (await self._ask(url)).model, **body}
+            response = await self._http.post(f"{url}/v1/completions", json=given)
+        except httpx.HTTPError as error:
+            raise self._gone(url, error) from error
+        _check(url, response.status_code, response.content)
+        return dict(response.json())
+
+    async def _tokens(self, url: str, body: dict[str, Any]) -> AsyncIterator[int]:
+        """Tokens of a completion; Unreachable where it breaks off before its end."""
+        given = {**body, "stream": True, "return_token_ids": True}
+        try:
+            given["model"] = (await self._ask(url)).model
+            async with self._http.stream("POST", f"{url}/v1/completions", json=given) as response:
+                if response.status_code != 200:
+                    _check(url, response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: "):
+                        continue
+                    if line == "data: [DONE]":
+                        return
+                    event = json.loads(line.removeprefix("data: "))
+                    if (error := event.get("error")) is not None:
+                        raise Unreachable(f"{url}: {error}")
+                    for choice in event["choices"]:
+                        for token in choice.get("token_ids") or ():
+                            yield int(token)
+                        if choice.get("finish_reason") in ("stop", "length"):
+                            return
+        except httpx.HTTPError as error:
+            raise self._gone(url, error) from error
+        raise self._gone(url, "the answer broke off")
+
+    def _gone(self, url: str, error: object) -> Unreachable:
+        self.replicas.lost(url)
+        self._served.pop(url, None)
+        return Unreachable(f"{url}: {error or type(error).__name__}")
+
+
+class Tokens:
+    """The tokens of one completion, from whatever thread they are read."""
+
+    def __init__(self, client: Client, url: str, body: dict[str, Any]) -> None:
+        self._client, self._url = client, url
+        self._events: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self._task = asyncio.run_coroutine_threadsafe(self._read(body), client._loop)
+
+    async def _read(self, body: dict[str, Any]) -> None:
+        try:
+            with self._client.replicas.at(self._url):
+                async for token in self._client._tokens(self._url, body):
+                    self._events.put(token)
+            self._events.put(None)
+        except BaseException as error:
+            self._events.put(error)
+            raise
+
+    def poll(self, wait_s: Callable[[], float]) -> Iterator[int | None]:
+        """Tokens; None wherever none has come for so many seconds. Raises what ended them."""
+        while True:
+            try:
+                event = self._events.get(timeout=wait_s())
+            except queue.Empty:
+                yield None
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def close(self) -> None:
+        """Give it up: the server stops."""
+        self._task.cancel()
+
+
+def _check(url: str, status: int, content: bytes) -> None:
+    """Raise for a response that is no success: Unreachable where another server may do better."""
+    if status == 200:
+        return
+    said = content[:500].decode(errors="replace")
+    if status >= 500 or status in (408, 429):
+        raise Unreachable(f"{url}: {status}: {said}")
+    kind: type[RagCacheError] = ModelError if status in (401, 403, 404) else PromptError
+    raise kind(f"vLLM at {url} refuses the request ({status}): {said}")

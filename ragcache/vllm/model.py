@@ -1,0 +1,390 @@
+"""A model that vLLM has loaded, driven layer by layer over its own paged KV.
+
+vLLM's modules compute everything: this only says for which rows. Rows that are computed stand in
+contiguous runs, and each run is told to the attention backend as a sequence of its own over the
+same block table. So vLLM's kernels attend to placed and fresh rows alike, and write the fresh ones
+where they belong. Placed rows are written with the backend's own function, in whatever layout its
+pages have. Nothing is patched: hooks on the attention modules last for one prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from ragcache.engine.base import AttentionRule, LayerView, Prefilled, Prefiller, Walk
+from ragcache.engine.hf.attention_hook import Call
+from ragcache.engine.hf.layer_hooks import Layers, View
+from ragcache.engine.hf.prompt_cache import KnownKV, PlacedKV
+from ragcache.engine.hf.rope import Rope
+from ragcache.engine.hf.rope_scaling import refuse_length_dependent_rope
+from ragcache.engine.self_test import check_engine, watchable
+from ragcache.errors import ModelError, PromptError
+from ragcache.types import ChunkKV, KVSpec, Tokens
+from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+from ragcache.vllm.slots import runs, slots
+
+_DRIVEN = "ragcache drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
+_CHECKED = 64  # rows that the self-check needs at most, see check.py
+
+
+class VllmModel(Prefiller):
+    """``model`` and its paged KV, in a worker whose caches are allocated. Not thread-safe.
+
+    Raises ModelError for a model whose layers cannot be driven, or give other results then: they
+    are tried on a few random tokens, as the embedded engine tries them. ``spec`` speaks of this
+    worker's heads. KV goes to the blocks that :meth:`over` names. Whoever has read the weights sets
+    ``fingerprint``.
+    """
+
+    def __init__(self, model: Any, config: Any, group: Any) -> None:
+        self.model, self.config, self.group = model, config, group
+        self.name = str(config.model_config.model)
+        refuse_length_dependent_rope(config.model_config.hf_config, self.name)
+        self.decoder = getattr(model, "model", None)
+        self.layers: Sequence[nn.Module] = list(getattr(self.decoder, "layers", ()))
+        self.attention = [_only(layer, Attention, self.name) for layer in self.layers]
+        self.device = self.attention[0].kv_cache.device
+        self.block_size: int = group.kv_cache_spec.block_size
+        self._blocks = torch.empty(0, dtype=torch.int64)
+        self._told: tuple[Tensor, Any, Tensor] | None = None  # of the rows last computed
+        self._memory = Blocks(SPARE_BYTES)
+        rotary = [_rotary(layer, self.name) for layer in self.layers]
+        self._angles = [None if r is None else r.cos_sin_cache for r in rotary]
+        partial = next((r for r in rotary if r is not None), None)
+        if partial is None:
+            raise ModelError(
+                f"{self.name} cannot be used: no layer of vLLM's model has a RoPE of its own. "
+                f"{_DRIVEN}"
+            )
+        width = None if partial.rotary_dim == partial.head_size else int(partial.rotary_dim)
+        rope = Rope(apply_rotary_pos_emb, width, halves=True)
+        self._rope = Layers(self.layers, rope, [r is not None for r in rotary])
+        heads, dim = self.attention[0].num_kv_heads, self.attention[0].head_size
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        self.spec = KVSpec(len(self.layers), heads, dim, dtype)
+        backend = self.attention[0].get_attn_backend()
+        self._metadata = backend.get_builder_cls()(
+            group.kv_cache_spec, list(group.layer_names), config, self.device
+        )
+        self._check()
+
+    def _check(self) -> None:
+        blocks = range(1, 2 + _CHECKED // self.block_size)  # nobody's yet; vLLM keeps block 0
+        with self.over(list(blocks)):
+            try:
+                model = self.config.model_config
+                angles = [len(cache) for cache in self._angles if cache is not None]
+                check_engine(self, model.get_vocab_size(), min([model.max_model_len, *angles]))
+                self.watchable = watchable(self)
+            except (TypeError, AttributeError, RuntimeError) as error:
+                raise ModelError(
+                    f"{self.name} cannot be used: its layers cannot be driven ({error}). {_DRIVEN}"
+                ) from error
+
+    @contextmanager
+    def over(self, blocks: Sequence[int]) -> Iterator[None]:
+        """While this lasts, rows are those of the prompt that ``blocks`` belong to."""
+        before, self._blocks = self._blocks, torch.tensor(blocks, device=self.device)
+        self._told = None
+        try:
+            yield
+        finally:
+            self._blocks, self._told = before, None
+
+    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+        if not all(chunks):
+            raise PromptError("a chunk has no tokens: leave it out")
+        return [self._encode(chunk, behind) for chunk in chunks]
+
+    def _encode(self, chunk: Tokens, behind: Tokens) -> ChunkKV:
+        walk = _Taking(len(behind), len(behind) + len(chunk))
+        self.prefill(behind + chunk, walk)
+        keys, values = zip(*walk.taken, strict=True)
+        return ChunkKV(chunk, keys, values)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        tokens: Tokens,
+        walk: Walk | None = None,
+        *,
+        positions: Sequence[int] | None = None,
+        room: int = 1,
+        attend: AttentionRule | None = None,
+    ) -> Prefilled:
+        positions = range(len(tokens)) if positions is None else positions
+        if walk is None and attend is None:
+            hidden = self._forward(tokens, positions)
+        else:
+            hidden = self._walk(tokens, walk or _All(len(tokens)), positions, attend)
+        logits = self.model.compute_logits(hidden[-1:])
+        return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
+
+    @torch.inference_mode()
+    def probe(
+        self,
+        tokens: Tokens,
+        walk: Walk,
+        attend: AttentionRule,
+        *,
+        positions: Sequence[int],
+        layers: int,
+    ) -> None:
+        self._walk(tokens, walk, positions, attend, until=layers)
+
+    def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
+        """The model's own forward over all rows; hidden states (n, width)."""
+        rows = torch.arange(len(tokens), device=self.device)
+        with self._context(rows):
+            return cast(
+                Tensor, self.model(torch.tensor(tokens, device=self.device), self._at(positions))
+            )
+
+    def _walk(
+        self,
+        tokens: Tokens,
+        walk: Walk,
+        positions: Sequence[int],
+        attend: AttentionRule | None,
+        until: int | None = None,
+    ) -> Tensor:
+        """Hidden states behind the last norm of the rows that the last layer was computed for; none
+        where the walk ends in front of layer ``until``."""
+        assert self.decoder is not None
+        state = _State(
+            torch.arange(len(tokens), device=self.device),
+            self.decoder.embed_input_ids(torch.tensor(tokens, device=self.device)),
+        )
+        place = self._at(positions)
+        for index in range(len(self.layers) if until is None else until):
+            state = self._layer(index, state, walk, place, attend)
+        if until is not None:
+            return state.hidden
+        hidden, _ = self.decoder.norm(state.hidden, state.residual)
+        return cast(Tensor, hidden)
+
+    def _layer(
+        self, index: int, state: _State, walk: Walk, place: Tensor, attend: AttentionRule | None
+    ) -> _State:
+        """One layer, for the rows that ``walk`` names among those that ``state`` has."""
+        kv = PlacedKV(len(self.layers), len(place), self._memory)
+        kv.begin(len(place))
+        view = View(self._rope, kv, index, self._turned(index, place))
+        kv.on_fresh = lambda layer, keys, values: walk.after(layer, keys[0], values[0])
+        state = state.cut(walk.before(index, view))
+        self._keep(index, kv, _others(state.rows, len(place)))
+        call = _Calls(index, kv, attend)
+        if walk.narrows(index):
+            self._to_kv(index, state, place, call)
+            state, all_rows = state.cut(walk.narrowed(index)), state.rows
+            self._keep(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
+        kv.rows = state.rows
+        with call.watching(self.attention[index], state.rows), self._context(state.rows):
+            hidden, residual = self.layers[index](place[state.rows], state.hidden, state.residual)
+        return _State(state.rows, hidden, residual)
+
+    def _to_kv(self, index: int, state: _State, place: Tensor, call: _Calls) -> None:
+        """Run a layer until its fresh KV is known and was told; what it changes is thrown away."""
+        call.kv.rows, call.kv.ends_there = state.rows, True
+        residual = None if state.residual is None else state.residual.clone()
+        try:
+            with call.watching(self.attention[index], state.rows), self._context(state.rows):
+                self.layers[index](place[state.rows], state.hidden.clone(), residual)
+        except KnownKV:
+            pass
+        finally:
+            call.kv.ends_there, call.kv.on_fresh = False, None
+
+    def _keep(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
+        """Write rows that are not computed, as they stand, into their pages."""
+        if not len(rows):
+            return
+        keys, values = (
+            t[0].index_select(1, rows).transpose(0, 1).contiguous() for t in kv.buffers(index)
+        )
+        layer = self.attention[index]
+        at = slots(rows, self._blocks, self.block_size)
+        layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, at)
+
+    def _turned(self, index: int, place: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of every row, (1, n, rotary_dim) each: vLLM keeps halves of both together."""
+        cache = self._angles[index]
+        if cache is None:
+            cache = next(c for c in self._angles if c is not None)  # the layer will not use it
+        cos, sin = cache[place].float().chunk(2, dim=-1)
+        return cos.repeat(1, 2)[None], sin.repeat(1, 2)[None]
+
+    def _at(self, positions: Sequence[int]) -> Tensor:
+        return torch.tensor(positions, device=self.device)
+
+    @contextmanager
+    def _context(self, rows: Tensor) -> Iterator[None]:
+        """What vLLM's layers are told of a forward over ``rows``, sorted."""
+        if self._told is None or self._told[0] is not rows:
+            self._told = rows, *self._described(rows)
+        _, metadata, at = self._told
+        names = self.group.layer_names
+        with set_forward_context(
+            dict.fromkeys(names, metadata),
+            self.config,
+            num_tokens=len(rows),
+            slot_mapping=dict.fromkeys(names, at),
+            skip_compiled=True,
+        ):
+            yield
+
+    def _described(self, rows: Tensor) -> tuple[Any, Tensor]:
+        """The backend's metadata of ``rows``, and their slots."""
+        at = slots(rows, self._blocks, self.block_size)
+        made = runs(rows)
+        starts = made.starts.cpu()
+        table = self._blocks.to(torch.int32)[None].repeat(len(made), 1)
+        metadata = self._metadata.build(
+            0,
+            CommonAttentionMetadata(
+                query_start_loc=made.starts,
+                query_start_loc_cpu=starts,
+                seq_lens=made.lengths,
+                num_reqs=len(made),
+                num_actual_tokens=len(rows),
+                max_query_len=made.longest,
+                max_seq_len=int(made.lengths.max()),
+                block_table_tensor=table,
+                slot_mapping=at,
+                causal=True,
+                positions=rows,
+            ),
+        )
+        return metadata, at
+
+
+class _State:
+    """Hidden states of ``rows`` between two layers, and what is to be added to them."""
+
+    def __init__(self, rows: Tensor, hidden: Tensor, residual: Tensor | None = None) -> None:
+        self.rows, self.hidden, self.residual = rows, hidden, residual
+
+    def cut(self, rows: Tensor) -> _State:
+        """Down to ``rows``, a subset."""
+        rows = rows.to(self.rows.device)
+        if len(rows) == len(self.rows):
+            return self
+        local = torch.searchsorted(self.rows, rows)
+        residual = None if self.residual is None else self.residual[local]
+        return _State(rows, self.hidden[local], residual)
+
+
+class _Calls:
+    """Stands at one layer's attention: takes its fresh KV, and shows it to a rule."""
+
+    def __init__(self, layer: int, kv: PlacedKV, attend: AttentionRule | None) -> None:
+        self.layer, self.kv, self.attend = layer, kv, attend
+
+    @contextmanager
+    def watching(self, module: Any, rows: Tensor) -> Iterator[None]:
+        """While the layer is computed for ``rows``."""
+
+        def before(module: Any, args: Any, kwargs: Any) -> None:
+            _, keys, values = _inputs(module, args, kwargs)
+            self.kv.update(keys[None], values[None], self.layer)
+
+        def after(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            assert self.attend is not None
+            queries, _, _ = _inputs(module, args, kwargs)
+            answer = self.attend(self._call(module, queries, rows))
+            return None if answer is None else answer.transpose(0, 1).reshape(output.shape)
+
+        with ExitStack() as stack:
+            handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
+            if self.attend is not None:
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+            for handle in handles:
+                stack.callback(handle.remove)
+            yield
+
+    def _call(self, module: Any, queries: Tensor, rows: Tensor) -> Call:
+        keys, values = self.kv.buffers(self.layer)
+        return Call(
+            layer=self.layer,
+            rows=rows,
+            queries=queries,
+            keys=keys[0],
+            values=values[0],
+            mask=None,
+            scale=module.impl.scale,
+            softcap=getattr(module.impl, "logits_soft_cap", None) or None,
+            sinks=getattr(module.impl, "sinks", None),
+        )
+
+
+class _All(Walk):
+    """Computes every row."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = torch.arange(rows)
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        self.view = kv
+        return self.rows
+
+
+class _Taking(_All):
+    """Computes every row and keeps the KV of those from ``start`` on."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__(stop)
+        self.start, self.stop = start, stop
+        self.taken: list[tuple[Tensor, Tensor]] = []
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.taken.append(self.view.take(self.start, self.stop))
+
+
+def _inputs(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Queries, keys and values that an attention module is called with, (heads, n, head_dim)."""
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    sizes = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
+    return [
+        given[name].view(-1, heads, module.head_size).transpose(0, 1)
+        for name, heads in zip(("query", "key", "value"), sizes, strict=True)
+    ]
+
+
+def _others(rows: Tensor, total: int) -> Tensor:
+    """The rows of ``total`` that are not in ``rows``."""
+    left = torch.ones(total, dtype=torch.bool, device=rows.device)
+    left[rows] = False
+    return left.nonzero()[:, 0]
+
+
+def _only(layer: nn.Module, kind: type, model: str) -> Any:
+    found = [module for module in layer.modules() if isinstance(module, kind)]
+    if len(found) != 1:
+        raise ModelError(
+            f"{model} cannot be used: a layer with {len(found)} attention modules of vLLM's usual "
+            "kind. ragcache drives decoders whose every layer has one."
+        )
+    return found[0]
+
+
+def _rotary(layer: nn.Module, model: str) -> Any:
+    """What rotates a layer's keys; None where nothing does."""
+    found = {id(m): m for m in layer.modules() if hasattr(m, "is_neox_style")}
+    rotary = [m for m in found.values() if hasattr(m, "rotary_dim")]
+    if not rotary:
+        return None
+    if len(rotary) > 1 or not rotary[0].is_neox_style or not hasattr(rotary[0], "cos_sin_cache"):
+        raise ModelError(
+            f"{model} cannot be used: its RoPE ({type(rotary[0]).__name__}) does not turn keys in "
+            "halves by a table, as Llama's does"
+        )
+    return rotary[0]
