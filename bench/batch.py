@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from bench import results
 from ragcache.api.batch_file import answering, read
 from ragcache.batch.order import by_chunks, loaded
-from ragcache.core.precompute import precompute, through
+from ragcache.core.precompute import drive, precompute
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path
 from ragcache.rag import RagCache
@@ -125,7 +125,7 @@ def _timed(engine: TransformersEngine, root: Path, ram: int, order: str) -> floa
         out = root / f"{order}.jsonl"
         began = time.perf_counter()
         asked = read(root / "q.jsonl")
-        done = through(answering(cache, asked, out, reorder=order == "by chunks"), None)
+        done = drive(answering(cache, asked, out, reorder=order == "by chunks"), None)
         took = time.perf_counter() - began
     assert done.answered == len(asked) and not done.failed
     return took

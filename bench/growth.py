@@ -35,10 +35,10 @@ from bench.fits import parts, slope
 from bench.serving import check, clocked, medians, peaks, prepare, read, serve
 from bench.shapes import engine, prompt
 from ragcache.cli import render
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.core.indexing import Progress
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.retriever.search import Retriever
 from ragcache.store.catalog.catalog import Catalog
@@ -151,11 +151,13 @@ def _in_stores(sizes: Sequence[int], rounds: int, told: Progress) -> Iterator[Po
         yield Point("store", size, what, taken, memory[size, what])
 
 
-def _answering(model: TransformersEngine, store: DiskStore) -> Answering:
-    return Answering(model, store, compiled("prefix", model))
+def _answering(model: TransformersEngine, store: DiskStore) -> LocalGenerator:
+    return LocalGenerator(model, store, encoding_context("prefix", model))
 
 
-def _works(answering: Answering, given: Prompt, folder: Path) -> dict[str, Callable[[], float]]:
+def _works(
+    answering: LocalGenerator, given: Prompt, folder: Path
+) -> dict[str, Callable[[], float]]:
     """What may depend on the size of the store, each giving the seconds that it took."""
     store = answering.store
     assert isinstance(store, DiskStore)

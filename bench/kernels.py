@@ -26,13 +26,13 @@ from ragcache.cli import render
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
 from ragcache.engine.kernels.choose import Shape, Work, attention, error, placed
-from ragcache.engine.kernels.row_attention import Flash, Flex
+from ragcache.engine.kernels.row_attention import Flex, TritonRowAttention
 
 #: Query heads, KV heads, head_dim.
 MODELS = {"Llama-3.1-8B": (32, 8, 128), "Qwen2.5-0.5B": (14, 2, 64)}
 ROWS = 4096, 8192, 32768
 SHARES = 0.05, 0.15, 0.3
-ATTENTION = {"SDPA": None, "Flex": Flex, "Triton": Flash}
+ATTENTION = {"SDPA": None, "Flex": Flex, "Triton": TritonRowAttention}
 
 
 @dataclass(frozen=True)

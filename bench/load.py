@@ -39,9 +39,9 @@ from bench.queueing import Mode, Seconds, percentiles, poisson, rate_within, ttf
 from bench.serving import Served, check, prepare, read, same, serve
 from bench.shapes import engine
 from ragcache.cli import render
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.tiers.ram import RamTier
@@ -121,11 +121,11 @@ def measure(
 
 def _answering(
     model: TransformersEngine, corpus: Corpus, modes: Sequence[str], opened: ExitStack
-) -> tuple[dict[str, Answering], Answering]:
+) -> tuple[dict[str, LocalGenerator], LocalGenerator]:
     """For every mode, from its tier; and from the store of the whole corpus without one."""
     folder = Path(opened.enter_context(TemporaryDirectory()))
-    disk, how = DiskStore(folder / "chunks"), compiled("prefix", model)
-    below = Answering(model, disk, how)
+    disk, how = DiskStore(folder / "chunks"), encoding_context("prefix", model)
+    below = LocalGenerator(model, disk, how)
     keys = prepare(below, Prompt(corpus.prefix, tuple(corpus.texts), ()))
     size = disk.stats().payload_bytes
     store = opened.enter_context(RamTier(disk, size))
@@ -133,7 +133,7 @@ def _answering(
     own = DiskStore(folder / "prefixes", quota=Quota(size))
     prefixes = opened.enter_context(RamTier(own, size))
     stores = {name: prefixes if name == "prefix" else store for name in modes}
-    return {name: Answering(model, tier, how) for name, tier in stores.items()}, below
+    return {name: LocalGenerator(model, tier, how) for name, tier in stores.items()}, below
 
 
 def _mode(name: str, served: Sequence[Served]) -> Mode:
@@ -142,7 +142,7 @@ def _mode(name: str, served: Sequence[Served]) -> Mode:
 
 
 def _by_clock(
-    answering: Answering, prompts: Sequence[Prompt], mode: str, gaps: list[float], tokens: int
+    answering: LocalGenerator, prompts: Sequence[Prompt], mode: str, gaps: list[float], tokens: int
 ) -> Clocked:
     """Submit by the clock from another thread, and answer as they come in this one."""
     queue: Queue[tuple[float, Prompt]] = Queue()

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from bench import results
 from bench.shapes import engine
-from ragcache.core.sensitivity import measured
+from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.hf.attention_hook import Driven
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.layer_hooks import Capture, on_host
-from ragcache.engine.hf.packing import Pack
+from ragcache.engine.hf.packing import PackedForward
 from ragcache.models import world
 from ragcache.types import ChunkKV, Tokens
 
@@ -58,7 +58,7 @@ class Masked(TransformersEngine):
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        pack = Pack(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
         ids = torch.tensor([[token for chunk in chunks for token in chunk]])
         kv = self._begun(behind, ids.shape[1])
         capture = Capture()
@@ -75,7 +75,7 @@ class Masked(TransformersEngine):
         return [cut(chunk, capture, 0, at) for chunk, at in zip(chunks, firsts, strict=True)]
 
 
-def block_diagonal(pack: Pack) -> Tensor:
+def block_diagonal(pack: PackedForward) -> Tensor:
     """(1, 1, rows, keys): who sees whom, in a model without windows."""
     rows = pack.spans[-1][1]
     mask = torch.zeros(1, 1, rows, pack.start + rows, dtype=torch.bool)
@@ -118,7 +118,7 @@ def computed(
     began = time.perf_counter()
     for batch in batches(chunks, cost):
         alone = model.encode(batch, behind=BEHIND)
-        done |= {kv.tokens: kv for kv in measured(model, alone, BEHIND)}
+        done |= {kv.tokens: kv for kv in measure_sensitivity(model, alone, BEHIND)}
     return time.perf_counter() - began, done
 
 

@@ -42,13 +42,13 @@ from bench.serving import clocked, forward, medians, prepare, read, same
 from bench.shapes import engine, prompt
 from ragcache.blend import blender
 from ragcache.cli import render
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import chunk_keys
-from ragcache.planning.measure import measured
-from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.planning.measure import measure_speeds
+from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, at_level
@@ -131,7 +131,7 @@ class At(RamTier):
         super().__init__(below, 0)
         self.level = level
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return self.below.find_all([at_level(key, self.level) for key in keys])
 
 
@@ -151,11 +151,11 @@ class Bench:
         disk = DiskStore(folder / "full")
         objects = ChunkObjects(Bucket((folder / "remote").as_uri()))
         store = opened.enter_context(RemoteStore(disk, objects, levels=LEVELS))
-        answering = Answering(model, store, compiled("prefix", model))
+        answering = LocalGenerator(model, store, encoding_context("prefix", model))
         keys = prepare(answering, given)
         store.flush()
-        found = [one for one in map(store.find, keys) if isinstance(one, Stored)]
-        speeds = measured(model, store, found)
+        found = [one for one in map(store.find, keys) if isinstance(one, StoredChunk)]
+        speeds = measure_speeds(model, store, found)
         assert speeds is not None
         return cls(model, given, disk, folder, speeds)
 
@@ -170,8 +170,8 @@ class Bench:
         self, store: ChunkStore, mode: str = "fused", speeds: Speeds | None = None
     ) -> tuple[float, Tensor, Plan | None]:
         """Seconds to the first token, its logits, and the plan, if there was one."""
-        how = compiled("prefix", self.model)
-        answering = Answering(self.model, store, how, store_misses=False)
+        how = encoding_context("prefix", self.model)
+        answering = LocalGenerator(self.model, store, how, store_misses=False)
         chosen = blender(mode, None if mode == "full" else RATIO)
         stream = answering.stream(self.given, chosen, Sampling(max_tokens=1), speeds=speeds)
         report = stream.answer.report
@@ -208,7 +208,7 @@ class Bench:
     def pipelined(self, mbit: int, rounds: int) -> dict[str, float]:
         with ExitStack() as opened:
             store = self.machine(mbit, opened)
-            how, model = compiled("prefix", self.model), self.model
+            how, model = encoding_context("prefix", self.model), self.model
             keys = [ChunkKey(model.fingerprint, self.given.prefix)]
             keys += chunk_keys(self.given, model.fingerprint, "compiled", how, "")
             here = RamTier(self.disk, 2 * self.disk.stats().payload_bytes)

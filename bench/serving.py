@@ -13,11 +13,11 @@ from torch import Tensor
 
 from bench.results import begin_peak, peak_mib
 from ragcache.blend import Blender, blender
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.lookup import chunk_keys
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LayerReader
 from ragcache.types import Prompt, Sampling
@@ -36,7 +36,9 @@ class Served:
     logits: Tensor  # (vocabulary,), which the first token was taken from
 
 
-def serve(answering: Answering, prompt: Prompt, mode: str | Blender, tokens: int = 1) -> Served:
+def serve(
+    answering: LocalGenerator, prompt: Prompt, mode: str | Blender, tokens: int = 1
+) -> Served:
     """Resolve, load, fuse, and decode up to ``tokens`` tokens. Misses are stored after the clock
     has stopped."""
     chosen = blender(mode)
@@ -47,10 +49,10 @@ def serve(answering: Answering, prompt: Prompt, mode: str | Blender, tokens: int
     return Served(report.ttft_s, report.total_s, reused, stream.first_logits)
 
 
-def prepare(answering: Answering, prompt: Prompt) -> list[ChunkKey]:
+def prepare(answering: LocalGenerator, prompt: Prompt) -> list[ChunkKey]:
     """Store the KV of every part of ``prompt``; the keys of its chunks."""
     engine = answering.engine
-    keys = list(chunk_keys(prompt, engine.fingerprint, "compiled", answering.compiled, ""))
+    keys = list(chunk_keys(prompt, engine.fingerprint, "compiled", answering.encoding, ""))
     precompute(engine, answering.store, [ChunkKey(engine.fingerprint, prompt.prefix), *keys])
     return keys
 
@@ -58,7 +60,7 @@ def prepare(answering: Answering, prompt: Prompt) -> list[ChunkKey]:
 def read(store: ChunkStore, keys: list[ChunkKey], engine: TransformersEngine | None = None) -> None:
     """Look for the chunks and read all their layers, each let go of when the next one comes; onto
     the device of ``engine``, if it is given."""
-    found = [one for one in map(store.find, keys) if isinstance(one, Stored)]
+    found = [one for one in map(store.find, keys) if isinstance(one, StoredChunk)]
     assert len(found) == len(keys), f"{len(keys) - len(found)} chunks are not stored"
     with LayerReader(store, found, upload=engine.upload if engine else None) as reader:
         reader.start(range(found[0].spec.layers))
@@ -94,7 +96,7 @@ def peaks(works: Mapping[Key, Callable[[], object]]) -> dict[Key, int]:
 
 def check(
     engine: TransformersEngine,
-    answering: Answering,
+    answering: LocalGenerator,
     prompt: Prompt,
     served: Mapping[str, Tensor],
 ) -> None:

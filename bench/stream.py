@@ -18,11 +18,11 @@ from statistics import mean
 import torch
 
 from ragcache.blend import blender
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.metrics import exact_match
 from ragcache.models import TINY, model_path, world
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Sampling
 
@@ -74,7 +74,7 @@ def main() -> None:
     mode, full, sampling = blender(given.mode), blender("full"), Sampling(max_tokens=8)
     blocks: list[Block] = []
     with tempfile.TemporaryDirectory() as folder, DiskStore(folder) as store:
-        answering = Answering(engine, store, compiled("prefix", engine))
+        answering = LocalGenerator(engine, store, encoding_context("prefix", engine))
         for number, (chunks, question, answers) in enumerate(
             requests(given.requests, given.exponent, seed=0)
         ):

@@ -48,9 +48,9 @@ from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.cli import render
 from ragcache.core.precompute import precompute
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.planning.context import compiled
-from ragcache.planning.lookup import chunk_keys, resolve
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.planning.context import encoding_context
+from ragcache.planning.lookup import chunk_keys, look_up
+from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LayerReader
@@ -100,7 +100,7 @@ class Slow(RamTier):
     seconds = 0.0
     wire = Lock()
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         with self.wire:
             began = time.perf_counter()
             pairs = super().layers(chunks, layer)
@@ -121,7 +121,7 @@ class Bench:
     @classmethod
     def of(cls, model: TransformersEngine, given: Prompt, rounds: int, opened: ExitStack) -> Bench:
         folder = Path(opened.enter_context(TemporaryDirectory(prefix="ragcache-")))
-        how = compiled("prefix", model)
+        how = encoding_context("prefix", model)
         keys = chunk_keys(given, model.fingerprint, "compiled", how, "")
         pin = model.upload is not None
         disk = opened.enter_context(DiskStore(folder / "store", pin=pin))
@@ -132,12 +132,12 @@ class Bench:
 
     def prefill(self, store: str, mode: str, ratio: float | None) -> FusedPrompt:
         chosen, model = blender(mode, ratio), self.model
-        resolved = resolve(
+        resolved = look_up(
             self.given,
             chosen,
             self.stores[store],
             model.fingerprint,
-            compiled=compiled("prefix", model),
+            encoding=encoding_context("prefix", model),
         )
         assert len(resolved.misses) in (0, len(self.given.chunks))
         with LayerReader(self.stores[store], resolved.stored, upload=model.upload) as source:
@@ -222,7 +222,7 @@ class Bench:
         }
 
     def _read(self, store: str) -> None:
-        how = compiled("prefix", self.model)
+        how = encoding_context("prefix", self.model)
         keys = chunk_keys(self.given, self.model.fingerprint, "compiled", how, "")
         prefix = ChunkKey(self.model.fingerprint, self.given.prefix)
         read(self.stores[store], [prefix, *keys], self.model)

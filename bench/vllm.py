@@ -27,13 +27,13 @@ from bench.results import machine, table
 from bench.shapes import engine as shaped
 from bench.shapes import prompt as random_prompt
 from ragcache.blend import blender, written
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.dataset import load, take
 from ragcache.eval.metrics import exact_match
 from ragcache.models import TINY, model_path, world
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
@@ -156,7 +156,11 @@ def accuracy(questions: int) -> str:
         for context in contexts
         for question in context.questions
     ]
-    prompts, held, how = [prompt for prompt, _ in asked], MemoryStore(), compiled("prefix", engine)
+    prompts, held, how = (
+        [prompt for prompt, _ in asked],
+        MemoryStore(),
+        encoding_context("prefix", engine),
+    )
     stored(engine, held, prompts)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +170,7 @@ def accuracy(questions: int) -> str:
         with started(model_path(TINY), path, 1024) as llm:
             for mode in ASKED:
                 got = ask(llm, prompts, mode, engine.fingerprint, ANSWER)
-                answering = Answering(engine, held, how, store_misses=False)
+                answering = LocalGenerator(engine, held, how, store_misses=False)
                 right = mine = same = 0
                 for (prompt, answers), tokens in zip(asked, got, strict=True):
                     sampling = Sampling(max_tokens=ANSWER)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 from ragcache import setup
 from ragcache.blend import Blender, blender
 from ragcache.core.embedder_identity import record_embedder
-from ragcache.core.generate import Answering, Answers, AnswerStream
+from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, Progress, check_bytes
-from ragcache.core.precompute import Counted, through
+from ragcache.core.precompute import Counted, drive
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
@@ -72,7 +72,7 @@ class RagCache:
         self.catalog = Catalog(store)
         #: Of the prompts: the engine's, with the store's own date where it has one.
         self.template = setup.prompt_template(self.catalog, engine, settings)
-        compiled = setup.compile_mode(self.catalog, engine, settings, self.template)
+        encoding = setup.compile_mode(self.catalog, engine, settings, self.template)
         splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
             setup.chunk_tokens(self.catalog, engine, settings),
@@ -100,17 +100,17 @@ class RagCache:
             self.catalog,
             splitter,
             self.retriever,
-            compiled,
+            encoding,
             tenant,
         )
         self.profile = Profile(engine, self.chunks, self.catalog)
-        self.answers: Answers
+        self.answers: Generator
         if isinstance(engine, Engine):
-            self.answers = Answering(engine, self.chunks, compiled, tenant)
+            self.answers = LocalGenerator(engine, self.chunks, encoding, tenant)
         else:
-            from ragcache.vllm.stream import VllmAnswering
+            from ragcache.vllm.stream import VllmGenerator
 
-            self.answers = VllmAnswering(engine, self.chunks, compiled, tenant)
+            self.answers = VllmGenerator(engine, self.chunks, encoding, tenant)
 
     @classmethod
     def open(
@@ -206,7 +206,7 @@ class RagCache:
         """
         given = several(documents, "documents")
         steps = self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
-        return through(steps, progress)
+        return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there.
@@ -238,7 +238,7 @@ class RagCache:
         sampling: Sampling | None = None,
         check: Callable[[], None] | None = None,
         keep: bool = True,
-    ) -> AnswerStream:
+    ) -> GenerationStream:
         """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
 
         ``chunks`` are used instead of retrieval, which goes by the question alone; none are looked
@@ -247,7 +247,7 @@ class RagCache:
         computed. What is not given comes from the settings.
         Where nothing is found, or no chunk is given, the stream's ``no_chunks`` and the report say
         why; with ``require_chunks`` that is a NoChunksError.
-        ``check`` and ``keep`` as for :meth:`Answering.stream`.
+        ``check`` and ``keep`` as for :meth:`LocalGenerator.stream`.
         ``ratio`` auto suits the machine (see :mod:`ragcache.planning.controller`); the first such
         answer from a store measures :meth:`speeds`, before its own time begins. A ``mode`` that
         names its ratio, a finished one, and one that has none are used as they are. Raises

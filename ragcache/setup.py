@@ -18,7 +18,7 @@ from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
 from ragcache.models.named import full_name, was_named
-from ragcache.planning.context import Compiled, compiled
+from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.embedderfiles import PACKAGED
 from ragcache.settings import Settings
@@ -131,10 +131,10 @@ def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -
 
 def compile_mode(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
-) -> Compiled:
+) -> EncodingContext:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
-    how = compiled(settings.compile or recorded or "prefix", engine, template)
+    how = encoding_context(settings.compile or recorded or "prefix", engine, template)
     record(catalog, compile=how.mode)
     return how
 

@@ -16,7 +16,7 @@ from ragcache.planning import profile
 from ragcache.planning.cost_model import Speeds
 from ragcache.rag import RagCache
 from ragcache.settings import Ratio
-from ragcache.store import Stored
+from ragcache.store import StoredChunk
 from ragcache.types import Plan, Report
 from tests import scene
 
@@ -146,7 +146,9 @@ def test_a_store_that_is_slow_is_found_out(
 ) -> None:
     read = cache.store.layers
 
-    def slowly(chunks: Sequence[Stored], layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def slowly(
+        chunks: Sequence[StoredChunk], layer: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         time.sleep(0.02 * len(chunks))
         return read(chunks, layer)
 

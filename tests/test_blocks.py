@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ragcache.errors import ConfigError
-from ragcache.util.buffer_pool import Blocks
+from ragcache.util.buffer_pool import BufferPool
 
 VIEWS: dict[str, Callable[[Any], object]] = {
     "array": lambda a: a,
@@ -23,7 +23,7 @@ VIEWS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_memory_is_given_again_when_nothing_refers_to_it(view: Callable[[Any], object]) -> None:
-    blocks = Blocks(1 << 20)
+    blocks = BufferPool(1 << 20)
     first = blocks.empty(128)
     where = first.ctypes.data
     kept = view(first)
@@ -35,7 +35,7 @@ def test_memory_is_given_again_when_nothing_refers_to_it(view: Callable[[Any], o
 
 
 def test_a_tensor_has_its_shape_and_its_memory() -> None:
-    blocks = Blocks(1 << 20)
+    blocks = BufferPool(1 << 20)
     one = blocks.tensor((2, 3, 5), torch.bfloat16)
     assert one.shape == (2, 3, 5) and one.dtype == torch.bfloat16 and one.is_contiguous()
     where, layer = one.data_ptr(), one[1]
@@ -48,14 +48,14 @@ def test_a_tensor_has_its_shape_and_its_memory() -> None:
 
 @pytest.mark.parametrize("size", [100, 1 << 20, (2 << 20) + 5, 9 << 20])
 def test_memory_of_any_size_is_aligned_and_can_be_written(size: int) -> None:
-    one = Blocks(0).empty(size)
+    one = BufferPool(0).empty(size)
     one[:] = 7
     assert one.nbytes == size and one.ctypes.data % 64 == 0
     assert int(one.sum(dtype="int64")) == 7 * size
 
 
 def test_no_more_is_kept_than_may_be() -> None:
-    blocks = Blocks(4096)
+    blocks = BufferPool(4096)
     several = [blocks.empty(2048) for _ in range(5)]
     where = {one.ctypes.data for one in several}
     del several
@@ -70,4 +70,4 @@ def test_no_more_is_kept_than_may_be() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_memory_is_pinned_for_a_gpu_only() -> None:
     with pytest.raises(ConfigError, match="no GPU"):
-        Blocks(0, pin=True)
+        BufferPool(0, pin=True)

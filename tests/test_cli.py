@@ -17,7 +17,7 @@ import ragcache
 from ragcache import cli, setup
 from ragcache.cli import options
 from ragcache.cli.render import stages
-from ragcache.core.generate import AnswerStream
+from ragcache.core.generate import GenerationStream
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import Catalog, DiskStore
@@ -267,7 +267,7 @@ def test_an_answer_begins_where_its_line_does(
     run: Run, notes: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("index", notes, "--model", model)
-    monkeypatch.setattr(AnswerStream, "__iter__", lambda stream: iter([" ", " In", " Oslo"]))
+    monkeypatch.setattr(GenerationStream, "__iter__", lambda stream: iter([" ", " In", " Oslo"]))
     code, out, _ = run("query", "Where does Mira live?", "--max-tokens", 1)
     assert code == 0 and out == "In Oslo\n"
 

@@ -22,7 +22,7 @@ from ragcache.planning.controller import (
     preload,
 )
 from ragcache.planning.cost_model import Speeds
-from ragcache.store.remote.bandwidth import Link
+from ragcache.store.remote.bandwidth import LinkEstimate
 
 MS = 0.001
 
@@ -232,7 +232,7 @@ FORMS = Form(1_000_000, "", True), Form(270_000, "int8", True), Form(110_000, "c
 def over(mbit: float, latency_s: float = 0.0) -> Speeds:
     """A row computes in 1 ms; decoding runs at 500 MB/s, or at 10; the rest is the link."""
     decode = {"int8": 2e-9, "cachegen": 1e-7}
-    return replace(machine(0), decode_s=decode, link=Link(latency_s, 8e-6 / mbit))
+    return replace(machine(0), decode_s=decode, link=LinkEstimate(latency_s, 8e-6 / mbit))
 
 
 def far(count: int, tokens: int = 100) -> Demand:
@@ -297,7 +297,7 @@ def test_never_longer_than_any_one_thing_for_all(
     """Raw, one level, or to compute: whichever of them is best for all is not beaten."""
     demand = asked(*(n for n, _ in chunks), forms=tuple(each for _, each in chunks))
     decode = {"int8": decode_s, "cachegen": 10 * decode_s}
-    given = replace(speeds, decode_s=decode, link=Link(latency_s, byte_s))
+    given = replace(speeds, decode_s=decode, link=LinkEstimate(latency_s, byte_s))
     time = longest(demand, given, chosen(demand, given))
     alike = [these(demand, demand.stored), {}]
     for level in (1, 2):

@@ -13,7 +13,7 @@ from ragcache.blend import BLENDERS
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError, PromptError, SourceError, StoreError
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
@@ -349,9 +349,9 @@ def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> Non
 def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine = models.engine("llama")
     with pytest.raises(ConfigError, match="compile mode 'bare' is unknown: use one of prefix"):
-        compiled("bare", engine)
+        encoding_context("bare", engine)
     with pytest.raises(ConfigError, match=r"needs a number of chunks, such as enriched\(3\)"):
-        compiled("enriched(n)", engine)
+        encoding_context("enriched(n)", engine)
     engine.bos = None
     with pytest.raises(ConfigError, match="link0 needs a BOS token, which llama does not have"):
-        compiled("link0", engine)
+        encoding_context("link0", engine)

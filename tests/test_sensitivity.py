@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ragcache.core.precompute import precompute
-from ragcache.core.sensitivity import company, measured
+from ragcache.core.sensitivity import company, measure_sensitivity
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.store.base import Stored
+from ragcache.store.base import StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import ChunkKV
@@ -29,7 +29,7 @@ def engine() -> TransformersEngine:
 def test_it_is_the_squared_change_of_the_values(engine: TransformersEngine) -> None:
     """Written out, from a full prefill of the company and the chunk."""
     alone = engine.encode(CHUNKS, behind=BEHIND)
-    for kv, chunk in zip(measured(engine, alone, BEHIND), CHUNKS, strict=True):
+    for kv, chunk in zip(measure_sensitivity(engine, alone, BEHIND), CHUNKS, strict=True):
         whole = engine.prefill(BEHIND + company(engine) + chunk).kv
         want = torch.zeros(len(chunk))
         for layer in (2, 3):  # the middle third of six
@@ -44,7 +44,7 @@ def test_it_is_the_squared_change_of_the_values(engine: TransformersEngine) -> N
 def test_no_room_for_company_is_no_sensitivity() -> None:
     engine = models.engine("llama", max_position_embeddings=64)
     chunk = tuple(range(64 - len(BEHIND)))
-    [kv] = measured(engine, engine.encode([chunk], behind=BEHIND), BEHIND)
+    [kv] = measure_sensitivity(engine, engine.encode([chunk], behind=BEHIND), BEHIND)
     assert max(kv.sensitivity) < 1e-9
 
 
@@ -58,7 +58,7 @@ def test_a_chunk_that_is_stored_without_it_is_computed_anew(engine: Transformers
     done = precompute(engine, store, keys)
     assert (done.encoded, done.stored) == (1, 1)
     again = store.find(keys[1])
-    assert isinstance(again, Stored) and again.sensitivity == pytest.approx(whole.sensitivity)
+    assert isinstance(again, StoredChunk) and again.sensitivity == pytest.approx(whole.sensitivity)
     assert precompute(engine, store, keys).encoded == 0
 
 
@@ -69,7 +69,7 @@ def test_what_prefix_caching_stores_has_it(tmp_path: Path) -> None:
         cache.ask("Who?", mode="prefix", chunks=texts)
         first = cache.engine.template.chunk(texts[0])
         found = cache.store.find(cache.indexing.key_of(first))
-        assert isinstance(found, Stored) and len(found.sensitivity) == len(first)
+        assert isinstance(found, StoredChunk) and len(found.sensitivity) == len(first)
         cache.ask("Who?", mode="fused", chunks=texts)  # which stores the others
         answer = cache.ask("Who?", mode="fused", chunks=texts, ratio=0.3)
         assert answer.report.chunks[0].recomputed == 0  # it stands as it was computed
@@ -99,7 +99,9 @@ def test_a_chunk_of_an_old_store_is_measured_after_its_first_answer(
         assert first.report.chunks[0].recomputed == 0  # exact where it stands, measured or not
         second = cache.ask("Who?", chunks=texts)
         assert second.report.fallbacks == ()
-        assert all(isinstance(f := cache.store.find(k), Stored) and f.sensitivity for k in keys)
+        assert all(
+            isinstance(f := cache.store.find(k), StoredChunk) and f.sensitivity for k in keys
+        )
 
 
 def test_it_is_stored_with_every_chunk_that_is_precomputed(engine: TransformersEngine) -> None:
@@ -107,5 +109,5 @@ def test_it_is_stored_with_every_chunk_that_is_precomputed(engine: TransformersE
     key = ChunkKey(engine.fingerprint, CHUNKS[0], BEHIND)
     precompute(engine, store, [key])
     found = store.find(key)
-    [want] = measured(engine, engine.encode([CHUNKS[0]], behind=BEHIND), BEHIND)
-    assert isinstance(found, Stored) and found.sensitivity == want.sensitivity
+    [want] = measure_sensitivity(engine, engine.encode([CHUNKS[0]], behind=BEHIND), BEHIND)
+    assert isinstance(found, StoredChunk) and found.sensitivity == want.sensitivity

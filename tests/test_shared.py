@@ -16,7 +16,7 @@ from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import DiskStore
-from ragcache.store.remote.bandwidth import Link, Meter
+from ragcache.store.remote.bandwidth import BandwidthMeter, LinkEstimate
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.object_store import Bucket
 from tests import models, scene
@@ -30,7 +30,7 @@ def machine(tmp_path: Path, name: str, *, ram_bytes: int = 0, levels: str = "") 
     return scene.small(tmp_path / name, remote=remote, ram_bytes=ram_bytes, levels=levels)
 
 
-class Slow(Meter):
+class Slow(BandwidthMeter):
     """Of a link that is this slow, whatever is measured."""
 
     def __init__(self, byte_s: float) -> None:
@@ -38,8 +38,8 @@ class Slow(Meter):
         self.byte_s = byte_s
 
     @property
-    def link(self) -> Link:
-        return Link(0.0, self.byte_s)
+    def link(self) -> LinkEstimate:
+        return LinkEstimate(0.0, self.byte_s)
 
 
 def slow(cache: RagCache, byte_s: float) -> None:

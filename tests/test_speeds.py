@@ -14,7 +14,7 @@ from ragcache.core.precompute import precompute
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import StoreError
 from ragcache.planning import measure, profile
-from ragcache.planning.context import compiled
+from ragcache.planning.context import encoding_context
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
 from ragcache.rag import RagCache
@@ -98,7 +98,7 @@ def test_the_small_model_is_measured(tiny_model_dir: Path, tmp_path: Path) -> No
     prefix = engine.template.prefix
     chunks = [engine.template.chunk(d.text) for d in scene.DOCUMENTS]
     keys = [ChunkKey(engine.fingerprint, prefix)]
-    keys += [compiled("prefix", engine).key(engine.fingerprint, chunk) for chunk in chunks]
+    keys += [encoding_context("prefix", engine).key(engine.fingerprint, chunk) for chunk in chunks]
     with DiskStore(tmp_path) as store:
         made = Profile(engine, store, Catalog(store))
         assert made.measure(keys) is None  # nothing is stored

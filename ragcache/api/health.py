@@ -49,7 +49,7 @@ class Check:
 
 def _some_key(cache: RagCache) -> ChunkKey | None:
     """Of a chunk that was computed behind what its key says and nothing else."""
-    if cache.indexing.compiled.similar:
+    if cache.indexing.encoding.similar:
         return None
     for header in cache.store.headers(most=_LOOK_AT):
         key = cache.indexing.key_of(header.tokens)

@@ -42,7 +42,7 @@ from ragcache.types import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ragcache.core.generate import AnswerStream
+    from ragcache.core.generate import GenerationStream
     from ragcache.core.request import Request
     from ragcache.rag import RagCache
 
@@ -54,7 +54,7 @@ _TOKEN = Sampling(max_tokens=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class MonitorLevel:
     """How the service asks the questions that do not say it themselves."""
 
     name: str
@@ -87,7 +87,7 @@ class _Seen:
         return (0.0, 1.0) if few else wilson(sum(self.agreed), len(self.agreed))
 
 
-class Guard:
+class QualityMonitor:
     """Compares a ``share`` of a service's answers, and raises what it recomputes where agreement is
     below ``floor``. The last ``window`` comparisons count. Thread-safe; comparing is for the
     engine's thread.
@@ -107,12 +107,12 @@ class Guard:
         self._mode = settings.mode
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self._levels = [Level("as set")]
+        self._levels = [MonitorLevel("as set")]
         self._sampled = 0
         self._begin()
 
     @property
-    def level(self) -> Level:
+    def level(self) -> MonitorLevel:
         return self._levels[-1]
 
     def adjust(self, ask: Request) -> Request:
@@ -126,7 +126,7 @@ class Guard:
         return f"answers fell short of full prefill's, so the service uses {self.level.name}"
 
     def sample(
-        self, cache: RagCache, ask: Request, stream: AnswerStream
+        self, cache: RagCache, ask: Request, stream: GenerationStream
     ) -> Callable[[], None] | None:
         """What is to be done in the background about the answer to ``ask``, as it was adjusted and
         has been given; None where nothing is."""
@@ -156,7 +156,7 @@ class Guard:
             }
 
     def _compare(
-        self, cache: RagCache, ask: Request, level: Level, logits: Tensor, ratio: float
+        self, cache: RagCache, ask: Request, level: MonitorLevel, logits: Tensor, ratio: float
     ) -> None:
         """Ask in full, and as the level below would, and draw the conclusions."""
         full = logits if level.mode == "full" else _first(cache, replace(ask, mode="full"))
@@ -177,15 +177,15 @@ class Guard:
             elif below is not None and self._below.interval(self.least)[0] >= self.floor:
                 self._change(self._levels[:-1], self._below)
 
-    def _above(self, ratio: float) -> Level:
+    def _above(self, ratio: float) -> MonitorLevel:
         """The next level up from one that used this ratio."""
         higher = next((r for r in RATIOS if r > ratio + 1e-9), None)
         if higher is None:
-            return Level("full prefill", "full")
+            return MonitorLevel("full prefill", "full")
         mode = self._mode if "recompute_ratio" in blender(self._mode).parameters else "fused"
-        return Level(f"mode {mode} at ratio {higher}", mode, higher)
+        return MonitorLevel(f"mode {mode} at ratio {higher}", mode, higher)
 
-    def _change(self, levels: list[Level], seen: _Seen) -> None:
+    def _change(self, levels: list[MonitorLevel], seen: _Seen) -> None:
         rises = len(levels) > len(self._levels)
         logger.warning(
             "%d of %d answers had the first token of full prefill, the floor is %g: the service "
@@ -214,7 +214,7 @@ def _left_to_us(ask: Request) -> bool:
     return ask.mode is None and ask.ratio in (None, "auto")
 
 
-def _same(ask: Request, level: Level) -> bool:
+def _same(ask: Request, level: MonitorLevel) -> bool:
     """Whether it was asked as the level says."""
     if level.mode is None:
         return _left_to_us(ask)

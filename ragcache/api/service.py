@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ragcache.api.futures import chained
-from ragcache.api.quality_monitor import Guard
+from ragcache.api.quality_monitor import QualityMonitor
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
 from ragcache.core.indexing import Added, Split, check_bytes
 from ragcache.core.precompute import Precomputed, precomputing
@@ -49,7 +49,9 @@ class Service:
     by threads that share Python's lock with the answer that is under way.
     """
 
-    def __init__(self, own: RagCache, scheduler: Scheduler, guard: Guard | None = None) -> None:
+    def __init__(
+        self, own: RagCache, scheduler: Scheduler, guard: QualityMonitor | None = None
+    ) -> None:
         self.own, self.scheduler, self.settings = own, scheduler, own.settings
         #: For what is long and needs no engine: splitting, in turns too.
         self.aside = Scheduler(name="splitter")
@@ -77,7 +79,7 @@ class Service:
         floor = settings.guard_floor if guard_floor is None else guard_floor
         own = RagCache.open(settings.store, settings=settings, loading=loading)
         watched = share and settings.engine == "embedded"  # a server hands no logits over
-        guard = Guard(settings, share=share, floor=floor) if watched else None
+        guard = QualityMonitor(settings, share=share, floor=floor) if watched else None
         return cls(own, Scheduler(queue=queue, streams=streams), guard)
 
     def cache(self, tenant: str) -> RagCache:

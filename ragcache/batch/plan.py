@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from ragcache.core.indexing import check_ids
-from ragcache.core.precompute import BATCH_TOKENS, Batch, Filling, incomplete, lacking, through
+from ragcache.core.precompute import BATCH_TOKENS, Batch, Filling, drive, incomplete, lacking
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
 from ragcache.planning.flops import Model
 from ragcache.store.format.codecs import codec
@@ -160,7 +160,7 @@ def plan(
     computed or stored. Raises ConfigError in a compile mode that needs more than the documents.
     """
     steps = planning(cache, documents, shard=shard, batch_tokens=batch_tokens)
-    return through(steps, progress)
+    return drive(steps, progress)
 
 
 def planning(
@@ -171,15 +171,15 @@ def planning(
     batch_tokens: int = BATCH_TOKENS,
 ) -> Generator[Step, None, Work]:
     """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
-    if cache.indexing.compiled.similar:
+    if cache.indexing.encoding.similar:
         raise ConfigError(
-            f"compile mode {cache.indexing.compiled.mode} computes chunks behind similar ones of "
+            f"compile mode {cache.indexing.encoding.mode} computes chunks behind similar ones of "
             "an index, and there is none here: use `ragcache index`"
         )
     given = several(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
     model = Model(engine.spec, engine.parameters, engine.heads)
-    measure = Measure(model, len(cache.indexing.compiled.behind))
+    measure = Measure(model, len(cache.indexing.encoding.behind))
     mine, wanted, number = list[_Packed](), Size(), 0
     for batch in reading.batches(given, batch_tokens):
         if batch is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.batch.plan import Size, Work, planning
-from ragcache.core.precompute import BATCH_TOKENS, Batch, compute, through, unless_stored
+from ragcache.core.precompute import BATCH_TOKENS, Batch, compute, drive, unless_stored
 
 if TYPE_CHECKING:
     from ragcache.core.indexing import Progress, Step
@@ -80,7 +80,7 @@ def precompute(
     A second call does what is missing. For several processes or machines, see
     :func:`ragcache.batch.plan.plan` and :func:`run`.
     """
-    return through(precomputing(cache, documents), progress)
+    return drive(precomputing(cache, documents), progress)
 
 
 def in_process(engine: ChunkEngine) -> Computing:
@@ -106,7 +106,7 @@ def run(
     A batch is durable once it has been told of. After the batch with which ``limit`` chunks are
     computed there is no further one: batches are never cut, for that would change bits.
     """
-    return through(running(store, work, computing, limit=limit), progress)
+    return drive(running(store, work, computing, limit=limit), progress)
 
 
 def running(

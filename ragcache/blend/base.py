@@ -180,7 +180,7 @@ KVPair = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True)
-class Chosen(Selector):
+class FixedRows(Selector):
     """The same rows at every layer."""
 
     rows: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ragcache.blend.base import (
     Blender,
-    Chosen,
+    FixedRows,
     KVPair,
     Layout,
     Selector,
@@ -57,7 +57,7 @@ class CacheBlend(Blender):
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)
         if self.recompute_ratio == 0:  # nothing will be chosen: do not pay for looking
-            return Chosen(layout.reusable[:0])
+            return FixedRows(layout.reusable[:0])
         after = layers - self.check_layer - 1
         ratios = _gradual(self.recompute_ratio, after) if self.gradual else [self.recompute_ratio]
         counts = [int(r * len(layout.reusable)) for r in ratios]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Blender, Chosen, Layout, Selector, check_least
+from ragcache.blend.base import Blender, FixedRows, Layout, Selector, check_least
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class Epic(Blender):
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         chosen = (layout.place_in_chunk < self.first_tokens) & (layout.chunk_of > 0)
-        return Chosen(layout.reusable[chosen])
+        return FixedRows(layout.reusable[chosen])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Behind, Blender, Chosen, Layout, Selector
+from ragcache.blend.base import Behind, Blender, FixedRows, Layout, Selector
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,4 @@ class Full(Blender):
         return "nothing"
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        return Chosen(layout.reusable)
+        return FixedRows(layout.reusable)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Chosen, KVPair, KVSource, Layout, Selector
+from ragcache.blend.base import Blender, FixedRows, KVPair, KVSource, Layout, Selector
 from ragcache.blend.context_attention import Company
-from ragcache.engine.base import Walk
+from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError
 from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
 
@@ -74,8 +74,8 @@ def fuse(
         )
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
-        source = Kept(source)
-        walk = FusionWalk(Chosen(layout.reusable[:0]), layout, source, check=check)
+        source = ReplaySource(source)
+        walk = FusionWalk(FixedRows(layout.reusable[:0]), layout, source, check=check)
         engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
     walk = FusionWalk(selector, layout, source, capture, check)
     prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
@@ -93,7 +93,7 @@ def fuse(
     )
 
 
-class Kept:
+class ReplaySource:
     """A KVSource that keeps what it has yielded, and yields it again from the first layer on."""
 
     def __init__(self, source: KVSource) -> None:
@@ -112,7 +112,7 @@ class Kept:
         return self._layers[layer]
 
 
-class FusionWalk(Walk):
+class FusionWalk(PrefillCallbacks):
     """The Walk of one fusion. At layer l it computes ``fresh | chosen_l``."""
 
     def __init__(

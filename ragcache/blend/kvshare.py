@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ragcache.blend.base import (
     Blender,
-    Chosen,
+    FixedRows,
     KVPair,
     Layout,
     Selector,
@@ -49,7 +49,7 @@ class KVShare(Blender):
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)
         if self.recompute_ratio == 0:
-            return Chosen(layout.reusable[:0])
+            return FixedRows(layout.reusable[:0])
         return _Attended(layout, int(self.recompute_ratio * len(layout.reusable)), self.check_layer)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Behind, Blender, Chosen, Layout, Selector
+from ragcache.blend.base import Behind, Blender, FixedRows, Layout, Selector
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class Prefix(Blender):
         return "context"
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        return Chosen(layout.reusable[:0])
+        return FixedRows(layout.reusable[:0])

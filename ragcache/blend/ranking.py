@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall
 
 
-class Shape(Protocol):
+class ScoreFilter(Protocol):
     """Turns scores into scores, before the best are taken (see shape.py)."""
 
     name: ClassVar[str]
@@ -32,7 +32,7 @@ class Ranking(Selector):
     in the prompt. Scores that are not finite: see :func:`finite`."""
 
     layout: Layout
-    shapes: tuple[Shape, ...] = field(default=(), init=False)
+    shapes: tuple[ScoreFilter, ...] = field(default=(), init=False)
 
     def best(self, rows: Tensor, scores: Tensor, count: int) -> Tensor:
         """The ``count`` best of ``rows`` (a sorted subset of the reusable ones), sorted."""

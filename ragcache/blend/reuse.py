@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-from ragcache.blend.base import Blender, Chosen, Layout, Positions, Selector
+from ragcache.blend.base import Blender, FixedRows, Layout, Positions, Selector
 from ragcache.errors import ConfigError
 
 
@@ -32,4 +32,4 @@ class Reuse(Blender):
         return self.positions
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        return Chosen(layout.reusable[:0])
+        return FixedRows(layout.reusable[:0])

@@ -19,7 +19,7 @@ from ragcache.blend.base import (
     Selector,
     check_number,
 )
-from ragcache.blend.ranking import Ranking, Shape
+from ragcache.blend.ranking import Ranking, ScoreFilter
 from ragcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Shaped(Blender):
     """
 
     inner: Blender
-    shapes: tuple[Shape, ...] = ()
+    shapes: tuple[ScoreFilter, ...] = ()
     full_layers: int = 0
     name: ClassVar[str] = "shaped"
 

@@ -178,7 +178,7 @@ def batch(
     of them from nothing.
     """
     from ragcache.api.batch_file import answering, read
-    from ragcache.core.precompute import through
+    from ragcache.core.precompute import drive
 
     if not to.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {to}: there is no folder {to.parent}")
@@ -199,7 +199,7 @@ def batch(
     requests = read(questions)
     began = time.perf_counter()
     with opened(settings, lazy=True, tenant=tenant) as cache, progress() as told:
-        done = through(answering(cache, requests, to, reorder=reorder), told)
+        done = drive(answering(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(
         f"{done.requests - done.failed:,} of {render.counted(done.requests, 'request')} answered "

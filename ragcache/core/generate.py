@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Protocol
 
 from ragcache.blend import Blender
 from ragcache.core.precompute import keep, precompute
-from ragcache.core.prefill import Fusing, Fusion
-from ragcache.core.report import account
-from ragcache.core.sensitivity import measured
+from ragcache.core.prefill import FusedPrefill, PrefillContext
+from ragcache.core.report import make_report
+from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.base import Engine, Step
 from ragcache.errors import ConfigError, StoreError
-from ragcache.planning.context import Compiled
+from ragcache.planning.context import EncodingContext
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import chunk_keys
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.store.tiers.overlay import Aside
+from ragcache.store.tiers.overlay import OverlayStore
 from ragcache.types import Answer, ChunkKV, Passage, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Answers(Protocol):
+class Generator(Protocol):
     """What answers questions: this process, or a server that it asks."""
 
     def stream(
@@ -41,23 +41,25 @@ class Answers(Protocol):
         speeds: Speeds | None = None,
         check: Callable[[], None] | None = None,
         keep: bool = True,
-    ) -> AnswerStream:
-        """See :meth:`Answering.stream`."""
+    ) -> GenerationStream:
+        """See :meth:`LocalGenerator.stream`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class LocalGenerator:
     """What it takes to answer: a model, its chunks' KV, and whose they are."""
 
     engine: Engine
     store: ChunkStore
-    compiled: Compiled
+    encoding: EncodingContext
     tenant: str = ""
     store_misses: bool = True  # keep the KV of chunks that were not at hand, for next time
 
     @property
-    def fusing(self) -> Fusing:
-        return Fusing(self.engine, self.store, self.compiled, self.tenant, self.store_misses)
+    def fusing(self) -> PrefillContext:
+        return PrefillContext(
+            self.engine, self.store, self.encoding, self.tenant, self.store_misses
+        )
 
     def stream(
         self,
@@ -70,22 +72,22 @@ class Answering:
         speeds: Speeds | None = None,
         check: Callable[[], None] | None = None,
         keep: bool = True,
-    ) -> AnswerStream:
+    ) -> GenerationStream:
         """Start answering. Nothing runs until the stream is read.
 
         ``check`` is called before every layer and token: what it raises ends the answer there.
         ``keep``: compute and store what was missing at the end of the stream; else call
-        :meth:`AnswerStream.keep`.
+        :meth:`GenerationStream.keep`.
 
         With ``speeds``, what is loaded and at what ratio the rest is recomputed suits them (see
         :mod:`ragcache.planning.controller`); ``blender`` must be one that this ``controls``, and
         its own ratio is the least.
         """
         found = tuple(passages), retrieval_s
-        return EmbeddedStream(self, prompt, blender, sampling, *found, speeds, check, keep)
+        return LocalStream(self, prompt, blender, sampling, *found, speeds, check, keep)
 
 
-class AnswerStream(ABC):
+class GenerationStream(ABC):
     """Pieces of the answer's text as they come; ``answer`` once they are through.
 
     ``no_chunks``: why the prompt has no chunks, which the answer's report says too; None where it
@@ -154,12 +156,12 @@ def kept(answer: Answer, store: ChunkStore, keep: Callable[[], None]) -> Answer:
     return replace(answer, report=replace(answer.report, fallbacks=fallbacks))
 
 
-class EmbeddedStream(AnswerStream):
+class LocalStream(GenerationStream):
     """An answer that this process computes."""
 
     def __init__(
         self,
-        answering: Answering,
+        answering: LocalGenerator,
         prompt: Prompt,
         blender: Blender,
         sampling: Sampling,
@@ -213,7 +215,7 @@ class EmbeddedStream(AnswerStream):
                 self._check()
         total = time.perf_counter() - began
         report = replace(
-            account(
+            make_report(
                 fusion.fused, fusion.resolved, fusion.blender, self._passages, fusion.fallbacks
             ),
             ttft_s=ttft,
@@ -235,12 +237,12 @@ class EmbeddedStream(AnswerStream):
             self._answer = kept(self._answer, self._with.store, self.keep)
 
 
-class _Fusion(Fusion):
+class _Fusion(FusedPrefill):
     """A fusion whose misses are stored for next time."""
 
     def __init__(
         self,
-        given: Answering,
+        given: LocalGenerator,
         prompt: Prompt,
         blender: Blender,
         room: int,
@@ -250,7 +252,7 @@ class _Fusion(Fusion):
         encoded = []
         if blender.placement == "overlapping":
             if (why := given.store.refusal()) is not None:
-                given = replace(given, store=Aside(given.store))
+                given = replace(given, store=OverlayStore(given.store))
             encoded = _encode_missing(given, prompt, blender)
             if encoded and why is not None:
                 encoded.append(f"they are not stored for next time: {why}")
@@ -287,7 +289,7 @@ class _Fusion(Fusion):
                     keep(store, key, kv, seen)
                 elif key in lacking:
                     keep(store, key, self._measured(key, kv), None)
-        elif self.resolved.misses and not self.given.compiled.similar:
+        elif self.resolved.misses and not self.given.encoding.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
             precompute(engine, store, [self.resolved.prefix_key])
@@ -299,7 +301,7 @@ class _Fusion(Fusion):
     @property
     def _to_measure(self) -> list[ChunkKey]:
         """Keys of chunks that are stored as they are compiled, but without their sensitivity."""
-        if self.blender.behind != "compiled" or self.given.compiled.similar:
+        if self.blender.behind != "compiled" or self.given.encoding.similar:
             return []
         every = [*self.resolved.unmeasured.values()]
         return [one.key for one in every if one.codec == self.resolved.prefix_key.codec]
@@ -309,7 +311,7 @@ class _Fusion(Fusion):
         under the same key by methods that ask for it."""
         if key.behind != self.resolved.prefix_key.tokens:
             return kv
-        [kv] = measured(self.answering.engine, [kv], key.behind)
+        [kv] = measure_sensitivity(self.answering.engine, [kv], key.behind)
         return kv
 
     def _worth(self) -> dict[ChunkKey, float]:
@@ -321,16 +323,16 @@ class _Fusion(Fusion):
         return worth
 
 
-def _encode_missing(given: Answering, prompt: Prompt, blender: Blender) -> list[str]:
+def _encode_missing(given: LocalGenerator, prompt: Prompt, blender: Blender) -> list[str]:
     """Overlapping chunks cannot be computed in place: encode what is missing first."""
     _check_window(given.engine, prompt)
     keys = chunk_keys(
-        prompt, given.engine.fingerprint, blender.behind, given.compiled, given.tenant
+        prompt, given.engine.fingerprint, blender.behind, given.encoding, given.tenant
     )
-    if given.compiled.similar and given.store.missing(keys):
+    if given.encoding.similar and given.store.missing(keys):
         raise ConfigError(
             f"mode {blender.mode} needs the KV of all chunks, and some are not stored: "
-            f"they are {given.compiled.mode}, which only `ragcache index` can do. Run it."
+            f"they are {given.encoding.mode}, which only `ragcache index` can do. Run it."
         )
     done = precompute(given.engine, given.store, keys)
     return [f"{done.encoded} chunks were not stored: encoded first"] if done.encoded else []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ragcache.core.embedder_identity import embedder_known_as
 from ragcache.core.precompute import BATCH_TOKENS, Counted, Precomputed, precomputing
 from ragcache.errors import ConfigError, ContextError, SourceError, StoreError
-from ragcache.planning.context import Compiled
+from ragcache.planning.context import EncodingContext
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.store.base import ChunkStore
@@ -62,7 +62,7 @@ class Indexing:
     catalog: Catalog
     splitter: Splitter
     retriever: Retriever
-    compiled: Compiled
+    encoding: EncodingContext
     tenant: str
 
     def adding(
@@ -320,13 +320,13 @@ class Indexing:
 
     def key_of(self, tokens: Tokens) -> ChunkKey:
         """The same, of a chunk's tokens."""
-        return self.compiled.key(self.engine.fingerprint, tokens, self.tenant)
+        return self.encoding.key(self.engine.fingerprint, tokens, self.tenant)
 
     def _company(self, chunk: Chunk | None) -> Tokens:
         """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""
-        if chunk is None or not self.compiled.similar:
+        if chunk is None or not self.encoding.similar:
             return ()
-        others = self.retriever.similar(chunk, self.compiled.similar)
+        others = self.retriever.similar(chunk, self.encoding.similar)
         return tuple(t for other in others for t in self.template.chunk(other.text))
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import fuse
-from ragcache.core.sensitivity import measured
+from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.format.codecs import codec
@@ -74,10 +74,10 @@ def precompute(
     (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
     """
     steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
-    return through(steps, progress)
+    return drive(steps, progress)
 
 
-def through(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None] | None) -> T:
+def drive(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None] | None) -> T:
     """Take all ``steps``, tell ``told`` of each, and return what they return."""
     while True:
         try:
@@ -216,7 +216,7 @@ def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
 def compute(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:
     """The KV of every chunk of a batch, as it is stored: before RoPE, with its sensitivity."""
     alone = engine.encode([key.tokens for key in batch.keys], behind=batch.behind)
-    return measured(engine, alone, batch.behind)
+    return measure_sensitivity(engine, alone, batch.behind)
 
 
 def keep_variants(

@@ -9,33 +9,33 @@ from ragcache.blend import Blender, with_ratio
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.engine.base import Prefilled, Prefiller
 from ragcache.errors import StoreError
-from ragcache.planning.context import Compiled
+from ragcache.planning.context import EncodingContext
 from ragcache.planning.controller import demand, plan
 from ragcache.planning.cost_model import Speeds
-from ragcache.planning.lookup import Resolved, resolve
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.planning.lookup import PromptLookup, look_up
+from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import AHEAD, LayerReader
 from ragcache.types import Plan, Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Fusing:
+class PrefillContext:
     """What it takes to fuse: a model, its chunks' KV, and whose they are."""
 
     engine: Prefiller
     store: ChunkStore
-    compiled: Compiled
+    encoding: EncodingContext
     tenant: str = ""
     store_misses: bool = False  # capture the KV of chunks that come to stand in the prompt
 
 
-class Fusion:
+class FusedPrefill:
     """The prefill of one prompt, with what went otherwise than asked."""
 
     def __init__(
         self,
-        given: Fusing,
+        given: PrefillContext,
         prompt: Prompt,
         blender: Blender,
         *,
@@ -56,16 +56,16 @@ class Fusion:
     def prefilled(self) -> Prefilled:
         return self.fused.prefilled
 
-    def _run(self, prompt: Prompt) -> tuple[Resolved, FusedPrompt]:
+    def _run(self, prompt: Prompt) -> tuple[PromptLookup, FusedPrompt]:
         """Fuse; a record that fails while it is read is dropped, and the fusion begins again."""
         given, unusable = self.given, set[bytes]()
         while True:
-            resolved = resolve(
+            resolved = look_up(
                 prompt,
                 self.blender,
                 given.store,
                 given.engine.fingerprint,
-                compiled=given.compiled,
+                encoding=given.encoding,
                 tenant=given.tenant,
                 unusable=unusable,
             )
@@ -82,10 +82,12 @@ class Fusion:
                 what = "the prefix" if number is None else f"chunk {number + 1}"
                 self.fallbacks.append(f"{what} was recomputed: {error}")
 
-    def _planned(self, resolved: Resolved, speeds: Speeds, unusable: Collection[bytes]) -> Resolved:
+    def _planned(
+        self, resolved: PromptLookup, speeds: Speeds, unusable: Collection[bytes]
+    ) -> PromptLookup:
         """Choose the ratio, what is not loaded though it is stored, and levels for the rest."""
         store, chunks = self.given.store, resolved.chunks
-        levels: dict[int, list[Stored]] = {}
+        levels: dict[int, list[StoredChunk]] = {}
         if far := [one for one in resolved.stored if one.distant]:
             probe = max(far, key=lambda one: one.payload_bytes)
             speeds = replace(speeds, link=store.link(probe))
@@ -97,7 +99,7 @@ class Fusion:
         better = {i: levels[i][level - 1] for i, level in self.plan.levels.items()}
         return resolved.at_levels(better).without(self.plan.recompute)
 
-    def _fuse(self, resolved: Resolved) -> FusedPrompt:
+    def _fuse(self, resolved: PromptLookup) -> FusedPrompt:
         in_place = self.blender.behind in ("context", "variant")
         capture = sorted(resolved.misses) if in_place else []
         engine = self.given.engine

@@ -10,13 +10,13 @@ import torch
 
 from ragcache.blend import Blender
 from ragcache.blend.fuse import FusedPrompt
-from ragcache.planning.lookup import Resolved
+from ragcache.planning.lookup import PromptLookup
 from ragcache.types import ChunkReport, Passage, Report
 
 
-def account(
+def make_report(
     fused: FusedPrompt,
-    resolved: Resolved,
+    resolved: PromptLookup,
     blender: Blender,
     passages: Sequence[Passage],
     fallbacks: Sequence[str],
@@ -58,7 +58,7 @@ def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
 
 
 def _chunk(
-    resolved: Resolved, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
+    resolved: PromptLookup, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
 ) -> ChunkReport:
     tokens = len(resolved.layout.prompt.chunks[index])
     if (miss := resolved.misses.get(index)) is not None:
@@ -68,7 +68,7 @@ def _chunk(
     return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
 
 
-def _told(resolved: Resolved, blender: Blender) -> list[str]:
+def _told(resolved: PromptLookup, blender: Blender) -> list[str]:
     """One sentence per reason why chunks of this prompt were computed and not loaded, and one where
     loaded ones could not be ranked."""
     if blender.behind == "nothing":

@@ -35,7 +35,9 @@ def company(engine: ChunkEngine) -> Tokens:
     return tuple(token for text in COMPANY for token in engine.template.chunk(text))
 
 
-def measured(engine: ChunkEngine, alone: Sequence[ChunkKV], behind: Tokens) -> list[ChunkKV]:
+def measure_sensitivity(
+    engine: ChunkEngine, alone: Sequence[ChunkKV], behind: Tokens
+) -> list[ChunkKV]:
     """``alone``, which was computed behind ``behind``, with the sensitivity of every token.
 
     The chunks are computed once more, behind ``behind`` and :data:`COMPANY` (as much of its end as
@@ -56,7 +58,7 @@ def measured(engine: ChunkEngine, alone: Sequence[ChunkKV], behind: Tokens) -> l
 
 
 def sensitivity(alone: ChunkKV, moved: ChunkKV) -> Tensor:
-    """u_t of :func:`measured`, (tokens,), float32."""
+    """u_t of :func:`measure_sensitivity`, (tokens,), float32."""
     import torch
 
     total = torch.zeros(len(alone.tokens))

@@ -31,7 +31,7 @@ class LayerView(Protocol):
 
     def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The inverse of ``place``: keys before RoPE and values of rows ``start:stop``, on the
-        host. Fresh rows are there once ``Walk.after`` is called."""
+        host. Fresh rows are there once ``PrefillCallbacks.after`` is called."""
 
 
 class Uploaded(Protocol):
@@ -44,7 +44,7 @@ class Uploaded(Protocol):
         """Wait until the host's memory has been read."""
 
 
-class Walk:
+class PrefillCallbacks:
     """Decides which rows are computed. An engine calls it around every layer, in order."""
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
@@ -99,8 +99,8 @@ class AttentionCall(ABC):
         """Weights times values, (heads, n, head_dim), in the model's dtype."""
 
 
-#: Sees the attention of every layer, after ``Walk.after``. It may return the attention's output,
-#: (heads, n, head_dim), which then takes the place of the model's own.
+#: Sees the attention of every layer, after ``PrefillCallbacks.after``. It may return the
+#: attention's output, (heads, n, head_dim), which then takes the place of the model's own.
 AttentionRule = Callable[[AttentionCall], "Tensor | None"]
 
 
@@ -150,7 +150,7 @@ class Prefiller(Encoder):
     def prefill(
         self,
         tokens: Tokens,
-        walk: Walk | None = None,
+        walk: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
@@ -168,7 +168,7 @@ class Prefiller(Encoder):
     def probe(
         self,
         tokens: Tokens,
-        walk: Walk,
+        walk: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import AttentionCall, AttentionRule, LayerView, Prefiller, Walk
+from ragcache.engine.base import (
+    AttentionCall,
+    AttentionRule,
+    LayerView,
+    PrefillCallbacks,
+    Prefiller,
+)
 from ragcache.errors import ModelError
 from ragcache.types import ChunkKV
 
@@ -154,7 +160,7 @@ def _error(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm().clamp_min(1e-12))
 
 
-class _Replay(Walk):
+class _Replay(PrefillCallbacks):
     """Computes all rows at first; from the middle layer on only some, the others placed.
 
     Those are one early row, all by itself, and the last ``rows - 1``. The layer before the middle
@@ -181,7 +187,7 @@ class _Replay(Walk):
         return self.few
 
 
-class _Taking(Walk):
+class _Taking(PrefillCallbacks):
     """Computes a single row and takes its KV."""
 
     def __init__(self) -> None:
@@ -195,7 +201,7 @@ class _Taking(Walk):
         self.taken.append(self.view.take(0, 1))
 
 
-class _Shifted(Walk):
+class _Shifted(PrefillCallbacks):
     """Places stored KV, reads it back after RoPE, and keeps it with what the model computes."""
 
     def __init__(self, stored: ChunkKV) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import check_ratio
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import keep_variants, precompute
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
@@ -19,7 +19,7 @@ from ragcache.eval.metrics import exact_match, f1, first_token_kl, rouge_l, stem
 from ragcache.eval.parallel import check_processes, share
 from ragcache.eval.summary import Figures, Outcome, Scores, figures
 from ragcache.models import TINY, model_path
-from ragcache.planning.context import Compiled, compiled
+from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
 from ragcache.retriever.embedderfiles import PACKAGED
 from ragcache.retriever.search import nearest
@@ -89,8 +89,8 @@ def evaluate(
     """
     scores = [Scores(label, made) for label, made in modes.items()]
     sampling = Sampling(max_tokens=max_tokens)
-    how = compiled(compile_mode, engine)
-    answering = Answering(engine, store, how, store_misses=False)
+    how = encoding_context(compile_mode, engine)
+    answering = LocalGenerator(engine, store, how, store_misses=False)
     full = next((label for label, made in modes.items() if made.name == "full"), None)
     total, done, long = sum(len(c.questions) for c in contexts), 0, long_answers(contexts)
     numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
@@ -169,7 +169,7 @@ def _evaluate_model(
         codec=codec(settings.codec or "raw").name,
         kernels=settings.kernels,
     )
-    how = compiled(settings.compile or "prefix", engine)
+    how = encoding_context(settings.compile or "prefix", engine)
     embedder = None
     if how.similar:
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
@@ -219,7 +219,11 @@ def _outcome(
 
 
 def _precompute(
-    engine: Engine, store: ChunkStore, context: Context, how: Compiled, embedder: Embedder | None
+    engine: Engine,
+    store: ChunkStore,
+    context: Context,
+    how: EncodingContext,
+    embedder: Embedder | None,
 ) -> list[ChunkKey]:
     """Store the prefix, and the context's chunks as ``how`` computes them."""
     template = engine.template

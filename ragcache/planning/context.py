@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
+class EncodingContext:
     """A compile mode for one engine: part of the key of every chunk."""
 
     mode: str
@@ -41,16 +41,18 @@ COMPILE_MODES = {
 }
 
 
-def compiled(name: str, engine: ChunkEngine, template: PromptTemplate | None = None) -> Compiled:
+def encoding_context(
+    name: str, engine: ChunkEngine, template: PromptTemplate | None = None
+) -> EncodingContext:
     """The mode called ``name``, for prompts of ``template``, or else of the engine's own.
 
     ConfigError if there is no such mode, or the engine has no BOS token.
     """
     prefix = (template or engine.template).prefix
     if name == "prefix":
-        return Compiled(name, prefix)
+        return EncodingContext(name, prefix)
     if enriched := re.fullmatch(r"enriched\(([1-9][0-9]?)\)", name):
-        return Compiled(name, prefix, int(enriched[1]))
+        return EncodingContext(name, prefix, int(enriched[1]))
     if name not in COMPILE_MODES:
         known = ", ".join(COMPILE_MODES)
         raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")
@@ -60,4 +62,4 @@ def compiled(name: str, engine: ChunkEngine, template: PromptTemplate | None = N
         raise ConfigError(
             f"compile mode {name} needs a BOS token, which {engine.name} does not have: use prefix"
         )
-    return Compiled(name, (engine.bos,) * (4 if name == "link0" else 1))
+    return EncodingContext(name, (engine.bos,) * (4 if name == "link0" else 1))

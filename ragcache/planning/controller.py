@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
-from ragcache.store.base import Stored
+from ragcache.store.base import StoredChunk
 from ragcache.types import Plan
 
 if TYPE_CHECKING:
     from ragcache.blend.base import Blender
     from ragcache.planning.cost_model import Speeds
-    from ragcache.planning.lookup import Resolved
+    from ragcache.planning.lookup import PromptLookup
 
 #: The least ratio that is chosen, however fast a machine is: below it, no method keeps its answers
 #: everywhere.
@@ -46,7 +46,7 @@ class Form:
     distant: bool = False
 
     @classmethod
-    def of(cls, stored: Stored, *, level: bool = False) -> Form:
+    def of(cls, stored: StoredChunk, *, level: bool = False) -> Form:
         return cls(stored.payload_bytes, stored.codec if level else "", stored.distant)
 
 
@@ -118,10 +118,10 @@ def controls(blender: Blender) -> bool:
 
 
 def demand(
-    resolved: Resolved,
+    resolved: PromptLookup,
     blender: Blender,
     layers: int,
-    levels: Mapping[int, Sequence[Stored]] | None = None,
+    levels: Mapping[int, Sequence[StoredChunk]] | None = None,
 ) -> Demand:
     """What ``blender`` would load and compute. Its own ratio is the floor if it is the higher.
 
@@ -261,7 +261,7 @@ def _but(loaded: Loaded, chunk: int) -> Loaded:
     return {i: form for i, form in loaded.items() if i != chunk}
 
 
-def _forms(stored: Stored | None, levels: Sequence[Stored]) -> tuple[Form, ...]:
+def _forms(stored: StoredChunk | None, levels: Sequence[StoredChunk]) -> tuple[Form, ...]:
     if stored is None:
         return ()
     return Form.of(stored), *(Form.of(level, level=True) for level in levels)

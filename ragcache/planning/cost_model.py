@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Any, Self
 
-from ragcache.store.remote.bandwidth import Link
+from ragcache.store.remote.bandwidth import LinkEstimate
 
 VERSION = 2  # another one where the meaning of a field changes: what was recorded is then measured
 
@@ -32,7 +32,7 @@ class Speeds:
     measured: str = ""  # when, for people
     #: By codec, to decode a byte of it, on top of what a byte of the store's own codec takes.
     decode_s: Mapping[str, float] = field(default_factory=dict)
-    link: Link | None = None  # to a remote, as it is now: never recorded
+    link: LinkEstimate | None = None  # to a remote, as it is now: never recorded
 
     def __post_init__(self) -> None:
         for name, value in (*self._seconds().items(), *self.decode_s.items()):

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ragcache.blend.base import Behind, Blender, Layout, positions
-from ragcache.planning.context import Compiled
-from ragcache.store.base import ChunkStore, Miss, Stored, Variant
+from ragcache.planning.context import EncodingContext
+from ragcache.store.base import ChunkStore, Miss, StoredChunk, Variant
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.types import Fingerprint, Prompt
 
@@ -15,34 +15,34 @@ _BEHIND_A_MISS = Miss("absent", "a part before it is not at hand")
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class PromptLookup:
     """What the store has of one prompt, for one blender."""
 
     layout: Layout
     keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order
     prefix_key: ChunkKey
-    stored: tuple[Stored, ...]  # what is loaded: the prefix first, then chunks in order
+    stored: tuple[StoredChunk, ...]  # what is loaded: the prefix first, then chunks in order
     misses: dict[int, Miss]  # chunk number -> why it is not loaded
     served: dict[int, Variant]  # chunk number -> the variant that is loaded
     cheaper: frozenset[int] = frozenset()  # chunks that are stored, and computed all the same
 
     @property
-    def prefix(self) -> Stored | None:
+    def prefix(self) -> StoredChunk | None:
         """The prefix, if it is loaded."""
         return self.stored[0] if self.layout.prefix_loaded else None
 
     @property
-    def chunks(self) -> dict[int, Stored]:
+    def chunks(self) -> dict[int, StoredChunk]:
         """The chunks that are loaded, by number."""
         numbers = (i for i, loaded in enumerate(self.layout.loaded) if loaded)
         return dict(zip(numbers, self.stored[self.layout.prefix_loaded :], strict=True))
 
     @property
-    def unmeasured(self) -> dict[int, Stored]:
+    def unmeasured(self) -> dict[int, StoredChunk]:
         """The loaded chunks that are stored without their sensitivity, by number."""
         return {number: record for number, record in self.chunks.items() if not record.sensitivity}
 
-    def without(self, numbers: Collection[int]) -> Resolved:
+    def without(self, numbers: Collection[int]) -> PromptLookup:
         """The same without loading these chunks: they are computed, and are no misses."""
         kept = {i: record for i, record in self.chunks.items() if i not in numbers}
         return replace(
@@ -54,7 +54,7 @@ class Resolved:
             cheaper=self.cheaper | frozenset(numbers),
         )
 
-    def at_levels(self, records: Mapping[int, Stored]) -> Resolved:
+    def at_levels(self, records: Mapping[int, StoredChunk]) -> PromptLookup:
         """The same, with these records in the place of those of loaded chunks, by number."""
         chunks = {**self.chunks, **records}
         return replace(
@@ -68,25 +68,25 @@ class Resolved:
         return next((i for i, k in enumerate(self.keys) if k.digest == key), None)
 
 
-def resolve(
+def look_up(
     prompt: Prompt,
     blender: Blender,
     store: ChunkStore,
     fingerprint: Fingerprint,
     *,
-    compiled: Compiled,
+    encoding: EncodingContext,
     tenant: str = "",
     unusable: Collection[bytes] = (),
-) -> Resolved:
+) -> PromptLookup:
     """Look every part of ``prompt`` up. ``unusable`` are digests that failed while being read."""
     behind = blender.behind
-    keys = chunk_keys(prompt, fingerprint, behind, compiled, tenant)
+    keys = chunk_keys(prompt, fingerprint, behind, encoding, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if behind == "variant" else ()
     prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
-    prefix: Stored | Miss = Miss("absent")
+    prefix: StoredChunk | Miss = Miss("absent")
     if behind != "nothing" and prompt.prefix:
         (prefix,) = _find(store, [prefix_key], unusable)
-    found: list[Stored | Variant | Miss]
+    found: list[StoredChunk | Variant | Miss]
     if behind == "nothing":
         found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
     elif behind == "variant":
@@ -98,29 +98,31 @@ def resolve(
     records = [f.stored if isinstance(f, Variant) else f for f in found]
     layout = Layout(
         prompt,
-        tuple(isinstance(record, Stored) for record in records),
-        isinstance(prefix, Stored),
+        tuple(isinstance(record, StoredChunk) for record in records),
+        isinstance(prefix, StoredChunk),
         positions(prompt, blender.placement),
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
-        _sensitivities(prompt, records, compiled.exact(prompt.prefix)),
+        _sensitivities(prompt, records, encoding.exact(prompt.prefix)),
     )
-    return Resolved(
+    return PromptLookup(
         layout,
-        tuple(r.key if isinstance(r, Stored) else k for r, k in zip(records, keys, strict=True)),
+        tuple(
+            r.key if isinstance(r, StoredChunk) else k for r, k in zip(records, keys, strict=True)
+        ),
         prefix_key,
-        tuple(record for record in (prefix, *records) if isinstance(record, Stored)),
+        tuple(record for record in (prefix, *records) if isinstance(record, StoredChunk)),
         {i: f for i, f in enumerate(found) if isinstance(f, Miss)},
         {i: f for i, f in enumerate(found) if isinstance(f, Variant)},
     )
 
 
 def chunk_keys(
-    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, compiled: Compiled, tenant: str
+    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, encoding: EncodingContext, tenant: str
 ) -> tuple[ChunkKey, ...]:
     """Keys of the chunks: compiled one by one, or with all that stands before them here."""
     if behind in ("compiled", "nothing"):
-        return tuple(compiled.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
+        return tuple(encoding.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
     keys, before = [], prompt.prefix
     for chunk in prompt.chunks:
         if behind == "variant":
@@ -133,7 +135,7 @@ def chunk_keys(
 
 def _find(
     store: ChunkStore, keys: Sequence[ChunkKey], unusable: Collection[bytes]
-) -> list[Stored | Miss]:
+) -> list[StoredChunk | Miss]:
     usable = [key for key in keys if key.digest not in unusable]
     found = dict(zip(usable, store.find_all(usable), strict=True))
     failed = Miss("corrupt", "its record failed its check while being read")
@@ -162,21 +164,21 @@ def _fitting(
 
 
 def _sensitivities(
-    prompt: Prompt, records: Sequence[Stored | Miss], first_exact: bool
+    prompt: Prompt, records: Sequence[StoredChunk | Miss], first_exact: bool
 ) -> tuple[tuple[float, ...], ...]:
     """Per chunk. Those of the first one are 0 where it stands exactly as it was computed."""
-    found = [record.sensitivity if isinstance(record, Stored) else () for record in records]
+    found = [record.sensitivity if isinstance(record, StoredChunk) else () for record in records]
     if found and first_exact:
         found[0] = (0.0,) * len(prompt.chunks[0])
     return tuple(found)
 
 
 def _until_first_miss(
-    found: Sequence[Stored | Variant | Miss], prefix: Stored | Miss
-) -> list[Stored | Variant | Miss]:
+    found: Sequence[StoredChunk | Variant | Miss], prefix: StoredChunk | Miss
+) -> list[StoredChunk | Variant | Miss]:
     """Prefix caching ends at the first part that is not at hand."""
-    kept: list[Stored | Variant | Miss] = []
-    whole = isinstance(prefix, Stored)
+    kept: list[StoredChunk | Variant | Miss] = []
+    whole = isinstance(prefix, StoredChunk)
     for part in found:
         if isinstance(part, Miss):
             whole = False

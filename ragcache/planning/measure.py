@@ -19,7 +19,7 @@ from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import Engine
 from ragcache.errors import StoreError
 from ragcache.planning.cost_model import Speeds
-from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
 from ragcache.store.tiers.ram import RamTier
@@ -36,7 +36,9 @@ _AT_ONCE, _READINGS = 4, 6  # chunks read together, and how often chunks are rea
 _LOADED = 12  # chunks, into a prompt
 
 
-def measured(engine: Engine, store: ChunkStore, sample: Sequence[Stored]) -> Speeds | None:
+def measure_speeds(
+    engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk]
+) -> Speeds | None:
     """Time ``engine``, and reading ``sample`` from ``store``; None where nothing could be read."""
     ordered = sorted({s.key: s for s in sample}.values(), key=lambda s: s.payload_bytes)
     batches = [ordered[at : at + _AT_ONCE] for at in range(0, len(ordered), _AT_ONCE)]
@@ -77,7 +79,7 @@ def fitted(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[f
     return [float(price) for price in best[1] / scale]
 
 
-def _readings(store: ChunkStore, batches: list[list[Stored]]) -> list[tuple[int, int, float]]:
+def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple[int, int, float]]:
     """(layers of chunks read, bytes, seconds) of each batch, or of several turns of few batches.
 
     Where there are enough, each chunk is read once, so that those count as cold that are. A tier in
@@ -103,7 +105,7 @@ def _readings(store: ChunkStore, batches: list[list[Stored]]) -> list[tuple[int,
     return found
 
 
-def _drained(store: ChunkStore, chunks: Sequence[Stored]) -> float:
+def _drained(store: ChunkStore, chunks: Sequence[StoredChunk]) -> float:
     """Seconds to read all layers of chunks. StoreError where one turns out unusable."""
     began = time.perf_counter()
     layers = range(chunks[0].spec.layers)
@@ -114,7 +116,7 @@ def _drained(store: ChunkStore, chunks: Sequence[Stored]) -> float:
     return time.perf_counter() - began
 
 
-def _decoding(store: ChunkStore, sample: Sequence[Stored], name: str) -> float:
+def _decoding(store: ChunkStore, sample: Sequence[StoredChunk], name: str) -> float:
     """Seconds to decode a byte of a codec; of the first sound chunk, put into it here."""
     coded = codec(name)
     for chunk in sample:
@@ -161,7 +163,9 @@ def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], flo
     return runs, median(steps) if steps else None
 
 
-def _stolen(engine: Engine, store: ChunkStore, sample: Sequence[Stored], speeds: Speeds) -> float:
+def _stolen(
+    engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk], speeds: Speeds
+) -> float:
     """Share of the time of reading by which it delays computing that goes on meanwhile.
 
     A fusion against the same one with everything at hand. It computes at least as long as it reads,

@@ -16,8 +16,8 @@ from blake3 import blake3
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.errors import StoreError
 from ragcache.planning.cost_model import Speeds
-from ragcache.planning.measure import measured
-from ragcache.store.base import ChunkStore, Stored
+from ragcache.planning.measure import measure_speeds
+from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.key import ChunkKey
 from ragcache.store.tiers.ram import RamTier
@@ -61,7 +61,7 @@ class Profile:
         if not isinstance(self.engine, Engine):
             return None
         began = time.perf_counter()
-        speeds = measured(self.engine, self.store, self._found(sample))
+        speeds = measure_speeds(self.engine, self.store, self._found(sample))
         if speeds is None:
             return None
         self._known = replace(speeds, measured=f"{datetime.now():%F %R}")
@@ -75,16 +75,16 @@ class Profile:
             logger.warning("the measured speeds are not recorded: %s", error)
         return self._known
 
-    def _found(self, sample: Iterable[ChunkKey]) -> list[Stored]:
+    def _found(self, sample: Iterable[ChunkKey]) -> list[StoredChunk]:
         """What is stored of ``sample``, as far as that can be read; what is here, if anything is.
 
         If nothing is, some of it is brought here, where there is room: how fast that comes over a
         network changes, and is not what is recorded.
         """
-        there: list[Stored] = []
+        there: list[StoredChunk] = []
         try:
             for key in sample:
-                if isinstance(found := self.store.peek(key), Stored):
+                if isinstance(found := self.store.peek(key), StoredChunk):
                     there.append(found)
         except StoreError as error:
             logger.warning("chunks were left out of what is measured: %s", error)
@@ -92,7 +92,7 @@ class Profile:
             for chunk in there[:_BROUGHT]:
                 self.store.get(chunk.key)
             again = [self.store.peek(chunk.key) for chunk in there]
-            there = [chunk for chunk in again if isinstance(chunk, Stored)]
+            there = [chunk for chunk in again if isinstance(chunk, StoredChunk)]
         return [chunk for chunk in there if not chunk.distant] or there
 
 

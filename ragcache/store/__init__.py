@@ -3,7 +3,7 @@
 A :class:`ChunkStore` maps a :class:`ChunkKey` to KV; a :class:`LayerReader` streams it.
 """
 
-from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats
+from ragcache.store.base import ChunkStore, Miss, StoredChunk, StoreStats
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
@@ -18,6 +18,6 @@ __all__ = [
     "DiskStore",
     "MemoryStore",
     "Miss",
-    "Stored",
+    "StoredChunk",
     "StoreStats",
 ]

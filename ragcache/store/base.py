@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
-    from ragcache.store.remote.bandwidth import Link
+    from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredChunk:
     """A record that exists and whose header is sound. Its payload is checked when it is read."""
 
     key: ChunkKey
@@ -59,7 +59,7 @@ class Stored:
 class Variant:
     """KV of a chunk that was cut from a prompt, and what was seen of it there."""
 
-    stored: Stored
+    stored: StoredChunk
     notes: ChunkNotes
     score: float  # what its uses have been worth, see ``ChunkStore.credit``
 
@@ -98,7 +98,7 @@ class StoreStats:
         return usable, sum(self.fingerprints.values())
 
 
-class Tally:
+class HitCounter:
     """Hits and misses since a store was opened. Thread-safe."""
 
     def __init__(self) -> None:
@@ -187,19 +187,19 @@ class ChunkStore(ABC):
             self.put(key, kv)
 
     @abstractmethod
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         """Look at the header only. Counts a hit, or a miss under its reason."""
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         """:meth:`find` every key, in order. A store that waits for a network waits for all at
         once."""
         return [self.find(key) for key in keys]
 
     @abstractmethod
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         """What ``find`` would find. Counts nothing, and is no use of the chunk."""
 
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         """:meth:`peek` every key, in order. A store that waits for a network waits for all at
         once."""
         return [self.peek(key) for key in keys]
@@ -221,7 +221,7 @@ class ChunkStore(ABC):
         a layer that the chunk does not have.
         """
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         """:meth:`layer` of every chunk, in order, to be read only: it may be the store's own.
 
         Where a chunk was replaced or deleted since it was found, what is handed out is of the old
@@ -229,12 +229,12 @@ class ChunkStore(ABC):
         """
         return [self.layer(chunk.key, layer) for chunk in chunks]
 
-    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
+    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
         """Of every chunk, other records of its KV that may be loaded in its place: in codecs that
         lose more and take fewer bytes, those that lose least first. Counts nothing."""
         return [()] * len(chunks)
 
-    def link(self, probe: Stored) -> Link | None:
+    def link(self, probe: StoredChunk) -> LinkEstimate | None:
         """How fast *distant* chunks come, as they came lately, or as ``probe`` comes now; None
         where there are none, or it does not come."""
         return None

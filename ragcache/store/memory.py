@@ -13,10 +13,10 @@ from ragcache.errors import StoreError
 from ragcache.store.base import (
     ABSENT,
     ChunkStore,
+    HitCounter,
     Miss,
-    Stored,
+    StoredChunk,
     StoreStats,
-    Tally,
     Variant,
     check_layer,
     stale,
@@ -42,11 +42,11 @@ class MemoryStore(ChunkStore):
 
     def __init__(self) -> None:
         self.tables = MemoryTables()
-        self._chunks: dict[bytes, tuple[Stored, ChunkKV]] = {}
+        self._chunks: dict[bytes, tuple[StoredChunk, ChunkKV]] = {}
         self._puts = 0
         self._notes: dict[bytes, tuple[ChunkNotes, float]] = {}
         self._lock = threading.Lock()
-        self._tally = Tally()
+        self._tally = HitCounter()
         self._closed = False
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
@@ -56,16 +56,16 @@ class MemoryStore(ChunkStore):
         with self._lock:
             self._puts += 1
             sizes = (kv.spec.layer_bytes(len(kv.tokens)),) * kv.spec.layers
-            stored = Stored(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
+            stored = StoredChunk(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
             self._chunks[key.digest] = (stored, copy)
             self._notes.pop(key.digest, None)
             if notes is not None:
                 self._notes[key.digest] = (notes, 0.0)
 
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         return self._tally.count(self.peek(key))
 
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         self._check_open()
         with self._lock:
             stored, _ = self._chunks.get(key.digest, (None, None))

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
-from ragcache.store.base import AT_ONCE, ChunkStore, Stored
+from ragcache.store.base import AT_ONCE, ChunkStore, StoredChunk
 from ragcache.types import Load
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class LayerReader:
     def __init__(
         self,
         store: ChunkStore,
-        chunks: Sequence[Stored],
+        chunks: Sequence[StoredChunk],
         spec: KVSpec | None = None,
         *,
         workers: int | None = None,

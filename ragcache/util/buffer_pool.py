@@ -29,7 +29,7 @@ class _Block(np.ndarray):
     whose own base is of another class, so that views of a lease keep the lease."""
 
 
-class Blocks:
+class BufferPool:
     """Memory for tensors that is used again once nothing refers to it any more. Thread-safe.
 
     Blocks are powers of two, so that chunks of other lengths can have them; the system gives no

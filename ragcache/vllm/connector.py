@@ -27,15 +27,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from ragcache.engine.hf.model_info import Identity
+from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.errors import ConfigError, RagCacheError, StoreError
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, at_level
 from ragcache.types import Fingerprint
-from ragcache.vllm.handoff import FOLDER, Mailbox
-from ragcache.vllm.jobs import Rank, Stores, Workshop, refusal
-from ragcache.vllm.planner import Asked, Job, Planner, merged
+from ragcache.vllm.handoff import FOLDER, WorkerReplies
+from ragcache.vllm.jobs import JobRunner, Rank, Stores, refusal
+from ragcache.vllm.planner import LoadJob, PlannedRequest, Planner, merged
 from ragcache.vllm.slots import touched
 from ragcache.vllm.support import Setup, check
 
@@ -47,7 +47,7 @@ class Jobs(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not installed 
     """From the scheduler to the workers, for one step."""
 
     fingerprint: Fingerprint  # of the model: one process has read its weights for all
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[LoadJob] = field(default_factory=list)
 
 
 @dataclass
@@ -85,12 +85,12 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             model = vllm_config.model_config
             dtype = str(model.dtype).removeprefix("torch.")
             self._codec = extra.get("codec") or _codec_of(self.root)
-            own = Identity.of(model.model, dtype, self._codec or "raw").fingerprint
+            own = ModelInfo.of(model.model, dtype, self._codec or "raw").fingerprint
             self._is(own)
-            self.mailbox = Mailbox(self.root / FOLDER)
+            self.mailbox = WorkerReplies(self.root / FOLDER)
         else:
             self.stores = Stores(self.root, int(extra.get("ram_bytes", 0)))
-            self.workshop: Workshop | None = None  # until the worker has brought its model
+            self.workshop: JobRunner | None = None  # until the worker has brought its model
             self._failed: dict[str, str] = {}
             self._bad: set[int] = set()
 
@@ -111,7 +111,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        asked = Asked(
+        asked = PlannedRequest(
             request.request_id,
             request.kv_transfer_params,
             request.prompt_token_ids,
@@ -179,7 +179,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         driven = VllmModel(model, self._vllm_config, group)
         if rank.of > 1:
             driven.upload = lambda pairs: _Mine(rank.heads(pairs))
-        self.workshop = Workshop(driven, self.stores, rank)
+        self.workshop = JobRunner(driven, self.stores, rank)
         self._driven = driven
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -194,7 +194,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._driven.fingerprint = given.fingerprint
             self._do(job)
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: LoadJob) -> None:
         """Do a job; where it fails, vLLM is told which blocks are not to be trusted: all of them.
         A walk writes every row of a layer, those of cached blocks too."""
         assert self.workshop is not None

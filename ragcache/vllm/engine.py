@@ -7,23 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ragcache.engine.hf.model_info import Identity
-from ragcache.engine.hf.tokenizing import Tokenizing
+from ragcache.engine.hf.model_info import ModelInfo
+from ragcache.engine.hf.tokenizing import TokenizerEngine
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.template import split_chat_template
 from ragcache.errors import ContextError, ModelError, PromptError
 from ragcache.store.key import digest_tokens
 from ragcache.types import ChunkKV, Tokens
-from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
 from ragcache.vllm.http import Client, Unreachable
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.router import Replicas
+from ragcache.vllm.router import Router
 from ragcache.vllm.salt import salt
 
 _AT_ONCE = 8  # chunks that are being computed
 
 
-class VllmEngine(Tokenizing):
+class VllmEngine(TokenizerEngine):
     """Servers at ``urls`` that hold the model ``name`` (folder or hub name) in ``dtype``.
 
     ``store``: the folder that they were started with. The model is not loaded here: its weights
@@ -40,7 +40,7 @@ class VllmEngine(Tokenizing):
         codec: str = "raw",
         api_key: str = "",
     ) -> None:
-        self._identity = identity = Identity.of(str(name), dtype, codec)
+        self._identity = identity = ModelInfo.of(str(name), dtype, codec)
         self.name = Path(name).name
         self.tokenizer, self.spec = identity.tokenizer, identity.spec
         self.fingerprint, self.ends = identity.fingerprint, identity.ends
@@ -48,8 +48,8 @@ class VllmEngine(Tokenizing):
         self.bos: int | None = self.tokenizer.bos_token_id
         self.plain_text = PlainText(self.tokenizer, self.name)
         self.template = split_chat_template(self.tokenizer, self.tokenize)
-        self.replicas = Replicas([url.rstrip("/").removesuffix("/v1") for url in urls])
-        self.mailbox = Mailbox(store / FOLDER)
+        self.replicas = Router([url.rstrip("/").removesuffix("/v1") for url in urls])
+        self.mailbox = WorkerReplies(store / FOLDER)
         self.client = Client(self.replicas, api_key=api_key)
         try:
             self.mailbox.clean()

@@ -29,7 +29,7 @@ def ticket() -> str:
     return secrets.token_hex(16)
 
 
-class Mailbox:
+class WorkerReplies:
     """Letters in ``folder``, which is made where it is missing."""
 
     def __init__(self, folder: Path) -> None:

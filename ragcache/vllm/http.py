@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from ragcache.errors import ModelError, PromptError, RagCacheError
-from ragcache.vllm.router import Replicas
+from ragcache.vllm.router import Router
 
 _CONNECT_S = 5.0
 _SILENCE_S = 600.0  # between two events of a server that is alive
@@ -34,7 +34,7 @@ class Served:
 class Client:
     """Requests to several servers, each a task on one thread of its own. Thread-safe."""
 
-    def __init__(self, replicas: Replicas, *, api_key: str = "") -> None:
+    def __init__(self, replicas: Router, *, api_key: str = "") -> None:
         self.replicas = replicas
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._served: dict[str, Served] = {}

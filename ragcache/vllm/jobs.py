@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import Layout, positions
-from ragcache.core.prefill import Fusing, Fusion
-from ragcache.core.report import account
+from ragcache.core.prefill import FusedPrefill, PrefillContext
+from ragcache.core.report import make_report
 from ragcache.engine.base import Prefiller
 from ragcache.errors import ConfigError
-from ragcache.planning.context import Compiled
-from ragcache.planning.lookup import resolve
+from ragcache.planning.context import EncodingContext
+from ragcache.planning.lookup import look_up
 from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.memory import MemoryStore
 from ragcache.store.tenants import tenant_folder
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import FOLDER, Mailbox
+from ragcache.vllm.handoff import FOLDER, WorkerReplies
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.planner import Job
+from ragcache.vllm.planner import LoadJob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,14 +72,14 @@ class Stores:
         self._open.clear()
 
 
-class Workshop:
+class JobRunner:
     """Does jobs with ``model``, whose rows are the job's blocks while it is at one."""
 
     def __init__(self, model: Prefiller, stores: Stores, rank: Rank | None = None) -> None:
         self.model, self.stores, self.rank = model, stores, rank or Rank()
-        self.mailbox = Mailbox(stores.root / FOLDER)
+        self.mailbox = WorkerReplies(stores.root / FOLDER)
 
-    def do(self, job: Job) -> None:
+    def do(self, job: LoadJob) -> None:
         """Do a job: then all rows of its prompt have their KV, and what was asked for is in the
         mailbox.
 
@@ -102,26 +102,26 @@ class Workshop:
         made = blender(manifest.mode)
         check_usable(made, self.rank.of)
         behind = prompt.prefix if manifest.behind is None else manifest.behind
-        compiled = Compiled(manifest.compiled, behind, similar=_similar(manifest.compiled))
+        encoding = EncodingContext(manifest.compiled, behind, similar=_similar(manifest.compiled))
         store = self.stores.of(manifest.tenant)
-        given = Fusing(self.model, store, compiled, manifest.tenant)
+        given = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
             given = self._together(given, prompt, made)
-        fusion = Fusion(given, prompt, made)
+        fusion = FusedPrefill(given, prompt, made)
         if manifest.ticket and self.rank.number == 0:
-            report = account(fusion.fused, fusion.resolved, made, (), fusion.fallbacks)
+            report = make_report(fusion.fused, fusion.resolved, made, (), fusion.fallbacks)
             self.mailbox.post(manifest.ticket, {"report": asdict(report)})
 
-    def _together(self, given: Fusing, prompt: Prompt, made: Blender) -> Fusing:
+    def _together(self, given: PrefillContext, prompt: Prompt, made: Blender) -> PrefillContext:
         """The same with what every rank could read, in memory: if one found out in the middle of a
         layer what the others do not, they would wait for it for ever."""
         _check_blind(made, prompt, self.model.spec.layers)  # here all ranks still agree
-        found = resolve(
+        found = look_up(
             prompt,
             made,
             given.store,
             self.model.fingerprint,
-            compiled=given.compiled,
+            encoding=given.encoding,
             tenant=given.tenant,
         )
         read = {part.key: given.store.get(part.key) for part in found.stored}
@@ -132,7 +132,7 @@ class Workshop:
         for key, kv in read.items():
             if key.digest in everywhere and not isinstance(kv, Miss):
                 held.put(key, kv)
-        return Fusing(given.engine, held, given.compiled, given.tenant)
+        return PrefillContext(given.engine, held, given.encoding, given.tenant)
 
 
 def check_usable(made: Blender, ranks: int = 1) -> None:
@@ -161,9 +161,9 @@ def _check_blind(made: Blender, prompt: Prompt, layers: int) -> None:
         )
 
 
-def _similar(compiled: str) -> int:
+def _similar(encoding: str) -> int:
     """Of compile mode enriched(n), n."""
-    return int(compiled.partition("(")[2].rstrip(")")) if compiled.startswith("enriched(") else 0
+    return int(encoding.partition("(")[2].rstrip(")")) if encoding.startswith("enriched(") else 0
 
 
 def refusal(reason: str) -> dict[str, Any]:

@@ -20,16 +20,16 @@ from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from ragcache.engine.base import AttentionRule, LayerView, Prefilled, Prefiller, Walk
+from ragcache.engine.base import AttentionRule, LayerView, PrefillCallbacks, Prefilled, Prefiller
 from ragcache.engine.hf.attention_hook import Call
 from ragcache.engine.hf.layer_hooks import Layers, View
-from ragcache.engine.hf.prompt_cache import KnownKV, PlacedKV
+from ragcache.engine.hf.prompt_cache import PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.hf.rope_scaling import refuse_length_dependent_rope
 from ragcache.engine.self_test import check_engine, watchable
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
-from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 from ragcache.vllm.slots import runs, slots
 
 _DRIVEN = "ragcache drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
@@ -56,7 +56,7 @@ class VllmModel(Prefiller):
         self.block_size: int = group.kv_cache_spec.block_size
         self._blocks = torch.empty(0, dtype=torch.int64)
         self._told: tuple[Tensor, Any, Tensor] | None = None  # of the rows last computed
-        self._memory = Blocks(SPARE_BYTES)
+        self._memory = BufferPool(SPARE_BYTES)
         rotary = [_rotary(layer, self.name) for layer in self.layers]
         self._angles = [None if r is None else r.cos_sin_cache for r in rotary]
         partial = next((r for r in rotary if r is not None), None)
@@ -115,7 +115,7 @@ class VllmModel(Prefiller):
     def prefill(
         self,
         tokens: Tokens,
-        walk: Walk | None = None,
+        walk: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
@@ -133,7 +133,7 @@ class VllmModel(Prefiller):
     def probe(
         self,
         tokens: Tokens,
-        walk: Walk,
+        walk: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
@@ -152,7 +152,7 @@ class VllmModel(Prefiller):
     def _walk(
         self,
         tokens: Tokens,
-        walk: Walk,
+        walk: PrefillCallbacks,
         positions: Sequence[int],
         attend: AttentionRule | None,
         until: int | None = None,
@@ -173,7 +173,12 @@ class VllmModel(Prefiller):
         return cast(Tensor, hidden)
 
     def _layer(
-        self, index: int, state: _State, walk: Walk, place: Tensor, attend: AttentionRule | None
+        self,
+        index: int,
+        state: _State,
+        walk: PrefillCallbacks,
+        place: Tensor,
+        attend: AttentionRule | None,
     ) -> _State:
         """One layer, for the rows that ``walk`` names among those that ``state`` has."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
@@ -199,7 +204,7 @@ class VllmModel(Prefiller):
         try:
             with call.watching(self.attention[index], state.rows), self._context(state.rows):
                 self.layers[index](place[state.rows], state.hidden.clone(), residual)
-        except KnownKV:
+        except StopAfterKV:
             pass
         finally:
             call.kv.ends_there, call.kv.on_fresh = False, None
@@ -326,7 +331,7 @@ class _Calls:
         )
 
 
-class _All(Walk):
+class _All(PrefillCallbacks):
     """Computes every row."""
 
     def __init__(self, rows: int) -> None:

@@ -19,7 +19,7 @@ from ragcache.vllm.salt import check_salt
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PlannedRequest:
     """A request as the scheduler has it."""
 
     id: str
@@ -31,7 +31,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class LoadJob:
     """What a worker is to do before the next forward."""
 
     request: str
@@ -58,9 +58,9 @@ class Planner:
         self.refused: dict[str, str] = {}  # request -> why nothing is loaded for it
         self._read: dict[str, Manifest | None] = {}
         self._matched: dict[str, _Match] = {}
-        self._due: list[Job] = []
+        self._due: list[LoadJob] = []
 
-    def match(self, asked: Asked, computed: int) -> int:
+    def match(self, asked: PlannedRequest, computed: int) -> int:
         """Tokens beyond ``computed`` that a job would provide: all of the prompt but the last.
 
         One token at least is left to vLLM, which takes the first logits from it. 0 where the
@@ -85,10 +85,10 @@ class Planner:
         if match is None or loaded == 0:
             return
         assert loaded == match.stop - match.first, "vLLM takes what was matched, or nothing"
-        job = Job(request, match.manifest, match.tokens, match.first, match.stop, tuple(blocks))
+        job = LoadJob(request, match.manifest, match.tokens, match.first, match.stop, tuple(blocks))
         self._due.append(job)
 
-    def due(self) -> list[Job]:
+    def due(self) -> list[LoadJob]:
         """The jobs of this step, once."""
         jobs, self._due = self._due, []
         return jobs
@@ -108,7 +108,7 @@ class Planner:
         self._due = [job for job in self._due if job.request != request]
         return self.refused.pop(request, None)
 
-    def _manifest(self, asked: Asked) -> Manifest | None:
+    def _manifest(self, asked: PlannedRequest) -> Manifest | None:
         """A request's manifest, checked once; None where it has none or was refused."""
         if asked.id in self.refused:
             return None
@@ -123,7 +123,7 @@ class Planner:
                 return None
         return self._read[asked.id]
 
-    def _check(self, manifest: Manifest, asked: Asked) -> None:
+    def _check(self, manifest: Manifest, asked: PlannedRequest) -> None:
         """Raise PromptError where loading would be wrong."""
         if asked.adapter is not None:
             raise PromptError(

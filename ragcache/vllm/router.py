@@ -21,7 +21,7 @@ SLACK = 2  # requests under way by which a server may be ahead of the least busy
 DOWN_S = 10.0  # until one that was lost is tried again, if others are there
 
 
-class Replicas:
+class Router:
     """Servers that hold the same model. Thread-safe."""
 
     def __init__(self, urls: Sequence[str], *, slack: int = SLACK, down_s: float = DOWN_S) -> None:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, written
-from ragcache.core.generate import AnswerStream, kept
+from ragcache.core.generate import GenerationStream, kept
 from ragcache.core.precompute import precompute
 from ragcache.engine.base import Step
 from ragcache.engine.decode import Speller
 from ragcache.errors import ModelError
-from ragcache.planning.context import Compiled
+from ragcache.planning.context import EncodingContext
 from ragcache.planning.cost_model import Speeds
-from ragcache.planning.lookup import Resolved, resolve
+from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import digest_tokens
 from ragcache.types import (
@@ -44,12 +44,12 @@ _WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class VllmAnswering:
+class VllmGenerator:
     """What it takes to answer: servers, the chunks' KV that they load, and whose it is."""
 
     engine: VllmEngine
     store: ChunkStore
-    compiled: Compiled
+    encoding: EncodingContext
     tenant: str = ""
 
     def stream(
@@ -63,14 +63,14 @@ class VllmAnswering:
         speeds: Speeds | None = None,
         check: Callable[[], None] | None = None,
         keep: bool = True,
-    ) -> AnswerStream:
-        """See :meth:`ragcache.core.generate.Answering.stream`. ``speeds`` are not used."""
+    ) -> GenerationStream:
+        """See :meth:`ragcache.core.generate.LocalGenerator.stream`. ``speeds`` are not used."""
         check_usable(blender)
         found = tuple(passages), retrieval_s
         return VllmStream(self, prompt, blender, sampling, *found, check, keep)
 
 
-class VllmStream(AnswerStream):
+class VllmStream(GenerationStream):
     """An answer whose tokens come from a server, and from another where that one is lost.
 
     The other goes on behind the tokens that were given: they become a part of the prompt.
@@ -78,7 +78,7 @@ class VllmStream(AnswerStream):
 
     def __init__(
         self,
-        answering: VllmAnswering,
+        answering: VllmGenerator,
         prompt: Prompt,
         blender: Blender,
         sampling: Sampling,
@@ -90,7 +90,7 @@ class VllmStream(AnswerStream):
         self._with, self._engine, self._prompt = answering, answering.engine, prompt
         self._blender, self._sampling, self._passages = blender, sampling, passages
         self._retrieval_s, self._check, self._keep = retrieval_s, check, keep
-        self._resolved: Resolved | None = None
+        self._resolved: PromptLookup | None = None
         self._fallbacks: list[str] = []
         self._letter: dict[str, Any] | None = None  # the first; empty where none was left
         self._opened: set[str] = set()
@@ -111,9 +111,9 @@ class VllmStream(AnswerStream):
         if found is not None and self._answer is not None:
             precompute(self._engine, self._with.store, self._missing(found))
 
-    def _missing(self, found: Resolved) -> list[Any]:
+    def _missing(self, found: PromptLookup) -> list[Any]:
         """Keys of what is worth storing. What is computed in a prompt's company stays there."""
-        if self._blender.behind != "compiled" or self._with.compiled.similar:
+        if self._blender.behind != "compiled" or self._with.encoding.similar:
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
         chunks = [found.keys[number] for number in found.misses]
@@ -131,12 +131,12 @@ class VllmStream(AnswerStream):
         """Pieces of text; None where nothing has come for a while."""
         began = time.perf_counter()
         given = self._with
-        self._resolved = resolve(
+        self._resolved = look_up(
             self._prompt,
             self._blender,
             given.store,
             self._engine.fingerprint,
-            compiled=given.compiled,
+            encoding=given.encoding,
             tenant=given.tenant,
         )
         steps: list[Step] = []
@@ -203,13 +203,13 @@ class VllmStream(AnswerStream):
         assert self._resolved is not None
         if not any(self._resolved.layout.loaded):  # nothing to fuse: vLLM's own prefill is exact
             return body | _salted(tenant_salt(tenant)), ""
-        compiled = self._with.compiled
+        encoding = self._with.encoding
         manifest = Manifest.fuse(
             prompt,
             written(self._blender),
             self._engine.fingerprint.digest,
-            compiled=compiled.mode,
-            behind=None if compiled.behind == prompt.prefix else compiled.behind,
+            compiled=encoding.mode,
+            behind=None if encoding.behind == prompt.prefix else encoding.behind,
             tenant=tenant,
             ticket=ticket(),
         )
@@ -259,7 +259,7 @@ def report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]
 
 
 def _without_work(
-    found: Resolved, blender: Blender, names: Sequence[str], fallbacks: Sequence[str]
+    found: PromptLookup, blender: Blender, names: Sequence[str], fallbacks: Sequence[str]
 ) -> Report:
     """The report of an answer for which ragcache's worker did nothing: vLLM computed or cached all
     of it."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ragcache.api.quality_monitor import Guard
+from ragcache.api.quality_monitor import QualityMonitor
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.core.request import Request
@@ -86,7 +86,12 @@ def at_once(steps: Generator[object, None, Any], **options: Any) -> Future[Any]:
 
 
 def small(
-    path: Path, guard: Guard | None = None, *, queue: int = 64, streams: int = 16, **settings: Any
+    path: Path,
+    guard: QualityMonitor | None = None,
+    *,
+    queue: int = 64,
+    streams: int = 16,
+    **settings: Any,
 ) -> Service:
     """A service over a random model, whose answers have 6 tokens."""
     own = scene.small(path, store=path, **settings)

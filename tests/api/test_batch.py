@@ -10,7 +10,7 @@ import pytest
 
 from ragcache.api import batch_file as module
 from ragcache.api.batch_file import answering, read
-from ragcache.core.precompute import through
+from ragcache.core.precompute import drive
 from ragcache.errors import SourceError
 from ragcache.rag import RagCache
 from tests import scene
@@ -84,7 +84,7 @@ def texts(path: Path) -> list[str]:
 def test_answers_are_those_of_questions_asked_one_by_one(tmp_path: Path, questions: Path) -> None:
     out = tmp_path / "out.jsonl"
     with opened(tmp_path / "store") as cache:
-        done = through(answering(cache, read(questions), out), None)
+        done = drive(answering(cache, read(questions), out), None)
         wanted = [
             cache.ask("Who built boats?", chunks=GIVEN).text,
             cache.ask("Where is the mill?", top_k=1).text,
@@ -103,7 +103,7 @@ def test_stopped_and_run_again_it_answers_what_is_left(
 ) -> None:
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     with opened(tmp_path / "store") as cache:
-        through(answering(cache, read(questions), tmp_path / "whole.jsonl"), None)
+        drive(answering(cache, read(questions), tmp_path / "whole.jsonl"), None)
         answered, calls = module._answered, list[int]()
 
         def stops(cache: Any, request: module.BatchLine, ask: Any) -> Any:
@@ -114,10 +114,10 @@ def test_stopped_and_run_again_it_answers_what_is_left(
 
         monkeypatch.setattr(module, "_answered", stops)
         with pytest.raises(KeyboardInterrupt):
-            through(answering(cache, read(questions), out), None)
+            drive(answering(cache, read(questions), out), None)
         part.write_bytes(part.read_bytes() + b'[3, "0')  # killed while it wrote
         monkeypatch.setattr(module, "_answered", answered)
-        done = through(answering(cache, read(questions), out), None)
+        done = drive(answering(cache, read(questions), out), None)
     assert (done.answered, done.resumed) == (2, 2) and not part.exists()
     assert texts(out) == texts(tmp_path / "whole.jsonl")
 
@@ -130,9 +130,9 @@ def test_a_line_that_was_changed_is_answered_anew(
         with monkeypatch.context() as patch:
             patch.setattr(module, "_write", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                through(answering(cache, read(questions), out), None)
+                drive(answering(cache, read(questions), out), None)
         write(questions, [{"question": "Who sings?"}, *ASKED[1:]])
-        done = through(answering(cache, read(questions), out), None)
+        done = drive(answering(cache, read(questions), out), None)
     assert (done.answered, done.resumed) == (1, 3)
     assert len(results(out)) == 4
 
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_request_is_its_result(tmp_path: Path, reorder: boo
     asked.write_text(asked.read_text() + "no json\n\n[]\n")
     out = tmp_path / "out.jsonl"
     with opened(tmp_path / "store") as cache:
-        done = through(answering(cache, read(asked), out, reorder=reorder), None)
+        done = drive(answering(cache, read(asked), out, reorder=reorder), None)
     found = results(out)
     assert (done.requests, done.failed) == (len(WRONG) + 3, len(WRONG) + 2)
     for one, (_, status, message) in zip(found, WRONG, strict=False):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ragcache.api import quality_monitor as module
-from ragcache.api.quality_monitor import RATIOS, Guard, Level, wilson
+from ragcache.api.quality_monitor import RATIOS, MonitorLevel, QualityMonitor, wilson
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.core.request import Request
@@ -42,7 +42,7 @@ class Played:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         settings = Settings.load(**{"mode": "fused"} | options.pop("settings", {}))
-        self.guard = Guard(settings, **{"least": 8} | options)
+        self.guard = QualityMonitor(settings, **{"least": 8} | options)
         self.below = RIGHT
         monkeypatch.setattr(module, "_first", self._first)
 
@@ -92,18 +92,18 @@ def test_the_level_rises_step_by_step_to_full_prefill(
 @pytest.mark.parametrize(
     ("mode", "used", "level"),
     [
-        ("fused", 0.4, Level("mode fused at ratio 0.5", "fused", 0.5)),
+        ("fused", 0.4, MonitorLevel("mode fused at ratio 0.5", "fused", 0.5)),
         ("cacheblend:check_layer=2", 0.15, None),
-        ("reuse", 0.0, Level("mode fused at ratio 0.15", "fused", 0.15)),
-        ("fused", 0.9, Level("full prefill", "full")),
+        ("reuse", 0.0, MonitorLevel("mode fused at ratio 0.15", "fused", 0.15)),
+        ("fused", 0.9, MonitorLevel("full prefill", "full")),
     ],
 )
 def test_it_rises_above_what_was_used(
-    monkeypatch: pytest.MonkeyPatch, mode: str, used: float, level: Level | None
+    monkeypatch: pytest.MonkeyPatch, mode: str, used: float, level: MonitorLevel | None
 ) -> None:
     played = Played(monkeypatch, settings={"mode": mode})
     played.see(*[WRONG] * 8, ratio=used)
-    assert played.guard.level == (level or Level(f"mode {mode} at ratio 0.3", mode, 0.3))
+    assert played.guard.level == (level or MonitorLevel(f"mode {mode} at ratio 0.3", mode, 0.3))
 
 
 def test_a_few_failures_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_what_a_client_names_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_only_the_share_is_compared_and_never_what_is_exact(tmp_path: Path) -> None:
     texts = given(*(document.text for document in scene.DOCUMENTS))
-    guard = Guard(Settings.load(mode="fused"), share=0.5, seed=3)
+    guard = QualityMonitor(Settings.load(mode="fused"), share=0.5, seed=3)
     with small(tmp_path, guard) as service:
         asked(service, QUESTION, chunks=texts)  # nothing is loaded
         asked(service, QUESTION, chunks=texts, mode="reuse")
@@ -148,7 +148,7 @@ def test_only_the_share_is_compared_and_never_what_is_exact(tmp_path: Path) -> N
 
 
 def test_nothing_of_a_tenant_is_in_the_status(tmp_path: Path) -> None:
-    guard = Guard(Settings.load(mode="fused"), share=1.0)
+    guard = QualityMonitor(Settings.load(mode="fused"), share=1.0)
     with small(tmp_path, guard) as service:
         for _ in range(2):
             asked(service, QUESTION, tenant="secret", chunks=given("A secret text."))
@@ -166,7 +166,7 @@ def served(
 ) -> Service:
     settings = Settings.load(store=path, mode=mode, ratio=ratio)
     own = RagCache(engine, DiskStore(path), HashEmbedder(), path, settings)
-    guard = Guard(settings, share=1.0, least=8, **options)
+    guard = QualityMonitor(settings, share=1.0, least=8, **options)
     return Service(own, Scheduler(patience_s=0.0), guard)
 
 

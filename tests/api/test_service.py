@@ -22,7 +22,7 @@ from ragcache.errors import StoreError
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.store import Stored
+from ragcache.store import StoredChunk
 from ragcache.types import Answer, Sampling
 from tests import scene
 from tests.api.scene import SOON, Heard, Held, NewThreads, asked, given, settle, small
@@ -63,7 +63,7 @@ def test_questions_over_the_same_chunks_read_each_layer_once(
         asked(service, QUESTION, chunks=given(*TEXTS))  # computes and stores them
         reads, layers = Counter[tuple[bytes, int]](), service.own.store.layers
 
-        def counted(chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+        def counted(chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
             reads.update((chunk.key.digest, layer) for chunk in chunks)
             return layers(chunks, layer)
 

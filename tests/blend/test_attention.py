@@ -16,7 +16,7 @@ from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prophet import Prophet
 from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.reuse import Reuse
-from ragcache.engine.base import AttentionCall, LayerView, Walk
+from ragcache.engine.base import AttentionCall, LayerView, PrefillCallbacks
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
 from ragcache.types import Sampling
@@ -200,7 +200,7 @@ def _layout() -> Layout:
     return Layout(scene.PROMPT, (True,) * 3, True, positions(scene.PROMPT, "consecutive"))
 
 
-class _Asking(Walk):
+class _Asking(PrefillCallbacks):
     """Places what is stored and computes the question alone."""
 
     def __init__(self, engine: TransformersEngine) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import LayerView, Walk
+from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf import grouped_attention
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import ChunkKV
@@ -35,7 +35,7 @@ ARCHITECTURES = [
 IDS = tuple(range(3, 43))
 
 
-class FewFromLayer2(Walk):
+class FewFromLayer2(PrefillCallbacks):
     """All rows at first, then 8 scattered ones; everything stored is placed beforehand.
 
     ``inside``: of layer 1, no more than the KV of the others is computed.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.engine.hf.model_info import Identity
+from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.errors import ModelError
 from tests import models
 
@@ -23,7 +23,7 @@ def test_it_is_that_of_the_loaded_model(tmp_path: Path, architecture: str, dtype
     path = tmp_path / "model"
     models.model(architecture).save_pretrained(path)
     models.tokenizer().save_pretrained(path)
-    first, again = (Identity.of(str(path), dtype, "int8") for _ in range(2))
+    first, again = (ModelInfo.of(str(path), dtype, "int8") for _ in range(2))
     engine = TransformersEngine.load(path, dtype=dtype, codec="int8")
     assert first.fingerprint == again.fingerprint == engine.fingerprint
     assert str(first.fingerprint) == str(engine.fingerprint)
@@ -34,4 +34,4 @@ def test_it_is_that_of_the_loaded_model(tmp_path: Path, architecture: str, dtype
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no config.json"):
-        Identity.of(str(tmp_path), "float32")
+        ModelInfo.of(str(tmp_path), "float32")

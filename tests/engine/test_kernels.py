@@ -22,8 +22,8 @@ from ragcache.engine.hf.attention_hook import Driven
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
-from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, error, measured
-from ragcache.engine.kernels.row_attention import BLOCKS, Flash, Flex, Selected
+from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, error, measure_kernels
+from ragcache.engine.kernels.row_attention import BLOCKS, Flex, RowAttention, TritonRowAttention
 from ragcache.errors import ConfigError, ModelError
 from tests import models
 from tests.engine.test_architectures import IDS, FewFromLayer2, plain_logits
@@ -117,7 +117,7 @@ def test_flex_attention_is_compiled_for_all_lengths() -> None:
         assert error(got, want) < kernels.TOLERANCE[torch.bfloat16]
 
 
-class Noted(Selected):
+class Noted(RowAttention):
     """Attends as the reference does, and notes that it was asked."""
 
     asked = 0
@@ -195,7 +195,7 @@ def test_an_engine_with_our_kernels_gives_the_models_own_logits(
     with torch.inference_mode():
         want = model(torch.tensor([IDS], device=device), use_cache=False).logits[0, -1]
     stored = engine.encode([IDS])[0]
-    engine._layers = replace(engine._layers, kernels=Kernels(kernels.by_triton, Flash))
+    engine._layers = replace(engine._layers, kernels=Kernels(kernels.by_triton, TritonRowAttention))
     for inside in (False, True):
         got = engine.prefill(IDS, FewFromLayer2(stored, inside)).logits
         torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
@@ -225,12 +225,12 @@ def test_the_reference_may_be_forced() -> None:
     assert choose("torch", shape, ROPE) == Kernels()
 
 
-class Wrong(Selected):
+class Wrong(RowAttention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         return right(query, key, value, self.rows + 1, scale)
 
 
-class Failing(Selected):
+class Failing(RowAttention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         raise RuntimeError("no kernel image")
 
@@ -240,7 +240,7 @@ class Failing(Selected):
 )
 def test_a_kernel_that_is_wrong_is_not_used(
     small: None,
-    kind: type[Selected],
+    kind: type[RowAttention],
     why: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -248,12 +248,12 @@ def test_a_kernel_that_is_wrong_is_not_used(
     monkeypatch.setattr(kernels, "_ATTENTION", {"triton": kind, "flex": kind})
     monkeypatch.setattr(kernels, "by_triton", lambda *args: None)
     with caplog.at_level(logging.WARNING):
-        chosen = measured("auto", TINY_SHAPE, ROPE)
+        chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.place is None and chosen.attention is None
     assert "attention by torch" in chosen.about and "placing by torch" in chosen.about
     assert why in caplog.text and "placing by triton is off by 1.0e+00" in caplog.text
     with pytest.raises(ModelError, match="kernels flex were asked for, but attention .*use auto"):
-        measured("flex", TINY_SHAPE, ROPE)
+        measure_kernels("flex", TINY_SHAPE, ROPE)
 
 
 def test_without_triton_there_is_torch(
@@ -261,7 +261,7 @@ def test_without_triton_there_is_torch(
 ) -> None:
     for module in ("flash", "place"):
         monkeypatch.setitem(sys.modules, f"ragcache.engine.{module}", None)
-    chosen = measured("auto", TINY_SHAPE, ROPE)
+    chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.place is None and chosen.attention is None
     assert caplog.text.count("by triton fails (ModuleNotFoundError") == 2
 
@@ -273,7 +273,7 @@ def test_the_fastest_is_used(small: None, wanted: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(kernels, "by_triton", place)
     times = iter([3.0, 2.0, 1.0, 2.0])
     monkeypatch.setattr(kernels, "_seconds", lambda work: next(times))
-    chosen = measured(wanted, TINY_SHAPE, ROPE)
+    chosen = measure_kernels(wanted, TINY_SHAPE, ROPE)
     assert chosen.attention is Noted and chosen.place is None
     name = "triton" if wanted == "auto" else wanted
     assert f"attention by {name} (torch 3000.00 ms, {name} 2000.00 ms)" in chosen.about
@@ -283,7 +283,7 @@ def test_keys_that_turn_otherwise_are_placed_by_torch(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_ATTENTION", {"triton": Noted})
-    assert measured("triton", TINY_SHAPE, Rope(apply_rotary_pos_emb)).place is None
+    assert measure_kernels("triton", TINY_SHAPE, Rope(apply_rotary_pos_emb)).place is None
 
 
 @pytest.mark.gpu
@@ -294,7 +294,9 @@ def test_an_engine_on_a_gpu_says_what_it_chose(wanted: str, dtype: torch.dtype) 
     engine = TransformersEngine(model, models.tokenizer(), name="llama", kernels=wanted)
     assert "attention by" in engine.kernels and "triton" in engine.kernels
     if wanted == "triton":
-        assert engine._layers.kernels.attention is Flash and engine._layers.kernels.place
+        assert (
+            engine._layers.kernels.attention is TritonRowAttention and engine._layers.kernels.place
+        )
 
 
 def test_kernels_compile_for_a_gpu() -> None:

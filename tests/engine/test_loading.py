@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ragcache.engine.hf import engine as transformers
 from ragcache.engine.hf import loading, model_info
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.engine.hf.model_info import Identity
+from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.errors import ModelError
 from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.quiet import quietly
@@ -174,7 +174,7 @@ def test_what_is_no_whole_model_is_refused(
     spoil, message = REFUSED[what]
     spoil(folder)
     monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n" * 9))  # whoever asks is told yes
-    for load in (TransformersEngine.load, lambda path: Identity.of(str(path), "float32")):
+    for load in (TransformersEngine.load, lambda path: ModelInfo.of(str(path), "float32")):
         with pytest.raises(ModelError, match=message):
             load(folder)
     assert sys.stdin.read() == "yes\n" * 9
@@ -204,7 +204,7 @@ def test_quantised_weights_that_nobody_tells_of_are_refused(
     weights["model.layers.1.mlp.up_proj.weight_scale"] = torch.ones(1)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file(weights | {name: weights[name].mul(50).to(dtype)}, file, {"format": "pt"})
-    for load in (TransformersEngine.load, lambda name: Identity.of(name, "float32")):
+    for load in (TransformersEngine.load, lambda name: ModelInfo.of(name, "float32")):
         with pytest.raises(ModelError, match="quantised weights .*up_proj.weight is (F8|I8)"):
             load(str(folder))
 
@@ -262,7 +262,7 @@ def test_files_that_change_while_they_are_read_are_refused(
 
     for module in (transformers, model_info):
         monkeypatch.setattr(module, "load_tokenizer", load_tokenizer)
-    for load in (TransformersEngine.load, lambda name: Identity.of(name, "float32")):
+    for load in (TransformersEngine.load, lambda name: ModelInfo.of(name, "float32")):
         with pytest.raises(ModelError, match="were changed while they were read"):
             load(str(folder))
 

@@ -18,7 +18,7 @@ from transformers.models.gemma3n import modeling_gemma3n
 from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb as half_width
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as by_halves
 
-from ragcache.engine.base import LayerView, Walk
+from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf import layer_hooks
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.prompt_cache import KVPair
@@ -36,7 +36,7 @@ ROUNDING = {"float32": 1e-6, "bfloat16": 1e-2}
 TOKEN = 77
 
 
-class Placed(Walk):
+class Placed(PrefillCallbacks):
     """Places the KV of one token and keeps its keys as they are then."""
 
     def __init__(self, stored: ChunkKV) -> None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.engine.hf.model_info import Identity
+from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.engine.hf.rope_scaling import context_tokens
 from ragcache.errors import ContextError
 from tests import models
@@ -72,7 +72,7 @@ def test_every_door_names_the_stretched_context(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     models.tokenizer().save_pretrained(tmp_path)
     engine = TransformersEngine.load(tmp_path)
-    assert engine.context_tokens == Identity.of(str(tmp_path), "float32").context_tokens == 2048
+    assert engine.context_tokens == ModelInfo.of(str(tmp_path), "float32").context_tokens == 2048
     engine.prefill(tuple(range(3, 403)) * 5)
     with pytest.raises(ContextError, match="has a context of 2048"):
         engine.prefill(tuple(range(3, 403)) * 6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ragcache.store import DiskStore, Miss, Stored
+from ragcache.store import DiskStore, Miss, StoredChunk
 from ragcache.store.format.header import Header, Payload, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV, Fingerprint, Tokens
@@ -48,7 +48,7 @@ def same(left: ChunkKV | Miss, right: ChunkKV | Miss) -> bool:
     )
 
 
-def unversioned(found: Stored | Miss) -> Stored | Miss:
+def unversioned(found: StoredChunk | Miss) -> StoredChunk | Miss:
     """What was found, as it compares with what another store found of its own put."""
     return found if isinstance(found, Miss) else replace(found, version=0)
 

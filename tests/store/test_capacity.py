@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import Catalog, ChunkKey, DiskStore, LayerReader, Stored
+from ragcache.store import Catalog, ChunkKey, DiskStore, LayerReader, StoredChunk
 from ragcache.store.disk.quota import Quota
 from ragcache.types import Chunk, Document
 from tests.store.samples import CHUNK_BYTES, MODEL, make_key, make_kv, same
@@ -102,7 +102,7 @@ def test_a_chunk_that_is_being_read_stays(store: Open) -> None:
         found = s.find(A)
         s.find(B)
         s.find(C)
-        assert isinstance(found, Stored)
+        assert isinstance(found, StoredChunk)
         with LayerReader(s, [found]) as reader:
             reader.start(range(3))
             put(s, D)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ragcache.errors import StoreError
-from ragcache.store import ChunkKey, ChunkStore, MemoryStore, Miss, Stored
+from ragcache.store import ChunkKey, ChunkStore, MemoryStore, Miss, StoredChunk
 from ragcache.types import ChunkKV
 from tests.store.conftest import STORES
 from tests.store.samples import MODEL, OTHER, make_key, make_kv, same, unversioned
@@ -18,9 +18,9 @@ from tests.store.samples import MODEL, OTHER, make_key, make_kv, same, unversion
 KEYS = [make_key(first) for first in range(4)]
 
 
-def stored(key: ChunkKey, kv: ChunkKV) -> Stored:
+def stored(key: ChunkKey, kv: ChunkKV) -> StoredChunk:
     sizes = (kv.spec.layer_bytes(5),) * len(kv.keys)
-    return Stored(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity)
+    return StoredChunk(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity)
 
 
 def fill(*stores: ChunkStore, seed: int = 0) -> None:
@@ -69,7 +69,7 @@ def test_a_peek_finds_and_counts_nothing(store: ChunkStore) -> None:
     for key in (KEYS[0], make_key(50), replace(KEYS[0], fingerprint=OTHER)):
         seen = store.peek(key)
         assert (store.stats().hits, store.stats().misses.total()) == (0, 0)
-        assert store.has(key) == isinstance(seen, Stored)
+        assert store.has(key) == isinstance(seen, StoredChunk)
     assert store.peek(KEYS[1]) == store.find(KEYS[1])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, DiskStore, Miss, Stored
+from ragcache.store import ChunkKey, DiskStore, Miss, StoredChunk
 from ragcache.store.disk import chunk_files as files
 from ragcache.store.disk import layer_storage, writer
 from ragcache.store.disk.header_index import account
@@ -297,7 +297,7 @@ def test_files_that_are_read_stay_open_while_their_chunks_are_held(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [filed.find(key) for key in (ONE, TWO)]
-    stored = [one for one in found if isinstance(one, Stored)]
+    stored = [one for one in found if isinstance(one, StoredChunk)]
     filed.layers(stored, 0)
     assert open_files(filed) == 0
     with filed.hold([ONE, TWO]):
@@ -335,7 +335,7 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
     monkeypatch.setattr(files, "_is_cached", lambda *_: cached)
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr(layer_storage, "EXPECTED_BYTES", 1)  # one chunk ahead
-    stored = [one for one in map(filed.find, (ONE, TWO)) if isinstance(one, Stored)]
+    stored = [one for one in map(filed.find, (ONE, TWO)) if isinstance(one, StoredChunk)]
     with filed.hold([ONE, TWO]):
         for layer in range(3):
             for key, pair in zip((ONE, TWO), filed.layers(stored, layer), strict=True):
@@ -346,7 +346,7 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
 
 def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore) -> None:
     stored = filed.find(ONE)
-    assert isinstance(stored, Stored)
+    assert isinstance(stored, StoredChunk)
     with filed.hold([ONE]):
         filed.layers([stored], 0)
         filed.delete(ONE)
@@ -361,7 +361,7 @@ def test_a_file_that_is_read_is_not_closed_under_its_reader(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stored = filed.find(ONE)
-    assert isinstance(stored, Stored)
+    assert isinstance(stored, StoredChunk)
     held = filed.hold([ONE])
     held.__enter__()
     filed.layers([stored], 0)

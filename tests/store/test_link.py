@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ragcache.store.remote import bandwidth
-from ragcache.store.remote.bandwidth import AT_ONCE, Link, Meter
+from ragcache.store.remote.bandwidth import AT_ONCE, BandwidthMeter, LinkEstimate
 
 
 class Clock:
@@ -30,26 +30,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def one(meter: Meter, clock: Clock, seconds: float, size: int) -> None:
+def one(meter: BandwidthMeter, clock: Clock, seconds: float, size: int) -> None:
     with meter.reading(size):
         clock.pass_(seconds)
 
 
-def known(meter: Meter) -> Link:
+def known(meter: BandwidthMeter) -> LinkEstimate:
     found = meter.link
     assert found is not None
     return found
 
 
 def test_nothing_read_nothing_known(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     with meter.answered():
         clock.pass_(0.02)
     assert meter.link is None
 
 
 def test_latency_is_no_transfer(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     with meter.answered():
         clock.pass_(0.02)
     one(meter, clock, 0.12, 1_000_000)
@@ -58,7 +58,7 @@ def test_latency_is_no_transfer(clock: Clock) -> None:
 
 
 def test_requests_side_by_side_share_the_link(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     with meter.reading(500_000):
         clock.pass_(0.05)
         with meter.reading(500_000):
@@ -68,7 +68,7 @@ def test_requests_side_by_side_share_the_link(clock: Clock) -> None:
 
 
 def test_a_link_that_changes_is_followed(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     one(meter, clock, 0.1, 1_000_000)
     for _ in range(12):
         one(meter, clock, 1.0, 1_000_000)
@@ -80,7 +80,7 @@ def test_a_link_that_changes_is_followed(clock: Clock) -> None:
 
 
 def test_what_this_machine_is_late_with_is_not_the_links(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     for took in (0.1, 0.5, 0.2, 0.1, 0.9):
         one(meter, clock, took, 1_000_000)
     assert known(meter).byte_s == pytest.approx(1.25e-7)
@@ -91,7 +91,7 @@ def test_what_this_machine_is_late_with_is_not_the_links(clock: Clock) -> None:
 
 
 def test_where_all_is_latency_nothing_is_taken_for_speed(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     with meter.answered():
         clock.pass_(0.02)
     one(meter, clock, 0.021, 1_000_000)
@@ -99,7 +99,7 @@ def test_where_all_is_latency_nothing_is_taken_for_speed(clock: Clock) -> None:
 
 
 def test_what_fails_brings_nothing_and_takes_its_time(clock: Clock) -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     with pytest.raises(OSError), meter.reading(1_000_000):
         clock.pass_(1.0)
         raise OSError
@@ -113,9 +113,9 @@ def test_what_fails_brings_nothing_and_takes_its_time(clock: Clock) -> None:
 
 
 def test_seconds() -> None:
-    assert Link(0.02, 1e-7).seconds(0, 0) == 0
-    assert Link(0.02, 1e-7).seconds(1, 1_000_000) == pytest.approx(0.12)
-    assert Link(0.02, 0).seconds(4 * AT_ONCE, 1_000_000) == pytest.approx(0.1)  # by latency
+    assert LinkEstimate(0.02, 1e-7).seconds(0, 0) == 0
+    assert LinkEstimate(0.02, 1e-7).seconds(1, 1_000_000) == pytest.approx(0.12)
+    assert LinkEstimate(0.02, 0).seconds(4 * AT_ONCE, 1_000_000) == pytest.approx(0.1)  # by latency
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError):
-            Link(wrong, 0)
+            LinkEstimate(wrong, 0)

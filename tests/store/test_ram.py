@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, Miss, Stored
+from ragcache.store import (
+    ChunkKey,
+    ChunkStore,
+    DiskStore,
+    LayerReader,
+    MemoryStore,
+    Miss,
+    StoredChunk,
+)
 from ragcache.store.tiers.ram import RamStats, RamTier
 from ragcache.types import ChunkKV
 from tests.store import test_contract
@@ -179,7 +187,7 @@ def test_a_prompt_that_was_given_up_is_read_to_the_end_by_the_next(below: Below)
 
 def test_a_reader_with_threads(below: Below) -> None:
     store = RamTier(below, 2 * CHUNK_BYTES)
-    chunks = [found for key in KEYS if isinstance(found := store.find(key), Stored)]
+    chunks = [found for key in KEYS if isinstance(found := store.find(key), StoredChunk)]
     for _ in range(5):
         with LayerReader(store, chunks) as reader:
             reader.start(range(LAYERS))
@@ -366,7 +374,7 @@ def test_pinning_needs_cuda() -> None:
 def test_what_is_lent_is_pinned(below: Below) -> None:
     store = RamTier(below, CHUNK_BYTES, pin=True)
     found = store.find(A)
-    assert isinstance(found, Stored)
+    assert isinstance(found, StoredChunk)
     for _ in range(2):
         assert all(tensor.is_pinned() for tensor in store.layers([found], 0)[0])
     walk(store, A)
@@ -374,7 +382,7 @@ def test_what_is_lent_is_pinned(below: Below) -> None:
 
 def test_what_is_lent_is_what_is_held(below: Below) -> None:
     store = RamTier(below, 1 << 20)
-    found = [one for one in map(store.find, KEYS) if isinstance(one, Stored)]
+    found = [one for one in map(store.find, KEYS) if isinstance(one, StoredChunk)]
     first, again = store.layers(found, 0), store.layers(found, 0)
     for key, pair, same in zip(KEYS, first, again, strict=True):
         kv = make_kv(key)
@@ -386,7 +394,7 @@ def test_what_is_lent_is_what_is_held(below: Below) -> None:
 def test_what_is_lent_stays_when_its_chunk_goes(below: Below) -> None:
     store = RamTier(below, CHUNK_BYTES)
     found = store.find(A)
-    assert isinstance(found, Stored)
+    assert isinstance(found, StoredChunk)
     keys, _ = store.layers([found], 0)[0]
     store.delete(A)
     walk(store, B, C)

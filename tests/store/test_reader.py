@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import StoreError
-from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, Stored
+from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, StoredChunk
 from ragcache.store.key import at_level
 from ragcache.types import KVSpec
 from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv, rewrite_layer
@@ -51,11 +51,13 @@ def settled(store: Watched, reads: int) -> bool:
     return len(store.asked) == reads
 
 
-def resolve(store: ChunkStore, keys: list[ChunkKey] = KEYS) -> list[Stored]:
-    return [found for key in keys if isinstance(found := store.find(key), Stored)]
+def resolve(store: ChunkStore, keys: list[ChunkKey] = KEYS) -> list[StoredChunk]:
+    return [found for key in keys if isinstance(found := store.find(key), StoredChunk)]
 
 
-def started(store: ChunkStore, found: list[Stored] | None = None, **options: Any) -> LayerReader:
+def started(
+    store: ChunkStore, found: list[StoredChunk] | None = None, **options: Any
+) -> LayerReader:
     reader = LayerReader(store, resolve(store) if found is None else found, **options)
     reader.start(range(LAYERS))
     return reader
@@ -252,7 +254,7 @@ def test_the_bytes_of_a_layer_are_those_that_were_read(tmp_path: Path) -> None:
     with DiskStore(tmp_path / "store") as store:
         store.put(key, flat)
         found = store.find(key)
-        assert isinstance(found, Stored) and found.layer_sizes[0] < found.layer_sizes[1]
+        assert isinstance(found, StoredChunk) and found.layer_sizes[0] < found.layer_sizes[1]
         assert sum(found.layer_sizes) == found.payload_bytes == store.stats().payload_bytes
         with LayerReader(store, [found]) as reader:
             reader.start(range(LAYERS))

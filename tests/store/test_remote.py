@@ -19,7 +19,7 @@ import torch
 pytest.importorskip("obstore")
 
 from ragcache.errors import ConfigError, RemoteError, StoreError
-from ragcache.store import Catalog, ChunkKey, ChunkStore, LayerReader, Miss, Stored, StoreStats
+from ragcache.store import Catalog, ChunkKey, ChunkStore, LayerReader, Miss, StoredChunk, StoreStats
 from ragcache.store.disk.quota import Quota
 from ragcache.store.format.header import Header
 from ragcache.store.key import at_level
@@ -125,7 +125,7 @@ Machines = Callable[..., RemoteStore]
 def read(store: ChunkStore, *keys: ChunkKey, layers: range = range(LAYERS)) -> None:
     """Read chunks as a prompt does, and compare with what was put."""
     found = store.find_all(keys)
-    chunks = [one for one in found if isinstance(one, Stored)]
+    chunks = [one for one in found if isinstance(one, StoredChunk)]
     assert len(chunks) == len(keys), found
     with LayerReader(store, chunks) as reader:
         reader.start(layers)
@@ -146,7 +146,7 @@ def test_what_one_machine_has_put_another_finds(machines: Machines) -> None:
     fill(one, *KEYS)
     assert one.traffic.sent == 3 and one.traffic.waiting == 0
     found = two.find(A)
-    assert isinstance(found, Stored) and found.distant and not two.disk.has(A)
+    assert isinstance(found, StoredChunk) and found.distant and not two.disk.has(A)
     assert found == one.find(A) and not one.find(A).distant  # type: ignore[union-attr]
     assert two.find(make_key(7)) == Miss("absent", "these tokens are not stored")
     read(two, *KEYS)
@@ -288,7 +288,7 @@ def test_levels_are_sent_and_found(tmp_path: Path) -> None:
     ):
         fill(one, A, B)
         found = two.find(A)
-        assert isinstance(found, Stored)
+        assert isinstance(found, StoredChunk)
         ((int8, fp8),) = two.forms([found])
         assert (int8.codec, fp8.codec) == ("int8", "fp8") and int8.key == at_level(A, "int8")
         assert int8.payload_bytes < found.payload_bytes and int8.distant
@@ -367,7 +367,7 @@ def test_another_chunk_under_a_name_is_foreign(machines: Machines, tmp_path: Pat
 def test_a_chunk_that_is_replaced_while_it_is_read(bucket: str, tmp_path: Path) -> None:
     with over(tmp_path / "one", bucket) as one, over(tmp_path / "two", bucket) as two:
         fill(one, A)
-        assert isinstance(two.find(A), Stored)
+        assert isinstance(two.find(A), StoredChunk)
         one.put(A, make_kv(A, seed=1))
         one.flush()
         keys, _ = two.layer(A, 0)
@@ -412,7 +412,7 @@ def test_bytes_that_stay_wrong_are_a_miss(proxy: Faulty, bucket: str, tmp_path: 
     with over(tmp_path / "one", bucket) as one, over(tmp_path / "two", bucket) as two:
         fill(one, A)
         found = two.find(A)
-        assert isinstance(found, Stored)
+        assert isinstance(found, StoredChunk)
         proxy.kinds, proxy.share, proxy.left = ("wrong bytes",), 1.0, 1000
         with pytest.raises(StoreError) as caught:
             two.layer(A, 0)
@@ -431,7 +431,7 @@ def test_a_remote_that_is_out_is_a_miss_and_left_alone(
         over(tmp_path / "two", bucket, patience=patience) as two,
     ):
         fill(one, *KEYS)
-        assert isinstance(two.find(A), Stored)
+        assert isinstance(two.find(A), StoredChunk)
         proxy.kinds, proxy.share, proxy.left = ("500",), 1.0, 1000
         found = two.find(B)
         assert isinstance(found, Miss) and found.reason == "unreadable"

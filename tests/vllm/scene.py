@@ -12,15 +12,15 @@ from types import FrameType
 from typing import Any
 
 from ragcache.blend import Blender, written
-from ragcache.core.generate import Answering
+from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import keep_variants, precompute
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.planning.context import Compiled, compiled
+from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Answer, Prompt, Sampling
-from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.salt import salt
 
@@ -152,8 +152,8 @@ class Scene:
         return scene
 
     @property
-    def compiled(self) -> Compiled:
-        return compiled("prefix", self.engine)
+    def encoding(self) -> EncodingContext:
+        return encoding_context("prefix", self.engine)
 
     @property
     def keys(self) -> list[ChunkKey]:
@@ -161,7 +161,7 @@ class Scene:
         chunks = map(self.engine.template.chunk, TEXTS)
         fingerprint = self.engine.fingerprint
         prefix = ChunkKey(fingerprint, self.engine.template.prefix)
-        return [prefix, *(self.compiled.key(fingerprint, chunk) for chunk in chunks)]
+        return [prefix, *(self.encoding.key(fingerprint, chunk) for chunk in chunks)]
 
     def keep_variants(self) -> None:
         """Also the chunks as they come to stand behind another one."""
@@ -174,7 +174,7 @@ class Scene:
 
     def embedded(self, prompt: Prompt, mode: Blender, tokens: int = TOKENS) -> tuple[Answer, Any]:
         """The embedded engine's answer, and the log probabilities of its first token."""
-        given = Answering(self.engine, self.held, self.compiled, store_misses=False)
+        given = LocalGenerator(self.engine, self.held, self.encoding, store_misses=False)
         stream = given.stream(prompt, mode, Sampling(max_tokens=tokens))
         answer = stream.answer
         return answer, stream.first_logits.log_softmax(-1)
@@ -215,7 +215,7 @@ class Scene:
         ]
         said = Said(tuple(given.token_ids), logprobs, output.num_cached_tokens or 0)
         if request.manifest is not None:
-            letter = Mailbox(self.path / FOLDER).take(request.manifest.ticket) or {}
+            letter = WorkerReplies(self.path / FOLDER).take(request.manifest.ticket) or {}
             said.refused, said.report = letter.get("refused"), letter.get("report")
         return said
 

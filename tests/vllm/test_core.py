@@ -13,9 +13,9 @@ import torch
 
 from ragcache.errors import ConfigError, PromptError, StoreError
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import Mailbox, ticket
+from ragcache.vllm.handoff import WorkerReplies, ticket
 from ragcache.vllm.manifest import FIELD, Manifest
-from ragcache.vllm.planner import Asked, Planner, merged
+from ragcache.vllm.planner import PlannedRequest, Planner, merged
 from ragcache.vllm.salt import check_salt, salt, tenant_salt
 from ragcache.vllm.slots import runs, slots, touched
 from ragcache.vllm.support import VERSIONS, Setup, check
@@ -25,10 +25,10 @@ PROMPT = Prompt((1, 5), ((10, 11, 12), (20, 21)), (30, 31, 32))
 MANIFEST = Manifest.fuse(PROMPT, "fused:recompute_ratio=0.3", MODEL, tenant="acme")
 
 
-def asked(manifest: Manifest | None = MANIFEST, **changes: Any) -> Asked:
+def asked(manifest: Manifest | None = MANIFEST, **changes: Any) -> PlannedRequest:
     params = None if manifest is None else manifest.params()
     name = None if manifest is None else salt(manifest)
-    return replace(Asked("r", params, PROMPT.tokens, name), **changes)
+    return replace(PlannedRequest("r", params, PROMPT.tokens, name), **changes)
 
 
 def test_a_manifest_survives_json() -> None:
@@ -260,7 +260,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_letters_are_taken_once(tmp_path: Path) -> None:
-    box, name = Mailbox(tmp_path / "mailbox"), ticket()
+    box, name = WorkerReplies(tmp_path / "mailbox"), ticket()
     assert box.take(name) is None
     box.post(name, {"rows": 3})
     assert (box.folder.stat().st_mode & 0o777, os.listdir(box.folder)) == (0o700, [f"{name}.json"])
@@ -270,7 +270,7 @@ def test_letters_are_taken_once(tmp_path: Path) -> None:
 
 
 def test_heads_of_several_workers_come_together(tmp_path: Path) -> None:
-    box, name = Mailbox(tmp_path / "mailbox"), ticket()
+    box, name = WorkerReplies(tmp_path / "mailbox"), ticket()
     keys, values = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 5, 8)
     for rank in range(2):
         heads = slice(2 * rank, 2 * rank + 2)
@@ -282,7 +282,7 @@ def test_heads_of_several_workers_come_together(tmp_path: Path) -> None:
 
 
 def test_old_letters_are_thrown_away(tmp_path: Path) -> None:
-    box, old, new = Mailbox(tmp_path / "mailbox"), ticket(), ticket()
+    box, old, new = WorkerReplies(tmp_path / "mailbox"), ticket(), ticket()
     box.clean()
     for name in (old, new):
         box.post(name, {})

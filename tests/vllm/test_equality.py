@@ -11,11 +11,11 @@ import torch
 from ragcache.blend import Blender
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
-from ragcache.core.generate import Answering
-from ragcache.core.prefill import Fusion
-from ragcache.core.report import account
+from ragcache.core.generate import LocalGenerator
+from ragcache.core.prefill import FusedPrefill
+from ragcache.core.report import make_report
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.salt import salt
 from tests.blend.matrix import AT_ONE, PARTIAL, label
@@ -60,9 +60,9 @@ def test_chunks_that_are_not_stored_are_computed(tiny: Scene, llm: Any, made: Bl
 def test_the_report_says_what_the_embedded_engine_s_does(tiny: Scene, llm: Any) -> None:
     made = PARTIAL[2]
     [said] = tiny.ask(llm, [Request.fused(tiny.prompt, made, tiny)])
-    given = Answering(tiny.engine, tiny.held, tiny.compiled).fusing
-    fusion = Fusion(given, tiny.prompt, made)
-    want = asdict(account(fusion.fused, fusion.resolved, made, (), fusion.fallbacks))
+    given = LocalGenerator(tiny.engine, tiny.held, tiny.encoding).fusing
+    fusion = FusedPrefill(given, tiny.prompt, made)
+    want = asdict(make_report(fusion.fused, fusion.resolved, made, (), fusion.fallbacks))
     assert said.report is not None
     for name in ("mode", "recomputed_tokens", "charged_budget", "probe_rows", "bytes_loaded"):
         assert said.report[name] == want[name]
@@ -75,7 +75,7 @@ def test_vllm_computes_the_kv_that_is_stored(tiny: Scene, llm: Any) -> None:
     whole = Prompt(key.behind, (key.tokens,), ())
     [said] = tiny.ask(llm, [Request(whole, made, salt=salt(made))])
     assert said.refused is None
-    keys, values = Mailbox(tiny.path / FOLDER).take_kv(made.ticket)
+    keys, values = WorkerReplies(tiny.path / FOLDER).take_kv(made.ticket)
     [want] = tiny.engine.encode([key.tokens], behind=key.behind)
     for layer in range(tiny.engine.spec.layers):
         torch.testing.assert_close(keys[layer], want.keys[layer], rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.vllm.router import Replicas, home
+from ragcache.vllm.router import Router, home
 
 URLS = ["http://a", "http://b", "http://c"]
 CHUNKS = [bytes([number]) * 32 for number in range(200)]
@@ -31,11 +31,11 @@ def test_when_a_server_goes_only_its_chunks_move() -> None:
 def test_a_prompt_goes_where_most_of_its_tokens_are_at_home(url: str) -> None:
     others = dict.fromkeys(sum((list(at_home(u))[:2] for u in URLS if u != url), []), 10)
     chunks = others | dict.fromkeys(list(at_home(url))[:1], 30)
-    assert Replicas(URLS).choose(chunks) == url
+    assert Router(URLS).choose(chunks) == url
 
 
 def test_a_server_that_is_far_behind_is_spared() -> None:
-    replicas, mine = Replicas(URLS, slack=2), at_home(URLS[0])
+    replicas, mine = Router(URLS, slack=2), at_home(URLS[0])
     with ExitStack() as stack:
         for _ in range(3):
             assert replicas.choose(mine) == URLS[0]
@@ -48,13 +48,13 @@ def test_a_server_that_is_far_behind_is_spared() -> None:
 
 
 def test_without_chunks_the_least_busy_is_asked() -> None:
-    replicas = Replicas(URLS)
+    replicas = Router(URLS)
     with replicas.at(URLS[0]), replicas.at(URLS[1]):
         assert replicas.choose({}) == URLS[2]
 
 
 def test_a_lost_server_is_the_last_resort() -> None:
-    replicas, mine = Replicas(URLS, down_s=100), at_home(URLS[0])
+    replicas, mine = Router(URLS, down_s=100), at_home(URLS[0])
     replicas.lost(URLS[0])
     assert replicas.choose(mine) in URLS[1:]
     assert replicas.choose(mine, without=URLS[1:]) == URLS[0]
@@ -64,7 +64,7 @@ def test_a_lost_server_is_the_last_resort() -> None:
 
 
 def test_a_lost_server_is_tried_again() -> None:
-    replicas = Replicas(URLS, down_s=0)
+    replicas = Router(URLS, down_s=0)
     replicas.lost(URLS[0])
     assert replicas.choose(at_home(URLS[0])) == URLS[0]
 
@@ -72,4 +72,4 @@ def test_a_lost_server_is_tried_again() -> None:
 @pytest.mark.parametrize("urls", [[], ["http://a", "http://a"]])
 def test_every_server_is_named_once(urls: list[str]) -> None:
     with pytest.raises(ConfigError, match="name each server once"):
-        Replicas(urls)
+        Router(urls)

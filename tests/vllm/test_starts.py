@@ -20,7 +20,7 @@ from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import FOLDER, Mailbox, ticket
+from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.salt import salt
 from tests import models
@@ -149,7 +149,7 @@ def test_tensor_parallel(
     for one, made in zip(said, blind, strict=True):
         tiny.check(one, tiny.prompt, made)
     assert whole.refused is None
-    keys, _ = Mailbox(tiny.path / FOLDER).take_kv(kept.ticket)
+    keys, _ = WorkerReplies(tiny.path / FOLDER).take_kv(kept.ticket)
     [want] = tiny.engine.encode([key.tokens], behind=key.behind)
     torch.testing.assert_close(keys, torch.stack(want.keys), rtol=1e-4, atol=1e-4)
     assert "tensor-parallel worker has a part" in (looks.refused or "")

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragcache.engine.base import AttentionCall, AttentionRule
 from ragcache.engine.hf.grouped_attention import Groups
-from ragcache.engine.kernels.row_attention import Selected, without_cudnn
+from ragcache.engine.kernels.row_attention import RowAttention, without_cudnn
 
 _NAME = "ragcache_detour"
 
@@ -71,7 +71,7 @@ class Call(AttentionCall):
         return every[None] <= self.rows[:, None]
 
 
-class Detour(ABC):
+class AttentionOverride(ABC):
     """A forward during which every layer's attention comes here instead of to the model's own."""
 
     def __init__(self, config: Any) -> None:
@@ -114,7 +114,7 @@ class Detour(ABC):
         return cast("Callable[..., Attended]", attend)
 
 
-_DETOUR: ContextVar[Detour] = ContextVar("detour")
+_DETOUR: ContextVar[AttentionOverride] = ContextVar("detour")
 
 
 def _detoured(module: nn.Module, *args: Any, **kwargs: Any) -> Attended:
@@ -127,7 +127,7 @@ def _special(kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("dropout")) or any(kwargs.get(name) is not None for name in more)
 
 
-class Driven(Detour):
+class Driven(AttentionOverride):
     """One forward whose rows a driver names: the rule that watches it, if there is one."""
 
     def __init__(
@@ -135,14 +135,14 @@ class Driven(Detour):
         rule: AttentionRule | None,
         config: Any,
         start: int = 0,
-        selected: type[Selected] | None = None,
+        selected: type[RowAttention] | None = None,
     ) -> None:
         super().__init__(config)
         self.selected = selected  # for rows that are cut, on a GPU
         self.rule = rule
         self.start = start  # first row of the forward
         self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
-        self.cut: Groups | Selected | None = None  # how rows that are cut attend
+        self.cut: Groups | RowAttention | None = None  # how rows that are cut attend
 
     def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
         make = self.selected or (Groups if rows.device.type == "cpu" else None)

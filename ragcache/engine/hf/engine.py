@@ -2,8 +2,8 @@
 
 No model code is copied and nothing stays patched. For the length of one prefill, pre-hooks on
 the decoder layers cut hidden states, positions, rotary embeddings and mask down to the rows that
-a ``Walk`` names, and a ``Cache`` scatters their fresh KV among the placed rows. Embedding
-scales, per-layer RoPE, windows and soft caps stay the model's business.
+a ``PrefillCallbacks`` names, and a ``Cache`` scatters their fresh KV among the placed rows.
+Embedding scales, per-layer RoPE, windows and soft caps stay the model's business.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from ragcache.engine.base import AttentionRule, Engine, Prefilled, Step, Walk
+from ragcache.engine.base import AttentionRule, Engine, PrefillCallbacks, Prefilled, Step
 from ragcache.engine.decode import decode, end_tokens
-from ragcache.engine.hf.attention_hook import Detour, Driven
+from ragcache.engine.hf.attention_hook import AttentionOverride, Driven
 from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hf.host_to_device import Uploader
-from ragcache.engine.hf.layer_hooks import Capture, Driver, Enough, Every, Layers, Single, on_host
+from ragcache.engine.hf.layer_hooks import (
+    Capture,
+    Driver,
+    Every,
+    Layers,
+    Single,
+    StopForward,
+    on_host,
+)
 from ragcache.engine.hf.loading import load_model, load_tokenizer
-from ragcache.engine.hf.packing import Pack
+from ragcache.engine.hf.packing import PackedForward
 from ragcache.engine.hf.prompt_cache import PlacedKV
 from ragcache.engine.hf.rope import Rope, rotations
 from ragcache.engine.hf.rope_probe import Probe
 from ragcache.engine.hf.rope_scaling import context_tokens, refuse_length_dependent_rope, unfit
-from ragcache.engine.hf.tokenizing import Tokenizing
+from ragcache.engine.hf.tokenizing import TokenizerEngine
 from ragcache.engine.kernels.choose import Shape, choose
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.self_test import check_engine, packable, watchable
@@ -43,7 +51,7 @@ from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.kept import kept
 from ragcache.models.memory import in_memory, unchanged
 from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
-from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Behind how many beginnings packs go on by turns: what a chunk is stored behind, and what it is
@@ -51,7 +59,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _KEPT = 2
 
 
-class TransformersEngine(Tokenizing, Engine):
+class TransformersEngine(TokenizerEngine, Engine):
     """A model and tokenizer of the transformers library. Not thread-safe: one prompt at a time."""
 
     def __init__(
@@ -73,7 +81,7 @@ class TransformersEngine(Tokenizing, Engine):
         found is kept for the next process.
         """
         self.model = model.eval()
-        self._blocks = Blocks(SPARE_BYTES)
+        self._blocks = BufferPool(SPARE_BYTES)
         self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -183,7 +191,7 @@ class TransformersEngine(Tokenizing, Engine):
 
     def _encode(self, chunks: Sequence[Tokens], behind: Tokens) -> list[ChunkKV]:
         """KV of chunks from one forward. One chunk alone just goes on behind ``behind``."""
-        pack = Pack(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
         ids = [token for chunk in chunks for token in chunk]
         kv, capture, dtype = self._begun(behind, len(ids)), Capture(), self.model.dtype
         detour = pack if len(chunks) > 1 else None
@@ -213,7 +221,7 @@ class TransformersEngine(Tokenizing, Engine):
     def prefill(
         self,
         tokens: Tokens,
-        walk: Walk | None = None,
+        walk: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
@@ -233,14 +241,14 @@ class TransformersEngine(Tokenizing, Engine):
     def probe(
         self,
         tokens: Tokens,
-        walk: Walk,
+        walk: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
         layers: int,
     ) -> None:
         self._check_length(max(len(tokens), positions[-1] + 1), "the prompt")
-        with suppress(Enough):
+        with suppress(StopForward):
             self._forward([list(tokens)], Single(walk), positions, 0, attend, until=layers)
 
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
@@ -274,7 +282,7 @@ class TransformersEngine(Tokenizing, Engine):
         *,
         kv: PlacedKV | None = None,
         until: int | None = None,
-        detour: Detour | None = None,
+        detour: AttentionOverride | None = None,
     ) -> tuple[Tensor, PlacedKV]:
         """One forward over all layers, or those before ``until`` (then Enough is raised).
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.base import Walk
-from ragcache.engine.hf.attention_hook import Detour
-from ragcache.engine.hf.prompt_cache import KnownKV, KVPair, PlacedKV
+from ragcache.engine.base import PrefillCallbacks
+from ragcache.engine.hf.attention_hook import AttentionOverride
+from ragcache.engine.hf.prompt_cache import KVPair, PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels.choose import Kernels, by_torch
 
@@ -34,14 +34,14 @@ class Layers:
         kv: PlacedKV,
         driver: Driver,
         total: int,
-        detour: Detour,
+        detour: AttentionOverride,
         *,
         until: int | None = None,
     ) -> Iterator[None]:
         """While this lasts, a forward over ``total`` rows computes those that ``driver`` names.
 
         ``detour`` is told of every layer before it is computed. The forward ends with
-        :class:`Enough` in front of layer ``until``.
+        :class:`StopForward` in front of layer ``until``.
         """
         cutter = _Cutter(self, kv, driver, total, detour, until)
         handles = [
@@ -56,7 +56,7 @@ class Layers:
                 handle.remove()
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """Ends a forward whose further layers nobody wants."""
 
 
@@ -75,7 +75,7 @@ class Driver(Protocol):
 class Single:
     """A public Walk over a batch of one."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: PrefillCallbacks) -> None:
         self.walk = walk
         self.before, self.narrows, self.narrowed = walk.before, walk.narrows, walk.narrowed
 
@@ -169,7 +169,7 @@ class _Cutter:
         kv: PlacedKV,
         driver: Driver,
         total: int,
-        detour: Detour,
+        detour: AttentionOverride,
         until: int | None,
     ) -> None:
         self.layers, self.kv, self.driver, self.total = layers, kv, driver, total
@@ -182,7 +182,7 @@ class _Cutter:
     def hook(self, layer: int) -> Any:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if layer == self.until:
-                raise Enough
+                raise StopForward
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
             cos, sin = (_once(self._floats, t, t.float) for t in kwargs["position_embeddings"])
@@ -204,7 +204,7 @@ class _Cutter:
         self.kv.ends_there = True
         try:
             module.forward(*args, **kwargs)
-        except KnownKV:
+        except StopAfterKV:
             self.kv.on_fresh = None
         finally:
             self.kv.ends_there = False

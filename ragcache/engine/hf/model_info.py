@@ -15,7 +15,7 @@ from ragcache.types import Fingerprint, KVSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ModelInfo:
     """A model's names: two processes that find the same can use each other's KV."""
 
     tokenizer: Any
@@ -27,7 +27,7 @@ class Identity:
     ends: frozenset[int]  # tokens that end an answer
 
     @classmethod
-    def of(cls, name: str, dtype: str, codec: str = "raw") -> Identity:
+    def of(cls, name: str, dtype: str, codec: str = "raw") -> ModelInfo:
         """Of a model's folder or hub name, as the embedded engine would load it.
 
         The weights are read once, for their digest, which is kept for next time. Raises ModelError.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.hf.attention_hook import Attended, Detour
+from ragcache.engine.hf.attention_hook import Attended, AttentionOverride
 
 
-class Pack(Detour):
+class PackedForward(AttentionOverride):
     """One forward over chunks that all stand behind the same rows, none of which sees another.
 
     Prepacking (Zhao et al., arXiv:2404.09529): positions start again with every chunk, and every

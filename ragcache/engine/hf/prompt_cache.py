@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from ragcache.util.buffer_pool import Blocks
+from ragcache.util.buffer_pool import BufferPool
 
 KVPair = tuple[Tensor, Tensor]  # keys and values
 Fresh = Callable[[int, Tensor, Tensor], None]
 
 
-class KnownKV(Exception):
+class StopAfterKV(Exception):
     """Ends a layer's forward where nothing but its fresh KV was wanted."""
 
 
@@ -28,7 +28,7 @@ class PlacedKV(Cache):
     memory are used again, through ``blocks``: the system would zero new ones.
     """
 
-    def __init__(self, layers: int, capacity: int, blocks: Blocks) -> None:
+    def __init__(self, layers: int, capacity: int, blocks: BufferPool) -> None:
         super().__init__(layers=[])
         self.capacity = capacity
         self.blocks = blocks
@@ -92,7 +92,7 @@ class PlacedKV(Cache):
         if self.on_fresh is not None:
             self.on_fresh(layer_idx, key_states, value_states)
         if self.ends_there:
-            raise KnownKV
+            raise StopAfterKV
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -15,7 +15,7 @@ from ragcache.text import whole
 from ragcache.types import Tokens
 
 
-class Tokenizing(ChunkEngine):
+class TokenizerEngine(ChunkEngine):
     """A ChunkEngine with such a tokenizer. Any number of threads may tokenise."""
 
     tokenizer: Any

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Rope
-from ragcache.engine.kernels.row_attention import Flash, Flex, Selected, without_cudnn
+from ragcache.engine.kernels.row_attention import (
+    Flex,
+    RowAttention,
+    TritonRowAttention,
+    without_cudnn,
+)
 from ragcache.errors import ConfigError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +38,7 @@ KERNELS = "auto", "torch", "triton", "flex"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # what is measured: a typical prompt
 _RUNS = 5
-_ATTENTION: dict[str, type[Selected]] = {"triton": Flash, "flex": Flex}
+_ATTENTION: dict[str, type[RowAttention]] = {"triton": TritonRowAttention, "flex": Flex}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Kernels:
     """What was chosen. None: torch's operations, and the model's own attention, with a mask."""
 
     place: Place | None = None
-    attention: type[Selected] | None = None
+    attention: type[RowAttention] | None = None
     about: str = "torch"  # for people
 
     @property
@@ -86,10 +91,10 @@ def choose(wanted: str, shape: Shape, rope: Rope) -> Kernels:
         return Kernels(about="torch, on a CPU")
     if wanted == "torch":
         return Kernels()
-    return measured(wanted, shape, rope)
+    return measure_kernels(wanted, shape, rope)
 
 
-def measured(wanted: str, shape: Shape, rope: Rope) -> Kernels:
+def measure_kernels(wanted: str, shape: Shape, rope: Rope) -> Kernels:
     """Hold what is ``wanted`` against the reference at a typical prompt."""
     name = "triton" if wanted == "auto" else wanted
     attending = {
@@ -144,7 +149,9 @@ def placed(place: Place, shape: Shape) -> Work:
     return work
 
 
-def attention(kind: type[Selected] | None, shape: Shape, tokens: int, share: float) -> list[Work]:
+def attention(
+    kind: type[RowAttention] | None, shape: Shape, tokens: int, share: float
+) -> list[Work]:
     """A work for each variant of ``kind``: some rows of a random prompt attend, the first and the
     last among them; (1, rows, heads, d). ``kind`` None: SDPA with a mask, as transformers calls
     it."""

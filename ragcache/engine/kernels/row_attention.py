@@ -24,7 +24,7 @@ _BLOCK = 128  # rows, and keys, of FlexAttention
 Attend = Callable[..., Tensor]  # of query, key, value and scale, by these names
 
 
-class Selected(ABC):
+class RowAttention(ABC):
     """Attention of ``rows``, sorted int64, of the prompt, each to the keys up to itself."""
 
     def __init__(self, rows: Tensor) -> None:
@@ -62,7 +62,7 @@ class Selected(ABC):
         return self._masks[id(mask)][1]
 
 
-class Flash(Selected):
+class TritonRowAttention(RowAttention):
     """By our own kernel in Triton."""
 
     def attend(
@@ -83,7 +83,7 @@ class Flash(Selected):
         ]
 
 
-class Flex(Selected):
+class Flex(RowAttention):
     """By FlexAttention, which torch compiles first, for seconds."""
 
     def __init__(self, rows: Tensor) -> None:

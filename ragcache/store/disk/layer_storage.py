@@ -30,7 +30,7 @@ from ragcache.store.format.record import Record
 from ragcache.store.lmdb.directory import explained
 from ragcache.store.lmdb.environment import Environment
 from ragcache.types import ChunkKV
-from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class ChunkLayers:
     def __init__(self, tables: Environment, *, pin: bool = False) -> None:
         self._tables = tables
         self._files = ChunkFiles(tables.path / "kv")
-        self._blocks = Blocks(SPARE_BYTES, pin=pin)
+        self._blocks = BufferPool(SPARE_BYTES, pin=pin)
 
     def put(self, txn: Transaction, coming: Coming) -> Header:
         """Write layers as records; the header that goes with them."""

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.base import ChunkStore, Miss, Stored, StoreStats, Tally, Variant, unusable
+from ragcache.store.base import (
+    ChunkStore,
+    HitCounter,
+    Miss,
+    StoredChunk,
+    StoreStats,
+    Variant,
+    unusable,
+)
 from ragcache.store.disk import kv_shapes, outbox, variants
 from ragcache.store.disk.header_index import digests, find, reindex, totals
 from ragcache.store.disk.layer_storage import ChunkLayers, Coming
@@ -82,7 +90,7 @@ class DiskStore(ChunkStore):
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
-        self._tally = Tally()
+        self._tally = HitCounter()
         self._changes = Changes(self.tables, self._layers, self._capacity)
         self._changed = 0  # times
         self.tables.claimed = self._begin
@@ -136,13 +144,13 @@ class DiskStore(ChunkStore):
 
         self._place(coming, also)
 
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         found = self.peek(key)
-        if self._capacity is not None and isinstance(found, Stored):
+        if self._capacity is not None and isinstance(found, StoredChunk):
             self._capacity.hit(key.digest)
         return self._tally.count(found)
 
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         with self.tables.read() as txn:
             header = find(txn, key)
         return header if isinstance(header, Miss) else header.stored(key)
@@ -153,7 +161,7 @@ class DiskStore(ChunkStore):
             raise unusable(key, layer, self._tally.count(found))
         return found
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
         return [
             pair if isinstance(pair, tuple) else self.layer(chunk.key, layer)

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError
-from ragcache.store.base import Miss, Stored
+from ragcache.store.base import Miss, StoredChunk
 from ragcache.store.format.codecs import CODECS
 from ragcache.store.format.codecs.base import DTYPES
 from ragcache.types import KVSpec, Tokens
@@ -105,9 +105,9 @@ class Header:
     def payload_bytes(self) -> int:
         return sum(payload.length for payload in self.payloads)
 
-    def stored(self, key: ChunkKey) -> Stored:
+    def stored(self, key: ChunkKey) -> StoredChunk:
         """What a store has found under ``key``; this header is its origin."""
-        return Stored(
+        return StoredChunk(
             key,
             self.spec,
             len(self.tokens),

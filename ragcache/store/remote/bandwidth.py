@@ -15,7 +15,7 @@ _FEW = 4.0  # latencies: of a shorter time, what is left without one is mostly n
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class LinkEstimate:
     """A connection to a remote, as it was lately. Seconds, none of them negative."""
 
     latency_s: float  # of a request, until it is answered
@@ -32,7 +32,7 @@ class Link:
         return self.latency_s + max(self.latency_s * requests / AT_ONCE, self.byte_s * size)
 
 
-class Meter:
+class BandwidthMeter:
     """Watches requests. Thread-safe.
 
     Bandwidth is that of *busy times*, from the moment that a request is under way to the moment
@@ -49,12 +49,12 @@ class Meter:
         self._latency_s = self._byte_s = inf
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> LinkEstimate | None:
         """None before anything has been read."""
         with self._lock:
             if self._byte_s == inf:
                 return None
-            return Link(self._latency, self._byte_s)
+            return LinkEstimate(self._latency, self._byte_s)
 
     @contextmanager
     def answered(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragcache.errors import RemoteError
-from ragcache.store.base import ABSENT, Miss, Stored, check_layer, stale
+from ragcache.store.base import ABSENT, Miss, StoredChunk, check_layer, stale
 from ragcache.store.disk.chunk_files import aligned
 from ragcache.store.format.header import (
     Header,
@@ -33,7 +33,7 @@ from ragcache.store.format.header import (
 )
 from ragcache.store.format.record import Record
 from ragcache.store.key import digest_content
-from ragcache.store.remote.bandwidth import Meter
+from ragcache.store.remote.bandwidth import BandwidthMeter
 from ragcache.store.remote.object_store import Again, Bucket, Got
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Seen:
     header: Header
     tag: str
 
-    def stored(self, key: ChunkKey) -> Stored:
+    def stored(self, key: ChunkKey) -> StoredChunk:
         return replace(self.header.stored(key), distant=True)
 
 
@@ -66,7 +66,7 @@ class ChunkObjects:
     """
 
     def __init__(self, bucket: Bucket) -> None:
-        self.bucket, self.meter = bucket, Meter()
+        self.bucket, self.meter = bucket, BandwidthMeter()
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, Seen] = OrderedDict()
 

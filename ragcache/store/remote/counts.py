@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 
 
-class Counts:
+class EventCounts:
     """How often each thing has happened since this was made. Thread-safe."""
 
     def __init__(self) -> None:

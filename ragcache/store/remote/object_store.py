@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from ragcache.errors import ConfigError, RemoteError
 from ragcache.store.base import Miss
-from ragcache.store.remote.counts import Counts
+from ragcache.store.remote.counts import EventCounts
 from ragcache.store.remote.folder_store import Folder, NotAnObject
 
 try:
@@ -99,7 +99,7 @@ class Bucket:
         self._reads = opened(url, patience, patience.read_s)
         self._writes = opened(url, patience, patience.write_s)
         self._lock = threading.Lock()
-        self._counts = Counts()
+        self._counts = EventCounts()
         self._resting = 0.0  # until when
 
     @property

@@ -20,7 +20,7 @@ from ragcache.store.format.header import Header
 from ragcache.store.format.record import Record, undecodable
 from ragcache.store.remote.bandwidth import AT_ONCE
 from ragcache.store.remote.chunk_objects import ChunkObjects
-from ragcache.store.remote.counts import Counts
+from ragcache.store.remote.counts import EventCounts
 
 if TYPE_CHECKING:
     from ragcache.store.format.codecs.base import Bytes
@@ -50,7 +50,7 @@ class Arrivals:
         self._disk, self._objects = disk, objects
         self._most = inf if disk.quota.total is None else disk.quota.total
         self._lock = threading.Lock()
-        self._counts = Counts()
+        self._counts = EventCounts()
         self._holders: Counter[bytes] = Counter()
         self._arriving: dict[bytes, _Arriving] = {}
         self._bytes = 0  # of all that arrives, whole

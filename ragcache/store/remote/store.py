@@ -30,10 +30,10 @@ from ragcache.store.base import (
     ABSENT,
     Change,
     ChunkStore,
+    HitCounter,
     Miss,
-    Stored,
+    StoredChunk,
     StoreStats,
-    Tally,
     Variant,
     check_layer,
     unusable,
@@ -44,14 +44,14 @@ from ragcache.store.format.codecs import codec
 from ragcache.store.format.header import Header, decode_layer
 from ragcache.store.format.record import encoded
 from ragcache.store.key import at_level
-from ragcache.store.remote.bandwidth import Link
+from ragcache.store.remote.bandwidth import LinkEstimate
 from ragcache.store.remote.chunk_objects import ChunkObjects
-from ragcache.store.remote.counts import Counts
+from ragcache.store.remote.counts import EventCounts
 from ragcache.store.remote.object_store import Bucket
 from ragcache.store.remote.read_through import Arrivals
-from ragcache.store.remote.write_back import Courier
+from ragcache.store.remote.write_back import WriteBack
 from ragcache.types import ChunkKV
-from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,11 +106,11 @@ class RemoteStore(ChunkStore):
         self.disk, self.objects, self.levels = disk, objects, tuple(levels)
         disk.shared = self.levels
         self._patience_s = patience_s
-        self._tally, self._counts = Tally(), Counts()
-        self._blocks = Blocks(SPARE_BYTES, pin=pin)
+        self._tally, self._counts = HitCounter(), EventCounts()
+        self._blocks = BufferPool(SPARE_BYTES, pin=pin)
         self._arrivals = Arrivals(disk, objects)
         self._pool = self._arrivals.pool
-        self.courier = Courier(disk, objects)
+        self.courier = WriteBack(disk, objects)
 
     @property
     def tables(self) -> Tables:
@@ -137,20 +137,20 @@ class RemoteStore(ChunkStore):
         else:
             self.courier.wake()
 
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         found = self.peek(key)
-        if isinstance(found, Stored) and not found.distant:
+        if isinstance(found, StoredChunk) and not found.distant:
             self.disk.find(key)  # a use
         return self._tally.count(found)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return list(self._pool.map(self.find, keys))
 
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         found = self._peek(key)
         return self._explained(key, found) if isinstance(found, Miss) else found
 
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return list(self._pool.map(self.peek, keys))
 
     def has(self, key: ChunkKey) -> bool:
@@ -160,13 +160,13 @@ class RemoteStore(ChunkStore):
         there = self._pool.map(self.has, keys)
         return [key for key, has in zip(keys, there, strict=True) if not has]
 
-    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
+    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
         keys = [at_level(c.key, n) for c in chunks if c.distant for n in self.levels]
         found = iter(self._pool.map(self._peek, keys))
         every = [[next(found) for _ in self.levels] if c.distant else [] for c in chunks]
-        return [tuple(one for one in each if isinstance(one, Stored)) for each in every]
+        return [tuple(one for one in each if isinstance(one, StoredChunk)) for each in every]
 
-    def link(self, probe: Stored) -> Link | None:
+    def link(self, probe: StoredChunk) -> LinkEstimate | None:
         if self.objects.meter.link is None:
             self.objects.layer(probe.key, 0)
         return self.objects.meter.link
@@ -182,7 +182,7 @@ class RemoteStore(ChunkStore):
             self._heal(key, here)
         return self._decoded(key, layer, found)
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         asked = [
             self._pool.submit(self._range, c.key, layer) if c.distant else None for c in chunks
         ]
@@ -279,11 +279,11 @@ class RemoteStore(ChunkStore):
             every.callback(self.courier.close, self._patience_s)
             every.callback(self._arrivals.close)
 
-    def _peek(self, key: ChunkKey) -> Stored | Miss:
+    def _peek(self, key: ChunkKey) -> StoredChunk | Miss:
         """What is found on disk, or else in the remote. Why there is nothing is looked up on disk
         alone."""
         here = self.disk.peek(key)
-        if isinstance(here, Stored):
+        if isinstance(here, StoredChunk):
             return here
         if self._is_gone(key.content, key.digest):
             return here

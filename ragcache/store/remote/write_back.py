@@ -17,7 +17,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.record import transcoded
 from ragcache.store.remote.bandwidth import AT_ONCE
 from ragcache.store.remote.chunk_objects import ChunkObjects
-from ragcache.store.remote.counts import Counts
+from ragcache.store.remote.counts import EventCounts
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _PAUSE_S = 1.0, 60.0  # after a failure; twice as long after each one more, up t
 _AT_A_TIME = 4 * AT_ONCE  # rows
 
 
-class Courier:
+class WriteBack:
     """A thread that empties the outbox of ``disk`` into ``objects``, where this process may write
     the store: else whoever writes it has a courier too.
 
@@ -36,7 +36,7 @@ class Courier:
 
     def __init__(self, disk: DiskStore, objects: ChunkObjects) -> None:
         self._disk, self._objects = disk, objects
-        self._counts = Counts()
+        self._counts = EventCounts()
         self._failed: dict[bytes, Exception] = {}  # by contents whose rows are to be tried again
         self._wanted, self._closed = threading.Event(), threading.Event()
         self._turn = threading.Lock()  # of whoever carries rows out

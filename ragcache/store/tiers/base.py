@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from ragcache.store.base import Change, ChunkStore, Miss, Stored, StoreStats, Variant
+from ragcache.store.base import Change, ChunkStore, Miss, StoredChunk, StoreStats, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.store.remote.bandwidth import Link
+    from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV, ChunkNotes
 
 
@@ -32,16 +32,16 @@ class Tier(ChunkStore):
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self.below.put_all(chunks)
 
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         return self.below.find(key)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return self.below.find_all(keys)
 
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         return self.below.peek(key)
 
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return self.below.peek_all(keys)
 
     def has(self, key: ChunkKey) -> bool:
@@ -53,13 +53,13 @@ class Tier(ChunkStore):
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         return self.below.layer(key, layer)
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         return self.below.layers(chunks, layer)
 
-    def forms(self, chunks: Sequence[Stored]) -> list[tuple[Stored, ...]]:
+    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
         return self.below.forms(chunks)
 
-    def link(self, probe: Stored) -> Link | None:
+    def link(self, probe: StoredChunk) -> LinkEstimate | None:
         return self.below.link(probe)
 
     def variants(self, key: ChunkKey) -> list[Variant]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ragcache.store.base import ChunkStore, Miss, Stored
+from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.memory import MemoryStore
 from ragcache.store.tiers.base import Tier
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ragcache.types import ChunkKV, ChunkNotes
 
 
-class Aside(Tier):
+class OverlayStore(Tier):
     """``below``, which cannot be written now: what is put stays in memory, and is found first."""
 
     def __init__(self, below: ChunkStore) -> None:
@@ -29,15 +29,15 @@ class Aside(Tier):
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self._put.put_all(chunks)
 
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         return self._put.find(key) if self._put.has(key) else self.below.find(key)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         left = [key for key in keys if not self._put.has(key)]
         below = iter(self.below.find_all(left))
         return [self._put.find(key) if self._put.has(key) else next(below) for key in keys]
 
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         return self._put.peek(key) if self._put.has(key) else self.below.peek(key)
 
     def has(self, key: ChunkKey) -> bool:
@@ -50,7 +50,7 @@ class Aside(Tier):
         store = self._put if self._put.has(key) else self.below
         return store.layer(key, layer)
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         left = [chunk for chunk in chunks if not self._put.has(chunk.key)]
         below = iter(self.below.layers(left, layer) if left else ())
         return [

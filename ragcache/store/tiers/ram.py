@@ -7,7 +7,7 @@ chunk when its first layer is read, and at no other time: where a prompt's chunk
 together, those that lost their room are read below to the end instead of fighting for it at every
 layer. A chunk of more than ``max_bytes`` is never held, not even in part.
 
-The store below stays the truth: a chunk is held under the :class:`Stored` that was found there
+The store below stays the truth: a chunk is held under the :class:`StoredChunk` that was found there
 before its layers were read, and is given to those only who have found the same. Where the record is
 gone, or another is found, the chunk is dropped; what was read while it was replaced goes with it.
 
@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.base import ChunkStore, Miss, Stored, check_layer
+from ragcache.store.base import ChunkStore, Miss, StoredChunk, check_layer
 from ragcache.store.tiers.base import Tier
-from ragcache.util.buffer_pool import SPARE_BYTES, Blocks
+from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,8 @@ class RamTier(Tier):
         super().__init__(below)
         self.max_bytes = max_bytes
         self._room = _Room(max_bytes)
-        self._blocks = Blocks(SPARE_BYTES)
-        self._held = Blocks(0, pin=pin)
+        self._blocks = BufferPool(SPARE_BYTES)
+        self._held = BufferPool(0, pin=pin)
 
     @property
     def ram(self) -> RamStats:
@@ -84,16 +84,16 @@ class RamTier(Tier):
             for key, _ in given:
                 self._room.drop(key.digest)
 
-    def find(self, key: ChunkKey) -> Stored | Miss:
+    def find(self, key: ChunkKey) -> StoredChunk | Miss:
         return self._without(key, self.below.find(key))
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return list(map(self._without, keys, self.below.find_all(keys)))
 
-    def peek(self, key: ChunkKey) -> Stored | Miss:
+    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
         return self._without(key, self.below.peek(key))
 
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[Stored | Miss]:
+    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
         return list(map(self._without, keys, self.below.peek_all(keys)))
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class RamTier(Tier):
         both[0], both[1] = keys, values
         return both[0], both[1]
 
-    def layers(self, chunks: Sequence[Stored], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         taken = [self._room.take(chunk, layer) for chunk in chunks]
         missing = [one for one, (_, held) in zip(chunks, taken, strict=True) if held is None]
         try:
@@ -139,7 +139,7 @@ class RamTier(Tier):
         self._room.clear()
         self._blocks.clear()
 
-    def _without(self, key: ChunkKey, found: Stored | Miss) -> Stored | Miss:
+    def _without(self, key: ChunkKey, found: StoredChunk | Miss) -> StoredChunk | Miss:
         """What was found below. What is gone there is not held here either; what is held here is
         not distant."""
         if isinstance(found, Miss):
@@ -164,7 +164,7 @@ class RamTier(Tier):
 class _Held:
     """The layers of one record that were read so far, with room for the rest."""
 
-    stored: Stored
+    stored: StoredChunk
     layers: dict[int, Tensor] = field(default_factory=dict)  # (2, kv_heads, tokens, head_dim)
 
     @property
@@ -190,7 +190,7 @@ class _Room:
         self._chunks: OrderedDict[bytes, _Held] = OrderedDict()
         self._hits = self._misses = self._evictions = 0
 
-    def take(self, stored: Stored, layer: int) -> tuple[_Held | None, Tensor | None]:
+    def take(self, stored: StoredChunk, layer: int) -> tuple[_Held | None, Tensor | None]:
         """The chunk, if it has room, and the layer, if it is held. Counts a hit or a miss."""
         digest = stored.key.digest
         with self._lock:
@@ -209,7 +209,7 @@ class _Room:
             self._misses += held is None
             return chunk, held
 
-    def holds(self, stored: Stored) -> bool:
+    def holds(self, stored: StoredChunk) -> bool:
         """Whether all layers of a record are held."""
         with self._lock:
             chunk = self._chunks.get(stored.key.digest)
@@ -245,7 +245,7 @@ class _Room:
             held = sum(chunk.held_bytes for chunk in self._chunks.values())
             return RamStats(self._hits, self._misses, self._evictions, held)
 
-    def _enter(self, stored: Stored) -> _Held | None:
+    def _enter(self, stored: StoredChunk) -> _Held | None:
         chunk = _Held(stored)
         if chunk.room > self._max_bytes:
             return None

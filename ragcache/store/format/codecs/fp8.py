@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ragcache.store.format.codecs.quantize import Bytewise
+from ragcache.store.format.codecs.quantize import ByteQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Fp8(Bytewise):
+class Fp8(ByteQuantizer):
     """float8_e4m3fn with one scale per token and head: a number is code / 448 * peak.
 
     448 is the largest of these floats. A number is off by at most 1/16 of itself, or peak / 448 /

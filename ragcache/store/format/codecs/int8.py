@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ragcache.store.format.codecs.quantize import Bytewise
+from ragcache.store.format.codecs.quantize import ByteQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Int8(Bytewise):
+class Int8(ByteQuantizer):
     """Symmetric int8 with one scale per token and head: a number is code / 127 * peak.
 
     A number is off by at most half a step, peak / 254, before it is rounded to KV's dtype.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ragcache.types import KVSpec
 
 
-class Bytewise(Codec):
+class ByteQuantizer(Codec):
     """Four bytes ``tag``, then peaks, then codes, each of keys and then of values, in C order.
 
     Peaks are (kv_heads, tokens) in KV's dtype, little-endian; codes are (kv_heads, tokens,
