@@ -113,7 +113,7 @@ def test_what_is_asked_for_wins(cache: RagCache) -> None:
     assert ratio("cacheblend")[0] and ratio("prophet+windows=4", "auto")[0] and ratio()[0]
     assert cache.ask(QUESTION, mode=blender("fused")).report.plan is None
     with pytest.raises(ConfigError, match="cannot be read as float"):
-        cache.ask(QUESTION, ratio="fast")
+        cache.ask(QUESTION, ratio="fast")  # type: ignore[arg-type]
 
 
 def test_a_methods_own_ratio_is_its_floor(cache: RagCache) -> None:
@@ -125,7 +125,7 @@ def test_a_methods_own_ratio_is_its_floor(cache: RagCache) -> None:
 def test_methods_without_a_ratio_measure_nothing(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile, "measured", None)  # to call it would fail
+    monkeypatch.setattr(profile, "measure_speeds", None)  # to call it would fail
     with scene.small(tmp_path, ratio="auto", mode=mode) as cache:
         cache.add(scene.DOCUMENTS)
         assert cache.ask(QUESTION).report.plan is None

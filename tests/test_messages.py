@@ -19,7 +19,8 @@ from ragcache.api.middleware.security import Keys
 from ragcache.blend import blender
 from ragcache.blend.full import Full
 from ragcache.cli import app
-from ragcache.core.generate import _check_window
+from ragcache.core.missed import _check_window
+from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import as_device
 from ragcache.engine.hf.rope import Rope
@@ -167,7 +168,7 @@ def test_models_and_prompts() -> None:
         models.engine("llama").prefill(())
     windowed = cast(Engine, SimpleNamespace(name="mistral", sliding_window=4))
     with pytest.raises(ConfigError, match="Use positions=consecutive"):
-        _check_window(windowed, Prompt((1, 2), ((3, 4),), (5,)))
+        _check_window(windowed, PromptRequest(Prompt((1, 2), ((3, 4),), (5,)), Full()))
 
 
 def test_simulated_stores() -> None:

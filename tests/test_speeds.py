@@ -115,7 +115,7 @@ def test_the_small_model_is_measured(tiny_model_dir: Path, tmp_path: Path) -> No
 def test_it_is_measured_once_and_kept(cache: RagCache, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cache.speeds()
     assert first is not None and first.measured
-    monkeypatch.setattr(profile, "measured", None)  # to call it would fail
+    monkeypatch.setattr(profile, "measure_speeds", None)  # to call it would fail
     assert cache.speeds() is first
     again = Profile(cache.engine, cache.chunks, cache.catalog)
     assert again.speeds(list) == first  # another process reads what was recorded
@@ -123,7 +123,7 @@ def test_it_is_measured_once_and_kept(cache: RagCache, monkeypatch: pytest.Monke
         patch.setattr(cache.engine, "kernel_names", "triton, Flash")
         other = Profile(cache.engine, cache.chunks, cache.catalog)
         assert other.setting != again.setting and other.recorded() is None
-    monkeypatch.setattr(profile, "measured", lambda *_: SPEEDS)
+    monkeypatch.setattr(profile, "measure_speeds", lambda *_: SPEEDS)
     anew = cache.speeds(anew=True)
     assert anew is not None and anew.row_s == SPEEDS.row_s
     assert again.recorded() == cache.speeds() == anew
@@ -133,7 +133,7 @@ def test_a_malformed_record_is_measured_again(
     cache: RagCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.catalog.put_setting(cache.profile.setting, '{"version": 1, "row_s": "fast"}')
-    monkeypatch.setattr(profile, "measured", lambda *_: SPEEDS)
+    monkeypatch.setattr(profile, "measure_speeds", lambda *_: SPEEDS)
     speeds = cache.speeds()
     assert speeds is not None and replace(speeds, measured="today") == SPEEDS
     assert cache.profile.recorded() == speeds
@@ -146,7 +146,7 @@ def test_a_store_that_cannot_be_written_keeps_nothing(
         raise StoreError("no space left")
 
     monkeypatch.setattr(cache.catalog, "put_setting", fails)
-    monkeypatch.setattr(profile, "measured", lambda *_: SPEEDS)
+    monkeypatch.setattr(profile, "measure_speeds", lambda *_: SPEEDS)
     assert cache.speeds() is not None
     assert cache.profile.recorded() is None
 

@@ -223,15 +223,8 @@ def _same(ask: Request, level: MonitorLevel) -> bool:
 
 def _first(cache: RagCache, ask: Request) -> Tensor:
     """Logits of the first token over the chunks that the answer was given from."""
-    stream = cache.stream(
-        ask.question,
-        mode=ask.mode,
-        ratio=None if ask.mode == "full" else ask.ratio,
-        chunks=ask.chunks,
-        lead=ask.lead,
-        sampling=_TOKEN,
-        keep=False,
-    )
+    ratio = None if ask.mode == "full" else ask.ratio
+    stream = cache.generate(replace(ask, ratio=ratio, sampling=_TOKEN, check=None, keep=False))
     for _ in stream:
         pass
     return stream.first_logits

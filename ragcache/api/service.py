@@ -116,19 +116,7 @@ class Service:
             cache, guard = self.cache(tenant), self.guard
             given = ask if guard is None else guard.adjust(ask)
             note = None if guard is None else guard.sentence(ask)
-            stream = cache.stream(
-                given.question,
-                mode=given.mode,
-                ratio=given.ratio,
-                top_k=given.top_k,
-                neighbours=given.neighbours,
-                chunks=given.chunks,
-                lead=given.lead,
-                require_chunks=given.require_chunks,
-                sampling=given.sampling,
-                check=check,
-                keep=False,
-            )
+            stream = cache.generate(replace(given, check=check, keep=False))
             if stream.no_chunks is not None and without is not None:
                 without(stream.no_chunks)
             for piece in stream.steps():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -223,6 +223,7 @@ def query(
     from ragcache.api import report_page
     from ragcache.api.serialize import report_json
     from ragcache.blend import blender
+    from ragcache.core.request import Request
     from ragcache.types import Sampling
 
     settings = Settings.load(
@@ -243,6 +244,7 @@ def query(
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
     )
+    request = Request(question, sampling=sampling)
     ratio = None if settings.ratio == "auto" else settings.ratio
     blender(settings.mode, ratio)  # before the model is loaded
     for other in compare or ():
@@ -250,7 +252,7 @@ def query(
     if report is not None:
         report_page.check(report)
     with opened(settings, lazy=True, tenant=tenant) as cache:
-        stream = cache.stream(question, sampling=sampling)
+        stream = cache.generate(request)
         if stream.no_chunks is not None:
             named = f" --tenant {tenant}" if tenant else ""
             tell(
@@ -267,7 +269,7 @@ def query(
         answer = stream.answer
         answers = {settings.mode: answer}
         for other in compare or ():
-            answers[other] = cache.ask(question, mode=other, sampling=sampling)
+            answers[other] = cache.generate(replace(request, mode=other)).answer
         if report is not None:
             report_page.write(report, question, answers, cache)
     if compare:

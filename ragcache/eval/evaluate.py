@@ -12,6 +12,7 @@ from ragcache.blend import Blender, blender
 from ragcache.blend.base import check_ratio
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import keep_variants, precompute
+from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
 from ragcache.eval.dataset import Context, Question, long_answers
@@ -103,7 +104,7 @@ def evaluate(
             prompt = engine.template.prompt(context.chunks, question.text)
             given: dict[str, _Given] = {}
             for label in _turned(list(modes), done):
-                stream = answering.stream(prompt, modes[label], sampling)
+                stream = answering.stream(PromptRequest(prompt, modes[label], sampling))
                 given[label] = stream.answer, stream.first_logits
             reference = None if full is None else given[full]
             for one in scores:

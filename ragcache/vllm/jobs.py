@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import Layout, positions
-from ragcache.core.prefill import FusedPrefill, PrefillContext
+from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
+from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import ConfigError
 from ragcache.planning.context import EncodingContext
@@ -20,7 +21,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.memory import MemoryStore
 from ragcache.store.tenants import tenant_folder
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import Prompt
+from ragcache.types import Prompt, Sampling
 from ragcache.vllm.handoff import FOLDER, WorkerReplies
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.planner import LoadJob
@@ -107,10 +108,9 @@ class JobRunner:
         given = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
             given = self._together(given, prompt, made)
-        fusion = FusedPrefill(given, prompt, made)
+        done = prefill(given, PromptRequest(prompt, made, Sampling(max_tokens=1)))
         if manifest.ticket and self.rank.number == 0:
-            report = make_report(fusion.fused, fusion.resolved, made, (), fusion.fallbacks)
-            self.mailbox.post(manifest.ticket, {"report": asdict(report)})
+            self.mailbox.post(manifest.ticket, {"report": asdict(make_report(done))})
 
     def _together(self, given: PrefillContext, prompt: Prompt, made: Blender) -> PrefillContext:
         """The same with what every rank could read, in memory: if one found out in the middle of a

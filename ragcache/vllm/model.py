@@ -125,7 +125,7 @@ class VllmModel(Prefiller):
         if walk is None and attend is None:
             hidden = self._forward(tokens, positions)
         else:
-            hidden = self._walk(tokens, walk or _All(len(tokens)), positions, attend)
+            hidden = self._walk(tokens, walk or PrefillCallbacks(), positions, attend)
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
 
@@ -184,7 +184,7 @@ class VllmModel(Prefiller):
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
         view = View(self._rope, kv, index, self._turned(index, place))
-        kv.on_fresh = lambda layer, keys, values: walk.after(layer, keys[0], values[0])
+        kv.on_fresh = walk.after
         state = state.cut(walk.before(index, view))
         self._keep(index, kv, _others(state.rows, len(place)))
         call = _Calls(index, kv, attend)
@@ -331,24 +331,16 @@ class _Calls:
         )
 
 
-class _All(PrefillCallbacks):
-    """Computes every row."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = torch.arange(rows)
-
-    def before(self, layer: int, kv: LayerView) -> Tensor:
-        self.view = kv
-        return self.rows
-
-
-class _Taking(_All):
+class _Taking(PrefillCallbacks):
     """Computes every row and keeps the KV of those from ``start`` on."""
 
     def __init__(self, start: int, stop: int) -> None:
-        super().__init__(stop)
         self.start, self.stop = start, stop
         self.taken: list[tuple[Tensor, Tensor]] = []
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        self.view = kv
+        return kv.all_rows
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.taken.append(self.view.take(self.start, self.stop))

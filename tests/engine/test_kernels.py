@@ -171,11 +171,13 @@ def test_an_engine_with_other_kernels_gives_the_models_own_logits(
 
     def place(*args: Any) -> None:
         places.append(len(args[0]))
-        by_torch(engine._layers.rope, *args)
+        by_torch(engine._forward.layers.rope, *args)
 
     engine = models.engine(architecture, attention="sdpa")
     want, stored = plain_logits(engine, IDS), engine.encode([IDS])[0]
-    engine._layers = replace(engine._layers, kernels=Kernels(place, Noted))
+    engine._forward = replace(
+        engine._forward, layers=replace(engine._forward.layers, kernels=Kernels(place, Noted))
+    )
     monkeypatch.setattr(Noted, "asked", 0)
     for inside in (False, True):
         got = engine.prefill(IDS, FewFromLayer2(stored, inside)).logits
@@ -191,11 +193,16 @@ def test_an_engine_with_our_kernels_gives_the_models_own_logits(
     """Those that turn keys in halves; phi turns a part of them, smollm3 not on all layers."""
     model = models.model(architecture, attention="sdpa").to(device)
     engine = TransformersEngine(model, models.tokenizer(), name=architecture)
-    assert engine._layers.rope.halves
+    assert engine._forward.layers.rope.halves
     with torch.inference_mode():
         want = model(torch.tensor([IDS], device=device), use_cache=False).logits[0, -1]
     stored = engine.encode([IDS])[0]
-    engine._layers = replace(engine._layers, kernels=Kernels(kernels.by_triton, TritonRowAttention))
+    engine._forward = replace(
+        engine._forward,
+        layers=replace(
+            engine._forward.layers, kernels=Kernels(kernels.by_triton, TritonRowAttention)
+        ),
+    )
     for inside in (False, True):
         got = engine.prefill(IDS, FewFromLayer2(stored, inside)).logits
         torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
@@ -295,7 +302,8 @@ def test_an_engine_on_a_gpu_says_what_it_chose(wanted: str, dtype: torch.dtype) 
     assert "attention by" in engine.kernels and "triton" in engine.kernels
     if wanted == "triton":
         assert (
-            engine._layers.kernels.attention is TritonRowAttention and engine._layers.kernels.place
+            engine._forward.layers.kernels.attention is TritonRowAttention
+            and engine._forward.layers.kernels.place
         )
 
 

@@ -75,7 +75,9 @@ def test_attention_that_does_not_come_by_is_not_packed() -> None:
 
 def test_what_chunks_stand_behind_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, sizes = models.engine("llama"), list[int]()
-    engine.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    engine.model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
     first = engine.encode(CHUNKS[:2], behind=BEHIND)
     engine.encode(CHUNKS, behind=BEHIND * 2)
     again = engine.encode(CHUNKS[:2], behind=BEHIND)

@@ -21,9 +21,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as by_
 from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf import layer_hooks
 from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.hf.forward import Forward
 from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Apply, Rope, Rotation, rotations
-from ragcache.engine.hf.rope_probe import Probe
+from ragcache.engine.hf.rope_probe import _Probe
 from ragcache.engine.self_test import check_engine
 from ragcache.errors import ModelError
 from ragcache.types import ChunkKV
@@ -84,7 +85,7 @@ def off(got: Tensor, want: Tensor) -> float:
 def test_every_family_at_its_own_angles(checkpoint: str, dtype: str) -> None:
     family = FAMILIES[checkpoint]
     engine = family.engine(DTYPES[dtype])
-    assert engine._layers.rotates == family.rotates(engine.spec.layers)
+    assert engine._forward.layers.rotates == family.rotates(engine.spec.layers)
     assert engine.context_tokens == family.context
     keys_stay_the_models(engine)
     for layer in family.one_of_each_kind(engine.spec.layers):
@@ -106,7 +107,7 @@ def test_keys_that_hardly_turn(checkpoint: str, dtype: str) -> None:
     engine = TransformersEngine(model, models.tokenizer(), name=checkpoint)
     near, far = own_keys(engine, 0), own_keys(engine, 7)
     assert min(map(off, near, far)) < 0.05
-    assert all(engine._layers.rotates)
+    assert all(engine._forward.layers.rotates)
     keys_stay_the_models(engine)
     for layer in FAMILIES[checkpoint].one_of_each_kind(engine.spec.layers):
         one_wrong_layer_is_refused(engine, layer)
@@ -132,18 +133,18 @@ def test_every_family_at_its_own_depth(checkpoint: str, dtype: str) -> None:
     """Takes a minute or two: up to 48 layers, 50 models."""
     family = FAMILIES[checkpoint]
     engine = family.engine(DTYPES[dtype], family.layers)
-    assert engine._layers.rotates == family.rotates(family.layers)
+    assert engine._forward.layers.rotates == family.rotates(family.layers)
     keys_stay_the_models(engine)
 
 
 def one_wrong_layer_is_refused(engine: TransformersEngine, layer: int) -> None:
     """One that is not turned, or is though it should not be, or at another kind's angles."""
-    right = engine._layers
-    flipped = [turns != (at == layer) for at, turns in enumerate(right.rotates)]
-    engine._layers = replace(right, rotates=flipped)
+    right = engine._forward
+    flipped = [turns != (at == layer) for at, turns in enumerate(right.layers.rotates)]
+    engine._forward = replace(right, layers=replace(right.layers, rotates=flipped))
     refused(engine, layer)
-    engine._layers = right
-    if not right.rotates[layer]:
+    engine._forward = right
+    if not right.layers.rotates[layer]:
         return
     for inv_freq, scale in wrong_angles(engine, layer):
         with placed_at_other_angles(engine, layer, inv_freq, scale):
@@ -180,12 +181,14 @@ def placed_at_other_angles(
     engine: TransformersEngine, broken: int, inv_freq: Tensor, scale: float
 ) -> Iterator[None]:
     """While this lasts, the keys of one layer are placed by other frequencies than the model's."""
-    forward: Any = engine._forward
+    driven: Any = Forward.driven
     at: list[Tensor] = []
 
-    def noting(rows: Any, driver: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
+    def noting(
+        forward: Forward, kv: Any, tokens: Any, positions: Any, *args: Any, **kw: Any
+    ) -> Any:
         at[:] = [torch.tensor(positions)[None, :, None]]
-        return forward(rows, driver, positions, *args, **kwargs)
+        return driven(forward, kv, tokens, positions, *args, **kw)
 
     def place(view: layer_hooks.View, start: int, parts: list[KVPair]) -> None:
         right = view._cos, view._sin
@@ -201,7 +204,7 @@ def placed_at_other_angles(
 
     own = layer_hooks.View.place
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_forward", noting)
+        patch.setattr(Forward, "driven", noting)
         patch.setattr(layer_hooks.View, "place", place)
         yield
 
@@ -263,7 +266,7 @@ def test_angles_of_a_layers_own_are_refused() -> None:
 
 
 def test_layers_that_turn_unlike_parts_are_refused() -> None:
-    probe = Probe("odd", [])
+    probe = _Probe("odd", [])
     for dim in (8, 16):
         keys, cos = torch.zeros(1, 2, 3, dim), torch.zeros(1, 3, dim)
         probe.keys.append(torch.zeros(1, 2, 3, 16))
