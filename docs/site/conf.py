@@ -39,15 +39,20 @@ CONTENTS = {
     "Use": ["langchain", "serving", REST, "security", "security-policy", "reliability"],
     "Understand": [
         "architecture",
+        "fusion",
         "blenders",
         "choosing-tokens",
+        "engine",
+        "kernels",
+        "storage",
         "codecs",
         "store-format",
+        "service",
         "benchmarks",
         "small-model",
     ],
     "Extend": ["add-a-blender", "add-a-codec", "add-a-store", "contributing"],
-    "Look up": ["commands", "settings", "reference", "changelog"],
+    "Look up": ["glossary", "commands", "settings", "reference", "changelog"],
 }
 
 project, author, release = "ragcache", "the authors of ragcache", ragcache.__version__
