@@ -48,6 +48,7 @@ CONTENTS = {
         "codecs",
         "store-format",
         "service",
+        "quality",
         "benchmarks",
         "small-model",
     ],
