@@ -1,4 +1,4 @@
-"""Pages and pictures that are made from the code: ``python docs/site/lookup.py`` writes them."""
+"""The pages to look things up in, from the code: ``python docs/site/lookup.py`` writes them."""
 
 from __future__ import annotations
 
