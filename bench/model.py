@@ -1,4 +1,4 @@
-"""The engine beside its model's own forward and ``generate``: ``python -m bench.model``.
+"""The engine compared with its model's own forward and ``generate``: ``python -m bench.model``.
 
 Full prefill by the engine and by the bare model with SDPA and logits of the last row only; then
 greedy decoding after that prompt, by the engine and by the model's ``generate`` with its own cache.

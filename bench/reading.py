@@ -1,4 +1,4 @@
-"""How fast layers come from a store, beside what the machine can do: ``python -m bench.reading``.
+"""How fast layers are read, compared with the hardware's limits: ``python -m bench.reading``.
 
 Warm: a LayerReader (two threads) on a store in the page cache, and on the RAM cache, compared with
 copying the same bytes in memory on one thread. Cold: the same on a store whose files were dropped
