@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
+import picture
 import typer
 from pydantic import ByteSize
 from typer.cli import get_docs_for_click
@@ -64,6 +65,7 @@ PAGES = {"commands.md": commands, "settings.md": settings}
 def main() -> None:
     for name, page in PAGES.items():
         (DOCS / name).write_text(page(), encoding="utf-8")
+    picture.main()
 
 
 if __name__ == "__main__":
