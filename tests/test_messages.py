@@ -38,7 +38,7 @@ from ragcache.rag import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
 from ragcache.retriever.source import read
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.setup import embedder_of, over_remote
 from ragcache.sim.eviction import simulate
 from ragcache.sim.trace import scans, topics
@@ -85,7 +85,7 @@ def test_a_chunk_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
 
 def test_keys_and_reports(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name a file of lines name:key"):
-        Keys.of(Settings.load(keys=tmp_path / "none"))
+        Keys.of(ServiceSettings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
         report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def test_unknown_keys_in_file_and_environment(
         (b"a = " + b"[" * 9000, "cannot be read as TOML: .*recursion.* Correct it, or move it"),
         (b'store = "\\u0000"', "store has a character of code 0, which no setting may have"),
         (b"store = 5", "setting store = 5 cannot be: input should be a path, in quotes"),
-        (b"timeout_s = inf", "setting timeout_s = inf cannot be: input should be a finite number"),
+        (b"top_p = nan", "setting top_p = nan cannot be: input should be a finite number"),
     ],
 )
 def test_files_that_cannot_be(empty_folder: Path, text: bytes, message: str) -> None:
@@ -126,9 +127,9 @@ def test_what_kubernetes_says_of_a_service_is_no_setting(
         "PORT_53_UDP": "udp://10.0.0.11:53",
     }.items():
         monkeypatch.setenv(f"{name}_{end}", value)
-    settings = Settings.load()
-    assert (settings.port, settings.host) == (8000, "127.0.0.1")
-    assert settings.store == Path("ragcache-store")
+    service = ServiceSettings.load()
+    assert (service.port, service.host) == (8000, "127.0.0.1")
+    assert Settings.load().store == Path("ragcache-store")
 
 
 @pytest.mark.parametrize(
@@ -142,4 +143,44 @@ def test_what_only_looks_like_it_is_refused(monkeypatch: pytest.MonkeyPatch, nam
 
 def test_a_port_of_ones_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGCACHE_PORT", "9000")
-    assert Settings.load().port == 9000
+    assert ServiceSettings.load().port == 9000
+
+
+def test_both_kinds_read_one_file_and_one_environment(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "ragcache.toml").write_text('top_k = 7\nport = 9000\nhost = "::1"\n')
+    monkeypatch.setenv("RAGCACHE_PORT", "9001")
+    monkeypatch.setenv("RAGCACHE_RATIO", "0.2")
+    settings, service = Settings.load(), ServiceSettings.load(queue=3)
+    assert (settings.top_k, settings.ratio) == (7, 0.2)
+    assert (service.port, service.host, service.queue) == (9001, "::1", 3)
+
+
+def test_no_setting_is_of_both_kinds() -> None:
+    assert not Settings.model_fields.keys() & ServiceSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("make", [Settings, Settings.load])
+def test_a_setting_of_the_service_is_told_from_those_of_a_store(
+    make: Callable[..., object],
+) -> None:
+    message = (
+        "port is a setting of the service, not of a store: give it to ServiceSettings, or set it "
+        "for `ragcache serve`"
+    )
+    with pytest.raises(ConfigError, match=message):
+        make(port=9000)
+    message = "top_k is a setting of a store, not of the service: give it to Settings"
+    with pytest.raises(ConfigError, match=message):
+        ServiceSettings.load(top_k=2)
+
+
+def test_a_value_of_the_service_that_cannot_be(empty_folder: Path) -> None:
+    (empty_folder / "ragcache.toml").write_text("timeout_s = inf\n")
+    with pytest.raises(ConfigError, match="setting timeout_s = inf cannot be: .*finite number"):
+        ServiceSettings.load()
+    (empty_folder / "ragcache.toml").write_text("prot = 1\n")
+    for kind in (Settings, ServiceSettings):
+        with pytest.raises(ConfigError, match="no setting prot, .* did you mean port"):
+            kind.load()

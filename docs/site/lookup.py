@@ -10,7 +10,8 @@ from pydantic import ByteSize
 from typer.cli import get_docs_for_click
 
 from ragcache.cli import app
-from ragcache.settings import FILE, PREFIX, Settings
+from ragcache.settings import ServiceSettings, Settings
+from ragcache.settings.sources import FILE, PREFIX, SourcedSettings
 
 DOCS = Path(__file__).resolve().parents[1]
 
@@ -24,17 +25,21 @@ def commands() -> str:
     return "# Commands\n\n" + said + text.split("\n", 2)[2].rstrip() + "\n"
 
 
-def settings() -> str:
-    """Every setting: its default, and what it is."""
-    rows = []
-    for name, field in Settings.model_fields.items():
+def _table(kind: type[SourcedSettings]) -> str:
+    """Settings of one kind: the default of each, and what it is."""
+    rows = ["| setting | default | what it is |", "|---|---|---|"]
+    for name, field in kind.model_fields.items():
         default = field.default
         shown = "" if default is None or default == "" else str(default)
         if isinstance(default, ByteSize):
             shown = default.human_readable() if default else "0"
         rows.append(f"| `{name}` | {f'`{shown}`' if shown else ''} | {field.description} |")
-    return (
-        f"""# Settings
+    return "\n".join(rows)
+
+
+def settings() -> str:
+    """Every setting, of stores and of the service."""
+    return f"""# Settings
 
 A setting comes from a flag, or else from the environment, or else from `{FILE}` in the working
 directory, or else it has its default. Flags have the names of settings with dashes (`--top-k`),
@@ -50,12 +55,19 @@ ram_bytes = "8GB"
 top_k = 6
 ```
 
-| setting | default | what it is |
-|---|---|---|
+## Of a store, its model and its answers
+
+In Python they are the fields of `ragcache.settings.Settings`, which `RagCache.open` takes.
+
+{_table(Settings)}
+
+## Of the service
+
+`ragcache serve` alone uses these. In Python they are the fields of
+`ragcache.settings.ServiceSettings`.
+
+{_table(ServiceSettings)}
 """
-        + "\n".join(rows)
-        + "\n"
-    )
 
 
 PAGES = {"commands.md": commands, "settings.md": settings}

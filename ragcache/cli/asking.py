@@ -37,7 +37,7 @@ from ragcache.cli.options import (
 )
 from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
 from ragcache.errors import SourceError
-from ragcache.settings import Settings, seconds
+from ragcache.settings import ServiceSettings, Settings, seconds
 
 if TYPE_CHECKING:
     from ragcache.core.origins import Renamed
@@ -341,20 +341,22 @@ def serve(
             model=model,
             device=device,
             dtype=dtype,
-            host=host,
-            port=port,
-            keys=keys,
             engine=engine,
             vllm_url=",".join(base_url) if base_url else None,
-            queue=queue,
-            streams=streams,
-            timeout_s=None if timeout is None else seconds(timeout),
             mode=mode,
             ratio=ratio,
             require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,
             levels=levels,
+        ),
+        ServiceSettings.load(
+            host=host,
+            port=port,
+            keys=keys,
+            queue=queue,
+            streams=streams,
+            timeout_s=None if timeout is None else seconds(timeout),
         ),
         loading,
     )

@@ -1,0 +1,27 @@
+"""Lengths of time and numbers of bytes, as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from ragcache.errors import ConfigError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def seconds(text: str) -> float:
+    """A length of time such as ``90s``, ``12h`` or ``30d``. Raises ConfigError for another."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is no length of time: give one such as 90s, 15m, 12h, 30d, 2w")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def size(text: str) -> int:
+    """A number of bytes such as ``50GB``. Raises ConfigError for another text."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ConfigError(f"{text!r} is no size: give one such as 500MB, 20GiB, 1TB") from None
