@@ -59,7 +59,7 @@ def serving(folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.C
     """A server at a free port of loopback, and a client of it."""
     own = {name: settings.pop(name) for name in ServiceSettings.model_fields if name in settings}
     given = Settings.load(store=folder, model="tiny", **settings)
-    limits = ServiceSettings.load(port=0, guard_share=0.0, **own)
+    limits = ServiceSettings.load(port=0, monitor_share=0.0, **own)
     with Service.open(given, limits) as service:
         server = Server(service, Keys([(TENANT, KEY)]))
         thread = threading.Thread(target=server.run)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 import ragcache
 from ragcache import cli, setup
-from ragcache.cli import options
+from ragcache.cli import options, stores
 from ragcache.cli.render import stages
 from ragcache.core.generate import GenerationStream
 from ragcache.retriever.embed import HashEmbedder
@@ -82,6 +83,28 @@ def test_what_is_mistyped_is_put_right(run: Run) -> None:
     assert code == 2 and "Did you mean 'stats'?" in err
     code, _, err = run("--quiet", "stats", "--verbose")
     assert code == 2 and "give one" in err
+
+
+def test_an_old_option_still_works_and_names_the_new_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "deprecated: --levels is now called --remote-codecs: use that name, because the next "
+    code, _, err = run("push", "--levels", "int8", "--store", "nowhere")
+    assert code == 1 and err.count(said) == 1 and "there is no store in nowhere" in err
+    code, out, _ = run("push", "--help")
+    assert "--remote-codecs" in out and "--levels" not in out
+    code, _, err = run("push", "--levels", "int8", "--remote-codecs", "fp8")
+    assert code == 1 and "--levels and --remote-codecs are two names of one setting" in err
+    assert "--compile is now called --encoding-context" in run("index", "x", "--compile", "bos")[2]
+    monkeypatch.setenv("RAGCACHE_LEVELS", "int8")
+    code, _, err = run("push", "--store", "nowhere")
+    assert err.count("deprecated: RAGCACHE_LEVELS is now called RAGCACHE_REMOTE_CODECS: ") == 1
+
+
+def test_other_warnings_are_shown_as_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "check_exists", lambda *_: warnings.warn("odd", stacklevel=1))
+    with pytest.warns(UserWarning, match="odd"):
+        run("stats")
 
 
 def test_tab_completes() -> None:

@@ -220,8 +220,10 @@ def test_files_to_write_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path) -> None:
     where = {"store": tmp_path / "s", "remote": (tmp_path / "far").as_uri()}
-    with pytest.raises(ConfigError, match="codec int8 has lost some of it: leave levels"):
-        RagCache.open(tmp_path / "s", settings=Settings.load(**where, levels="fp8", codec="int8"))
+    with pytest.raises(ConfigError, match="codec int8 has lost some of it: leave remote_codecs"):
+        RagCache.open(
+            tmp_path / "s", settings=Settings.load(**where, remote_codecs="fp8", codec="int8")
+        )
     with pytest.raises(ConfigError, match="engine vllm needs to know the dtype"):
         RagCache.open(
             tmp_path / "v",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ragcache.errors import ConfigError
 from ragcache.settings import ServiceSettings, Settings
+from ragcache.settings.renamed import RENAMED, RenamedWarning
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +186,79 @@ def test_a_value_of_the_service_that_cannot_be(empty_folder: Path) -> None:
     for kind in (Settings, ServiceSettings):
         with pytest.raises(ConfigError, match="no setting prot, .* did you mean port"):
             kind.load()
+
+
+RENAMED_HERE = [
+    (Settings, "levels", "remote_codecs", "int8"),
+    (Settings, "compile", "encoding_context", "bos"),
+    (ServiceSettings, "guard_share", "monitor_share", 0.5),
+    (ServiceSettings, "guard_floor", "monitor_floor", 0.5),
+]
+
+
+def test_every_old_name_is_tried_here() -> None:
+    assert {old: new for _, old, new, _ in RENAMED_HERE} == RENAMED
+
+
+@pytest.mark.parametrize(("kind", "old", "new", "value"), RENAMED_HERE)
+def test_an_old_name_still_works_and_warns_of_the_new_one(
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Settings | ServiceSettings],
+    old: str,
+    new: str,
+    value: object,
+) -> None:
+    makers: list[Callable[..., object]] = [kind, kind.load]
+    for make in makers:
+        with pytest.warns(RenamedWarning, match=f"^{old} is now called {new}: .* not accept {old}"):
+            assert getattr(make(**{old: value}), new) == value
+    (empty_folder / "ragcache.toml").write_text(f"{old} = {json.dumps(value)}\n")
+    message = f"^in ragcache.toml, {old} is now called {new}: "
+    with pytest.warns(RenamedWarning, match=message):
+        assert getattr(kind.load(), new) == value
+    (empty_folder / "ragcache.toml").unlink()
+    monkeypatch.setenv(f"RAGCACHE_{old.upper()}", str(value))
+    message = f"^RAGCACHE_{old.upper()} is now called RAGCACHE_{new.upper()}: "
+    with pytest.warns(RenamedWarning, match=message):
+        assert getattr(kind.load(), new) == value
+    other = ServiceSettings if kind is Settings else Settings
+    other.load()  # says nothing: it has no such setting
+
+
+def test_an_old_and_a_new_name_of_one_setting_must_agree(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(RenamedWarning):
+        assert Settings.load(compile="bos", encoding_context="bos").encoding_context == "bos"
+    with pytest.warns(RenamedWarning):
+        assert Settings.load(compile="bos", encoding_context=None).encoding_context == "bos"
+    both = "are two names of one setting and have different values: leave"
+    with pytest.raises(ConfigError, match=f"^compile and encoding_context {both} compile out"):
+        Settings.load(compile="bos", encoding_context="prefix")
+    (empty_folder / "ragcache.toml").write_text('levels = "int8"\nremote_codecs = "fp8"\n')
+    with pytest.raises(
+        ConfigError, match=f"^in ragcache.toml, levels and remote_codecs {both} levels out"
+    ):
+        Settings.load()
+    (empty_folder / "ragcache.toml").unlink()
+    monkeypatch.setenv("RAGCACHE_LEVELS", "int8")
+    monkeypatch.setenv("RAGCACHE_REMOTE_CODECS", "fp8")
+    with pytest.raises(ConfigError, match=f"and RAGCACHE_REMOTE_CODECS {both} RAGCACHE_LEVELS out"):
+        Settings.load()
+
+
+def test_an_old_name_has_the_precedence_of_its_place(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "ragcache.toml").write_text('encoding_context = "prefix"\n')
+    monkeypatch.setenv("RAGCACHE_COMPILE", "bos")
+    with pytest.warns(RenamedWarning):
+        assert Settings.load().encoding_context == "bos"
+    with pytest.warns(RenamedWarning):
+        assert Settings.load(encoding_context="link0").encoding_context == "link0"
+
+
+def test_an_old_name_of_the_service_is_none_of_a_store() -> None:
+    with pytest.raises(ConfigError, match="guard_share is a setting of the service, not of a st"):
+        Settings.load(guard_share=0.5)

@@ -76,7 +76,7 @@ class Service:
     ) -> Self:
         """``loading`` is told the model's name before it is loaded. Raises what
         :meth:`RagCache.open` raises."""
-        share, floor = service.guard_share, service.guard_floor
+        share, floor = service.monitor_share, service.monitor_floor
         own = RagCache.open(settings.store, settings=settings, loading=loading)
         watched = share and settings.engine == "embedded"  # a server hands no logits over
         guard = QualityMonitor(settings, share=share, floor=floor) if watched else None

@@ -13,14 +13,14 @@ from ragcache.cli import render
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
-    Compile,
     Device,
     Dtype,
-    Levels,
+    EncodingContext,
     Model,
     PromptDate,
     Ratio,
     Remote,
+    RemoteCodecs,
     RequireChunks,
     Store,
     Tenant,
@@ -52,7 +52,7 @@ def index(
     dtype: Dtype = None,
     embedder: Annotated[str | None, typer.Option(help="sentence-transformers model.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
-    compile_mode: Compile = None,
+    encoding_context: EncodingContext = None,
     codec: Codec = None,
     prompt_date: PromptDate = None,
     ttl: Annotated[
@@ -75,7 +75,7 @@ def index(
         typer.Option(help="Folder that ids are paths below; default: the one above each given."),
     ] = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
 ) -> None:
     """Split, embed and precompute documents. Run again, it does only what is missing.
 
@@ -104,12 +104,12 @@ def index(
         dtype=dtype,
         embedder=embedder,
         chunk_tokens=chunk_tokens,
-        compile=compile_mode,
+        encoding_context=encoding_context,
         codec=codec,
         prompt_date=prompt_date,
         max_bytes=max_bytes,
         remote=remote,
-        levels=levels,
+        remote_codecs=remote_codecs,
     )
     with opened(settings, tenant=tenant) as cache:
         for moved in origins.check_folders(cache.catalog, sources.folders):
@@ -214,7 +214,7 @@ def query(
     device: Device = None,
     dtype: Dtype = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
 ) -> None:
     """Answer a question from the indexed documents; the answer streams.
 
@@ -238,7 +238,7 @@ def query(
         device=device,
         dtype=dtype,
         remote=remote,
-        levels=levels,
+        remote_codecs=remote_codecs,
     )
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
@@ -329,7 +329,7 @@ def serve(
         str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
     ] = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
 ) -> None:
     """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
     check_free(Settings.load(store=store).store)
@@ -348,7 +348,7 @@ def serve(
             require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,
-            levels=levels,
+            remote_codecs=remote_codecs,
         ),
         ServiceSettings.load(
             host=host,

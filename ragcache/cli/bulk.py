@@ -18,14 +18,14 @@ from ragcache.cli import render
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
-    Compile,
     Device,
     Dtype,
-    Levels,
+    EncodingContext,
     Model,
     PromptDate,
     Ratio,
     Remote,
+    RemoteCodecs,
     RequireChunks,
     Store,
     Tenant,
@@ -65,11 +65,11 @@ def precompute(
     device: Device = None,
     dtype: Dtype = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
-    compile_mode: Compile = None,
+    encoding_context: EncodingContext = None,
     codec: Codec = None,
     prompt_date: PromptDate = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of chunks computed in one forward.")
     ] = 2048,
@@ -112,11 +112,11 @@ def precompute(
         device="cpu" if on_gpus else device,  # of the driver, which computes nothing
         dtype=dtype or ("bfloat16" if on_gpus else None),
         chunk_tokens=chunk_tokens,
-        compile=compile_mode,
+        encoding_context=encoding_context,
         codec=codec,
         prompt_date=prompt_date,
         remote=remote,
-        levels=levels,
+        remote_codecs=remote_codecs,
     )
     cluster = Cluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []

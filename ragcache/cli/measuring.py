@@ -14,9 +14,9 @@ import typer
 from ragcache.cli import render
 from ragcache.cli.options import (
     Codec,
-    Compile,
     Device,
     Dtype,
+    EncodingContext,
     Model,
     Store,
     check_exists,
@@ -49,7 +49,7 @@ def evaluate(
     ] = None,
     against: Annotated[str | None, typer.Option(help="Also show differences to this mode.")] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per dataset; default: all.")] = None,
-    compile_mode: Compile = None,
+    encoding_context: EncodingContext = None,
     codec: Codec = None,
     model: Model = None,
     device: Device = None,
@@ -73,7 +73,7 @@ def evaluate(
     from ragcache.models import world
 
     settings = Settings.load(
-        model=model, device=device, dtype=dtype, compile=compile_mode, codec=codec
+        model=model, device=device, dtype=dtype, encoding_context=encoding_context, codec=codec
     )
     chosen = modes(mode, ratio or ())
     datasets = load_all(dataset or [world("prompts.jsonl")], limit)

@@ -57,15 +57,15 @@ Ratio = Annotated[
         help="Share of chunk tokens to recompute, 0 to 1; auto suits the machine.",
     ),
 ]
-Compile = Annotated[
+EncodingContext = Annotated[
     str | None,
-    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
+    typer.Option(help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
 ]
 Remote = Annotated[
     str | None,
     typer.Option(help="Object store that machines share: s3://bucket/prefix or file:///folder."),
 ]
-Levels = Annotated[
+RemoteCodecs = Annotated[
     str | None,
     typer.Option(help="Codecs that chunks go there in too, such as int8,cachegen."),
 ]

@@ -8,19 +8,21 @@ import logging
 import math
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.text import Text
 
 from ragcache.cli import render
 from ragcache.errors import RagCacheError
+from ragcache.settings.renamed import RENAMED, RenamedWarning, by_new_names
 
 # Names, questions and messages have brackets of their own: they are no markup.
 out, err = render.Screen(markup=False), render.Screen(stderr=True, markup=False)
@@ -77,9 +79,9 @@ def spoken(
         manner = Manner(as_json, quiet or before.quiet, verbose or before.verbose)
         if manner.quiet and manner.verbose:
             raise typer.BadParameter("--quiet and --verbose contradict each other: give one")
-        with _speaking(manner):
+        with _speaking(manner), _renamed_on_stderr():
             try:
-                command(**given)
+                command(**by_new_names(given, plain.parameters, _flag))
             except KeyboardInterrupt:
                 after = "what is done is kept: run the same command again to continue"
                 if not until_stopped:
@@ -97,9 +99,49 @@ def spoken(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in more.items()
     ]
+    options += [
+        inspect.Parameter(
+            old,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(_flag(old), hidden=True)],
+        )
+        for old, new in RENAMED.items()
+        if new in plain.parameters
+    ]
     signature = plain.replace(parameters=[*plain.parameters.values(), *options])
     run.__signature__ = signature  # type: ignore[attr-defined]
     return run
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def _renamed_on_stderr() -> Iterator[None]:
+    """Print warnings of old names of settings as lines on stderr, each once."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, RenamedWarning):
+                show(message, category, filename, lineno, file, line)
+            elif (said := str(message)) not in told:
+                told.add(said)
+                tell("deprecated", said)
+
+        warnings.simplefilter("always", RenamedWarning)
+        warnings.showwarning = shown
+        yield
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import typer
 
 from ragcache.cli import render
 from ragcache.cli.options import (
-    Levels,
     Model,
     Remote,
+    RemoteCodecs,
     Store,
     Tenant,
     check_exists,
@@ -175,18 +175,21 @@ def doctor(store: Store = None, model: Model = None) -> None:
 
 
 def push(
-    store: Store = None, remote: Remote = None, levels: Levels = None, model: Model = None
+    store: Store = None,
+    remote: Remote = None,
+    remote_codecs: RemoteCodecs = None,
+    model: Model = None,
 ) -> None:
     """Write chunks that are in the store and not in the remote there.
 
-    With --levels, for which the model is loaded, those of documents also in these codecs.
+    With --remote-codecs, for which the model is loaded, those of documents also in these codecs.
     """
-    settings = Settings.load(store=store, remote=remote, levels=levels, model=model)
+    settings = Settings.load(store=store, remote=remote, remote_codecs=remote_codecs, model=model)
     from ragcache.store.remote.sync import push as run
 
     with ExitStack() as stack:
         told = stack.enter_context(progress())
-        if settings.levels:
+        if settings.remote_codecs:
             cache = stack.enter_context(opened(settings, lazy=True))
             both, wanted = cache.remote, cache.levels()
         else:

@@ -34,7 +34,7 @@ class Settings(SourcedSettings):
         description="longest chunk; default: the store's own, or the smaller of 256 "
         "and a 32nd of the model's context",
     )
-    compile: str = Field(
+    encoding_context: str = Field(
         "",
         description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
         "the store's own",
@@ -67,7 +67,7 @@ class Settings(SourcedSettings):
         description="object store that machines share: s3://bucket/prefix, gs://bucket/prefix, "
         "az://container/prefix or file:///folder; empty: none",
     )
-    levels: str = Field(
+    remote_codecs: str = Field(
         "",
         description="codecs in which chunks are sent there too, for slow links, those that lose "
         "least first, separated by commas, such as int8,cachegen",

@@ -16,13 +16,13 @@ class ServiceSettings(SourcedSettings):
     subject: ClassVar[str] = "the service"
     hint: ClassVar[str] = ", or set it for `ragcache serve`"
 
-    guard_share: float = Field(
+    monitor_share: float = Field(
         0.01,
         ge=0,
         le=1,
         description="share of a service's answers that are compared with full prefill; 0: none",
     )
-    guard_floor: float = Field(
+    monitor_floor: float = Field(
         0.95,
         ge=0,
         lt=1,

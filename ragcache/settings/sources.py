@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from ragcache.errors import ConfigError
+from ragcache.settings.renamed import RENAMED, by_new_names
 
 PREFIX = "RAGCACHE_"
 FILE = "ragcache.toml"
@@ -52,12 +53,12 @@ class SourcedSettings(BaseSettings):
         ``None`` means not given. Raises ConfigError naming the key, its value and what is
         allowed.
         """
-        known = set(_owners())
+        known = set(_owners()) - RENAMED.keys()
         for name, value in os.environ.items():
             key = name.removeprefix(PREFIX).lower()
             if not name.startswith(PREFIX) or _of_kubernetes(name, value):
                 continue
-            if key not in known | _CLIENTS:
+            if key not in known | RENAMED.keys() | _CLIENTS:
                 raise ConfigError(
                     f"the environment sets {name}, which is no setting. Known: "
                     + ", ".join(sorted(PREFIX + key.upper() for key in known))
@@ -90,28 +91,43 @@ class SourcedSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         assert isinstance(init_settings, InitSettingsSource)
-        owners = _owners()
-        for key in init_settings.init_kwargs:
+        owners, own = _owners(), cls.model_fields
+        given = by_new_names(init_settings.init_kwargs, own)
+        for key in given:
             if not issubclass(cls, owner := owners.get(key, cls)):
                 raise ConfigError(
                     f"{key} is a setting of {owner.subject}, not of {cls.subject}: give it to "
                     f"{owner.__name__}{owner.hint}"
                 )
-        file = {k: v for k, v in _file().items() if issubclass(cls, owners.get(k, cls))}
-        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, file)
+        file = by_new_names(_file(), own, place=f"in {FILE}, ")
+        others = {key for key, owner in owners.items() if not issubclass(cls, owner)}
+        return (
+            InitSettingsSource(settings_cls, given),
+            _Environment(settings_cls),
+            InitSettingsSource(settings_cls, {k: v for k, v in file.items() if k not in others}),
+        )
 
 
 def _owners() -> dict[str, type[SourcedSettings]]:
-    """Every setting, and the class that has it."""
-    return {key: kind for kind in SourcedSettings.__subclasses__() for key in kind.model_fields}
+    """Every setting, old names too, and the class that has it."""
+    owners = {key: kind for kind in SourcedSettings.__subclasses__() for key in kind.model_fields}
+    return owners | {old: owners[new] for old, new in RENAMED.items()}
 
 
 class _Environment(EnvSettingsSource):
     """Variables that somebody has set, and not Kubernetes."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
-        found = super()._load_env_vars()
-        return {k: v for k, v in found.items() if not _of_kubernetes(k.upper(), v or "")}
+        prefix = PREFIX.lower()
+        found = {
+            name.removeprefix(prefix): value
+            for name, value in super()._load_env_vars().items()
+            if name.startswith(prefix) and not _of_kubernetes(name.upper(), value or "")
+        }
+        named = by_new_names(
+            found, self.settings_cls.model_fields, lambda key: PREFIX + key.upper()
+        )
+        return {prefix + key: value for key, value in named.items()}
 
 
 def _of_kubernetes(name: str, value: str) -> bool:

@@ -76,6 +76,7 @@ def test_documents_chunks_and_jobs(ann: httpx.Client) -> None:
     assert made["encoded"] == 1
     before = ann.get("/v1/chunks", params={"limit": 1000}).json()["data"]
     assert chunk["id"] in [one["id"] for one in before]
+    assert before[0]["encoding_context"] == before[0]["compiled"] == "prefix"
     assert ann.get("/v1/chunks", params={"after": before[-2]["id"]}).json()["data"] == before[-1:]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").json()["deleted"]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").status_code == 404
@@ -109,6 +110,7 @@ def test_ready_version_and_metrics(ann: httpx.Client) -> None:
     ready = ann.get("/ready").json()
     assert ready["check"]["ok"] and ready["check"]["compared"] > 0
     assert ready["check"]["error"] < 1e-4
+    assert ready["quality_monitor"] is ready["guard"] is None
     assert ann.get("/version").json()["context_tokens"] == 512
     text = ann.get("/metrics").text
     for name in (

@@ -190,7 +190,7 @@ def test_the_settings_open_it_with_a_guard(
         store=tmp_path / "store",
         model=str(scene.save_model(tmp_path / "model")),
     )
-    limits = ServiceSettings.load(guard_share=given_share, guard_floor=0.9)
+    limits = ServiceSettings.load(monitor_share=given_share, monitor_floor=0.9)
     with Service.open(settings, limits) as service:
         guard = service.guard
         assert (guard and guard.share, guard and guard.floor) == (share, floor)
