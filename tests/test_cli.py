@@ -353,11 +353,11 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
     ("args", "message"),
     [
         (["query", "Who?", "--mode", "blend"], "mode 'blend' is unknown: use one of full"),
-        (["query", "Who?", "--ratio", "1.5"], "setting ratio = 1.5 cannot be"),
+        (["query", "Who?", "--ratio", "1.5"], "setting ratio = 1.5 is not valid"),
         (["query", "Who?", "--ratio", "much"], "or input should be 'auto'"),
         (["query", " "], "the question is empty"),
-        (["query", "Who?", "--top-k", "0"], "setting top_k = 0 cannot be"),
-        (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 cannot be"),
+        (["query", "Who?", "--top-k", "0"], "setting top_k = 0 is not valid"),
+        (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 is not valid"),
         (["query", "Who?", "--store", "nowhere"], "there is no store in nowhere. Make one"),
         (["query", "Who?", "--tenant", "ann"], "PATH... --store ragcache-store --tenant ann"),
         (["documents", "--tenant", "ann"], "PATH... --store ragcache-store --tenant ann"),
@@ -395,7 +395,7 @@ def test_a_document_without_text_is_named(run: Run, notes: Path, model: Path) ->
     (notes / "blank [i].md").write_text("\n  \n")
     code, out, err = run("index", notes, "--model", model)
     assert code == 0 and out.startswith("4 documents indexed")
-    assert err.count("no text: ") == 1 and "blank [i].md: it makes no chunk" in err
+    assert err.count("no text: ") == 1 and "blank [i].md: it has no chunks" in err
 
 
 def test_another_model_or_tokenizer_is_refused(
@@ -440,7 +440,7 @@ def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) ->
     _, _, err = run("delete", "notes/towns.jsonl")
     assert "; that file has documents such as 'notes/towns.jsonl#bexley'" in err
     code, _, err = run("index", notes, "--ttl", "soon")
-    assert code == 1 and "'soon' is no length of time: give one such as 90s" in err
+    assert code == 1 and "'soon' is not a duration: give one such as 90s" in err
 
 
 def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
@@ -451,7 +451,7 @@ def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
     code, out, _ = run("query", "Where does Mira live?", "--max-tokens", 2)
     assert code == 0
     code, _, err = run("index", notes, "--max-bytes", "much")
-    assert code == 1 and "setting max_bytes = 'much' cannot be" in err
+    assert code == 1 and "setting max_bytes = 'much' is not valid" in err
 
 
 def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
@@ -463,7 +463,7 @@ def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
     code, _, err = run("simulate", "trace.jsonl")
     assert code == 1 and "trace.jsonl:1: expected" in err
     code, _, err = run("simulate", "zipf", "--capacity", "much")
-    assert code == 1 and "'much' is no size: give one such as 500MB" in err
+    assert code == 1 and "'much' is not a size: give one such as 500MB" in err
 
 
 @pytest.mark.parametrize("codec", ["int8", "cachegen"])
@@ -532,7 +532,7 @@ def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
     assert code == 4 and not out and "error: there are no chunks to answer from" in err
     (asked := tmp_path / "asked.jsonl").write_text('{"question": "Where?"}\n')
     code, out, err = run("batch", asked, "--out", tmp_path / "out.jsonl")
-    assert code == 4 and "1 of 1 answers are the model's own" in err
+    assert code == 4 and "1 of 1 answers are from the model alone" in err
     page = tmp_path / "page.html"
     assert run("query", "Where?", "--report", page)[0] == 4
     assert '"no_chunks":"the 1 documents' in page.read_text()

@@ -38,11 +38,11 @@ def test_the_ratio_suits_the_machine_by_default() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ratio": 1.5}, "setting ratio = 1.5 cannot be: .*less than or equal to 1"),
-        ({"ratio": "fast"}, "setting ratio = 'fast' cannot be: .*or input should be 'auto'"),
-        ({"top_k": 0}, "setting top_k = 0 cannot be"),
-        ({"index": "annoy"}, "setting index = 'annoy' cannot be"),
-        ({"colour": "red"}, "there is no setting colour, which a flag gives: docs/settings.md has"),
+        ({"ratio": 1.5}, "setting ratio = 1.5 is not valid: .*less than or equal to 1"),
+        ({"ratio": "fast"}, "setting ratio = 'fast' is not valid: .*or input should be 'auto'"),
+        ({"top_k": 0}, "setting top_k = 0 is not valid"),
+        ({"index": "annoy"}, "setting index = 'annoy' is not valid"),
+        ({"colour": "red"}, "colour in the arguments is not a setting. docs/settings.md lists"),
     ],
 )
 def test_values_that_cannot_be(given: dict[str, object], message: str) -> None:
@@ -55,33 +55,35 @@ def test_unknown_keys_in_file_and_environment(
 ) -> None:
     (empty_folder / "ragcache.toml").write_text("topk = 7\n")
     with pytest.raises(
-        ConfigError, match="no setting topk, which ragcache.toml gives: did you mean top_k"
+        ConfigError, match="topk in ragcache.toml is not a setting. Did you mean top_k"
     ):
         Settings.load()
     (empty_folder / "ragcache.toml").unlink()
     monkeypatch.setenv("RAGCACHE_TOPK", "7")
-    with pytest.raises(ConfigError, match="the environment sets RAGCACHE_TOPK.*RAGCACHE_TOP_K"):
+    with pytest.raises(
+        ConfigError, match="the environment variable RAGCACHE_TOPK is not.*RAGCACHE_TOP_K"
+    ):
         Settings.load()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b'store = "caf\xe9"', "ragcache.toml is not UTF-8: byte 12 cannot be read. Save it as"),
+        (b'store = "caf\xe9"', "ragcache.toml is not UTF-8: byte 12 is not valid. Save it as"),
         (
             b"[model]\nname = 'x'",
-            r"ragcache.toml has a table, \[model\], where settings are single",
+            r"ragcache.toml contains a table, \[model\], but settings are single",
         ),
-        (b"store = {a = 1}", r"has a table, \[store\], where settings are single values: write"),
-        (b"ratio = [1]", "ragcache.toml has a list, where settings are single values: write"),
+        (b"store = {a = 1}", r"contains a table, \[store\], but settings are single values: write"),
+        (b"ratio = [1]", "ragcache.toml contains a list, but settings are single values: write"),
         (
             b"port = " + b"9" * 5000,
-            "cannot be read as TOML: .*digits.* Correct it, or move it away",
+            "cannot be read as TOML: .*digits.* Correct it, or remove it",
         ),
-        (b"a = " + b"[" * 9000, "cannot be read as TOML: .*recursion.* Correct it, or move it"),
-        (b'store = "\\u0000"', "store has a character of code 0, which no setting may have"),
-        (b"store = 5", "setting store = 5 cannot be: input should be a path, in quotes"),
-        (b"top_p = nan", "setting top_p = nan cannot be: input should be a finite number"),
+        (b"a = " + b"[" * 9000, "cannot be read as TOML: .*recursion.* Correct it, or remove it"),
+        (b'store = "\\u0000"', "store contains a null character: remove it"),
+        (b"store = 5", "setting store = 5 is not valid: input should be a path, in quotes"),
+        (b"top_p = nan", "setting top_p = nan is not valid: input should be a finite number"),
     ],
 )
 def test_files_that_cannot_be(empty_folder: Path, text: bytes, message: str) -> None:
@@ -139,7 +141,7 @@ def test_what_kubernetes_says_of_a_service_is_no_setting(
 )
 def test_what_only_looks_like_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "8000")
-    with pytest.raises(ConfigError, match=f"the environment sets {name}"):
+    with pytest.raises(ConfigError, match=f"the environment variable {name} is not a setting"):
         Settings.load()
 
 
@@ -180,11 +182,13 @@ def test_a_setting_of_the_service_is_told_from_those_of_a_store(
 
 def test_a_value_of_the_service_that_cannot_be(empty_folder: Path) -> None:
     (empty_folder / "ragcache.toml").write_text("timeout_s = inf\n")
-    with pytest.raises(ConfigError, match="setting timeout_s = inf cannot be: .*finite number"):
+    with pytest.raises(ConfigError, match="setting timeout_s = inf is not valid: .*finite number"):
         ServiceSettings.load()
     (empty_folder / "ragcache.toml").write_text("prot = 1\n")
     for kind in (Settings, ServiceSettings):
-        with pytest.raises(ConfigError, match="no setting prot, .* did you mean port"):
+        with pytest.raises(
+            ConfigError, match="prot in ragcache.toml is not a setting. Did you mean port"
+        ):
             kind.load()
 
 

@@ -1,7 +1,7 @@
-"""Settings from flags, environment (``RAGCACHE_*``) and a file, in that order of precedence.
+"""Settings from options, the environment (``RAGCACHE_*``) and ``ragcache.toml``.
 
-:class:`Settings` are what a library user opens a :class:`RagCache` with; :class:`ServiceSettings`
-are what ``ragcache serve`` takes beside them.
+:class:`Settings` opens a :class:`RagCache`; :class:`ServiceSettings` has what ``ragcache serve``
+needs in addition.
 """
 
 from ragcache.settings.library import Ratio, Settings

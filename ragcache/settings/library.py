@@ -1,4 +1,4 @@
-"""Settings of a :class:`RagCache`: its store, its model, and how questions are answered."""
+"""Settings of a :class:`RagCache`: its store, its model, and how it answers questions."""
 
 from __future__ import annotations
 
@@ -10,89 +10,114 @@ from pydantic import ByteSize, Field, SecretStr
 
 from ragcache.settings.sources import SourcedSettings
 
-#: A share of the chunk tokens, or as many as loading the others leaves time for.
+#: A share of the chunk tokens; or auto, which depends on the speeds of model and store.
 Ratio = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 
 
 class Settings(SourcedSettings):
-    """What :meth:`RagCache.open` takes. Unknown keys are errors wherever they stand."""
+    """What :meth:`RagCache.open` takes. A key that is not a setting is an error."""
 
     subject: ClassVar[str] = "a store"
 
-    store: Path = Field(Path("ragcache-store"), description="folder of the store")
-    model: str = Field("", description="folder or hub name; empty: what the store was built with")
-    device: str = Field("auto", description="auto, cpu or cuda")
-    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
-    kernels: Literal["auto", "torch", "triton", "flex"] = Field(
-        "auto", description="what a GPU places KV and attends with: auto, torch, triton or flex"
+    store: Path = Field(Path("ragcache-store"), description="Folder of the store.")
+    model: str = Field(
+        "",
+        description="Folder of the model, or its name on a model hub. Default: the model that "
+        "the store was built with; for a new store, tiny.",
     )
-    embedder: str = Field("", description="sentence-transformers model; empty: the store's own")
-    index: Literal["faiss", "numpy"] = Field("faiss", description="vector index")
+    device: str = Field("auto", description="Device of the model: auto, cpu or cuda.")
+    dtype: str = Field(
+        "auto",
+        description="Data type that the model computes in: auto, float32, bfloat16 or float16.",
+    )
+    kernels: Literal["auto", "torch", "triton", "flex"] = Field(
+        "auto",
+        description="Kernels that place KV and compute attention on a GPU: auto, torch, triton or "
+        "flex.",
+    )
+    embedder: str = Field(
+        "",
+        description="Sentence-transformers model that embeds documents and questions. Default: "
+        "the store's own.",
+    )
+    index: Literal["faiss", "numpy"] = Field("faiss", description="Vector index: faiss or numpy.")
     chunk_tokens: int | None = Field(
         None,
         ge=8,
-        description="longest chunk; default: the store's own, or the smaller of 256 "
-        "and a 32nd of the model's context",
+        description="Maximum tokens of a chunk. Default: the store's own; for a new store, the "
+        "smaller of 256 and 1/32 of the model's context.",
     )
     encoding_context: str = Field(
         "",
-        description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
-        "the store's own",
+        description="Tokens that precede a chunk while its KV is computed: prefix, bos, link0 or "
+        "enriched(n). Default: the store's own.",
     )
     prompt_date: date | Literal["", "today"] = Field(
         "",
-        description="date in the prompt, for a chat template that puts one there: today, or such "
-        "as 2026-11-30; empty: the store's own, that of its first use",
+        description="Date in the prompt, where the chat template puts one there: today, or a date "
+        "such as 2026-11-30. Default: the store's own, which is the date of its first use.",
     )
     codec: str = Field(
         "",
-        description="how KV is stored, such as raw, bfloat16, int8 or cachegen; empty: the store's "
-        "own; a new one's is the model's published precision",
+        description="Codec that KV is stored with, such as raw, bfloat16, int8 or cachegen. "
+        "Default: the store's own; for a new store, the precision that the model is published in.",
     )
     layout: Literal["auto", "records", "files"] = Field(
-        "auto", description="where KV is stored: in LMDB, in a file per chunk, or by its size"
+        "auto",
+        description="Where KV is stored: in LMDB (records), in a file per chunk (files), or as "
+        "suits the size of a layer (auto).",
     )
     max_bytes: ByteSize | None = Field(
         None,
-        description="KV that the store may hold, such as 50GB; a full one evicts; empty: no bound",
+        description="Maximum KV in the store, such as 50GB. A full store evicts chunks. Default: "
+        "no limit.",
     )
     tenant_bytes: ByteSize | None = Field(
-        None, description="KV that each tenant may hold; empty: no bound"
+        None, description="Maximum KV of each tenant. Default: no limit."
     )
     ram_bytes: ByteSize = Field(
-        ByteSize(0), description="KV held in RAM in front of the store, such as 4GB; 0: none"
+        ByteSize(0), description="Maximum KV that is cached in RAM, such as 4GB. 0 caches none."
     )
     remote: str = Field(
         "",
-        description="object store that machines share: s3://bucket/prefix, gs://bucket/prefix, "
-        "az://container/prefix or file:///folder; empty: none",
+        description="Object store that machines share: s3://bucket/prefix, gs://bucket/prefix, "
+        "az://container/prefix or file:///folder. Default: none.",
     )
     remote_codecs: str = Field(
         "",
-        description="codecs in which chunks are sent there too, for slow links, those that lose "
-        "least first, separated by commas, such as int8,cachegen",
+        description="Further codecs in which chunks are stored in the remote, for slow links: "
+        "separated by commas, the most accurate first, such as int8,cachegen.",
     )
     eviction: Literal["lru", "pgdsf", "craft"] = Field(
-        "pgdsf", description="which chunks go first when the store is full"
+        "pgdsf", description="Eviction policy of a full store: lru, pgdsf or craft."
     )
     engine: Literal["embedded", "vllm"] = Field(
-        "embedded", description="what runs the model: this process, or vLLM servers"
+        "embedded",
+        description="What runs the model: this process (embedded) or vLLM servers (vllm).",
     )
-    vllm_url: str = Field("", description="addresses of vLLM servers, separated by commas")
-    vllm_key: SecretStr | None = Field(None, description="their API key; for the environment")
-    mode: str = Field("fused", description="fusion method and its parameters")
+    vllm_url: str = Field("", description="URLs of the vLLM servers, separated by commas.")
+    vllm_key: SecretStr | None = Field(
+        None,
+        description="API key of the vLLM servers. Set it as a variable, not in the file.",
+    )
+    mode: str = Field(
+        "fused", description="Fusion method and its parameters, such as full, reuse or cacheblend."
+    )
     ratio: Ratio = Field(
         "auto",
-        description="share of chunk tokens recomputed; auto: at least the mode's own, and as many "
-        "as loading the others leaves time for",
+        description="Share of the chunk tokens that are recomputed, 0 to 1. With auto, it is at "
+        "least the method's default, and grows while recomputing takes no longer than loading.",
     )
-    top_k: int = Field(4, ge=1, le=1000, description="chunks retrieved, at most 1000")
-    neighbours: int = Field(1, ge=0, description="chunks before and after each that come along")
+    top_k: int = Field(4, ge=1, le=1000, description="Chunks to retrieve, at most 1000.")
+    neighbours: int = Field(
+        1,
+        ge=0,
+        description="Chunks before and after each retrieved chunk that are added to the prompt.",
+    )
     require_chunks: bool = Field(
         False,
-        description="whether a question is refused for which there are no chunks, and not "
-        "answered from nothing",
+        description="Whether a question is refused if there are no chunks to answer it from.",
     )
-    max_tokens: int = Field(64, ge=1, description="longest answer")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
+    max_tokens: int = Field(64, ge=1, description="Maximum tokens of an answer.")
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature. 0 is greedy decoding.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling.")

@@ -1,4 +1,4 @@
-"""Settings of the service alone: who may ask, how many at a time, for how long."""
+"""Settings of the service alone: addresses, API keys, limits, and the quality monitor."""
 
 from __future__ import annotations
 
@@ -11,39 +11,59 @@ from ragcache.settings.sources import SourcedSettings
 
 
 class ServiceSettings(SourcedSettings):
-    """What ``ragcache serve`` takes beside :class:`Settings`, from the same places."""
+    """What ``ragcache serve`` reads in addition to :class:`Settings`, from the same places."""
 
     subject: ClassVar[str] = "the service"
     hint: ClassVar[str] = ", or set it for `ragcache serve`"
 
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen at. An address that other machines can reach needs API "
+        "keys.",
+    )
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port to listen at. 0 chooses one that is free."
+    )
+    keys: Path | None = Field(None, description="File of API keys: one `name:key` per line.")
+    api_keys: SecretStr | None = Field(
+        None,
+        description="API keys: `name:key`, separated by commas. Set them as a variable, not in "
+        "the file.",
+    )
+    queue: int = Field(
+        64, ge=1, description="Maximum questions of a tenant that wait for an answer."
+    )
+    streams: int = Field(
+        16, ge=1, description="Maximum answers that are generated at the same time."
+    )
+    timeout_s: float = Field(
+        120.0, gt=0, description="Seconds that a request may take, from its arrival to its end."
+    )
+    read_s: float = Field(
+        30.0, gt=0, description="Seconds that a client may take to send a whole request."
+    )
+    connections: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum open connections. Default: half of the files that the process may "
+        "open.",
+    )
+    grace_s: float = Field(
+        30.0, ge=0, description="Seconds that requests may still take when the service shuts down."
+    )
+    body_bytes: ByteSize = Field(ByteSize(4 << 20), description="Longest request body.")
+    log_text: bool = Field(False, description="Whether the log contains questions and answers.")
     monitor_share: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="share of a service's answers that are compared with full prefill; 0: none",
+        description="Share of the answers that the quality monitor compares with full prefill. 0 "
+        "turns it off.",
     )
     monitor_floor: float = Field(
         0.95,
         ge=0,
         lt=1,
-        description="agreement with full prefill on the first token below which the service "
-        "recomputes more",
+        description="Lowest accepted share of answers whose first token is that of full prefill. "
+        "Below it the service recomputes more tokens.",
     )
-    host: str = Field("127.0.0.1", description="address to serve at; other than loopback: keys")
-    port: int = Field(8000, ge=0, le=65535, description="port to serve at; 0: any that is free")
-    keys: Path | None = Field(None, description="file of API keys: name:key, one a line")
-    api_keys: SecretStr | None = Field(
-        None, description="API keys: name:key, separated by commas; for the environment"
-    )
-    queue: int = Field(64, ge=1, description="questions of a tenant that may wait")
-    streams: int = Field(16, ge=1, description="answers under way at a time")
-    timeout_s: float = Field(120.0, gt=0, description="seconds that an answer may take")
-    read_s: float = Field(30.0, gt=0, description="seconds to send a whole request in")
-    connections: int | None = Field(
-        None,
-        ge=1,
-        description="connections at a time; default: half of the files that the process may open",
-    )
-    grace_s: float = Field(30.0, ge=0, description="seconds to finish what was begun, at the end")
-    body_bytes: ByteSize = Field(ByteSize(4 << 20), description="longest request body")
-    log_text: bool = Field(False, description="whether logs have questions and answers")

@@ -1,4 +1,4 @@
-"""Where settings come from: flags or keywords, then the environment, then a file."""
+"""Where settings come from: arguments, then the environment, then ``ragcache.toml``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ragcache.settings.renamed import RENAMED, by_new_names
 PREFIX = "RAGCACHE_"
 FILE = "ragcache.toml"
 
-#: Variables that say to clients where a service answers: no settings, and no mistakes either.
+#: Variables that clients of the service read. They are not settings, and not errors either.
 _CLIENTS = {"base_url", "api_key"}
 
 #: What Kubernetes sets in every container for a Service called ragcache, or ragcache-SOMETHING.
@@ -37,21 +37,22 @@ _ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
 class SourcedSettings(BaseSettings):
-    """Settings of one ``subject``. Each class directly below this one has settings of its own, and
-    all share the environment and the file: there, a class passes over what belongs to another."""
+    """Base of all settings. Direct subclasses have disjoint settings and read the same environment
+    and the same file, where each ignores the settings of the others."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
     )
-    subject: ClassVar[str]
-    hint: ClassVar[str] = ""  # how else they are given, for messages
+    subject: ClassVar[str]  # what has these settings; for messages
+    hint: ClassVar[str] = ""  # how else to set them; for messages
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """Merge flags, environment and ``ragcache.toml`` of the working directory.
+        """Merge arguments, environment and ``ragcache.toml`` of the working directory, in this
+        order of precedence.
 
-        ``None`` means not given. Raises ConfigError naming the key, its value and what is
-        allowed.
+        None means not given. Raises ConfigError for an unknown key, and for a value that is not
+        valid.
         """
         known = set(_owners()) - RENAMED.keys()
         for name, value in os.environ.items():
@@ -60,7 +61,7 @@ class SourcedSettings(BaseSettings):
                 continue
             if key not in known | RENAMED.keys() | _CLIENTS:
                 raise ConfigError(
-                    f"the environment sets {name}, which is no setting. Known: "
+                    f"the environment variable {name} is not a setting. Settings are: "
                     + ", ".join(sorted(PREFIX + key.upper() for key in known))
                 )
         try:
@@ -70,15 +71,13 @@ class SourcedSettings(BaseSettings):
             key = str(first["loc"][0]) if first["loc"] else FILE
             if first["type"] == "extra_forbidden":
                 near = get_close_matches(key, known, 1)
-                meant = f"did you mean {near[0]}?" if near else "docs/settings.md has them all."
-                where = "a flag" if key in given else FILE
-                raise ConfigError(
-                    f"there is no setting {key}, which {where} gives: {meant}"
-                ) from error
-            wrong = [_said(e) for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
+                meant = f"Did you mean {near[0]}?" if near else "docs/settings.md lists them."
+                where = "the arguments" if key in given else FILE
+                raise ConfigError(f"{key} in {where} is not a setting. {meant}") from error
+            wrong = [_reason(e) for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
             raise ConfigError(
-                f"setting {key} = {first.get('input')!r} cannot be: {', or '.join(wrong)}. "
-                f"It comes from a flag, {PREFIX}{key.upper()}, or {FILE}."
+                f"setting {key} = {first.get('input')!r} is not valid: {', or '.join(wrong)}. It "
+                f"comes from an option, {PREFIX}{key.upper()}, or {FILE}."
             ) from error
 
     @classmethod
@@ -109,13 +108,13 @@ class SourcedSettings(BaseSettings):
 
 
 def _owners() -> dict[str, type[SourcedSettings]]:
-    """Every setting, old names too, and the class that has it."""
+    """By name, also by old name, the class that has a setting."""
     owners = {key: kind for kind in SourcedSettings.__subclasses__() for key in kind.model_fields}
     return owners | {old: owners[new] for old, new in RENAMED.items()}
 
 
 class _Environment(EnvSettingsSource):
-    """Variables that somebody has set, and not Kubernetes."""
+    """The environment without the variables that Kubernetes sets."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         prefix = PREFIX.lower()
@@ -131,25 +130,25 @@ class _Environment(EnvSettingsSource):
 
 
 def _of_kubernetes(name: str, value: str) -> bool:
-    """Whether a variable tells of a Service, and sets nothing."""
+    """Whether Kubernetes has set this variable, for a Service."""
     if _SERVICE.fullmatch(name):
         return True
     return bool(_SERVICE_PORT.fullmatch(name) and _ADDRESS.match(value))
 
 
-def _said(error: Mapping[str, Any]) -> str:
+def _reason(error: Mapping[str, Any]) -> str:
     if error["type"] == "path_type":
         return "input should be a path, in quotes"
     return str(error["msg"]).lower()
 
 
 def _file() -> dict[str, Any]:
-    """What ``ragcache.toml`` of the working directory says; nothing where there is none.
+    """Keys and values of ``ragcache.toml`` in the working directory; empty if there is no file.
 
-    Raises ConfigError where it cannot be read, or holds a table: no setting is one.
+    Raises ConfigError for a file that cannot be read, and for tables and lists.
     """
     path = Path(FILE)
-    fix = "Correct it, or move it away."
+    fix = "Correct it, or remove it."
     try:
         text = path.read_bytes().decode("utf-8-sig")
         found = tomllib.loads(text)
@@ -158,27 +157,27 @@ def _file() -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(
             f"cannot read the settings in {path.absolute()}: {error.strerror}. Make it a file that "
-            "this user may read, or move it away."
+            "this user may read, or remove it."
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{path.absolute()} is not UTF-8: byte {error.start} cannot be read. Save it as UTF-8, "
-            "or move it away."
+            f"{path.absolute()} is not UTF-8: byte {error.start} is not valid. Save it as UTF-8, "
+            "or remove it."
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path.absolute()} is not valid TOML: {error}. {fix}") from None
-    except (ValueError, RecursionError) as error:  # a date, a number or a nesting too far out
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a date or number out of range, or too deep a nesting
         raise ConfigError(f"{path.absolute()} cannot be read as TOML: {error}. {fix}") from None
     for key, value in found.items():
         if isinstance(value, (dict, list)):
             kind = f"a table, [{key}]" if isinstance(value, dict) else "a list"
             raise ConfigError(
-                f"{path.absolute()} has {kind}, where settings are single values: write "
-                "top_k = 6, and so on, with no heading above"
+                f"{path.absolute()} contains {kind}, but settings are single values: write lines "
+                "such as top_k = 6, without a heading"
             )
         if isinstance(value, str) and "\0" in value:
-            raise ConfigError(
-                f"{path.absolute()}: {key} has a character of code 0, which no setting may have: "
-                "leave it out"
-            )
+            raise ConfigError(f"{path.absolute()}: {key} contains a null character: remove it")
     return found

@@ -1,4 +1,4 @@
-"""Lengths of time and numbers of bytes, as people write them."""
+"""Durations and sizes as text: ``90s``, ``50GB``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def seconds(text: str) -> float:
-    """A length of time such as ``90s``, ``12h`` or ``30d``. Raises ConfigError for another."""
+    """Seconds of a duration such as ``90s``, ``12h`` or ``30d``. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
     if match is None:
-        raise ConfigError(f"{text!r} is no length of time: give one such as 90s, 15m, 12h, 30d, 2w")
+        raise ConfigError(f"{text!r} is not a duration: give one such as 90s, 15m, 12h, 30d or 2w")
     return float(match[1]) * _UNITS[match[2]]
 
 
 def size(text: str) -> int:
-    """A number of bytes such as ``50GB``. Raises ConfigError for another text."""
+    """Bytes of a size such as ``50GB``. Raises ConfigError."""
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise ConfigError(f"{text!r} is no size: give one such as 500MB, 20GiB, 1TB") from None
+        raise ConfigError(f"{text!r} is not a size: give one such as 500MB, 20GiB or 1TB") from None
