@@ -16,7 +16,7 @@ import pytest
 
 import ragcache
 from ragcache import cli, setup
-from ragcache.cli import options, stores
+from ragcache.cli import output, stores
 from ragcache.cli.render import stages
 from ragcache.core.generate import GenerationStream
 from ragcache.retriever.embed import HashEmbedder
@@ -32,7 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``ragcache ARGS`` in an empty folder: exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options.out, "width", 300)  # else as when it was made, at the first import
+    monkeypatch.setattr(output.out, "width", 300)  # else as when it was made, at the first import
     monkeypatch.setattr(stages, "EVERY_S", 3600.0)  # however slow this machine is
     monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
 
@@ -353,7 +353,7 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
     ("args", "message"),
     [
         (["query", "Who?", "--mode", "blend"], "mode 'blend' is unknown: use one of full"),
-        (["query", "Who?", "--ratio", "1.5"], "setting ratio = 1.5 is not valid"),
+        (["query", "Who?", "--ratio", "1.5"], "setting ratio = '1.5' is not valid"),
         (["query", "Who?", "--ratio", "much"], "or input should be 'auto'"),
         (["query", " "], "the question is empty"),
         (["query", "Who?", "--top-k", "0"], "setting top_k = 0 is not valid"),

@@ -25,16 +25,12 @@ from ragcache.cli.options import (
     Store,
     Tenant,
     check_free,
-    figures,
-    loading,
     named_if_blank,
     opened,
-    out,
-    progress,
-    tell,
     tell_date,
     tell_size,
 )
+from ragcache.cli.output import figures, loading, out, progress, tell
 from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
 from ragcache.errors import SourceError
 from ragcache.settings import ServiceSettings, Settings, seconds
@@ -252,8 +248,8 @@ def query(
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
     )
-    ratio = None if settings.ratio == "auto" else settings.ratio
-    blender(settings.mode, ratio)  # before the model is loaded
+    share = None if settings.ratio == "auto" else settings.ratio
+    blender(settings.mode, share)  # before the model is loaded
     for other in compare or ():
         blender(other)
     if report is not None:

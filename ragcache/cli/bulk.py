@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ByteSize
@@ -29,16 +29,12 @@ from ragcache.cli.options import (
     RequireChunks,
     Store,
     Tenant,
-    figures,
     named_if_blank,
     opened,
-    out,
-    progress,
     smaller,
-    tell,
     tell_date,
 )
-from ragcache.cli.output import INTERRUPTED, as_json
+from ragcache.cli.output import INTERRUPTED, as_json, figures, out, progress, tell
 from ragcache.cli.render import corpora
 from ragcache.cli.render.stages import COMPUTING
 from ragcache.errors import ConfigError, SourceError
@@ -261,7 +257,7 @@ def plan_corpora(
     prices = Prices(tflops * 1e12, gpu_hour, gb_month, rate(link))
     found = shape(model)
     counts = [round(count) for count in chunks or [10**power for power in range(4, 10)]]
-    table: list[dict[str, Any]] = []
+    table: list[dict[str, object]] = []
     for name in codec or ("raw", "cachegen"):
         rows = [
             sizing(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,15 +20,9 @@ from ragcache.cli.options import (
     Model,
     Store,
     check_exists,
-    figures,
-    loading,
     opened,
-    out,
-    progress,
-    tell,
-    waiting,
 )
-from ragcache.cli.output import as_json
+from ragcache.cli.output import as_json, figures, loading, out, progress, tell, waiting
 from ragcache.cli.render import corpora, quality
 from ragcache.cli.render.stores import built_for, speed_table, store_table
 from ragcache.errors import ConfigError, NoChunksError, StoreError
@@ -222,7 +216,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
         model_path(name), device=settings.device, codec=codec, kernels=settings.kernels
     )
     spec, fingerprint = engine.spec, engine.fingerprint
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "model": str(fingerprint),
         **asdict(spec),
         "token_bytes": spec.chunk_bytes(1),

@@ -6,18 +6,12 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ragcache.cli import render
-from ragcache.cli.output import err as err
-from ragcache.cli.output import figures as figures
-from ragcache.cli.output import loading as loading
-from ragcache.cli.output import out as out
-from ragcache.cli.output import progress as progress
-from ragcache.cli.output import tell as tell
-from ragcache.cli.output import waiting as waiting
+from ragcache.cli.output import loading, tell
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
@@ -46,18 +40,9 @@ Dtype = Annotated[
 ]
 
 
-def _ratio(text: str) -> str | float:
-    """A number where it is one; the settings say what may be."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 Ratio = Annotated[
-    Any | None,
+    str | None,
     typer.Option(
-        parser=_ratio,
         metavar="SHARE|auto",
         help="Share of chunk tokens to recompute, 0 to 1; auto: chosen by measured speeds.",
     ),
@@ -189,7 +174,7 @@ def opened(
     must_exist: bool = False,
     lazy: bool = False,
     tenant: str | None = None,
-) -> Iterator[Any]:
+) -> Iterator[RagCache]:
     """The RagCache of the store, or of a tenant's store in its folder, with its model; ``lazy`` as
     for :meth:`RagCache.open`."""
     from ragcache.store.tenants import made_tenant_folder, tenant_folder

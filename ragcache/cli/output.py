@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO
 
 import typer
 from rich.text import Text
@@ -75,7 +75,7 @@ def spoken(
 
     @wraps(command)
     def run(
-        *, as_json: bool = False, quiet: bool = False, verbose: bool = False, **given: Any
+        *, as_json: bool = False, quiet: bool = False, verbose: bool = False, **given: object
     ) -> None:
         before = _MANNER.get()
         manner = Manner(as_json, quiet or before.quiet, verbose or before.verbose)
@@ -162,7 +162,7 @@ def _speaking(manner: Manner) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def figures(found: Mapping[str, Any]) -> None:
+def figures(found: Mapping[str, object]) -> None:
     """With --json, print the results of the command as one JSON object."""
     if _MANNER.get().json:
         try:
@@ -172,12 +172,12 @@ def figures(found: Mapping[str, Any]) -> None:
             out.on_broken_pipe()
 
 
-def as_json(found: Mapping[str, Any]) -> str:
+def as_json(found: Mapping[str, object]) -> str:
     """JSON in ASCII; NaN and infinity are null."""
     return json.dumps(_plain(found), indent=2, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     match value:
         case Mapping():
             return {str(key): _plain(one) for key, one in value.items()}

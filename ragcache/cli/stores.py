@@ -18,14 +18,9 @@ from ragcache.cli.options import (
     Store,
     Tenant,
     check_exists,
-    figures,
-    loading,
     opened,
-    out,
-    progress,
-    tell,
-    waiting,
 )
+from ragcache.cli.output import figures, loading, out, progress, tell, waiting
 from ragcache.cli.render.stores import built_for, document_table, finding_table, moved, store_table
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
@@ -199,6 +194,7 @@ def push(
         if settings.remote_codecs:
             cache = stack.enter_context(opened(settings, lazy=True))
             both, wanted = cache.remote, cache.levels()
+            assert both is not None  # remote_codecs without a remote are refused
         else:
             both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
