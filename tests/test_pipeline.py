@@ -348,7 +348,7 @@ def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> Non
 
 def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine = models.engine("llama")
-    with pytest.raises(ConfigError, match="compile mode 'bare' is unknown: use one of prefix"):
+    with pytest.raises(ConfigError, match="encoding context 'bare' is unknown: use one of prefix"):
         encoding_context("bare", engine)
     with pytest.raises(ConfigError, match=r"needs a number of chunks, such as enriched\(3\)"):
         encoding_context("enriched(n)", engine)

@@ -54,7 +54,7 @@ def retrieved(path: Path, cache: RagCache) -> list[Context]:
 
 
 def of_store(settings: Settings, cache: RagCache) -> Settings:
-    """``settings`` with the model, codec and compile mode that an open store has."""
+    """``settings`` with the model, codec and encoding context that an open store has."""
     recorded = {"model": "model", "codec": "codec", "encoding_context": "compile"}
     missing = {name: key for name, key in recorded.items() if not getattr(settings, name)}
     known = {name: cache.catalog.get_setting(key) for name, key in missing.items()}
