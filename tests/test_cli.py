@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 import ragcache
 from ragcache import cli, setup
-from ragcache.cli import options
+from ragcache.cli import output, stores
 from ragcache.cli.render import stages
 from ragcache.core.generate import GenerationStream
 from ragcache.retriever.embed import HashEmbedder
@@ -31,7 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``ragcache ARGS`` in an empty folder: exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options.out, "width", 300)  # else as when it was made, at the first import
+    monkeypatch.setattr(output.out, "width", 300)  # else as when it was made, at the first import
     monkeypatch.setattr(stages, "EVERY_S", 3600.0)  # however slow this machine is
     monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
 
@@ -82,6 +83,28 @@ def test_what_is_mistyped_is_put_right(run: Run) -> None:
     assert code == 2 and "Did you mean 'stats'?" in err
     code, _, err = run("--quiet", "stats", "--verbose")
     assert code == 2 and "give one" in err
+
+
+def test_an_old_option_still_works_and_names_the_new_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "deprecated: --levels is now called --remote-codecs: use that name, because the next "
+    code, _, err = run("push", "--levels", "int8", "--store", "nowhere")
+    assert code == 1 and err.count(said) == 1 and "there is no store in nowhere" in err
+    code, out, _ = run("push", "--help")
+    assert "--remote-codecs" in out and "--levels" not in out
+    code, _, err = run("push", "--levels", "int8", "--remote-codecs", "fp8")
+    assert code == 1 and "--levels and --remote-codecs are two names of one setting" in err
+    assert "--compile is now called --encoding-context" in run("index", "x", "--compile", "bos")[2]
+    monkeypatch.setenv("RAGCACHE_LEVELS", "int8")
+    code, _, err = run("push", "--store", "nowhere")
+    assert err.count("deprecated: RAGCACHE_LEVELS is now called RAGCACHE_REMOTE_CODECS: ") == 1
+
+
+def test_other_warnings_are_shown_as_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "check_exists", lambda *_: warnings.warn("odd", stacklevel=1))
+    with pytest.warns(UserWarning, match="odd"):
+        run("stats")
 
 
 def test_tab_completes() -> None:
@@ -330,11 +353,11 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
     ("args", "message"),
     [
         (["query", "Who?", "--mode", "blend"], "mode 'blend' is unknown: use one of full"),
-        (["query", "Who?", "--ratio", "1.5"], "setting ratio = 1.5 cannot be"),
+        (["query", "Who?", "--ratio", "1.5"], "setting ratio = '1.5' is not valid"),
         (["query", "Who?", "--ratio", "much"], "or input should be 'auto'"),
         (["query", " "], "the question is empty"),
-        (["query", "Who?", "--top-k", "0"], "setting top_k = 0 cannot be"),
-        (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 cannot be"),
+        (["query", "Who?", "--top-k", "0"], "setting top_k = 0 is not valid"),
+        (["query", "Who?", "--temperature", "-1"], "setting temperature = -1.0 is not valid"),
         (["query", "Who?", "--store", "nowhere"], "there is no store in nowhere. Make one"),
         (["query", "Who?", "--tenant", "ann"], "PATH... --store ragcache-store --tenant ann"),
         (["documents", "--tenant", "ann"], "PATH... --store ragcache-store --tenant ann"),
@@ -372,7 +395,7 @@ def test_a_document_without_text_is_named(run: Run, notes: Path, model: Path) ->
     (notes / "blank [i].md").write_text("\n  \n")
     code, out, err = run("index", notes, "--model", model)
     assert code == 0 and out.startswith("4 documents indexed")
-    assert err.count("no text: ") == 1 and "blank [i].md: it makes no chunk" in err
+    assert err.count("no text: ") == 1 and "blank [i].md: it has no chunks" in err
 
 
 def test_another_model_or_tokenizer_is_refused(
@@ -417,7 +440,7 @@ def test_documents_are_listed_and_deleted(run: Run, notes: Path, model: Path) ->
     _, _, err = run("delete", "notes/towns.jsonl")
     assert "; that file has documents such as 'notes/towns.jsonl#bexley'" in err
     code, _, err = run("index", notes, "--ttl", "soon")
-    assert code == 1 and "'soon' is no length of time: give one such as 90s" in err
+    assert code == 1 and "'soon' is not a duration: give one such as 90s" in err
 
 
 def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
@@ -428,7 +451,7 @@ def test_a_bounded_store_evicts(run: Run, notes: Path, model: Path) -> None:
     code, out, _ = run("query", "Where does Mira live?", "--max-tokens", 2)
     assert code == 0
     code, _, err = run("index", notes, "--max-bytes", "much")
-    assert code == 1 and "setting max_bytes = 'much' cannot be" in err
+    assert code == 1 and "setting max_bytes = 'much' is not valid" in err
 
 
 def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
@@ -440,7 +463,7 @@ def test_simulate_a_trace(run: Run, tmp_path: Path, model: Path) -> None:
     code, _, err = run("simulate", "trace.jsonl")
     assert code == 1 and "trace.jsonl:1: expected" in err
     code, _, err = run("simulate", "zipf", "--capacity", "much")
-    assert code == 1 and "'much' is no size: give one such as 500MB" in err
+    assert code == 1 and "'much' is not a size: give one such as 500MB" in err
 
 
 @pytest.mark.parametrize("codec", ["int8", "cachegen"])
@@ -509,7 +532,7 @@ def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
     assert code == 4 and not out and "error: there are no chunks to answer from" in err
     (asked := tmp_path / "asked.jsonl").write_text('{"question": "Where?"}\n')
     code, out, err = run("batch", asked, "--out", tmp_path / "out.jsonl")
-    assert code == 4 and "1 of 1 answers are the model's own" in err
+    assert code == 4 and "1 of 1 answers are from the model alone" in err
     page = tmp_path / "page.html"
     assert run("query", "Where?", "--report", page)[0] == 4
     assert '"no_chunks":"the 1 documents' in page.read_text()

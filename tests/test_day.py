@@ -182,10 +182,10 @@ def test_the_command_line_says_it(
     tokenizer: PreTrainedTokenizerFast = with_template(LLAMA)
     tokenizer.save_pretrained(tmp_path / "dated")
     code, out, err = run("index", notes, "--model", tmp_path / "dated")
-    assert code == 0 and "a date into the prompt: 2026-11-29 is kept for this store" in err
+    assert code == 0 and "a date into the prompt: this store keeps 2026-11-29" in err
     on(date(2026, 12, 1))
     code, out, err = run("index", notes)
-    assert code == 0 and "KV of 0 chunks" in out and "2026-11-29 is kept" in err
+    assert code == 0 and "KV of 0 chunks" in out and "this store keeps 2026-11-29" in err
     assert "date in the prompt: 2026-11-29" in run("stats")[1]
     assert "2026-11-29: kept" in run("doctor")[1]
     assert "the prompt has a date" in run("models", "--model", tmp_path / "dated")[1]
@@ -194,11 +194,11 @@ def test_the_command_line_says_it(
     code, _, err = run("precompute", notes, "--dry-run", "--prompt-date", "today")
     assert code == 1 and "leave one of them out" in err
     code, out, err = run("index", notes, "--prompt-date", "2027-01-02")
-    assert code == 0 and "2027-01-02 is kept" in err and "KV of 0 chunks" not in out
+    assert code == 0 and "this store keeps 2027-01-02" in err and "KV of 0 chunks" not in out
     with DiskStore(tmp_path / "ragcache-store", readonly=True) as store:
         assert Catalog(store).get_setting(setup.PROMPT_DATE) == "2027-01-02"
 
 
 def test_a_date_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="prompt_date = '2026-13-45' cannot be"):
+    with pytest.raises(ConfigError, match="prompt_date = '2026-13-45' is not valid"):
         Settings.load(prompt_date="2026-13-45")

@@ -27,7 +27,7 @@ from ragcache.api.service import Service
 from ragcache.cli import app
 from ragcache.models import world
 from ragcache.rag import RagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.types import Document
 from tests.api.conftest import serving
 from tests.pages import PAGES, ROOT, Block, blocks, change
@@ -65,9 +65,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the service answers that pages call ``localhost:8000``."""
     folder = tmp_path_factory.mktemp("served")
-    cache = RagCache.open(folder, settings=Settings.load(port=0, ratio=0.15, max_tokens=16))
+    cache = RagCache.open(folder, settings=Settings.load(ratio=0.15, max_tokens=16))
     cache.add([Document("corvex", "Corvex Mills makes clocks.")])
-    with serving(Service(cache, Scheduler()), ()) as running:
+    limits = ServiceSettings.load(port=0)
+    with serving(Service(cache, Scheduler(), settings=limits), ()) as running:
         yield running.url.removeprefix("http://")
 
 

@@ -39,7 +39,7 @@ from ragcache.rag import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
 from ragcache.retriever.source import read
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.setup import embedder_of, over_remote
 from ragcache.sim.eviction import simulate
 from ragcache.sim.trace import scans, topics
@@ -86,7 +86,7 @@ def test_a_chunk_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
 
 def test_keys_and_reports(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name a file of lines name:key"):
-        Keys.of(Settings.load(keys=tmp_path / "none"))
+        Keys.of(ServiceSettings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
         report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
 
@@ -221,8 +221,10 @@ def test_files_to_write_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path) -> None:
     where = {"store": tmp_path / "s", "remote": (tmp_path / "far").as_uri()}
-    with pytest.raises(ConfigError, match="codec int8 has lost some of it: leave levels"):
-        RagCache.open(tmp_path / "s", settings=Settings.load(**where, levels="fp8", codec="int8"))
+    with pytest.raises(ConfigError, match="codec int8 has lost some of it: leave remote_codecs"):
+        RagCache.open(
+            tmp_path / "s", settings=Settings.load(**where, remote_codecs="fp8", codec="int8")
+        )
     with pytest.raises(ConfigError, match="engine vllm needs to know the dtype"):
         RagCache.open(
             tmp_path / "v",

@@ -305,7 +305,7 @@ def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("mode", ["bos", "link0"])
 def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
-    with scene.small(tmp_path, compile=mode) as cache:
+    with scene.small(tmp_path, encoding_context=mode) as cache:
         cache.add(scene.DOCUMENTS)
         [key, *_] = cache.indexing.keys("holt")
         bos = cache.engine.bos
@@ -317,14 +317,14 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     with scene.small(tmp_path) as cache:
         assert all(chunk.miss is None for chunk in cache.ask(QUESTION).report.chunks)
-    with scene.small(tmp_path, compile="prefix") as cache:
+    with scene.small(tmp_path, encoding_context="prefix") as cache:
         report = cache.ask(QUESTION).report
         assert {chunk.miss for chunk in report.chunks} == {"stale"}
         assert any(f"stored in mode {mode}, asked for mode prefix" in f for f in report.fallbacks)
 
 
 def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> None:
-    with scene.small(tmp_path, compile="enriched(2)") as cache:
+    with scene.small(tmp_path, encoding_context="enriched(2)") as cache:
         cache.add(scene.DOCUMENTS)
         [key, *_] = cache.indexing.keys("holt")
         assert key.mode == "enriched(2)" and key.behind == cache.engine.template.prefix
@@ -348,7 +348,7 @@ def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> Non
 
 def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine = models.engine("llama")
-    with pytest.raises(ConfigError, match="compile mode 'bare' is unknown: use one of prefix"):
+    with pytest.raises(ConfigError, match="encoding context 'bare' is unknown: use one of prefix"):
         encoding_context("bare", engine)
     with pytest.raises(ConfigError, match=r"needs a number of chunks, such as enriched\(3\)"):
         encoding_context("enriched(n)", engine)

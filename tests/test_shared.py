@@ -24,10 +24,12 @@ from tests import models, scene
 QUESTION = "Where does Mira Holt live?"
 
 
-def machine(tmp_path: Path, name: str, *, ram_bytes: int = 0, levels: str = "") -> RagCache:
+def machine(tmp_path: Path, name: str, *, ram_bytes: int = 0, remote_codecs: str = "") -> RagCache:
     """One of those that share the remote in ``tmp_path``."""
     remote = (tmp_path / "remote").as_uri()
-    return scene.small(tmp_path / name, remote=remote, ram_bytes=ram_bytes, levels=levels)
+    return scene.small(
+        tmp_path / name, remote=remote, ram_bytes=ram_bytes, remote_codecs=remote_codecs
+    )
 
 
 class Slow(BandwidthMeter):
@@ -74,12 +76,12 @@ def test_what_one_machine_has_computed_another_does_not(tmp_path: Path) -> None:
 
 
 def test_levels_are_loaded_where_the_link_is_slow(tmp_path: Path) -> None:
-    with machine(tmp_path, "one", levels="int8,fp8") as one:
+    with machine(tmp_path, "one", remote_codecs="int8,fp8") as one:
         one.add(scene.DOCUMENTS)
         assert one.remote is not None
         one.remote.flush()
         want = one.ask(QUESTION, mode="fused:recompute_ratio=0.15")
-    with machine(tmp_path, "two", levels="int8,fp8") as two:
+    with machine(tmp_path, "two", remote_codecs="int8,fp8") as two:
         two.add(scene.DOCUMENTS)
         assert two.remote is not None
         speeds = Speeds(0, 0.001, 0, 0, 0, 0, 0.001, decode_s={"int8": 0.0, "fp8": 1.0})
@@ -102,14 +104,14 @@ def test_levels_are_loaded_where_the_link_is_slow(tmp_path: Path) -> None:
 
 
 def test_a_level_that_is_damaged_is_planned_around(tmp_path: Path) -> None:
-    with machine(tmp_path, "one", levels="int8") as one:
+    with machine(tmp_path, "one", remote_codecs="int8") as one:
         one.add(scene.DOCUMENTS)
         assert one.remote is not None
         one.remote.flush()
     for path in (tmp_path / "remote").rglob("*"):
         if path.is_file() and b"int8" in path.read_bytes()[:300]:
             path.write_bytes(path.read_bytes()[:-1] + b"\x55")
-    with machine(tmp_path, "two", levels="int8") as two:
+    with machine(tmp_path, "two", remote_codecs="int8") as two:
         two.add(scene.DOCUMENTS)
         assert two.remote is not None
         speeds = Speeds(0, 1.0, 0, 0, 0, 0, 0.001, decode_s={"int8": 0.0})
@@ -140,8 +142,8 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     remote = (tmp_path / "remote").as_uri()
     with DiskStore(tmp_path / "one") as store:
         for given, message in (
-            (Settings.load(levels="int8"), "set remote too"),
-            (Settings.load(remote=remote, levels="int9"), "int9"),
+            (Settings.load(remote_codecs="int8"), "set remote too"),
+            (Settings.load(remote=remote, remote_codecs="int9"), "int9"),
             (Settings.load(remote="nowhere"), "one of s3://"),
         ):
             with pytest.raises(ConfigError, match=message):

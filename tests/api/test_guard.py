@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ragcache.api import quality_monitor as module
+from ragcache.api.metrics import Metrics
 from ragcache.api.quality_monitor import RATIOS, MonitorLevel, QualityMonitor, wilson
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
@@ -153,6 +154,10 @@ def test_nothing_of_a_tenant_is_in_the_status(tmp_path: Path) -> None:
         for _ in range(2):
             asked(service, QUESTION, tenant="secret", chunks=given("A secret text."))
         assert guard.status()["sampled"] == 1
+        text = Metrics(service).text().decode()
+        for name in ("ragcache_quality_monitor", "ragcache_guard"):
+            assert f'{name}{{what="sampled"}} 1.0' in text
+        assert "secret" not in text
         assert "secret" not in str(guard.status()).lower()
 
 

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from ragcache.api.middleware.security import Keys, check_bind
 from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from tests.api.conftest import ANN, KEYS, Served, served
 
 Clients = Callable[..., httpx.Client]
@@ -76,6 +76,7 @@ def test_documents_chunks_and_jobs(ann: httpx.Client) -> None:
     assert made["encoded"] == 1
     before = ann.get("/v1/chunks", params={"limit": 1000}).json()["data"]
     assert chunk["id"] in [one["id"] for one in before]
+    assert before[0]["encoding_context"] == before[0]["compiled"] == "prefix"
     assert ann.get("/v1/chunks", params={"after": before[-2]["id"]}).json()["data"] == before[-1:]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").json()["deleted"]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").status_code == 404
@@ -109,6 +110,7 @@ def test_ready_version_and_metrics(ann: httpx.Client) -> None:
     ready = ann.get("/ready").json()
     assert ready["check"]["ok"] and ready["check"]["compared"] > 0
     assert ready["check"]["error"] < 1e-4
+    assert ready["quality_monitor"] is ready["guard"] is None
     assert ann.get("/version").json()["context_tokens"] == 512
     text = ann.get("/metrics").text
     for name in (
@@ -185,7 +187,7 @@ def test_a_page_of_another_name_is_refused_where_there_are_no_keys(tmp_path: Pat
 def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may ask\n\nann:{ANN}\n")
-    keys = Keys.of(Settings.load(keys=file, api_keys="bob:" + "b" * 20))
+    keys = Keys.of(ServiceSettings.load(keys=file, api_keys="bob:" + "b" * 20))
     assert keys.tenant(ANN) == "ann" and keys.tenant("b" * 20) == "bob"
     assert keys.tenant("") is None and keys.tenant(ANN + "a") is None and len(keys) == 2
 
@@ -203,7 +205,7 @@ def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
 def test_keys_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        Keys.of(Settings.load(keys=tmp_path / "keys"))
+        Keys.of(ServiceSettings.load(keys=tmp_path / "keys"))
     assert ANN not in str(caught.value)
 
 
@@ -221,4 +223,4 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{port}: .* in use"):
-            serve(Settings.load(port=port, store="nowhere"))
+            serve(Settings.load(store="nowhere"), ServiceSettings.load(port=port))

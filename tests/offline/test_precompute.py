@@ -55,7 +55,7 @@ def test_parts_come_to_the_whole(run: Run, notes: Path, model: Path) -> None:
 def test_a_document_without_text_is_named(run: Run, notes: Path, model: Path) -> None:
     (notes / "blank.md").write_text("\n")
     code, out, err = run("precompute", notes, "--model", model)
-    assert code == 0 and "blank.md: it makes no chunk" in err and "KV of 9 chunks computed" in out
+    assert code == 0 and "blank.md: it has no chunks" in err and "KV of 9 chunks computed" in out
 
 
 def test_a_bad_document_is_skipped_and_told(run: Run, notes: Path, model: Path) -> None:
@@ -97,7 +97,7 @@ def test_interrupted(run: Run, notes: Path, model: Path, monkeypatch: pytest.Mon
         (["missing.txt"], "missing.txt does not exist"),
         (["notes", "--shard", "3/2"], "shard 3/2 cannot be"),
         (["notes", "--report", "no/r.json"], "there is no folder no"),
-        (["notes", "--compile", "enriched(2)"], "use `ragcache index`"),
+        (["notes", "--encoding-context", "enriched(2)"], "use `ragcache index`"),
     ],
 )
 def test_what_cannot_be(run: Run, notes: Path, model: Path, args: list[str], message: str) -> None:
@@ -110,7 +110,7 @@ def test_a_corpus_beyond_the_quota_is_refused(
 ) -> None:
     monkeypatch.setenv("RAGCACHE_MAX_BYTES", "20kB")
     code, _, err = run("precompute", notes, "--model", model)
-    assert code == 1 and "the corpus needs" in err and "take a smaller codec" in err
+    assert code == 1 and "the corpus needs" in err and "choose a smaller codec" in err
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,6 @@ def test_shards_that_cannot_be(text: str) -> None:
 
 
 def test_enriched_chunks_need_an_index(tmp_path: Path) -> None:
-    with scene.small(tmp_path, compile="enriched(2)") as cache:
+    with scene.small(tmp_path, encoding_context="enriched(2)") as cache:
         with pytest.raises(ConfigError, match="use `ragcache index`"):
             planned(cache)
