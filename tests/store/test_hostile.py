@@ -26,7 +26,7 @@ from ragcache.store.remote.object_store import Bucket
 from ragcache.store.remote.store import RemoteStore
 from ragcache.store.remote.sync import pull
 from ragcache.types import ChunkKV, KVSpec
-from tests.store.remote import HASTY, over
+from tests.store.remotes import HASTY, over
 from tests.store.samples import DIM, HEADS, LAYERS, MODEL, make_key, make_kv, same
 
 SPEC = KVSpec(LAYERS, HEADS, DIM, "float32")

@@ -18,7 +18,8 @@ DOCUMENTS = [
 CHILD = """
 import sys, time
 from pathlib import Path
-from tests import scene, test_kill
+from tests import scene
+from tests.core import test_indexing as test_kill
 
 cache = scene.small(Path(sys.argv[1]))
 put_all = cache.store.put_all
@@ -36,7 +37,7 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )
     assert child.stdout is not None

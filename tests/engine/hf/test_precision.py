@@ -17,7 +17,7 @@ from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
 from tests import scene
-from tests.test_cli import Run, model, notes, run
+from tests.cli.test_commands import Run, model, notes, run
 
 __all__ = ["model", "notes", "run"]  # fixtures
 

@@ -24,8 +24,8 @@ from ragcache.models import world
 from ragcache.rag import RagCache
 from ragcache.types import Document, Fingerprint, Tokens
 from tests import models, scene
+from tests.batch.stores import contents
 from tests.conftest import ROOT
-from tests.offline.stores import contents
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own

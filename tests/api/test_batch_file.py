@@ -14,7 +14,7 @@ from ragcache.core.precompute import drive
 from ragcache.errors import SourceError
 from ragcache.rag import RagCache
 from tests import scene
-from tests.test_cli import Run, model, notes, run
+from tests.cli.test_commands import Run, model, notes, run
 
 __all__ = ["model", "notes", "run"]  # fixtures
 

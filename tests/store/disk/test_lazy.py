@@ -19,8 +19,8 @@ from ragcache.store import Catalog, DiskStore
 from ragcache.store.disk.quota import Quota
 from ragcache.types import Document, Sampling
 from tests import models, scene
+from tests.store.disk.test_processes import process
 from tests.store.samples import ONE, TWO, make_kv, same
-from tests.store.test_processes import process
 
 HOLDER = """
 store = DiskStore(path)

@@ -16,7 +16,7 @@ from ragcache.errors import RemoteError, StoreError
 from ragcache.store.format.header import layer_checksum
 from ragcache.store.remote import write_back as couriers
 from ragcache.store.remote.store import RemoteStore
-from tests.store.remote import over
+from tests.store.remotes import over
 from tests.store.samples import make_key, make_kv
 from tests.store.test_hostile import forged, not_finite
 
@@ -117,7 +117,7 @@ def test_closing_closes_the_disk_whatever_happens(
 def test_what_cannot_be_kept_is_logged_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tests.store.test_remote import fill, read
+    from tests.store.remote.test_store import fill, read
 
     with over(tmp_path / "one") as one, over(tmp_path / "two") as two:
         fill(one, KEYS[0])

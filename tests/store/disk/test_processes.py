@@ -16,7 +16,7 @@ from ragcache.errors import StoreError
 from ragcache.store import DiskStore
 from tests.store.samples import CHUNK_BYTES, ONE, make_key, make_kv, same
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager

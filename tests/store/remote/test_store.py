@@ -27,9 +27,10 @@ from ragcache.store.remote.chunk_objects import ChunkObjects, Seen, digest_of, n
 from ragcache.store.remote.object_store import Bucket, Patience
 from ragcache.store.remote.store import RemoteStore
 from ragcache.types import Chunk, ChunkKV, Document
-from tests.store import s3, test_contract
-from tests.store.faulty import FAULTS, Faulty, faulty
-from tests.store.remote import HASTY, over
+from tests.store import test_contract
+from tests.store.remote import s3
+from tests.store.remote.faulty import FAULTS, Faulty, faulty
+from tests.store.remotes import HASTY, over
 from tests.store.samples import CHUNK_BYTES, LAYERS, MODEL, make_key, make_kv, rewrite_layer, same
 
 A, B, C = KEYS = [make_key(first) for first in range(3)]
@@ -209,7 +210,7 @@ def test_what_is_still_to_be_sent_is_not_evicted(tmp_path: Path) -> None:
 
 def test_what_was_acknowledged_is_sent_by_the_next_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from tests.store.remote import over\n"
+        "import os, sys; from pathlib import Path; from tests.store.remotes import over\n"
         "from tests.store.samples import make_key, make_kv\n"
         "store = over(Path(sys.argv[1])); store.courier._turn.acquire()\n"
         "for n in range(3): store.put(make_key(n), make_kv(make_key(n)))\n"

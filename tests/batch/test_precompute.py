@@ -13,8 +13,8 @@ from ragcache.batch.ray import Cluster, on_ray
 from ragcache.core import precompute as core
 from ragcache.types import KVSpec
 from tests import scene
-from tests.offline.stores import contents
-from tests.test_cli import Run, model, notes, run
+from tests.batch.stores import contents
+from tests.cli.test_commands import Run, model, notes, run
 
 __all__ = ["model", "notes", "run"]  # fixtures
 

@@ -10,7 +10,7 @@ import torch
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import ChunkKV, Tokens
 from tests import models
-from tests.engine.test_architectures import ARCHITECTURES
+from tests.engine.hf.test_architectures import ARCHITECTURES
 
 #: Some longer than the windows of 16, one of a single token; together longer than a context of 64.
 CHUNKS: list[Tokens] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.reliability import fuzz
 from bench.reliability.refuse import possible
-from tests.store.test_kills import reliability
+from tests.store.disk.test_kills import reliability
 
 
 def test_faults_are_typed_errors_and_flips_are_noticed_and_nothing_else_happens() -> None:

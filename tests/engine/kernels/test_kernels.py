@@ -26,7 +26,7 @@ from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, err
 from ragcache.engine.kernels.row_attention import BLOCKS, Flex, RowAttention, TritonRowAttention
 from ragcache.errors import ConfigError, ModelError
 from tests import models
-from tests.engine.test_architectures import IDS, FewFromLayer2, plain_logits
+from tests.engine.hf.test_architectures import IDS, FewFromLayer2, plain_logits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
 ROPE = Rope(apply_rotary_pos_emb, halves=True)
@@ -305,8 +305,8 @@ def test_kernels_compile_for_a_gpu() -> None:
         pytest.skip("Triton is not installed, or does not interpret: make test-triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.compile_kernels"],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", "tests.engine.kernels.compile_kernels"],
+        cwd=Path(__file__).parents[3],
         env=environment,
         capture_output=True,
         text=True,

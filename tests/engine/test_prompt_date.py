@@ -25,8 +25,8 @@ from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
 from tests import models, scene
+from tests.cli.test_commands import Run, notes, run
 from tests.engine.test_template import CHATML
-from tests.test_cli import Run, notes, run
 
 __all__ = ["notes", "run"]  # fixtures
 

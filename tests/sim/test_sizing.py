@@ -12,7 +12,7 @@ from ragcache.sim.routing import POLICIES, route
 from ragcache.sim.sizing import SHAPES, Prices, break_even_link, chunk_bytes, rate, shape, sizing
 from ragcache.sim.trace import zipf
 from tests import models, scene
-from tests.test_cli import Run, run
+from tests.cli.test_commands import Run, run
 
 __all__ = ["run"]  # a fixture
 

@@ -14,8 +14,8 @@ from ragcache.errors import StoreError
 from ragcache.store import DiskStore
 from ragcache.store.disk import store as disk
 from ragcache.store.lmdb import current, environment
+from tests.store.disk.test_processes import process
 from tests.store.samples import ONE, TWO, make_key, make_kv, same
-from tests.store.test_processes import process
 
 
 def wasteful(path: Path) -> DiskStore:
