@@ -153,7 +153,7 @@ def test_tables_that_are_closed() -> None:
 
 
 def test_modes_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="not both"):
+    with pytest.raises(ConfigError, match="a ratio or a finished blender, not both"):
         blender(Full(), 0.5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no GPU: use cpu"):

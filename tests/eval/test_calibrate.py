@@ -97,7 +97,7 @@ def test_candidates_are_tried_at_ratios_or_as_they_are() -> None:
     made = candidates(["fused", "epic", "random:recompute_ratio=0.2", "ape"])
     assert len(made) == len(RATIOS) + 1 + 1 + 25
     assert made["fused@0.05"] == blender("fused", 0.05) and made["epic"] == blender("epic")
-    with pytest.raises(ConfigError, match="unknown"):
+    with pytest.raises(ConfigError, match="mode 'fuzed' is unknown"):
         candidates(["fuzed"])
 
 

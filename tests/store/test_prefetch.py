@@ -193,6 +193,8 @@ def test_the_store_may_be_closed_right_after(tmp_path: Path) -> None:
                 store.put(key, make_kv(key))
             with started(store) as reader:
                 reader.layer(0)
+        with DiskStore(tmp_path / f"{turn}", readonly=True) as store:  # nothing holds it open
+            assert store.verify() == {} and all(map(store.has, KEYS))
 
 
 def test_no_chunks_no_layers_to_load(watched: Watched) -> None:

@@ -69,5 +69,5 @@ def test_no_more_is_kept_than_may_be() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_memory_is_pinned_for_a_gpu_only() -> None:
-    with pytest.raises(ConfigError, match="no GPU"):
+    with pytest.raises(ConfigError, match="torch finds no GPU here"):
         BufferPool(0, pin=True)

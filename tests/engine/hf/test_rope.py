@@ -273,5 +273,5 @@ def test_layers_that_turn_unlike_parts_are_refused() -> None:
 
 
 def test_layers_that_do_not_call_it_at_all_are_refused() -> None:
-    with pytest.raises(ModelError, match="no RoPE"):
+    with pytest.raises(ModelError, match="none of its layers rotates its keys"):
         models.engine("smollm3", no_rope_layers=[0] * 4)

@@ -162,7 +162,7 @@ def test_a_lazy_store_is_there(tmp_path: Path) -> None:
 def test_a_closed_lazy_store_claims_nothing(path: Path) -> None:
     store = DiskStore(path, lazy=True)
     store.close()
-    with pytest.raises(StoreError, match="closed"):
+    with pytest.raises(StoreError, match="is closed: open it again"):
         store.delete(ONE)
     DiskStore(path).close()
 
@@ -248,9 +248,9 @@ def test_a_service_and_a_question(path: Path, tmp_path: Path) -> None:
     """The very commands: a question beside ``ragcache serve``."""
     code = (
         "import sys, pathlib\n"
-        "from ragcache import opening\n"
+        "from ragcache import setup\n"
         "from ragcache.retriever.embed import HashEmbedder\n"
-        "opening.embedder_of = lambda *_: HashEmbedder()\n"
+        "setup.embedder_of = lambda *_: HashEmbedder()\n"
         "from ragcache.cli import main\n"
         "main()\n"
     )

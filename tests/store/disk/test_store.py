@@ -269,11 +269,11 @@ def test_a_put_that_fails_leaves_what_was_there(
     two: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*args: object) -> None:
-        raise StoreError("no")
+        raise StoreError("this fault is injected")
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "account", fails)
-        with pytest.raises(StoreError, match="no"):
+        with pytest.raises(StoreError, match="this fault is injected"):
             two.put(ONE, make_kv(ONE, seed=1))
     assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
     files = list((two.tables.path / "kv").rglob("*-*"))
@@ -353,7 +353,7 @@ def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore)
         assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
     assert open_files(filed) == 0 and reason(filed) == "absent"
     assert list(filed.tables.path.glob(f"kv/*/{ONE.digest.hex()}*")) == []
-    with pytest.raises(StoreError, match="absent"):
+    with pytest.raises(StoreError, match="is absent: these tokens are not stored"):
         filed.layers([stored], 2)
 
 
@@ -401,13 +401,13 @@ def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPat
     def fails(*args: object) -> None:
         calls.append(0)
         if len(calls) > 2:  # what was there is accounted for too
-            raise StoreError("no")
+            raise StoreError("this fault is injected")
         account(*args)  # type: ignore[arg-type]
 
     third = make_key(7)
     with monkeypatch.context() as patch:
         patch.setattr(writer, "account", fails)
-        with pytest.raises(StoreError, match="no"):
+        with pytest.raises(StoreError, match="this fault is injected"):
             two.put_all([(key, make_kv(key, seed=1)) for key in (third, ONE, TWO)])
     assert calls and not two.has(third) and two.verify() == {}
     assert same(two.get(ONE), make_kv(ONE)) and same(two.get(TWO), make_kv(TWO))

@@ -333,7 +333,7 @@ def test_levels_are_in_the_bytes() -> None:
     assert data.size < codec("cachegen").encode(*pair, 0, LAYERS).size
     _, now = codec("cachegen").decode(data, spec_of(pair), 21, 0)
     assert len(torch.unique((now / pair[1].abs().amax((0, 2), keepdim=True) * 3).round())) == 7
-    with pytest.raises(ValueError, match="7 bins"):
+    with pytest.raises(ValueError, match="7 bins: they must be even"):
         CacheGen(value_first_bins=7)
 
 

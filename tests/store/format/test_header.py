@@ -222,7 +222,7 @@ def test_kv_that_cannot_be_stored_is_refused() -> None:
     plane = torch.zeros(HEADS, 5, DIM)
     with pytest.raises(ValueError, match="does not belong"):
         check_kv(key, make_kv(make_key(1)))
-    with pytest.raises(ValueError, match="float64"):
+    with pytest.raises(ValueError, match="KV of dtype float64: use one of"):
         check_kv(key, ChunkKV(key.tokens, (plane.double(),), (plane.double(),)))
     with pytest.raises(ValueError, match="bfloat16, float32"):
         check_kv(key, ChunkKV(key.tokens, (plane,), (plane.bfloat16(),)))

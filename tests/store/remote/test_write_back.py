@@ -90,7 +90,7 @@ def test_a_row_that_fails_keeps_no_others_back(
 
             monkeypatch.setattr(store.objects, "delete", delete)
         settled(store, waiting=len(first))
-        with pytest.raises(RemoteError, match="denied"):
+        with pytest.raises(RemoteError, match="denied: look at who may delete"):
             store.courier.flush()
         monkeypatch.setattr(store.objects, "delete", real)
         store.courier.flush()
@@ -110,7 +110,7 @@ def test_closing_closes_the_disk_whatever_happens(
     monkeypatch.setattr(store._arrivals, "close", fails)
     with pytest.raises(ZeroDivisionError):
         store.close()
-    with pytest.raises(StoreError, match="closed"):
+    with pytest.raises(StoreError, match="is closed: open it again"):
         store.disk.find(KEYS[0])
 
 
