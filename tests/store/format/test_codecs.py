@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,43 +12,21 @@ from torch import Tensor
 
 from ragcache.errors import ConfigError
 from ragcache.store.format.codecs import CODECS, codec
-from ragcache.store.format.codecs.base import DTYPES, Bytes
+from ragcache.store.format.codecs.base import DTYPES
 from ragcache.store.format.codecs.cachegen import CacheGen
 from ragcache.store.format.codecs.entropy import TOTAL, bells
+from ragcache.testing.codec import (
+    LAYERS,
+    CodecTests,
+    Part,
+    make_pair,
+    rounding,
+    spec_of,
+    through,
+)
 from ragcache.types import KVSpec
 
-Pair = tuple[Tensor, Tensor]
-
-LAYERS = 12
 CASTS = ["bfloat16", "float16"]
-LOSSY = [name for name, one in CODECS.items() if not one.faithful]
-BYTEWISE = ["int8", "fp8"]
-
-every_codec = pytest.mark.parametrize("name", CODECS)
-lossy = pytest.mark.parametrize("name", LOSSY)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
-
-def make_pair(
-    dtype: str = "float32", heads: int = 2, tokens: int = 21, dim: int = 8, seed: int = 0
-) -> Pair:
-    """Keys and values whose channels have centres and spreads of their own."""
-    generator = torch.Generator().manual_seed(seed)
-    centres, spreads = torch.randn(2, 2, heads, 1, dim, generator=generator)
-    noise = torch.randn(2, heads, tokens, dim, generator=generator)
-    keys, values = (centres + spreads * noise).to(DTYPES[dtype][0])
-    return keys, values
-
-
-def spec_of(pair: Pair) -> KVSpec:
-    heads, _, dim = pair[0].shape
-    return KVSpec(LAYERS, heads, dim, str(pair[0].dtype).removeprefix("torch."))
-
-
-def through(name: str, pair: Pair, layer: int = 0) -> Pair:
-    """What a pair comes back as."""
-    data = codec(name).encode(*pair, layer, LAYERS)
-    return codec(name).decode(data.copy(), spec_of(pair), pair[0].shape[1], layer)
 
 
 def rounded(name: str) -> Callable[[Tensor], Tensor]:
@@ -62,7 +38,7 @@ def rounded(name: str) -> Callable[[Tensor], Tensor]:
 def test_numbers_are_rounded_to_the_dtype(name: str) -> None:
     for dtype in DTYPES:
         pair = make_pair(dtype)
-        assert all(map(torch.equal, through(name, pair), map(rounded(name), pair)))
+        assert all(map(torch.equal, through(codec(name), pair), map(rounded(name), pair)))
         assert codec(name).encode(*pair, 0, LAYERS).size == 2 * 2 * 2 * 21 * 8
     pair = make_pair(name)
     assert np.array_equal(
@@ -79,199 +55,74 @@ def test_numbers_are_rounded_to_the_dtype(name: str) -> None:
         codec(name).decode(data, spec_of(pair), 21, 0)
 
 
-def unit(dtype: torch.dtype, number: Tensor) -> Tensor:
-    """By how much rounding to ``dtype`` may move ``number``, in float64."""
-    info = torch.finfo(dtype)
-    return number * info.eps / 2 + info.smallest_normal * info.eps / 2
+class TestRaw(CodecTests):
+    codec = CODECS["raw"]
 
 
-def steps(name: str, plane: Tensor, bins: int) -> Tensor:
-    """How far each number of keys or values may be off before it is rounded to its dtype."""
-    if name == "cachegen":
-        return plane.abs().amax((0, 2), keepdim=True) / (bins // 2 - 1) / 2
-    peaks = plane.abs().amax(-1, keepdim=True)
-    if name == "int8":
-        return peaks / 127 / 2
-    return torch.maximum(plane.abs() / 16, peaks / 448 / 1024)
+class TestBfloat16(CodecTests):
+    codec = CODECS["bfloat16"]
+
+    def bound(self, numbers: Tensor, part: Part, layer: int) -> Tensor:
+        return rounding(torch.bfloat16, numbers)
 
 
-def assert_within_bounds(name: str, pair: Pair, layer: int = 0) -> None:
-    for now, before, bins in zip(
-        through(name, pair, layer), pair, CacheGen().bins(layer), strict=True
-    ):
-        assert now.dtype == before.dtype and now.shape == before.shape
-        wide = before.double()
-        allowed = steps(name, wide, bins) * (1 + 1e-5) + unit(before.dtype, wide.abs() * 1.1)
-        # the three float32 roundings, of which the last may be to a subnormal
-        allowed = allowed + 4 * unit(torch.float32, wide.abs().amax())
-        assert ((now.double() - wide).abs() <= allowed).all()
+class TestFloat16(CodecTests):
+    codec = CODECS["float16"]
+
+    def bound(self, numbers: Tensor, part: Part, layer: int) -> Tensor:
+        return rounding(torch.float16, numbers)
 
 
-@every_dtype
-@lossy
-def test_no_number_is_off_by_more_than_stated(name: str, dtype: str) -> None:
-    for layer in (0, 1, 2, 9, 10, 11):
-        assert_within_bounds(name, make_pair(dtype, seed=layer), layer)
+class TestInt8(CodecTests):
+    codec = CODECS["int8"]
+
+    def bound(self, numbers: Tensor, part: Part, layer: int) -> Tensor:
+        return numbers.abs().amax(-1, keepdim=True) / 127 / 2
 
 
-@every_dtype
-@lossy
-def test_extreme_numbers_keep_the_bounds(name: str, dtype: str) -> None:
-    info = torch.finfo(DTYPES[dtype][0])
-    for size in (info.max, info.smallest_normal, info.smallest_normal * info.eps * 3):
-        keys, values = make_pair(dtype)
-        keys = (keys.double() / keys.abs().max() * size).to(keys.dtype)
-        keys[0, 3] = info.max
-        values[:, 5] = info.smallest_normal * info.eps
-        assert_within_bounds(name, (keys, values))
-        assert all(plane.isfinite().all() for plane in through(name, (keys, values)))
+class TestFp8(CodecTests):
+    codec = CODECS["fp8"]
+
+    def bound(self, numbers: Tensor, part: Part, layer: int) -> Tensor:
+        peaks = numbers.abs().amax(-1, keepdim=True)
+        return torch.maximum(numbers.abs() / 16, peaks / 448 / 1024)
 
 
-@every_dtype
-@every_codec
-def test_a_token_of_zeros_stays_zero(name: str, dtype: str) -> None:
-    keys, values = make_pair(dtype)
-    keys[:, 4] = 0
-    values[:] = 0
-    for now, before in zip(through(name, (keys, values)), (keys, values), strict=True):
-        assert torch.equal(now[before == 0], before[before == 0])
+class TestCacheGen(CodecTests):
+    codec = CODECS["cachegen"]
+    repeats = False
+
+    def bound(self, numbers: Tensor, part: Part, layer: int) -> Tensor:
+        bins = CacheGen().bins(layer)[part == "values"]
+        return numbers.abs().amax((0, 2), keepdim=True) / (bins // 2 - 1) / 2
 
 
-@every_codec
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 2), (3, 7, 5), (5, 1, 33)], ids=str)
-def test_any_shape(name: str, shape: tuple[int, int, int]) -> None:
-    heads, tokens, dim = shape
-    pair = make_pair("bfloat16", heads, tokens, dim)
-    if name in CASTS:
-        assert all(map(torch.equal, through(name, pair), map(rounded(name), pair)))
-    elif CODECS[name].lossless:
-        assert all(map(torch.equal, through(name, pair), pair))
-    else:
-        assert_within_bounds(name, pair)
+def test_names_are_those_of_the_registry() -> None:
+    assert {name: one.name for name, one in CODECS.items()} == {name: name for name in CODECS}
 
 
-@every_dtype
-@every_codec
-def test_sizes_stated_are_right(name: str, dtype: str) -> None:
-    pair = make_pair(dtype, 3, 11, 6)
-    size = codec(name).layer_bytes(spec_of(pair), 11)
-    sizes = {codec(name).encode(*pair, layer, LAYERS).size for layer in range(LAYERS)}
-    assert size is None or sizes == {size}
+def test_every_codec_is_tested() -> None:
+    assert {tests.codec for tests in CodecTests.__subclasses__()} >= set(CODECS.values())
 
 
-@every_codec
-def test_names_are_those_of_the_registry(name: str) -> None:
-    assert CODECS[name].name == name
-
-
-@every_dtype
-@pytest.mark.parametrize("name", ["raw", *CASTS, *BYTEWISE])
-def test_what_was_decoded_encodes_to_the_same_bytes(name: str, dtype: str) -> None:
-    pair = make_pair(dtype, tokens=200)
-    again = codec(name).encode(*through(name, pair), 0, LAYERS)
-    assert np.array_equal(again, codec(name).encode(*pair, 0, LAYERS))
+@pytest.mark.parametrize("name", [name for name, one in CODECS.items() if not one.faithful])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_no_scale_can_hold_is_not_encoded(name: str, bad: float) -> None:
+    keys, values = make_pair("float16")
+    values[1, 2, 3] = bad
+    with pytest.raises(ValueError, match="no answer may come from it"):
+        codec(name).encode(keys, values, 0, LAYERS)
 
 
 def test_entropy_coding_loses_no_symbol() -> None:
     pair = make_pair(heads=4, tokens=300)
     for layer in (0, 5, 11):
         for now, before, bins in zip(
-            through("cachegen", pair, layer), pair, CacheGen().bins(layer), strict=True
+            through(codec("cachegen"), pair, layer), pair, CacheGen().bins(layer), strict=True
         ):
             most = bins // 2 - 1
             peaks = before.abs().amax((0, 2), keepdim=True)
             assert torch.equal((before / peaks * most).round() / most * peaks, now)
-
-
-@every_codec
-def test_memory_layout_does_not_count(name: str) -> None:
-    keys, values = make_pair("float16")
-    turned = keys.transpose(0, 1).contiguous().transpose(0, 1)
-    wide = torch.stack([values, values], -1)[..., 1]
-    assert not turned.is_contiguous() and not wide.is_contiguous()
-    encoded = codec(name).encode(keys, values, 3, LAYERS)
-    assert np.array_equal(codec(name).encode(turned, wide, 3, LAYERS), encoded)
-    assert encoded.dtype == np.uint8 and encoded.ndim == 1
-
-
-@every_codec
-def test_bytes_may_lie_anywhere_in_memory(name: str) -> None:
-    pair = make_pair("float32")
-    data = codec(name).encode(*pair, 0, LAYERS)
-    for shift in range(4):
-        moved = np.concatenate([np.zeros(shift, np.uint8), data])[shift:]
-        now = codec(name).decode(moved, spec_of(pair), 21, 0)
-        assert all(map(torch.equal, now, through(name, pair)))
-
-
-@every_codec
-def test_the_same_bytes_in_every_thread(name: str) -> None:
-    pair = make_pair("bfloat16", tokens=60)
-    data, now = codec(name).encode(*pair, 0, LAYERS), through(name, pair)
-
-    def agrees(_: int) -> bool:
-        same = np.array_equal(codec(name).encode(*pair, 0, LAYERS), data)
-        return same and all(map(torch.equal, through(name, pair), now))
-
-    with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(agrees, range(40)))
-
-
-@lossy
-def test_what_no_scale_can_hold_is_refused(name: str) -> None:
-    for bad in (float("nan"), float("inf"), -float("inf")):
-        keys, values = make_pair("float16")
-        values[1, 2, 3] = bad
-        with pytest.raises(ValueError, match="no answer may come from it"):
-            codec(name).encode(keys, values, 0, LAYERS)
-
-
-def damaged(rng: random.Random, data: Bytes) -> Bytes:
-    """Other bytes: noise, some bytes changed, the end missing, or more behind it."""
-    changed = data.copy()
-    kind = rng.randrange(6)
-    if kind == 0:
-        return np.frombuffer(rng.randbytes(rng.randrange(2 * data.size)), np.uint8).copy()
-    if kind == 1:
-        changed[8:] = np.frombuffer(rng.randbytes(data.size - 8), np.uint8)
-    elif kind == 2:
-        return changed[: rng.randrange(data.size)]
-    elif kind == 3:
-        return np.concatenate([changed, changed[: rng.randrange(1, 99)]])
-    else:
-        for _ in range(rng.randint(1, 9)):
-            changed[rng.randrange(data.size if kind == 4 else 60)] = rng.randrange(256)
-    return changed
-
-
-@every_dtype
-@lossy
-def test_any_bytes_are_refused_or_numbers_of_this_shape(name: str, dtype: str) -> None:
-    rng = random.Random(1)
-    pair = make_pair(dtype, tokens=5)
-    data, refused = codec(name).encode(*pair, 0, LAYERS), 0
-    for _ in range(1000):
-        try:
-            now = codec(name).decode(damaged(rng, data), spec_of(pair), 5, 0)
-        except ConfigError:
-            raise
-        except ValueError:
-            refused += 1
-        else:
-            assert all(plane.shape == pair[0].shape for plane in now)
-            assert all(plane.dtype == pair[0].dtype for plane in now)
-            assert all(plane.isfinite().all() for plane in now)
-    assert refused > 500
-
-
-@every_codec
-def test_other_shapes_are_refused_before_memory_is_taken(name: str) -> None:
-    pair = make_pair("bfloat16")
-    data = codec(name).encode(*pair, 0, LAYERS)
-    for heads, tokens, dim in ((2, 20, 8), (2, 22, 8), (2**16, 21, 2**20), (2, 2**40, 8)):
-        spec = KVSpec(LAYERS, heads, dim, "bfloat16")
-        with pytest.raises(ValueError, match="bytes|numbers for shape|words|magnitude"):
-            codec(name).decode(data.copy(), spec, tokens, 0)
 
 
 def test_few_bytes_that_claim_many_numbers_are_refused() -> None:
@@ -355,7 +206,7 @@ def test_the_formats_stay_what_they_are() -> None:
         data = codec(name).encode(keys, -keys, 2, LAYERS)
         assert data.tobytes().hex() == written
         again = codec(name).decode(data.copy(), spec, 3, 2)
-        assert all(map(torch.equal, again, through(name, (keys, -keys), 2)))
+        assert all(map(torch.equal, again, through(codec(name), (keys, -keys), 2)))
 
 
 WRITTEN = {
