@@ -1,138 +1,44 @@
-"""What must hold of every fusion method, by value and in float32."""
+"""Every fusion method keeps the contract; fusion itself, by value and in float32."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
-from ragcache.blend.fuse import FusionWalk
+from ragcache.blend.base import Blender, Layout
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.types import Prompt, Sampling
+from ragcache.testing.blender import BlenderTests, close
+from ragcache.types import Prompt
 from tests import models
 from tests.blend import scene
 from tests.blend.matrix import AT_ONE, AT_ZERO, PARTIAL, label
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", "cohere2"])
-def engine(request: pytest.FixtureRequest) -> TransformersEngine:
+class TestEveryMethod(BlenderTests):
+    nothing, everything, partial = AT_ZERO, AT_ONE, PARTIAL
+
+
+@pytest.fixture(scope="module", params=["gemma2", "cohere2"])
+def other(request: pytest.FixtureRequest) -> TransformersEngine:
+    """With sliding windows, soft caps, and layers without RoPE."""
     return models.engine(request.param)
+
+
+@pytest.mark.parametrize("blender", AT_ONE, ids=label)
+def test_everything_recomputed_is_full_prefill_of_other_models(
+    other: TransformersEngine, blender: Blender
+) -> None:
+    want = scene.plain(other, scene.PROMPT.tokens)
+    close(scene.run(other, blender).prefilled.logits, want)
 
 
 @pytest.fixture(scope="module")
 def llama() -> TransformersEngine:
     return models.engine("llama")
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("blender", AT_ONE, ids=label)
-def test_everything_recomputed_is_full_prefill(
-    engine: TransformersEngine, blender: Blender
-) -> None:
-    want = scene.plain(engine, scene.PROMPT.tokens)
-    fused = scene.run(engine, blender, room=8)
-    close(fused.prefilled.logits, want)
-    full = engine.prefill(scene.PROMPT.tokens, room=8)
-    sampling = Sampling(max_tokens=8)
-    tokens = [step.token for step in engine.decode(fused.prefilled, sampling)]
-    assert tokens == [step.token for step in engine.decode(full, sampling)]
-
-
-@pytest.mark.parametrize("blender", AT_ZERO, ids=label)
-def test_nothing_recomputed_is_naive_reuse(llama: TransformersEngine, blender: Blender) -> None:
-    fused = scene.run(llama, blender)
-    assert fused.charged_budget == 0
-    torch.testing.assert_close(
-        fused.prefilled.logits, scene.run(llama, Reuse()).prefilled.logits, atol=0, rtol=0
-    )
-
-
-@pytest.mark.parametrize("blender", PARTIAL, ids=label)
-def test_reuse_changes_the_answer_here(llama: TransformersEngine, blender: Blender) -> None:
-    """The scene can tell: isolated chunks do not happen to give full prefill's logits."""
-    want = scene.plain(llama, scene.PROMPT.tokens)
-    assert (scene.run(llama, blender).prefilled.logits - want).norm() > 0.01 * want.norm()
-
-
-@pytest.mark.parametrize("blender", AT_ONE + PARTIAL, ids=label)
-def test_active_rows_shrink_and_hold_every_fresh_row(
-    llama: TransformersEngine, blender: Blender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    before = FusionWalk.before
-
-    def watch(self: FusionWalk, layer: int, kv: object) -> Tensor:
-        seen.append(before(self, layer, kv))  # type: ignore[arg-type]
-        return seen[-1]
-
-    monkeypatch.setattr(FusionWalk, "before", watch)
-    missing = () if blender.placement == "overlapping" else (1,)
-    fused = scene.run(llama, blender, missing=missing)
-    fresh = set(fused.layout.fresh.tolist())
-    assert fresh >= set(range(scene.PROMPT.question_start, len(scene.PROMPT)))
-    seen = seen[-llama.spec.layers :]  # a probe was before
-    selector = blender.selector(fused.layout, llama.spec.layers)
-    for layer, (rows, chosen) in enumerate(zip(seen, fused.chosen, strict=True)):
-        alone = set() if selector.loads(layer) else set(range(len(scene.PREFIX)))  # not loaded
-        assert set(rows.tolist()) == fresh | alone | set(chosen.tolist())
-        assert set(chosen.tolist()) <= set(fused.layout.reusable.tolist())
-        assert rows.tolist() == sorted(rows.tolist())
-    assert all(set(b.tolist()) <= set(a.tolist()) for a, b in zip(seen, seen[1:], strict=False))
-
-
-@pytest.mark.parametrize("blender", [b for b in PARTIAL if b.placement == "consecutive"], ids=label)
-def test_nothing_attends_to_the_future(llama: TransformersEngine, blender: Blender) -> None:
-    """Change a later chunk's token: no KV row before it moves. The rows stay those of the first
-    run, as other ones might be chosen after the change."""
-    changed = scene.CHUNKS[:2] + ((*scene.CHUNKS[2][:4], 7, *scene.CHUNKS[2][5:]),)
-    row = scene.PROMPT.spans[2][0] + 4
-    first = scene.run(llama, blender)
-    again = Replayed(first.chosen, blender.behind)
-    a = first.prefilled.kv
-    b = scene.run(llama, again, replace(scene.PROMPT, chunks=changed)).prefilled.kv
-    for layer in range(llama.spec.layers):
-        for x, y in zip(a.buffers(layer), b.buffers(layer), strict=True):
-            close(x[:, :, :row], y[:, :, :row])
-            assert not torch.allclose(x[:, :, row], y[:, :, row])
-
-
-@dataclass(frozen=True)
-class Replayed(Blender):
-    """Computes given rows at every layer."""
-
-    chosen: tuple[Tensor, ...]
-    loads: Behind
-
-    @property
-    def behind(self) -> Behind:
-        return self.loads
-
-    def selector(self, layout: Layout, layers: int) -> Selector:
-        return _Replayed(self.chosen)
-
-
-@dataclass
-class _Replayed(Selector):
-    chosen: tuple[Tensor, ...]
-
-    def first(self) -> Tensor:
-        return self.chosen[0]
-
-    def narrows(self, layer: int) -> bool:
-        return layer + 1 < len(self.chosen)
-
-    def narrow(
-        self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
-    ) -> Tensor:
-        return self.chosen[layer + 1]
 
 
 def test_layer_0_keys_from_the_store_are_the_computed_ones(llama: TransformersEngine) -> None:
@@ -154,19 +60,6 @@ def test_prefix_mode_stays_exact_with_a_hole(llama: TransformersEngine) -> None:
     fused = scene.run(llama, Prefix(), missing=(1, 2))
     close(fused.prefilled.logits, scene.plain(llama, scene.PROMPT.tokens))
     assert fused.layout.reusable.tolist() == list(range(*scene.PROMPT.spans[0]))
-
-
-@pytest.mark.parametrize("blender", AT_ONE, ids=label)
-@pytest.mark.parametrize(
-    "chunks",
-    [(), scene.CHUNKS[:1], scene.CHUNKS[::-1], (scene.CHUNKS[0],) * 3],
-    ids=["no chunk", "one chunk", "other order", "repeated chunk"],
-)
-def test_any_company_of_chunks(
-    llama: TransformersEngine, blender: Blender, chunks: tuple[tuple[int, ...], ...]
-) -> None:
-    prompt = replace(scene.PROMPT, chunks=chunks)
-    close(scene.run(llama, blender, prompt).prefilled.logits, scene.plain(llama, prompt.tokens))
 
 
 def test_repeated_chunks_stand_at_their_own_places(llama: TransformersEngine) -> None:
