@@ -25,8 +25,9 @@ from ragcache.engine.kernels import choose as kernels
 from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, error, measure_kernels
 from ragcache.engine.kernels.row_attention import BLOCKS, Flex, RowAttention, TritonRowAttention
 from ragcache.errors import ConfigError, ModelError
+from ragcache.testing.engine import IDS, FewFromLayer2
 from tests import models
-from tests.engine.hf.test_architectures import IDS, FewFromLayer2, plain_logits
+from tests.engine.hf.test_architectures import plain_logits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
 ROPE = Rope(apply_rotary_pos_emb, halves=True)
