@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ragcache.api import batch_file
 from ragcache.api import batch_file as module
 from ragcache.api.batch_file import answering, read
 from ragcache.core.precompute import drive
@@ -180,3 +181,10 @@ def test_the_command(run: Run, notes: Path, model: Path) -> None:
     assert code == 1 and "cannot read the questions in gone.jsonl" in err
     code, _, err = run("batch", "q.jsonl", "--out", "no/a.jsonl")
     assert code == 1 and "there is no folder no" in err
+
+
+def test_a_line_of_a_batch_has_known_fields(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"body": {"question": "Who?"}, "colour": "red"}\n', encoding="utf-8")
+    (request,) = batch_file.read(file)
+    assert "colour: no field of a request: leave it out" in str(request.asked)

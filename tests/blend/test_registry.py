@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from ragcache.blend import BLENDERS, SHAPES, blender, written
+from ragcache.blend.full import Full
+from ragcache.engine.hf.engine import as_device
 from ragcache.errors import ConfigError
 from tests import models
 from tests.blend.scene import PROMPT, run
@@ -63,3 +65,11 @@ def test_a_size_beyond_every_chunk_ends(shape: str) -> None:
     )
     assert all(map(torch.equal, huge.chosen, whole.chosen))
     assert torch.equal(huge.prefilled.logits, whole.prefilled.logits)
+
+
+def test_a_finished_blender_takes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="a ratio or a finished blender, not both"):
+        blender(Full(), 0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU: use cpu"):
+        as_device("cuda")

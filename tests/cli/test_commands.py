@@ -15,9 +15,11 @@ import pytest
 
 import ragcache
 from ragcache import cli, setup
-from ragcache.cli import options
+from ragcache.cli import app, options
 from ragcache.cli.render import stages
 from ragcache.core.generate import GenerationStream
+from ragcache.errors import ConfigError, SourceError
+from ragcache.eval.dataset import load
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import Catalog, DiskStore
@@ -624,3 +626,15 @@ def test_the_length_of_chunks_is_remembered(
     assert out.startswith("3 documents indexed")
     assert "chunks have up to 9 tokens from now on, and had up to 12" in caplog.text
     assert run("index", notes)[1].startswith("0 documents indexed")
+
+
+def test_eval_names_the_folder_or_file_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["ragcache", "eval", "--report", str(tmp_path / "no" / "x.json")]
+    )
+    with pytest.raises(ConfigError, match="there is no folder"):
+        app(standalone_mode=False)
+    with pytest.raises(SourceError, match="Name a file of UTF-8 text"):
+        load(tmp_path / "none.jsonl")

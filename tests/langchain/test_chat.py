@@ -495,3 +495,8 @@ def test_what_nobody_uses_any_more_ends(tmp_path: Path, where: str) -> None:
         for thread in own:
             thread.join(5)
         assert own and not any(thread.is_alive() for thread in own)
+
+
+def test_a_service_that_cannot_be_asked() -> None:
+    with pytest.raises(RagCacheError, match="cannot be asked: .*Check base_url"):
+        ChatRagCache(base_url="ftp://nowhere").invoke("Who?")

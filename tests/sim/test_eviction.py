@@ -15,7 +15,7 @@ import pytest
 from ragcache.errors import ConfigError, SourceError
 from ragcache.planning.flops import Model
 from ragcache.sim.eviction import bound, report, simulate, working_set
-from ragcache.sim.trace import Asked, Request, load, scans, zipf
+from ragcache.sim.trace import Asked, Request, load, scans, topics, zipf
 from ragcache.store.eviction import POLICIES
 from ragcache.types import KVSpec
 
@@ -271,3 +271,15 @@ def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
     for name in ("binary", "absent", "."):
         with pytest.raises(SourceError, match="cannot read the trace"):
             load(tmp_path / name)
+
+
+def test_a_store_without_room_or_period_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs at least 1"):
+        simulate([], "lru", 0, Model(KVSpec(2, 2, 8, "float32"), 1000, 2))
+    with pytest.raises(ConfigError, match="let at least 1 request pass"):
+        scans([], 0, 1)
+
+
+def test_a_trace_draws_no_more_than_there_is() -> None:
+    with pytest.raises(ConfigError, match="ask for at most as many as a document has"):
+        topics(1, documents=1, each=2, per_request=3)

@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,13 +19,17 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ragcache.core.generate import _check_window
+from ragcache.engine.base import Engine
 from ragcache.engine.hf import engine as transformers
 from ragcache.engine.hf import loading, model_info
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.model_info import ModelInfo
-from ragcache.errors import ModelError
+from ragcache.engine.hf.rope import Rope
+from ragcache.errors import ConfigError, ModelError, PromptError
 from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.quiet import quietly
+from ragcache.types import Prompt
 from tests import models, scene
 
 
@@ -426,3 +431,13 @@ def test_a_bar_on_a_terminal_alone(
     checkpoint = Checkpoint.of(folder)
     loading.load_model(checkpoint, torch.float32)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_prefilled_is_refused() -> None:
+    with pytest.raises(ModelError, match="Use a RoPE decoder such as"):
+        Rope.of(torch.nn.Linear(1, 1))
+    with pytest.raises(PromptError, match="give it a question"):
+        models.engine("llama").prefill(())
+    windowed = cast(Engine, SimpleNamespace(name="mistral", sliding_window=4))
+    with pytest.raises(ConfigError, match="Use positions=consecutive"):
+        _check_window(windowed, Prompt((1, 2), ((3, 4),), (5,)))

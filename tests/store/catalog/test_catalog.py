@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import Catalog, DiskStore, MemoryStore
+from ragcache.store.catalog.chunks import _vector
+from ragcache.store.format.checksummed import put_sealed
 from ragcache.types import Chunk, Document
-from tests.store.samples import make_key, make_kv
+from tests import scene
+from tests.store.samples import ONE, make_key, make_kv
 
 
 @pytest.fixture(params=["memory", "lmdb"])
@@ -181,3 +184,25 @@ def test_it_lives_beside_the_kv_and_survives_reopening(tmp_path: Path) -> None:
         assert store.has(make_key()) and store.verify() == {}
         with pytest.raises(StoreError, match="opened with readonly=True"):
             catalog.delete_document("a")
+
+
+def test_vectors_that_are_damaged() -> None:
+    with MemoryStore() as store:
+        catalog = Catalog(store)
+        catalog.put_document(scene.DOCUMENTS[0], [], np.ones((0, 4), np.float32), b"")
+        with pytest.raises(StoreError, match="index the documents again"):
+            with store.tables.read() as txn:
+                _vector(txn, b"12345678")
+
+
+def test_a_vector_of_another_length() -> None:
+    with MemoryStore() as store:
+        catalog = Catalog(store)
+        chunk = Chunk("a", 0, "text")
+        vectors = np.ones((1, 4), np.float32)
+        catalog.put_document(Document("a", "text"), [chunk], vectors, b"", contents=[ONE.content])
+        with store.tables.write() as txn:
+            (row,) = list(txn.keys("vectors"))
+            put_sealed(txn, "vectors", row, np.ones(3, np.float32).tobytes())
+        with pytest.raises(StoreError, match="has 3 numbers, not 4: index its document again"):
+            catalog.vectors()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -184,3 +186,17 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
         lines = child.communicate()[0].splitlines()
     assert "what was committed before is intact" in lines[0]
     assert lines[1:] == ["goes on"]
+
+
+def test_a_store_is_not_used_in_a_fork(tmp_path: Path) -> None:
+    with DiskStore(tmp_path / "store") as store:
+        store.put(ONE, make_kv(ONE))
+        answers = multiprocessing.get_context("spawn").SimpleQueue()
+        if (child := os.fork()) == 0:
+            try:
+                store.has(ONE)
+            except StoreError as error:
+                answers.put(str(error))
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert "start workers with the spawn method" in answers.get()

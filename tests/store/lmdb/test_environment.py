@@ -12,9 +12,10 @@ import lmdb
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store import DiskStore, Miss
+from ragcache.store import DiskStore, MemoryStore, Miss
 from ragcache.store.lmdb import environment
 from ragcache.store.lmdb.current import current
+from ragcache.store.lmdb.directory import explained
 from tests.store.samples import ONE, make_key, make_kv, rewrite, same
 
 
@@ -278,3 +279,23 @@ def test_a_directory_of_somebody_else(two: DiskStore) -> None:
             assert "who owns it" in open_error(two.tables.path, readonly)
     finally:
         two.tables.path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (lmdb.MapResizedError("mdb"), "open it with that map_size"),
+        (lmdb.PanicError("mdb"), "close the store and open it again"),
+        (lmdb.ReadersFullError("mdb"), "Close some of them"),
+    ],
+)
+def test_errors_of_lmdb_say_what_to_do(tmp_path: Path, error: lmdb.Error, fix: str) -> None:
+    with pytest.raises(StoreError, match=fix), explained(tmp_path, "write to"):
+        raise error
+
+
+def test_tables_that_are_closed() -> None:
+    store = MemoryStore()
+    store.close()
+    with pytest.raises(StoreError, match="open it again"), store.tables.read():
+        pass
