@@ -141,12 +141,17 @@ class Reader:
 
 def copy_checkout(folder: Path) -> None:
     """The package and its tests, without the small model's megabytes: those are linked."""
-    ignored = shutil.ignore_patterns("__pycache__", "models")
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        shutil.copytree(ROOT / name, folder / name, ignore=_without_the_small_model)
     (folder / "ragcache" / "models").symlink_to(ROOT / "ragcache" / "models")
     for name in FILES:
         shutil.copy(ROOT / name, folder)
+
+
+def _without_the_small_model(folder: str, names: list[str]) -> set[str]:
+    """For ``shutil.copytree``: what to leave out."""
+    models = {"models"} if Path(folder) == ROOT / "ragcache" else set()
+    return {"__pycache__", *models} & set(names)
 
 
 def give_documents(folder: Path) -> None:

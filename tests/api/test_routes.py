@@ -16,10 +16,12 @@ import httpx
 import pytest
 from opentelemetry import trace
 
+from ragcache.api import report_page
 from ragcache.api.middleware.security import Keys, check_bind
 from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
 from ragcache.settings import ServiceSettings, Settings
+from tests import scene
 from tests.api.conftest import ANN, KEYS, Served, served
 
 Clients = Callable[..., httpx.Client]
@@ -224,3 +226,29 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{port}: .* in use"):
             serve(Settings.load(store="nowhere"), ServiceSettings.load(port=port))
+
+
+def test_what_is_not_there_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(response: Any) -> tuple[int, str]:
+        return response.status_code, response.json()["error"]["message"]
+
+    with served(tmp_path / "store") as one, one.client(ANN) as ann:
+        status, message = said(ann.get("/demo/nothing.js"))
+        assert status == 404 and "it is at /demo" in message
+        status, message = said(ann.get("/v1/models/gpt"))
+        assert status == 404 and "or 'ragcache'" in message
+        document = {"data": "Oslo", "text": "Bexley"}
+        chat = {"messages": [{"role": "user", "content": "Who?"}], "model": "ragcache"}
+        status, message = said(
+            ann.post("/v1/chat/completions", json=chat | {"documents": [document]})
+        )
+        assert status == 400 and "nothing beside it" in message
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Name a file of lines name:key"):
+        Keys.of(ServiceSettings.load(keys=tmp_path / "none"))
+    with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
+        report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space

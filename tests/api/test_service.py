@@ -234,7 +234,7 @@ def test_every_store_is_closed_whatever_becomes_of_another(
     with pytest.raises(ZeroDivisionError):
         service.close()
     real()
-    with pytest.raises(StoreError, match="closed"):
+    with pytest.raises(StoreError, match="is closed: open it again"):
         service.own.store.stats()
 
 
