@@ -87,7 +87,9 @@ class RagCache:
         )
         pin = isinstance(engine, Engine) and engine.upload is not None
         self.remote = setup.over_remote(store, engine, settings, pin=pin)
-        setup.note_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
+        setup.note_shapes(
+            store, engine.fingerprint, self.remote.remote_codecs if self.remote else ()
+        )
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
@@ -348,7 +350,7 @@ class RagCache:
 
     def levels(self) -> dict[bytes, list[Level]]:
         """Key digests of the documents' chunks, and the levels that a remote is sent of each."""
-        names = () if self.remote is None else self.remote.levels
+        names = () if self.remote is None else self.remote.remote_codecs
         keys = {key for entry in self.catalog.entries() for key in self.indexing.keys(entry.id)}
         keys.add(self.indexing.prefix_key)
         return {key.digest: [Level.of(at_level(key, name)) for name in names] for key in keys}

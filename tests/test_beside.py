@@ -134,7 +134,7 @@ def test_uses_are_written_down_where_that_can_be(tmp_path: Path) -> None:
         store.put(ONE, make_kv(ONE))
         store.put(TWO, make_kv(TWO))
     with DiskStore(path, quota=quota, lazy=True) as lazy:
-        lazy.find(ONE)
+        lazy.get_header(ONE)
         assert not lazy.tables.is_writer
     with DiskStore(path, quota=quota) as store:
         capacity = store._capacity

@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
     @rule(key=keys, worth=st.integers(1, 9).map(float))
     def credit(self, key: ChunkKey, worth: float) -> None:
         for store in self.stores:
-            store.credit({key: worth})
+            store.add_score({key: worth})
         if key in self.notes:
             notes, score = self.notes[key]
             self.notes[key] = notes, score + worth

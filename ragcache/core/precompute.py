@@ -202,7 +202,7 @@ def lacking(
 
 def incomplete(store: ChunkStore, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
     """Those that are not stored, or not with their sensitivity, in order."""
-    found = zip(keys, store.peek_all(keys), strict=True)
+    found = zip(keys, store.get_headers(keys, count=False), strict=True)
     return [key for key, one in found if isinstance(one, Miss) or not one.sensitivity]
 
 

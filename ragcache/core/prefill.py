@@ -88,10 +88,10 @@ class FusedPrefill:
         """Choose the ratio, what is not loaded though it is stored, and levels for the rest."""
         store, chunks = self.given.store, resolved.chunks
         levels: dict[int, list[StoredChunk]] = {}
-        if far := [one for one in resolved.stored if one.distant]:
+        if far := [one for one in resolved.stored if one.is_remote]:
             probe = max(far, key=lambda one: one.payload_bytes)
             speeds = replace(speeds, link=store.link(probe))
-            every = zip(chunks, store.forms(list(chunks.values())), strict=True)
+            every = zip(chunks, store.alternatives(list(chunks.values())), strict=True)
             levels = {i: [f for f in fs if f.key.digest not in unusable] for i, fs in every}
         wanted = demand(resolved, self.floor, self.given.engine.spec.layers, levels)
         self.plan = plan(wanted, speeds)

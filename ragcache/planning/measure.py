@@ -53,7 +53,7 @@ def measure_speeds(
     start_s, row_s, pair_s, place_s = fitted(costs, [seconds for *_, seconds in runs])
     if token_s is None:  # the answer ended at once
         token_s = start_s + row_s + pair_s * runs[-1][1]
-    decode_s = {name: _decoding(store, sample, name) for name in store.levels}
+    decode_s = {name: _decoding(store, sample, name) for name in store.remote_codecs}
     speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
     return replace(speeds, stolen=_stolen(engine, store, sample, speeds))
 

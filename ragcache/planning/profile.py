@@ -84,16 +84,16 @@ class Profile:
         there: list[StoredChunk] = []
         try:
             for key in sample:
-                if isinstance(found := self.store.peek(key), StoredChunk):
+                if isinstance(found := self.store.get_header(key, count=False), StoredChunk):
                     there.append(found)
         except StoreError as error:
             logger.warning("chunks were left out of what is measured: %s", error)
-        if there and all(chunk.distant for chunk in there):
+        if there and all(chunk.is_remote for chunk in there):
             for chunk in there[:_BROUGHT]:
                 self.store.get(chunk.key)
-            again = [self.store.peek(chunk.key) for chunk in there]
+            again = [self.store.get_header(chunk.key, count=False) for chunk in there]
             there = [chunk for chunk in again if isinstance(chunk, StoredChunk)]
-        return [chunk for chunk in there if not chunk.distant] or there
+        return [chunk for chunk in there if not chunk.is_remote] or there
 
 
 def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
@@ -114,6 +114,6 @@ def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
         type(below).__name__,
         getattr(below, "layout", ""),
         ram_bytes,
-        list(store.levels),
+        list(store.remote_codecs),
     ]
     return blake3(json.dumps(on).encode()).hexdigest()

@@ -37,7 +37,7 @@ class StoredChunk:
     layer_sizes: tuple[int, ...]  # bytes of each layer, as it is stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
     version: int = 0  # another one for every put: what was found is what is there if it is equal
-    distant: bool = field(default=False, compare=False)  # to be read over a network
+    is_remote: bool = field(default=False, compare=False)  # read over a network
     origin: object = field(default=None, compare=False, repr=False)  # for the store that found it
 
     @property
@@ -61,7 +61,7 @@ class Variant:
 
     stored: StoredChunk
     notes: ChunkNotes
-    score: float  # what its uses have been worth, see ``ChunkStore.credit``
+    score: float  # what its uses have been worth, see ``ChunkStore.add_score``
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +156,20 @@ class Change(Protocol):
     @property
     def txn(self) -> Transaction: ...
 
-    def forget(self, digest: bytes) -> bool:
-        """Take a chunk out; True if it was there."""
+    def delete(self, digest: bytes) -> bool:
+        """Delete a chunk by its key digest; True if it was there."""
 
-    def forget_content(self, content: bytes) -> int:
-        """Take out all KV of these tokens, of every model, mode and variant; how many there were.
-
-        ``content`` is :attr:`ChunkKey.content`.
+    def delete_content(self, content: bytes) -> int:
+        """Delete all KV of the same tokens, of every model, mode and variant; return the number of
+        chunks deleted. ``content`` is :attr:`ChunkKey.content`.
         """
 
 
 class ChunkStore(ABC):
     """Keys to KV. Thread-safe; one writer process, any number of readers."""
 
-    #: Codecs of :meth:`forms`.
-    levels: Sequence[str] = ()
+    #: Codecs in which a remote holds copies of a chunk besides the store's own, least lossy first.
+    remote_codecs: Sequence[str] = ()
 
     @abstractmethod
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
@@ -187,29 +186,26 @@ class ChunkStore(ABC):
             self.put(key, kv)
 
     @abstractmethod
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        """Look at the header only. Counts a hit, or a miss under its reason."""
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        """Read the header of a chunk, without its layers.
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        """:meth:`find` every key, in order. A store that waits for a network waits for all at
-        once."""
-        return [self.find(key) for key in keys]
+        With ``count`` it is a use of the chunk: the hit is counted, or the miss under its reason,
+        and a store that evicts takes note of it. Without, nothing changes.
+        """
 
-    @abstractmethod
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        """What ``find`` would find. Counts nothing, and is no use of the chunk."""
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        """:meth:`peek` every key, in order. A store that waits for a network waits for all at
-        once."""
-        return [self.peek(key) for key in keys]
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        """:meth:`get_header` of every key, in order. A store behind a network sends the requests
+        concurrently."""
+        return [self.get_header(key, count=count) for key in keys]
 
     def has(self, key: ChunkKey) -> bool:
-        """Would ``find`` hit?"""
-        return not isinstance(self.peek(key), Miss)
+        """Whether :meth:`get_header` finds the chunk. Counts nothing."""
+        return not isinstance(self.get_header(key, count=False), Miss)
 
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        """Those that ``has`` denies, in order."""
+        """The keys whose chunks are not stored, in order."""
         return [key for key in keys if not self.has(key)]
 
     @abstractmethod
@@ -229,14 +225,14 @@ class ChunkStore(ABC):
         """
         return [self.layer(chunk.key, layer) for chunk in chunks]
 
-    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
-        """Of every chunk, other records of its KV that may be loaded in its place: in codecs that
-        lose more and take fewer bytes, those that lose least first. Counts nothing."""
+    def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
+        """For every chunk, the other records of its KV that can be loaded instead: in lossier
+        codecs of fewer bytes, the least lossy first. Counts nothing."""
         return [()] * len(chunks)
 
     def link(self, probe: StoredChunk) -> LinkEstimate | None:
-        """How fast *distant* chunks come, as they came lately, or as ``probe`` comes now; None
-        where there are none, or it does not come."""
+        """Recent latency and bandwidth of the remote, or those of reading one layer of ``probe``
+        now; None for a store without a remote, or where that read fails."""
         return None
 
     @abstractmethod
@@ -247,16 +243,16 @@ class ChunkStore(ABC):
         """
 
     @abstractmethod
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        """Add to the scores of variants; those that are gone are passed over."""
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        """Add to the scores of variants. Variants that no longer exist are skipped."""
 
     def refusal(self) -> str | None:
-        """Why nothing can be put or deleted now, another process being the writer; None where it
-        can. It is tried, and not waited for."""
+        """Why this process cannot write now, such as the lock that another one holds; None where it
+        can. Does not wait for the lock."""
         return None
 
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        """These are being read: none of them is evicted while this lasts."""
+    def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        """Keep chunks from being evicted while they are being read, until the context ends."""
         return nullcontext()
 
     @abstractmethod
@@ -290,7 +286,7 @@ class ChunkStore(ABC):
         """The whole chunk, every layer verified."""
         from ragcache.types import ChunkKV
 
-        found = self.find(key)
+        found = self.get_header(key)
         if isinstance(found, Miss):
             return found
         try:

@@ -46,7 +46,7 @@ class MemoryStore(ChunkStore):
         self._puts = 0
         self._notes: dict[bytes, tuple[ChunkNotes, float]] = {}
         self._lock = threading.Lock()
-        self._tally = HitCounter()
+        self._hits = HitCounter()
         self._closed = False
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
@@ -62,14 +62,12 @@ class MemoryStore(ChunkStore):
             if notes is not None:
                 self._notes[key.digest] = (notes, 0.0)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._tally.count(self.peek(key))
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         self._check_open()
         with self._lock:
             stored, _ = self._chunks.get(key.digest, (None, None))
-        return stored or self._absent(key)
+        found = stored or self._absent(key)
+        return self._hits.count(found) if count else found
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         self._check_open()
@@ -77,7 +75,7 @@ class MemoryStore(ChunkStore):
             _, kv = self._chunks.get(key.digest, (None, None))
         if kv is None:
             miss = self._absent(key)
-            self._tally.count(miss)
+            self._hits.count(miss)
             raise unusable(key, layer, miss)
         check_layer(layer, len(kv.keys))
         return _clone(kv.keys[layer]), _clone(kv.values[layer])
@@ -93,13 +91,13 @@ class MemoryStore(ChunkStore):
         ]
         return sorted(found, key=lambda variant: variant.stored.key.digest)
 
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
         self._check_open()
         with self._lock:
-            for key, more in worth.items():
+            for key, score in scores.items():
                 if key.digest in self._notes:
-                    notes, score = self._notes[key.digest]
-                    self._notes[key.digest] = (notes, score + more)
+                    notes, before = self._notes[key.digest]
+                    self._notes[key.digest] = (notes, before + score)
 
     def delete(self, key: ChunkKey) -> bool:
         self._check_open()
@@ -135,7 +133,7 @@ class MemoryStore(ChunkStore):
         return StoreStats(
             len(chunks),
             sum(stored.payload_bytes for stored, _ in chunks),
-            *self._tally.snapshot(),
+            *self._hits.snapshot(),
             dict(Counter(str(stored.key.fingerprint) for stored, _ in chunks)),
             fingerprint_bytes=dict(built_bytes),
         )
@@ -173,12 +171,12 @@ class MemoryChange:
         self.gone: list[bytes] = []
         self._contents = contents
 
-    def forget(self, digest: bytes) -> bool:
+    def delete(self, digest: bytes) -> bool:
         self.gone.append(digest)
         return self._contents.pop(digest, None) is not None
 
-    def forget_content(self, content: bytes) -> int:
-        return sum(map(self.forget, [d for d, c in self._contents.items() if c == content]))
+    def delete_content(self, content: bytes) -> int:
+        return sum(map(self.delete, [d for d, c in self._contents.items() if c == content]))
 
 
 def _clone(tensor: Tensor) -> Tensor:

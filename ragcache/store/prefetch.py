@@ -47,7 +47,7 @@ class LayerReader:
     asked for and not yet handed over by :meth:`layer`; one always is. ``pool`` may be shared
     between readers, which then must not be consumed on its own threads; without one, the reader
     has ``workers`` threads of its own, each of which reads one layer of all chunks at a time; by
-    default one or two, or as many as layers ahead where chunks are distant.
+    default one or two, or as many as layers ahead where chunks are remote.
     ``upload`` begins to copy a layer to a device; the thread that has read it calls it. One
     consumer thread.
     """
@@ -80,11 +80,11 @@ class LayerReader:
         self._asked = self._given = 0
         self._closed = False
         self._held = ExitStack()  # what is read here is not evicted
-        self._held.enter_context(store.hold([chunk.key for chunk in self._chunks]))
+        self._held.enter_context(store.lease([chunk.key for chunk in self._chunks]))
         if workers is None:
             small = layer_bytes < FEW_BYTES * len(self._chunks)
             workers = 1 if small else AT_ONCE
-            if any(chunk.distant for chunk in self._chunks):  # a network is waited for
+            if any(chunk.is_remote for chunk in self._chunks):  # a network is waited for
                 workers = self._ahead
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
         self._pool = pool or self._own

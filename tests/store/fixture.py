@@ -39,7 +39,7 @@ def make(path: Path) -> None:
         for key in (RECORDS, *CODED.values()):
             store.put(key, make_kv(key))
         store.put(VARIANT, make_kv(VARIANT, seed=1), NOTES)
-        store.credit({VARIANT: 2.5})
+        store.add_score({VARIANT: 2.5})
         catalog = Catalog(store)
         contents = [RECORDS.content, FILE.content]
         catalog.put_document(

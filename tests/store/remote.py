@@ -20,9 +20,9 @@ def over(
     *,
     quota: Quota = UNBOUNDED,
     patience: Patience = HASTY,
-    levels: Sequence[str] = (),
+    remote_codecs: Sequence[str] = (),
 ) -> RemoteStore:
     """A store on disk in ``path``, over the remote of that URL, or over a folder beside it."""
     bucket = Bucket(url or (path.parent / "remote").as_uri(), patience)
     disk = DiskStore(path, quota=quota)
-    return RemoteStore(disk, ChunkObjects(bucket), levels=levels, patience_s=5.0)
+    return RemoteStore(disk, ChunkObjects(bucket), remote_codecs=remote_codecs, patience_s=5.0)

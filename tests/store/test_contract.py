@@ -37,7 +37,7 @@ def test_round_trip(store: ChunkStore, reference: MemoryStore, dtype: torch.dtyp
     assert same(store.get(KEYS[0]), reference.get(KEYS[0]))
     assert same(store.get(KEYS[0]), kv)
     for each in (store, reference):
-        assert unversioned(each.find(KEYS[0])) == stored(KEYS[0], kv)
+        assert unversioned(each.get_header(KEYS[0])) == stored(KEYS[0], kv)
 
 
 def test_layers_are_those_that_were_put(store: ChunkStore, reference: MemoryStore) -> None:
@@ -58,26 +58,28 @@ def test_put_replaces(store: ChunkStore, reference: MemoryStore) -> None:
 
 def test_every_put_is_another_version(store: ChunkStore) -> None:
     fill(store)
-    first = store.find(KEYS[0])
-    assert store.find(KEYS[0]) == first
+    first = store.get_header(KEYS[0])
+    assert store.get_header(KEYS[0]) == first
     fill(store)
-    assert store.find(KEYS[0]) != first and unversioned(store.find(KEYS[0])) == unversioned(first)
+    assert store.get_header(KEYS[0]) != first and unversioned(
+        store.get_header(KEYS[0])
+    ) == unversioned(first)
 
 
 def test_a_peek_finds_and_counts_nothing(store: ChunkStore) -> None:
     fill(store)
     for key in (KEYS[0], make_key(50), replace(KEYS[0], fingerprint=OTHER)):
-        seen = store.peek(key)
+        seen = store.get_header(key, count=False)
         assert (store.stats().hits, store.stats().misses.total()) == (0, 0)
         assert store.has(key) == isinstance(seen, StoredChunk)
-    assert store.peek(KEYS[1]) == store.find(KEYS[1])
+    assert store.get_header(KEYS[1], count=False) == store.get_header(KEYS[1])
 
 
 def test_all_at_once_is_one_by_one(store: ChunkStore) -> None:
     fill(store)
     keys = [KEYS[2], make_key(50), KEYS[0]]
     assert store.missing(keys) == [make_key(50)] and store.missing([]) == []
-    assert store.find_all(keys) == [store.find(key) for key in keys]
+    assert store.get_headers(keys) == [store.get_header(key) for key in keys]
     assert store.stats().hits == 4 and store.stats().misses == {"absent": 2}
 
 
@@ -103,7 +105,7 @@ def test_delete(store: ChunkStore) -> None:
     fill(store)
     assert store.delete(KEYS[1]) and not store.delete(KEYS[1])
     assert not store.has(KEYS[1]) and store.has(KEYS[0])
-    assert store.find(KEYS[1]) == Miss("absent", "these tokens are not stored")
+    assert store.get_header(KEYS[1]) == Miss("absent", "these tokens are not stored")
     assert store.stats().chunks == 3 and store.verify() == {}
 
 
@@ -125,8 +127,8 @@ def test_the_same_tokens_made_otherwise_are_stale(
     store: ChunkStore, reference: MemoryStore, asked: ChunkKey, detail: str
 ) -> None:
     fill(store, reference)
-    miss = store.find(asked)
-    assert miss == reference.find(asked) == Miss("stale", f"these tokens are {detail}")
+    miss = store.get_header(asked)
+    assert miss == reference.get_header(asked) == Miss("stale", f"these tokens are {detail}")
     assert same(store.get(asked), reference.get(asked))
 
 
@@ -138,28 +140,28 @@ def test_stale_names_the_same_record_in_every_store(
             each.put(replace(KEYS[0], behind=(behind,)), make_kv(KEYS[0]))
             each.put(replace(KEYS[0], behind=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
     asked = replace(KEYS[0], behind=(9,))
-    assert unversioned(store.find(asked)) == unversioned(reference.find(asked))
+    assert unversioned(store.get_header(asked)) == unversioned(reference.get_header(asked))
 
 
 def test_stale_is_over_with_the_record(store: ChunkStore) -> None:
     store.put(KEYS[0], make_kv(KEYS[0]))
     store.delete(KEYS[0])
-    miss = store.find(replace(KEYS[0], fingerprint=OTHER))
+    miss = store.get_header(replace(KEYS[0], fingerprint=OTHER))
     assert isinstance(miss, Miss) and miss.reason == "absent"
 
 
 def test_another_tenants_tokens_are_absent_not_stale(store: ChunkStore) -> None:
     fill(store)
-    miss = store.find(replace(KEYS[0], tenant="other"))
+    miss = store.get_header(replace(KEYS[0], tenant="other"))
     assert miss == Miss("absent", "these tokens are not stored")
 
 
 def test_hits_and_misses_are_counted(store: ChunkStore, reference: MemoryStore) -> None:
     for each in (store, reference):
         fill(each)
-        each.find(KEYS[0])
+        each.get_header(KEYS[0])
         each.get(KEYS[1])
-        each.find(make_key(50))
+        each.get_header(make_key(50))
         each.get(replace(KEYS[0], mode="context"))
         each.has(KEYS[0])
         with pytest.raises(StoreError):
@@ -206,7 +208,7 @@ def test_a_closed_store_says_so(store: ChunkStore) -> None:
     store.close()
     for call in (
         lambda: store.put(KEYS[0], make_kv(KEYS[0])),
-        lambda: store.find(KEYS[0]),
+        lambda: store.get_header(KEYS[0]),
         lambda: store.has(KEYS[0]),
         lambda: store.layer(KEYS[0], 0),
         lambda: store.get(KEYS[0]),

@@ -33,7 +33,7 @@ def settled(store: RemoteStore, waiting: int = 0) -> None:
 def test_a_record_that_no_level_can_hold_keeps_nothing_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with over(tmp_path / "one", levels=("int8",)) as store:
+    with over(tmp_path / "one", remote_codecs=("int8",)) as store:
         with store.courier._turn:
             for key in KEYS:
                 store.put(key, make_kv(key))
@@ -111,7 +111,7 @@ def test_closing_closes_the_disk_whatever_happens(
     with pytest.raises(ZeroDivisionError):
         store.close()
     with pytest.raises(StoreError, match="closed"):
-        store.disk.find(KEYS[0])
+        store.disk.get_header(KEYS[0])
 
 
 def test_what_cannot_be_kept_is_logged_and_counted(

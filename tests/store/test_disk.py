@@ -94,7 +94,7 @@ def resealed(record: bytes) -> bytes:
 def test_flipped_bits_in_a_header(two: DiskStore, at: int) -> None:
     rewrite(two, "headers", ONE.digest, lambda r: flip(at % len(r))(r))
     assert reason(two) == ("foreign" if at == 0 else "corrupt")
-    found = two.find(ONE)
+    found = two.get_header(ONE)
     assert isinstance(found, Miss) and not two.has(ONE)
 
 
@@ -146,7 +146,7 @@ def test_a_newer_record_is_foreign_and_says_so(two: DiskStore) -> None:
     newer = struct.pack("<I", 7)
     rewrite(two, "headers", ONE.digest, lambda r: resealed(r[:8] + newer + r[12:]))
     assert reason(two) == "foreign"
-    assert two.find(ONE) == Miss("foreign", "record format 7; this ragcache reads format 1")
+    assert two.get_header(ONE) == Miss("foreign", "record format 7; this ragcache reads format 1")
 
 
 def test_random_damage_is_never_wrong_kv(two: DiskStore) -> None:
@@ -185,12 +185,14 @@ def test_verify_names_all_damage_and_repairs_it(two: DiskStore) -> None:
     assert list(two.keys()) == [TWO.digest]
     assert two.stats().fingerprints == {str(TWO.fingerprint): 1}
     assert two.stats().payload_bytes == CHUNK_BYTES
-    assert two.find(replace(ONE, mode="context")) == Miss("absent", "these tokens are not stored")
+    assert two.get_header(replace(ONE, mode="context")) == Miss(
+        "absent", "these tokens are not stored"
+    )
 
 
 def test_stale_where_the_other_header_is_unreadable_is_absent(two: DiskStore) -> None:
     rewrite(two, "headers", ONE.digest, flip(50))
-    miss = two.find(replace(ONE, fingerprint=OTHER))
+    miss = two.get_header(replace(ONE, fingerprint=OTHER))
     assert miss == Miss("absent", "these tokens are not stored")
 
 
@@ -212,7 +214,7 @@ def test_convert_moves_every_chunk_and_keeps_what_is_noted(
 ) -> None:
     noted = variant_key(MODEL, ONE.tokens, (7,))
     two.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
-    two.credit({noted: 2.0})
+    two.add_score({noted: 2.0})
     before = two.variants(ONE), two.stats()
     told: list[tuple[int, int]] = []
     had_another = (file_of(two, ONE)[0] is None) == (layout == "files")
@@ -296,19 +298,19 @@ def test_a_file_that_cannot_be_read_is_unreadable(
 def test_files_that_are_read_stay_open_while_their_chunks_are_held(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [filed.find(key) for key in (ONE, TWO)]
+    found = [filed.get_header(key) for key in (ONE, TWO)]
     stored = [one for one in found if isinstance(one, StoredChunk)]
     filed.layers(stored, 0)
     assert open_files(filed) == 0
-    with filed.hold([ONE, TWO]):
-        with filed.hold([ONE]):
+    with filed.lease([ONE, TWO]):
+        with filed.lease([ONE]):
             filed.layers(stored, 0)
             assert open_files(filed) == 2
         filed.layers(stored, 1)
         assert open_files(filed) == 2
     assert open_files(filed) == 0
     monkeypatch.setattr(files, "MOST_OPEN", 1)
-    with filed.hold([ONE, TWO]):
+    with filed.lease([ONE, TWO]):
         for layer in range(3):
             pairs = filed.layers(stored, layer)
             for key, pair in zip((ONE, TWO), pairs, strict=True):
@@ -335,8 +337,8 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
     monkeypatch.setattr(files, "_is_cached", lambda *_: cached)
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr(layer_storage, "EXPECTED_BYTES", 1)  # one chunk ahead
-    stored = [one for one in map(filed.find, (ONE, TWO)) if isinstance(one, StoredChunk)]
-    with filed.hold([ONE, TWO]):
+    stored = [one for one in map(filed.get_header, (ONE, TWO)) if isinstance(one, StoredChunk)]
+    with filed.lease([ONE, TWO]):
         for layer in range(3):
             for key, pair in zip((ONE, TWO), filed.layers(stored, layer), strict=True):
                 assert is_layer(pair, key, layer)
@@ -345,9 +347,9 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
 
 
 def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore) -> None:
-    stored = filed.find(ONE)
+    stored = filed.get_header(ONE)
     assert isinstance(stored, StoredChunk)
-    with filed.hold([ONE]):
+    with filed.lease([ONE]):
         filed.layers([stored], 0)
         filed.delete(ONE)
         assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
@@ -360,9 +362,9 @@ def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore)
 def test_a_file_that_is_read_is_not_closed_under_its_reader(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    stored = filed.find(ONE)
+    stored = filed.get_header(ONE)
     assert isinstance(stored, StoredChunk)
-    held = filed.hold([ONE])
+    held = filed.lease([ONE])
     held.__enter__()
     filed.layers([stored], 0)
     read, others = os.preadv, list[IO[bytes]]()

@@ -67,7 +67,7 @@ def forged(disk: DiskStore, key: ChunkKey, forgery: Forgery, codec: str = "raw")
     record = record_of(key, forgery, codec)
     with disk.tables.write() as txn:
         change = DiskChange(txn)
-        change.forget(key.digest)
+        change.delete(key.digest)
         coming = Coming.of(record.header, record.raws, in_file=False)
         change.enter(disk._layers.put(txn, coming))
 
@@ -215,7 +215,7 @@ def test_a_header_that_claims_too_much_makes_nobody_allocate(tmp_path: Path, tok
     file = planted(tmp_path / "remote", A, enlarged(tokens))
     os.truncate(file, 3 << 30)  # sparse: it takes no room
     with over(tmp_path / "one") as store:
-        found = store.find(A)
+        found = store.get_header(A)
         assert isinstance(found, Miss) and found.reason == "foreign"
         assert pull(store.disk, store.objects).foreign == 1
 
@@ -255,7 +255,7 @@ def test_what_is_no_regular_file_is_opened_by_nobody(tmp_path: Path, kind: str) 
     (tmp_path / "remote" / "chunks" / "loop").symlink_to(tmp_path / "remote")
     with over(tmp_path / "one") as store:
         found: list[object] = []
-        asked = threading.Thread(target=lambda: found.append(store.find(A)), daemon=True)
+        asked = threading.Thread(target=lambda: found.append(store.get_header(A)), daemon=True)
         asked.start()
         asked.join(20)
         assert found and isinstance(found[0], Miss)

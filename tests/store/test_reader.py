@@ -52,7 +52,7 @@ def settled(store: Watched, reads: int) -> bool:
 
 
 def resolve(store: ChunkStore, keys: list[ChunkKey] = KEYS) -> list[StoredChunk]:
-    return [found for key in keys if isinstance(found := store.find(key), StoredChunk)]
+    return [found for key in keys if isinstance(found := store.get_header(key), StoredChunk)]
 
 
 def started(
@@ -253,7 +253,7 @@ def test_the_bytes_of_a_layer_are_those_that_were_read(tmp_path: Path) -> None:
     )
     with DiskStore(tmp_path / "store") as store:
         store.put(key, flat)
-        found = store.find(key)
+        found = store.get_header(key)
         assert isinstance(found, StoredChunk) and found.layer_sizes[0] < found.layer_sizes[1]
         assert sum(found.layer_sizes) == found.payload_bytes == store.stats().payload_bytes
         with LayerReader(store, [found]) as reader:

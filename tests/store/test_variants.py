@@ -55,8 +55,8 @@ def test_credit_adds_up_and_passes_over_what_is_gone(
 ) -> None:
     fill(store, reference)
     for each in (store, reference):
-        each.credit({FIRST: 2.0, ONE: 5.0})
-        each.credit({FIRST: 0.5, variant_key(MODEL, TOKENS, (9,)): 1.0})
+        each.add_score({FIRST: 2.0, ONE: 5.0})
+        each.add_score({FIRST: 0.5, variant_key(MODEL, TOKENS, (9,)): 1.0})
     assert plain(store.variants(ONE)) == plain(reference.variants(ONE))
     assert {v.stored.key: v.score for v in store.variants(ONE)} == {FIRST: 2.5, SECOND: 0.0}
 

@@ -51,7 +51,7 @@ def drop_unused(change: Change, contents: Iterable[bytes]) -> None:
     """Take out the KV of those ``contents`` that no row uses."""
     for content in contents:
         if next(change.txn.keys("uses", content), None) is None:
-            change.forget_content(content)
+            change.delete_content(content)
 
 
 def contents(txn: Transaction) -> set[bytes]:

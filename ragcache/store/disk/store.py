@@ -90,7 +90,7 @@ class DiskStore(ChunkStore):
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
-        self._tally = HitCounter()
+        self._hits = HitCounter()
         self._changes = Changes(self.tables, self._layers, self._capacity)
         self._changed = 0  # times
         self.tables.claimed = self._begin
@@ -144,21 +144,20 @@ class DiskStore(ChunkStore):
 
         self._place(coming, also)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        found = self.peek(key)
-        if self._capacity is not None and isinstance(found, StoredChunk):
-            self._capacity.hit(key.digest)
-        return self._tally.count(found)
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         with self.tables.read() as txn:
             header = find(txn, key)
-        return header if isinstance(header, Miss) else header.stored(key)
+        found = header if isinstance(header, Miss) else header.stored(key)
+        if not count:
+            return found
+        if self._capacity is not None and isinstance(found, StoredChunk):
+            self._capacity.hit(key.digest)
+        return self._hits.count(found)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self._read(key, lambda txn, header: self._layers.pair(txn, header, layer))
         if isinstance(found, Miss):
-            raise unusable(key, layer, self._tally.count(found))
+            raise unusable(key, layer, self._hits.count(found))
         return found
 
     def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
@@ -170,22 +169,22 @@ class DiskStore(ChunkStore):
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
         """The whole chunk, every layer verified, all layers of one ``put``."""
-        return self._tally.count(self._read(key, self._layers.chunk))
+        return self._hits.count(self._read(key, self._layers.chunk))
 
     def variants(self, key: ChunkKey) -> list[Variant]:
         with self.tables.read() as txn:
             return variants.find(txn, key)
 
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
         with self.tables.write() as txn:
-            for key, more in worth.items():
-                variants.credit(txn, key, more)
+            for key, score in scores.items():
+                variants.add_score(txn, key, score)
         if self._capacity is not None:
-            for key, more in worth.items():
-                self._capacity.hit(key.digest, more)
+            for key, score in scores.items():
+                self._capacity.hit(key.digest, score)
 
     @contextmanager
-    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+    def lease(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
         digests = [key.digest for key in keys]
         kept = self._capacity.hold(digests) if self._capacity is not None else nullcontext()
         with kept, self._layers.hold(digests):
@@ -195,7 +194,7 @@ class DiskStore(ChunkStore):
         with self.change() as change:
             if self.shared is not None:
                 outbox.delete(change.txn, key.content, key.digest)
-            return change.forget(key.digest)
+            return change.delete(key.digest)
 
     @contextmanager
     def change(self) -> Iterator[DiskChange]:
@@ -268,12 +267,12 @@ class DiskStore(ChunkStore):
             header = decode_header(change.txn.get("headers", digest) or b"")
             if self.shared is not None and isinstance(header, Header):
                 outbox.delete(change.txn, header.content, digest)
-            return change.forget(digest)
+            return change.delete(digest)
 
     def drop(self, digest: bytes) -> None:
         """Remove a chunk here; a remote is told nothing."""
         with self.change() as change:
-            change.forget(digest)
+            change.delete(digest)
 
     def record(self, digest: bytes) -> Record | Miss:
         """A chunk as it is stored, every layer checked; counts nothing."""
@@ -312,7 +311,7 @@ class DiskStore(ChunkStore):
         return StoreStats(
             chunks,
             payload_bytes,
-            *self._tally.snapshot(),
+            *self._hits.snapshot(),
             dict(fingerprints),
             evictions,
             dict(built_bytes),
@@ -335,7 +334,7 @@ class DiskStore(ChunkStore):
         if repair and bad:
             with self.change() as change:
                 for digest in bad:
-                    change.forget(digest)
+                    change.delete(digest)
                 reindex(change.txn)
         return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
 

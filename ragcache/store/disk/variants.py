@@ -39,10 +39,10 @@ def find(txn: Transaction, key: ChunkKey) -> list[Variant]:
     return found
 
 
-def credit(txn: Transaction, key: ChunkKey, worth: float) -> None:
+def add_score(txn: Transaction, key: ChunkKey, score: float) -> None:
     """Add to the score of a variant; one that is gone or damaged is passed over."""
     if (read := _read(txn, key.digest)) is not None:
-        put(txn, key.digest, read[0], read[1] + worth)
+        put(txn, key.digest, read[0], read[1] + score)
 
 
 def _read(txn: Transaction, digest: bytes) -> tuple[ChunkNotes, float] | None:

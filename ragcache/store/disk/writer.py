@@ -32,7 +32,7 @@ class DiskChange:
         self.txn.put("headers", header.key, encode_header(header))
         account(self.txn, header, 1)
 
-    def forget(self, digest: bytes) -> bool:
+    def delete(self, digest: bytes) -> bool:
         """Take a chunk out; True if it was there."""
         self.forgotten.append(digest)
         return self.evict(digest)
@@ -44,10 +44,10 @@ class DiskChange:
             self.unnamed.append(header.file)
         return remove(self.txn, digest)
 
-    def forget_content(self, content: bytes) -> int:
+    def delete_content(self, content: bytes) -> int:
         if self._shared:
             outbox.forget(self.txn, content)
-        return sum(map(self.forget, list(digests_of(self.txn, content))))
+        return sum(map(self.delete, list(digests_of(self.txn, content))))
 
     def is_pinned(self, digest: bytes) -> bool:
         """Whether a chunk must not be evicted: a document pins it, or it is nowhere else yet."""
@@ -93,7 +93,7 @@ class Changes:
         written = self._layers.written(coming)
         with written as files, ExitStack() as committed, self.begin() as change:
             for one in coming:
-                change.forget(one.blank.key)
+                change.delete(one.blank.key)
                 header = files.get(one.blank.key) or self._layers.put(change.txn, one)
                 if self._capacity is not None:
                     room = self._capacity.making_room(header, change.is_pinned)

@@ -55,7 +55,7 @@ class Seen:
     tag: str
 
     def stored(self, key: ChunkKey) -> StoredChunk:
-        return replace(self.header.stored(key), distant=True)
+        return replace(self.header.stored(key), is_remote=True)
 
 
 class ChunkObjects:
@@ -70,7 +70,7 @@ class ChunkObjects:
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, Seen] = OrderedDict()
 
-    def find(self, key: ChunkKey) -> Seen | Miss:
+    def get_header(self, key: ChunkKey) -> Seen | Miss:
         """The header under ``key``, remembered or read."""
         with self._lock:
             seen: Seen | Miss | None = self._known.get(key.digest)
@@ -121,7 +121,7 @@ class ChunkObjects:
         Where the object was replaced since its header was read, the header is read again.
         """
         for _ in range(_CHANGES):
-            if isinstance(seen := self.find(key), Miss):
+            if isinstance(seen := self.get_header(key), Miss):
                 return seen
             check_layer(layer, seen.header.spec.layers)
             offset, length, _ = seen.header.payloads[layer]

@@ -64,13 +64,13 @@ class Arrivals:
         return self._counts.snapshot()
 
     @contextmanager
-    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+    def lease(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
         """These are being read."""
         held = list(keys)
         with self._lock:
             self._holders.update(key.digest for key in held)
         try:
-            with self._disk.hold(held):
+            with self._disk.lease(held):
                 yield
         finally:
             with self._lock:

@@ -85,11 +85,11 @@ class Traffic:
 class RemoteStore(ChunkStore):
     """``disk``, and behind it a remote that other machines read and write too.
 
-    ``keys``, ``stats`` but for hits and misses, ``variants``, ``change`` and ``verify`` are of the
-    disk: what is on this machine. ``levels``: codecs in which chunks are sent too, and may be read:
-    those that lose least first. ``pin`` as for DiskStore. Closing it closes ``disk``; what the
-    remote is still to be told is told before, unless it does not answer or that takes longer than
-    ``patience_s``, and otherwise when the store is next opened.
+    ``keys``, ``stats`` except hits and misses, ``variants``, ``change`` and ``verify`` cover the
+    disk only. ``remote_codecs``: codecs in which copies of chunks are sent and can be read besides
+    their own, the least lossy first. ``pin`` as for DiskStore. Closing it closes ``disk``, after it
+    has sent pending writes for up to ``patience_s`` seconds; what is left is sent when the store is
+    next opened.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class RemoteStore(ChunkStore):
         disk: DiskStore,
         objects: ChunkObjects,
         *,
-        levels: Sequence[str] = (),
+        remote_codecs: Sequence[str] = (),
         pin: bool = False,
         patience_s: float = 30.0,
     ) -> None:
-        for name in levels:
+        for name in remote_codecs:
             codec(name)  # raises ConfigError
-        self.disk, self.objects, self.levels = disk, objects, tuple(levels)
-        disk.shared = self.levels
+        self.disk, self.objects, self.remote_codecs = disk, objects, tuple(remote_codecs)
+        disk.shared = self.remote_codecs
         self._patience_s = patience_s
-        self._tally, self._counts = HitCounter(), EventCounts()
+        self._hits, self._counts = HitCounter(), EventCounts()
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
         self._arrivals = Arrivals(disk, objects)
         self._pool = self._arrivals.pool
@@ -137,33 +137,30 @@ class RemoteStore(ChunkStore):
         else:
             self.courier.wake()
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        found = self.peek(key)
-        if isinstance(found, StoredChunk) and not found.distant:
-            self.disk.find(key)  # a use
-        return self._tally.count(found)
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        found = self._get_header(key)
+        if isinstance(found, Miss):
+            found = self._explained(key, found)
+        elif count and not found.is_remote:
+            self.disk.get_header(key)  # the disk evicts by its own uses
+        return self._hits.count(found) if count else found
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return list(self._pool.map(self.find, keys))
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        found = self._peek(key)
-        return self._explained(key, found) if isinstance(found, Miss) else found
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return list(self._pool.map(self.peek, keys))
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        return list(self._pool.map(partial(self.get_header, count=count), keys))
 
     def has(self, key: ChunkKey) -> bool:
-        return not isinstance(self._peek(key), Miss)
+        return not isinstance(self._get_header(key), Miss)
 
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
         there = self._pool.map(self.has, keys)
         return [key for key, has in zip(keys, there, strict=True) if not has]
 
-    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
-        keys = [at_level(c.key, n) for c in chunks if c.distant for n in self.levels]
-        found = iter(self._pool.map(self._peek, keys))
-        every = [[next(found) for _ in self.levels] if c.distant else [] for c in chunks]
+    def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
+        keys = [at_level(c.key, n) for c in chunks if c.is_remote for n in self.remote_codecs]
+        found = iter(self._pool.map(self._get_header, keys))
+        every = [[next(found) for _ in self.remote_codecs] if c.is_remote else [] for c in chunks]
         return [tuple(one for one in each if isinstance(one, StoredChunk)) for each in every]
 
     def link(self, probe: StoredChunk) -> LinkEstimate | None:
@@ -184,9 +181,9 @@ class RemoteStore(ChunkStore):
 
     def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         asked = [
-            self._pool.submit(self._range, c.key, layer) if c.distant else None for c in chunks
+            self._pool.submit(self._range, c.key, layer) if c.is_remote else None for c in chunks
         ]
-        here = [c for c in chunks if not c.distant]
+        here = [c for c in chunks if not c.is_remote]
         try:
             try:
                 local = iter(self.disk.layers(here, layer) if here else [])
@@ -205,13 +202,13 @@ class RemoteStore(ChunkStore):
         """The whole chunk, every layer verified; it is here then, where there is room."""
         here = self.disk.get(key)
         if isinstance(here, ChunkKV):
-            return self._tally.count(here)
-        found = self.peek(key)
+            return self._hits.count(here)
+        found = self.get_header(key, count=False)
         if isinstance(found, Miss):
-            return self._tally.count(found)
+            return self._hits.count(found)
         record = self._arrivals.layers(key, range(found.spec.layers))
         if isinstance(record, Miss):
-            return self._tally.count(self._less(here, record))
+            return self._hits.count(self._less(here, record))
         self._heal(key, here)
         self._arrivals.enter(record)
         parts = [(record.header, raw) for raw in record.raws]
@@ -220,17 +217,17 @@ class RemoteStore(ChunkStore):
         except StoreError as error:
             return Miss(cast("MissReason", error.reason), str(error))
         keys, values = zip(*pairs, strict=True)
-        self._tally.count(found)
+        self._hits.count(found)
         return ChunkKV(key.tokens, keys, values, record.header.sensitivity)
 
     def variants(self, key: ChunkKey) -> list[Variant]:
         return self.disk.variants(key)
 
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        self.disk.credit(worth)
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        self.disk.add_score(scores)
 
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        return self._arrivals.hold(keys)
+    def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        return self._arrivals.lease(keys)
 
     def delete(self, key: ChunkKey) -> bool:
         there = self.has(key)
@@ -246,7 +243,7 @@ class RemoteStore(ChunkStore):
         return self.disk.keys()
 
     def stats(self) -> StoreStats:
-        hits, misses = self._tally.snapshot()
+        hits, misses = self._hits.snapshot()
         return replace(self.disk.stats(), hits=hits, misses=misses)
 
     @property
@@ -279,22 +276,22 @@ class RemoteStore(ChunkStore):
             every.callback(self.courier.close, self._patience_s)
             every.callback(self._arrivals.close)
 
-    def _peek(self, key: ChunkKey) -> StoredChunk | Miss:
+    def _get_header(self, key: ChunkKey) -> StoredChunk | Miss:
         """What is found on disk, or else in the remote. Why there is nothing is looked up on disk
         alone."""
-        here = self.disk.peek(key)
+        here = self.disk.get_header(key, count=False)
         if isinstance(here, StoredChunk):
             return here
         if self._is_gone(key.content, key.digest):
             return here
-        seen = self.objects.find(key)
+        seen = self.objects.get_header(key)
         if not isinstance(seen, Miss):
             return seen.stored(key)
         return self._less(here, seen)
 
     def _here(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor] | Miss:
         """A layer from the disk."""
-        found = self.disk.peek(key)
+        found = self.disk.get_header(key, count=False)
         if isinstance(found, Miss):
             return found
         check_layer(layer, found.spec.layers)
@@ -330,7 +327,7 @@ class RemoteStore(ChunkStore):
         """Put a chunk for which there is no room here."""
         if self._is_gone(key.content, key.digest):  # the remote must be told that before
             self.courier.flush()
-        for each in (key, *(at_level(key, name) for name in self.levels)):
+        for each in (key, *(at_level(key, name) for name in self.remote_codecs)):
             self.objects.put(encoded(each, kv), replacing=True)
         self.disk.drop(key.digest)
 
@@ -365,7 +362,7 @@ class RemoteStore(ChunkStore):
             if not isinstance(pair, Miss):
                 return pair
             found = pair
-        raise unusable(key, layer, self._tally.count(found))
+        raise unusable(key, layer, self._hits.count(found))
 
 
 def shared(disk: DiskStore, url: str, levels: str = "", *, pin: bool = False) -> RemoteStore:
@@ -374,4 +371,4 @@ def shared(disk: DiskStore, url: str, levels: str = "", *, pin: bool = False) ->
     Raises ConfigError where one of them cannot be.
     """
     names = [name.strip() for name in levels.split(",") if name.strip()]
-    return RemoteStore(disk, ChunkObjects(Bucket(url)), levels=names, pin=pin)
+    return RemoteStore(disk, ChunkObjects(Bucket(url)), remote_codecs=names, pin=pin)

@@ -24,7 +24,7 @@ class Tier(ChunkStore):
     """
 
     def __init__(self, below: ChunkStore) -> None:
-        self.below, self.levels = below, below.levels
+        self.below, self.remote_codecs = below, below.remote_codecs
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
         self.below.put(key, kv, notes)
@@ -32,17 +32,13 @@ class Tier(ChunkStore):
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self.below.put_all(chunks)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self.below.find(key)
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        return self.below.get_header(key, count=count)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return self.below.find_all(keys)
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self.below.peek(key)
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return self.below.peek_all(keys)
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        return self.below.get_headers(keys, count=count)
 
     def has(self, key: ChunkKey) -> bool:
         return self.below.has(key)
@@ -56,8 +52,8 @@ class Tier(ChunkStore):
     def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
         return self.below.layers(chunks, layer)
 
-    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
-        return self.below.forms(chunks)
+    def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
+        return self.below.alternatives(chunks)
 
     def link(self, probe: StoredChunk) -> LinkEstimate | None:
         return self.below.link(probe)
@@ -65,14 +61,14 @@ class Tier(ChunkStore):
     def variants(self, key: ChunkKey) -> list[Variant]:
         return self.below.variants(key)
 
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        self.below.credit(worth)
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        self.below.add_score(scores)
 
     def refusal(self) -> str | None:
         return self.below.refusal()
 
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        return self.below.hold(keys)
+    def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        return self.below.lease(keys)
 
     def delete(self, key: ChunkKey) -> bool:
         return self.below.delete(key)

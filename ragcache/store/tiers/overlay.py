@@ -29,16 +29,19 @@ class OverlayStore(Tier):
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self._put.put_all(chunks)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._put.find(key) if self._put.has(key) else self.below.find(key)
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        store = self._put if self._put.has(key) else self.below
+        return store.get_header(key, count=count)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
         left = [key for key in keys if not self._put.has(key)]
-        below = iter(self.below.find_all(left))
-        return [self._put.find(key) if self._put.has(key) else next(below) for key in keys]
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._put.peek(key) if self._put.has(key) else self.below.peek(key)
+        below = iter(self.below.get_headers(left, count=count))
+        return [
+            self._put.get_header(key, count=count) if self._put.has(key) else next(below)
+            for key in keys
+        ]
 
     def has(self, key: ChunkKey) -> bool:
         return self._put.has(key) or self.below.has(key)

@@ -84,20 +84,16 @@ class RamTier(Tier):
             for key, _ in given:
                 self._room.drop(key.digest)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._without(key, self.below.find(key))
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        return self._without(key, self.below.get_header(key, count=count))
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return list(map(self._without, keys, self.below.find_all(keys)))
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._without(key, self.below.peek(key))
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return list(map(self._without, keys, self.below.peek_all(keys)))
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        return list(map(self._without, keys, self.below.get_headers(keys, count=count)))
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
-        found = self.peek(key)
+        found = self.get_header(key, count=False)
         if isinstance(found, Miss):
             pair = self.below.layer(key, layer)  # counts the miss and says why; or it was put since
             self._room.missed()
@@ -140,12 +136,12 @@ class RamTier(Tier):
         self._blocks.clear()
 
     def _without(self, key: ChunkKey, found: StoredChunk | Miss) -> StoredChunk | Miss:
-        """What was found below. What is gone there is not held here either; what is held here is
-        not distant."""
+        """What was found below. What is gone there is dropped here too; what is held here is not
+        remote."""
         if isinstance(found, Miss):
             self._room.drop(key.digest)
-        elif found.distant and self._room.holds(found):
-            return replace(found, distant=False)
+        elif found.is_remote and self._room.holds(found):
+            return replace(found, is_remote=False)
         return found
 
     def _entered(
