@@ -51,7 +51,7 @@ from ragcache.planning.measure import measure_speeds
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.object_store import Bucket, Got
 from ragcache.store.remote.store import RemoteStore
@@ -134,7 +134,7 @@ class At(RamTier):
     def get_headers(
         self, keys: Sequence[ChunkKey], *, count: bool = True
     ) -> list[StoredChunk | Miss]:
-        return self.below.get_headers([at_level(key, self.level) for key in keys], count=count)
+        return self.below.get_headers([with_codec(key, self.level) for key in keys], count=count)
 
 
 @dataclass

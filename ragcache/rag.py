@@ -28,10 +28,10 @@ from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog.catalog import Catalog, Entry
-from ragcache.store.disk.outbox import Level
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.format.record import TranscodeTarget
+from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
 from ragcache.util.several import several
@@ -348,12 +348,16 @@ class RagCache:
         """Stored chunks that the open model can use, and all stored chunks."""
         return self.store.stats().usable(self.engine.fingerprint)
 
-    def levels(self) -> dict[bytes, list[Level]]:
-        """Key digests of the documents' chunks, and the levels that a remote is sent of each."""
+    def remote_copies(self) -> dict[bytes, list[TranscodeTarget]]:
+        """Key digests of the documents' chunks, and the copies in other codecs that a remote gets
+        of each."""
         names = () if self.remote is None else self.remote.remote_codecs
         keys = {key for entry in self.catalog.entries() for key in self.indexing.keys(entry.id)}
         keys.add(self.indexing.prefix_key)
-        return {key.digest: [Level.of(at_level(key, name)) for name in names] for key in keys}
+        return {
+            key.digest: [TranscodeTarget.of(with_codec(key, name)) for name in names]
+            for key in keys
+        }
 
     def traffic(self) -> Traffic | None:
         """What has gone to the remote and come from it; None without one."""

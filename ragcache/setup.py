@@ -26,7 +26,7 @@ from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.key import ChunkKey, with_codec
 
 if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteStore
@@ -56,7 +56,7 @@ def record(catalog: Catalog, **settings: str) -> None:
 
 def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
     """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
-    every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
+    every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in levels)]
     with store.tables.read() as txn:
         new = kv_shapes.unnoted(txn, every)
     if new and store.refusal() is None:

@@ -188,11 +188,11 @@ def push(
         told = stack.enter_context(progress())
         if settings.levels:
             cache = stack.enter_context(opened(settings, lazy=True))
-            both, wanted = cache.remote, cache.levels()
+            both, wanted = cache.remote, cache.remote_copies()
         else:
             both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
-        done = run(both.disk, both.objects, levels=wanted, progress=partial(told, "push"))
+        done = run(both.disk, both.objects, copies=wanted, progress=partial(told, "push"))
         out.print(moved(done, "pushed"), highlight=False)
         figures(asdict(done))
 

@@ -65,7 +65,7 @@ class ChunkKey:
         ).digest()
 
 
-def at_level(key: ChunkKey, codec: str) -> ChunkKey:
+def with_codec(key: ChunkKey, codec: str) -> ChunkKey:
     """The key of the same KV, stored with another codec."""
     fields = {**dict(key.fingerprint.fields), "codec": codec}
     return replace(key, fingerprint=replace(key.fingerprint, fields=tuple(sorted(fields.items()))))

@@ -22,7 +22,7 @@ from ragcache.errors import ConfigError, RemoteError, StoreError
 from ragcache.store import Catalog, ChunkKey, ChunkStore, LayerReader, Miss, StoredChunk, StoreStats
 from ragcache.store.disk.quota import Quota
 from ragcache.store.format.header import Header
-from ragcache.store.key import at_level
+from ragcache.store.key import with_codec
 from ragcache.store.remote.chunk_objects import ChunkObjects, Seen, digest_of, name_of
 from ragcache.store.remote.object_store import Bucket, Patience
 from ragcache.store.remote.store import RemoteStore
@@ -290,7 +290,7 @@ def test_copies_in_other_codecs_are_sent_and_found(tmp_path: Path) -> None:
         found = two.get_header(A)
         assert isinstance(found, StoredChunk)
         ((int8, fp8),) = two.alternatives([found])
-        assert (int8.codec, fp8.codec) == ("int8", "fp8") and int8.key == at_level(A, "int8")
+        assert (int8.codec, fp8.codec) == ("int8", "fp8") and int8.key == with_codec(A, "int8")
         assert int8.payload_bytes < found.payload_bytes and int8.is_remote
         with two.lease([int8.key]):
             pairs = [two.layers([int8], layer)[0] for layer in range(LAYERS)]
@@ -383,7 +383,7 @@ def test_who_puts_first_is_left_alone_by_a_push_and_not_by_a_put(
 
     with over(tmp_path / "one", bucket) as one, over(tmp_path / "two", bucket) as two:
         fill(one, A)
-        two.disk.shared = None
+        two.disk.outbox_codecs = None
         two.disk.put(A, make_kv(A, seed=1))
         record = two.disk.record(A.digest)
         assert not isinstance(record, Miss)

@@ -18,26 +18,13 @@ from collections.abc import Container, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from ragcache.store.format.record import TranscodeTarget
 from ragcache.store.key import DIGEST
 
 if TYPE_CHECKING:
-    from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
 
 TABLE = "outbox"
-
-
-class Level(NamedTuple):
-    """A chunk in another codec: what its header must say."""
-
-    codec: str
-    key: bytes
-    fingerprint: bytes
-    name: str  # the fingerprint, printable
-
-    @classmethod
-    def of(cls, key: ChunkKey) -> Level:
-        return cls(key.codec, key.digest, key.fingerprint.digest, str(key.fingerprint))
 
 
 class Row(NamedTuple):
@@ -53,18 +40,21 @@ class Row(NamedTuple):
         return self.digest is not None and self.value.startswith(b"{")
 
     @property
-    def levels(self) -> list[Level]:
+    def copies(self) -> list[TranscodeTarget]:
+        """The copies in other codecs that are sent with the chunk."""
         found = json.loads(self.value)["levels"] if self.sends else []
-        return [Level(c, bytes.fromhex(k), bytes.fromhex(f), n) for c, k, f, n in found]
+        return [TranscodeTarget(c, bytes.fromhex(k), bytes.fromhex(f), n) for c, k, f, n in found]
 
 
 def send(
-    txn: Transaction, content: bytes, digest: bytes, version: int, levels: Sequence[Level]
+    txn: Transaction,
+    content: bytes,
+    digest: bytes,
+    version: int,
+    copies: Sequence[TranscodeTarget],
 ) -> None:
     """A chunk has been put."""
-    fields = [
-        [level.codec, level.key.hex(), level.fingerprint.hex(), level.name] for level in levels
-    ]
+    fields = [[copy.codec, copy.key.hex(), copy.fingerprint.hex(), copy.name] for copy in copies]
     value = json.dumps({"version": f"{version:x}", "levels": fields}, separators=(",", ":"))
     txn.put(TABLE, content + digest, value.encode())
 

@@ -34,8 +34,8 @@ from ragcache.store.disk.verify import damaged
 from ragcache.store.disk.writer import Changes, DiskChange
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.header import Header, decode_header
-from ragcache.store.format.record import Record, check_kv, encoded_layers
-from ragcache.store.key import at_level
+from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encoded_layers
+from ragcache.store.key import with_codec
 from ragcache.store.lmdb.directory import explained
 from ragcache.store.lmdb.environment import Environment
 from ragcache.types import ChunkKV, ChunkNotes
@@ -83,9 +83,9 @@ class DiskStore(ChunkStore):
         pin: bool = False,
     ) -> None:
         self.layout, self.quota = as_layout(layout), quota
-        #: Where puts and deletions are told to a remote: the codecs in which chunks are sent there
-        #: too, beside their own. See outbox.py.
-        self.shared: tuple[str, ...] | None = None
+        #: Set where changes are written back to a remote: the codecs in which it gets copies of
+        #: chunks besides their own. See outbox.py.
+        self.outbox_codecs: tuple[str, ...] | None = None
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
@@ -192,13 +192,13 @@ class DiskStore(ChunkStore):
 
     def delete(self, key: ChunkKey) -> bool:
         with self.change() as change:
-            if self.shared is not None:
+            if self.outbox_codecs is not None:
                 outbox.delete(change.txn, key.content, key.digest)
             return change.delete(key.digest)
 
     @contextmanager
     def change(self) -> Iterator[DiskChange]:
-        with self._changes.begin(shared=self.shared is not None) as change:
+        with self._changes.begin(shared=self.outbox_codecs is not None) as change:
             yield change
         self._look()
 
@@ -265,7 +265,7 @@ class DiskStore(ChunkStore):
         """Remove a chunk by its digest; True if it was there."""
         with self.change() as change:
             header = decode_header(change.txn.get("headers", digest) or b"")
-            if self.shared is not None and isinstance(header, Header):
+            if self.outbox_codecs is not None and isinstance(header, Header):
                 outbox.delete(change.txn, header.content, digest)
             return change.delete(digest)
 
@@ -374,10 +374,10 @@ class DiskStore(ChunkStore):
         return Coming.of(Header.of(key, kv, ()), encoded_layers(key.codec, kv), in_file=in_file)
 
     def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
-        """Note, where the store is shared, that a remote is to have this chunk."""
-        if self.shared is not None:
-            levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
-            outbox.send(txn, key.content, key.digest, header.version, levels)
+        """Add the chunk to the outbox, where the store has one."""
+        if self.outbox_codecs is not None:
+            copies = [TranscodeTarget.of(with_codec(key, name)) for name in self.outbox_codecs]
+            outbox.send(txn, key.content, key.digest, header.version, copies)
 
 
 def as_layout(name: str) -> Layout:

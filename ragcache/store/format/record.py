@@ -14,7 +14,6 @@ from ragcache.store.format.codecs.base import DTYPES, is_finite
 from ragcache.store.format.header import Header, decode_layer, of_another_shape
 
 if TYPE_CHECKING:
-    from ragcache.store.disk.outbox import Level
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
@@ -25,6 +24,19 @@ class Record(NamedTuple):
 
     header: Header
     raws: tuple[Bytes, ...]  # per layer
+
+
+class TranscodeTarget(NamedTuple):
+    """What the header of a chunk's copy in another codec names."""
+
+    codec: str
+    key: bytes
+    fingerprint: bytes
+    name: str  # the fingerprint, printable
+
+    @classmethod
+    def of(cls, key: ChunkKey) -> TranscodeTarget:
+        return cls(key.codec, key.digest, key.fingerprint.digest, str(key.fingerprint))
 
 
 def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
@@ -80,9 +92,9 @@ def undecodable(record: Record) -> Miss | None:
     return None
 
 
-def transcoded(record: Record, level: Level) -> Record:
+def transcoded(record: Record, target: TranscodeTarget) -> Record:
     """The same chunk in another codec. Raises StoreError where it cannot be decoded."""
-    header, coded = record.header, codec(level.codec)
+    header, coded = record.header, codec(target.codec)
     raws = []
     for layer, raw in enumerate(record.raws):
         pair = decode_layer(header, layer, raw.copy())
@@ -94,10 +106,10 @@ def transcoded(record: Record, level: Level) -> Record:
         raws.append(coded.encode(*pair, layer, header.spec.layers))
     named = replace(
         header,
-        key=level.key,
-        fingerprint=level.fingerprint,
-        name=level.name,
-        codec=level.codec,
+        key=target.key,
+        fingerprint=target.fingerprint,
+        name=target.name,
+        codec=target.codec,
         payloads=(),
     )
     return Record(named, tuple(raws))

@@ -43,7 +43,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.header import Header, decode_layer
 from ragcache.store.format.record import encoded
-from ragcache.store.key import at_level
+from ragcache.store.key import with_codec
 from ragcache.store.remote.bandwidth import LinkEstimate
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.counts import EventCounts
@@ -104,7 +104,7 @@ class RemoteStore(ChunkStore):
         for name in remote_codecs:
             codec(name)  # raises ConfigError
         self.disk, self.objects, self.remote_codecs = disk, objects, tuple(remote_codecs)
-        disk.shared = self.remote_codecs
+        disk.outbox_codecs = self.remote_codecs
         self._patience_s = patience_s
         self._hits, self._counts = HitCounter(), EventCounts()
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
@@ -158,7 +158,7 @@ class RemoteStore(ChunkStore):
         return [key for key, has in zip(keys, there, strict=True) if not has]
 
     def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
-        keys = [at_level(c.key, n) for c in chunks if c.is_remote for n in self.remote_codecs]
+        keys = [with_codec(c.key, n) for c in chunks if c.is_remote for n in self.remote_codecs]
         found = iter(self._pool.map(self._get_header, keys))
         every = [[next(found) for _ in self.remote_codecs] if c.is_remote else [] for c in chunks]
         return [tuple(one for one in each if isinstance(one, StoredChunk)) for each in every]
@@ -327,7 +327,7 @@ class RemoteStore(ChunkStore):
         """Put a chunk for which there is no room here."""
         if self._is_gone(key.content, key.digest):  # the remote must be told that before
             self.courier.flush()
-        for each in (key, *(at_level(key, name) for name in self.remote_codecs)):
+        for each in (key, *(with_codec(key, name) for name in self.remote_codecs)):
             self.objects.put(encoded(each, kv), replacing=True)
         self.disk.drop(key.digest)
 

@@ -12,10 +12,9 @@ from typing import Literal, TypeVar
 from ragcache.errors import FullError
 from ragcache.store.base import Miss
 from ragcache.store.disk import kv_shapes
-from ragcache.store.disk.outbox import Level
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.header import Header
-from ragcache.store.format.record import Record, transcoded, undecodable
+from ragcache.store.format.record import Record, TranscodeTarget, transcoded, undecodable
 from ragcache.store.key import INCONTEXT
 from ragcache.store.remote.bandwidth import AT_ONCE
 from ragcache.store.remote.chunk_objects import ChunkObjects, content_of, digest_of
@@ -45,17 +44,18 @@ def push(
     disk: DiskStore,
     objects: ChunkObjects,
     *,
-    levels: Mapping[bytes, Sequence[Level]] | None = None,
+    copies: Mapping[bytes, Sequence[TranscodeTarget]] | None = None,
     progress: Progress | None = None,
 ) -> Moved:
-    """Write to the remote what is on disk and not there, with the ``levels`` of a key digest.
+    """Write to the remote what is on disk and not there, with the ``copies`` in other codecs of each key
+    digest.
 
     What is there under a key stays, for it is the same KV. Variants stay here. ``progress`` is told
     (done, of how many). Raises RemoteError; a second call does the rest.
     """
     there = {digest_of(name) for name, _ in objects.names()}
     digests = list(disk.keys())
-    send = partial(_sent, disk, objects, there, levels or {})
+    send = partial(_sent, disk, objects, there, copies or {})
     return _moved(send, digests, progress)
 
 
@@ -93,10 +93,10 @@ def _sent(
     disk: DiskStore,
     objects: ChunkObjects,
     there: set[bytes],
-    levels: Mapping[bytes, Sequence[Level]],
+    copies: Mapping[bytes, Sequence[TranscodeTarget]],
     digest: bytes,
 ) -> Outcome:
-    missing = [level for level in levels.get(digest, ()) if level.key not in there]
+    missing = [copy for copy in copies.get(digest, ()) if copy.key not in there]
     if digest in there and not missing:
         return "there"
     record = disk.record(digest)
@@ -104,8 +104,8 @@ def _sent(
         return "damaged"
     if record.header.mode.startswith(INCONTEXT):
         return "other"
-    for level in missing:
-        objects.put(transcoded(record, level), replacing=False)
+    for copy in missing:
+        objects.put(transcoded(record, copy), replacing=False)
     return "moved" if objects.put(record, replacing=False) or missing else "there"
 
 

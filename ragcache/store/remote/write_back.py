@@ -144,8 +144,8 @@ class WriteBack:
         return done, None
 
     def _send(self, row: outbox.Row) -> None:
-        """Send a chunk and its levels; one that is gone, damaged, or cannot be sent in all of its
-        levels stays here."""
+        """Send a chunk and its copies in other codecs. A chunk that is gone or damaged, or of which
+        not every copy can be made, is not sent."""
         assert row.digest is not None
         name = row.digest.hex()[:12]
         record = self._disk.record(row.digest)
@@ -155,7 +155,7 @@ class WriteBack:
                 self._counts.add("unsent")
             return
         try:
-            every = [record, *(transcoded(record, level) for level in row.levels)]
+            every = [record, *(transcoded(record, copy) for copy in row.copies)]
             sent = [self._objects.put(each, replacing=True) for each in every]
         except RemoteError:
             raise
