@@ -53,7 +53,7 @@ from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.remote.chunk_objects import ChunkObjects
-from ragcache.store.remote.object_store import Bucket, Got
+from ragcache.store.remote.object_store import Bucket, ObjectRange
 from ragcache.store.remote.store import RemoteStore
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Plan, Prompt, Sampling
@@ -83,11 +83,11 @@ class Paced(Bucket):
         end: int,
         *,
         tag: str | None = None,
-        check: Callable[[Got], Read],
+        check: Callable[[ObjectRange], Read],
     ) -> Read | None:
         size = [0]
 
-        def seen(got: Got) -> Read:
+        def seen(got: ObjectRange) -> Read:
             size[0] = len(memoryview(got.data))
             return check(got)
 

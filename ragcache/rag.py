@@ -27,7 +27,7 @@ from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
-from ragcache.store.catalog.catalog import Catalog, Entry
+from ragcache.store.catalog.catalog import Catalog, DocumentEntry
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.record import TranscodeTarget
@@ -37,7 +37,7 @@ from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
 from ragcache.util.several import several
 
 if TYPE_CHECKING:
-    from ragcache.store.remote.store import Traffic
+    from ragcache.store.remote.store import RemoteTraffic
     from ragcache.vllm.engine import VllmEngine
 
 _MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a process has addresses for a thousand such stores
@@ -216,7 +216,7 @@ class RagCache:
         given = several(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
-    def documents(self) -> list[Entry]:
+    def documents(self) -> list[DocumentEntry]:
         """All documents, by id; those whose time is over are deleted first, or left out where
         another process writes the store."""
         over = self._expire()
@@ -359,7 +359,7 @@ class RagCache:
             for key in keys
         }
 
-    def traffic(self) -> Traffic | None:
+    def traffic(self) -> RemoteTraffic | None:
         """What has gone to the remote and come from it; None without one."""
         return None if self.remote is None else self.remote.traffic
 

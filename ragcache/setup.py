@@ -58,11 +58,11 @@ def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> No
     """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
     every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in levels)]
     with store.tables.read() as txn:
-        new = kv_shapes.unnoted(txn, every)
+        new = kv_shapes.unrecorded(txn, every)
     if new and store.refusal() is None:
         with store.tables.write() as txn:
             for fingerprint in new:
-                kv_shapes.note(txn, fingerprint)
+                kv_shapes.record_shape(txn, fingerprint)
 
 
 def over_remote(
@@ -84,9 +84,9 @@ def over_remote(
             f"levels are made of what is stored, and codec {own} has lost some of it: leave levels "
             "out, or begin a store with codec raw, bfloat16 or float16"
         )
-    from ragcache.store.remote.store import shared
+    from ragcache.store.remote.store import open_remote
 
-    return shared(store, settings.remote, settings.levels, pin=pin)
+    return open_remote(store, settings.remote, settings.levels, pin=pin)
 
 
 def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:

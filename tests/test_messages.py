@@ -44,8 +44,8 @@ from ragcache.sim.eviction import simulate
 from ragcache.sim.trace import scans, topics
 from ragcache.store import Catalog, DiskStore, MemoryStore
 from ragcache.store.catalog.chunks import _vector
-from ragcache.store.format.checksummed import put_sealed
-from ragcache.store.lmdb.directory import explained
+from ragcache.store.format.checksummed import put_checksummed
+from ragcache.store.lmdb.directory import translate_errors
 from ragcache.types import Chunk, ChunkKV, Document, KVSpec, Prompt
 from tests import models, scene
 from tests.api.conftest import ANN, served
@@ -127,7 +127,7 @@ def test_vectors_that_are_damaged() -> None:
     ],
 )
 def test_what_the_store_below_says(tmp_path: Path, error: lmdb.Error, fix: str) -> None:
-    with pytest.raises(StoreError, match=fix), explained(tmp_path, "write to"):
+    with pytest.raises(StoreError, match=fix), translate_errors(tmp_path, "write to"):
         raise error
 
 
@@ -203,7 +203,7 @@ def test_a_vector_of_another_length() -> None:
         catalog.put_document(Document("a", "text"), [chunk], vectors, b"", contents=[ONE.content])
         with store.tables.write() as txn:
             (row,) = list(txn.keys("vectors"))
-            put_sealed(txn, "vectors", row, np.ones(3, np.float32).tobytes())
+            put_checksummed(txn, "vectors", row, np.ones(3, np.float32).tobytes())
         with pytest.raises(StoreError, match="has 3 numbers, not 4: index its document again"):
             catalog.vectors()
 

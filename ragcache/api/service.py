@@ -26,7 +26,7 @@ from ragcache.core.request import Request
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.store.key import ChunkKey
-from ragcache.store.tenants import made_tenant_folder
+from ragcache.store.tenants import make_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Service:
             with self._lock:
                 if (known := self._caches.get(tenant)) is not None:
                     return known
-            path = made_tenant_folder(Path(self.settings.store), tenant)
+            path = make_tenant_folder(Path(self.settings.store), tenant)
             cache = RagCache.open(path, settings=self.settings, beside=self.own, tenant=tenant)
             with self._lock:
                 self._caches[tenant] = cache

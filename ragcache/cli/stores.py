@@ -133,9 +133,9 @@ def convert(
     store: Store = None,
 ) -> None:
     """Move every chunk into LMDB, or into a file of its own; what is there stays usable."""
-    from ragcache.store.disk.store import as_layout
+    from ragcache.store.disk.store import parse_layout
 
-    wanted = as_layout(layout)
+    wanted = parse_layout(layout)
     with _store(store) as chunks, progress() as told:
         moved = chunks.convert(wanted, progress=partial(told, "convert"))
     out.print(f"{render.counted(moved, 'chunk')} moved", highlight=False)
@@ -262,11 +262,11 @@ def _shared(
     url = Settings.load(remote=remote).remote
     if not url:
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
-    from ragcache.store.remote.store import shared
+    from ragcache.store.remote.store import open_remote
 
     chunks = _store(path, lazy=lazy, bounded=bounded, tenant=tenant)
     try:
-        return shared(chunks, url)
+        return open_remote(chunks, url)
     except BaseException:
         chunks.close()
         raise

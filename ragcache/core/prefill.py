@@ -15,7 +15,7 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.key import ChunkKey
-from ragcache.store.prefetch import AHEAD, LayerReader
+from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
 from ragcache.types import Plan, Prompt
 
 
@@ -103,7 +103,7 @@ class FusedPrefill:
         in_place = self.blender.behind in ("context", "variant")
         capture = sorted(resolved.misses) if in_place else []
         engine = self.given.engine
-        ahead = AHEAD if self.plan is None else self.plan.ahead
+        ahead = LAYERS_AHEAD if self.plan is None else self.plan.ahead
         with LayerReader(
             self.given.store, resolved.stored, ahead=ahead, upload=engine.upload
         ) as source:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Miss:
 
 #: Where nothing is known of the tokens, under any key.
 ABSENT = Miss("absent", "these tokens are not stored")
-AT_ONCE = 2  # layers that are asked for at a time, by two threads of a LayerReader
+READ_THREADS = 2  # layers that are asked for at a time, by two threads of a LayerReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class HitCounter:
         self._hits = 0
         self._misses: Counter[MissReason] = Counter()
 
-    def count(self, found: Found) -> Found:
+    def count(self, found: _Found) -> _Found:
         """Count a Miss under its reason, anything else as a hit, and hand it back."""
         with self._lock:
             if isinstance(found, Miss):
@@ -121,7 +121,7 @@ class HitCounter:
             return self._hits, self._misses.copy()
 
 
-def stale(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
+def stale_miss(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
     """The miss of ``key`` where the same tokens are stored for another model, mode or prefix.
 
     ``fingerprint`` (printable) and ``mode`` are those of the record that is there.
@@ -134,7 +134,7 @@ def stale(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
     return Miss("stale", f"these tokens are stored for {wanted}, but behind another prefix")
 
 
-def unusable(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
+def unusable_error(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
     """The StoreError for a record that turned out unusable while it was read."""
     return StoreError(
         f"layer {layer} of chunk {key.digest.hex()[:12]} is {miss.reason}: {miss.detail}. "

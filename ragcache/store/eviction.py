@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from ragcache.errors import ConfigError
 
-Key = TypeVar("Key", bound=Hashable)
+_Key = TypeVar("_Key", bound=Hashable)
 
 
-class Use(NamedTuple):
+class Usage(NamedTuple):
     """How a chunk has been used: the state of every policy, so that a store may change its own."""
 
     last: float  # when, counted in uses of all chunks
@@ -28,16 +28,16 @@ class Use(NamedTuple):
 
 
 @dataclass(slots=True)
-class Held:
+class CacheEntry:
     """A chunk that is there."""
 
     size: int  # bytes
     cost: float  # of making it again, in any unit
-    use: Use
+    use: Usage
     entry: int  # the number of its entry in the heap; those with other numbers are stale
 
 
-class Policy(ABC, Generic[Key]):
+class Policy(ABC, Generic[_Key]):
     """Puts the chunks that are there in the order in which they go. Not thread-safe.
 
     Keys are opaque. :meth:`add`, :meth:`hit`, :meth:`evict` and :meth:`discard` take O(log n),
@@ -48,25 +48,25 @@ class Policy(ABC, Generic[Key]):
 
     def __init__(self) -> None:
         self.bytes = 0  # of all chunks that are there
-        self._chunks: dict[Key, Held] = {}
-        self._heap: list[tuple[float, float, int, Key]] = []  # priority, last use, entry, key
+        self._chunks: dict[_Key, CacheEntry] = {}
+        self._heap: list[tuple[float, float, int, _Key]] = []  # priority, last use, entry, key
         self._entries = 0
         self._last = 0.0
         self._clock = 0.0
 
     @abstractmethod
-    def priority(self, key: Key, held: Held) -> float:
+    def priority(self, key: _Key, held: CacheEntry) -> float:
         """The least goes first; of equals, the least recently used. Fixed between two uses."""
 
-    def add(self, key: Key, size: int, cost: float) -> None:
+    def add(self, key: _Key, size: int, cost: float) -> None:
         """A chunk came in. What was there under ``key`` is replaced, and its uses are forgotten.
 
         Raises ValueError for a size below 1 byte, or a cost that is negative or not finite.
         """
         self._last += 1
-        self.restore(key, size, cost, Use(self._last, 1, 0, self._clock))
+        self.restore(key, size, cost, Usage(self._last, 1, 0, self._clock))
 
-    def hit(self, key: Key, worth: float = 1.0) -> None:
+    def hit(self, key: _Key, worth: float = 1.0) -> None:
         """A chunk was served. One that is gone is passed over.
 
         Raises ValueError for a worth that is negative or not finite.
@@ -76,26 +76,26 @@ class Policy(ABC, Generic[Key]):
         if (held := self._chunks.get(key)) is not None:
             self._last += 1
             use = held.use
-            held.use = Use(self._last, use.times + 1, use.worth + worth, self._clock)
+            held.use = Usage(self._last, use.times + 1, use.worth + worth, self._clock)
             self._push(key, held)
 
-    def evict(self, key: Key) -> None:
+    def evict(self, key: _Key) -> None:
         """A chunk is gone, to make room. One that is gone already is passed over."""
         self.discard(key)
 
-    def discard(self, key: Key) -> None:
+    def discard(self, key: _Key) -> None:
         """A chunk is gone for any other reason. One that is gone already is passed over."""
         if (held := self._chunks.pop(key, None)) is not None:
             self.bytes -= held.size
 
-    def victims(self, need: int, spared: Container[Key] = ()) -> list[Key] | None:
+    def victims(self, need: int, spared: Container[_Key] = ()) -> list[_Key] | None:
         """What to evict, in this order, to free ``need`` bytes; nothing is evicted yet.
 
         None of ``spared`` is among them. None if all others are too few: then evict nothing.
         Takes O(log n) for every victim and for every spared chunk that would have gone before it,
         so where many are pinned, free more at once.
         """
-        chosen: list[Key] = []
+        chosen: list[_Key] = []
         seen = []
         try:
             while need > 0 and self._heap:
@@ -112,14 +112,14 @@ class Policy(ABC, Generic[Key]):
                 heappush(self._heap, entry)
         return None if need > 0 else chosen
 
-    def held(self, key: Key) -> Held:
+    def held(self, key: _Key) -> CacheEntry:
         """Size, cost and use of a chunk, for :meth:`restore` of any policy. Only to be read.
 
         Raises KeyError if the chunk is not there.
         """
         return self._chunks[key]
 
-    def restore(self, key: Key, size: int, cost: float, use: Use) -> None:
+    def restore(self, key: _Key, size: int, cost: float, use: Usage) -> None:
         """A chunk that was there before a restart.
 
         Once all are restored, in any order, they go in the order in which they would have gone;
@@ -130,7 +130,7 @@ class Policy(ABC, Generic[Key]):
         self.discard(key)
         self._last, self._clock = max(self._last, use.last), max(self._clock, use.clock)
         self.bytes += size
-        self._chunks[key] = held = Held(size, cost, use, 0)
+        self._chunks[key] = held = CacheEntry(size, cost, use, 0)
         self._push(key, held)
 
     def __contains__(self, key: object) -> bool:
@@ -139,7 +139,7 @@ class Policy(ABC, Generic[Key]):
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def _push(self, key: Key, held: Held) -> None:
+    def _push(self, key: _Key, held: CacheEntry) -> None:
         self._entries += 1
         held.entry = self._entries
         heappush(self._heap, self._entry(key, held))
@@ -147,20 +147,20 @@ class Policy(ABC, Generic[Key]):
             self._heap = [self._entry(key, held) for key, held in self._chunks.items()]
             heapify(self._heap)
 
-    def _entry(self, key: Key, held: Held) -> tuple[float, float, int, Key]:
+    def _entry(self, key: _Key, held: CacheEntry) -> tuple[float, float, int, _Key]:
         return self.priority(key, held), held.use.last, held.entry, key
 
 
-class LRU(Policy[Key]):
+class LRU(Policy[_Key]):
     """The least recently used goes first."""
 
     name: ClassVar[str] = "lru"
 
-    def priority(self, key: Key, held: Held) -> float:
+    def priority(self, key: _Key, held: CacheEntry) -> float:
         return 0.0
 
 
-class PGDSF(Policy[Key]):
+class PGDSF(Policy[_Key]):
     """Greedy dual size frequency: the least of clock + uses * cost / size goes first.
 
     Jin et al., RAGCache, arXiv:2404.12457. The clock moves up to the priority of what is evicted,
@@ -171,16 +171,16 @@ class PGDSF(Policy[Key]):
 
     name: ClassVar[str] = "pgdsf"
 
-    def priority(self, key: Key, held: Held) -> float:
+    def priority(self, key: _Key, held: CacheEntry) -> float:
         return held.use.clock + held.use.times * held.cost / held.size
 
-    def evict(self, key: Key) -> None:
+    def evict(self, key: _Key) -> None:
         if (held := self._chunks.get(key)) is not None:
             self._clock = max(self._clock, self.priority(key, held))
         super().evict(key)
 
 
-class Craft(Policy[Key]):
+class CraftScore(Policy[_Key]):
     """The chunk whose hits were worth least, added up, goes first.
 
     Agarwal et al., Cache-Craft, arXiv:2502.15734, where a hit is worth 1 / CFO: the less of the
@@ -189,14 +189,14 @@ class Craft(Policy[Key]):
 
     name: ClassVar[str] = "craft"
 
-    def priority(self, key: Key, held: Held) -> float:
+    def priority(self, key: _Key, held: CacheEntry) -> float:
         return held.use.worth
 
 
-POLICIES: dict[str, type[Policy[Any]]] = {"lru": LRU, "pgdsf": PGDSF, "craft": Craft}
+POLICIES: dict[str, type[Policy[Any]]] = {"lru": LRU, "pgdsf": PGDSF, "craft": CraftScore}
 
 
-def policy(name: str) -> Policy[Any]:
+def make_policy(name: str) -> Policy[Any]:
     """A new policy of that name. Raises ConfigError where there is none."""
     if name not in POLICIES:
         raise ConfigError(f"eviction policy {name!r} is unknown: use one of {', '.join(POLICIES)}")

@@ -23,7 +23,7 @@ def digest_content(tenant: str, tokens: Tokens) -> bytes:
     return blake3(len(name).to_bytes(4, "little") + name + digest_tokens(tokens)).digest()
 
 
-INCONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
+IN_CONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,5 @@ def variant_key(
     What stood before is named in the mode, and not in ``behind``: whoever finds the record knows
     its key without those ids.
     """
-    mode = f"{INCONTEXT}:{digest_tokens(before).hex()[:32]}"
+    mode = f"{IN_CONTEXT}:{digest_tokens(before).hex()[:32]}"
     return ChunkKey(fingerprint, tokens, (), mode, tenant)

@@ -19,8 +19,8 @@ from ragcache.store.base import (
     StoreStats,
     Variant,
     check_layer,
-    stale,
-    unusable,
+    stale_miss,
+    unusable_error,
 )
 from ragcache.store.format.record import check_kv
 from ragcache.store.lmdb.tables import MemoryTables
@@ -76,7 +76,7 @@ class MemoryStore(ChunkStore):
         if kv is None:
             miss = self._absent(key)
             self._hits.count(miss)
-            raise unusable(key, layer, miss)
+            raise unusable_error(key, layer, miss)
         check_layer(layer, len(kv.keys))
         return _clone(kv.keys[layer]), _clone(kv.values[layer])
 
@@ -106,12 +106,12 @@ class MemoryStore(ChunkStore):
             return self._chunks.pop(key.digest, None) is not None
 
     @contextmanager
-    def change(self) -> Iterator[MemoryChange]:
+    def change(self) -> Iterator[_MemoryChange]:
         self._check_open()
         with self.tables.write() as txn:
             with self._lock:
                 contents = {d: stored.key.content for d, (stored, _) in self._chunks.items()}
-            change = MemoryChange(txn, contents)
+            change = _MemoryChange(txn, contents)
             yield change
         with self._lock:
             for digest in change.gone:
@@ -156,14 +156,14 @@ class MemoryStore(ChunkStore):
         if not same:
             return ABSENT
         first = min(same, key=lambda other: other.digest)
-        return stale(key, str(first.fingerprint), first.mode)
+        return stale_miss(key, str(first.fingerprint), first.mode)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
 
 
-class MemoryChange:
+class _MemoryChange:
     """A :class:`Change` of a store in memory; ``contents`` are those of the chunks that it has."""
 
     def __init__(self, txn: Transaction, contents: dict[bytes, bytes]) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
-from ragcache.store.base import AT_ONCE, ChunkStore, StoredChunk
+from ragcache.store.base import READ_THREADS, ChunkStore, StoredChunk
 from ragcache.types import Load
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]
 
 
-AHEAD = 4  # layers
+LAYERS_AHEAD = 4  # layers
 #: Of a chunk's layer, below which one thread reads faster than two, which pass Python's lock to and
 #: fro; with more threads than two, large layers do not come faster either.
-FEW_BYTES = 128 << 10
+_FEW_BYTES = 128 << 10
 
 
-class Copying(Protocol):
+class LayerUpload(Protocol):
     """A layer that is being copied to a device, in the background."""
 
     def taken(self) -> list[Pair]:
@@ -60,9 +60,9 @@ class LayerReader:
         *,
         workers: int | None = None,
         pool: ThreadPoolExecutor | None = None,
-        ahead: int = AHEAD,
+        ahead: int = LAYERS_AHEAD,
         ahead_bytes: int = 256 << 20,
-        upload: Callable[[Sequence[Pair]], Copying] | None = None,
+        upload: Callable[[Sequence[Pair]], LayerUpload] | None = None,
     ) -> None:
         wanted = spec or (chunks[0].spec if chunks else None)
         for chunk in chunks:
@@ -74,16 +74,16 @@ class LayerReader:
         self._ahead = max(1, min(ahead, ahead_bytes // max(1, layer_bytes)))
         self._upload = upload
         self._layers: Sequence[int] | None = None  # those to load, once started
-        self._pending: deque[Future[list[Pair] | Copying]] = deque()
-        self._copying: deque[Copying] = deque()  # whose copies may not have been made yet
+        self._pending: deque[Future[list[Pair] | LayerUpload]] = deque()
+        self._copying: deque[LayerUpload] = deque()  # whose copies may not have been made yet
         self._loads: dict[int, Load] = {}
         self._asked = self._given = 0
         self._closed = False
         self._held = ExitStack()  # what is read here is not evicted
         self._held.enter_context(store.lease([chunk.key for chunk in self._chunks]))
         if workers is None:
-            small = layer_bytes < FEW_BYTES * len(self._chunks)
-            workers = 1 if small else AT_ONCE
+            small = layer_bytes < _FEW_BYTES * len(self._chunks)
+            workers = 1 if small else READ_THREADS
             if any(chunk.is_remote for chunk in self._chunks):  # a network is waited for
                 workers = self._ahead
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
@@ -146,7 +146,7 @@ class LayerReader:
             self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1
 
-    def _read(self, layer: int) -> list[Pair] | Copying:
+    def _read(self, layer: int) -> list[Pair] | LayerUpload:
         began = time.perf_counter()
         pairs = self._store.layers(self._chunks, layer)
         for chunk, (keys, values) in zip(self._chunks, pairs, strict=True):
@@ -163,7 +163,7 @@ class LayerReader:
         self._loads[layer] = Load(size, began, time.perf_counter())
         return loaded
 
-    def _taken(self, copying: Copying) -> list[Pair]:
+    def _taken(self, copying: LayerUpload) -> list[Pair]:
         """A layer on its device. Waits until few layers at most are still being copied from host
         memory."""
         while len(self._copying) >= self._ahead:

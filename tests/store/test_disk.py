@@ -21,7 +21,7 @@ from ragcache.errors import ConfigError, StoreError
 from ragcache.store import ChunkKey, DiskStore, Miss, StoredChunk
 from ragcache.store.disk import chunk_files as files
 from ragcache.store.disk import layer_storage, writer
-from ragcache.store.disk.header_index import account
+from ragcache.store.disk.header_index import update_index
 from ragcache.store.disk.store import FILES_FROM
 from ragcache.store.key import variant_key
 from ragcache.types import ChunkKV, ChunkNotes
@@ -319,7 +319,7 @@ def test_files_that_are_read_stay_open_while_their_chunks_are_held(
     assert open_files(filed) == 0
 
 
-@pytest.mark.skipif(not files.CAN_ADVISE, reason="this system takes no advice on files")
+@pytest.mark.skipif(not files._CAN_ADVISE, reason="this system takes no advice on files")
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch, *, cached: bool
@@ -404,7 +404,7 @@ def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPat
         calls.append(0)
         if len(calls) > 2:  # what was there is accounted for too
             raise StoreError("no")
-        account(*args)  # type: ignore[arg-type]
+        update_index(*args)  # type: ignore[arg-type]
 
     third = make_key(7)
     with monkeypatch.context() as patch:

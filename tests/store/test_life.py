@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ragcache.store import Catalog, ChunkKey, ChunkStore
-from ragcache.store.catalog.catalog import HasTables
+from ragcache.store.catalog.catalog import TableStore
 from ragcache.store.key import variant_key
 from ragcache.store.tiers.base import Tier
 from ragcache.types import Chunk, ChunkNotes, Document
@@ -25,7 +25,7 @@ def catalog(store: ChunkStore) -> Catalog:
         store.put(key, make_kv(key))
     while isinstance(store, Tier):
         store = store.below
-    return Catalog(cast("HasTables", store))
+    return Catalog(cast("TableStore", store))
 
 
 def put(

@@ -23,8 +23,8 @@ from ragcache.store import Catalog, ChunkKey, ChunkStore, LayerReader, Miss, Sto
 from ragcache.store.disk.quota import Quota
 from ragcache.store.format.header import Header
 from ragcache.store.key import with_codec
-from ragcache.store.remote.chunk_objects import ChunkObjects, Seen, digest_of, name_of
-from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.remote.chunk_objects import ChunkObjects, ObjectHeader, digest_of, object_name
+from ragcache.store.remote.object_store import Bucket, RetryPolicy
 from ragcache.store.remote.store import RemoteStore
 from ragcache.types import Chunk, ChunkKV, Document
 from tests.store import s3, test_contract
@@ -81,7 +81,7 @@ class Distant(RemoteStore):
     def stats(self) -> StoreStats:
         found = super().stats()
         seen = [self.objects.look(name) for name, _ in self.objects.names()]
-        headers = [one.header for one in seen if isinstance(one, Seen)]
+        headers = [one.header for one in seen if isinstance(one, ObjectHeader)]
         names = [header.name for header in headers]
         return replace(
             found,
@@ -309,9 +309,9 @@ def test_copies_in_other_codecs_are_sent_and_found(tmp_path: Path) -> None:
 def test_an_object_is_the_chunks_file(machines: Machines, tmp_path: Path) -> None:
     one = machines("one")
     fill(one, A)
-    raw = (tmp_path / "remote" / name_of(A.content, A.digest)).read_bytes()
+    raw = (tmp_path / "remote" / object_name(A.content, A.digest)).read_bytes()
     seen = one.objects.get_header(A)
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, ObjectHeader)
     assert [payload.offset % 4096 for payload in seen.header.payloads] == [0] * LAYERS
     record = one.disk.record(A.digest)
     assert not isinstance(record, Miss)
@@ -342,7 +342,7 @@ def test_a_damaged_object_is_a_miss_and_is_replaced(
     damage, reasons = DAMAGES[what]
     one, two = machines("one"), machines("two")
     fill(one, A)
-    path = tmp_path / "remote" / name_of(A.content, A.digest)
+    path = tmp_path / "remote" / object_name(A.content, A.digest)
     path.write_bytes(damage(path.read_bytes()))
     found = two.get(A)
     assert isinstance(found, Miss) and found.reason in reasons
@@ -357,8 +357,8 @@ def test_another_chunk_under_a_name_is_foreign(machines: Machines, tmp_path: Pat
     one, two = machines("one"), machines("two")
     fill(one, A, B)
     remote = tmp_path / "remote"
-    other = (remote / name_of(B.content, B.digest)).read_bytes()
-    (remote / name_of(A.content, A.digest)).write_bytes(other)
+    other = (remote / object_name(B.content, B.digest)).read_bytes()
+    (remote / object_name(A.content, A.digest)).write_bytes(other)
     found = two.get_header(A)
     assert isinstance(found, Miss) and found.reason == "foreign"
     read(two, B)
@@ -516,7 +516,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_waits_between_attempts_double_and_end() -> None:
-    patience = Patience(first_s=1.0, longest_s=3.0)
+    patience = RetryPolicy(first_s=1.0, longest_s=3.0)
     longest = [max(patience.wait_s(n) for _ in range(2000)) for n in (1, 2, 3, 4)]
     assert longest == pytest.approx([1, 2, 3, 3], rel=0.01)
 
@@ -529,7 +529,7 @@ def test_a_reader_asks_for_layers_and_not_for_whole_objects(
         proxy.requests.clear()
         read(two, A, layers=range(1, 2))
         seen = two.objects.get_header(A)
-        assert isinstance(seen, Seen) and isinstance(seen.header, Header)
+        assert isinstance(seen, ObjectHeader) and isinstance(seen.header, Header)
         offset, length, _ = seen.header.payloads[1]
         ranges = [asked for method, _, asked in proxy.requests[:2]]
         assert ranges == ["bytes=0-16383", f"bytes={offset}-{offset + length - 1}"]

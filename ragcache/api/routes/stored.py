@@ -18,7 +18,7 @@ from ragcache.api.requests import NewChunks, NewDocuments, NewJob
 from ragcache.api.routes import Served, Tenant, in_thread, opened
 from ragcache.api.serialize import store_json
 from ragcache.core.indexing import check_documents
-from ragcache.store.catalog.documents import Entry
+from ragcache.store.catalog.documents import DocumentEntry
 from ragcache.types import Chunk, Document
 
 router = APIRouter()
@@ -202,7 +202,7 @@ def _job(job: Job) -> dict[str, Any]:
     return {"object": "ragcache.job", **found}
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: DocumentEntry) -> dict[str, Any]:
     return {"object": "ragcache.document", **asdict(entry), "metadata": dict(entry.metadata)}
 
 

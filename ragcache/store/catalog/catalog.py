@@ -25,8 +25,8 @@ from ragcache.store.catalog.chunks import (
     rows_after,
     vectors_of,
 )
-from ragcache.store.catalog.documents import Entry, Indexed
-from ragcache.store.lmdb.counters import number, set_number
+from ragcache.store.catalog.documents import DocumentEntry, DocumentRecord
+from ragcache.store.lmdb.counters import get_counter, set_counter
 from ragcache.text import to_bytes, to_text
 from ragcache.types import Chunk, Document
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from ragcache.store.base import Change
     from ragcache.store.lmdb.tables import Tables, Transaction
 
-__all__ = ["Catalog", "Entry", "HasTables"]
+__all__ = ["Catalog", "DocumentEntry", "TableStore"]
 
 
-class HasTables(Protocol):
+class TableStore(Protocol):
     """A store whose directory, or memory, a catalog can share."""
 
     @property
@@ -53,7 +53,7 @@ class Catalog:
     generation is out of date. Records carry checksums; a damaged one raises StoreError.
     """
 
-    def __init__(self, store: HasTables) -> None:
+    def __init__(self, store: TableStore) -> None:
         self._store, self._tables = store, store.tables
 
     def put_document(
@@ -77,7 +77,7 @@ class Catalog:
         """
         _check(document, chunks, vectors)
         with self._store.change() as change:
-            promises.overtake(change.txn, document.id)
+            promises.supersede(change.txn, document.id)
             return _put(change, document, chunks, vectors, source_digest, contents, expires, pinned)
 
     def put_promised(
@@ -96,9 +96,9 @@ class Catalog:
         promised; else nothing is changed, and this is False."""
         _check(document, chunks, vectors)
         with self._store.change() as change:
-            if not promises.stands(change.txn, document.id, promise):
+            if not promises.is_valid(change.txn, document.id, promise):
                 return False
-            promises.overtake(change.txn, document.id, promise)
+            promises.supersede(change.txn, document.id, promise)
             _put(change, document, chunks, vectors, source_digest, contents, expires, pinned)
         return True
 
@@ -111,7 +111,7 @@ class Catalog:
     def promised(self, promise: int, document_ids: Iterable[str]) -> list[str]:
         """Those that nobody has written since they were promised."""
         with self._tables.read() as txn:
-            return [one for one in document_ids if promises.stands(txn, one, promise)]
+            return [one for one in document_ids if promises.is_valid(txn, one, promise)]
 
     def withdraw(self, promise: int, document_ids: Iterable[str]) -> None:
         """Nothing more will be written under that promise."""
@@ -141,7 +141,7 @@ class Catalog:
         is given and somebody has written the document since.
         """
         with self._tables.read() as txn:
-            waits = promises.any_stands(txn, document_id)
+            waits = promises.any_valid(txn, document_id)
             if not waits and expires is None and pinned is None:
                 found = documents.find(txn, document_id)
                 return (
@@ -151,9 +151,9 @@ class Catalog:
             found = documents.find(txn, document_id)
             if found is None or found.source_digest != source_digest:
                 return False
-            if promise is not None and not promises.stands(txn, document_id, promise):
+            if promise is not None and not promises.is_valid(txn, document_id, promise):
                 return False
-            promises.overtake(txn, document_id, promise)
+            promises.supersede(txn, document_id, promise)
             _keep(txn, found, expires, pinned)
         return True
 
@@ -182,14 +182,14 @@ class Catalog:
         """Remove a document, its chunks, and the KV that no other uses; True if it was there, or
         was promised."""
         with self._store.change() as change:
-            promised = promises.overtake(change.txn, document_id)
+            promised = promises.supersede(change.txn, document_id)
             return _delete(change, document_id) or promised
 
     def let_go(self, contents: Iterable[bytes]) -> None:
         """Take out the KV of those ``contents`` that no document uses."""
         if wanted := set(contents):
             with self._store.change() as change:
-                references.drop_unused(change, wanted)
+                references.delete_unused(change, wanted)
 
     def keep(
         self, document_id: str, *, expires: float | None = None, pinned: bool | None = None
@@ -210,19 +210,19 @@ class Catalog:
         """Ids of the documents whose time is over and that are still there. Cheap while there are
         none."""
         with self._tables.read() as txn:
-            if not documents.may_be_over(txn, now):
+            if not documents.may_have_expired(txn, now):
                 return []
-            return sorted(d.id for d in documents.every(txn) if d.is_over(now))
+            return sorted(d.id for d in documents.all_records(txn) if d.is_over(now))
 
     def expire(self, now: float) -> list[str]:
         """Delete the documents whose time is over; their ids. Cheap while there are none."""
         with self._tables.read() as txn:
-            if not documents.may_be_over(txn, now):
+            if not documents.may_have_expired(txn, now):
                 return []
         over = self.over(now)
         gone = [document_id for document_id in over if self._delete_expired(document_id, now)]
         with self._tables.write() as txn:
-            documents.set_next_expiry(txn)
+            documents.update_next_expiry(txn)
         return gone
 
     def _delete_expired(self, document_id: str, now: float) -> bool:
@@ -232,16 +232,16 @@ class Catalog:
                 return False  # it was given more time meanwhile
             return _delete(change, document_id)
 
-    def entry(self, document_id: str) -> Entry | None:
+    def entry(self, document_id: str) -> DocumentEntry | None:
         """What is known of a document; None where there is no such one."""
         with self._tables.read() as txn:
             found = documents.find(txn, document_id)
         return None if found is None else found.entry
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[DocumentEntry]:
         """All documents, by id."""
         with self._tables.read() as txn:
-            found = [document.entry for document in documents.every(txn)]
+            found = [document.entry for document in documents.all_records(txn)]
         return sorted(found, key=lambda entry: entry.id)
 
     def contents(self) -> set[bytes]:
@@ -296,7 +296,7 @@ class Catalog:
     def generation(self) -> int:
         """Changes of documents so far."""
         with self._tables.read() as txn:
-            return number(txn, "generation")
+            return get_counter(txn, "generation")
 
     @property
     def dimension(self) -> int | None:
@@ -373,13 +373,15 @@ def _put(
     for row, content in zip(rows, contents, strict=bool(contents)):
         references.add(txn, row, content, pinned=pinned)
     metadata = dict(document.metadata)
-    documents.put(txn, Indexed(document.id, metadata, source_digest, rows, expires, pinned))
-    references.drop_unused(change, let_go)
+    documents.put(txn, DocumentRecord(document.id, metadata, source_digest, rows, expires, pinned))
+    references.delete_unused(change, let_go)
     _changed(txn)
     return list(rows)
 
 
-def _keep(txn: Transaction, document: Indexed, expires: float | None, pinned: bool | None) -> None:
+def _keep(
+    txn: Transaction, document: DocumentRecord, expires: float | None, pinned: bool | None
+) -> None:
     """Change how long a document is kept, where that is given."""
     if expires is not None:
         document = replace(document, expires=expires)
@@ -393,7 +395,7 @@ def _keep(txn: Transaction, document: Indexed, expires: float | None, pinned: bo
 def _delete(change: Change, document_id: str) -> bool:
     if documents.find(change.txn, document_id) is None:
         return False
-    references.drop_unused(change, _remove(change.txn, document_id))
+    references.delete_unused(change, _remove(change.txn, document_id))
     _changed(change.txn)
     return True
 
@@ -412,4 +414,4 @@ def _remove(txn: Transaction, document_id: str) -> set[bytes]:
 
 
 def _changed(txn: Transaction) -> None:
-    set_number(txn, "generation", number(txn, "generation") + 1)
+    set_counter(txn, "generation", get_counter(txn, "generation") + 1)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.format.checksummed import as_json, get_sealed, put_sealed
-from ragcache.store.lmdb.counters import number, set_number
+from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
+from ragcache.store.lmdb.counters import get_counter, set_counter
 from ragcache.types import Chunk
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def add_rows(txn: Transaction, chunks: Sequence[Chunk], vectors: NDArray[np.floa
     """
     if chunks:
         _claim_dimension(txn, vectors.shape[1])
-    first = number(txn, "next_row")
+    first = get_counter(txn, "next_row")
     rows = range(first, first + len(chunks))
-    set_number(txn, "next_row", rows.stop)
+    set_counter(txn, "next_row", rows.stop)
     for row, chunk, vector in zip(rows, chunks, vectors, strict=True):
         fields = [chunk.document, chunk.ordinal, chunk.text, dict(chunk.metadata)]
-        put_sealed(txn, "chunks", row_key(row), as_json(fields))
-        put_sealed(txn, "vectors", row_key(row), vector.astype(_FLOATS).tobytes())
+        put_checksummed(txn, "chunks", row_key(row), json_bytes(fields))
+        put_checksummed(txn, "vectors", row_key(row), vector.astype(_FLOATS).tobytes())
     return rows
 
 
@@ -49,7 +49,7 @@ def remove_row(txn: Transaction, row: int) -> None:
 
 def chunk_of(txn: Transaction, row: int) -> Chunk:
     """Raises KeyError where there is no such row, StoreError where it is damaged."""
-    return Chunk(*json.loads(get_sealed(txn, "chunks", row_key(row))))
+    return Chunk(*json.loads(get_checksummed(txn, "chunks", row_key(row))))
 
 
 def rows_after(txn: Transaction, row: int, most: int) -> Iterator[int]:
@@ -61,8 +61,10 @@ def rows_after(txn: Transaction, row: int, most: int) -> Iterator[int]:
 def vectors_of(txn: Transaction, rows: Iterable[int]) -> NDArray[np.float32]:
     """Vectors of rows, in the order asked, (rows, dimension). Raises KeyError where there is no
     such row, StoreError where it is damaged."""
-    found = [get_sealed(txn, "vectors", row_key(row)) for row in rows]
-    return np.frombuffer(b"".join(found), _FLOATS).reshape(len(found), number(txn, "dimension"))
+    found = [get_checksummed(txn, "vectors", row_key(row)) for row in rows]
+    return np.frombuffer(b"".join(found), _FLOATS).reshape(
+        len(found), get_counter(txn, "dimension")
+    )
 
 
 def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -86,7 +88,7 @@ def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32
 
 def dimension(txn: Transaction) -> int | None:
     """Length of every vector; None while there are none."""
-    return number(txn, "dimension") if txn.count("vectors") else None
+    return get_counter(txn, "dimension") if txn.count("vectors") else None
 
 
 def row_key(row: int) -> bytes:
@@ -102,7 +104,7 @@ def _row_of(key: bytes) -> int:
 
 def _vector(txn: Transaction, key: bytes) -> bytes:
     try:
-        return get_sealed(txn, "vectors", key)
+        return get_checksummed(txn, "vectors", key)
     except KeyError as error:  # listed, and not there
         raise StoreError(
             "the table of vectors is damaged: index the documents again", reason="corrupt"
@@ -116,4 +118,4 @@ def _claim_dimension(txn: Transaction, wanted: int) -> None:
             f"vectors of dimension {wanted}, the catalog holds dimension {known}: use the "
             "embedder it was made with, or index everything again"
         )
-    set_number(txn, "dimension", wanted)
+    set_counter(txn, "dimension", wanted)

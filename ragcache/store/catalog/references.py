@@ -47,7 +47,7 @@ def release(txn: Transaction, row: int) -> list[bytes]:
     return used
 
 
-def drop_unused(change: Change, contents: Iterable[bytes]) -> None:
+def delete_unused(change: Change, contents: Iterable[bytes]) -> None:
     """Take out the KV of those ``contents`` that no row uses."""
     for content in contents:
         if next(change.txn.keys("uses", content), None) is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.format.checksummed import unsealed
+from ragcache.store.format.checksummed import damaged_rows
 
 
 def main() -> None:
     with DiskStore(sys.argv[1], readonly=True) as store:
-        bad = {**store.verify(), **unsealed(store.tables)}
+        bad = {**store.verify(), **damaged_rows(store.tables)}
     sys.exit(1 if bad else 0)
 
 

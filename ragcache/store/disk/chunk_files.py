@@ -28,8 +28,8 @@ from ragcache.store.format.header import Payload
 from ragcache.store.lmdb.directory import sync_folder
 
 PAGE = 4096
-MOST_OPEN = 128  # files that are kept open: a process may often have no more than 1,024
-CAN_ADVISE = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")
+_MAX_OPEN = 128  # files that are kept open: a process may often have no more than 1,024
+_CAN_ADVISE = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")
 _PART = ".part"
 _HEX = 64  # digits of a digest
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -50,7 +50,7 @@ class _Open:
         is asked."""
         offset, length, _ = payload
         if not self._asked:
-            self.cold = CAN_ADVISE and not _is_cached(self.handle, offset)
+            self.cold = _CAN_ADVISE and not _is_cached(self.handle, offset)
         if self.cold and offset not in self._asked:
             self._asked.add(offset)
             with suppress(OSError):  # it is advice
@@ -78,7 +78,7 @@ class ChunkFiles:
         return f"{digest.hex()}-{secrets.token_hex(4)}"
 
     @contextmanager
-    def create(self, name: str) -> Iterator[ChunkFile]:
+    def create(self, name: str) -> Iterator[_FileWriter]:
         """Write a file; it is there, durably, once the ``with`` has ended, or not at all."""
         path = self._path(name)
         self.root.mkdir(mode=0o700, exist_ok=True)
@@ -87,7 +87,7 @@ class ChunkFiles:
         try:
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(handle, "wb", buffering=0) as file:
-                yield ChunkFile(file)
+                yield _FileWriter(file)
                 _sync(file.fileno())
             part.rename(path)
             for folder in (path.parent, self.root, self.root.parent):
@@ -100,7 +100,7 @@ class ChunkFiles:
     @contextmanager
     def hold(self, digests: Iterable[bytes]) -> Iterator[None]:
         """While this lasts, files of these chunks stay open once they have been read from; of all
-        chunks, at most :data:`MOST_OPEN`."""
+        chunks, at most :data:`_MAX_OPEN`."""
         held = [digest.hex() for digest in digests]
         with self._lock:
             self._holders.update(held)
@@ -175,7 +175,7 @@ class ChunkFiles:
     def _opened(self, name: str) -> _Open:
         file = _Open(f"{self._folder}/{name[:2]}/{name}")
         with self._lock:
-            if name[:_HEX] in self._holders and len(self._open) < MOST_OPEN:
+            if name[:_HEX] in self._holders and len(self._open) < _MAX_OPEN:
                 return self._open.setdefault(name, file)
         return file
 
@@ -194,7 +194,7 @@ def _is_ours(folder: str, name: str) -> bool:
     return known is not None and name[:2] == folder
 
 
-class ChunkFile:
+class _FileWriter:
     """A file that is being written."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -203,13 +203,13 @@ class ChunkFile:
 
     def skip(self, size: int) -> None:
         """Leave room for a header of ``size`` bytes."""
-        self._at = aligned(size)
+        self._at = page_aligned(size)
 
     def append(self, raw: Bytes) -> int:
         """Write a layer; its offset."""
         offset = self._at
         self._write(raw.data, offset)
-        self._at = aligned(offset + len(raw))
+        self._at = page_aligned(offset + len(raw))
         return offset
 
     def finish(self, header: bytes) -> None:
@@ -230,6 +230,6 @@ def _is_cached(handle: int, offset: int) -> bool:
         return False
 
 
-def aligned(size: int) -> int:
+def page_aligned(size: int) -> int:
     """Where the next layer can begin, behind ``size`` bytes."""
     return -(-size // PAGE) * PAGE

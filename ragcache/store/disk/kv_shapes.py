@@ -13,7 +13,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from ragcache.store.base import Miss
-from ragcache.store.format.header import Header, of_another_shape
+from ragcache.store.format.header import Header, shape_mismatch
 from ragcache.types import Fingerprint, KVSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TABLE, _NAME = "settings", "shape:"
 
 
-def unnoted(txn: Transaction, fingerprints: Iterable[Fingerprint]) -> list[Fingerprint]:
+def unrecorded(txn: Transaction, fingerprints: Iterable[Fingerprint]) -> list[Fingerprint]:
     """Those whose shape is known, and not noted, or noted as another."""
     return [
         each
@@ -31,22 +31,22 @@ def unnoted(txn: Transaction, fingerprints: Iterable[Fingerprint]) -> list[Finge
     ]
 
 
-def note(txn: Transaction, fingerprint: Fingerprint) -> None:
+def record_shape(txn: Transaction, fingerprint: Fingerprint) -> None:
     """Note the shape of a model whose shape is known."""
     txn.put(_TABLE, _key(fingerprint.digest), _value(fingerprint))
 
 
-def foreign(txn: Transaction, header: Header) -> Miss | None:
+def check_shape(txn: Transaction, header: Header) -> Miss | None:
     """Why this cannot be KV of the model that the header names, if that is known."""
-    if (noted := noted_of(txn, header.fingerprint)) is None:
+    if (noted := recorded_shape(txn, header.fingerprint)) is None:
         return None
     spec, codec = noted
     if header.codec != codec:
         return Miss("foreign", f"its codec is {header.codec}, the model's is {codec}")
-    return of_another_shape(header.spec, spec)
+    return shape_mismatch(header.spec, spec)
 
 
-def noted_of(txn: Transaction, digest: bytes) -> tuple[KVSpec, str] | None:
+def recorded_shape(txn: Transaction, digest: bytes) -> tuple[KVSpec, str] | None:
     """Shape and codec of the model whose fingerprint has this digest; None where none is noted."""
     try:
         *spec, codec = json.loads(txn.get(_TABLE, _key(digest)) or b"null")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragcache.store.base import ABSENT, AT_ONCE, Miss, check_layer
+from ragcache.store.base import ABSENT, READ_THREADS, Miss, check_layer
 from ragcache.store.disk.chunk_files import ChunkFiles, file_digest
 from ragcache.store.format.header import (
     Header,
@@ -27,7 +27,7 @@ from ragcache.store.format.header import (
     layer_checksum,
 )
 from ragcache.store.format.record import Record
-from ragcache.store.lmdb.directory import explained
+from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
 from ragcache.types import ChunkKV
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]
 
 
-EXPECTED_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
+_READAHEAD_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
 
 
 @dataclass(frozen=True, slots=True)
-class Coming:
+class NewChunk:
     """A chunk to be written: its header but for the payloads and the file, and its layers."""
 
     blank: Header
@@ -53,7 +53,7 @@ class Coming:
     in_file: bool
 
     @classmethod
-    def of(cls, header: Header, raws: Iterable[Bytes], *, in_file: bool) -> Coming:
+    def of(cls, header: Header, raws: Iterable[Bytes], *, in_file: bool) -> NewChunk:
         """``header`` may say where the layers are elsewhere."""
         nowhere = (Payload(0, 0, 0),) * header.spec.layers
         return cls(replace(header, file="", payloads=nowhere), raws, in_file)
@@ -71,7 +71,7 @@ class ChunkLayers:
         self._files = ChunkFiles(tables.path / "kv")
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
 
-    def put(self, txn: Transaction, coming: Coming) -> Header:
+    def put(self, txn: Transaction, coming: NewChunk) -> Header:
         """Write layers as records; the header that goes with them."""
         blank, payloads = coming.blank, []
         for layer, raw in enumerate(coming.raws):
@@ -80,7 +80,7 @@ class ChunkLayers:
         return replace(blank, payloads=tuple(payloads))
 
     @contextmanager
-    def written(self, coming: Iterable[Coming]) -> Iterator[dict[bytes, Header]]:
+    def written(self, coming: Iterable[NewChunk]) -> Iterator[dict[bytes, Header]]:
         """Files of those chunks that get one, durable, and their headers by key digest.
 
         The ``with`` is to commit the headers. Where it raises, the files that no header names are
@@ -133,7 +133,7 @@ class ChunkLayers:
         coming, expected, ends = _in_files(headers, layer), 0, accumulate(sizes)
         with self._tables.read() as txn:
             for header, end, size in zip(headers, ends, sizes, strict=True):
-                while expected < end + EXPECTED_BYTES and (one := next(coming, None)):
+                while expected < end + _READAHEAD_BYTES and (one := next(coming, None)):
                     self._files.expect(*one)
                     expected += one[1].length
                 room = block[end - size : end]
@@ -188,12 +188,12 @@ class ChunkLayers:
         raw[:] = np.frombuffer(record, np.uint8)
         return raw
 
-    def _write(self, coming: Coming) -> Header:
+    def _write(self, coming: NewChunk) -> Header:
         """The header of a file that now holds the layers, and that nothing names yet."""
         blank = replace(coming.blank, file=self._files.new_name(coming.blank.key))
         payloads = []
         path = self._tables.path
-        with explained(path, "write to"), self._files.create(blank.file) as file:
+        with translate_errors(path, "write to"), self._files.create(blank.file) as file:
             file.skip(len(encode_header(blank)))
             for layer, raw in enumerate(coming.raws):
                 checksum = layer_checksum(blank.key, layer, raw)
@@ -210,7 +210,7 @@ class ChunkLayers:
 
 def _in_files(headers: Sequence[Header | None], layer: int) -> Iterator[tuple[str, Payload]]:
     """What is read from files, in order: this layer, then the next that no other thread reads."""
-    for number in (layer, layer + AT_ONCE):
+    for number in (layer, layer + READ_THREADS):
         for header in headers:
             if header is not None and header.file and number < len(header.payloads):
                 yield header.file, header.payloads[number]

@@ -24,10 +24,10 @@ from ragcache.store.key import DIGEST
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
 
-TABLE = "outbox"
+_TABLE = "outbox"
 
 
-class Row(NamedTuple):
+class OutboxRow(NamedTuple):
     """One thing to tell."""
 
     content: bytes
@@ -56,53 +56,53 @@ def send(
     """A chunk has been put."""
     fields = [[copy.codec, copy.key.hex(), copy.fingerprint.hex(), copy.name] for copy in copies]
     value = json.dumps({"version": f"{version:x}", "levels": fields}, separators=(",", ":"))
-    txn.put(TABLE, content + digest, value.encode())
+    txn.put(_TABLE, content + digest, value.encode())
 
 
 def delete(txn: Transaction, content: bytes, digest: bytes) -> None:
     """A chunk has been deleted."""
-    txn.put(TABLE, content + digest, secrets.token_bytes(8).replace(b"{", b"}"))
+    txn.put(_TABLE, content + digest, secrets.token_bytes(8).replace(b"{", b"}"))
 
 
-def forget(txn: Transaction, content: bytes) -> None:
+def delete_content(txn: Transaction, content: bytes) -> None:
     """No document uses these tokens any more: drop what was still to be told of them."""
-    for row in list(txn.keys(TABLE, content)):
-        txn.delete(TABLE, row)
-    txn.put(TABLE, content, secrets.token_bytes(8))
+    for row in list(txn.keys(_TABLE, content)):
+        txn.delete(_TABLE, row)
+    txn.put(_TABLE, content, secrets.token_bytes(8))
 
 
-def gone(txn: Transaction, content: bytes, digest: bytes) -> bool:
+def is_deleted(txn: Transaction, content: bytes, digest: bytes) -> bool:
     """Whether a remote's chunk counts as deleted, though it may not have been told yet."""
-    value = txn.view(TABLE, content + digest)
+    value = txn.view(_TABLE, content + digest)
     if value is not None:
         return bytes(value[:1]) != b"{"
-    return txn.view(TABLE, content) is not None
+    return txn.view(_TABLE, content) is not None
 
 
-def waits(txn: Transaction, content: bytes, digest: bytes) -> bool:
+def is_unsent(txn: Transaction, content: bytes, digest: bytes) -> bool:
     """Whether a chunk is still to be sent: it is nowhere else."""
-    value = txn.view(TABLE, content + digest)
+    value = txn.view(_TABLE, content + digest)
     return value is not None and bytes(value[:1]) == b"{"
 
 
-def first(txn: Transaction, most: int, *, without: Container[bytes] = ()) -> list[Row]:
+def first_rows(txn: Transaction, most: int, *, without: Container[bytes] = ()) -> list[OutboxRow]:
     """The first ``most`` rows that are to be told, of other contents than those of ``without``."""
     found = []
-    keys = (key for key in txn.keys(TABLE) if key[:DIGEST] not in without)
+    keys = (key for key in txn.keys(_TABLE) if key[:DIGEST] not in without)
     for key in islice(keys, most):
-        value = txn.get(TABLE, key)
+        value = txn.get(_TABLE, key)
         assert value is not None
-        found.append(Row(key[:DIGEST], key[DIGEST:] or None, value))
+        found.append(OutboxRow(key[:DIGEST], key[DIGEST:] or None, value))
     return found
 
 
-def told(txn: Transaction, row: Row) -> None:
+def remove(txn: Transaction, row: OutboxRow) -> None:
     """Remove a row that was told, unless another was written in its place meanwhile."""
     key = row.content + (row.digest or b"")
-    if txn.get(TABLE, key) == row.value:
-        txn.delete(TABLE, key)
+    if txn.get(_TABLE, key) == row.value:
+        txn.delete(_TABLE, key)
 
 
 def depth(txn: Transaction) -> int:
     """How much is still to be told: rows."""
-    return txn.count(TABLE)
+    return txn.count(_TABLE)

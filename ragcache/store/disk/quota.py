@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.errors import FullError
-from ragcache.store.eviction import Policy, Use, policy
+from ragcache.store.eviction import Policy, Usage, make_policy
 from ragcache.store.format.header import Header, decode_header
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
 
 _ROW = struct.Struct("<4d")  # Use
-_NEVER = Use(0.0, 1.0, 0.0, 0.0)
+_NEVER = Usage(0.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Capacity:
     """
 
     def __init__(self, quota: Quota, policy_name: str) -> None:
-        policy(policy_name)  # raises ConfigError
+        make_policy(policy_name)  # raises ConfigError
         self.quota, self.policy_name = quota, policy_name
         self.evictions = 0
         self._policies: dict[str, Policy[bytes]] = {}
@@ -156,13 +156,13 @@ class Capacity:
 
     def _of(self, tenant: str) -> Policy[bytes]:
         if tenant not in self._policies:
-            self._policies[tenant] = policy(self.policy_name)
+            self._policies[tenant] = make_policy(self.policy_name)
         return self._policies[tenant]
 
 
-def _use(row: bytes) -> Use:
+def _use(row: bytes) -> Usage:
     """What a row of ``usage`` says; a damaged one, or none: never used."""
-    use = Use(*_ROW.unpack(row)) if len(row) == _ROW.size else _NEVER
+    use = Usage(*_ROW.unpack(row)) if len(row) == _ROW.size else _NEVER
     return use if all(map(math.isfinite, use)) else _NEVER
 
 

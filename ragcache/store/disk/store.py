@@ -24,19 +24,19 @@ from ragcache.store.base import (
     StoredChunk,
     StoreStats,
     Variant,
-    unusable,
+    unusable_error,
 )
 from ragcache.store.disk import kv_shapes, outbox, variants
-from ragcache.store.disk.header_index import digests, find, reindex, totals
-from ragcache.store.disk.layer_storage import ChunkLayers, Coming
+from ragcache.store.disk.header_index import all_digests, find_header, read_totals, rebuild_index
+from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import UNBOUNDED, Capacity, Quota
-from ragcache.store.disk.verify import damaged
-from ragcache.store.disk.writer import Changes, DiskChange
+from ragcache.store.disk.verify import find_damage
+from ragcache.store.disk.writer import ChunkWriter, DiskChange
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.header import Header, decode_header
-from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encoded_layers
+from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encode_layers
 from ragcache.store.key import with_codec
-from ragcache.store.lmdb.directory import explained
+from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
 from ragcache.types import ChunkKV, ChunkNotes
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 Layout = Literal["auto", "records", "files"]
 FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
 WORTH_COMPACTING = 1 << 20  # unused bytes
@@ -82,7 +82,7 @@ class DiskStore(ChunkStore):
         policy: str = "pgdsf",
         pin: bool = False,
     ) -> None:
-        self.layout, self.quota = as_layout(layout), quota
+        self.layout, self.quota = parse_layout(layout), quota
         #: Set where changes are written back to a remote: the codecs in which it gets copies of
         #: chunks besides their own. See outbox.py.
         self.outbox_codecs: tuple[str, ...] | None = None
@@ -91,7 +91,7 @@ class DiskStore(ChunkStore):
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
         self._hits = HitCounter()
-        self._changes = Changes(self.tables, self._layers, self._capacity)
+        self._changes = ChunkWriter(self.tables, self._layers, self._capacity)
         self._changed = 0  # times
         self.tables.claimed = self._begin
         try:
@@ -103,7 +103,7 @@ class DiskStore(ChunkStore):
 
     def _begin(self) -> None:
         """What a writer does before its first change."""
-        with explained(self.tables.path, "open"):
+        with translate_errors(self.tables.path, "open"):
             self._layers.sweep()
         if self._capacity is not None:
             with self.tables.read() as txn:
@@ -146,7 +146,7 @@ class DiskStore(ChunkStore):
 
     def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         with self.tables.read() as txn:
-            header = find(txn, key)
+            header = find_header(txn, key)
         found = header if isinstance(header, Miss) else header.stored(key)
         if not count:
             return found
@@ -157,7 +157,7 @@ class DiskStore(ChunkStore):
     def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
         found = self._read(key, lambda txn, header: self._layers.pair(txn, header, layer))
         if isinstance(found, Miss):
-            raise unusable(key, layer, self._hits.count(found))
+            raise unusable_error(key, layer, self._hits.count(found))
         return found
 
     def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
@@ -203,7 +203,7 @@ class DiskStore(ChunkStore):
         self._look()
 
     def _place(
-        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+        self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
         self._changes.place(coming, also)
         self._look()
@@ -250,7 +250,7 @@ class DiskStore(ChunkStore):
         return moved
 
     def keys(self) -> Iterator[bytes]:
-        return digests(self.tables)
+        return all_digests(self.tables)
 
     def headers(self, *, after: bytes = b"", most: int = 1000) -> list[Header]:
         """Of the chunks behind the digest ``after``, in the order of their digests. One that is
@@ -290,18 +290,18 @@ class DiskStore(ChunkStore):
         with self._changes.alone:
             with self.tables.read() as txn:
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
-                if there or outbox.gone(txn, header.content, header.key):
+                if there or outbox.is_deleted(txn, header.content, header.key):
                     return False
-                if kv_shapes.foreign(txn, header) is not None:
+                if kv_shapes.check_shape(txn, header) is not None:
                     return False
             in_file = self._in_file(len(record.raws[0]))
-            self._place([Coming.of(header, record.raws, in_file=in_file)])
+            self._place([NewChunk.of(header, record.raws, in_file=in_file)])
         return True
 
     def stats(self) -> StoreStats:
         with self.tables.read() as txn:
             chunks = txn.count("headers")
-            sums = list(totals(txn))
+            sums = list(read_totals(txn))
         fingerprints, built_bytes = Counter[str](), Counter[str]()
         for count, payload, name in sums:
             fingerprints[name] += count
@@ -330,12 +330,12 @@ class DiskStore(ChunkStore):
 
         Also finds layers that belong to no chunk. Does not count as hits or misses.
         """
-        bad = damaged(self.tables, self._layers, progress)
+        bad = find_damage(self.tables, self._layers, progress)
         if repair and bad:
             with self.change() as change:
                 for digest in bad:
                     change.delete(digest)
-                reindex(change.txn)
+                rebuild_index(change.txn)
         return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
 
     def close(self) -> None:
@@ -347,8 +347,8 @@ class DiskStore(ChunkStore):
             self.tables.close()
 
     def _read(
-        self, key: ChunkKey, read: Callable[[Transaction, Header], Found | Miss]
-    ) -> Found | Miss:
+        self, key: ChunkKey, read: Callable[[Transaction, Header], _Found | Miss]
+    ) -> _Found | Miss:
         """``read`` what is under ``key``, and again if it was replaced meanwhile.
 
         A file that another process has just replaced is gone, while records stay to the end of the
@@ -357,7 +357,7 @@ class DiskStore(ChunkStore):
         before: Header | None = None
         while True:
             with self.tables.read() as txn:
-                header = find(txn, key)
+                header = find_header(txn, key)
                 if isinstance(header, Miss):
                     return header
                 found = read(txn, header)
@@ -368,10 +368,10 @@ class DiskStore(ChunkStore):
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
-    def _coming(self, key: ChunkKey, kv: ChunkKV) -> Coming:
+    def _coming(self, key: ChunkKey, kv: ChunkKV) -> NewChunk:
         size = codec(key.codec).layer_bytes(kv.spec, len(kv.tokens))
         in_file = self._in_file(size or kv.spec.layer_bytes(len(kv.tokens)))
-        return Coming.of(Header.of(key, kv, ()), encoded_layers(key.codec, kv), in_file=in_file)
+        return NewChunk.of(Header.of(key, kv, ()), encode_layers(key.codec, kv), in_file=in_file)
 
     def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
         """Add the chunk to the outbox, where the store has one."""
@@ -380,7 +380,7 @@ class DiskStore(ChunkStore):
             outbox.send(txn, key.content, key.digest, header.version, copies)
 
 
-def as_layout(name: str) -> Layout:
+def parse_layout(name: str) -> Layout:
     """``name`` if it is a layout; else ConfigError."""
     for layout in get_args(Layout):
         if name == layout:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ragcache.errors import StoreError
 from ragcache.store.base import Variant
-from ragcache.store.disk.header_index import digests_of
-from ragcache.store.format.checksummed import as_json, get_sealed, put_sealed
+from ragcache.store.disk.header_index import digests_of_content
+from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
 from ragcache.store.format.header import Header, decode_header
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkNotes
@@ -23,13 +23,13 @@ def put(txn: Transaction, key: bytes, notes: ChunkNotes, score: float = 0.0) -> 
     """Make the chunk under this digest a variant, or replace what was noted of it."""
     before = [digest.hex() for digest in notes.before]
     fields = [score, before, notes.inter, notes.per_token, notes.impact]
-    put_sealed(txn, _TABLE, key, as_json(fields))
+    put_checksummed(txn, _TABLE, key, json_bytes(fields))
 
 
 def find(txn: Transaction, key: ChunkKey) -> list[Variant]:
     """See :meth:`ChunkStore.variants`."""
     found = []
-    for digest in digests_of(txn, key.content):
+    for digest in digests_of_content(txn, key.content):
         header = decode_header(txn.get("headers", digest) or b"")
         if not isinstance(header, Header) or (read := _read(txn, digest)) is None:
             continue
@@ -48,7 +48,7 @@ def add_score(txn: Transaction, key: ChunkKey, score: float) -> None:
 def _read(txn: Transaction, digest: bytes) -> tuple[ChunkNotes, float] | None:
     """Notes and score; None where there are none, or they are damaged."""
     try:
-        score, before, *rest = json.loads(get_sealed(txn, _TABLE, digest))
+        score, before, *rest = json.loads(get_checksummed(txn, _TABLE, digest))
     except (KeyError, StoreError):
         return None
     inter, per_token, impact = rest

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from ragcache.store.disk import outbox
-from ragcache.store.disk.header_index import account, digests_of, remove
-from ragcache.store.disk.layer_storage import ChunkLayers, Coming
+from ragcache.store.disk.header_index import digests_of_content, remove_chunk, update_index
+from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import Capacity
-from ragcache.store.disk.verify import damage
+from ragcache.store.disk.verify import check_chunk
 from ragcache.store.format.header import Header, decode_header, encode_header
 from ragcache.store.format.record import Record
 
@@ -30,7 +30,7 @@ class DiskChange:
     def enter(self, header: Header) -> None:
         """Put in a chunk whose layers are written; there is none under its key."""
         self.txn.put("headers", header.key, encode_header(header))
-        account(self.txn, header, 1)
+        update_index(self.txn, header, 1)
 
     def delete(self, digest: bytes) -> bool:
         """Take a chunk out; True if it was there."""
@@ -42,12 +42,12 @@ class DiskChange:
         header = decode_header(self.txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.file:
             self.unnamed.append(header.file)
-        return remove(self.txn, digest)
+        return remove_chunk(self.txn, digest)
 
     def delete_content(self, content: bytes) -> int:
         if self._shared:
-            outbox.forget(self.txn, content)
-        return sum(map(self.delete, list(digests_of(self.txn, content))))
+            outbox.delete_content(self.txn, content)
+        return sum(map(self.delete, list(digests_of_content(self.txn, content))))
 
     def is_pinned(self, digest: bytes) -> bool:
         """Whether a chunk must not be evicted: a document pins it, or it is nowhere else yet."""
@@ -55,10 +55,10 @@ class DiskChange:
         if not isinstance(header, Header):
             return False
         pinned = next(self.txn.keys("pins", header.content), None) is not None
-        return pinned or outbox.waits(self.txn, header.content, digest)
+        return pinned or outbox.is_unsent(self.txn, header.content, digest)
 
 
-class Changes:
+class ChunkWriter:
     """Changes of the chunks in ``tables``, whose layers are in ``layers``. Thread-safe.
 
     ``capacity``: who makes room for what comes in, where there is a quota.
@@ -85,7 +85,7 @@ class Changes:
                 self._layers.remove(name)
 
     def place(
-        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+        self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
         """Write chunks, each in the place of what is there under its key; ``also`` in the same
         commit. Raises FullError where not enough others may go."""
@@ -111,7 +111,10 @@ class Changes:
                 if not isinstance(header, Header) or header.key != digest:
                     return False
                 in_file = to_file(header.payloads[0].length)
-                if in_file == bool(header.file) or damage(txn, self._layers, digest) is not None:
+                if (
+                    in_file == bool(header.file)
+                    or check_chunk(txn, self._layers, digest) is not None
+                ):
                     return False
                 record = self._layers.record(txn, digest)
                 noted = txn.get("variants", digest)
@@ -122,5 +125,5 @@ class Changes:
 
             if not isinstance(record, Record):
                 return False
-            self.place([Coming.of(header, record.raws, in_file=in_file)], also)
+            self.place([NewChunk.of(header, record.raws, in_file=in_file)], also)
         return True

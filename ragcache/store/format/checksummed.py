@@ -13,16 +13,16 @@ from ragcache.errors import StoreError
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Tables, Transaction
 
-SEALED = "variants", "documents", "chunks", "vectors"
+CHECKSUMMED_TABLES = "variants", "documents", "chunks", "vectors"
 _CHECKSUM = struct.Struct("<Q")
 
 
-def put_sealed(txn: Transaction, table: str, key: bytes, body: bytes) -> None:
+def put_checksummed(txn: Transaction, table: str, key: bytes, body: bytes) -> None:
     """Replace what is there under ``key``."""
     txn.put(table, key, _CHECKSUM.pack(_seal(table, key, body)) + body)
 
 
-def get_sealed(txn: Transaction, table: str, key: bytes) -> bytes:
+def get_checksummed(txn: Transaction, table: str, key: bytes) -> bytes:
     """The body. Raises KeyError where there is no record, StoreError where it is damaged."""
     record = txn.get(table, key)
     name = int.from_bytes(key, "big") if len(key) == 8 else key.hex()[:12]
@@ -36,20 +36,20 @@ def get_sealed(txn: Transaction, table: str, key: bytes) -> bytes:
     return body
 
 
-def unsealed(tables: Tables) -> dict[str, str]:
+def damaged_rows(tables: Tables) -> dict[str, str]:
     """What is wrong with the sealed rows of a store: table and key -> why. Reads them all."""
     bad = {}
     with tables.read() as txn:
-        for table in SEALED:
+        for table in CHECKSUMMED_TABLES:
             for key in txn.keys(table):
                 try:
-                    get_sealed(txn, table, key)
+                    get_checksummed(txn, table, key)
                 except (KeyError, StoreError) as error:
                     bad[f"{table} {key.hex()}"] = str(error)
     return bad
 
 
-def as_json(value: object) -> bytes:
+def json_bytes(value: object) -> bytes:
     """JSON that keeps lone surrogates: file names that are no valid UTF-8 arrive with them."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass")  # as json.loads decodes

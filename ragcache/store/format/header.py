@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV
 
-MAGIC = b"RAGCHUNK"
-VERSION = 1
+_MAGIC = b"RAGCHUNK"
+_VERSION = 1
 
 _PREAMBLE = struct.Struct("<8sII")
 _FIXED = struct.Struct("<32s32s32sQIIII")
@@ -129,10 +129,10 @@ class Header:
         ):
             if mine != wanted:
                 return Miss("foreign", f"the record under this key names another {what}")
-        return of_another_shape(self.spec, key.fingerprint.spec)
+        return shape_mismatch(self.spec, key.fingerprint.spec)
 
 
-def of_another_shape(found: KVSpec, wanted: KVSpec | None) -> Miss | None:
+def shape_mismatch(found: KVSpec, wanted: KVSpec | None) -> Miss | None:
     """A miss where KV has not the ``wanted`` shape; None means that none is known."""
     if wanted is None or found == wanted:
         return None
@@ -164,13 +164,13 @@ def encode_header(header: Header) -> bytes:
     table = b"".join(_PAYLOAD.pack(*payload) for payload in header.payloads)
     body = fixed + strings + tokens + sensitivity + table
     size = _PREAMBLE.size + len(body) + _CHECKSUM.size
-    record = _PREAMBLE.pack(MAGIC, VERSION, size) + body
+    record = _PREAMBLE.pack(_MAGIC, _VERSION, size) + body
     return record + _CHECKSUM.pack(xxh3_64_intdigest(record))
 
 
 def header_size(data: bytes) -> int | None:
     """How long the header is that ``data`` begins with, if it does; not checked in any way."""
-    if len(data) < _PREAMBLE.size or data[: len(MAGIC)] != MAGIC:
+    if len(data) < _PREAMBLE.size or data[: len(_MAGIC)] != _MAGIC:
         return None
     return int(_PREAMBLE.unpack_from(data)[2])
 
@@ -178,7 +178,7 @@ def header_size(data: bytes) -> int | None:
 @lru_cache(maxsize=512)  # every layer of a chunk is read with its header: the same bytes again
 def decode_header(data: bytes) -> Header | Miss:
     """The header in ``data``, or why there is none. Safe on any bytes."""
-    if not data or data[: len(MAGIC)] != MAGIC[: len(data)]:
+    if not data or data[: len(_MAGIC)] != _MAGIC[: len(data)]:
         return Miss("foreign" if data else "truncated", "no ragcache header record")
     if len(data) < _PREAMBLE.size + _CHECKSUM.size:
         return Miss("truncated", f"{len(data)} bytes are too few for a header")
@@ -188,8 +188,8 @@ def decode_header(data: bytes) -> Header | Miss:
     body = data[: -_CHECKSUM.size]
     if len(data) != size or _CHECKSUM.pack(xxh3_64_intdigest(body)) != data[len(body) :]:
         return Miss("corrupt", "the header does not match its checksum")
-    if version != VERSION:
-        return Miss("foreign", f"record format {version}; this ragcache reads format {VERSION}")
+    if version != _VERSION:
+        return Miss("foreign", f"record format {version}; this ragcache reads format {_VERSION}")
     try:
         header = _parse(body[_PREAMBLE.size :])
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError

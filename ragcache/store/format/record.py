@@ -11,7 +11,7 @@ from ragcache.errors import StoreError
 from ragcache.store.base import Miss
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.codecs.base import DTYPES, is_finite
-from ragcache.store.format.header import Header, decode_layer, of_another_shape
+from ragcache.store.format.header import Header, decode_layer, shape_mismatch
 
 if TYPE_CHECKING:
     from ragcache.store.format.codecs.base import Bytes
@@ -54,7 +54,7 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
         raise ValueError(
             f"KV of dtype {', '.join(sorted(dtypes))}: use one of {', '.join(DTYPES)} throughout"
         )
-    if (miss := of_another_shape(kv.spec, key.fingerprint.spec)) is not None:
+    if (miss := shape_mismatch(kv.spec, key.fingerprint.spec)) is not None:
         raise ValueError(f"KV that cannot be of {key.fingerprint}: {miss.detail}")
     if not all(map(is_finite, (*kv.keys, *kv.values))):
         raise StoreError(
@@ -72,19 +72,19 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
         raise ValueError(f"{len(kv.keys)} layers: a chunk record has at most 65535")
 
 
-def encoded(key: ChunkKey, kv: ChunkKV) -> Record:
+def encode_chunk(key: ChunkKey, kv: ChunkKV) -> Record:
     """A chunk as it is stored. Raises ValueError as ``ChunkStore.put`` does."""
     check_kv(key, kv)
-    return Record(Header.of(key, kv, ()), tuple(encoded_layers(key.codec, kv)))
+    return Record(Header.of(key, kv, ()), tuple(encode_layers(key.codec, kv)))
 
 
-def encoded_layers(name: str, kv: ChunkKV) -> Iterator[Bytes]:
+def encode_layers(name: str, kv: ChunkKV) -> Iterator[Bytes]:
     """The bytes of every layer in the codec of that name, each encoded when it is asked for."""
     coded, pairs = codec(name), zip(kv.keys, kv.values, strict=True)
     return (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
 
 
-def undecodable(record: Record) -> Miss | None:
+def check_decodable(record: Record) -> Miss | None:
     """Why a chunk whose bytes are whole cannot be used, if it cannot: every layer is decoded."""
     for layer, raw in enumerate(record.raws):
         if isinstance(pair := decode_layer(record.header, layer, raw.copy()), Miss):
@@ -92,7 +92,7 @@ def undecodable(record: Record) -> Miss | None:
     return None
 
 
-def transcoded(record: Record, target: TranscodeTarget) -> Record:
+def transcode(record: Record, target: TranscodeTarget) -> Record:
     """The same chunk in another codec. Raises StoreError where it cannot be decoded."""
     header, coded = record.header, codec(target.codec)
     raws = []

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 _NUMBER = struct.Struct("<Q")
 
 
-def number(txn: Transaction, name: str) -> int:
+def get_counter(txn: Transaction, name: str) -> int:
     """The counter's value; 0 where none was set."""
     record = txn.get("counters", name.encode())
     return int(_NUMBER.unpack(record)[0]) if record else 0
 
 
-def set_number(txn: Transaction, name: str, value: int) -> None:
+def set_counter(txn: Transaction, name: str, value: int) -> None:
     txn.put("counters", name.encode(), _NUMBER.pack(value))

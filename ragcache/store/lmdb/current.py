@@ -14,10 +14,10 @@ from xxhash import xxh3_64_intdigest
 from ragcache.errors import StoreError
 from ragcache.store.lmdb.directory import sync_folder
 
-CURRENT, _PART = "CURRENT", "CURRENT.part"
+CURRENT_FILE, _PART = "CURRENT", "CURRENT.part"
 
 
-def copy_into(env: lmdb.Environment, folder: Path) -> None:
+def copy_compacted(env: lmdb.Environment, folder: Path) -> None:
     """What is live in ``env``, durably, in a new folder."""
     folder.mkdir(mode=0o700)
     with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
@@ -35,7 +35,7 @@ def set_current(path: Path, folder: Path) -> None:
         file.write(_pointer(folder.name))
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path / CURRENT)
+    part.replace(path / CURRENT_FILE)
     sync_folder(path)
 
 
@@ -43,10 +43,10 @@ def _pointer(name: str) -> bytes:
     return b"%s %016x\n" % (name.encode(), xxh3_64_intdigest(name.encode()))
 
 
-def current(path: Path) -> Path:
+def current_folder(path: Path) -> Path:
     """The folder of the LMDB environment of the store in ``path``."""
     try:
-        pointer = (path / CURRENT).read_bytes()
+        pointer = (path / CURRENT_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return path
     match = re.match(rb"(data-\d+) ", pointer)
@@ -55,7 +55,7 @@ def current(path: Path) -> Path:
         there = [folder.name for folder in _environments(path)]
         fix = _pointer(there[-1]).decode().strip() if there else "the backup's"
         raise StoreError(
-            f"{path / CURRENT} is damaged. It names the folder that holds the store, of which "
+            f"{path / CURRENT_FILE} is damaged. It names the folder that holds the store, of which "
             f"there are: {', '.join(there) or 'none'}. Write one line into it: {fix}"
         )
     return path / name
@@ -64,17 +64,17 @@ def current(path: Path) -> Path:
 def _environments(path: Path) -> list[Path]:
     """The folders of a store that are called as compaction calls them, the newest last."""
     there = [each for each in path.glob("data-*") if re.fullmatch(r"data-\d+", each.name)]
-    return sorted(there, key=number_of)
+    return sorted(there, key=compaction_number)
 
 
-def number_of(folder: Path) -> int:
+def compaction_number(folder: Path) -> int:
     """How often the store had been compacted when ``folder`` was made."""
     return int(folder.name.removeprefix("data-")) if folder.name.startswith("data-") else 0
 
 
-def clean(path: Path) -> None:
+def remove_old_folders(path: Path) -> None:
     """Remove what compaction has left: every environment but the current one."""
-    named = current(path)
+    named = current_folder(path)
     for folder in _environments(path):
         if folder != named:
             shutil.rmtree(folder, ignore_errors=True)

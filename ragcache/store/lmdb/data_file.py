@@ -24,24 +24,24 @@ from typing import Any
 import lmdb
 
 from ragcache.errors import StoreError
-from ragcache.store.lmdb.directory import NEW, refuse_links, sync_folder
+from ragcache.store.lmdb.directory import NEW_DATA_FILE, refuse_links, sync_folder
 from ragcache.store.lmdb.tables import TABLES, Transaction
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+_FORMAT_VERSION = 1
 _LATER = {"outbox", "promises", "texts"}  # tables that a store of an earlier release may lack
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
 
 
-class ShortError(StoreError):
+class ShortFileError(StoreError):
     """A file that lacks bytes at its end, which a writer may find to be whole."""
 
 
 class DataFile:
-    """The data file in ``folder``, of the store in ``path``; ``env`` is what :func:`opened` gave.
-    ``alone``: this process writes the store.
+    """The data file in ``folder``, of the store in ``path``. ``env`` comes from
+    :func:`open_environment`. ``alone``: this process is the writer.
 
     Closes ``env`` and raises StoreError where that is no store, or one of a later format.
     """
@@ -146,9 +146,9 @@ class LmdbTransaction(Transaction):
         self.txn.drop(self.tables[table], delete=False)
 
 
-def make(path: Path, *, map_size: int) -> None:
+def create_data_file(path: Path, *, map_size: int) -> None:
     """Make the data file of a new store: it is there with all its tables, or not at all."""
-    file, lock = path / NEW, path / f"{NEW}-lock"
+    file, lock = path / NEW_DATA_FILE, path / f"{NEW_DATA_FILE}-lock"
     for left in (file, lock):
         left.unlink(missing_ok=True)
     env = _open(file, map_size, readonly=False, subdir=False)
@@ -162,7 +162,7 @@ def make(path: Path, *, map_size: int) -> None:
     sync_folder(path)
 
 
-def opened(
+def open_environment(
     folder: Path, path: Path, *, map_size: int, readonly: bool, alone: bool
 ) -> lmdb.Environment:
     """The LMDB environment in ``folder``, of the store in ``path``, whose file covers its pages.
@@ -186,7 +186,7 @@ def opened(
     else:
         env.close()
         if not alone:
-            raise ShortError(
+            raise ShortFileError(
                 f"{file} is {needed - size} bytes short: a writer was killed, or the file was "
                 "cut. Open the store for writing once, with `ragcache verify --repair`, which "
                 "tells the two apart"
@@ -249,7 +249,7 @@ def _make_tables(env: lmdb.Environment) -> dict[str, Any]:
     """All tables, and the format, in one commit."""
     with env.begin(write=True) as txn:
         tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
-        txn.put(b"format", _FORMAT.pack(_MAGIC, FORMAT), db=tables["meta"])
+        txn.put(b"format", _FORMAT.pack(_MAGIC, _FORMAT_VERSION), db=tables["meta"])
     return tables
 
 
@@ -258,7 +258,7 @@ def _tables(env: lmdb.Environment, path: Path, alone: bool) -> dict[str, Any]:
     them now."""
     if not env.stat()["entries"]:
         if not alone:
-            raise no_store(path)
+            raise no_store_error(path)
         return _make_tables(env)
     foreign = StoreError(
         f"{path} holds an LMDB environment that is not a ragcache store: give another directory"
@@ -272,10 +272,10 @@ def _tables(env: lmdb.Environment, path: Path, alone: bool) -> dict[str, Any]:
     if len(record) != _FORMAT.size or not record.startswith(_MAGIC):
         raise foreign
     _, version = _FORMAT.unpack(record)
-    if version > FORMAT:
+    if version > _FORMAT_VERSION:
         raise StoreError(
-            f"the store in {path} has format {version}, this ragcache reads up to {FORMAT}: "
-            "upgrade ragcache, or index into another directory"
+            f"the store in {path} has format {version}, this ragcache reads up to "
+            f"{_FORMAT_VERSION}: upgrade ragcache, or index into another directory"
         )
     return {name: _table(env, name, alone) for name in TABLES}
 
@@ -291,7 +291,7 @@ def _table(env: lmdb.Environment, name: str, alone: bool) -> Any:
         raise
 
 
-def no_store(path: Path) -> StoreError:
+def no_store_error(path: Path) -> StoreError:
     """The error for reading a store that was never made."""
     return StoreError(
         f"there is no store in {path}. Make one: ragcache index PATH... --store {path}"

@@ -16,11 +16,18 @@ import lmdb
 
 from ragcache.errors import LockedError, StoreError
 
-LOCK = "writer.lock"
-NEW = "data.new"  # a store's first data file while it is made
-_OWN_FILES = {"lock.mdb", LOCK, NEW, f"{NEW}-lock", "lost+found", "mailbox"}
+_LOCK_FILE = "writer.lock"
+NEW_DATA_FILE = "data.new"  # a store's first data file while it is made
+_OWN_FILES = {
+    "lock.mdb",
+    _LOCK_FILE,
+    NEW_DATA_FILE,
+    f"{NEW_DATA_FILE}-lock",
+    "lost+found",
+    "mailbox",
+}
 
-PATIENCE_S = 0.5  # with a process that only writes down what a question has missed
+LOCK_TIMEOUT_S = 0.5  # with a process that only writes down what a question has missed
 
 #: What to do about errors that say too little by themselves.
 _OTHERWISE = "Look at the disk and at who may use it: `ragcache doctor` helps."
@@ -37,7 +44,7 @@ _FIXES = {
 }
 
 
-def claim(path: Path, patience_s: float = 0.0) -> IO[bytes]:
+def acquire_writer_lock(path: Path, patience_s: float = 0.0) -> IO[bytes]:
     """Make the directory, and become its one writer. Raises LockedError where another process is
     that for longer than ``patience_s``."""
     if path.exists() and not path.is_dir():
@@ -55,22 +62,22 @@ def claim(path: Path, patience_s: float = 0.0) -> IO[bytes]:
     return file
 
 
-def check_free(path: Path) -> None:
+def check_writer_lock(path: Path) -> None:
     """Raise LockedError, at once, where a process writes the store in ``path``: before any work is
     done that would be in vain. What else may be wrong is left to whoever opens it."""
     try:
-        file = _locked(path, 0, PATIENCE_S)
+        file = _locked(path, 0, LOCK_TIMEOUT_S)
     except LockedError:
         raise
     except (OSError, StoreError):
         return
-    release(file)
+    release_writer_lock(file)
 
 
 def _locked(path: Path, flags: int, patience_s: float) -> IO[bytes]:
     """The file of the writer's lock, locked."""
-    refuse_links(path, LOCK)
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    refuse_links(path, _LOCK_FILE)
+    handle = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
     file, until = open(handle, "r+b", buffering=0), time.monotonic() + patience_s
     try:
         while True:
@@ -113,8 +120,8 @@ def refuse_links(folder: Path, *names: str) -> None:
             )
 
 
-def release(file: IO[bytes]) -> None:
-    """Stop being the writer: closes what ``claim`` returned."""
+def release_writer_lock(file: IO[bytes]) -> None:
+    """Stop being the writer: closes what ``acquire_writer_lock`` returned."""
     # Unlocked by name: a forked child may hold the same open file and outlive us.
     fcntl.flock(file, fcntl.LOCK_UN)
     file.close()
@@ -130,7 +137,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path, action: str) -> Iterator[None]:
+def translate_errors(path: Path, action: str) -> Iterator[None]:
     """Turn what LMDB and the file system raise into a StoreError with the fix."""
     try:
         yield

@@ -26,16 +26,29 @@ from typing import IO
 import lmdb
 
 from ragcache.errors import StoreError
-from ragcache.store.lmdb.current import CURRENT, clean, copy_into, current, number_of, set_current
+from ragcache.store.lmdb.current import (
+    CURRENT_FILE,
+    compaction_number,
+    copy_compacted,
+    current_folder,
+    remove_old_folders,
+    set_current,
+)
 from ragcache.store.lmdb.data_file import (
     DataFile,
     LmdbTransaction,
-    ShortError,
-    make,
-    no_store,
-    opened,
+    ShortFileError,
+    create_data_file,
+    no_store_error,
+    open_environment,
 )
-from ragcache.store.lmdb.directory import PATIENCE_S, claim, explained, release, sync_folder
+from ragcache.store.lmdb.directory import (
+    LOCK_TIMEOUT_S,
+    acquire_writer_lock,
+    release_writer_lock,
+    sync_folder,
+    translate_errors,
+)
 from ragcache.store.lmdb.tables import Tables, Transaction
 
 logger = logging.getLogger(__name__)
@@ -74,16 +87,16 @@ class Environment(Tables):
         self._claim: IO[bytes] | None = None
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
         self._looked = time.monotonic()
-        with explained(self.path, "open"):
+        with translate_errors(self.path, "open"):
             try:
                 if not readonly and not lazy:
-                    self._claim = claim(self.path, PATIENCE_S)
+                    self._claim = acquire_writer_lock(self.path, LOCK_TIMEOUT_S)
                 try:
                     self._opened = self._open()
-                except ShortError:
+                except ShortFileError:
                     if not lazy:
                         raise
-                    self._claim = claim(self.path)
+                    self._claim = acquire_writer_lock(self.path)
                     self._opened = self._open()
                 if self._claim is not None:
                     self._tidy()
@@ -107,8 +120,8 @@ class Environment(Tables):
                 return
             if self._closed:
                 raise self._is_closed()
-            with explained(self.path, "open"):
-                held = claim(self.path)
+            with translate_errors(self.path, "open"):
+                held = acquire_writer_lock(self.path)
                 try:
                     self._follow()
                     self._claim = held
@@ -117,7 +130,7 @@ class Environment(Tables):
                     self.claimed()
                 except BaseException:
                     self._claim = None
-                    release(held)
+                    release_writer_lock(held)
                     raise
 
     def refusal(self) -> str | None:
@@ -129,7 +142,7 @@ class Environment(Tables):
 
     def _tidy(self) -> None:
         """What a writer does first."""
-        clean(self.path)
+        remove_old_folders(self.path)
         for folder in (self._opened.folder, self.path, self.path.parent):
             sync_folder(folder)  # a store that was opened is there after a power loss
 
@@ -140,14 +153,14 @@ class Environment(Tables):
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        with self._entered() as entered, explained(self.path, "read"):
+        with self._entered() as entered, translate_errors(self.path, "read"):
             with entered.begin() as txn:
                 yield LmdbTransaction(txn, entered.tables)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         self.become_writer()
-        with self._writing, self._entered() as entered, explained(self.path, "write to"):
+        with self._writing, self._entered() as entered, translate_errors(self.path, "write to"):
             with entered.env.begin(write=True, buffers=True) as txn:
                 yield LmdbTransaction(txn, entered.tables)
             try:  # what is committed is committed, whatever becomes of this
@@ -163,26 +176,26 @@ class Environment(Tables):
         one. Space that another process still has mapped is free once its next transaction begins.
         """
         self.become_writer()
-        with self._writing, explained(self.path, "compact"):
+        with self._writing, translate_errors(self.path, "compact"):
             with self._entered() as entered:
                 entered.env.reader_check()  # the copy takes the place of a reader
                 before = entered.file.stat().st_size
-                folder = self.path / f"data-{number_of(entered.folder) + 1}"
+                folder = self.path / f"data-{compaction_number(entered.folder) + 1}"
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
-                    copy_into(entered.env, folder)
+                    copy_compacted(entered.env, folder)
                     set_current(self.path, folder)
                 except BaseException:
-                    if current(self.path) != folder:
+                    if current_folder(self.path) != folder:
                         shutil.rmtree(folder, ignore_errors=True)
                     raise
             self._follow()
-            clean(self.path)
+            remove_old_folders(self.path)
             return before, self.file.stat().st_size
 
     def live_bytes(self) -> int:
         """Bytes of the pages in use. The file is as large as these ever were."""
-        with self._entered() as entered, explained(self.path, "read"):
+        with self._entered() as entered, translate_errors(self.path, "read"):
             return entered.live_bytes()
 
     def long_readers(self) -> dict[str, float]:
@@ -190,7 +203,7 @@ class Environment(Tables):
         seconds they have been seen. While one is open, freed space cannot be used again: in the
         file, or on the disk if what it reads was compacted since."""
         now = time.monotonic()
-        with self._entered() as entered, explained(self.path, "read"):
+        with self._entered() as entered, translate_errors(self.path, "read"):
             with self._idle:
                 there = [reader for one in (entered, *self._left) for reader in one.readers()]
                 self._let_go()
@@ -225,7 +238,7 @@ class Environment(Tables):
             for one in (self._opened, *self._left):
                 one.close()
         if self._claim is not None and not self._claim.closed:
-            release(self._claim)
+            release_writer_lock(self._claim)
 
     @contextmanager
     def _entered(self) -> Iterator[DataFile]:
@@ -257,8 +270,8 @@ class Environment(Tables):
 
     def _follow(self) -> None:
         """Go on with what CURRENT names; the old environment is closed with its last reader."""
-        with explained(self.path, "open"), self._idle:
-            if self._closed or current(self.path) == self._opened.folder:
+        with translate_errors(self.path, "open"), self._idle:
+            if self._closed or current_folder(self.path) == self._opened.folder:
                 return
             old, self._opened = self._opened, self._open()
             self._left.append(old)
@@ -273,23 +286,23 @@ class Environment(Tables):
 
     def _open(self) -> DataFile:
         for _ in range(5):
-            folder = current(self.path)
+            folder = current_folder(self.path)
             named = folder != self.path
             alone = self._claim is not None
             there = os.path.lexists(folder / "data.mdb")
             if not there and alone and not named:
-                make(self.path, map_size=self.map_size)
+                create_data_file(self.path, map_size=self.map_size)
             elif not there:
-                if folder != current(self.path):
+                if folder != current_folder(self.path):
                     continue  # compacted between the two lines
                 if named:
                     raise StoreError(
-                        f"{self.path / CURRENT} names {folder.name}, which holds no data.mdb: "
+                        f"{self.path / CURRENT_FILE} names {folder.name}, which holds no data.mdb: "
                         "restore it, or name the folder that does"
                     )
-                raise no_store(self.path)
+                raise no_store_error(self.path)
             try:
-                env = opened(
+                env = open_environment(
                     folder,
                     self.path,
                     map_size=self.map_size,
@@ -297,7 +310,7 @@ class Environment(Tables):
                     alone=alone,
                 )
             except (lmdb.Error, OSError) as error:
-                if folder != current(self.path):
+                if folder != current_folder(self.path):
                     continue
                 code = error.code if isinstance(error, lmdb.Error) else error.errno
                 if self.readonly or alone or code not in (errno.EACCES, errno.EROFS, errno.EPERM):

@@ -106,11 +106,11 @@ class Tables(ABC):
         """Wait for running transactions, then release everything. Twice is allowed."""
 
 
-Rows = dict[bytes, bytes]
+_Rows = dict[bytes, bytes]
 
 
 class _MemoryTransaction(Transaction):
-    def __init__(self, tables: dict[str, Rows]) -> None:
+    def __init__(self, tables: dict[str, _Rows]) -> None:
         self.tables = tables
 
     def view(self, table: str, key: bytes) -> bytes | None:
@@ -144,7 +144,7 @@ class MemoryTables(Tables):
 
     def __init__(self) -> None:
         self._writing = threading.Lock()
-        self._tables: dict[str, Rows] = {name: {} for name in TABLES}
+        self._tables: dict[str, _Rows] = {name: {} for name in TABLES}
         self._closed = False
 
     @contextmanager

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite
 
-AT_ONCE = 8  # requests under way together; more only make the layer that is next share the link
+#: Concurrent requests. More would only make the layer that is needed next share the bandwidth.
+MAX_REQUESTS = 8
 _AGED = 1.25  # how much slower the best time counts, with each megabyte and each latency since
 _FEW = 4.0  # latencies: of a shorter time, what is left without one is mostly noise
 
@@ -19,7 +20,7 @@ class LinkEstimate:
     """A connection to a remote, as it was lately. Seconds, none of them negative."""
 
     latency_s: float  # of a request, until it is answered
-    byte_s: float  # per byte, with :data:`AT_ONCE` requests under way
+    byte_s: float  # per byte, with :data:`MAX_REQUESTS` requests under way
 
     def __post_init__(self) -> None:
         if not all(isfinite(s) and s >= 0 for s in (self.latency_s, self.byte_s)):
@@ -29,7 +30,7 @@ class LinkEstimate:
         """To read ``size`` bytes in so many requests."""
         if not requests:
             return 0.0
-        return self.latency_s + max(self.latency_s * requests / AT_ONCE, self.byte_s * size)
+        return self.latency_s + max(self.latency_s * requests / MAX_REQUESTS, self.byte_s * size)
 
 
 class BandwidthMeter:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragcache.errors import RemoteError
-from ragcache.store.base import ABSENT, Miss, StoredChunk, check_layer, stale
-from ragcache.store.disk.chunk_files import aligned
+from ragcache.store.base import ABSENT, Miss, StoredChunk, check_layer, stale_miss
+from ragcache.store.disk.chunk_files import page_aligned
 from ragcache.store.format.header import (
     Header,
     Payload,
@@ -34,13 +34,13 @@ from ragcache.store.format.header import (
 from ragcache.store.format.record import Record
 from ragcache.store.key import digest_content
 from ragcache.store.remote.bandwidth import BandwidthMeter
-from ragcache.store.remote.object_store import Again, Bucket, Got
+from ragcache.store.remote.object_store import Bucket, InvalidObjectError, ObjectRange
 
 if TYPE_CHECKING:
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
 
-FOLDER = "chunks"
+_FOLDER = "chunks"
 _FIRST = 16 << 10  # bytes read of an object to see its header; the rest of a longer one after that
 _KNOWN = 4096  # headers that are remembered
 _LONGEST_HEADER = 16 << 20  # bytes: of a chunk of a million tokens, in as many layers as can be
@@ -48,7 +48,7 @@ _CHANGES = 5  # of an object under our hands, before it is given up
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObjectHeader:
     """The header of an object, and which object that was."""
 
     header: Header
@@ -68,21 +68,21 @@ class ChunkObjects:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket, self.meter = bucket, BandwidthMeter()
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, Seen] = OrderedDict()
+        self._known: OrderedDict[bytes, ObjectHeader] = OrderedDict()
 
-    def get_header(self, key: ChunkKey) -> Seen | Miss:
+    def get_header(self, key: ChunkKey) -> ObjectHeader | Miss:
         """The header under ``key``, remembered or read."""
         with self._lock:
-            seen: Seen | Miss | None = self._known.get(key.digest)
+            seen: ObjectHeader | Miss | None = self._known.get(key.digest)
         try:
-            seen = seen or self.look(name_of(key.content, key.digest))
+            seen = seen or self.look(object_name(key.content, key.digest))
             if seen is None:
                 return ABSENT
         except RemoteError as error:
             return Miss("unreadable", str(error))
-        if isinstance(seen, Seen):
+        if isinstance(seen, ObjectHeader):
             seen = seen.header.foreign(key) or seen
-        if isinstance(seen, Seen):
+        if isinstance(seen, ObjectHeader):
             with self._lock:
                 self._known[key.digest] = seen
                 self._known.move_to_end(key.digest)
@@ -97,20 +97,20 @@ class ChunkObjects:
             for name, _ in sorted(self.names(key.content)):
                 if digest_of(name) == key.digest or hidden(digest_of(name)):
                     continue
-                if isinstance(other := self.look(name), Seen):
-                    return stale(key, other.header.name, other.header.mode)
+                if isinstance(other := self.look(name), ObjectHeader):
+                    return stale_miss(key, other.header.name, other.header.mode)
         except RemoteError as error:
             return Miss("unreadable", str(error))
         return None
 
-    def look(self, name: str) -> Seen | Miss | None:
+    def look(self, name: str) -> ObjectHeader | Miss | None:
         """The header of an object, read now; None where there is no such object."""
         try:
             with self.meter.answered():
                 found = self.bucket.get(name, 0, _FIRST, check=_header)
             if isinstance(found, int):
                 found = self.bucket.get(name, 0, found, check=_header)
-        except Again as again:
+        except InvalidObjectError as again:
             return again.miss
         assert not isinstance(found, int)
         return found
@@ -126,17 +126,17 @@ class ChunkObjects:
             check_layer(layer, seen.header.spec.layers)
             offset, length, _ = seen.header.payloads[layer]
 
-            def whole(got: Got, seen: Seen = seen) -> Bytes:
+            def whole(got: ObjectRange, seen: ObjectHeader = seen) -> Bytes:
                 raw = np.frombuffer(got.data, np.uint8)
                 if (miss := check_layer_bytes(seen.header, layer, raw)) is not None:
-                    raise Again(miss)
+                    raise InvalidObjectError(miss)
                 return raw
 
-            name, end = name_of(key.content, key.digest), offset + length
+            name, end = object_name(key.content, key.digest), offset + length
             try:
                 with self.meter.reading(length):
                     raw = self.bucket.get(name, offset, end, tag=seen.tag or None, check=whole)
-            except Again as again:
+            except InvalidObjectError as again:
                 return again.miss
             except RemoteError as error:
                 return Miss("unreadable", str(error))
@@ -151,25 +151,25 @@ class ChunkObjects:
         """A whole object, every layer checked; None where it is not there. The Miss of an object
         whose header is ``foreign``, or names another, is told before any layer is read."""
         seen = self.look(name)
-        if not isinstance(seen, Seen):
+        if not isinstance(seen, ObjectHeader):
             return seen
         header = seen.header
         if (miss := _elsewhere(header, name) or foreign(header)) is not None:
             return miss
         size = _end(header)
 
-        def whole(got: Got) -> Record:
+        def whole(got: ObjectRange) -> Record:
             data = np.frombuffer(got.data, np.uint8)
             raws = [data[at : at + length] for at, length, _ in header.payloads]
             for layer, raw in enumerate(raws):
                 if (miss := check_layer_bytes(header, layer, raw)) is not None:
-                    raise Again(miss)
+                    raise InvalidObjectError(miss)
             return Record(header, tuple(raws))
 
         try:
             with self.meter.reading(size):
                 return self.bucket.get(name, 0, size, tag=seen.tag or None, check=whole)
-        except Again as again:
+        except InvalidObjectError as again:
             return again.miss
 
     def put(self, record: Record, *, replacing: bool) -> bool:
@@ -178,14 +178,14 @@ class ChunkObjects:
         ``replacing``: what another has put under this key gives way. Without, only what is damaged
         does: whoever has written a key first has written the same KV.
         """
-        header, data = as_object(record)
-        name, tag = name_of(header.content, header.key), None
+        header, data = encode_object(record)
+        name, tag = object_name(header.content, header.key), None
         for _ in range(_CHANGES):
             if self.bucket.put(name, data, tag=tag):
                 self.forget(header.key)
                 return True
             seen = self.look(name)
-            if isinstance(seen, Seen) and (
+            if isinstance(seen, ObjectHeader) and (
                 seen.header.version == header.version or not replacing  # an answer that was lost
             ):
                 return False
@@ -197,7 +197,7 @@ class ChunkObjects:
     def delete(self, content: bytes, digest: bytes | None = None) -> int:
         """Remove one chunk, or all KV of these tokens; how many objects that was."""
         if digest is not None:
-            names = [name_of(content, digest)]
+            names = [object_name(content, digest)]
         else:
             names = [name for name, _ in self.names(content)]
         self.bucket.delete(*names)
@@ -208,7 +208,7 @@ class ChunkObjects:
     def names(self, content: bytes | None = None) -> Iterator[tuple[str, int]]:
         """Objects and their sizes, of all chunks or of those of these tokens, in no order; what
         somebody else has put among them is passed over."""
-        folder = FOLDER if content is None else f"{FOLDER}/{content.hex()}"
+        folder = _FOLDER if content is None else f"{_FOLDER}/{content.hex()}"
         for name, size in self.bucket.list(folder):
             if _is_ours(name):
                 yield name, size
@@ -218,19 +218,19 @@ class ChunkObjects:
         with self._lock:
             self._known.pop(digest, None)
 
-    def _tag(self, name: str, seen: Seen | Miss | None) -> str | None:
+    def _tag(self, name: str, seen: ObjectHeader | Miss | None) -> str | None:
         """Which object is to be replaced; None where there is none by now."""
-        if isinstance(seen, Seen):
+        if isinstance(seen, ObjectHeader):
             return seen.tag
         try:
             return self.bucket.get(name, 0, 1, check=lambda got: got.tag)
-        except Again:  # something that is no object: it has no tag, and gives way
+        except InvalidObjectError:  # something that is no object: it has no tag, and gives way
             return ""
 
 
-def name_of(content: bytes, digest: bytes) -> str:
+def object_name(content: bytes, digest: bytes) -> str:
     """Where a chunk is, by the digests of its tokens and its key."""
-    return f"{FOLDER}/{content.hex()}/{digest.hex()}"
+    return f"{_FOLDER}/{content.hex()}/{digest.hex()}"
 
 
 def digest_of(name: str) -> bytes:
@@ -243,13 +243,13 @@ def content_of(name: str) -> bytes:
     return bytes.fromhex(name.split("/")[-2])
 
 
-def as_object(record: Record) -> tuple[Header, bytearray]:
+def encode_object(record: Record) -> tuple[Header, bytearray]:
     """The bytes of an object, and the header in front of them."""
     blank = replace(record.header, file=record.header.key.hex())
-    payloads, at = [], aligned(len(encode_header(blank)))
+    payloads, at = [], page_aligned(len(encode_header(blank)))
     for layer, raw in enumerate(record.raws):
         payloads.append(Payload(at, len(raw), layer_checksum(blank.key, layer, raw)))
-        at = aligned(at + len(raw))
+        at = page_aligned(at + len(raw))
     header = replace(blank, payloads=tuple(payloads))
     data = bytearray(_end(header))
     encoded = encode_header(header)
@@ -260,7 +260,7 @@ def as_object(record: Record) -> tuple[Header, bytearray]:
 
 
 def _is_ours(name: str) -> bool:
-    return re.fullmatch(f"{FOLDER}/[0-9a-f]{{64}}/[0-9a-f]{{64}}", name) is not None
+    return re.fullmatch(f"{_FOLDER}/[0-9a-f]{{64}}/[0-9a-f]{{64}}", name) is not None
 
 
 def _elsewhere(header: Header, name: str) -> Miss | None:
@@ -275,13 +275,13 @@ def _elsewhere(header: Header, name: str) -> Miss | None:
 
 
 def _misplaced(header: Header) -> Miss | None:
-    """A miss where layers do not follow each other as :func:`as_object` puts them: what lies
+    """A miss where layers do not follow each other as :func:`encode_object` puts them: what lies
     between them would be read as well, however much it is."""
-    at = aligned(len(encode_header(header)))
+    at = page_aligned(len(encode_header(header)))
     for offset, length, _ in header.payloads:
         if offset != at:
             return Miss("foreign", f"a layer at byte {offset} of its object, and not at {at}")
-        at = aligned(offset + length)
+        at = page_aligned(offset + length)
     return None
 
 
@@ -289,12 +289,14 @@ def _end(header: Header) -> int:
     return max(offset + length for offset, length, _ in header.payloads)
 
 
-def _header(got: Got) -> Seen | int:
+def _header(got: ObjectRange) -> ObjectHeader | int:
     """The header that an object begins with, or how long it is where that is not all of it."""
     data = bytes(got.data)
     size = header_size(data)
     if size is not None and size > _LONGEST_HEADER:
-        raise Again(Miss("foreign", f"a header of {size} bytes: the longest has {_LONGEST_HEADER}"))
+        raise InvalidObjectError(
+            Miss("foreign", f"a header of {size} bytes: the longest has {_LONGEST_HEADER}")
+        )
     if size is not None and len(data) < size <= got.size:
         return size
     header = decode_header(data[:size])
@@ -303,5 +305,5 @@ def _header(got: Got) -> Seen | int:
     if isinstance(header, Header) and got.size < _end(header):
         header = Miss("truncated", f"its object has {got.size} bytes of {_end(header)}")
     if isinstance(header, Miss):
-        raise Again(header)
-    return Seen(header, got.tag)
+        raise InvalidObjectError(header)
+    return ObjectHeader(header, got.tag)

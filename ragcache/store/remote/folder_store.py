@@ -16,11 +16,11 @@ from typing import NamedTuple
 from ragcache.store.lmdb.directory import sync_folder
 
 
-class NotAnObject(Exception):
+class NotAFileError(Exception):
     """There is something under that name, and it is no regular file."""
 
 
-class Read(NamedTuple):
+class FileRange(NamedTuple):
     """Bytes of a file, and what it was when they were read."""
 
     data: bytes
@@ -28,14 +28,14 @@ class Read(NamedTuple):
     tag: str  # changes with every write
 
 
-class Folder:
+class FolderStore:
     """Objects below ``root``, which is made where it is missing (0700, files 0600)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def read(self, name: str, start: int, end: int) -> Read:
+    def read(self, name: str, start: int, end: int) -> FileRange:
         """Bytes ``start`` to ``end``, exclusive; fewer at the file's end. Raises FileNotFoundError,
         NotAnObject, and OSError for a file that cannot be read."""
         try:
@@ -44,12 +44,12 @@ class Folder:
             raise FileNotFoundError(str(error)) from error
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):  # a link in circles, a socket
-                raise NotAnObject(f"{self.root / name} is no regular file") from error
+                raise NotAFileError(f"{self.root / name} is no regular file") from error
             raise
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                raise NotAnObject(f"{self.root / name} is no regular file")
+                raise NotAFileError(f"{self.root / name} is no regular file")
             parts, at, end = [], start, min(end, found.st_size)
             while at < end and (part := os.pread(handle, end - at, at)):
                 parts.append(part)
@@ -57,7 +57,7 @@ class Folder:
         finally:
             os.close(handle)
         tag = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
-        return Read(parts[0] if len(parts) == 1 else b"".join(parts), found.st_size, tag)
+        return FileRange(parts[0] if len(parts) == 1 else b"".join(parts), found.st_size, tag)
 
     def write(self, name: str, data: bytes | bytearray, *, replacing: bool) -> bool:
         """Write a file whole, durable on return; False where there is one and it is not to be

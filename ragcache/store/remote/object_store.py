@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from ragcache.errors import ConfigError, RemoteError
 from ragcache.store.base import Miss
 from ragcache.store.remote.counts import EventCounts
-from ragcache.store.remote.folder_store import Folder, NotAnObject
+from ragcache.store.remote.folder_store import FolderStore, NotAFileError
 
 try:
     import obstore
@@ -44,13 +44,13 @@ except ImportError:
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 
-SCHEMES = "s3", "gs", "az", "file"
+_SCHEMES = "s3", "gs", "az", "file"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """When to try again, and when to stop trying. Times in seconds."""
 
     attempts: int = 4
@@ -68,7 +68,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
+class ObjectRange:
     """Bytes of an object, and what it was when they were read."""
 
     data: Any  # a buffer, read-only
@@ -76,7 +76,7 @@ class Got:
     tag: str  # changes with every write
 
 
-class Again(Exception):
+class InvalidObjectError(Exception):
     """Raised for bytes that fail their check: they may have been damaged on the way. What is no
     object at all is not asked for again."""
 
@@ -91,13 +91,13 @@ class Bucket:
     Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
     ``AWS_ENDPOINT_URL``, ..., or the role of the machine), never from the URL. Raises ConfigError
     for a URL that cannot be, or where obstore is not installed. All else raises RemoteError: at
-    once where access is denied, or else after :class:`Patience`.
+    once where access is denied, or else after :class:`RetryPolicy`.
     """
 
-    def __init__(self, url: str, patience: Patience = Patience()) -> None:  # noqa: B008
+    def __init__(self, url: str, patience: RetryPolicy = RetryPolicy()) -> None:  # noqa: B008
         self.url, self.patience = url, patience
-        self._reads = opened(url, patience, patience.read_s)
-        self._writes = opened(url, patience, patience.write_s)
+        self._reads = _open_store(url, patience, patience.read_s)
+        self._writes = _open_store(url, patience, patience.write_s)
         self._lock = threading.Lock()
         self._counts = EventCounts()
         self._resting = 0.0  # until when
@@ -121,20 +121,20 @@ class Bucket:
         end: int,
         *,
         tag: str | None = None,
-        check: Callable[[Got], Found],
-    ) -> Found | None:
+        check: Callable[[ObjectRange], _Found],
+    ) -> _Found | None:
         """What ``check`` makes of bytes ``start`` to ``end``, exclusive; fewer at the object's end.
 
         None where there is no such object, or with ``tag`` no longer that one. ``check`` may raise
-        :class:`Again`: the bytes are then asked for again, and in the end it is raised here.
+        :class:`InvalidObjectError`: the read is then retried, and the last error is raised here.
         """
         options: dict[str, Any] = {"range": (start, end)}
         if tag is not None:
             options["if_match"] = tag
 
-        def read() -> Found:
-            if isinstance(self._reads, Folder):
-                return check(Got(*self._in_folder(self._reads, name, start, end, tag)))
+        def read() -> _Found:
+            if isinstance(self._reads, FolderStore):
+                return check(ObjectRange(*self._in_folder(self._reads, name, start, end, tag)))
             try:
                 found = obstore.get(self._reads, name, options=cast(Any, options))
                 data = found.bytes()
@@ -144,13 +144,13 @@ class Bucket:
                     raise
                 if (meta := obstore.head(self._reads, name))["size"]:
                     raise
-                return check(Got(b"", 0, meta["e_tag"] or ""))
-            return check(Got(data, found.meta["size"], found.meta["e_tag"] or ""))
+                return check(ObjectRange(b"", 0, meta["e_tag"] or ""))
+            return check(ObjectRange(data, found.meta["size"], found.meta["e_tag"] or ""))
 
         try:
             return self._tried(f"read {name}", read)
-        except NotAnObject as error:
-            raise Again(Miss("foreign", str(error))) from error
+        except NotAFileError as error:
+            raise InvalidObjectError(Miss("foreign", str(error))) from error
         except (FileNotFoundError, PreconditionError):
             return None
 
@@ -168,7 +168,7 @@ class Bucket:
     def delete(self, *names: str) -> None:
         """Remove objects; those that are not there are no error."""
         for name in names:  # bulk deletion is not what every compatible store can do
-            if isinstance(self._writes, Folder):
+            if isinstance(self._writes, FolderStore):
                 self._tried(f"delete {name}", partial(self._writes.delete, name))
                 continue
             with suppress(FileNotFoundError):
@@ -178,7 +178,7 @@ class Bucket:
         """Names and sizes of the objects in the folder ``prefix``, in no order."""
 
         def all_pages() -> list[tuple[str, int]]:  # a listing that failed cannot be gone on with
-            if isinstance(self._reads, Folder):
+            if isinstance(self._reads, FolderStore):
                 return self._reads.list(prefix)
             pages = obstore.list(self._reads, prefix)
             return [(each["path"], each["size"]) for page in pages for each in page]
@@ -186,7 +186,7 @@ class Bucket:
         return self._tried(f"list {prefix}", all_pages)
 
     def _in_folder(
-        self, folder: Folder, name: str, start: int, end: int, tag: str | None
+        self, folder: FolderStore, name: str, start: int, end: int, tag: str | None
     ) -> tuple[bytes, int, str]:
         found = folder.read(name, start, end)
         if tag is not None and found.tag != tag:
@@ -194,7 +194,7 @@ class Bucket:
         return found
 
     def _put(self, name: str, data: bytes | bytearray, tag: str | None) -> bool:
-        if isinstance(self._writes, Folder):
+        if isinstance(self._writes, FolderStore):
             return self._writes.write(name, data, replacing=tag is not None)
         mode: Any = "create" if tag is None else {"e_tag": tag}
         try:
@@ -203,7 +203,7 @@ class Bucket:
             obstore.put(self._writes, name, data, use_multipart=False)
         return True
 
-    def _tried(self, what: str, attempt: Callable[[], Found]) -> Found:
+    def _tried(self, what: str, attempt: Callable[[], _Found]) -> _Found:
         """The result of the first attempt that succeeds."""
         self._check_awake(what)
         began = time.monotonic()
@@ -211,7 +211,7 @@ class Bucket:
             self._counts.add("requests")
             try:
                 return attempt()
-            except (FileNotFoundError, AlreadyExistsError, PreconditionError, NotAnObject):
+            except (FileNotFoundError, AlreadyExistsError, PreconditionError, NotAFileError):
                 raise  # an answer
             except (PermissionDeniedError, UnauthenticatedError) as error:
                 self._counts.add("failed")
@@ -219,7 +219,7 @@ class Bucket:
                     f"{self.url} does not let us {what}: {_short(error)}. Check the credentials "
                     "in the environment (AWS_ACCESS_KEY_ID, ...) and what they may do."
                 ) from error
-            except (BaseError, OSError, Again) as error:
+            except (BaseError, OSError, InvalidObjectError) as error:
                 last: Exception = error
             late = time.monotonic() - began > self.patience.give_up_s
             if late or failures == self.patience.attempts:
@@ -227,7 +227,7 @@ class Bucket:
             self._counts.add("retries")
             time.sleep(self.patience.wait_s(failures))
         self._counts.add("failed")
-        if isinstance(last, Again):
+        if isinstance(last, InvalidObjectError):
             raise last
         with self._lock:
             self._resting = time.monotonic() + self.patience.rest_s
@@ -246,11 +246,11 @@ class Bucket:
             )
 
 
-def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore | Folder:
+def _open_store(url: str, patience: RetryPolicy, timeout_s: float) -> ObjectStore | FolderStore:
     """The store behind a URL. ConfigError where there cannot be one."""
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not (parts.netloc or parts.path.strip("/")):
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    if parts.scheme not in _SCHEMES or not (parts.netloc or parts.path.strip("/")):
+        known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         raise ConfigError(f"remote is {url!r}: give a bucket or a folder, with one of {known}")
     if parts.username or parts.password or parts.query:
         raise ConfigError(
@@ -261,7 +261,7 @@ def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore | Fold
         if parts.scheme == "file":
             if parts.netloc:
                 raise ConfigError(f"remote is {url!r}: a folder has three slashes, file:///folder")
-            return Folder(Path(parts.path))
+            return FolderStore(Path(parts.path))
         return from_url(
             url,
             client_options={

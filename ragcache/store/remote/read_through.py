@@ -17,8 +17,8 @@ from ragcache.errors import FullError, LockedError, StoreError
 from ragcache.store.base import Miss
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.header import Header
-from ragcache.store.format.record import Record, undecodable
-from ragcache.store.remote.bandwidth import AT_ONCE
+from ragcache.store.format.record import Record, check_decodable
+from ragcache.store.remote.bandwidth import MAX_REQUESTS
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.counts import EventCounts
 
@@ -39,7 +39,7 @@ class _Arriving:
     raws: dict[int, Bytes]
 
 
-class Arrivals:
+class ReadThrough:
     """Reads from ``objects``, and keeps on ``disk`` what was read while it was held.
 
     While a chunk is held, its layers are gathered as they come; once nobody holds it any more, it
@@ -54,7 +54,7 @@ class Arrivals:
         self._holders: Counter[bytes] = Counter()
         self._arriving: dict[bytes, _Arriving] = {}
         self._bytes = 0  # of all that arrives, whole
-        self.pool = ThreadPoolExecutor(AT_ONCE, "ragcache-remote")
+        self.pool = ThreadPoolExecutor(MAX_REQUESTS, "ragcache-remote")
         self._writer = ThreadPoolExecutor(1, "ragcache-keep")
 
     @property
@@ -107,7 +107,7 @@ class Arrivals:
 
     def enter(self, record: Record) -> None:
         """Keep a chunk on disk, where it can be used, and there is room for it."""
-        if (miss := undecodable(record)) is not None:
+        if (miss := check_decodable(record)) is not None:
             logger.warning("chunk %s is not kept: %s", record.header.key.hex()[:12], miss.detail)
             self._counts.add("not_kept")
             return

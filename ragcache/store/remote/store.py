@@ -36,19 +36,19 @@ from ragcache.store.base import (
     StoreStats,
     Variant,
     check_layer,
-    unusable,
+    unusable_error,
 )
 from ragcache.store.disk import outbox
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.header import Header, decode_layer
-from ragcache.store.format.record import encoded
+from ragcache.store.format.record import encode_chunk
 from ragcache.store.key import with_codec
 from ragcache.store.remote.bandwidth import LinkEstimate
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.counts import EventCounts
 from ragcache.store.remote.object_store import Bucket
-from ragcache.store.remote.read_through import Arrivals
+from ragcache.store.remote.read_through import ReadThrough
 from ragcache.store.remote.write_back import WriteBack
 from ragcache.types import ChunkKV
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class RemoteTraffic:
     """Counts since the store was opened; ``waiting`` is what the remote is still to be told."""
 
     url: str
@@ -108,7 +108,7 @@ class RemoteStore(ChunkStore):
         self._patience_s = patience_s
         self._hits, self._counts = HitCounter(), EventCounts()
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
-        self._arrivals = Arrivals(disk, objects)
+        self._arrivals = ReadThrough(disk, objects)
         self._pool = self._arrivals.pool
         self.courier = WriteBack(disk, objects)
 
@@ -247,13 +247,13 @@ class RemoteStore(ChunkStore):
         return replace(self.disk.stats(), hits=hits, misses=misses)
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> RemoteTraffic:
         """Counts of what was sent to the remote and read from it."""
         counts = self._arrivals.counts + self.courier.counts + self.objects.bucket.counts
         counts += self._counts.snapshot()
-        names = Traffic.__dataclass_fields__.keys() - {"url", "waiting"}
+        names = RemoteTraffic.__dataclass_fields__.keys() - {"url", "waiting"}
         figures = {name: counts[name] for name in names}
-        return Traffic(self.objects.bucket.url, self.disk.waiting, **figures)
+        return RemoteTraffic(self.objects.bucket.url, self.disk.waiting, **figures)
 
     def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write down what was read, and tell the remote what it is to be told: (done, of how many).
@@ -328,13 +328,13 @@ class RemoteStore(ChunkStore):
         if self._is_gone(key.content, key.digest):  # the remote must be told that before
             self.courier.flush()
         for each in (key, *(with_codec(key, name) for name in self.remote_codecs)):
-            self.objects.put(encoded(each, kv), replacing=True)
+            self.objects.put(encode_chunk(each, kv), replacing=True)
         self.disk.drop(key.digest)
 
     def _is_gone(self, content: bytes, digest: bytes) -> bool:
         """Whether a chunk has been deleted, though the remote may not know it yet."""
         with self.disk.tables.read() as txn:
-            return outbox.gone(txn, content, digest)
+            return outbox.is_deleted(txn, content, digest)
 
     def _range(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
         """A layer of the remote, as it is stored there."""
@@ -362,10 +362,10 @@ class RemoteStore(ChunkStore):
             if not isinstance(pair, Miss):
                 return pair
             found = pair
-        raise unusable(key, layer, self._hits.count(found))
+        raise unusable_error(key, layer, self._hits.count(found))
 
 
-def shared(disk: DiskStore, url: str, levels: str = "", *, pin: bool = False) -> RemoteStore:
+def open_remote(disk: DiskStore, url: str, levels: str = "", *, pin: bool = False) -> RemoteStore:
     """``disk``, over the remote of that URL (see :class:`Bucket`); ``levels`` with commas.
 
     Raises ConfigError where one of them cannot be.

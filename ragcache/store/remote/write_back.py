@@ -14,15 +14,15 @@ from ragcache.errors import RagCacheError, RemoteError
 from ragcache.store.base import ABSENT, Miss
 from ragcache.store.disk import outbox
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.format.record import transcoded
-from ragcache.store.remote.bandwidth import AT_ONCE
+from ragcache.store.format.record import transcode
+from ragcache.store.remote.bandwidth import MAX_REQUESTS
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.counts import EventCounts
 
 logger = logging.getLogger(__name__)
 
 _PAUSE_S = 1.0, 60.0  # after a failure; twice as long after each one more, up to
-_AT_A_TIME = 4 * AT_ONCE  # rows
+_AT_A_TIME = 4 * MAX_REQUESTS  # rows
 
 
 class WriteBack:
@@ -40,7 +40,7 @@ class WriteBack:
         self._failed: dict[bytes, Exception] = {}  # by contents whose rows are to be tried again
         self._wanted, self._closed = threading.Event(), threading.Event()
         self._turn = threading.Lock()  # of whoever carries rows out
-        self._pool = ThreadPoolExecutor(AT_ONCE, "ragcache-send")
+        self._pool = ThreadPoolExecutor(MAX_REQUESTS, "ragcache-send")
         self._wanted.set()  # what an earlier process has left
         self._thread = threading.Thread(target=self._run, name="ragcache-courier", daemon=True)
         self._thread.start()
@@ -106,7 +106,7 @@ class WriteBack:
         begins again with all."""
         with self._turn:
             with self._disk.tables.read() as txn:
-                rows = outbox.first(txn, _AT_A_TIME, without=self._failed)
+                rows = outbox.first_rows(txn, _AT_A_TIME, without=self._failed)
             if not rows or self._disk.refusal() is not None:
                 self._raise_failed()
                 return 0
@@ -116,7 +116,7 @@ class WriteBack:
             if told:  # killed before, they are carried out once more, and change nothing
                 with self._disk.tables.write() as txn:
                     for row in told:
-                        outbox.told(txn, row)
+                        outbox.remove(txn, row)
             for group, (_, failure) in zip(groups, results, strict=True):
                 if failure is not None:
                     self._failed[group[0].content] = failure
@@ -129,9 +129,11 @@ class WriteBack:
         for failure in failed.values():
             raise failure
 
-    def _tell(self, rows: Sequence[outbox.Row]) -> tuple[list[outbox.Row], Exception | None]:
+    def _tell(
+        self, rows: Sequence[outbox.OutboxRow]
+    ) -> tuple[list[outbox.OutboxRow], Exception | None]:
         """Carry out the rows of the same tokens: those that were, and the failure that ended it."""
-        done: list[outbox.Row] = []
+        done: list[outbox.OutboxRow] = []
         for row in rows:
             try:
                 if row.sends:
@@ -143,7 +145,7 @@ class WriteBack:
             done.append(row)
         return done, None
 
-    def _send(self, row: outbox.Row) -> None:
+    def _send(self, row: outbox.OutboxRow) -> None:
         """Send a chunk and its copies in other codecs. A chunk that is gone or damaged, or of which
         not every copy can be made, is not sent."""
         assert row.digest is not None
@@ -155,7 +157,7 @@ class WriteBack:
                 self._counts.add("unsent")
             return
         try:
-            every = [record, *(transcoded(record, copy) for copy in row.copies)]
+            every = [record, *(transcode(record, copy) for copy in row.copies)]
             sent = [self._objects.put(each, replacing=True) for each in every]
         except RemoteError:
             raise

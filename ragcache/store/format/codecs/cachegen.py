@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
-from ragcache.store.format.codecs.entropy import bells, stream
-from ragcache.store.format.codecs.peaks import read_peaks, scaled
+from ragcache.store.format.codecs.entropy import bells, constriction_stream
+from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ class CacheGen(Codec):
             _check_bins(bins)
 
     def check(self) -> None:
-        stream()
+        constriction_stream()
 
     def bins(self, layer: int) -> tuple[int, int]:
         """Of a layer's keys and of its values."""
@@ -71,8 +71,8 @@ class CacheGen(Codec):
         )
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
-        numbers, peaks = scaled(keys, values, (1, 3))
-        coder = stream().stack.AnsCoder()
+        numbers, peaks = scale_by_peaks(keys, values, (1, 3))
+        coder = constriction_stream().stack.AnsCoder()
         chosen = []
         bins = self.bins(layer)
         for plane, each in reversed(list(zip(numbers, bins, strict=True))):  # a stack: last first
@@ -100,7 +100,7 @@ class CacheGen(Codec):
             raise ValueError(f"the bytes do not begin with {_TAG!r}")
         peaks = read_peaks(data[_HEAD.size : peaks_end], spec.dtype, (2, tokens, 1))
         chosen = data[peaks_end:bells_end].reshape(2, channels)
-        coder = stream().stack.AnsCoder(data[bells_end:].view("<u4").astype(np.uint32))
+        coder = constriction_stream().stack.AnsCoder(data[bells_end:].view("<u4").astype(np.uint32))
         both = torch.empty((2, spec.kv_heads, tokens, spec.head_dim), dtype=DTYPES[spec.dtype][0])
         for plane, each, rows, peak in zip(both, bins, chosen, peaks, strict=True):
             _check_bins(each)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError
 
-SPREADS = (0.4, 0.64, 1.0, 1.6, 2.5, 4.0)  # in levels; centres lie 3/4 of a spread apart
+_SPREADS = (0.4, 0.64, 1.0, 1.6, 2.5, 4.0)  # in levels; centres lie 3/4 of a spread apart
 #: What constriction makes of weights with this sum is the weights themselves, each and 1.
 TOTAL = 1 << 24
 
@@ -44,7 +44,7 @@ class Bells:
     @cached_property
     def models(self) -> list[Any]:
         """A constriction model for each bell."""
-        categorical = stream().model.Categorical
+        categorical = constriction_stream().model.Categorical
         return [categorical(bell, perfect=False, lazy=False) for bell in self.weights]
 
     def best(self, symbols: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -67,7 +67,7 @@ def bells(levels: int) -> Bells:
     """
     middle = (levels - 1) / 2
     shapes = []
-    for spread in SPREADS:
+    for spread in _SPREADS:
         reach = int(middle / (0.75 * spread))
         centres = middle + 0.75 * spread * np.arange(-reach, reach + 1)[:, None]
         ratio = 64 / (64 + ((np.arange(levels) - centres) / spread) ** 2)
@@ -81,7 +81,7 @@ def bells(levels: int) -> Bells:
     return Bells(weights.astype(np.float32))
 
 
-def stream() -> Any:
+def constriction_stream() -> Any:
     """``constriction.stream``. Raises ConfigError where constriction is not installed."""
     try:
         return importlib.import_module("constriction").stream

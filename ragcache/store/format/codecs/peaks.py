@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def scaled(keys: Tensor, values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def scale_by_peaks(keys: Tensor, values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Numbers over their peak, float32 in [-1, 1], and the peaks, in the dtype of ``keys``.
 
     Both are on the CPU; the first is (2, kv_heads, tokens, head_dim), the second has size 1 in

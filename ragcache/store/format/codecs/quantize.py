@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
-from ragcache.store.format.codecs.peaks import read_peaks, scaled
+from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class ByteQuantizer(Codec):
         """float32 in [-1, 1] for int8, the bits of codes. ValueError where one is no code."""
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
-        numbers, peaks = scaled(keys, values, (-1,))
+        numbers, peaks = scale_by_peaks(keys, values, (-1,))
         codes = self.to_codes(numbers).view(torch.uint8).numpy().reshape(-1)
         return np.concatenate([np.frombuffer(self.tag, np.uint8), to_bytes(peaks), codes])
 
