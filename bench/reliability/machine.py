@@ -78,7 +78,10 @@ class Machine(RuleBasedStateMachine):
         if noted and key in VARIANTS:
             notes = ChunkNotes((), (), (float(self.version),) * len(key.tokens), 0.75)
         for store in self.stores:
-            store.put(key, kv, notes)
+            if notes is None:
+                store.put(key, kv)
+            else:
+                store.variants.put(key, kv, notes)
         self.chunks[key] = kv
         self.notes.pop(key, None)
         if notes is not None:
@@ -101,13 +104,13 @@ class Machine(RuleBasedStateMachine):
         mine = [k for k in self.notes if (k.fingerprint, k.content) == (MODEL, key.content)]
         mine = sorted(mine, key=lambda k: k.digest) if key.fingerprint == MODEL else []
         for store in self.stores:
-            found = [(v.stored.key, v.notes, v.score) for v in store.variants(key)]
+            found = [(v.stored.key, v.notes, v.score) for v in store.variants.find(key)]
             assert found == [(k, *self.notes[k]) for k in mine]
 
     @rule(key=keys, worth=st.integers(1, 9).map(float))
     def credit(self, key: ChunkKey, worth: float) -> None:
         for store in self.stores:
-            store.add_score({key: worth})
+            store.variants.add_score({key: worth})
         if key in self.notes:
             notes, score = self.notes[key]
             self.notes[key] = notes, score + worth

@@ -296,7 +296,7 @@ class _Fusion(FusedPrefill):
         if self._to_measure:
             precompute(engine, store, self._to_measure)
         if self.resolved.served:
-            store.add_score(self._worth())
+            store.variants.add_score(self._worth())
 
     @property
     def _to_measure(self) -> list[ChunkKey]:

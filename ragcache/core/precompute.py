@@ -246,8 +246,10 @@ def keep_variants(
 def keep(store: ChunkStore, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None) -> None:
     """Put KV that was cut from a prompt. With notes it is a variant: where a chunk has
     MOST_VARIANTS of them, those that have been worth least make room."""
-    if notes is not None:
-        kept = sorted(store.variants(key), key=lambda variant: variant.score)
-        for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
-            store.delete(variant.stored.key)
-    store.put(key, kv, notes)
+    if notes is None:
+        store.put(key, kv)
+        return
+    kept = sorted(store.variants.find(key), key=lambda variant: variant.score)
+    for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
+        store.delete(variant.stored.key)
+    store.variants.put(key, kv, notes)

@@ -150,7 +150,7 @@ def _fitting(
     unusable: Collection[bytes],
 ) -> Variant | Miss:
     """The variant of a chunk that costs least behind ``before``; of several, the one worth most."""
-    usable = [v for v in store.variants(key) if v.stored.key.digest not in unusable]
+    usable = [v for v in store.variants.find(key) if v.stored.key.digest not in unusable]
     costs = [(blender.overhead(v.notes, before), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:

@@ -22,7 +22,6 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
-from ragcache.store.tiers.ram import RamTier
 from ragcache.types import KVSpec, Load, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
         if not batch:
             continue
         try:
-            if isinstance(store, RamTier):
+            if store.description.ram_bytes:
                 _drained(store, batch)
             seconds = _drained(store, batch)
         except StoreError as error:

@@ -20,7 +20,6 @@ from ragcache.planning.measure import measure_speeds
 from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.store.tiers.ram import RamTier
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +97,7 @@ class Profile:
 
 def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
     """A digest of everything that the speeds depend on."""
-    below, ram_bytes = store, 0
-    if isinstance(store, RamTier):
-        below, ram_bytes = store.below, store.max_bytes
-    below = getattr(below, "disk", below)  # of a remote, what is measured is here
+    described = store.description
     device = str(getattr(engine, "device", ""))
     on = [
         getattr(engine, "kernel_names", ""),
@@ -111,9 +107,9 @@ def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
         torch.get_num_threads(),
         torch.__version__,
         platform.node(),
-        type(below).__name__,
-        getattr(below, "layout", ""),
-        ram_bytes,
+        described.kind,
+        described.layout,
+        described.ram_bytes,
         list(store.remote_codecs),
     ]
     return blake3(json.dumps(on).encode()).hexdigest()

@@ -56,15 +56,6 @@ class StoredChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """KV of a chunk that was cut from a prompt, and what was seen of it there."""
-
-    stored: StoredChunk
-    notes: ChunkNotes
-    score: float  # what its uses have been worth, see ``ChunkStore.add_score``
-
-
-@dataclass(frozen=True, slots=True)
 class Miss:
     """No usable record, and why. ``detail`` is a sentence for people."""
 
@@ -165,19 +156,83 @@ class Change(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """KV of a chunk that was cut from a prompt, with notes on its attention there."""
+
+    stored: StoredChunk
+    notes: ChunkNotes
+    score: float  # sum of what its uses were worth, see ``VariantStore.add_score``
+
+
+class VariantStore(ABC):
+    """Variants: several KV of one chunk, each cut from another prompt. Thread-safe.
+
+    A variant is also a chunk of the :class:`ChunkStore` it belongs to, which reads and deletes it;
+    putting a chunk there under the same key replaces it. Cache-Craft (arXiv:2502.15734) chooses
+    among variants by their notes.
+    """
+
+    @abstractmethod
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+        """As :meth:`ChunkStore.put`, with notes and a score of 0. ``key`` is a ``variant_key``.
+
+        Raises ValueError also for notes on another number of tokens.
+        """
+
+    @abstractmethod
+    def find(self, key: ChunkKey) -> list[Variant]:
+        """The variants with the tokens, model and tenant of ``key``, in the order of their digests.
+
+        The chunks before ``key`` do not matter. A damaged variant is left out.
+        """
+
+    @abstractmethod
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        """Add to the scores of variants. Variants that no longer exist are skipped."""
+
+
+class NoVariants(VariantStore):
+    """Of a store that keeps no variants: what is put is dropped, and nothing is found."""
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+        return
+
+    def find(self, key: ChunkKey) -> list[Variant]:
+        return []
+
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDescription:
+    """What the speed of reading from a store depends on: measured speeds hold for equal ones."""
+
+    kind: str  # name of the class that reads the layers on this machine
+    layout: str = ""  # how it lays them out on disk
+    ram_bytes: int = 0  # of decoded layers that a tier before it may hold
+
+
 class ChunkStore(ABC):
     """Keys to KV. Thread-safe; one writer process, any number of readers."""
 
     #: Codecs in which a remote holds copies of a chunk besides the store's own, least lossy first.
     remote_codecs: Sequence[str] = ()
+    #: The chunks' variants. Only Cache-Craft uses them; a store need not keep any.
+    variants: VariantStore = NoVariants()
+
+    @property
+    def description(self) -> StoreDescription:
+        """What the speed of reading from this store depends on."""
+        return StoreDescription(type(self).__name__)
 
     @abstractmethod
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
         """Store all layers of a chunk, or none. Replaces what was there. Durable on return.
 
-        With ``notes`` it is a variant, of score 0. Raises ValueError where ``kv`` or ``notes``
-        cannot be what ``key`` names (other tokens) or cannot be stored (no tokens, mixed or
-        unsupported dtypes).
+        Raises ValueError where ``kv`` is not the KV that ``key`` names (other tokens) or cannot be
+        stored (no tokens, mixed or unsupported dtypes).
         """
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
@@ -234,17 +289,6 @@ class ChunkStore(ABC):
         """Recent latency and bandwidth of the remote, or those of reading one layer of ``probe``
         now; None for a store without a remote, or where that read fails."""
         return None
-
-    @abstractmethod
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        """The variants of the tokens, model and tenant of ``key``, in the order of their digests.
-
-        What ``key`` was computed behind plays no part. A damaged one is left out.
-        """
-
-    @abstractmethod
-    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
-        """Add to the scores of variants. Variants that no longer exist are skipped."""
 
     def refusal(self) -> str | None:
         """Why this process cannot write now, such as the lock that another one holds; None where it

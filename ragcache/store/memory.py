@@ -18,11 +18,12 @@ from ragcache.store.base import (
     StoredChunk,
     StoreStats,
     Variant,
+    VariantStore,
     check_layer,
     stale_miss,
     unusable_error,
 )
-from ragcache.store.format.record import check_kv
+from ragcache.store.format.record import check_kv, check_notes
 from ragcache.store.lmdb.tables import MemoryTables
 from ragcache.types import ChunkKV, ChunkNotes
 
@@ -46,21 +47,12 @@ class MemoryStore(ChunkStore):
         self._puts = 0
         self._notes: dict[bytes, tuple[ChunkNotes, float]] = {}
         self._lock = threading.Lock()
+        self.variants = _MemoryVariants(self)
         self._hits = HitCounter()
         self._closed = False
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        self._check_open()
-        check_kv(key, kv, notes)
-        copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
-        with self._lock:
-            self._puts += 1
-            sizes = (kv.spec.layer_bytes(len(kv.tokens)),) * kv.spec.layers
-            stored = StoredChunk(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
-            self._chunks[key.digest] = (stored, copy)
-            self._notes.pop(key.digest, None)
-            if notes is not None:
-                self._notes[key.digest] = (notes, 0.0)
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self._put(key, kv, None)
 
     def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         self._check_open()
@@ -79,25 +71,6 @@ class MemoryStore(ChunkStore):
             raise unusable_error(key, layer, miss)
         check_layer(layer, len(kv.keys))
         return _clone(kv.keys[layer]), _clone(kv.values[layer])
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        self._check_open()
-        with self._lock:
-            noted = [(*self._chunks[digest], *notes) for digest, notes in self._notes.items()]
-        found = [
-            Variant(stored, notes, score)
-            for stored, _, notes, score in noted
-            if stored.key.fingerprint == key.fingerprint and stored.key.content == key.content
-        ]
-        return sorted(found, key=lambda variant: variant.stored.key.digest)
-
-    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
-        self._check_open()
-        with self._lock:
-            for key, score in scores.items():
-                if key.digest in self._notes:
-                    notes, before = self._notes[key.digest]
-                    self._notes[key.digest] = (notes, before + score)
 
     def delete(self, key: ChunkKey) -> bool:
         self._check_open()
@@ -148,6 +121,19 @@ class MemoryStore(ChunkStore):
         self._chunks.clear()
         self._notes.clear()
 
+    def _put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None) -> None:
+        self._check_open()
+        check_kv(key, kv)
+        copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
+        with self._lock:
+            self._puts += 1
+            sizes = (kv.spec.layer_bytes(len(kv.tokens)),) * kv.spec.layers
+            stored = StoredChunk(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
+            self._chunks[key.digest] = (stored, copy)
+            self._notes.pop(key.digest, None)
+            if notes is not None:
+                self._notes[key.digest] = (notes, 0.0)
+
     def _absent(self, key: ChunkKey) -> Miss:
         with self._lock:
             every = [stored.key for stored, _ in self._chunks.values()]
@@ -161,6 +147,39 @@ class MemoryStore(ChunkStore):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
+
+
+class _MemoryVariants(VariantStore):
+    """The variants of a store in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+        check_notes(key, kv, notes)
+        self._store._put(key, kv, notes)
+
+    def find(self, key: ChunkKey) -> list[Variant]:
+        self._store._check_open()
+        with self._store._lock:
+            chunks, every = self._store._chunks, self._store._notes.items()
+            noted = [Variant(chunks[digest][0], *notes) for digest, notes in every]
+        found = [
+            variant
+            for variant in noted
+            if variant.stored.key.fingerprint == key.fingerprint
+            and variant.stored.key.content == key.content
+        ]
+        return sorted(found, key=lambda variant: variant.stored.key.digest)
+
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        self._store._check_open()
+        with self._store._lock:
+            known = self._store._notes
+            for key, score in scores.items():
+                if key.digest in known:
+                    notes, before = known[key.digest]
+                    known[key.digest] = (notes, before + score)
 
 
 class _MemoryChange:

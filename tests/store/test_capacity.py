@@ -91,7 +91,7 @@ def test_frequency_counts_for_pgdsf(store: Open) -> None:
 def test_what_a_use_was_worth_counts_for_craft(store: Open) -> None:
     with store(policy="craft") as s:
         put(s, A, B, C)
-        s.add_score({A: 5.0, C: 2.0})
+        s.variants.add_score({A: 5.0, C: 2.0})
         put(s, D)
         assert there(s) == [A, C, D]
 

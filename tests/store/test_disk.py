@@ -213,9 +213,9 @@ def test_convert_moves_every_chunk_and_keeps_what_is_noted(
     two: DiskStore, layout: Literal["records", "files"]
 ) -> None:
     noted = variant_key(MODEL, ONE.tokens, (7,))
-    two.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
-    two.add_score({noted: 2.0})
-    before = two.variants(ONE), two.stats()
+    two.variants.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
+    two.variants.add_score({noted: 2.0})
+    before = two.variants.find(ONE), two.stats()
     told: list[tuple[int, int]] = []
     had_another = (file_of(two, ONE)[0] is None) == (layout == "files")
     assert two.convert(layout, progress=lambda *n: told.append(n)) == 3 * had_another
@@ -223,7 +223,7 @@ def test_convert_moves_every_chunk_and_keeps_what_is_noted(
     for key in (ONE, TWO, noted):
         assert (file_of(two, key)[0] is not None) == (layout == "files")
         assert same(two.get(key), make_kv(key))
-    assert two.variants(ONE) == before[0]  # the versions too: these are the same puts
+    assert two.variants.find(ONE) == before[0]  # the versions too: these are the same puts
     assert two.stats().payload_bytes == before[1].payload_bytes
     assert len(list((two.tables.path / "kv").rglob("*-*"))) == (3 if layout == "files" else 0)
     with two.tables.read() as txn:
@@ -274,7 +274,7 @@ def test_a_put_that_fails_leaves_what_was_there(
         raise StoreError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "account", fails)
+        patch.setattr(writer, "update_index", fails)
         with pytest.raises(StoreError, match="no"):
             two.put(ONE, make_kv(ONE, seed=1))
     assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
@@ -309,7 +309,7 @@ def test_files_that_are_read_stay_open_while_their_chunks_are_held(
         filed.layers(stored, 1)
         assert open_files(filed) == 2
     assert open_files(filed) == 0
-    monkeypatch.setattr(files, "MOST_OPEN", 1)
+    monkeypatch.setattr(files, "_MAX_OPEN", 1)
     with filed.lease([ONE, TWO]):
         for layer in range(3):
             pairs = filed.layers(stored, layer)
@@ -336,7 +336,7 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
 
     monkeypatch.setattr(files, "_is_cached", lambda *_: cached)
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(layer_storage, "EXPECTED_BYTES", 1)  # one chunk ahead
+    monkeypatch.setattr(layer_storage, "_READAHEAD_BYTES", 1)  # one chunk ahead
     stored = [one for one in map(filed.get_header, (ONE, TWO)) if isinstance(one, StoredChunk)]
     with filed.lease([ONE, TWO]):
         for layer in range(3):
@@ -408,7 +408,7 @@ def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPat
 
     third = make_key(7)
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "account", fails)
+        patch.setattr(writer, "update_index", fails)
         with pytest.raises(StoreError, match="no"):
             two.put_all([(key, make_kv(key, seed=1)) for key in (third, ONE, TWO)])
     assert calls and not two.has(third) and two.verify() == {}

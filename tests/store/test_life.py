@@ -66,7 +66,7 @@ def test_deleting_takes_all_kv_of_the_tokens(catalog: Catalog, store: ChunkStore
     another, variant = ChunkKey(OTHER, A.tokens, (1,), "bos"), variant_key(MODEL, A.tokens, (7,))
     foreign = ChunkKey(MODEL, A.tokens, tenant="else")
     store.put(another, make_kv(another))
-    store.put(variant, make_kv(variant), ChunkNotes((), (), (0.5,) * 5, 0.6))
+    store.variants.put(variant, make_kv(variant), ChunkNotes((), (), (0.5,) * 5, 0.6))
     store.put(foreign, make_kv(foreign))
     put(catalog, "one", [A])
     assert catalog.delete_document("one") and not catalog.delete_document("one")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
@@ -22,14 +22,15 @@ from ragcache.store.base import (
     HitCounter,
     Miss,
     StoredChunk,
+    StoreDescription,
     StoreStats,
-    Variant,
     unusable_error,
 )
-from ragcache.store.disk import kv_shapes, outbox, variants
+from ragcache.store.disk import kv_shapes, outbox
 from ragcache.store.disk.header_index import all_digests, find_header, read_totals, rebuild_index
 from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import UNBOUNDED, Capacity, Quota
+from ragcache.store.disk.variants import DiskVariants
 from ragcache.store.disk.verify import find_damage
 from ragcache.store.disk.writer import ChunkWriter, DiskChange
 from ragcache.store.format.codecs import codec
@@ -38,7 +39,7 @@ from ragcache.store.format.record import Record, TranscodeTarget, check_kv, enco
 from ragcache.store.key import with_codec
 from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
-from ragcache.types import ChunkKV, ChunkNotes
+from ragcache.types import ChunkKV
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,7 @@ class DiskStore(ChunkStore):
         self._hits = HitCounter()
         self._changes = ChunkWriter(self.tables, self._layers, self._capacity)
         self._changed = 0  # times
+        self.variants = DiskVariants(self.tables, self._put_variant, self._capacity)
         self.tables.claimed = self._begin
         try:
             if self.tables.is_writer:
@@ -116,17 +118,14 @@ class DiskStore(ChunkStore):
         """Files in the folder of the chunks' files that are none of ours: left alone."""
         return self._layers.strays()
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        check_kv(key, kv, notes)
+    @property
+    def description(self) -> StoreDescription:
+        return StoreDescription(type(self).__name__, self.layout)
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        check_kv(key, kv)
         coming = self._coming(key, kv)
-
-        def also(txn: Transaction) -> None:
-            if notes is not None:
-                variants.put(txn, key.digest, notes)
-            else:
-                self._send(txn, key, coming.blank)
-
-        self._place([coming], also)
+        self._place([coming], lambda txn: self._send(txn, key, coming.blank))
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         """All in one commit; one by one where there is a quota, for each may evict others."""
@@ -135,7 +134,7 @@ class DiskStore(ChunkStore):
             return
         given = list(chunks)
         for key, kv in given:
-            check_kv(key, kv, None)
+            check_kv(key, kv)
         coming = [self._coming(key, kv) for key, kv in given]
 
         def also(txn: Transaction) -> None:
@@ -170,18 +169,6 @@ class DiskStore(ChunkStore):
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
         """The whole chunk, every layer verified, all layers of one ``put``."""
         return self._hits.count(self._read(key, self._layers.chunk))
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        with self.tables.read() as txn:
-            return variants.find(txn, key)
-
-    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
-        with self.tables.write() as txn:
-            for key, score in scores.items():
-                variants.add_score(txn, key, score)
-        if self._capacity is not None:
-            for key, score in scores.items():
-                self._capacity.hit(key.digest, score)
 
     @contextmanager
     def lease(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
@@ -367,6 +354,11 @@ class DiskStore(ChunkStore):
 
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
+
+    def _put_variant(self, key: ChunkKey, kv: ChunkKV, also: Callable[[Transaction], None]) -> None:
+        """Put a chunk that is not sent to a remote, with ``also`` in the same commit."""
+        check_kv(key, kv)
+        self._place([self._coming(key, kv)], also)
 
     def _coming(self, key: ChunkKey, kv: ChunkKV) -> NewChunk:
         size = codec(key.codec).layer_bytes(kv.spec, len(kv.tokens))

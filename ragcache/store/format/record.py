@@ -39,9 +39,9 @@ class TranscodeTarget(NamedTuple):
         return cls(key.codec, key.digest, key.fingerprint.digest, str(key.fingerprint))
 
 
-def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-    """Raise ValueError for KV or notes that cannot belong to ``key``, or cannot be stored;
-    StoreError for KV that is not finite: an answer from it would be empty."""
+def check_kv(key: ChunkKey, kv: ChunkKV) -> None:
+    """Raise ValueError for KV that cannot belong to ``key``, or cannot be stored; StoreError for KV
+    that is not finite: an answer from it would be empty."""
     if kv.tokens != key.tokens:
         raise ValueError(
             f"KV of {len(kv.tokens)} tokens does not belong to a key of {len(key.tokens)} tokens: "
@@ -62,14 +62,18 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
             f"infinities, and is not stored: its numbers are too large for {kv.spec.dtype}. Use "
             "--dtype float32 or bfloat16, or look for damage in the model's weights."
         )
-    if notes is not None and key.behind:
-        raise ValueError("only KV under a variant_key has notes")
-    if notes is not None and len(notes.per_token) != len(kv.tokens):
-        raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")
     if not all(map(math.isfinite, kv.sensitivity)):
         raise ValueError("a token's sensitivity is not finite")
     if len(kv.keys) > 0xFFFF:
         raise ValueError(f"{len(kv.keys)} layers: a chunk record has at most 65535")
+
+
+def check_notes(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+    """Raise ValueError for notes that cannot be on the variant ``kv`` under ``key``."""
+    if key.behind:
+        raise ValueError("only KV under a variant_key has notes")
+    if len(notes.per_token) != len(kv.tokens):
+        raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")
 
 
 def encode_chunk(key: ChunkKey, kv: ChunkKV) -> Record:

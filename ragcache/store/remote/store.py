@@ -19,7 +19,7 @@ answer. A chunk that is damaged here is dropped and read from the remote.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,8 +33,8 @@ from ragcache.store.base import (
     HitCounter,
     Miss,
     StoredChunk,
+    StoreDescription,
     StoreStats,
-    Variant,
     check_layer,
     unusable_error,
 )
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Tables
-    from ragcache.types import ChunkNotes, MissReason
+    from ragcache.types import MissReason
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class RemoteStore(ChunkStore):
             codec(name)  # raises ConfigError
         self.disk, self.objects, self.remote_codecs = disk, objects, tuple(remote_codecs)
         disk.outbox_codecs = self.remote_codecs
+        self.variants = disk.variants  # they stay on this machine
         self._patience_s = patience_s
         self._hits, self._counts = HitCounter(), EventCounts()
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
@@ -117,13 +118,14 @@ class RemoteStore(ChunkStore):
         """Where a catalog can live beside the chunks: here."""
         return self.disk.tables
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        """As ChunkStore has it; with ``notes`` it stays on this machine."""
+    @property
+    def description(self) -> StoreDescription:
+        return self.disk.description
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
         try:
-            self.disk.put(key, kv, notes)
+            self.disk.put(key, kv)
         except FullError:
-            if notes is not None:
-                raise
             self._put_there(key, kv)
         else:
             self.courier.wake()
@@ -219,12 +221,6 @@ class RemoteStore(ChunkStore):
         keys, values = zip(*pairs, strict=True)
         self._hits.count(found)
         return ChunkKV(key.tokens, keys, values, record.header.sensitivity)
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        return self.disk.variants(key)
-
-    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
-        self.disk.add_score(scores)
 
     def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
         return self._arrivals.lease(keys)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from ragcache.store.base import Change, ChunkStore, Miss, StoredChunk, StoreStats, Variant
+from ragcache.store.base import Change, ChunkStore, Miss, StoredChunk, StoreDescription, StoreStats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
     from ragcache.store.remote.bandwidth import LinkEstimate
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 
 class Tier(ChunkStore):
@@ -24,10 +24,15 @@ class Tier(ChunkStore):
     """
 
     def __init__(self, below: ChunkStore) -> None:
-        self.below, self.remote_codecs = below, below.remote_codecs
+        self.below = below
+        self.remote_codecs, self.variants = below.remote_codecs, below.variants
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        self.below.put(key, kv, notes)
+    @property
+    def description(self) -> StoreDescription:
+        return self.below.description
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self.below.put(key, kv)
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self.below.put_all(chunks)
@@ -57,12 +62,6 @@ class Tier(ChunkStore):
 
     def link(self, probe: StoredChunk) -> LinkEstimate | None:
         return self.below.link(probe)
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        return self.below.variants(key)
-
-    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
-        self.below.add_score(scores)
 
     def refusal(self) -> str | None:
         return self.below.refusal()

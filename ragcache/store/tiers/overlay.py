@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 
 class OverlayStore(Tier):
@@ -23,8 +23,8 @@ class OverlayStore(Tier):
         super().__init__(below)
         self._put = MemoryStore()
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        self._put.put(key, kv, notes)
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self._put.put(key, kv)
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self._put.put_all(chunks)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.base import ChunkStore, Miss, StoredChunk, check_layer
+from ragcache.store.base import ChunkStore, Miss, StoredChunk, StoreDescription, check_layer
 from ragcache.store.tiers.base import Tier
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,13 @@ class RamTier(Tier):
     def ram(self) -> RamStats:
         return self._room.stats()
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+    @property
+    def description(self) -> StoreDescription:
+        return replace(self.below.description, ram_bytes=self.max_bytes)
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
         try:
-            self.below.put(key, kv, notes)
+            self.below.put(key, kv)
         finally:
             self._room.drop(key.digest)
 
