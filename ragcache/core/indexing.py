@@ -234,19 +234,14 @@ class Indexing:
         pinned: bool | None,
         promise: int | None,
     ) -> bool:
-        """Commit a document, unless its promise stands no longer."""
+        """Commit a document; False where its promise is no longer valid."""
         was = self.catalog.entry(document.id)
         given = document, chunks, vectors, digests[document.id]
         if was is not None:
             expires = was.expires if expires is None else expires
             pinned = was.pinned if pinned is None else pinned
-        if promise is None:
-            self.catalog.put_document(
-                *given, contents=contents, expires=expires, pinned=bool(pinned)
-            )
-            return True
-        return self.catalog.put_promised(
-            promise, *given, contents=contents, expires=expires, pinned=bool(pinned)
+        return self.catalog.put_document(
+            *given, contents=contents, expires=expires, pinned=bool(pinned), promise=promise
         )
 
     def _batches(

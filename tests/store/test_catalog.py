@@ -28,7 +28,8 @@ def vectors(count: int, seed: int = 0, dim: int = 4) -> NDArray[np.float32]:
 def add(catalog: Catalog, name: str, count: int, seed: int = 0) -> tuple[list[Chunk], list[int]]:
     document = Document(name, "text", {"source": "here"})
     chunks = [Chunk(name, i, f"{name} {i} é {seed}", {"page": str(i)}) for i in range(count)]
-    rows = catalog.put_document(document, chunks, vectors(count, seed), bytes([seed]))
+    catalog.put_document(document, chunks, vectors(count, seed), bytes([seed]))
+    rows = catalog.rows_of(document.id)
     return chunks, rows
 
 

@@ -66,37 +66,21 @@ class Catalog:
         contents: Sequence[bytes] = (),
         expires: float | None = None,
         pinned: bool = False,
-    ) -> list[int]:
-        """Replace a document and its chunks, all or nothing; durable on return. Gives their rows.
+        promise: int | None = None,
+    ) -> bool:
+        """Replace a document and its chunks, all or nothing; durable on return.
 
-        ``vectors`` is (len(chunks), dimension). ``source_digest`` is for the caller: whatever
-        tells that the document need not be indexed again. ``contents`` says which KV each chunk
-        uses (:attr:`ChunkKey.content`); KV that only the replaced chunks used is gone afterwards.
-        ``expires``: seconds since the epoch, see :meth:`expire`. ``pinned``: its KV is not evicted.
-        Raises ConfigError for vectors of another dimension than those that are there.
+        ``vectors`` is (len(chunks), dimension). ``source_digest`` identifies what was indexed, so
+        that the caller can tell whether the document has changed. ``contents`` names the KV that
+        each chunk uses (:attr:`ChunkKey.content`); KV that only the replaced chunks used is
+        deleted. ``expires``: seconds since the epoch, see :meth:`expire`. ``pinned``: its KV is not
+        evicted. With a ``promise`` (:meth:`promise`), returns False and changes nothing where the
+        document was put or deleted since. Raises ConfigError for vectors of another dimension than
+        the stored ones.
         """
         _check(document, chunks, vectors)
         with self._store.change() as change:
-            promises.supersede(change.txn, document.id)
-            return _put(change, document, chunks, vectors, source_digest, contents, expires, pinned)
-
-    def put_promised(
-        self,
-        promise: int,
-        document: Document,
-        chunks: Sequence[Chunk],
-        vectors: NDArray[np.float32],
-        source_digest: bytes,
-        *,
-        contents: Sequence[bytes] = (),
-        expires: float | None = None,
-        pinned: bool = False,
-    ) -> bool:
-        """As :meth:`put_document`, where nobody has put or deleted the document since it was
-        promised; else nothing is changed, and this is False."""
-        _check(document, chunks, vectors)
-        with self._store.change() as change:
-            if not promises.is_valid(change.txn, document.id, promise):
+            if promise is not None and not promises.is_valid(change.txn, document.id, promise):
                 return False
             promises.supersede(change.txn, document.id, promise)
             _put(change, document, chunks, vectors, source_digest, contents, expires, pinned)
@@ -366,7 +350,7 @@ def _put(
     contents: Sequence[bytes],
     expires: float | None,
     pinned: bool,
-) -> list[int]:
+) -> None:
     txn = change.txn
     let_go = _remove(txn, document.id)
     rows = add_rows(txn, chunks, vectors)
@@ -376,7 +360,6 @@ def _put(
     documents.put(txn, DocumentRecord(document.id, metadata, source_digest, rows, expires, pinned))
     references.delete_unused(change, let_go)
     _changed(txn)
-    return list(rows)
 
 
 def _keep(
