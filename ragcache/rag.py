@@ -13,7 +13,7 @@ from ragcache.blend import Blender, blender
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, Progress, check_bytes
-from ragcache.core.precompute import Counted, drive
+from ragcache.core.precompute import TokenProgress, drive
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
@@ -192,7 +192,7 @@ class RagCache:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         progress: Progress | None = None,
-        tokens: Counted | None = None,
+        tokens: TokenProgress | None = None,
     ) -> Added:
         """Split, embed and store documents, and precompute their chunks' KV.
 
@@ -207,7 +207,7 @@ class RagCache:
         ConfigError for one document that is in no list.
         """
         given = several(documents, "documents")
-        steps = self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
+        steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from ragcache.api.futures import chained
 from ragcache.api.quality_monitor import QualityMonitor
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
 from ragcache.core.indexing import Added, Split, check_bytes
-from ragcache.core.precompute import Precomputed, precomputing
+from ragcache.core.precompute import Precomputed, iter_precompute
 from ragcache.core.request import Request
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
@@ -204,11 +204,11 @@ class Service:
         deadline = None if seconds is None else time.monotonic() + seconds
 
         def splitting() -> Generator[object, None, Split]:
-            return (yield from self.cache(tenant).indexing.splitting(documents))
+            return (yield from self.cache(tenant).indexing.iter_split(documents))
 
         def steps(split: Split) -> Generator[object, None, Added]:
             return (
-                yield from self.cache(tenant).indexing.adding(
+                yield from self.cache(tenant).indexing.iter_add(
                     documents,
                     ttl_s=ttl_s,
                     pinned=pinned,
@@ -243,7 +243,7 @@ class Service:
             keys: list[ChunkKey],
         ) -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
             cache = self.cache(tenant)
-            done = yield from precomputing(
+            done = yield from iter_precompute(
                 cache.engine, cache.chunks, keys, batch_tokens=BATCH_TOKENS
             )
             return keys, done

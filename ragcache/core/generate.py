@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ragcache.blend import Blender
-from ragcache.core.precompute import keep, precompute
+from ragcache.core.precompute import precompute, store_captured
 from ragcache.core.prefill import FusedPrefill, PrefillContext
 from ragcache.core.report import make_report
 from ragcache.core.sensitivity import measure_sensitivity
@@ -286,9 +286,9 @@ class _Fusion(FusedPrefill):
             lacking = set(store.missing(missed))  # another answer may have stored the others
             for key, kv, seen in zip(missed, self.captured, notes, strict=True):
                 if seen is not None:
-                    keep(store, key, kv, seen)
+                    store_captured(store, key, kv, seen)
                 elif key in lacking:
-                    keep(store, key, self._measured(key, kv), None)
+                    store_captured(store, key, self._measured(key, kv), None)
         elif self.resolved.misses and not self.given.encoding.similar:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:

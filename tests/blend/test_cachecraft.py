@@ -11,7 +11,7 @@ import torch
 
 from ragcache.blend.cachecraft import CacheCraft, leading, overlap
 from ragcache.blend.reuse import Reuse
-from ragcache.core.precompute import MOST_VARIANTS
+from ragcache.core.precompute import MAX_VARIANTS
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.rag import RagCache
 from ragcache.store.key import ChunkKey, digest_tokens
@@ -138,11 +138,11 @@ def test_a_costly_variant_is_renewed_and_the_least_worth_goes(cache: RagCache) -
     mode = CacheCraft(alpha=0.5, renew=0.01)
     tokens = cache.engine.template.chunk(texts[0])
     key = ChunkKey(cache.engine.fingerprint, tokens)
-    for number in range(MOST_VARIANTS + 2):
+    for number in range(MAX_VARIANTS + 2):
         cache.ask(QUESTION, mode=mode, chunks=[f"Company {number} is new here.", texts[0]])
         cache.ask(QUESTION, mode=mode, chunks=["Company 0 is new here.", texts[0]])
     kept = cache.store.variants.find(key)
-    assert len(kept) == MOST_VARIANTS
+    assert len(kept) == MAX_VARIANTS
     assert max(variant.score for variant in kept) > 0
     mine = digest_tokens(cache.engine.template.chunk("Company 0 is new here."))
     assert any(variant.notes.before == (mine,) for variant in kept)  # it was worth most
