@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 from ragcache.errors import StoreError
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
     from ragcache.store.remote.bandwidth import LinkEstimate
@@ -264,7 +263,7 @@ class ChunkStore(ABC):
         return [key for key in keys if not self.has(key)]
 
     @abstractmethod
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         """Keys (before RoPE) and values of one layer, each (kv_heads, tokens, head_dim).
 
         The tensors own their memory. Raises StoreError with ``key`` and ``reason`` set, and
@@ -272,7 +271,7 @@ class ChunkStore(ABC):
         a layer that the chunk does not have.
         """
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         """:meth:`layer` of every chunk, in order, to be read only: it may be the store's own.
 
         Where a chunk was replaced or deleted since it was found, what is handed out is of the old

@@ -25,7 +25,7 @@ from ragcache.store.base import (
 )
 from ragcache.store.format.record import check_kv, check_notes
 from ragcache.store.lmdb.tables import MemoryTables
-from ragcache.types import ChunkKV, ChunkNotes
+from ragcache.types import ChunkKV, ChunkNotes, KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class MemoryStore(ChunkStore):
         found = stored or self._absent(key)
         return self._hits.count(found) if count else found
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         self._check_open()
         with self._lock:
             _, kv = self._chunks.get(key.digest, (None, None))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ragcache.types import KVPair as KVPair
 from ragcache.util.buffer_pool import BufferPool
 
-KVPair = tuple[Tensor, Tensor]  # keys and values
 Fresh = Callable[[int, Tensor, Tensor], None]
 
 

@@ -39,11 +39,9 @@ from ragcache.store.format.record import Record, TranscodeTarget, check_kv, enco
 from ragcache.store.key import with_codec
 from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
 
@@ -153,13 +151,13 @@ class DiskStore(ChunkStore):
             self._capacity.hit(key.digest)
         return self._hits.count(found)
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         found = self._read(key, lambda txn, header: self._layers.pair(txn, header, layer))
         if isinstance(found, Miss):
             raise unusable_error(key, layer, self._hits.count(found))
         return found
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
         return [
             pair if isinstance(pair, tuple) else self.layer(chunk.key, layer)

@@ -36,11 +36,9 @@ from ragcache.errors import ConfigError
 from ragcache.store.base import Miss, StoredChunk
 from ragcache.store.format.codecs import CODECS
 from ragcache.store.format.codecs.base import DTYPES
-from ragcache.types import KVSpec, Tokens
+from ragcache.types import KVPair, KVSpec, Tokens
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV
@@ -275,7 +273,7 @@ def check_layer_bytes(header: Header, layer: int, raw: Bytes) -> Miss | None:
     return None
 
 
-def decode_layer(header: Header, layer: int, raw: Bytes) -> tuple[Tensor, Tensor] | Miss:
+def decode_layer(header: Header, layer: int, raw: Bytes) -> KVPair | Miss:
     """Keys and values of one layer, each (kv_heads, tokens, head_dim), or why they cannot be used.
 
     ``raw`` is given away: it must belong to the caller alone, so that what was checked is what is

@@ -50,12 +50,10 @@ from ragcache.store.remote.counts import EventCounts
 from ragcache.store.remote.object_store import Bucket
 from ragcache.store.remote.read_through import ReadThrough
 from ragcache.store.remote.write_back import WriteBack
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, KVPair
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Tables
@@ -170,7 +168,7 @@ class RemoteStore(ChunkStore):
             self.objects.layer(probe.key, 0)
         return self.objects.meter.link
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         here = self._here(key, layer)
         if not isinstance(here, Miss):
             return here
@@ -181,7 +179,7 @@ class RemoteStore(ChunkStore):
             self._heal(key, here)
         return self._decoded(key, layer, found)
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         asked = [
             self._pool.submit(self._range, c.key, layer) if c.is_remote else None for c in chunks
         ]
@@ -285,7 +283,7 @@ class RemoteStore(ChunkStore):
             return seen.stored(key)
         return self._less(here, seen)
 
-    def _here(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor] | Miss:
+    def _here(self, key: ChunkKey, layer: int) -> KVPair | Miss:
         """A layer from the disk."""
         found = self.disk.get_header(key, count=False)
         if isinstance(found, Miss):
@@ -338,18 +336,14 @@ class RemoteStore(ChunkStore):
             return Miss("absent", "it was deleted")
         return self._arrivals.layer(key, layer)
 
-    def _settled(
-        self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss
-    ) -> tuple[Tensor, Tensor]:
+    def _settled(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
         """A layer that was ``found`` in the remote; where it was not, it may have come to the disk
         meanwhile."""
         if isinstance(found, Miss) and self.disk.has(key):
             return self.layer(key, layer)
         return self._decoded(key, layer, found)
 
-    def _decoded(
-        self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss
-    ) -> tuple[Tensor, Tensor]:
+    def _decoded(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
         if not isinstance(found, Miss):
             header, raw = found
             own = self._blocks.empty(len(raw))  # what is decoded may be written to, and is checked

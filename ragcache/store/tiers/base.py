@@ -7,10 +7,9 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from ragcache.store.base import Change, ChunkStore, Miss, StoredChunk, StoreDescription, StoreStats
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV
@@ -51,10 +50,10 @@ class Tier(ChunkStore):
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
         return self.below.missing(keys)
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         return self.below.layer(key, layer)
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         return self.below.layers(chunks, layer)
 
     def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:

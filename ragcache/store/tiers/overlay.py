@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.memory import MemoryStore
 from ragcache.store.tiers.base import Tier
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV
 
@@ -49,11 +48,11 @@ class OverlayStore(Tier):
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
         return self.below.missing([key for key in keys if not self._put.has(key)])
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         store = self._put if self._put.has(key) else self.below
         return store.layer(key, layer)
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         left = [chunk for chunk in chunks if not self._put.has(chunk.key)]
         below = iter(self.below.layers(left, layer) if left else ())
         return [

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store.base import ChunkStore, Miss, StoredChunk, StoreDescription, check_layer
 from ragcache.store.tiers.base import Tier
+from ragcache.types import KVPair
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class RamTier(Tier):
     ) -> list[StoredChunk | Miss]:
         return list(map(self._without, keys, self.below.get_headers(keys, count=count)))
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         found = self.get_header(key, count=False)
         if isinstance(found, Miss):
             pair = self.below.layer(key, layer)  # counts the miss and says why; or it was put since
@@ -108,7 +109,7 @@ class RamTier(Tier):
         both[0], both[1] = keys, values
         return both[0], both[1]
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         taken = [self._room.take(chunk, layer) for chunk in chunks]
         missing = [one for one, (_, held) in zip(chunks, taken, strict=True) if held is None]
         try:
@@ -148,9 +149,7 @@ class RamTier(Tier):
             return replace(found, is_remote=False)
         return found
 
-    def _entered(
-        self, chunk: _Held | None, layer: int, pair: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _entered(self, chunk: _Held | None, layer: int, pair: KVPair) -> KVPair:
         """A layer that was read below, held from now on where its chunk has room."""
         if chunk is None:
             return pair

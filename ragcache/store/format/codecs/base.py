@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ragcache.types import KVPair
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         """Keys and values, each (kv_heads, tokens, head_dim), in the dtype of ``spec``.
 
         They may share the memory of ``data``, which is given away. The bytes have passed their

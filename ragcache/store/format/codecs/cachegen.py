@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
 from ragcache.store.format.codecs.entropy import bells, constriction_stream
 from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +88,7 @@ class CacheGen(Codec):
         head = np.frombuffer(_HEAD.pack(_TAG, *bins), np.uint8)
         return np.concatenate([head, to_bytes(peaks), *reversed(chosen), words])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         channels = spec.kv_heads * spec.head_dim
         peaks_end = _HEAD.size + 2 * tokens * spec.itemsize
         bells_end = peaks_end + 2 * channels

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, from_bytes, to_bytes
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class Cast(Codec):
             )
         return np.concatenate([to_bytes(plane) for plane in rounded])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         both = from_bytes(data, self.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
         keys, values = both.to(DTYPES[spec.dtype][0])
         if not bool(torch.isfinite(both).all()):

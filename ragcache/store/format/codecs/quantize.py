@@ -10,6 +10,7 @@ import torch
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
 from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class ByteQuantizer(Codec):
         codes = self.to_codes(numbers).view(torch.uint8).numpy().reshape(-1)
         return np.concatenate([np.frombuffer(self.tag, np.uint8), to_bytes(peaks), codes])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         if data.size != self.layer_bytes(spec, tokens):
             raise ValueError(f"{data.size} bytes, not {self.layer_bytes(spec, tokens)}")
         if data[:4].tobytes() != self.tag:
