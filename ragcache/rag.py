@@ -332,7 +332,7 @@ class RagCache:
     def _expire(self) -> list[str]:
         """Delete the documents whose time is over; those that are still there all the same."""
         now = time.time()
-        over = self.catalog.over(now)
+        over = self.catalog.expired(now)
         if over and self.catalog.refusal() is None:
             self.catalog.expire(now)
             return []

@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, uses=contents)
     def use(self, name: str, uses: list[bytes]) -> None:
         for catalog in self.catalogs:
-            catalog.use(name, uses)
+            catalog.add_references(name, uses)
         told = self.documents.get(name)
         if told is not None and len(told.rows) == len(uses):
             for row, content in zip(told.rows, uses, strict=True):
@@ -172,7 +172,9 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, expires=times, pinned=st.none() | st.booleans())
     def keep(self, name: str, expires: float | None, pinned: bool | None) -> None:
         was = name in self.documents
-        found = [catalog.keep(name, expires=expires, pinned=pinned) for catalog in self.catalogs]
+        found = [
+            catalog.set_retention(name, expires=expires, pinned=pinned) for catalog in self.catalogs
+        ]
         assert found == [was] * len(self.stores)
         if was and expires is not None:
             self.documents[name].expires = expires

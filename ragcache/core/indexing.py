@@ -164,7 +164,7 @@ class Indexing:
                 if looked_up >= _LOOKED_UP:
                     looked_up = 0
                     yield "look up", number, len(names)
-            self.catalog.use(name, [key.content for key, _ in keyed[name]])
+            self.catalog.add_references(name, [key.content for key, _ in keyed[name]])
         self.retriever.refresh()
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
         steps = Steps(
@@ -184,7 +184,7 @@ class Indexing:
         finally:
             with suppress(StoreError):  # closed between two steps: what is left over is evicted
                 gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
-                self.catalog.let_go(key.content for name in gone for key, _ in keyed[name])
+                self.catalog.delete_unused(key.content for name in gone for key, _ in keyed[name])
 
     def keys(self, document: str) -> list[ChunkKey]:
         """Keys of a document's chunks, as precomputed."""

@@ -125,7 +125,7 @@ def test_pinned_documents_stay_and_a_store_of_them_is_full(store: Open) -> None:
         with pytest.raises(StoreError, match="all else is pinned or being read. Raise max_bytes"):
             put(s, D)
         assert there(s) == [A, B, C] and s.verify() == {} and s.stats().evictions == 0
-        catalog.keep("b", pinned=False)
+        catalog.set_retention("b", pinned=False)
         put(s, D)
         assert there(s) == [A, C, D]
 

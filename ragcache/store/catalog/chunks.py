@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
-from ragcache.store.lmdb.counters import get_counter, set_counter
+from ragcache.store.lmdb.tables import get_counter, set_counter
 from ragcache.types import Chunk
 
 if TYPE_CHECKING:

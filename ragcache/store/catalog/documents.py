@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
-from ragcache.store.lmdb.counters import get_counter, set_counter
+from ragcache.store.lmdb.tables import get_counter, set_counter
 from ragcache.text import whole
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class DocumentRecord:
     def entry(self) -> DocumentEntry:
         return DocumentEntry(self.id, len(self.rows), self.metadata, self.expires, self.pinned)
 
-    def is_over(self, now: float) -> bool:
-        """Whether its time is over."""
+    def is_expired(self, now: float) -> bool:
+        """Whether it has expired."""
         return self.expires is not None and self.expires <= now
 
 

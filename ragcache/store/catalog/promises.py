@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ragcache.store.catalog.documents import document_key
-from ragcache.store.lmdb.counters import get_counter, set_counter
+from ragcache.store.lmdb.tables import get_counter, set_counter
 from ragcache.text import whole
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ reference; :class:`ragcache.store.lmdb.environment.Environment` is the one on di
 
 from __future__ import annotations
 
+import struct
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left
@@ -166,3 +167,17 @@ class MemoryTables(Tables):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
+
+
+_COUNTER = struct.Struct("<Q")
+
+
+def get_counter(txn: Transaction, name: str) -> int:
+    """The value of a counter, such as the next row; 0 where none was set."""
+    record = txn.get("counters", name.encode())
+    return int(_COUNTER.unpack(record)[0]) if record else 0
+
+
+def set_counter(txn: Transaction, name: str, value: int) -> None:
+    """Set a counter, to less than 2^64."""
+    txn.put("counters", name.encode(), _COUNTER.pack(value))
