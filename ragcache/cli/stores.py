@@ -78,7 +78,7 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
 
     with _store(store, readonly=True, tenant=tenant) as chunks:
         catalog = Catalog(chunks)
-        documents, held, waits = len(catalog.entries()), chunks.stats(), chunks.waiting
+        documents, held, waits = len(catalog.entries()), chunks.stats(), chunks.pending_writes
         day = catalog.get_setting(PROMPT_DATE)
         out.print(store_table(held, documents, waits))
         if day:

@@ -69,7 +69,7 @@ def forged(disk: DiskStore, key: ChunkKey, forgery: Forgery, codec: str = "raw")
         change = DiskChange(txn)
         change.delete(key.digest)
         coming = NewChunk.of(record.header, record.raws, in_file=False)
-        change.enter(disk._layers.put(txn, coming))
+        change.insert(disk._layers.put(txn, coming))
 
 
 def planted(path: Path, key: ChunkKey, data: bytes | bytearray) -> Path:

@@ -71,7 +71,7 @@ class Distant(RemoteStore):
 
     def delete(self, key: ChunkKey) -> bool:
         deleted = super().delete(key)
-        self.courier.flush()
+        self.write_back.flush()
         return deleted
 
     def keys(self) -> Iterator[bytes]:
@@ -80,7 +80,7 @@ class Distant(RemoteStore):
 
     def stats(self) -> StoreStats:
         found = super().stats()
-        seen = [self.objects.look(name) for name, _ in self.objects.names()]
+        seen = [self.objects.fetch_header(name) for name, _ in self.objects.names()]
         headers = [one.header for one in seen if isinstance(one, ObjectHeader)]
         names = [header.name for header in headers]
         return replace(
@@ -197,7 +197,7 @@ def test_a_put_that_finds_no_room_is_in_the_remote_when_it_returns(machines: Mac
 
 def test_what_is_still_to_be_sent_is_not_evicted(tmp_path: Path) -> None:
     with over(tmp_path / "one", quota=Quota(CHUNK_BYTES)) as store:
-        with store.courier._turn:  # the remote is slow
+        with store.write_back._turn:  # the remote is slow
             store.put(A, make_kv(A))
             store.put(B, make_kv(B))  # no room: it goes there at once
             assert store.disk.has(A) and not store.disk.has(B)
@@ -211,7 +211,7 @@ def test_what_was_acknowledged_is_sent_by_the_next_process(tmp_path: Path) -> No
     code = (
         "import os, sys; from pathlib import Path; from tests.store.remote import over\n"
         "from tests.store.samples import make_key, make_kv\n"
-        "store = over(Path(sys.argv[1])); store.courier._turn.acquire()\n"
+        "store = over(Path(sys.argv[1])); store.write_back._turn.acquire()\n"
         "for n in range(3): store.put(make_key(n), make_kv(make_key(n)))\n"
         "store.disk.delete(make_key(1)); os._exit(9)"
     )
@@ -226,7 +226,7 @@ def test_what_was_acknowledged_is_sent_by_the_next_process(tmp_path: Path) -> No
 def test_a_deletion_is_one_everywhere(machines: Machines) -> None:
     one, two = machines("one"), machines("two")
     fill(one, A, B)
-    with one.courier._turn:  # before the remote has been told
+    with one.write_back._turn:  # before the remote has been told
         assert one.delete(A)
         assert isinstance(one.get_header(A), Miss) and not one.delete(A)
         with pytest.raises(StoreError):
@@ -248,7 +248,7 @@ def test_a_document_that_goes_takes_its_kv_with_it(machines: Machines) -> None:
     fill(one, A, B)
     assert catalog.delete_document("a")
     assert isinstance(one.get_header(A), Miss)
-    one.courier.flush()
+    one.write_back.flush()
     assert isinstance(two.get_header(A), Miss) and two.has(B)
     one.put(A, make_kv(A))  # and back, in one go with the deletion
     assert catalog.delete_document("b")
@@ -269,7 +269,7 @@ def test_a_chunk_that_is_damaged_here_comes_from_there(machines: Machines) -> No
 
 def test_a_chunk_that_is_damaged_here_and_nowhere_else(machines: Machines) -> None:
     one = machines("one")
-    with one.courier._turn:
+    with one.write_back._turn:
         one.put(A, make_kv(A))
         rewrite_layer(one.disk, A, 1, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]))
         assert one.get(A).reason == "corrupt"  # type: ignore[union-attr]

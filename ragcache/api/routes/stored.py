@@ -151,7 +151,7 @@ async def delete_chunk(id: str, state: Served, tenant: Tenant) -> dict[str, Any]
     """Its KV alone: it is computed anew where it is needed."""
     digest = bytes.fromhex(_digest(id))
     cache = await opened(state, tenant)
-    if not await in_thread(cache.store.forget, digest):
+    if not await in_thread(cache.store.delete_digest, digest):
         raise _missing("chunk", id)
     return {"id": id, "object": "ragcache.chunk", "deleted": True}
 

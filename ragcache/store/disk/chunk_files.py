@@ -98,7 +98,7 @@ class ChunkFiles:
             raise
 
     @contextmanager
-    def hold(self, digests: Iterable[bytes]) -> Iterator[None]:
+    def keep_open(self, digests: Iterable[bytes]) -> Iterator[None]:
         """While this lasts, files of these chunks stay open once they have been read from; of all
         chunks, at most :data:`_MAX_OPEN`."""
         held = [digest.hex() for digest in digests]

@@ -94,9 +94,9 @@ class ChunkLayers:
                     self._files.remove(header.file)
             raise
 
-    def hold(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
+    def keep_open(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
         """While this lasts, these chunks are read layer after layer; see ChunkFiles."""
-        return self._files.hold(digests)
+        return self._files.keep_open(digests)
 
     def remove(self, file: str) -> None:
         """Remove a file that no header names any more."""
@@ -139,7 +139,7 @@ class ChunkLayers:
     def chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
         """The whole chunk, every layer checked."""
         pairs = []
-        with self.hold([header.key]):
+        with self.keep_open([header.key]):
             for layer in range(header.spec.layers):
                 pair = self.pair(txn, header, layer)
                 if isinstance(pair, Miss):
@@ -156,7 +156,7 @@ class ChunkLayers:
         if isinstance(header, Miss):
             return header
         raws = []
-        with self.hold([digest]):
+        with self.keep_open([digest]):
             for layer in range(header.spec.layers):
                 raw = self._read(txn, header, layer)
                 if isinstance(raw, Miss):

@@ -46,7 +46,7 @@ class Capacity:
         self.evictions = 0
         self._policies: dict[str, Policy[bytes]] = {}
         self._tenants: dict[bytes, str] = {}
-        self._held: Counter[bytes] = Counter()
+        self._leased: Counter[bytes] = Counter()
         self._dirty: set[bytes] = set()
         self._loaded = False
         self._early: list[tuple[bytes, float]] = []  # uses before anything was loaded
@@ -68,7 +68,7 @@ class Capacity:
             self.hit(digest, worth)
 
     @property
-    def has_news(self) -> bool:
+    def has_unsaved_uses(self) -> bool:
         """Whether there are uses that :meth:`save` would write down."""
         return bool(self._dirty or self._early)
 
@@ -90,17 +90,17 @@ class Capacity:
                 self._dirty.add(digest)
 
     @contextmanager
-    def hold(self, digests: Iterable[bytes]) -> Iterator[None]:
+    def lease(self, digests: Iterable[bytes]) -> Iterator[None]:
         """These are being read: none of them makes room meanwhile."""
         held = list(digests)
         with self._lock:
-            self._held.update(held)
+            self._leased.update(held)
         try:
             yield
         finally:
             with self._lock:
-                self._held.subtract(held)
-                self._held += Counter()  # forgets those that nobody reads
+                self._leased.subtract(held)
+                self._leased += Counter()  # forgets those that nobody reads
 
     @contextmanager
     def making_room(self, header: Header, pinned: Callable[[bytes], bool]) -> Iterator[list[bytes]]:
@@ -132,7 +132,7 @@ class Capacity:
         if (mine := self._tenants.get(digest)) is not None:
             sizes[mine] -= self._of(mine).held(digest).size
         sizes[tenant] = sizes.get(tenant, 0) + header.payload_bytes
-        spared = _Spared(self._held, pinned, {digest})
+        spared = _Spared(self._leased, pinned, {digest})
 
         def take(name: str, need: int = 1) -> bool:
             found = self._of(name).victims(need, spared)

@@ -51,7 +51,7 @@ _Found = TypeVar("_Found")
 Layout = Literal["auto", "records", "files"]
 FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
 WORTH_COMPACTING = 1 << 20  # unused bytes
-_LOOK_EVERY = 16  # changes between two looks at what is unused
+_CHECK_EVERY = 16  # changes between two looks at what is unused
 
 
 class DiskStore(ChunkStore):
@@ -90,10 +90,10 @@ class DiskStore(ChunkStore):
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
         self._hits = HitCounter()
-        self._changes = ChunkWriter(self.tables, self._layers, self._capacity)
-        self._changed = 0  # times
-        self.variants = DiskVariants(self.tables, self._put_variant, self._capacity)
-        self.tables.claimed = self._begin
+        self._writer = ChunkWriter(self.tables, self._layers, self._capacity)
+        self._change_count = 0  # times
+        self.variants = DiskVariants(self.tables, self._put_unsent, self._capacity)
+        self.tables.on_become_writer = self._begin
         try:
             if self.tables.is_writer:
                 self._begin()
@@ -122,8 +122,8 @@ class DiskStore(ChunkStore):
 
     def put(self, key: ChunkKey, kv: ChunkKV) -> None:
         check_kv(key, kv)
-        coming = self._coming(key, kv)
-        self._place([coming], lambda txn: self._send(txn, key, coming.blank))
+        coming = self._new_chunk(key, kv)
+        self._write([coming], lambda txn: self._add_to_outbox(txn, key, coming.blank))
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         """All in one commit; one by one where there is a quota, for each may evict others."""
@@ -133,13 +133,13 @@ class DiskStore(ChunkStore):
         given = list(chunks)
         for key, kv in given:
             check_kv(key, kv)
-        coming = [self._coming(key, kv) for key, kv in given]
+        coming = [self._new_chunk(key, kv) for key, kv in given]
 
         def also(txn: Transaction) -> None:
             for (key, _), one in zip(given, coming, strict=True):
-                self._send(txn, key, one.blank)
+                self._add_to_outbox(txn, key, one.blank)
 
-        self._place(coming, also)
+        self._write(coming, also)
 
     def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         with self.tables.read() as txn:
@@ -171,8 +171,8 @@ class DiskStore(ChunkStore):
     @contextmanager
     def lease(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
         digests = [key.digest for key in keys]
-        kept = self._capacity.hold(digests) if self._capacity is not None else nullcontext()
-        with kept, self._layers.hold(digests):
+        kept = self._capacity.lease(digests) if self._capacity is not None else nullcontext()
+        with kept, self._layers.keep_open(digests):
             yield
 
     def delete(self, key: ChunkKey) -> bool:
@@ -183,23 +183,23 @@ class DiskStore(ChunkStore):
 
     @contextmanager
     def change(self) -> Iterator[DiskChange]:
-        with self._changes.begin(shared=self.outbox_codecs is not None) as change:
+        with self._writer.begin(shared=self.outbox_codecs is not None) as change:
             yield change
-        self._look()
+        self._compact_if_wasteful()
 
-    def _place(
+    def _write(
         self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
-        self._changes.place(coming, also)
-        self._look()
+        self._writer.write(coming, also)
+        self._compact_if_wasteful()
 
-    def _look(self) -> None:
+    def _compact_if_wasteful(self) -> None:
         """After every change: compact now and then. What is committed is committed, whatever
         becomes of this."""
         try:
-            with self._changes.alone:
-                self._changed += 1
-                if self._changed % _LOOK_EVERY == 0 and self.is_wasteful():
+            with self._writer.lock:
+                self._change_count += 1
+                if self._change_count % _CHECK_EVERY == 0 and self.is_wasteful():
                     self.compact()
         except (StoreError, OSError) as error:
             logger.warning("compaction of %s was given up: %s", self.tables.path, error)
@@ -215,7 +215,7 @@ class DiskStore(ChunkStore):
         Happens by itself, now and then, where the store :meth:`is_wasteful`. Files of chunks give
         their space back when they are removed.
         """
-        with self._changes.alone:
+        with self._writer.lock:
             return self.tables.compact()
 
     def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
@@ -227,9 +227,9 @@ class DiskStore(ChunkStore):
         self.layout, moved = layout, 0
         every = list(self.keys())
         for done, digest in enumerate(every, 1):
-            if self._changes.move(digest, self._in_file):
+            if self._writer.rewrite(digest, self._in_file):
                 moved += 1
-                self._look()
+                self._compact_if_wasteful()
             if progress is not None:
                 progress(done, len(every))
         return moved
@@ -246,7 +246,7 @@ class DiskStore(ChunkStore):
             found = [decode_header(txn.get("headers", digest) or b"") for digest in page]
         return [header for header in found if isinstance(header, Header)]
 
-    def forget(self, digest: bytes) -> bool:
+    def delete_digest(self, digest: bytes) -> bool:
         """Remove a chunk by its digest; True if it was there."""
         with self.change() as change:
             header = decode_header(change.txn.get("headers", digest) or b"")
@@ -254,7 +254,7 @@ class DiskStore(ChunkStore):
                 outbox.delete(change.txn, header.content, digest)
             return change.delete(digest)
 
-    def drop(self, digest: bytes) -> None:
+    def drop_local(self, digest: bytes) -> None:
         """Remove a chunk here; a remote is told nothing."""
         with self.change() as change:
             change.delete(digest)
@@ -264,7 +264,7 @@ class DiskStore(ChunkStore):
         with self.tables.read() as txn:
             return self._layers.record(txn, digest)
 
-    def enter(self, record: Record) -> bool:
+    def put_record(self, record: Record) -> bool:
         """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
 
         False, and nothing is changed, where there is one, or it was deleted and the remote has not
@@ -272,7 +272,7 @@ class DiskStore(ChunkStore):
         does.
         """
         header = record.header
-        with self._changes.alone:
+        with self._writer.lock:
             with self.tables.read() as txn:
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
                 if there or outbox.is_deleted(txn, header.content, header.key):
@@ -280,7 +280,7 @@ class DiskStore(ChunkStore):
                 if kv_shapes.check_shape(txn, header) is not None:
                     return False
             in_file = self._in_file(len(record.raws[0]))
-            self._place([NewChunk.of(header, record.raws, in_file=in_file)])
+            self._write([NewChunk.of(header, record.raws, in_file=in_file)])
         return True
 
     def stats(self) -> StoreStats:
@@ -303,7 +303,7 @@ class DiskStore(ChunkStore):
         )
 
     @property
-    def waiting(self) -> int:
+    def pending_writes(self) -> int:
         """Changes that a remote is still to be told."""
         with self.tables.read() as txn:
             return outbox.depth(txn)
@@ -325,7 +325,7 @@ class DiskStore(ChunkStore):
 
     def close(self) -> None:
         try:
-            if self._capacity is not None and self._capacity.has_news:
+            if self._capacity is not None and self._capacity.has_unsaved_uses:
                 with suppress(StoreError), self.tables.write() as txn:
                     self._capacity.save(txn)
         finally:
@@ -353,17 +353,17 @@ class DiskStore(ChunkStore):
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
-    def _put_variant(self, key: ChunkKey, kv: ChunkKV, also: Callable[[Transaction], None]) -> None:
+    def _put_unsent(self, key: ChunkKey, kv: ChunkKV, also: Callable[[Transaction], None]) -> None:
         """Put a chunk that is not sent to a remote, with ``also`` in the same commit."""
         check_kv(key, kv)
-        self._place([self._coming(key, kv)], also)
+        self._write([self._new_chunk(key, kv)], also)
 
-    def _coming(self, key: ChunkKey, kv: ChunkKV) -> NewChunk:
+    def _new_chunk(self, key: ChunkKey, kv: ChunkKV) -> NewChunk:
         size = codec(key.codec).layer_bytes(kv.spec, len(kv.tokens))
         in_file = self._in_file(size or kv.spec.layer_bytes(len(kv.tokens)))
         return NewChunk.of(Header.of(key, kv, ()), encode_layers(key.codec, kv), in_file=in_file)
 
-    def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
+    def _add_to_outbox(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
         """Add the chunk to the outbox, where the store has one."""
         if self.outbox_codecs is not None:
             copies = [TranscodeTarget.of(with_codec(key, name)) for name in self.outbox_codecs]

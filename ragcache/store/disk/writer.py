@@ -24,24 +24,24 @@ class DiskChange:
 
     def __init__(self, txn: Transaction, *, shared: bool = False) -> None:
         self.txn, self._shared = txn, shared
-        self.unnamed: list[str] = []  # files that nothing names once this is committed
-        self.forgotten: list[bytes] = []  # chunks that were taken out, but for those evicted
+        self.unreferenced: list[str] = []  # files that nothing names once this is committed
+        self.deleted: list[bytes] = []  # chunks that were taken out, but for those evicted
 
-    def enter(self, header: Header) -> None:
+    def insert(self, header: Header) -> None:
         """Put in a chunk whose layers are written; there is none under its key."""
         self.txn.put("headers", header.key, encode_header(header))
         update_index(self.txn, header, 1)
 
     def delete(self, digest: bytes) -> bool:
         """Take a chunk out; True if it was there."""
-        self.forgotten.append(digest)
+        self.deleted.append(digest)
         return self.evict(digest)
 
     def evict(self, digest: bytes) -> bool:
         """Take a chunk out that has to make room: its policy knows. True if it was there."""
         header = decode_header(self.txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.file:
-            self.unnamed.append(header.file)
+            self.unreferenced.append(header.file)
         return remove_chunk(self.txn, digest)
 
     def delete_content(self, content: bytes) -> int:
@@ -67,24 +67,24 @@ class ChunkWriter:
     def __init__(self, tables: Tables, layers: ChunkLayers, capacity: Capacity | None) -> None:
         self._tables, self._layers, self._capacity = tables, layers, capacity
         #: Held from the first look of a change on; by others who want none meanwhile.
-        self.alone = threading.RLock()
+        self.lock = threading.RLock()
 
     @contextmanager
     def begin(self, *, shared: bool = False) -> Iterator[DiskChange]:
         """See :meth:`ChunkStore.change`; ``shared`` as for DiskChange."""
-        with self.alone:
+        with self.lock:
             with self._tables.write() as txn:
                 change = DiskChange(txn, shared=shared)
                 yield change
                 if self._capacity is not None:
                     self._capacity.save(txn)
             if self._capacity is not None:
-                for digest in change.forgotten:
+                for digest in change.deleted:
                     self._capacity.discard(digest)
-            for name in change.unnamed:
+            for name in change.unreferenced:
                 self._layers.remove(name)
 
-    def place(
+    def write(
         self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
         """Write chunks, each in the place of what is there under its key; ``also`` in the same
@@ -99,13 +99,13 @@ class ChunkWriter:
                     room = self._capacity.making_room(header, change.is_pinned)
                     for victim in committed.enter_context(room):
                         change.evict(victim)
-                change.enter(header)
+                change.insert(header)
             also(change.txn)
 
-    def move(self, digest: bytes, to_file: Callable[[int], bool]) -> bool:
+    def rewrite(self, digest: bytes, to_file: Callable[[int], bool]) -> bool:
         """Write a chunk anew in the layout that ``to_file`` says, of the bytes of a layer; True if
         it had the other and is whole."""
-        with self.alone:
+        with self.lock:
             with self._tables.read() as txn:
                 header = decode_header(txn.get("headers", digest) or b"")
                 if not isinstance(header, Header) or header.key != digest:
@@ -125,5 +125,5 @@ class ChunkWriter:
 
             if not isinstance(record, Record):
                 return False
-            self.place([NewChunk.of(header, record.raws, in_file=in_file)], also)
+            self.write([NewChunk.of(header, record.raws, in_file=in_file)], also)
         return True

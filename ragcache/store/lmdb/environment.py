@@ -53,7 +53,7 @@ from ragcache.store.lmdb.tables import Tables, Transaction
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 5.0  # between two looks at who reads
+_CHECK_S = 5.0  # between two looks at who reads
 _LONG_S = 30.0  # from here on a read transaction is worth a word
 
 
@@ -78,27 +78,27 @@ class Environment(Tables):
         self.readonly = readonly
         self.map_size = map_size
         #: Called once this process has become the writer, before its first change.
-        self.claimed: Callable[[], None] = lambda: None
+        self.on_become_writer: Callable[[], None] = lambda: None
         self._pid = os.getpid()
         self._idle = threading.Condition()
         self._writing, self._claiming = threading.Lock(), threading.Lock()
         self._closed = False
-        self._left: list[DataFile] = []  # those that were compacted and are still read
-        self._claim: IO[bytes] | None = None
+        self._compacted: list[DataFile] = []  # those that were compacted and are still read
+        self._writer_lock: IO[bytes] | None = None
         self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         with translate_errors(self.path, "open"):
             try:
                 if not readonly and not lazy:
-                    self._claim = acquire_writer_lock(self.path, LOCK_TIMEOUT_S)
+                    self._writer_lock = acquire_writer_lock(self.path, LOCK_TIMEOUT_S)
                 try:
                     self._opened = self._open()
                 except ShortFileError:
                     if not lazy:
                         raise
-                    self._claim = acquire_writer_lock(self.path)
+                    self._writer_lock = acquire_writer_lock(self.path)
                     self._opened = self._open()
-                if self._claim is not None:
+                if self._writer_lock is not None:
                     self._tidy()
             except BaseException:
                 self._release()
@@ -107,7 +107,7 @@ class Environment(Tables):
     @property
     def is_writer(self) -> bool:
         """Whether no other process can write meanwhile."""
-        return self._claim is not None
+        return self._writer_lock is not None
 
     def become_writer(self) -> None:
         """From now on no other process writes. Raises LockedError, at once, where one does."""
@@ -116,7 +116,7 @@ class Environment(Tables):
                 f"the store in {self.path} was opened with readonly=True: open it without"
             )
         with self._claiming:
-            if self._claim is not None:
+            if self._writer_lock is not None:
                 return
             if self._closed:
                 raise self._is_closed()
@@ -124,12 +124,12 @@ class Environment(Tables):
                 held = acquire_writer_lock(self.path)
                 try:
                     self._follow()
-                    self._claim = held
+                    self._writer_lock = held
                     self._opened.make_tables()
                     self._tidy()
-                    self.claimed()
+                    self.on_become_writer()
                 except BaseException:
-                    self._claim = None
+                    self._writer_lock = None
                     release_writer_lock(held)
                     raise
 
@@ -165,7 +165,7 @@ class Environment(Tables):
                 yield LmdbTransaction(txn, entered.tables)
             try:  # what is committed is committed, whatever becomes of this
                 entered.cover()
-                self._look()
+                self._warn_of_long_readers()
             except (lmdb.Error, OSError) as error:
                 logger.warning("after a commit to %s: %s", self.path, error)
 
@@ -205,16 +205,16 @@ class Environment(Tables):
         now = time.monotonic()
         with self._entered() as entered, translate_errors(self.path, "read"):
             with self._idle:
-                there = [reader for one in (entered, *self._left) for reader in one.readers()]
-                self._let_go()
+                there = [reader for one in (entered, *self._compacted) for reader in one.readers()]
+                self._close_unused()
         self._seen = {reader: self._seen.get(reader, now) for reader in there}
         return {r: now - since for r, since in self._seen.items() if now - since > _LONG_S}
 
-    def _look(self) -> None:
+    def _warn_of_long_readers(self) -> None:
         """Now and then, say who holds space back, and let go of readers that were killed."""
-        if time.monotonic() - self._looked < _LOOK_S:
+        if time.monotonic() - self._checked < _CHECK_S:
             return
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         for reader, seconds in self.long_readers().items():
             logger.warning(
                 "a read transaction (pid, thread, number: %s) on %s has been open for %d s or "
@@ -229,16 +229,16 @@ class Environment(Tables):
             return  # a forked child must leave the parent's environment alone
         with self._idle:
             self._closed = True  # no new ones; then wait, for closing unmaps what they read
-            every = [self._opened, *self._left]
+            every = [self._opened, *self._compacted]
             self._idle.wait_for(lambda: not any(one.running for one in every))
         self._release()
 
     def _release(self) -> None:
         if hasattr(self, "_opened"):
-            for one in (self._opened, *self._left):
+            for one in (self._opened, *self._compacted):
                 one.close()
-        if self._claim is not None and not self._claim.closed:
-            release_writer_lock(self._claim)
+        if self._writer_lock is not None and not self._writer_lock.closed:
+            release_writer_lock(self._writer_lock)
 
     @contextmanager
     def _entered(self) -> Iterator[DataFile]:
@@ -249,7 +249,7 @@ class Environment(Tables):
                 f"in its fork {os.getpid()}: start workers with the spawn method, and open the "
                 "store in each"
             )
-        if self._claim is None:
+        if self._writer_lock is None:
             self._follow()
         with self._idle:
             if self._closed:
@@ -262,7 +262,7 @@ class Environment(Tables):
             with self._idle:
                 entered.running -= 1
                 if entered is not self._opened:  # asking who reads is not for every transaction
-                    self._let_go()
+                    self._close_unused()
                 self._idle.notify_all()
 
     def _is_closed(self) -> StoreError:
@@ -274,21 +274,21 @@ class Environment(Tables):
             if self._closed or current_folder(self.path) == self._opened.folder:
                 return
             old, self._opened = self._opened, self._open()
-            self._left.append(old)
-            self._let_go()
+            self._compacted.append(old)
+            self._close_unused()
 
-    def _let_go(self) -> None:
+    def _close_unused(self) -> None:
         """Close what was left behind and is not read any more; a writer waits for all processes."""
-        for old in [one for one in self._left if not one.running]:
-            if self._claim is None or not old.readers():
+        for old in [one for one in self._compacted if not one.running]:
+            if self._writer_lock is None or not old.readers():
                 old.close()
-                self._left.remove(old)
+                self._compacted.remove(old)
 
     def _open(self) -> DataFile:
         for _ in range(5):
             folder = current_folder(self.path)
             named = folder != self.path
-            alone = self._claim is not None
+            alone = self._writer_lock is not None
             there = os.path.lexists(folder / "data.mdb")
             if not there and alone and not named:
                 create_data_file(self.path, map_size=self.map_size)

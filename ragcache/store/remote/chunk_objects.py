@@ -75,7 +75,7 @@ class ChunkObjects:
         with self._lock:
             seen: ObjectHeader | Miss | None = self._known.get(key.digest)
         try:
-            seen = seen or self.look(object_name(key.content, key.digest))
+            seen = seen or self.fetch_header(object_name(key.content, key.digest))
             if seen is None:
                 return ABSENT
         except RemoteError as error:
@@ -97,13 +97,13 @@ class ChunkObjects:
             for name, _ in sorted(self.names(key.content)):
                 if digest_of(name) == key.digest or hidden(digest_of(name)):
                     continue
-                if isinstance(other := self.look(name), ObjectHeader):
+                if isinstance(other := self.fetch_header(name), ObjectHeader):
                     return stale_miss(key, other.header.name, other.header.mode)
         except RemoteError as error:
             return Miss("unreadable", str(error))
         return None
 
-    def look(self, name: str) -> ObjectHeader | Miss | None:
+    def fetch_header(self, name: str) -> ObjectHeader | Miss | None:
         """The header of an object, read now; None where there is no such object."""
         try:
             with self.meter.answered():
@@ -142,7 +142,7 @@ class ChunkObjects:
                 return Miss("unreadable", str(error))
             if raw is not None:
                 return seen.header, raw
-            self.forget(key.digest)
+            self.uncache(key.digest)
         return Miss("unreadable", "its object is replaced all the time")
 
     def record(
@@ -150,7 +150,7 @@ class ChunkObjects:
     ) -> Record | Miss | None:
         """A whole object, every layer checked; None where it is not there. The Miss of an object
         whose header is ``foreign``, or names another, is told before any layer is read."""
-        seen = self.look(name)
+        seen = self.fetch_header(name)
         if not isinstance(seen, ObjectHeader):
             return seen
         header = seen.header
@@ -182,9 +182,9 @@ class ChunkObjects:
         name, tag = object_name(header.content, header.key), None
         for _ in range(_CHANGES):
             if self.bucket.put(name, data, tag=tag):
-                self.forget(header.key)
+                self.uncache(header.key)
                 return True
-            seen = self.look(name)
+            seen = self.fetch_header(name)
             if isinstance(seen, ObjectHeader) and (
                 seen.header.version == header.version or not replacing  # an answer that was lost
             ):
@@ -202,7 +202,7 @@ class ChunkObjects:
             names = [name for name, _ in self.names(content)]
         self.bucket.delete(*names)
         for name in names:
-            self.forget(digest_of(name))
+            self.uncache(digest_of(name))
         return len(names)
 
     def names(self, content: bytes | None = None) -> Iterator[tuple[str, int]]:
@@ -213,7 +213,7 @@ class ChunkObjects:
             if _is_ours(name):
                 yield name, size
 
-    def forget(self, digest: bytes) -> None:
+    def uncache(self, digest: bytes) -> None:
         """Remember nothing of a chunk."""
         with self._lock:
             self._known.pop(digest, None)

@@ -105,14 +105,14 @@ class ReadThrough:
             if all(other == header for other, _ in there):  # it was not replaced meanwhile
                 return Record(header, tuple(raw for _, raw in there))
 
-    def enter(self, record: Record) -> None:
+    def cache(self, record: Record) -> None:
         """Keep a chunk on disk, where it can be used, and there is room for it."""
         if (miss := check_decodable(record)) is not None:
             logger.warning("chunk %s is not kept: %s", record.header.key.hex()[:12], miss.detail)
             self._counts.add("not_kept")
             return
         try:
-            if self._disk.enter(record):
+            if self._disk.put_record(record):
                 self._counts.add("kept")
         except (FullError, LockedError):
             self._counts.add("not_kept")
@@ -147,7 +147,7 @@ class ReadThrough:
             more = self.layers(key, left) if left else Record(chunk.header, ())
             if isinstance(more, Record) and more.header == chunk.header:
                 raws = {**chunk.raws, **dict(zip(left, more.raws, strict=True))}
-                self.enter(Record(chunk.header, tuple(raws[n] for n in sorted(raws))))
+                self.cache(Record(chunk.header, tuple(raws[n] for n in sorted(raws))))
         except StoreError as error:
             self._counts.add("not_kept")
             logger.warning("chunk %s is not kept on disk: %s", key.digest.hex()[:12], error)

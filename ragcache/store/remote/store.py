@@ -107,9 +107,9 @@ class RemoteStore(ChunkStore):
         self._patience_s = patience_s
         self._hits, self._counts = HitCounter(), EventCounts()
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
-        self._arrivals = ReadThrough(disk, objects)
-        self._pool = self._arrivals.pool
-        self.courier = WriteBack(disk, objects)
+        self._read_through = ReadThrough(disk, objects)
+        self._pool = self._read_through.pool
+        self.write_back = WriteBack(disk, objects)
 
     @property
     def tables(self) -> Tables:
@@ -126,7 +126,7 @@ class RemoteStore(ChunkStore):
         except FullError:
             self._put_there(key, kv)
         else:
-            self.courier.wake()
+            self.write_back.wake()
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         given = list(chunks)
@@ -135,7 +135,7 @@ class RemoteStore(ChunkStore):
         except FullError:
             super().put_all(given)
         else:
-            self.courier.wake()
+            self.write_back.wake()
 
     def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         found = self._get_header(key)
@@ -206,11 +206,11 @@ class RemoteStore(ChunkStore):
         found = self.get_header(key, count=False)
         if isinstance(found, Miss):
             return self._hits.count(found)
-        record = self._arrivals.layers(key, range(found.spec.layers))
+        record = self._read_through.layers(key, range(found.spec.layers))
         if isinstance(record, Miss):
             return self._hits.count(self._less(here, record))
         self._heal(key, here)
-        self._arrivals.enter(record)
+        self._read_through.cache(record)
         parts = [(record.header, raw) for raw in record.raws]
         try:
             pairs = [self._decoded(key, layer, part) for layer, part in enumerate(parts)]
@@ -221,13 +221,13 @@ class RemoteStore(ChunkStore):
         return ChunkKV(key.tokens, keys, values, record.header.sensitivity)
 
     def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        return self._arrivals.lease(keys)
+        return self._read_through.lease(keys)
 
     def delete(self, key: ChunkKey) -> bool:
         there = self.has(key)
         self.disk.delete(key)
-        self.objects.forget(key.digest)
-        self.courier.wake()
+        self.objects.uncache(key.digest)
+        self.write_back.wake()
         return there
 
     def change(self) -> AbstractContextManager[Change]:
@@ -243,19 +243,19 @@ class RemoteStore(ChunkStore):
     @property
     def traffic(self) -> RemoteTraffic:
         """Counts of what was sent to the remote and read from it."""
-        counts = self._arrivals.counts + self.courier.counts + self.objects.bucket.counts
+        counts = self._read_through.counts + self.write_back.counts + self.objects.bucket.counts
         counts += self._counts.snapshot()
         names = RemoteTraffic.__dataclass_fields__.keys() - {"url", "waiting"}
         figures = {name: counts[name] for name in names}
-        return RemoteTraffic(self.objects.bucket.url, self.disk.waiting, **figures)
+        return RemoteTraffic(self.objects.bucket.url, self.disk.pending_writes, **figures)
 
     def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write down what was read, and tell the remote what it is to be told: (done, of how many).
 
         Raises RemoteError where it cannot be told; it will be later.
         """
-        self._arrivals.flush()
-        self.courier.flush(progress)
+        self._read_through.flush()
+        self.write_back.flush(progress)
 
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         return self.disk.verify(repair=repair)
@@ -267,8 +267,8 @@ class RemoteStore(ChunkStore):
         with ExitStack() as every:  # each is closed whatever becomes of the others
             every.callback(self._blocks.clear)
             every.callback(self.disk.close)
-            every.callback(self.courier.close, self._patience_s)
-            every.callback(self._arrivals.close)
+            every.callback(self.write_back.close, self._patience_s)
+            every.callback(self._read_through.close)
 
     def _get_header(self, key: ChunkKey) -> StoredChunk | Miss:
         """What is found on disk, or else in the remote. Why there is nothing is looked up on disk
@@ -314,16 +314,16 @@ class RemoteStore(ChunkStore):
         if here.reason in ("corrupt", "truncated", "foreign"):
             logger.warning("chunk %s is read anew: %s here", key.digest.hex()[:12], here.reason)
             with suppress(LockedError):  # whoever writes will come upon it too
-                self.disk.drop(key.digest)
+                self.disk.drop_local(key.digest)
                 self._counts.add("healed")
 
     def _put_there(self, key: ChunkKey, kv: ChunkKV) -> None:
         """Put a chunk for which there is no room here."""
         if self._is_gone(key.content, key.digest):  # the remote must be told that before
-            self.courier.flush()
+            self.write_back.flush()
         for each in (key, *(with_codec(key, name) for name in self.remote_codecs)):
             self.objects.put(encode_chunk(each, kv), replacing=True)
-        self.disk.drop(key.digest)
+        self.disk.drop_local(key.digest)
 
     def _is_gone(self, content: bytes, digest: bytes) -> bool:
         """Whether a chunk has been deleted, though the remote may not know it yet."""
@@ -334,7 +334,7 @@ class RemoteStore(ChunkStore):
         """A layer of the remote, as it is stored there."""
         if self._is_gone(key.content, key.digest):
             return Miss("absent", "it was deleted")
-        return self._arrivals.layer(key, layer)
+        return self._read_through.layer(key, layer)
 
     def _settled(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
         """A layer that was ``found`` in the remote; where it was not, it may have come to the disk

@@ -135,7 +135,7 @@ def _fetched(
         logger.warning("%s is left where it is, %s: %s", name, record.reason, record.detail)
         return "foreign" if record.reason == "foreign" else "damaged"
     try:
-        return "moved" if disk.enter(record) else "there"
+        return "moved" if disk.put_record(record) else "there"
     except FullError:
         return "no_room"
 

@@ -42,7 +42,7 @@ class WriteBack:
         self._turn = threading.Lock()  # of whoever carries rows out
         self._pool = ThreadPoolExecutor(MAX_REQUESTS, "ragcache-send")
         self._wanted.set()  # what an earlier process has left
-        self._thread = threading.Thread(target=self._run, name="ragcache-courier", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ragcache-write-back", daemon=True)
         self._thread.start()
 
     @property
