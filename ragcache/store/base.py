@@ -1,7 +1,7 @@
-"""The contract of a chunk store: where KV is kept, and what a caller may rely on.
+"""The contract of a chunk store: what it stores, and what callers can rely on.
 
-A chunk is there whole or not at all. A record that is corrupt, stale, foreign or truncated is a
-miss with a counted reason: a store never returns KV that is not what was put under that key.
+A chunk is stored whole or not at all. A record that is corrupt, stale, foreign or truncated is a
+miss with a counted reason: a store never returns KV other than what was put under the key.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """A record that exists and whose header is sound. Its payload is checked when it is read."""
+    """A record whose header was read and is valid. Its layers are checked when they are read."""
 
     key: ChunkKey
     spec: KVSpec
     tokens: int
-    layer_sizes: tuple[int, ...]  # bytes of each layer, as it is stored
+    layer_sizes: tuple[int, ...]  # bytes of each layer as stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
-    version: int = 0  # another one for every put: what was found is what is there if it is equal
+    version: int = 0  # differs for every put: equal versions are the same record
     is_remote: bool = field(default=False, compare=False)  # read over a network
-    origin: object = field(default=None, compare=False, repr=False)  # for the store that found it
+    origin: object = field(default=None, compare=False, repr=False)  # private to the store
 
     @property
     def codec(self) -> str:
@@ -45,43 +45,43 @@ class StoredChunk:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of all layers, as they are stored."""
+        """Bytes of all layers as stored."""
         return sum(self.layer_sizes)
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of a layer's keys and values in memory."""
+        """Bytes of one layer's keys and values in memory."""
         return self.spec.layer_bytes(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """No usable record, and why. ``detail`` is a sentence for people."""
+    """There is no usable record. ``detail`` says why, in a sentence for people."""
 
     reason: MissReason
     detail: str = ""
 
 
-#: Where nothing is known of the tokens, under any key.
+#: The miss where no key with the same tokens is stored.
 ABSENT = Miss("absent", "these tokens are not stored")
-READ_THREADS = 2  # layers that are asked for at a time, by two threads of a LayerReader
+READ_THREADS = 2  # of a LayerReader by default: each reads one layer at a time
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Counts since the store was opened, and what it holds now."""
+    """Counts since the store was opened, and its contents now."""
 
     chunks: int
     payload_bytes: int
     hits: int
     misses: Counter[MissReason]
     fingerprints: dict[str, int]  # printable fingerprint -> chunks stored for it
-    evictions: int = 0  # chunks that made room for others, since the store was opened
+    evictions: int = 0  # chunks evicted since the store was opened
     #: printable fingerprint -> payload bytes of the chunks stored for it
     fingerprint_bytes: dict[str, int] = field(default_factory=dict)
 
     def usable(self, fingerprint: Fingerprint) -> tuple[int, int]:
-        """Stored chunks that a model of this fingerprint can use, and all stored chunks."""
+        """The number of stored chunks that a model with this fingerprint can use, and of all."""
         mine = str(fingerprint).rpartition("@")[2]
         counts = self.fingerprints.items()
         usable = sum(count for name, count in counts if name.rpartition("@")[2] == mine)
@@ -97,7 +97,7 @@ class HitCounter:
         self._misses: Counter[MissReason] = Counter()
 
     def count(self, found: _Found) -> _Found:
-        """Count a Miss under its reason, anything else as a hit, and hand it back."""
+        """Count a Miss under its reason, anything else as a hit, and return it."""
         with self._lock:
             if isinstance(found, Miss):
                 self._misses[found.reason] += 1
@@ -112,10 +112,8 @@ class HitCounter:
 
 
 def stale_miss(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
-    """The miss of ``key`` where the same tokens are stored for another model, mode or prefix.
-
-    ``fingerprint`` (printable) and ``mode`` are those of the record that is there.
-    """
+    """The miss for ``key`` where the same tokens are stored for another model, mode or prefix:
+    under ``fingerprint`` (printable) and ``mode``."""
     wanted = str(key.fingerprint)
     if fingerprint != wanted:
         return Miss("stale", f"these tokens are stored for {fingerprint}, asked for {wanted}")
@@ -125,7 +123,7 @@ def stale_miss(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
 
 
 def unusable_error(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
-    """The StoreError for a record that turned out unusable while it was read."""
+    """The StoreError for a record that cannot be used, found out while reading a layer."""
     return StoreError(
         f"layer {layer} of chunk {key.digest.hex()[:12]} is {miss.reason}: {miss.detail}. "
         "Count it as a miss and compute the chunk again.",
@@ -135,13 +133,13 @@ def unusable_error(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
 
 
 def check_layer(layer: int, layers: int) -> None:
-    """Raise ValueError for a layer that a chunk of so many does not have."""
+    """Raise ValueError where a chunk of ``layers`` layers has no layer ``layer``."""
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} of a chunk that has layers 0 to {layers - 1}")
 
 
 class Change(Protocol):
-    """A commit over chunks and over whatever else lives in the store's tables: all or nothing."""
+    """One commit over chunks and the other tables of a store: all or nothing."""
 
     @property
     def txn(self) -> Transaction: ...
@@ -192,7 +190,7 @@ class VariantStore(ABC):
 
 
 class NoVariants(VariantStore):
-    """Of a store that keeps no variants: what is put is dropped, and nothing is found."""
+    """For stores without variants: drops what is put and finds nothing."""
 
     def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
         return
@@ -206,15 +204,15 @@ class NoVariants(VariantStore):
 
 @dataclass(frozen=True, slots=True)
 class StoreDescription:
-    """What the speed of reading from a store depends on: measured speeds hold for equal ones."""
+    """What the speed of reading from a store depends on. Measurements apply to equal ones."""
 
-    kind: str  # name of the class that reads the layers on this machine
-    layout: str = ""  # how it lays them out on disk
-    ram_bytes: int = 0  # of decoded layers that a tier before it may hold
+    kind: str  # class name of the store that reads from this machine
+    layout: str = ""  # of its files on disk
+    ram_bytes: int = 0  # capacity of the RAM tier in front of it
 
 
 class ChunkStore(ABC):
-    """Keys to KV. Thread-safe; one writer process, any number of readers."""
+    """Maps keys to KV. Thread-safe; one writer process, any number of readers."""
 
     #: Codecs in which a remote holds copies of a chunk besides the store's own, least lossy first.
     remote_codecs: Sequence[str] = ()
@@ -223,7 +221,7 @@ class ChunkStore(ABC):
 
     @property
     def description(self) -> StoreDescription:
-        """What the speed of reading from this store depends on."""
+        """Identifies what the speed of reading from this store depends on."""
         return StoreDescription(type(self).__name__)
 
     @abstractmethod
@@ -235,7 +233,7 @@ class ChunkStore(ABC):
         """
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
-        """:meth:`put` every chunk. A store that can makes it one commit: all of them, or none."""
+        """Put every chunk; in one commit, all or none, where the store supports that."""
         for key, kv in chunks:
             self.put(key, kv)
 
@@ -272,10 +270,10 @@ class ChunkStore(ABC):
         """
 
     def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
-        """:meth:`layer` of every chunk, in order, to be read only: it may be the store's own.
+        """:meth:`layer` of every chunk, in order. Read-only: the tensors may belong to the store.
 
-        Where a chunk was replaced or deleted since it was found, what is handed out is of the old
-        or the new record, or the error says that it is gone.
+        For a chunk that was replaced or deleted since its header was read, returns the old or the
+        new record's layer, or raises StoreError.
         """
         return [self.layer(chunk.key, layer) for chunk in chunks]
 
@@ -300,33 +298,34 @@ class ChunkStore(ABC):
 
     @abstractmethod
     def delete(self, key: ChunkKey) -> bool:
-        """Remove a chunk; True if it was there."""
+        """Delete a chunk; True if it was there."""
 
     @abstractmethod
     def change(self) -> AbstractContextManager[Change]:
-        """Change chunks and tables in one commit, durable at the end; nothing if it raises."""
+        """Change chunks and tables in one commit, durable at the end of the context; nothing
+        changes if it raises."""
 
     @abstractmethod
     def keys(self) -> Iterator[bytes]:
         """Digests of all stored chunks, in byte order.
 
-        A chunk that is put or deleted meanwhile may or may not appear.
+        Chunks that are put or deleted during the iteration may or may not appear.
         """
 
     @abstractmethod
     def stats(self) -> StoreStats:
-        """Of the store as a whole."""
+        """Counts and contents of the whole store."""
 
     @abstractmethod
     def verify(self, *, repair: bool = False) -> dict[str, str]:
-        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones."""
+        """Read every record; hex digest -> what is wrong with it. ``repair`` deletes these."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything. Closing twice is allowed; use after it raises StoreError."""
+        """Release all resources. Closing twice is allowed; use after closing raises StoreError."""
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk, every layer verified."""
+        """The whole chunk, every layer checked."""
         from ragcache.types import ChunkKV
 
         found = self.get_header(key)

@@ -1,7 +1,8 @@
-"""Eviction: which chunks go first when a store is full.
+"""Eviction policies: which chunks a full store evicts first.
 
-A :class:`Policy` is told of keys, sizes and uses and never sees KV, so that the store and
-:mod:`ragcache.sim.eviction` run the same ones. Add a policy by adding its class and its line here.
+A :class:`Policy` gets keys, sizes and uses and never sees KV, so that the store and
+:mod:`ragcache.sim.eviction` run the same ones. To add a policy, add its class and its line in
+:data:`POLICIES`.
 """
 
 from __future__ import annotations
@@ -19,35 +20,36 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Usage(NamedTuple):
-    """How a chunk has been used: the state of every policy, so that a store may change its own."""
+    """How a chunk has been used. All policies keep this state, so that a store can change its
+    policy."""
 
-    last: float  # when, counted in uses of all chunks
-    times: float  # used, the one that made it included
-    worth: float  # of its hits, added up
-    clock: float  # the policy's clock at its last use
+    last: float  # time of the last use, counted in uses of all chunks
+    times: float  # number of uses, the put included
+    worth: float  # sum of the worth of its hits
+    clock: float  # the policy's clock at the last use
 
 
 @dataclass(slots=True)
 class CacheEntry:
-    """A chunk that is there."""
+    """A stored chunk, as a policy knows it."""
 
     size: int  # bytes
-    cost: float  # of making it again, in any unit
+    cost: float  # of computing it again, in any unit
     use: Usage
     entry: int  # the number of its entry in the heap; those with other numbers are stale
 
 
 class Policy(ABC, Generic[_Key]):
-    """Puts the chunks that are there in the order in which they go. Not thread-safe.
+    """Orders the stored chunks by which is evicted first. Not thread-safe.
 
     Keys are opaque. :meth:`add`, :meth:`hit`, :meth:`evict` and :meth:`discard` take O(log n),
-    amortised: what they leave behind in the heap is cleared away later.
+    amortised: stale entries of the heap are removed later.
     """
 
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        self.bytes = 0  # of all chunks that are there
+        self.bytes = 0  # of all stored chunks
         self._chunks: dict[_Key, CacheEntry] = {}
         self._heap: list[tuple[float, float, int, _Key]] = []  # priority, last use, entry, key
         self._entries = 0
@@ -56,10 +58,11 @@ class Policy(ABC, Generic[_Key]):
 
     @abstractmethod
     def priority(self, key: _Key, held: CacheEntry) -> float:
-        """The least goes first; of equals, the least recently used. Fixed between two uses."""
+        """The lowest is evicted first; of equals, the least recently used. Constant between two
+        uses."""
 
     def add(self, key: _Key, size: int, cost: float) -> None:
-        """A chunk came in. What was there under ``key`` is replaced, and its uses are forgotten.
+        """A chunk was put. Replaces the one under ``key`` and its uses.
 
         Raises ValueError for a size below 1 byte, or a cost that is negative or not finite.
         """
@@ -67,7 +70,7 @@ class Policy(ABC, Generic[_Key]):
         self.restore(key, size, cost, Usage(self._last, 1, 0, self._clock))
 
     def hit(self, key: _Key, worth: float = 1.0) -> None:
-        """A chunk was served. One that is gone is passed over.
+        """A chunk was served. Unknown keys are ignored.
 
         Raises ValueError for a worth that is negative or not finite.
         """
@@ -80,20 +83,20 @@ class Policy(ABC, Generic[_Key]):
             self._push(key, held)
 
     def evict(self, key: _Key) -> None:
-        """A chunk is gone, to make room. One that is gone already is passed over."""
+        """A chunk was evicted. Unknown keys are ignored."""
         self.discard(key)
 
     def discard(self, key: _Key) -> None:
-        """A chunk is gone for any other reason. One that is gone already is passed over."""
+        """A chunk was deleted for another reason. Unknown keys are ignored."""
         if (held := self._chunks.pop(key, None)) is not None:
             self.bytes -= held.size
 
     def victims(self, need: int, spared: Container[_Key] = ()) -> list[_Key] | None:
-        """What to evict, in this order, to free ``need`` bytes; nothing is evicted yet.
+        """The chunks to evict, in this order, to free ``need`` bytes. Evicts nothing itself.
 
-        None of ``spared`` is among them. None if all others are too few: then evict nothing.
-        Takes O(log n) for every victim and for every spared chunk that would have gone before it,
-        so where many are pinned, free more at once.
+        Never returns any of ``spared``; None where the others do not suffice. Takes O(log n) for
+        every victim and for every spared chunk of a lower priority: where many are pinned, free
+        more at once.
         """
         chosen: list[_Key] = []
         seen = []
@@ -113,17 +116,17 @@ class Policy(ABC, Generic[_Key]):
         return None if need > 0 else chosen
 
     def held(self, key: _Key) -> CacheEntry:
-        """Size, cost and use of a chunk, for :meth:`restore` of any policy. Only to be read.
+        """Size, cost and use of a chunk, for :meth:`restore` of any policy. Read-only.
 
-        Raises KeyError if the chunk is not there.
+        Raises KeyError for an unknown key.
         """
         return self._chunks[key]
 
     def restore(self, key: _Key, size: int, cost: float, use: Usage) -> None:
-        """A chunk that was there before a restart.
+        """Add a chunk that was stored before a restart, with its uses.
 
-        Once all are restored, in any order, they go in the order in which they would have gone;
-        the clock is that of the latest use. Raises ValueError as :meth:`add` does.
+        Once all are restored, in any order, the order of eviction is the same as before, and the
+        clock is that of the latest use. Raises ValueError as :meth:`add` does.
         """
         if size < 1 or not 0 <= cost < math.inf or not all(map(math.isfinite, use)):
             raise ValueError(f"a chunk of {size} bytes, cost {cost} and {use} cannot be ranked")
@@ -152,7 +155,7 @@ class Policy(ABC, Generic[_Key]):
 
 
 class LRU(Policy[_Key]):
-    """The least recently used goes first."""
+    """Evicts the least recently used chunk first."""
 
     name: ClassVar[str] = "lru"
 
@@ -161,10 +164,10 @@ class LRU(Policy[_Key]):
 
 
 class PGDSF(Policy[_Key]):
-    """Greedy dual size frequency: the least of clock + uses * cost / size goes first.
+    """Greedy dual size frequency: evicts the lowest clock + uses * cost / size first.
 
-    Jin et al., RAGCache, arXiv:2404.12457. The clock moves up to the priority of what is evicted,
-    and a chunk takes the clock of its last use: what was worth much once goes in the end. RAGCache
+    Jin et al., RAGCache, arXiv:2404.12457. The clock rises to the priority of what is evicted,
+    and a chunk has the clock of its last use, so that old uses count less and less. RAGCache
     averages the cost over the requests in which a document stands behind different prefixes; here
     a chunk has one cost. A chunk that comes back after it was evicted counts from 1 again.
     """
@@ -181,10 +184,10 @@ class PGDSF(Policy[_Key]):
 
 
 class CraftScore(Policy[_Key]):
-    """The chunk whose hits were worth least, added up, goes first.
+    """Evicts the chunk with the lowest sum of its hits' worth first.
 
     Agarwal et al., Cache-Craft, arXiv:2502.15734, where a hit is worth 1 / CFO: the less of the
-    chunk had to be recomputed, the more. Nothing ages: what was worth much once stays.
+    chunk had to be recomputed, the more. Nothing ages.
     """
 
     name: ClassVar[str] = "craft"
@@ -197,7 +200,7 @@ POLICIES: dict[str, type[Policy[Any]]] = {"lru": LRU, "pgdsf": PGDSF, "craft": C
 
 
 def make_policy(name: str) -> Policy[Any]:
-    """A new policy of that name. Raises ConfigError where there is none."""
+    """A new policy called ``name``. Raises ConfigError where there is none."""
     if name not in POLICIES:
         raise ConfigError(f"eviction policy {name!r} is unknown: use one of {', '.join(POLICIES)}")
     return POLICIES[name]()

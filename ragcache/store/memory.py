@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(ChunkStore):
-    """Chunks in a dict, copied on the way in and on the way out. Lost on close.
+    """Chunks in a dict, copied when they are put and read. Lost on close.
 
-    Its misses are *absent* and *stale*: nothing can damage a record. ``tables`` is where a
-    catalog can live beside it.
+    Misses are *absent* or *stale*. A catalog can share ``tables``.
     """
 
     def __init__(self) -> None:
@@ -183,7 +182,7 @@ class _MemoryVariants(VariantStore):
 
 
 class _MemoryChange:
-    """A :class:`Change` of a store in memory; ``contents`` are those of the chunks that it has."""
+    """A :class:`Change` of a store in memory. ``contents``: content digests by key digest."""
 
     def __init__(self, txn: Transaction, contents: dict[bytes, bytes]) -> None:
         self.txn = txn

@@ -125,7 +125,7 @@ def test_what_cannot_be_kept_is_logged_and_counted(
         def fails(record: object) -> bool:
             raise ZeroDivisionError("a fault of ours")
 
-        monkeypatch.setattr(two.disk, "enter", fails)
+        monkeypatch.setattr(two.disk, "put_record", fails)
         with caplog.at_level(logging.ERROR):
             read(two, KEYS[0])
             two._read_through.flush()

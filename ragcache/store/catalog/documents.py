@@ -1,7 +1,7 @@
-"""Records of documents, by their ids, and when the next of them expires.
+"""Records of documents by their ids, and when the next of them expires.
 
-``next_expiry`` among the counters is no later than the first time at which a document expires, in
-milliseconds since the epoch; 0 while none ever does.
+The counter ``next_expiry`` is a lower bound of the time at which the next document expires, in
+milliseconds since the epoch; 0 while none does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEntry:
-    """What the catalog knows of a document."""
+    """A document, as the catalog lists it."""
 
     id: str
     chunks: int
@@ -34,7 +34,7 @@ class DocumentEntry:
 
 @dataclass(frozen=True, slots=True)
 class DocumentRecord:
-    """The record of a document: its entry, and where its chunks are."""
+    """The stored record of a document: its entry, and the rows of its chunks."""
 
     id: str
     metadata: Mapping[str, str]
@@ -53,7 +53,7 @@ class DocumentRecord:
 
 
 def put(txn: Transaction, document: DocumentRecord) -> None:
-    """Replaces the record of that id. The next expiry is afterwards no later than this one's."""
+    """Put the record of a document, replacing the one of its id, and update the next expiry."""
     fields = {
         "id": document.id,
         "metadata": dict(document.metadata),
@@ -69,13 +69,13 @@ def put(txn: Transaction, document: DocumentRecord) -> None:
 
 
 def find(txn: Transaction, document_id: str) -> DocumentRecord | None:
-    """None where there is no such document. Raises StoreError where its record is damaged."""
+    """The record of a document; None where there is none. Raises StoreError if it is damaged."""
     key = _key_of(txn, document_id)
     return None if txn.view("documents", key) is None else _read(txn, key)
 
 
 def all_records(txn: Transaction) -> Iterator[DocumentRecord]:
-    """All documents, in no order. Raises StoreError where a record is damaged."""
+    """All records, in no particular order. Raises StoreError where one is damaged."""
     for key in txn.keys("documents"):
         yield _read(txn, key)
 
@@ -85,13 +85,13 @@ def remove(txn: Transaction, document_id: str) -> None:
 
 
 def may_have_expired(txn: Transaction, now: float) -> bool:
-    """Whether the time of any document may be over: cheap, and never wrongly False."""
+    """Whether any document may have expired: cheap, and never wrongly False."""
     next_expiry = get_counter(txn, "next_expiry")
     return bool(next_expiry) and next_expiry <= 1000 * now
 
 
 def update_next_expiry(txn: Transaction) -> None:
-    """Find the next expiry among all documents: after some have gone, or were given more time."""
+    """Compute the next expiry from all documents."""
     left = [document.expires for document in all_records(txn) if document.expires is not None]
     set_counter(txn, "next_expiry", _milliseconds(min(left)) if left else 0)
 
@@ -110,14 +110,14 @@ def _read(txn: Transaction, key: bytes) -> DocumentRecord:
 
 
 def _key_of(txn: Transaction, document_id: str) -> bytes:
-    """The key of this very id, which old stores may have with halves of characters; else of the id
-    that a :class:`Document` makes of it."""
+    """The key of this exact id, which old stores may have with lone surrogates; else that of the id
+    as a :class:`Document` normalises it."""
     key = document_key(document_id)
     return key if txn.view("documents", key) is not None else document_key(whole(document_id))
 
 
 def document_key(document_id: str) -> bytes:
-    """What a document is stored under: a digest, for ids may be longer than a key of LMDB."""
+    """The key of a document: a digest, since ids may be longer than LMDB's keys."""
     return blake3(document_id.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -1,4 +1,4 @@
-"""``python -m ragcache.store.disk STORE``: exit code 0 where every record of a store is whole."""
+"""``python -m ragcache.store.disk STORE``: exits with 0 if every record of a store is valid."""
 
 from __future__ import annotations
 

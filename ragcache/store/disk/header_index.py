@@ -1,6 +1,6 @@
-"""Headers by key, and what follows from them: which keys hold the same tokens, and totals.
+"""Headers by key, and what is derived from them: the keys of each content, and totals.
 
-What follows changes in the same transaction as the headers; ``rebuild_index`` makes it again.
+Derived tables change in the same transaction as the headers; :func:`rebuild_index` rebuilds them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _TOTAL = struct.Struct("<QQ")
 
 
 def find_header(txn: Transaction, key: ChunkKey) -> Header | Miss:
-    """The header under ``key``; else a Miss, *stale* where the same tokens are stored under
-    another."""
+    """The header under ``key``, or a Miss: *stale* where the same tokens have another key."""
     record = txn.get("headers", key.digest)
     if record is None:
         return _absent(txn, key)
@@ -35,7 +34,8 @@ def find_header(txn: Transaction, key: ChunkKey) -> Header | Miss:
 
 
 def all_digests(tables: Tables) -> Iterator[bytes]:
-    """Of all chunks, in byte order; one that is put or taken out meanwhile may or may not come."""
+    """Digests of all chunks, in byte order. Chunks that are put or deleted during the iteration may
+    or may not appear."""
     start = b""
     while True:
         with tables.read() as txn:
@@ -47,13 +47,13 @@ def all_digests(tables: Tables) -> Iterator[bytes]:
 
 
 def digests_of_content(txn: Transaction, content: bytes) -> Iterator[bytes]:
-    """Of the chunks that hold these tokens, in byte order."""
+    """Key digests of the chunks with this content digest, in byte order."""
     for row in txn.keys("contents", content):
         yield row[DIGEST:]
 
 
 def remove_chunk(txn: Transaction, digest: bytes) -> bool:
-    """Take a chunk out, with all that is kept of it, but for its file; True if it was there."""
+    """Remove a chunk from all tables, but not its file; True if it was there."""
     record = txn.get("headers", digest)
     for row in list(txn.keys("layers", digest)):
         txn.delete("layers", row)
@@ -65,13 +65,13 @@ def remove_chunk(txn: Transaction, digest: bytes) -> bool:
     header = decode_header(record)
     if isinstance(header, Header) and header.key == digest:
         update_index(txn, header, -1)
-    else:  # it cannot say what it was counted under
+    else:  # the header does not say what it was counted under
         rebuild_index(txn)
     return True
 
 
 def update_index(txn: Transaction, header: Header, sign: int) -> None:
-    """Enter a chunk into contents and totals (``sign`` 1), or take it out (-1)."""
+    """Add a chunk to contents and totals (``sign`` 1), or remove it (-1)."""
     row = header.content + header.key
     if sign > 0:
         txn.put("contents", row, b"")
@@ -96,7 +96,7 @@ def read_totals(txn: Transaction) -> Iterator[tuple[int, int, str]]:
 
 
 def rebuild_index(txn: Transaction) -> None:
-    """Make contents and totals again from the headers."""
+    """Rebuild contents and totals from the headers."""
     txn.clear("contents")
     txn.clear("totals")
     for digest in list(txn.keys("headers")):

@@ -1,13 +1,13 @@
-"""What a remote is still to be told: rows that are committed with what they tell of.
+"""The outbox: pending writes to a remote, committed together with the changes they follow from.
 
-A put, a deletion, or a document that goes changes the store and this table in one commit. So a
-process may be killed at any point, and a remote may be out for any time: what was acknowledged is
-told in the end. Rows are in the order in which they must be carried out, of any tokens:
+A put or a deletion changes the store and this table in one commit. So every acknowledged change
+reaches the remote in the end, even if the process is killed or the remote is down for a while. Rows
+with the same content must be carried out in the order of their keys:
 
-===========================  =======================================================
-content digest               forget all KV of these tokens; the value is drawn anew
-content digest, key digest   nothing: delete this chunk. JSON: send it, and its levels
-===========================  =======================================================
+===========================  =====================================================================
+content digest               delete all KV with this content; the value is random
+content digest, key digest   JSON: send this chunk, and its copies in other codecs; else delete it
+===========================  =====================================================================
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _TABLE = "outbox"
 
 
 class OutboxRow(NamedTuple):
-    """One thing to tell."""
+    """A pending write."""
 
     content: bytes
-    digest: bytes | None  # None: of all KV of these tokens
-    value: bytes  # another one each time that it is written
+    digest: bytes | None  # of the key; None: all KV with this content
+    value: bytes  # differs each time the row is written
 
     @property
     def sends(self) -> bool:
-        """Whether a chunk is to be sent, and not deleted."""
+        """Whether the chunk is sent, not deleted."""
         return self.digest is not None and self.value.startswith(b"{")
 
     @property
@@ -53,26 +53,26 @@ def send(
     version: int,
     copies: Sequence[TranscodeTarget],
 ) -> None:
-    """A chunk has been put."""
+    """Add that a chunk was put."""
     fields = [[copy.codec, copy.key.hex(), copy.fingerprint.hex(), copy.name] for copy in copies]
     value = json.dumps({"version": f"{version:x}", "levels": fields}, separators=(",", ":"))
     txn.put(_TABLE, content + digest, value.encode())
 
 
 def delete(txn: Transaction, content: bytes, digest: bytes) -> None:
-    """A chunk has been deleted."""
+    """Add that a chunk was deleted."""
     txn.put(_TABLE, content + digest, secrets.token_bytes(8).replace(b"{", b"}"))
 
 
 def delete_content(txn: Transaction, content: bytes) -> None:
-    """No document uses these tokens any more: drop what was still to be told of them."""
+    """Add that all KV with this content was deleted; drops its other pending writes."""
     for row in list(txn.keys(_TABLE, content)):
         txn.delete(_TABLE, row)
     txn.put(_TABLE, content, secrets.token_bytes(8))
 
 
 def is_deleted(txn: Transaction, content: bytes, digest: bytes) -> bool:
-    """Whether a remote's chunk counts as deleted, though it may not have been told yet."""
+    """Whether a chunk was deleted, while the remote may still have it."""
     value = txn.view(_TABLE, content + digest)
     if value is not None:
         return bytes(value[:1]) != b"{"
@@ -80,13 +80,13 @@ def is_deleted(txn: Transaction, content: bytes, digest: bytes) -> bool:
 
 
 def is_unsent(txn: Transaction, content: bytes, digest: bytes) -> bool:
-    """Whether a chunk is still to be sent: it is nowhere else."""
+    """Whether a chunk is still to be sent, so that the only copy is here."""
     value = txn.view(_TABLE, content + digest)
     return value is not None and bytes(value[:1]) == b"{"
 
 
 def first_rows(txn: Transaction, most: int, *, without: Container[bytes] = ()) -> list[OutboxRow]:
-    """The first ``most`` rows that are to be told, of other contents than those of ``without``."""
+    """The first ``most`` rows whose contents are not in ``without``."""
     found = []
     keys = (key for key in txn.keys(_TABLE) if key[:DIGEST] not in without)
     for key in islice(keys, most):
@@ -97,12 +97,12 @@ def first_rows(txn: Transaction, most: int, *, without: Container[bytes] = ()) -
 
 
 def remove(txn: Transaction, row: OutboxRow) -> None:
-    """Remove a row that was told, unless another was written in its place meanwhile."""
+    """Remove a row that was carried out, unless it was written again since."""
     key = row.content + (row.digest or b"")
     if txn.get(_TABLE, key) == row.value:
         txn.delete(_TABLE, key)
 
 
 def depth(txn: Transaction) -> int:
-    """How much is still to be told: rows."""
+    """The number of rows."""
     return txn.count(_TABLE)

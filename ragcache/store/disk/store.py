@@ -1,9 +1,9 @@
 """The store on local disk: headers in LMDB, layers in LMDB or in a file for each chunk.
 
-Plain files are read faster than LMDB, cold ones above all (docs/reliability.md has the figures),
-but each costs a few syncs when it is written, which small layers are not worth. So each chunk has
-one of two layouts: *records*, one in LMDB for every layer, or *file* (see layers.py). The header
-says which, and is the truth: what no header names is not there.
+Plain files are read faster than LMDB, cold ones above all (figures in docs/reliability.md), but
+writing one costs a few syncs, which is too much for small layers. So each chunk has one of two
+layouts: *records*, one in LMDB per layer, or *file* (see layer_storage.py). The header says which
+and is authoritative: what no header names does not exist.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ logger = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")
 Layout = Literal["auto", "records", "files"]
-FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
+FILES_FROM = 256 << 10  # bytes of a layer from which layout ``auto`` uses a file
 WORTH_COMPACTING = 1 << 20  # unused bytes
-_CHECK_EVERY = 16  # changes between two looks at what is unused
+_CHECK_EVERY = 16  # changes between two checks for unused space
 
 
 class DiskStore(ChunkStore):
     """Chunks in the directory ``path``, made where it is missing (0700, files 0600).
 
-    ``layout``: of chunks that are put from now on; ``auto`` gives those with layers of
-    :data:`FILES_FROM` bytes and more a file. ``map_size``: bytes that LMDB's part can ever grow to;
-    it reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that it may hold;
-    a ``put`` beyond that takes out what ``policy`` (see evict.py) gives up first, and raises
-    StoreError where not enough may go. ``readonly``: for all processes but the one that writes.
-    ``lazy``: the store is there, and this process becomes its writer with the first change, if no
-    other is by then; else that change raises LockedError.
+    ``layout``: of chunks that are put from now on; ``auto`` uses a file for layers of
+    :data:`FILES_FROM` bytes and more. ``map_size``: the most bytes that LMDB's file can grow to; it
+    reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that the store may
+    hold; a ``put`` beyond that evicts by ``policy`` (see eviction.py), and raises FullError where
+    not enough can be evicted. ``readonly``: for all processes but the writer. ``lazy``: the store
+    must exist, and this process becomes its writer with the first change, which raises LockedError
+    if another process is the writer.
     ``pin``: read into page-locked memory, from which a GPU copies faster and in the background.
     Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
     there anew, after spawn.
@@ -102,7 +102,7 @@ class DiskStore(ChunkStore):
             raise
 
     def _begin(self) -> None:
-        """What a writer does before its first change."""
+        """Prepare for the first change, once this process is the writer."""
         with translate_errors(self.tables.path, "open"):
             self._layers.sweep()
         if self._capacity is not None:
@@ -113,7 +113,7 @@ class DiskStore(ChunkStore):
         return self.tables.refusal()
 
     def strays(self) -> list[str]:
-        """Files in the folder of the chunks' files that are none of ours: left alone."""
+        """Unknown files in the directory of the chunks' files, which are left alone."""
         return self._layers.strays()
 
     @property
@@ -126,7 +126,7 @@ class DiskStore(ChunkStore):
         self._write([coming], lambda txn: self._add_to_outbox(txn, key, coming.blank))
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
-        """All in one commit; one by one where there is a quota, for each may evict others."""
+        """In one commit; one by one where there is a quota, since each may evict others."""
         if self._capacity is not None:
             super().put_all(chunks)
             return
@@ -165,7 +165,7 @@ class DiskStore(ChunkStore):
         ]
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk, every layer verified, all layers of one ``put``."""
+        """The whole chunk, every layer checked, all layers of one ``put``."""
         return self._hits.count(self._read(key, self._layers.chunk))
 
     @contextmanager
@@ -194,8 +194,7 @@ class DiskStore(ChunkStore):
         self._compact_if_wasteful()
 
     def _compact_if_wasteful(self) -> None:
-        """After every change: compact now and then. What is committed is committed, whatever
-        becomes of this."""
+        """Compact now and then, after a change. A failure is logged: the change is committed."""
         try:
             with self._writer.lock:
                 self._change_count += 1
@@ -205,24 +204,24 @@ class DiskStore(ChunkStore):
             logger.warning("compaction of %s was given up: %s", self.tables.path, error)
 
     def is_wasteful(self) -> bool:
-        """Whether LMDB's file is more than twice what is live in it, and worth a compaction."""
+        """Whether LMDB's file is more than twice its live data, by 1 MiB or more."""
         size, live = self.tables.file.stat().st_size, self.tables.live_bytes()
         return size > 2 * live and size - live > WORTH_COMPACTING
 
     def compact(self) -> tuple[int, int]:
-        """Give unused space in LMDB's file back: its bytes before and after. See Environment.
+        """Return unused space of LMDB's file to the file system; its bytes before and after.
 
-        Happens by itself, now and then, where the store :meth:`is_wasteful`. Files of chunks give
-        their space back when they are removed.
+        Runs by itself, now and then, where the store :meth:`is_wasteful`. The files of chunks need
+        no compaction.
         """
         with self._writer.lock:
             return self.tables.compact()
 
     def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
-        """Give every chunk that ``layout``; the number of those that had another.
+        """Convert every chunk to ``layout``; the number of chunks that had another.
 
-        Each is moved whole, in one commit; killed at any point, a second call does the rest. A
-        damaged chunk stays as it is. Chunks that are put from now on have this layout too.
+        Each chunk is one commit: after a kill, a second call converts the rest. Damaged chunks are
+        skipped. Chunks that are put from now on have this layout too.
         """
         self.layout, moved = layout, 0
         every = list(self.keys())
@@ -238,8 +237,8 @@ class DiskStore(ChunkStore):
         return all_digests(self.tables)
 
     def headers(self, *, after: bytes = b"", most: int = 1000) -> list[Header]:
-        """Of the chunks behind the digest ``after``, in the order of their digests. One that is
-        damaged is left out."""
+        """Headers of up to ``most`` chunks after the digest ``after``, in the order of their
+        digests, without damaged ones."""
         start = after + b"\0" if after else b""
         with self.tables.read() as txn:
             page = islice(txn.keys("headers", start=start), most)
@@ -247,7 +246,7 @@ class DiskStore(ChunkStore):
         return [header for header in found if isinstance(header, Header)]
 
     def delete_digest(self, digest: bytes) -> bool:
-        """Remove a chunk by its digest; True if it was there."""
+        """Delete a chunk by its key digest; True if it was there."""
         with self.change() as change:
             header = decode_header(change.txn.get("headers", digest) or b"")
             if self.outbox_codecs is not None and isinstance(header, Header):
@@ -255,21 +254,21 @@ class DiskStore(ChunkStore):
             return change.delete(digest)
 
     def drop_local(self, digest: bytes) -> None:
-        """Remove a chunk here; a remote is told nothing."""
+        """Delete a chunk on this disk only, not in a remote."""
         with self.change() as change:
             change.delete(digest)
 
     def record(self, digest: bytes) -> Record | Miss:
-        """A chunk as it is stored, every layer checked; counts nothing."""
+        """A chunk as stored, every layer checked. Counts nothing."""
         with self.tables.read() as txn:
             return self._layers.record(txn, digest)
 
     def put_record(self, record: Record) -> bool:
-        """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
+        """Store a chunk that was read from a remote and checked; True once it is durable.
 
-        False, and nothing is changed, where there is one, or it was deleted and the remote has not
-        been told yet, or it cannot be KV of the model that it names. Raises FullError as ``put``
-        does.
+        False, with nothing changed, where it is stored already, or was deleted here while the
+        remote still has it, or is not of the recorded shape of its model. Raises FullError as
+        ``put`` does.
         """
         header = record.header
         with self._writer.lock:
@@ -304,16 +303,17 @@ class DiskStore(ChunkStore):
 
     @property
     def pending_writes(self) -> int:
-        """Changes that a remote is still to be told."""
+        """The number of changes still to be sent to a remote."""
         with self.tables.read() as txn:
             return outbox.depth(txn)
 
     def verify(
         self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, str]:
-        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones.
+        """Read every record; hex digest -> what is wrong with it. ``repair`` deletes these.
 
-        Also finds layers that belong to no chunk. Does not count as hits or misses.
+        Also finds layers that belong to no chunk. Counts no hits or misses. ``progress`` is called
+        with (done, total).
         """
         bad = find_damage(self.tables, self._layers, progress)
         if repair and bad:
@@ -334,10 +334,9 @@ class DiskStore(ChunkStore):
     def _read(
         self, key: ChunkKey, read: Callable[[Transaction, Header], _Found | Miss]
     ) -> _Found | Miss:
-        """``read`` what is under ``key``, and again if it was replaced meanwhile.
+        """Call ``read`` with the header under ``key``, and again if the chunk was replaced.
 
-        A file that another process has just replaced is gone, while records stay to the end of the
-        transaction.
+        Unlike records, a file that another process replaces is gone before the transaction ends.
         """
         before: Header | None = None
         while True:
@@ -371,7 +370,7 @@ class DiskStore(ChunkStore):
 
 
 def parse_layout(name: str) -> Layout:
-    """``name`` if it is a layout; else ConfigError."""
+    """``name`` as a layout. Raises ConfigError for any other name."""
     for layout in get_args(Layout):
         if name == layout:
             return cast("Layout", layout)

@@ -1,4 +1,4 @@
-"""What is wrong with the chunks of a store on disk: every one read whole, and layers of none."""
+"""Verifies a store on disk: reads every chunk, and finds layers without a chunk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
 def find_damage(
     tables: Tables, layers: ChunkLayers, progress: Callable[[int, int], None] | None = None
 ) -> dict[bytes, Miss]:
-    """Key digest -> what is wrong, of all chunks and of layers without a header.
+    """Key digest -> what is wrong, for all chunks and for layers without a header.
 
-    ``progress`` is told (done, of how many) before each, and at the end.
+    ``progress`` is called with (done, total) before each, and at the end.
     """
     bad = {}
     every = [*all_digests(tables), *_orphans(tables)]
@@ -40,7 +40,7 @@ def find_damage(
 
 
 def check_chunk(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
-    """What is wrong with what is stored under ``digest``; None too where it is gone by now."""
+    """What is wrong with the chunk under ``digest``; None if nothing, or if it is gone."""
     record = txn.get("headers", digest)
     rows = sum(1 for _ in txn.keys("layers", digest))
     if record is None:
@@ -62,7 +62,7 @@ def check_chunk(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | 
 
 
 def _orphans(tables: Tables) -> Iterator[bytes]:
-    """What layer records are stored under, where there is no header for it."""
+    """Digests with layer records but without a header."""
     start = b""
     while True:
         with tables.read() as txn:

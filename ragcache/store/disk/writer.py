@@ -1,4 +1,4 @@
-"""Changes of the chunks on disk: one at a time, each a commit, with an account of what is gone."""
+"""Writes and deletes chunks on disk, one commit at a time."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class DiskChange:
-    """A :class:`Change` of a store on disk; ``shared``: one whose remote is to be told."""
+    """A :class:`Change` of a store on disk. ``shared``: deletions are added to the outbox."""
 
     def __init__(self, txn: Transaction, *, shared: bool = False) -> None:
         self.txn, self._shared = txn, shared
-        self.unreferenced: list[str] = []  # files that nothing names once this is committed
-        self.deleted: list[bytes] = []  # chunks that were taken out, but for those evicted
+        self.unreferenced: list[str] = []  # files to remove after the commit
+        self.deleted: list[bytes] = []  # chunks that were deleted, not evicted
 
     def insert(self, header: Header) -> None:
-        """Put in a chunk whose layers are written; there is none under its key."""
+        """Add a chunk whose layers are written; none is stored under its key."""
         self.txn.put("headers", header.key, encode_header(header))
         update_index(self.txn, header, 1)
 
     def delete(self, digest: bytes) -> bool:
-        """Take a chunk out; True if it was there."""
+        """Delete a chunk by its key digest; True if it was there."""
         self.deleted.append(digest)
         return self.evict(digest)
 
     def evict(self, digest: bytes) -> bool:
-        """Take a chunk out that has to make room: its policy knows. True if it was there."""
+        """Delete a chunk that the policy has chosen; True if it was there."""
         header = decode_header(self.txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.file:
             self.unreferenced.append(header.file)
@@ -50,7 +50,7 @@ class DiskChange:
         return sum(map(self.delete, list(digests_of_content(self.txn, content))))
 
     def is_pinned(self, digest: bytes) -> bool:
-        """Whether a chunk must not be evicted: a document pins it, or it is nowhere else yet."""
+        """Whether a chunk must not be evicted: a document pins it, or it is not sent yet."""
         header = decode_header(self.txn.get("headers", digest) or b"")
         if not isinstance(header, Header):
             return False
@@ -59,19 +59,19 @@ class DiskChange:
 
 
 class ChunkWriter:
-    """Changes of the chunks in ``tables``, whose layers are in ``layers``. Thread-safe.
+    """Writes chunks to ``tables`` and their layers to ``layers``. Thread-safe.
 
-    ``capacity``: who makes room for what comes in, where there is a quota.
+    ``capacity`` chooses what to evict, where there is a quota.
     """
 
     def __init__(self, tables: Tables, layers: ChunkLayers, capacity: Capacity | None) -> None:
         self._tables, self._layers, self._capacity = tables, layers, capacity
-        #: Held from the first look of a change on; by others who want none meanwhile.
+        #: Held during a change, and by others to keep changes out.
         self.lock = threading.RLock()
 
     @contextmanager
     def begin(self, *, shared: bool = False) -> Iterator[DiskChange]:
-        """See :meth:`ChunkStore.change`; ``shared`` as for DiskChange."""
+        """See :meth:`ChunkStore.change`. ``shared`` as for DiskChange."""
         with self.lock:
             with self._tables.write() as txn:
                 change = DiskChange(txn, shared=shared)
@@ -87,8 +87,8 @@ class ChunkWriter:
     def write(
         self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
-        """Write chunks, each in the place of what is there under its key; ``also`` in the same
-        commit. Raises FullError where not enough others may go."""
+        """Write chunks, each replacing the one under its key, and call ``also`` in the same commit.
+        Raises FullError where not enough can be evicted."""
         self._tables.become_writer()  # before any file is written
         written = self._layers.written(coming)
         with written as files, ExitStack() as committed, self.begin() as change:
@@ -103,8 +103,8 @@ class ChunkWriter:
             also(change.txn)
 
     def rewrite(self, digest: bytes, to_file: Callable[[int], bool]) -> bool:
-        """Write a chunk anew in the layout that ``to_file`` says, of the bytes of a layer; True if
-        it had the other and is whole."""
+        """Write a chunk again in the layout that ``to_file`` chooses by the bytes of a layer; True
+        if it had the other layout and is valid."""
         with self.lock:
             with self._tables.read() as txn:
                 header = decode_header(txn.get("headers", digest) or b"")

@@ -1,4 +1,4 @@
-"""A chunk as it is stored: its header, and the bytes that a codec has made of its layers."""
+"""Records: chunks as stored, that is a header and the encoded bytes of each layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Record(NamedTuple):
-    """A chunk as it is stored; offsets in its header may be those of another place."""
+    """A chunk as stored. Offsets in its header may be those of another place."""
 
     header: Header
     raws: tuple[Bytes, ...]  # per layer
@@ -40,8 +40,8 @@ class TranscodeTarget(NamedTuple):
 
 
 def check_kv(key: ChunkKey, kv: ChunkKV) -> None:
-    """Raise ValueError for KV that cannot belong to ``key``, or cannot be stored; StoreError for KV
-    that is not finite: an answer from it would be empty."""
+    """Raise ValueError for KV that does not belong to ``key`` or cannot be stored; StoreError for
+    KV that is not finite."""
     if kv.tokens != key.tokens:
         raise ValueError(
             f"KV of {len(kv.tokens)} tokens does not belong to a key of {len(key.tokens)} tokens: "
@@ -77,19 +77,19 @@ def check_notes(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
 
 
 def encode_chunk(key: ChunkKey, kv: ChunkKV) -> Record:
-    """A chunk as it is stored. Raises ValueError as ``ChunkStore.put`` does."""
+    """Encode a chunk. Raises ValueError as ``ChunkStore.put`` does."""
     check_kv(key, kv)
     return Record(Header.of(key, kv, ()), tuple(encode_layers(key.codec, kv)))
 
 
 def encode_layers(name: str, kv: ChunkKV) -> Iterator[Bytes]:
-    """The bytes of every layer in the codec of that name, each encoded when it is asked for."""
+    """The bytes of every layer in the codec ``name``, encoded one by one on iteration."""
     coded, pairs = codec(name), zip(kv.keys, kv.values, strict=True)
     return (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
 
 
 def check_decodable(record: Record) -> Miss | None:
-    """Why a chunk whose bytes are whole cannot be used, if it cannot: every layer is decoded."""
+    """Decode every layer of a record; a miss for the first that cannot be decoded."""
     for layer, raw in enumerate(record.raws):
         if isinstance(pair := decode_layer(record.header, layer, raw.copy()), Miss):
             return pair

@@ -1,4 +1,4 @@
-"""Which LMDB environment of a store is current: the pointer ``CURRENT``, and what it names."""
+"""The file ``CURRENT``, which names the folder of a store's current LMDB environment."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CURRENT_FILE, _PART = "CURRENT", "CURRENT.part"
 
 
 def copy_compacted(env: lmdb.Environment, folder: Path) -> None:
-    """What is live in ``env``, durably, in a new folder."""
+    """Copy the live data of ``env`` to a new folder, durably."""
     folder.mkdir(mode=0o700)
     with open(os.open(folder / "data.mdb", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
         env.copyfd(file.fileno(), compact=True)
         os.fsync(file.fileno())
     sync_folder(folder)
-    sync_folder(folder.parent)  # the folder is there before anything names it
+    sync_folder(folder.parent)  # the folder is durable before it is named
 
 
 def set_current(path: Path, folder: Path) -> None:
-    """Make ``folder`` the current one of the store in ``path``."""
+    """Make ``folder`` the current one of the store in ``path``, atomically and durably."""
     part = path / _PART
     part.unlink(missing_ok=True)  # of a compaction that was killed
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -44,7 +44,8 @@ def _pointer(name: str) -> bytes:
 
 
 def current_folder(path: Path) -> Path:
-    """The folder of the LMDB environment of the store in ``path``."""
+    """The folder of the current LMDB environment of the store in ``path``. Raises StoreError where
+    ``CURRENT`` is damaged."""
     try:
         pointer = (path / CURRENT_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -62,18 +63,18 @@ def current_folder(path: Path) -> Path:
 
 
 def _environments(path: Path) -> list[Path]:
-    """The folders of a store that are called as compaction calls them, the newest last."""
+    """The folders of a store with names that compaction gives, the newest last."""
     there = [each for each in path.glob("data-*") if re.fullmatch(r"data-\d+", each.name)]
     return sorted(there, key=compaction_number)
 
 
 def compaction_number(folder: Path) -> int:
-    """How often the store had been compacted when ``folder`` was made."""
+    """The number of compactions of the store up to the one that made ``folder``."""
     return int(folder.name.removeprefix("data-")) if folder.name.startswith("data-") else 0
 
 
 def remove_old_folders(path: Path) -> None:
-    """Remove what compaction has left: every environment but the current one."""
+    """Remove all environments but the current one."""
     named = current_folder(path)
     for folder in _environments(path):
         if folder != named:

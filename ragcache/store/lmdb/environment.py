@@ -1,4 +1,4 @@
-"""The tables on disk: the directory of a store, and whichever LMDB environment in it is current.
+"""The tables on disk: the directory of a store, and its current LMDB environment.
 
 A directory (0700) with ``data.mdb`` and ``lock.mdb`` (LMDB's own) and ``writer.lock`` (which
 process may write), all 0600. An existing store keeps the permissions that its owner gave it.
@@ -6,8 +6,9 @@ Local file systems only: LMDB maps its file and locks through shared memory.
 
 LMDB's file never shrinks. :meth:`Environment.compact` copies what is live into a folder of its own,
 ``data-1``, ``data-2``, ..., and then names that folder, with a checksum, in ``CURRENT``, by an
-atomic rename. Whoever has the store open follows with its next transaction; what ``CURRENT`` does
-not name is rubbish, which the next writer removes once it has opened what is named.
+atomic rename. Processes that have the store open follow with their next transaction; what
+``CURRENT`` does not name is removed by the next writer once it has opened what is
+named.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ from ragcache.store.lmdb.tables import Tables, Transaction
 
 logger = logging.getLogger(__name__)
 
-_CHECK_S = 5.0  # between two looks at who reads
-_LONG_S = 30.0  # from here on a read transaction is worth a word
+_CHECK_S = 5.0  # between two checks for long read transactions
+_LONG_S = 30.0  # read transactions that are open for longer are logged
 
 
 class Environment(Tables):
@@ -77,15 +78,15 @@ class Environment(Tables):
         self.path = Path(os.path.realpath(path))
         self.readonly = readonly
         self.map_size = map_size
-        #: Called once this process has become the writer, before its first change.
+        #: Called when this process becomes the writer, before its first change.
         self.on_become_writer: Callable[[], None] = lambda: None
         self._pid = os.getpid()
         self._idle = threading.Condition()
         self._writing, self._claiming = threading.Lock(), threading.Lock()
         self._closed = False
-        self._compacted: list[DataFile] = []  # those that were compacted and are still read
+        self._compacted: list[DataFile] = []  # replaced by a compaction, and still read
         self._writer_lock: IO[bytes] | None = None
-        self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
+        self._seen: dict[str, float] = {}  # read transaction -> when it was first seen
         self._checked = time.monotonic()
         with translate_errors(self.path, "open"):
             try:
@@ -106,11 +107,11 @@ class Environment(Tables):
 
     @property
     def is_writer(self) -> bool:
-        """Whether no other process can write meanwhile."""
+        """Whether this process holds the writer's lock."""
         return self._writer_lock is not None
 
     def become_writer(self) -> None:
-        """From now on no other process writes. Raises LockedError, at once, where one does."""
+        """Become the only writer. Raises LockedError at once where another process is it."""
         if self.readonly:
             raise StoreError(
                 f"the store in {self.path} was opened with readonly=True: open it without"
@@ -141,14 +142,14 @@ class Environment(Tables):
         return None
 
     def _tidy(self) -> None:
-        """What a writer does first."""
+        """Remove leftovers, and make the directory durable, as the new writer."""
         remove_old_folders(self.path)
         for folder in (self._opened.folder, self.path, self.path.parent):
-            sync_folder(folder)  # a store that was opened is there after a power loss
+            sync_folder(folder)  # so that the store survives a power loss
 
     @property
     def file(self) -> Path:
-        """LMDB's data file at the moment."""
+        """The current data file of LMDB."""
         return self._opened.file
 
     @contextmanager
@@ -163,22 +164,22 @@ class Environment(Tables):
         with self._writing, self._entered() as entered, translate_errors(self.path, "write to"):
             with entered.env.begin(write=True, buffers=True) as txn:
                 yield LmdbTransaction(txn, entered.tables)
-            try:  # what is committed is committed, whatever becomes of this
+            try:  # a failure here does not undo the commit
                 entered.cover()
                 self._warn_of_long_readers()
             except (lmdb.Error, OSError) as error:
                 logger.warning("after a commit to %s: %s", self.path, error)
 
     def compact(self) -> tuple[int, int]:
-        """Give unused space back to the file system: bytes of the file before and after.
+        """Return unused space to the file system; bytes of the file before and after.
 
-        Readers go on meanwhile, writers wait. Killed at any point, the store is the old or the new
-        one. Space that another process still has mapped is free once its next transaction begins.
+        Readers continue, writers wait. After a kill at any point, the store is the old or the new
+        one. Space that another process has mapped is freed when its next transaction begins.
         """
         self.become_writer()
         with self._writing, translate_errors(self.path, "compact"):
             with self._entered() as entered:
-                entered.env.reader_check()  # the copy takes the place of a reader
+                entered.env.reader_check()  # the copy needs a reader slot
                 before = entered.file.stat().st_size
                 folder = self.path / f"data-{compaction_number(entered.folder) + 1}"
                 shutil.rmtree(folder, ignore_errors=True)
@@ -194,14 +195,14 @@ class Environment(Tables):
             return before, self.file.stat().st_size
 
     def live_bytes(self) -> int:
-        """Bytes of the pages in use. The file is as large as these ever were."""
+        """Bytes of the pages in use. The file is as large as the most that ever were."""
         with self._entered() as entered, translate_errors(self.path, "read"):
             return entered.live_bytes()
 
     def long_readers(self) -> dict[str, float]:
-        """Read transactions of any process that have been open for long: who, and for how many
-        seconds they have been seen. While one is open, freed space cannot be used again: in the
-        file, or on the disk if what it reads was compacted since."""
+        """Read transactions of any process that have been open for 30 s or more, and for how many
+        seconds they have been seen. While one is open, freed space cannot be reused: in the file,
+        or on the disk if the store was compacted since."""
         now = time.monotonic()
         with self._entered() as entered, translate_errors(self.path, "read"):
             with self._idle:
@@ -211,7 +212,7 @@ class Environment(Tables):
         return {r: now - since for r, since in self._seen.items() if now - since > _LONG_S}
 
     def _warn_of_long_readers(self) -> None:
-        """Now and then, say who holds space back, and let go of readers that were killed."""
+        """Log long read transactions, now and then; also frees the slots of killed readers."""
         if time.monotonic() - self._checked < _CHECK_S:
             return
         self._checked = time.monotonic()
@@ -228,7 +229,7 @@ class Environment(Tables):
         if os.getpid() != self._pid:
             return  # a forked child must leave the parent's environment alone
         with self._idle:
-            self._closed = True  # no new ones; then wait, for closing unmaps what they read
+            self._closed = True  # no new transactions; closing unmaps what running ones read
             every = [self._opened, *self._compacted]
             self._idle.wait_for(lambda: not any(one.running for one in every))
         self._release()
@@ -242,7 +243,7 @@ class Environment(Tables):
 
     @contextmanager
     def _entered(self) -> Iterator[DataFile]:
-        """The current data file, which is not closed meanwhile."""
+        """The current data file, which stays open until the context ends."""
         if os.getpid() != self._pid:
             raise StoreError(
                 f"the store in {self.path} was opened by process {self._pid} and cannot be used "
@@ -261,7 +262,9 @@ class Environment(Tables):
         finally:
             with self._idle:
                 entered.running -= 1
-                if entered is not self._opened:  # asking who reads is not for every transaction
+                if (
+                    entered is not self._opened
+                ):  # looking for readers is too slow for every transaction
                     self._close_unused()
                 self._idle.notify_all()
 
@@ -269,7 +272,7 @@ class Environment(Tables):
         return StoreError(f"the store in {self.path} is closed: open it again")
 
     def _follow(self) -> None:
-        """Go on with what CURRENT names; the old environment is closed with its last reader."""
+        """Open what CURRENT names; the old environment is closed with its last reader."""
         with translate_errors(self.path, "open"), self._idle:
             if self._closed or current_folder(self.path) == self._opened.folder:
                 return
@@ -278,7 +281,7 @@ class Environment(Tables):
             self._close_unused()
 
     def _close_unused(self) -> None:
-        """Close what was left behind and is not read any more; a writer waits for all processes."""
+        """Close replaced environments without readers; the writer, without any process's."""
         for old in [one for one in self._compacted if not one.running]:
             if self._writer_lock is None or not old.readers():
                 old.close()
@@ -315,7 +318,7 @@ class Environment(Tables):
                 code = error.code if isinstance(error, lmdb.Error) else error.errno
                 if self.readonly or alone or code not in (errno.EACCES, errno.EROFS, errno.EPERM):
                     raise
-                self.readonly = True  # it may be read, and not be written
+                self.readonly = True  # no permission to write
                 continue
             return DataFile(env, folder, self.path, alone=alone)
         raise StoreError(f"the store in {self.path} is compacted all the time: try again")

@@ -1,4 +1,4 @@
-"""A store in front of another: what every tier passes on to the store below."""
+"""The base of tiers: a store in front of another, to which it forwards every call."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Tier(ChunkStore):
-    """Passes every call on to ``below``.
+    """Forwards every call to ``below``.
 
-    A tier overrides what it does otherwise, and answers as the store below would, which is the
-    truth. Closing it closes ``below``.
+    Subclasses override what they do differently; their results must equal those of the store below.
+    Closing a tier closes ``below``.
     """
 
     def __init__(self, below: ChunkStore) -> None:
@@ -87,5 +87,5 @@ class Tier(ChunkStore):
         self.below.close()
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk from below, where all layers can be read at one moment."""
+        """The whole chunk, from below, which can read all layers in one transaction."""
         return self.below.get(key)

@@ -1,4 +1,4 @@
-"""A store that another process writes, and what this one has computed all the same."""
+"""A tier that holds what cannot be written to the store below."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class OverlayStore(Tier):
-    """``below``, which cannot be written now: what is put stays in memory, and is found first."""
+    """``below``, which another process writes: chunks that are put stay in memory, and are found
+    there first."""
 
     def __init__(self, below: ChunkStore) -> None:
         super().__init__(below)

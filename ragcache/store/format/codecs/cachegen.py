@@ -1,4 +1,4 @@
-"""Few levels for each number, and an entropy coder behind them."""
+"""Quantisation to a few levels, then entropy coding."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class CacheGen(Codec):
     level / (bins / 2 - 1) * peak, off by at most half a step. Layers count from 0, in models of
     any depth. Two things differ from the paper:
 
-    - No deltas to an anchor token in ten, which the authors' code does not take either. Keys here
-      are those before RoPE: on the small model's, deltas of levels take 15 % more bytes, deltas
-      quantised afresh 36 % more, at an error 14 % lower. With values it is no better.
-    - A channel's distribution is the best of a fixed family (:mod:`.distributions`), named by one
+    - No deltas to every tenth (anchor) token, which the authors' code does not use either. Keys
+      here are those before RoPE: on the small model's, deltas of levels take 15 % more bytes,
+      deltas quantised afresh 36 % more, at an error 14 % lower. With values it is no better.
+    - A channel's distribution is the best of a fixed family (:mod:`.entropy`), named by one
       byte: a chunk has too few tokens to be worth a table for every channel.
 
     Bytes, little-endian: tag, bins of keys and of values, two zeros; peaks of keys, then of
@@ -64,7 +64,7 @@ class CacheGen(Codec):
         constriction_stream()
 
     def bins(self, layer: int) -> tuple[int, int]:
-        """Of a layer's keys and of its values."""
+        """The bins of a layer's keys and of its values."""
         first_key, first_value = layer < self.key_first_layers, layer < self.value_first_layers
         return (
             self.key_first_bins if first_key else self.key_second_bins,
@@ -115,7 +115,7 @@ class CacheGen(Codec):
         return keys, values
 
     def most_bytes(self, spec: KVSpec, tokens: int) -> int:
-        """All numbers as symbols of the rarest kind, and the coder's own state."""
+        """The size with every number as the most expensive symbol, and the coder's state."""
         channels = spec.kv_heads * spec.head_dim
         head = _HEAD.size + 2 * tokens * spec.itemsize + 2 * channels
         return head + 2 * channels * tokens * _MOST_PER_NUMBER + 16

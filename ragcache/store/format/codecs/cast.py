@@ -1,4 +1,4 @@
-"""Numbers of a model's published precision, where it computes in another."""
+"""Rounds numbers to a 16-bit dtype, such as that of a model's published weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Cast(Codec):
     """Keys, then values, each (kv_heads, tokens, head_dim) in C order, rounded to ``dtype``.
 
-    They come back in KV's own dtype. Raises ValueError for numbers that ``dtype`` does not hold.
+    They are decoded to KV's own dtype. Raises ValueError for numbers out of the range of ``dtype``.
     """
 
     dtype: str

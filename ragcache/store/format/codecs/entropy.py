@@ -1,6 +1,6 @@
-"""The distributions that channels are coded with: a fixed family of bells.
+"""The distributions for entropy coding of channels: a fixed family of bell curves.
 
-A bell is known by its place in the family, a byte. On chunks of hundreds of tokens, a channel's
+A byte, the index in the family, names a bell. On chunks of hundreds of tokens, a channel's
 own histogram would take more bytes than it saves over the best of these bells.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ragcache.errors import ConfigError
 
 _SPREADS = (0.4, 0.64, 1.0, 1.6, 2.5, 4.0)  # in levels; centres lie 3/4 of a spread apart
-#: What constriction makes of weights with this sum is the weights themselves, each and 1.
+#: Constriction turns weights with this sum into themselves plus 1.
 TOTAL = 1 << 24
 
 
@@ -37,7 +37,7 @@ class Bells:
 
     @cached_property
     def bits(self) -> NDArray[np.float64]:
-        """What each symbol costs, (bells, levels); at least 1/16."""
+        """The bits that each symbol costs, (bells, levels); at least 1/16."""
         costs: NDArray[np.float64] = -np.log2((self.weights.astype(np.float64) + 1) / TOTAL)
         return costs
 
@@ -48,7 +48,7 @@ class Bells:
         return [categorical(bell, perfect=False, lazy=False) for bell in self.weights]
 
     def best(self, symbols: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """For each row of ``symbols``, (channels, tokens), the bell that codes it shortest."""
+        """For each row of ``symbols``, (channels, tokens), the bell with the shortest code."""
         channels = len(symbols)
         each = symbols + np.arange(channels, dtype=np.int64)[:, None] * self.levels
         counts = np.bincount(each.reshape(-1), minlength=channels * self.levels)

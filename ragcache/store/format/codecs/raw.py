@@ -1,4 +1,4 @@
-"""The KV itself, bit for bit."""
+"""The KV as it is, bit for bit."""
 
 from __future__ import annotations
 
