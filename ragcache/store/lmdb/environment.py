@@ -321,4 +321,4 @@ class Environment(Tables):
                 self.readonly = True  # no permission to write
                 continue
             return DataFile(env, folder, self.path, alone=alone)
-        raise StoreError(f"the store in {self.path} is compacted all the time: try again")
+        raise StoreError(f"the store in {self.path} is compacted again and again: try again later")

@@ -1,11 +1,11 @@
-"""Chunks in objects of a bucket: one object for each, of the same bytes as a chunk's file.
+"""Chunks as objects of a bucket: one object per chunk, with the bytes of a chunk's file.
 
 ``chunks/<content digest>/<key digest>``: the header, then the layers, each at a multiple of 4 KiB.
-Here the header in front is the truth. What a name begins with says which tokens it is of, so one
-listing finds all KV of a text, of whatever model; and digests spread load over a bucket's parts.
+Here the header in the object is authoritative. All KV of a text, of any model, has a common prefix,
+so that one listing finds it; and digests spread the load over a bucket's partitions.
 
-An object is written whole and on a condition: that there is none, or that it is still the one that
-was seen. It is read in ranges, on the condition that it is still the one whose header was read.
+An object is written whole and conditionally: if there is none, or if it is still the one that was
+read. It is read in ranges, if it is still the one whose header was read.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
 
 _FOLDER = "chunks"
-_FIRST = 16 << 10  # bytes read of an object to see its header; the rest of a longer one after that
-_KNOWN = 4096  # headers that are remembered
-_LONGEST_HEADER = 16 << 20  # bytes: of a chunk of a million tokens, in as many layers as can be
-_CHANGES = 5  # of an object under our hands, before it is given up
+_FIRST = 16 << 10  # bytes of the first read of a header; a longer one takes a second read
+_KNOWN = 4096  # cached headers
+_LONGEST_HEADER = 16 << 20  # bytes: of a million tokens and the most layers possible
+_CHANGES = 5  # attempts while others replace the object
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectHeader:
-    """The header of an object, and which object that was."""
+    """The header of an object, and the object's tag when it was read."""
 
     header: Header
     tag: str
@@ -61,8 +61,8 @@ class ObjectHeader:
 class ChunkObjects:
     """Chunks in a bucket. Thread-safe; any number of machines may write.
 
-    What cannot be read is a Miss, *unreadable* where the remote does not answer. Only writing,
-    deleting and listing raise RemoteError.
+    A failed read is a Miss, *unreadable* where the remote is down. Only writing, deleting and
+    listing raise RemoteError.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -71,7 +71,7 @@ class ChunkObjects:
         self._known: OrderedDict[bytes, ObjectHeader] = OrderedDict()
 
     def get_header(self, key: ChunkKey) -> ObjectHeader | Miss:
-        """The header under ``key``, remembered or read."""
+        """The header under ``key``, from the cache or read."""
         with self._lock:
             seen: ObjectHeader | Miss | None = self._known.get(key.digest)
         try:
@@ -91,8 +91,8 @@ class ChunkObjects:
         return seen
 
     def others(self, key: ChunkKey, hidden: Callable[[bytes], bool]) -> Miss | None:
-        """The Miss of ``key`` where its tokens are there under another key; keys whose digests are
-        ``hidden`` do not count."""
+        """The *stale* Miss of ``key`` where its tokens are stored under another key whose digest is
+        not ``hidden``; None where they are not."""
         try:
             for name, _ in sorted(self.names(key.content)):
                 if digest_of(name) == key.digest or hidden(digest_of(name)):
@@ -104,7 +104,7 @@ class ChunkObjects:
         return None
 
     def fetch_header(self, name: str) -> ObjectHeader | Miss | None:
-        """The header of an object, read now; None where there is no such object."""
+        """Read the header of an object; None where there is no such object."""
         try:
             with self.meter.answered():
                 found = self.bucket.get(name, 0, _FIRST, check=_header)
@@ -116,9 +116,9 @@ class ChunkObjects:
         return found
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
-        """The bytes of a layer, checked, read-only, and the header that they go with.
+        """The bytes of a layer, checked and read-only, and the header of their object.
 
-        Where the object was replaced since its header was read, the header is read again.
+        Where the object was replaced since its header was read, reads the header again.
         """
         for _ in range(_CHANGES):
             if isinstance(seen := self.get_header(key), Miss):
@@ -143,13 +143,14 @@ class ChunkObjects:
             if raw is not None:
                 return seen.header, raw
             self.uncache(key.digest)
-        return Miss("unreadable", "its object is replaced all the time")
+        return Miss("unreadable", "its object is replaced again and again")
 
     def record(
         self, name: str, foreign: Callable[[Header], Miss | None] = lambda _: None
     ) -> Record | Miss | None:
-        """A whole object, every layer checked; None where it is not there. The Miss of an object
-        whose header is ``foreign``, or names another, is told before any layer is read."""
+        """A whole object, every layer checked; None where there is none. A header that names
+        another chunk, or for which ``foreign`` returns a Miss, is rejected before layers are read.
+        """
         seen = self.fetch_header(name)
         if not isinstance(seen, ObjectHeader):
             return seen
@@ -175,8 +176,8 @@ class ChunkObjects:
     def put(self, record: Record, *, replacing: bool) -> bool:
         """Write a chunk; False where that was not needed.
 
-        ``replacing``: what another has put under this key gives way. Without, only what is damaged
-        does: whoever has written a key first has written the same KV.
+        With ``replacing``, replaces an object under this key; without, only a damaged one, since
+        all valid objects under one key have the same KV.
         """
         header, data = encode_object(record)
         name, tag = object_name(header.content, header.key), None
@@ -186,16 +187,17 @@ class ChunkObjects:
                 return True
             seen = self.fetch_header(name)
             if isinstance(seen, ObjectHeader) and (
-                seen.header.version == header.version or not replacing  # an answer that was lost
+                seen.header.version == header.version
+                or not replacing  # written, and the response was lost
             ):
                 return False
             tag = self._tag(name, seen)
         raise RemoteError(
-            f"{name} in {self.bucket.url} is replaced all the time: it was not written"
+            f"{name} in {self.bucket.url} is replaced again and again: it was not written"
         )
 
     def delete(self, content: bytes, digest: bytes | None = None) -> int:
-        """Remove one chunk, or all KV of these tokens; how many objects that was."""
+        """Delete one chunk, or all KV with this content; the number of objects."""
         if digest is not None:
             names = [object_name(content, digest)]
         else:
@@ -206,45 +208,45 @@ class ChunkObjects:
         return len(names)
 
     def names(self, content: bytes | None = None) -> Iterator[tuple[str, int]]:
-        """Objects and their sizes, of all chunks or of those of these tokens, in no order; what
-        somebody else has put among them is passed over."""
+        """Names and sizes of the objects of all chunks, or of those with this content, in no
+        particular order. Other objects are skipped."""
         folder = _FOLDER if content is None else f"{_FOLDER}/{content.hex()}"
         for name, size in self.bucket.list(folder):
             if _is_ours(name):
                 yield name, size
 
     def uncache(self, digest: bytes) -> None:
-        """Remember nothing of a chunk."""
+        """Drop the cached header of a chunk."""
         with self._lock:
             self._known.pop(digest, None)
 
     def _tag(self, name: str, seen: ObjectHeader | Miss | None) -> str | None:
-        """Which object is to be replaced; None where there is none by now."""
+        """The tag of the object to replace; None where there is none by now."""
         if isinstance(seen, ObjectHeader):
             return seen.tag
         try:
             return self.bucket.get(name, 0, 1, check=lambda got: got.tag)
-        except InvalidObjectError:  # something that is no object: it has no tag, and gives way
+        except InvalidObjectError:  # not a regular file: it has no tag, and is replaced
             return ""
 
 
 def object_name(content: bytes, digest: bytes) -> str:
-    """Where a chunk is, by the digests of its tokens and its key."""
+    """The name of a chunk's object, by its content and key digests."""
     return f"{_FOLDER}/{content.hex()}/{digest.hex()}"
 
 
 def digest_of(name: str) -> bytes:
-    """The key digest that an object's name ends in."""
+    """The key digest in an object's name."""
     return bytes.fromhex(name.rpartition("/")[2])
 
 
 def content_of(name: str) -> bytes:
-    """The content digest that an object's name begins with, behind the folder."""
+    """The content digest in an object's name."""
     return bytes.fromhex(name.split("/")[-2])
 
 
 def encode_object(record: Record) -> tuple[Header, bytearray]:
-    """The bytes of an object, and the header in front of them."""
+    """The header of a chunk's object, and all its bytes, which begin with it."""
     blank = replace(record.header, file=record.header.key.hex())
     payloads, at = [], page_aligned(len(encode_header(blank)))
     for layer, raw in enumerate(record.raws):
@@ -264,8 +266,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _elsewhere(header: Header, name: str) -> Miss | None:
-    """A miss where the object of that name says that it is another, or other tokens than its
-    name: what it may be long is then not known."""
+    """A miss where the header names another chunk, or other tokens, than the object's name."""
     named = content_of(name), digest_of(name)
     if (header.content, header.key) != named:
         return Miss("foreign", "the object under this name names another chunk")
@@ -275,12 +276,12 @@ def _elsewhere(header: Header, name: str) -> Miss | None:
 
 
 def _misplaced(header: Header) -> Miss | None:
-    """A miss where layers do not follow each other as :func:`encode_object` puts them: what lies
-    between them would be read as well, however much it is."""
+    """A miss where the layers are not placed as :func:`encode_object` places them. Gaps of any size
+    would be read too."""
     at = page_aligned(len(encode_header(header)))
     for offset, length, _ in header.payloads:
         if offset != at:
-            return Miss("foreign", f"a layer at byte {offset} of its object, and not at {at}")
+            return Miss("foreign", f"a layer at byte {offset} of its object, not at {at}")
         at = page_aligned(offset + length)
     return None
 
@@ -290,7 +291,7 @@ def _end(header: Header) -> int:
 
 
 def _header(got: ObjectRange) -> ObjectHeader | int:
-    """The header that an object begins with, or how long it is where that is not all of it."""
+    """The header at the beginning of an object, or its size where these bytes are too few."""
     data = bytes(got.data)
     size = header_size(data)
     if size is not None and size > _LONGEST_HEADER:

@@ -1,7 +1,7 @@
-"""Objects in a folder: what a remote with the URL ``file:///folder`` is.
+"""Objects in a directory: a remote with the URL ``file:///directory``.
 
-Only regular files are objects. Whatever else somebody has put there (a pipe, a device, a link that
-leads in circles) is opened by nobody, for it could be waited for without end.
+Only regular files are objects. Anything else (a pipe, a device, a circular link) is never read, for
+a read might block forever.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ragcache.store.lmdb.directory import sync_folder
 
 
 class NotAFileError(Exception):
-    """There is something under that name, and it is no regular file."""
+    """The name is not that of a regular file."""
 
 
 class FileRange(NamedTuple):
-    """Bytes of a file, and what it was when they were read."""
+    """Bytes of a file, with its size and tag when they were read."""
 
     data: bytes
     size: int  # of the whole file
@@ -60,8 +60,7 @@ class FolderStore:
         return FileRange(parts[0] if len(parts) == 1 else b"".join(parts), found.st_size, tag)
 
     def write(self, name: str, data: bytes | bytearray, *, replacing: bool) -> bool:
-        """Write a file whole, durable on return; False where there is one and it is not to be
-        replaced."""
+        """Write a file whole, durable on return. False where it exists, unless ``replacing``."""
         path = self.root / name
         folders = [path.parent, *path.parent.parents]
         for folder in reversed(folders[: folders.index(self.root)]):
@@ -86,11 +85,12 @@ class FolderStore:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Delete a file, if it exists."""
         (self.root / name).unlink(missing_ok=True)
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
-        """Names and sizes of the regular files below the folder ``prefix``, in no order."""
+        """Names and sizes of the regular files below the directory ``prefix``, in no particular
+        order."""
         found = []
         for folder, _, files in os.walk(self.root / prefix, onerror=_raise):
             for file in files:
@@ -105,6 +105,6 @@ class FolderStore:
 
 
 def _raise(error: OSError) -> None:
-    """What a walk cannot list is not passed over, but for a folder that is not there."""
+    """Raise what os.walk ignores, except for a directory that does not exist."""
     if not isinstance(error, FileNotFoundError):
         raise error

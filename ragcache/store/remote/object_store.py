@@ -1,9 +1,9 @@
-"""An object store, with everything that a network does to it: time-outs, retries, outages.
+"""An object store with timeouts, retries and a circuit breaker.
 
-obstore speaks to S3 and what is compatible with it, Google Cloud Storage and Azure; a folder is
-read and written here (folder.py). Retries are ours: they are counted, they also follow bytes that
-fail a checksum, and a remote that does not answer is left alone for a while, so that not every
-chunk of a prompt waits for it in vain.
+obstore implements S3 and compatible stores, Google Cloud Storage and Azure; folder_store.py
+implements directories. Retries are made here: they are counted, they cover bytes that fail a
+checksum, and after all attempts have failed the remote is not asked for a while, so that not every
+chunk of a prompt waits for it.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ _SCHEMES = "s3", "gs", "az", "file"
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When to try again, and when to stop trying. Times in seconds."""
+    """When to retry, and when to give up. Times in seconds."""
 
     attempts: int = 4
-    first_s: float = 0.05  # before the second attempt at the longest; twice that before the third
+    first_s: float = 0.05  # longest wait before the second attempt; doubles after each
     longest_s: float = 2.0
     read_s: float = 10.0  # of one attempt
     write_s: float = 300.0
     connect_s: float = 5.0
-    give_up_s: float = 20.0  # after which nothing is tried again
-    rest_s: float = 10.0  # during which a remote that failed all attempts is not asked
+    give_up_s: float = 20.0  # no retry after this time
+    rest_s: float = 10.0  # without requests, after all attempts have failed
 
     def wait_s(self, failures: int) -> float:
-        """Full jitter: uniform up to a bound that doubles."""
+        """The wait after so many failures, with full jitter: uniform up to a bound that doubles."""
         return random.uniform(0, min(self.longest_s, self.first_s * 2 ** (failures - 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRange:
-    """Bytes of an object, and what it was when they were read."""
+    """Bytes of an object, with its size and tag when they were read."""
 
     data: Any  # a buffer, read-only
     size: int  # bytes of the whole object
@@ -77,8 +77,8 @@ class ObjectRange:
 
 
 class InvalidObjectError(Exception):
-    """Raised for bytes that fail their check: they may have been damaged on the way. What is no
-    object at all is not asked for again."""
+    """The bytes of an object fail their check, as ``miss`` says. Raised by a check, the read is
+    retried, for they may have been damaged in transit."""
 
     def __init__(self, miss: Miss) -> None:
         super().__init__(miss.detail)
@@ -90,8 +90,8 @@ class Bucket:
 
     Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
     ``AWS_ENDPOINT_URL``, ..., or the role of the machine), never from the URL. Raises ConfigError
-    for a URL that cannot be, or where obstore is not installed. All else raises RemoteError: at
-    once where access is denied, or else after :class:`RetryPolicy`.
+    for an invalid URL. Operations raise RemoteError: at once where access is denied, else after the
+    attempts of ``patience``.
     """
 
     def __init__(self, url: str, patience: RetryPolicy = RetryPolicy()) -> None:  # noqa: B008
@@ -104,13 +104,13 @@ class Bucket:
 
     @property
     def counts(self) -> Counter[str]:
-        """Since it was opened: ``requests``; of them, ``retries``; operations that ``failed`` in
-        the end; and those ``refused`` during a rest."""
+        """``requests``, ``retries`` among them, operations that ``failed`` after all retries, and
+        operations ``refused`` after a failure."""
         return self._counts.snapshot()
 
     @property
     def is_resting(self) -> bool:
-        """Whether it failed moments ago, and is not asked for a while."""
+        """Whether an operation failed within the last seconds, so that none is tried."""
         with self._lock:
             return self._resting > time.monotonic()
 
@@ -123,9 +123,10 @@ class Bucket:
         tag: str | None = None,
         check: Callable[[ObjectRange], _Found],
     ) -> _Found | None:
-        """What ``check`` makes of bytes ``start`` to ``end``, exclusive; fewer at the object's end.
+        """The result of ``check`` on bytes ``start`` to ``end`` (exclusive), or up to the object's
+        end.
 
-        None where there is no such object, or with ``tag`` no longer that one. ``check`` may raise
+        None where there is no such object, or none with this ``tag``. ``check`` may raise
         :class:`InvalidObjectError`: the read is then retried, and the last error is raised here.
         """
         options: dict[str, Any] = {"range": (start, end)}
@@ -139,7 +140,7 @@ class Bucket:
                 found = obstore.get(self._reads, name, options=cast(Any, options))
                 data = found.bytes()
             except GenericError as error:
-                # An empty object has no byte to begin with, which has no exception of its own.
+                # A range of an empty object is an error, without an exception of its own.
                 if start or "range" not in str(error).lower():
                     raise
                 if (meta := obstore.head(self._reads, name))["size"]:
@@ -155,10 +156,10 @@ class Bucket:
             return None
 
     def put(self, name: str, data: bytes | bytearray, *, tag: str | None = None) -> bool:
-        """Write an object whole: a new one, or with ``tag`` in the place of that one.
+        """Write an object whole: a new one, or with ``tag`` a replacement of the one with this tag.
 
-        False where there is one already, or that one is not there any more. A folder knows no such
-        condition: what is there is replaced.
+        False where there is one already, or none with this tag. A directory does not support the
+        latter condition, and replaces any.
         """
         try:
             return self._tried(f"write {name}", lambda: self._put(name, data, tag))
@@ -166,8 +167,8 @@ class Bucket:
             return False
 
     def delete(self, *names: str) -> None:
-        """Remove objects; those that are not there are no error."""
-        for name in names:  # bulk deletion is not what every compatible store can do
+        """Delete objects, if they exist."""
+        for name in names:  # not every compatible store supports bulk deletion
             if isinstance(self._writes, FolderStore):
                 self._tried(f"delete {name}", partial(self._writes.delete, name))
                 continue
@@ -175,9 +176,9 @@ class Bucket:
                 self._tried(f"delete {name}", partial(obstore.delete, self._writes, name))
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
-        """Names and sizes of the objects in the folder ``prefix``, in no order."""
+        """Names and sizes of the objects below ``prefix``, in no particular order."""
 
-        def all_pages() -> list[tuple[str, int]]:  # a listing that failed cannot be gone on with
+        def all_pages() -> list[tuple[str, int]]:  # a failed listing cannot be continued
             if isinstance(self._reads, FolderStore):
                 return self._reads.list(prefix)
             pages = obstore.list(self._reads, prefix)
@@ -247,7 +248,7 @@ class Bucket:
 
 
 def _open_store(url: str, patience: RetryPolicy, timeout_s: float) -> ObjectStore | FolderStore:
-    """The store behind a URL. ConfigError where there cannot be one."""
+    """The store at a URL. Raises ConfigError for an invalid one."""
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES or not (parts.netloc or parts.path.strip("/")):
         known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
@@ -279,5 +280,5 @@ def _open_store(url: str, patience: RetryPolicy, timeout_s: float) -> ObjectStor
 
 
 def _short(error: Exception) -> str:
-    """obstore's messages go on with the whole state of the client."""
+    """The first line: obstore's messages continue with the state of the client."""
     return str(error).partition("\n")[0][:300] or type(error).__name__

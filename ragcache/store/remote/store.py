@@ -1,19 +1,19 @@
-"""A store that is shared between machines: a store on disk, and an object store behind it.
+"""A store that machines share: a store on disk in front of an object store, the remote.
 
-What a machine has read or computed lies on its own disk, up to a quota; what is not there is read
-from the remote, layer by layer, and kept. Documents, and everything that is known of them, stay
-where they are: what is shared is KV, by its key, and a key names everything that KV depends on.
+What a machine reads or computes is stored on its own disk, up to a quota; other chunks are read
+from the remote, layer by layer, and stored on disk too. Only KV is shared, by its key, which names
+everything that KV depends on; documents and all other tables stay on each machine.
 
-*Reading through.* A chunk that was read while it was held, as every :class:`LayerReader` does, is
-written to disk in the background (arrivals.py).
+*Read-through.* A chunk that is read under a lease, as by every :class:`LayerReader`, is written to
+disk in the background (read_through.py).
 
-*Writing back.* A put is durable on the disk here when it returns, and is noted for the remote in
-the same commit (outbox.py); it is sent in the background, by this process or the next, and not
-evicted before (courier.py). Where the disk may hold no more, a put is durable in the remote when it
-returns. A deletion takes effect here at once, and in the remote in the same way as a put.
+*Write-back.* A put is durable on the disk here when it returns, and is added to the outbox in the
+same commit (outbox.py). It is sent in the background, by this process or the next (write_back.py),
+and not evicted before. Where the disk is full, a put is durable in the remote when it returns. A
+deletion takes effect here at once, and in the remote in the same way as a put.
 
-*Faults.* A remote that does not answer is a miss, *unreadable*, and so is nothing that stops an
-answer. A chunk that is damaged here is dropped and read from the remote.
+*Faults.* If the remote is down, its chunks are misses, *unreadable*, and answers go on. A chunk
+that is damaged here is dropped and read from the remote.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RemoteTraffic:
-    """Counts since the store was opened; ``waiting`` is what the remote is still to be told."""
+    """Counts since the store was opened; ``waiting``: pending writes now."""
 
     url: str
     waiting: int
     read_bytes: int  # of layers that came from the remote
-    kept: int  # chunks that were read there and are on disk now
-    not_kept: int  # those that had no room, or could not be used, or while another process wrote
-    healed: int  # chunks that were damaged here and came from the remote
-    sent: int  # chunks written there
+    kept: int  # chunks read from the remote that were stored on disk
+    not_kept: int  # no space, unusable, or another process is the writer
+    healed: int  # chunks damaged here that were read from the remote
+    sent: int  # chunks written to the remote
     unsent: int  # chunks that cannot be sent: `ragcache push` says why
     requests: int
     retries: int
     failed: int  # operations, after all retries
-    refused: int  # operations that were not tried, shortly after one that failed
+    refused: int  # operations that were not tried, shortly after a failure
 
 
 class RemoteStore(ChunkStore):
@@ -113,7 +113,7 @@ class RemoteStore(ChunkStore):
 
     @property
     def tables(self) -> Tables:
-        """Where a catalog can live beside the chunks: here."""
+        """The tables on this machine, which a catalog can share."""
         return self.disk.tables
 
     @property
@@ -199,7 +199,7 @@ class RemoteStore(ChunkStore):
                     future.cancel()
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk, every layer verified; it is here then, where there is room."""
+        """The whole chunk, every layer checked. Stores a remote one on disk, if there is space."""
         here = self.disk.get(key)
         if isinstance(here, ChunkKV):
             return self._hits.count(here)
@@ -250,9 +250,10 @@ class RemoteStore(ChunkStore):
         return RemoteTraffic(self.objects.bucket.url, self.disk.pending_writes, **figures)
 
     def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Write down what was read, and tell the remote what it is to be told: (done, of how many).
+        """Write what was read to disk, and send all pending writes. ``progress`` is called with
+        (done, total).
 
-        Raises RemoteError where it cannot be told; it will be later.
+        Raises RemoteError where they cannot be sent; they are sent later.
         """
         self._read_through.flush()
         self.write_back.flush(progress)
@@ -264,15 +265,15 @@ class RemoteStore(ChunkStore):
         return self.disk.refusal()
 
     def close(self) -> None:
-        with ExitStack() as every:  # each is closed whatever becomes of the others
+        with ExitStack() as every:  # closes all, even if one of them raises
             every.callback(self._blocks.clear)
             every.callback(self.disk.close)
             every.callback(self.write_back.close, self._patience_s)
             every.callback(self._read_through.close)
 
     def _get_header(self, key: ChunkKey) -> StoredChunk | Miss:
-        """What is found on disk, or else in the remote. Why there is nothing is looked up on disk
-        alone."""
+        """The header from disk, or else from the remote. A miss gets its reason from the disk
+        only."""
         here = self.disk.get_header(key, count=False)
         if isinstance(here, StoredChunk):
             return here
@@ -305,40 +306,42 @@ class RemoteStore(ChunkStore):
         return self.objects.others(key, hidden) or miss
 
     def _less(self, here: Miss, there: Miss) -> Miss:
-        """The Miss of a chunk that is neither here nor there."""
+        """The more specific of the misses of the disk and the remote."""
         return there if here.reason == "absent" else here
 
     def _heal(self, key: ChunkKey, here: Miss) -> None:
-        """The remote has a chunk that cannot be found here: take out the record here if it is
-        damaged."""
+        """Drop a damaged record here of a chunk that the remote has."""
         if here.reason in ("corrupt", "truncated", "foreign"):
-            logger.warning("chunk %s is read anew: %s here", key.digest.hex()[:12], here.reason)
-            with suppress(LockedError):  # whoever writes will come upon it too
+            logger.warning(
+                "chunk %s is %s here, and is read from the remote",
+                key.digest.hex()[:12],
+                here.reason,
+            )
+            with suppress(LockedError):  # the writer will find it too
                 self.disk.drop_local(key.digest)
                 self._counts.add("healed")
 
     def _put_there(self, key: ChunkKey, kv: ChunkKV) -> None:
-        """Put a chunk for which there is no room here."""
-        if self._is_gone(key.content, key.digest):  # the remote must be told that before
+        """Put a chunk into the remote, where the disk is full."""
+        if self._is_gone(key.content, key.digest):  # its deletion must be sent before
             self.write_back.flush()
         for each in (key, *(with_codec(key, name) for name in self.remote_codecs)):
             self.objects.put(encode_chunk(each, kv), replacing=True)
         self.disk.drop_local(key.digest)
 
     def _is_gone(self, content: bytes, digest: bytes) -> bool:
-        """Whether a chunk has been deleted, though the remote may not know it yet."""
+        """Whether a chunk was deleted, while the remote may still have it."""
         with self.disk.tables.read() as txn:
             return outbox.is_deleted(txn, content, digest)
 
     def _range(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
-        """A layer of the remote, as it is stored there."""
+        """A layer from the remote, as stored there."""
         if self._is_gone(key.content, key.digest):
             return Miss("absent", "it was deleted")
         return self._read_through.layer(key, layer)
 
     def _settled(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
-        """A layer that was ``found`` in the remote; where it was not, it may have come to the disk
-        meanwhile."""
+        """Decode a layer from the remote; where it was a miss, it may be on disk by now."""
         if isinstance(found, Miss) and self.disk.has(key):
             return self.layer(key, layer)
         return self._decoded(key, layer, found)
@@ -346,7 +349,7 @@ class RemoteStore(ChunkStore):
     def _decoded(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
         if not isinstance(found, Miss):
             header, raw = found
-            own = self._blocks.empty(len(raw))  # what is decoded may be written to, and is checked
+            own = self._blocks.empty(len(raw))  # decoding needs memory that nothing else writes to
             own[:] = raw
             pair = decode_layer(header, layer, own)
             if not isinstance(pair, Miss):
@@ -355,10 +358,13 @@ class RemoteStore(ChunkStore):
         raise unusable_error(key, layer, self._hits.count(found))
 
 
-def open_remote(disk: DiskStore, url: str, levels: str = "", *, pin: bool = False) -> RemoteStore:
-    """``disk``, over the remote of that URL (see :class:`Bucket`); ``levels`` with commas.
+def open_remote(
+    disk: DiskStore, url: str, remote_codecs: str = "", *, pin: bool = False
+) -> RemoteStore:
+    """``disk`` in front of the remote at ``url`` (see :class:`Bucket`). ``remote_codecs``: names
+    separated by commas.
 
-    Raises ConfigError where one of them cannot be.
+    Raises ConfigError for an invalid URL or codec.
     """
-    names = [name.strip() for name in levels.split(",") if name.strip()]
+    names = [name.strip() for name in remote_codecs.split(",") if name.strip()]
     return RemoteStore(disk, ChunkObjects(Bucket(url)), remote_codecs=names, pin=pin)

@@ -1,4 +1,4 @@
-"""Chunks in bulk, between the disk here and a remote: whatever the one has and the other lacks."""
+"""Synchronises chunks in bulk between the disk here and a remote: ``push`` and ``pull``."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _Progress = Callable[[int, int], None]
 _SOME = 4 * MAX_REQUESTS
-_MOST_UNKNOWN = 1 << 30  # bytes of a chunk that is pulled for a model that was never open here
+_MOST_UNKNOWN = 1 << 30  # bytes of a pulled chunk of a model without a recorded shape
 _Outcome = Literal["moved", "there", "damaged", "foreign", "no_room", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What became of the chunks."""
+    """The numbers of chunks by outcome."""
 
     moved: int = 0
-    there: int = 0  # where they were to go to
-    damaged: int = 0  # and so not moved
+    there: int = 0  # already at the destination
+    damaged: int = 0  # not moved
     foreign: int = 0  # of another shape or codec than their model's, or another chunk: not moved
-    no_room: int = 0  # within the quota of the disk
-    other: int = 0  # variants, which stay here; KV in other codecs, which only the controller loads
+    no_room: int = 0  # beyond the quota of the disk
+    other: int = 0  # not moved: variants, and copies in other codecs
 
 
 def push(
@@ -67,25 +67,24 @@ def pull(
     room: int | None = None,
     progress: _Progress | None = None,
 ) -> SyncResult:
-    """Put on disk what is in the remote and not here, of the tokens of these content digests, or of
-    all; as long as there are ``room`` bytes for it.
+    """Store on disk the chunks of ``codec`` that the remote has and the disk lacks: those with
+    ``contents``, by default all, up to ``room`` bytes.
 
-    Only KV of ``codec``. ``progress`` is told (done, of how many). Raises RemoteError; a second
-    call does the rest.
+    ``progress`` is called with (done, total). Raises RemoteError; call again to pull the rest.
     """
     left = float("inf") if room is None else room
-    wanted, later = [], 0
+    wanted, beyond = [], 0
     here = set(disk.keys())
     for name, size in objects.names():
         if contents is not None and content_of(name) not in contents:
             continue
         if digest_of(name) not in here and size > left:
-            later += 1
+            beyond += 1
             continue
         left -= 0 if digest_of(name) in here else size
         wanted.append(name)
     found = _moved(partial(_fetched, disk, objects, here, codec), wanted, progress)
-    return replace(found, no_room=found.no_room + later)
+    return replace(found, no_room=found.no_room + beyond)
 
 
 def _sent(
@@ -132,7 +131,7 @@ def _fetched(
     if isinstance(record, Record):
         record = check_decodable(record) or record
     if isinstance(record, Miss):
-        logger.warning("%s is left where it is, %s: %s", name, record.reason, record.detail)
+        logger.warning("%s is not pulled, %s: %s", name, record.reason, record.detail)
         return "foreign" if record.reason == "foreign" else "damaged"
     try:
         return "moved" if disk.put_record(record) else "there"
@@ -152,7 +151,7 @@ def _moved(
 
 
 def _side_by_side(move: Callable[[_Item], _Outcome], items: Sequence[_Item]) -> Iterator[_Outcome]:
-    """Some at a time; none is begun after some have failed."""
+    """Move a few at a time; after a failure, no more are started."""
     with ThreadPoolExecutor(MAX_REQUESTS, "ragcache-move") as pool:
         for at in range(0, len(items), _SOME):
             yield from pool.map(move, items[at : at + _SOME])
