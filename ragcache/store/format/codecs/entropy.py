@@ -22,7 +22,7 @@ TOTAL = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Bells:
+class _Bells:
     """Distributions over the symbols 0 to ``levels`` - 1.
 
     ``weights`` are whole numbers; those of a bell sum to 2^24 - levels, which makes it nothing but
@@ -58,7 +58,7 @@ class Bells:
 
 
 @lru_cache
-def bells(levels: int) -> Bells:
+def bells(levels: int) -> _Bells:
     """The bells over that many symbols, 3 to 31: at most 256 of them.
 
     Their order and their weights are part of the formats that use them. They come from whole
@@ -78,7 +78,7 @@ def bells(levels: int) -> Bells:
     weights = heights * (TOTAL - levels) // heights.sum(1, keepdims=True)
     rest = TOTAL - levels - weights.sum(1)
     weights[np.arange(len(weights)), weights.argmax(1)] += rest
-    return Bells(weights.astype(np.float32))
+    return _Bells(weights.astype(np.float32))
 
 
 def constriction_stream() -> Any:
