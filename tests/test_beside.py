@@ -121,7 +121,7 @@ def test_documents_whose_time_is_over_are_left_out(path: Path, holder: tuple[int
     _, do = holder
     with small(path) as cache:
         assert cache.retrieve("Who keeps a parrot?", 1, 0)[0].chunk.document == "holt"
-        do("from ragcache.store import Catalog; Catalog(store).keep('holt', expires=1.0)")
+        do("from ragcache.store import Catalog; Catalog(store).set_retention('holt', expires=1.0)")
         found = cache.retrieve("Who keeps a parrot?", 5, 0)
         assert found and all(passage.chunk.document != "holt" for passage in found)
         assert "holt" not in [entry.id for entry in cache.documents()]
