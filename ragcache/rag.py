@@ -13,7 +13,7 @@ from ragcache.blend import Blender, blender
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, Progress, check_bytes
-from ragcache.core.precompute import Counted, drive
+from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.request import PromptRequest, Request, RequestOptions
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
@@ -28,17 +28,17 @@ from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
-from ragcache.store.catalog.catalog import Catalog, Entry
-from ragcache.store.disk.outbox import Level
+from ragcache.store.catalog.catalog import Catalog, DocumentEntry
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.format.record import TranscodeTarget
+from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
 from ragcache.util.several import several
 
 if TYPE_CHECKING:
-    from ragcache.store.remote.store import Traffic
+    from ragcache.store.remote.store import RemoteTraffic
     from ragcache.vllm.engine import VllmEngine
 
 _MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a process has addresses for a thousand such stores
@@ -89,7 +89,9 @@ class RagCache:
         local = engine if isinstance(engine, Engine) else None
         pin = local is not None and local.upload is not None
         self.remote = setup.over_remote(store, engine, settings, pin=pin)
-        setup.note_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
+        setup.note_shapes(
+            store, engine.fingerprint, self.remote.remote_codecs if self.remote else ()
+        )
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
@@ -191,7 +193,7 @@ class RagCache:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         progress: Progress | None = None,
-        tokens: Counted | None = None,
+        tokens: TokenProgress | None = None,
     ) -> Added:
         """Split, embed and store documents, and precompute their chunks' KV.
 
@@ -206,7 +208,7 @@ class RagCache:
         ConfigError for one document that is in no list.
         """
         given = several(documents, "documents")
-        steps = self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
+        steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
@@ -215,7 +217,7 @@ class RagCache:
         given = several(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
-    def documents(self) -> list[Entry]:
+    def documents(self) -> list[DocumentEntry]:
         """All documents, by id; those whose time is over are deleted first, or left out where
         another process writes the store."""
         over = self._expire()
@@ -332,7 +334,7 @@ class RagCache:
     def _expire(self) -> list[str]:
         """Delete the documents whose time is over; those that are still there all the same."""
         now = time.time()
-        over = self.catalog.over(now)
+        over = self.catalog.expired(now)
         if over and self.catalog.refusal() is None:
             self.catalog.expire(now)
             return []
@@ -348,14 +350,18 @@ class RagCache:
         """Stored chunks that the open model can use, and all stored chunks."""
         return self.store.stats().usable(self.engine.fingerprint)
 
-    def levels(self) -> dict[bytes, list[Level]]:
-        """Key digests of the documents' chunks, and the levels that a remote is sent of each."""
-        names = () if self.remote is None else self.remote.levels
+    def remote_copies(self) -> dict[bytes, list[TranscodeTarget]]:
+        """Key digests of the documents' chunks, and the copies in other codecs that a remote gets
+        of each."""
+        names = () if self.remote is None else self.remote.remote_codecs
         keys = {key for entry in self.catalog.entries() for key in self.indexing.keys(entry.id)}
         keys.add(self.indexing.prefix_key)
-        return {key.digest: [Level.of(at_level(key, name)) for name in names] for key in keys}
+        return {
+            key.digest: [TranscodeTarget.of(with_codec(key, name)) for name in names]
+            for key in keys
+        }
 
-    def traffic(self) -> Traffic | None:
+    def traffic(self) -> RemoteTraffic | None:
         """What has gone to the remote and come from it; None without one."""
         return None if self.remote is None else self.remote.traffic
 

@@ -26,7 +26,7 @@ from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.key import ChunkKey, with_codec
 
 if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteStore
@@ -56,13 +56,13 @@ def record(catalog: Catalog, **settings: str) -> None:
 
 def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
     """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
-    every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
+    every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in levels)]
     with store.tables.read() as txn:
-        new = kv_shapes.unnoted(txn, every)
+        new = kv_shapes.unrecorded(txn, every)
     if new and store.refusal() is None:
         with store.tables.write() as txn:
             for fingerprint in new:
-                kv_shapes.note(txn, fingerprint)
+                kv_shapes.record_shape(txn, fingerprint)
 
 
 def over_remote(
@@ -87,9 +87,9 @@ def over_remote(
             f"remote_codecs encode what is stored, and codec {own} has lost some of it: leave "
             "remote_codecs out, or begin a store with codec raw, bfloat16 or float16"
         )
-    from ragcache.store.remote.store import shared
+    from ragcache.store.remote.store import open_remote
 
-    return shared(store, settings.remote, settings.remote_codecs, pin=pin)
+    return open_remote(store, settings.remote, settings.remote_codecs, pin=pin)
 
 
 def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:

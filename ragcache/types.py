@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = tuple[int, ...]
+#: Keys and values of the same tokens at one layer, each (kv_heads, tokens, head_dim).
+KVPair = tuple["Tensor", "Tensor"]
 
 #: Why a chunk's KV could not be used. Every miss is counted under one of these.
 MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ragcache.types import KVPair as KVPair
 from ragcache.util.buffer_pool import BufferPool
 
-KVPair = tuple[Tensor, Tensor]  # keys and values
 #: Of a layer, its fresh keys (after RoPE) and values, each (kv_heads, n, head_dim).
 Fresh = Callable[[int, Tensor, Tensor], None]
 
