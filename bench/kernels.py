@@ -3,8 +3,7 @@
 Placing: the stored KV of eight chunks of 512 tokens is written to its rows of one layer, its keys
 rotated; GB/s count what is read and written. Attention: a share of a prompt's rows, spread at
 random, in one layer, each row to the keys up to itself. *SDPA* is given a mask, as by transformers,
-and never runs on cuDNN; *Flex* is FlexAttention with a block mask, which is made once for all
-layers and does not count; *Triton* is our kernel. All in bfloat16. Times are medians on the device,
+and never runs on cuDNN; *Triton* is our kernel. All in bfloat16. Times are medians on the device,
 after a warm-up that compiles, its cache cleared before each run. Results are held against torch's
 and SDPA's: *off* is the largest error of a vector, relative to its norm.
 """
@@ -26,13 +25,13 @@ from ragcache.cli import render
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
 from ragcache.engine.kernels.choose import Shape, Work, attention, error, placed
-from ragcache.engine.kernels.row_attention import Flex, TritonRowAttention
+from ragcache.engine.kernels.row_attention import TritonRowAttention
 
 #: Query heads, KV heads, head_dim.
 MODELS = {"Llama-3.1-8B": (32, 8, 128), "Qwen2.5-0.5B": (14, 2, 64)}
 ROWS = 4096, 8192, 32768
 SHARES = 0.05, 0.15, 0.3
-ATTENTION = {"SDPA": None, "Flex": Flex, "Triton": TritonRowAttention}
+ATTENTION = {"SDPA": None, "Triton": TritonRowAttention}
 
 
 @dataclass(frozen=True)

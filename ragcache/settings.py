@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     model: str = Field("", description="folder or hub name; empty: what the store was built with")
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
-    kernels: Literal["auto", "torch", "triton", "flex"] = Field(
-        "auto", description="what a GPU places KV and attends with: auto, torch, triton or flex"
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        "auto", description="what a GPU places KV and attends with: auto, torch or triton"
     )
     embedder: str = Field("", description="sentence-transformers model; empty: the store's own")
     index: Literal["faiss", "numpy"] = Field("faiss", description="vector index")

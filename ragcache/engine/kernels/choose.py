@@ -18,12 +18,7 @@ from torch import Tensor
 
 from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Rope
-from ragcache.engine.kernels.row_attention import (
-    Flex,
-    RowAttention,
-    TritonRowAttention,
-    without_cudnn,
-)
+from ragcache.engine.kernels.row_attention import RowAttention, TritonRowAttention, without_cudnn
 from ragcache.errors import ConfigError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -33,12 +28,12 @@ Place = Callable[[Sequence[KVPair], "KVPair | None", KVPair], None]
 
 Work = Callable[[], Tensor]  # to be timed, and its result compared
 
-KERNELS = "auto", "torch", "triton", "flex"
+KERNELS = "auto", "torch", "triton"
 #: Largest error accepted of a vector, relative to its norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # what is measured: a typical prompt
 _RUNS = 5
-_ATTENTION: dict[str, type[RowAttention]] = {"triton": TritonRowAttention, "flex": Flex}
+_ATTENTION: dict[str, type[RowAttention]] = {"triton": TritonRowAttention}
 
 
 @dataclass(frozen=True)
@@ -76,9 +71,8 @@ class Shape:
 def choose(wanted: str, shape: Shape, rope: Rope) -> Kernels:
     """The kernels for models of ``shape``; on a CPU there is no choice.
 
-    ``wanted``: auto, the faster of torch's and ours; or one of ``KERNELS`` by name. FlexAttention
-    is used by name only, for compiling it takes longer than loading a model. ConfigError where
-    what is wanted is unknown or needs CUDA, ModelError where it does not compute what it should.
+    ``wanted``: one of ``KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
+    where it is unknown or needs CUDA, ModelError where a kernel asked for by name is wrong.
     """
     if wanted not in KERNELS:
         raise ConfigError(f"kernels {wanted!r} are unknown: use {', '.join(KERNELS)}")

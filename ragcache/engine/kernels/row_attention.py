@@ -10,16 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, cast
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 #: Query vectors that a program of the kernel takes.
 BLOCKS = 128, 64, 32, 16
-_BLOCK = 128  # rows, and keys, of FlexAttention
 
 Attend = Callable[..., Tensor]  # of query, key, value and scale, by these names
 
@@ -81,55 +78,6 @@ class TritonRowAttention(RowAttention):
         return [
             partial(self.attend, blocks=sizes) for sizes in (BLOCKS, *((size,) for size in BLOCKS))
         ]
-
-
-class Flex(RowAttention):
-    """By FlexAttention, which torch compiles first, for seconds."""
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__(rows)
-        self._blocks: BlockMask | None = None  # of all layers: they have the same keys
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if self._blocks is None:
-            self._blocks = _block_mask(self.rows, key.shape[2])
-        flex = _compiled() if query.is_cuda else cast("Callable[..., Any]", flex_attention)
-        grouped = query.shape[1] != key.shape[1]
-        out = flex(query, key, value, block_mask=self._blocks, scale=scale, enable_gqa=grouped)
-        return cast(Tensor, out).transpose(1, 2)
-
-
-def _block_mask(rows: Tensor, keys: int) -> BlockMask:
-    """Which blocks of keys a block of rows sees in full, and which in part."""
-    blocks, count = -(-keys // _BLOCK), len(rows)
-    padded = torch.arange(-(-count // _BLOCK) * _BLOCK, device=rows.device).clamp_(max=count - 1)
-    padded = rows[padded]
-    full = (padded[::_BLOCK] + 1) // _BLOCK
-    part = padded[_BLOCK - 1 :: _BLOCK] // _BLOCK + 1 - full
-    every = torch.arange(blocks, device=rows.device).expand(len(full), -1)
-
-    def seen(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        return key <= padded[row]
-
-    return BlockMask.from_kv_blocks(
-        _int32(part),
-        _int32((every + full[:, None]) % blocks),
-        _int32(full),
-        _int32(every),
-        BLOCK_SIZE=_BLOCK,
-        mask_mod=seen,
-        seq_lengths=(count, keys),
-    )
-
-
-def _int32(numbers: Tensor) -> Tensor:
-    """Of one batch and one head, as FlexAttention wants them."""
-    return numbers[None, None].to(torch.int32).contiguous()
-
-
-@cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)  # once for all lengths
 
 
 @contextmanager
