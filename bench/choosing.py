@@ -26,7 +26,7 @@ from examples.train_tiny.world import Binding
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import KVPair, Layout, Selector
 from ragcache.blend.cacheblend import deviation
-from ragcache.blend.ranking import Band, QuestionAttention, band, mean
+from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
 from ragcache.core.sensitivity import company
 from ragcache.engine.base import Engine
@@ -81,7 +81,7 @@ class _Sensitive(QuestionAttention):
     def first(self) -> Tensor:
         if self.given.attention_power:
             self.known = self.known * self.scores**self.given.attention_power
-        return self.best(self.layout.reusable, self.known, self.counts[0])
+        return highest(self.layout.reusable, self.known, self.counts[0])
 
     def narrows(self, layer: int) -> bool:
         return layer + 1 < len(self.counts) and self.counts[layer + 1] < self.counts[layer]
@@ -90,7 +90,7 @@ class _Sensitive(QuestionAttention):
         self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
     ) -> Tensor:
         at = torch.searchsorted(self.layout.reusable, rows)
-        return self.best(rows, self.known[at], self.counts[layer + 1])
+        return highest(rows, self.known[at], self.counts[layer + 1])
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _AttendedError(QuestionAttention):
         attention = self.scores[torch.searchsorted(self.layout.reusable, rows)]
         error = deviation("v", fresh, stored).cpu()
         scores = attention**self.given.attention_power * error**self.given.error_power
-        return self.best(rows, scores, count)
+        return highest(rows, scores, count)
 
 
 def tapered(ratio: float, layers: int, taper: float) -> list[float]:
@@ -195,14 +195,6 @@ GROUPS: dict[str, dict[str, str | Blender]] = {
         "falling evenly to none": Sensitive(0.08, taper=1),
         "as a square": Sensitive(0.08, taper=2),
         "after one layer in full": "fused:recompute_ratio=0.08+full_layers=1",
-    },
-    "neighbours, at 5 %": {
-        "none (fused)": "fused:recompute_ratio=0.05",
-        "one successor": "fused:recompute_ratio=0.05+successors=1",
-        "two successors": "fused:recompute_ratio=0.05+successors=2",
-        "windows of 3": "fused:recompute_ratio=0.05+windows=3",
-        "windows of 8": "fused:recompute_ratio=0.05+windows=8",
-        "first 2 of each chunk": "fused:recompute_ratio=0.05+first=2",
     },
     "probe of sqrt(attention * error)": {
         "15 % anchors": AttendedError(),

@@ -110,14 +110,14 @@ def test_what_is_asked_for_wins(cache: RagCache) -> None:
     assert ratio("fused:recompute_ratio=0.3") == (False, 0.3)
     assert ratio("fused:recompute_ratio=0.3", "auto") == (False, 0.3)
     assert ratio("cacheblend", 0.3) == ratio(None, 0.3) == (False, 0.3)
-    assert ratio("cacheblend")[0] and ratio("prophet+windows=4", "auto")[0] and ratio()[0]
+    assert ratio("cacheblend")[0] and ratio("prophet+full_layers=1", "auto")[0] and ratio()[0]
     assert cache.ask(QUESTION, mode=blender("fused")).report.plan is None
     with pytest.raises(ConfigError, match="cannot be read as float"):
         cache.ask(QUESTION, ratio="fast")
 
 
 def test_a_methods_own_ratio_is_its_floor(cache: RagCache) -> None:
-    assert planned(cache.ask(QUESTION, mode="prophet+windows=4").report).ratio == 0.2
+    assert planned(cache.ask(QUESTION, mode="prophet+full_layers=1").report).ratio == 0.2
     assert planned(cache.ask(QUESTION, mode="cacheblend").report).ratio == 0.15
 
 
@@ -125,7 +125,7 @@ def test_a_methods_own_ratio_is_its_floor(cache: RagCache) -> None:
 def test_methods_without_a_ratio_measure_nothing(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile, "measured", None)  # to call it would fail
+    monkeypatch.setattr(profile, "measure_speeds", None)  # to call it would fail
     with scene.small(tmp_path, ratio="auto", mode=mode) as cache:
         cache.add(scene.DOCUMENTS)
         assert cache.ask(QUESTION).report.plan is None

@@ -23,7 +23,7 @@ from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Document, Sampling
 from tests import models, scene
 
-MODES = [*BLENDERS, "reuse:positions=overlapping", "prophet+windows=4+first=2+full_layers=1"]
+MODES = [*BLENDERS, "reuse:positions=overlapping", "prophet+full_layers=1"]
 QUESTION = "Where does Mira Holt live?"
 
 

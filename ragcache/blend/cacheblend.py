@@ -18,7 +18,7 @@ from ragcache.blend.base import (
     check_least,
     check_ratio,
 )
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.ranking import highest
 from ragcache.errors import ConfigError
 
 Deviation = Literal["v", "k", "kv"]
@@ -72,9 +72,10 @@ def _gradual(ratio: float, layers: int) -> list[float]:
 
 
 @dataclass
-class _MostDeviating(Ranking):
+class _MostDeviating(Selector):
     """Keeps ``counts[i]`` rows at the i-th comparison; counts never grow."""
 
+    layout: Layout
     counts: list[int]
     check_layer: int
     deviation: Deviation
@@ -95,7 +96,7 @@ class _MostDeviating(Ranking):
     ) -> Tensor:
         assert fresh is not None and stored is not None
         scores = deviation(self.deviation, fresh, stored)
-        return self.best(rows, scores, self.counts[layer - self.check_layer])
+        return highest(rows, scores, self.counts[layer - self.check_layer])
 
 
 def deviation(of: Deviation, fresh: KVPair, stored: KVPair) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.ranking import highest
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Fused(Blender):
 
 
 @dataclass
-class _MostSensitive(Ranking):
+class _MostSensitive(Selector):
+    layout: Layout
     count: int
 
     def first(self) -> Tensor:
-        return self.best(self.layout.reusable, self.layout.sensitivity, self.count)
+        return highest(self.layout.reusable, self.layout.sensitivity, self.count)

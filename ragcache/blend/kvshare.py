@@ -18,7 +18,7 @@ from ragcache.blend.base import (
     check_least,
     check_ratio,
 )
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.ranking import highest
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
@@ -54,7 +54,8 @@ class KVShare(Blender):
 
 
 @dataclass
-class _Attended(Ranking):
+class _Attended(Selector):
+    layout: Layout
     count: int
     check_layer: int
     _received: Tensor = field(init=False)  # (reusable,)
@@ -79,7 +80,7 @@ class _Attended(Ranking):
     ) -> Tensor:
         assert fresh is not None and stored is not None
         error = (fresh[1].float() - stored[1].float()).abs().sum((0, 2))
-        return self.best(rows, self._received.to(error.device) * error, self.count)
+        return highest(rows, self._received.to(error.device) * error, self.count)
 
     def _see(self, call: AttentionCall) -> None:
         if call.layer != self.check_layer:

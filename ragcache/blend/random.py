@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.ranking import highest
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Random(Blender):
 
 
 @dataclass
-class _Shuffled(Ranking):
+class _Shuffled(Selector):
+    layout: Layout
     count: int
     seed: int
 
     def first(self) -> Tensor:
         rows = self.layout.reusable
         scores = torch.rand(len(rows), generator=torch.Generator().manual_seed(self.seed))
-        return self.best(rows, scores, self.count)
+        return highest(rows, scores, self.count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,32 +16,13 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall
 
 
-class ScoreFilter(Protocol):
-    """Turns scores into scores, before the best are taken (see shape.py)."""
+def highest(rows: Tensor, scores: Tensor, count: int) -> Tensor:
+    """The ``count`` of ``rows`` with the highest ``scores``, both (n,); the result is sorted.
 
-    name: ClassVar[str]
-
-    def __call__(self, scores: Tensor, rows: Tensor, chunk: Tensor, place: Tensor) -> Tensor:
-        """``scores`` of prompt ``rows``, float64 and finite, with each row's chunk and its place
-        in that chunk; all are (n,), on the CPU, in the order of the prompt."""
-
-
-@dataclass
-class Ranking(Selector):
-    """A selector that keeps the rows with the highest scores; of equal ones, those that stand first
-    in the prompt. Scores that are not finite: see :func:`finite`."""
-
-    layout: Layout
-    shapes: tuple[ScoreFilter, ...] = field(default=(), init=False)
-
-    def best(self, rows: Tensor, scores: Tensor, count: int) -> Tensor:
-        """The ``count`` best of ``rows`` (a sorted subset of the reusable ones), sorted."""
-        at = torch.searchsorted(self.layout.reusable, rows)
-        scores = finite(scores.double().cpu())
-        for shape in self.shapes:
-            scores = shape(scores, rows, self.layout.chunk_of[at], self.layout.place_in_chunk[at])
-        order = scores.sort(descending=True, stable=True).indices
-        return rows[order[:count].sort().values]
+    Of equal scores, those that stand first win. Scores that are not finite: see :func:`finite`.
+    """
+    order = finite(scores.double().cpu()).sort(descending=True, stable=True).indices
+    return rows[order[:count].sort().values]
 
 
 def finite(scores: Tensor) -> Tensor:
@@ -59,7 +40,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class QuestionAttention(Ranking):
+class QuestionAttention(Selector):
     """Keeps the rows that the question attends to most, over the stale KV.
 
     Scores are summed over ``layers``; the probe ends behind the last of them. In it the question
@@ -69,6 +50,7 @@ class QuestionAttention(Ranking):
     nothing is hidden.
     """
 
+    layout: Layout
     count: int
     layers: range
     reduce: Reduce
@@ -84,7 +66,7 @@ class QuestionAttention(Ranking):
         return Probe(self.layers.stop, self._see) if self.count else None
 
     def first(self) -> Tensor:
-        return self.best(self.layout.reusable, self.scores, self.count)
+        return highest(self.layout.reusable, self.scores, self.count)
 
     def _see(self, call: AttentionCall) -> Tensor | None:
         everything, asking = self.anchors == 1, self.layout.asking
