@@ -36,7 +36,6 @@ from ragcache.eval.evaluate import evaluate
 from ragcache.eval.parallel import Progress, cores, share
 from ragcache.eval.summary import Figures, Scores, figures
 from ragcache.models import TINY, model_path, world
-from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Tokens
 
@@ -216,7 +215,7 @@ GROUPS: dict[str, dict[str, str | Blender]] = {
     },
 }
 REFERENCES: dict[str, str | Blender] = {"full": "full", "reuse": "reuse"}
-COMPILE = "prefix", "bos", "link0", "enriched(3)"
+COMPILE = "prefix", "bos", "link0"
 
 
 def main() -> None:
@@ -266,7 +265,6 @@ def _run(
     if any(isinstance(mode, Sensitive) for mode in chosen.values()):
         for name, before in companies(engine).items():
             CHANGES[name] = changes(engine, contexts, before)
-    embedder = SentenceTransformerEmbedder() if how.startswith("enriched") else None
     with tempfile.TemporaryDirectory() as folder, DiskStore(folder) as store:
         return evaluate(
             engine,
@@ -274,7 +272,6 @@ def _run(
             contexts,
             chosen,
             compile_mode=how,
-            embedder=embedder,
             max_tokens=8,
             progress=progress,
         )

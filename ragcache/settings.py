@@ -81,8 +81,7 @@ class Settings(BaseSettings):
     )
     compile: str = Field(
         "",
-        description="what chunks are computed behind: prefix, bos, link0 or enriched(n); empty: "
-        "the store's own",
+        description="what chunks are computed behind: prefix, bos or link0; empty: the store's own",
     )
     prompt_date: date | Literal["", "today"] = Field(
         "",

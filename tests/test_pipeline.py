@@ -323,35 +323,24 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
         assert any(f"stored in mode {mode}, asked for mode prefix" in f for f in report.fallbacks)
 
 
-def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> None:
-    with scene.small(tmp_path, compile="enriched(2)") as cache:
+def test_a_store_of_a_compile_mode_that_is_gone_is_computed_again(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
         cache.add(scene.DOCUMENTS)
-        [key, *_] = cache.indexing.keys("holt")
-        assert key.mode == "enriched(2)" and key.behind == cache.engine.template.prefix
-        [chunk, *_] = cache.catalog.chunks(cache.catalog.rows_of("holt"))
-        similar = cache.retriever.similar(chunk, 2)
-        assert len(similar) == 2 and chunk not in similar
-        company = [t for other in similar for t in cache.engine.template.chunk(other.text)]
-        kv = cache.store.get(key)
-        assert not isinstance(kv, Miss)
-        want = cache.engine.encode([key.tokens], behind=key.behind + tuple(company))[0]
-        for a, b in zip(kv.values, want.values, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-        assert cache.add(scene.DOCUMENTS).precomputed.encoded == 0
-        cache.store.delete(key)
-        assert "absent" in {c.miss for c in cache.ask(QUESTION, top_k=3).report.chunks}
-        assert not cache.store.has(key)  # only `index` knows its company
-        with pytest.raises(ConfigError, match="which only `ragcache index` can do. Run it"):
-            cache.ask(QUESTION, top_k=3, mode="ape")
-        assert cache.add(scene.DOCUMENTS).precomputed.encoded == 1
+        cache.catalog.put_setting("compile", "enriched(3)")
+        for key in cache.indexing.keys("holt"):
+            cache.store.delete(key)
+    with pytest.raises(ConfigError, match=r"enriched\(3\) no longer exists, .*--compile prefix"):
+        scene.small(tmp_path)
+    with scene.small(tmp_path, compile="prefix") as cache:
+        assert cache.add(scene.DOCUMENTS).precomputed.encoded
+    with scene.small(tmp_path) as cache:
+        assert not cache.ask(QUESTION).report.fallbacks
 
 
 def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine = models.engine("llama")
     with pytest.raises(ConfigError, match="compile mode 'bare' is unknown: use one of prefix"):
         encoding_context("bare", engine)
-    with pytest.raises(ConfigError, match=r"needs a number of chunks, such as enriched\(3\)"):
-        encoding_context("enriched(n)", engine)
     engine.bos = None
     with pytest.raises(ConfigError, match="link0 needs a BOS token, which llama does not have"):
         encoding_context("link0", engine)

@@ -59,7 +59,7 @@ Ratio = Annotated[
 ]
 Compile = Annotated[
     str | None,
-    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
+    typer.Option("--compile", help="Compute chunks behind: prefix, bos or link0."),
 ]
 Remote = Annotated[
     str | None,

@@ -289,7 +289,7 @@ class _Fusion(FusedPrefill):
                     keep(store, key, kv, seen)
                 elif key in lacking:
                     keep(store, key, self._measured(key, kv), None)
-        elif self.resolved.misses and not self.given.encoding.similar:
+        elif self.resolved.misses:
             precompute(engine, store, [self.resolved.keys[i] for i in self.resolved.misses])
         if not self.resolved.layout.prefix_loaded and self.resolved.prefix_key.tokens:
             precompute(engine, store, [self.resolved.prefix_key])
@@ -301,7 +301,7 @@ class _Fusion(FusedPrefill):
     @property
     def _to_measure(self) -> list[ChunkKey]:
         """Keys of chunks that are stored as they are compiled, but without their sensitivity."""
-        if self.blender.behind != "compiled" or self.given.encoding.similar:
+        if self.blender.behind != "compiled":
             return []
         every = [*self.resolved.unmeasured.values()]
         return [one.key for one in every if one.codec == self.resolved.prefix_key.codec]
@@ -329,11 +329,6 @@ def _encode_missing(given: LocalGenerator, prompt: Prompt, blender: Blender) -> 
     keys = chunk_keys(
         prompt, given.engine.fingerprint, blender.behind, given.encoding, given.tenant
     )
-    if given.encoding.similar and given.store.missing(keys):
-        raise ConfigError(
-            f"mode {blender.mode} needs the KV of all chunks, and some are not stored: "
-            f"they are {given.encoding.mode}, which only `ragcache index` can do. Run it."
-        )
     done = precompute(given.engine, given.store, keys)
     return [f"{done.encoded} chunks were not stored: encoded first"] if done.encoded else []
 

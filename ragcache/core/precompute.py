@@ -61,19 +61,16 @@ def precompute(
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
-    company: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Precomputed:
     """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity. One that
     is stored without it is encoded anew.
 
-    ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
-    enriched), which its key does not name.
     A batch is durable as soon as it is put, so a run that is killed has lost at most one
     (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
     """
-    steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
+    steps = precomputing(engine, store, keys, batch_tokens=batch_tokens)
     return drive(steps, progress)
 
 
@@ -93,7 +90,6 @@ def precomputing(
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
-    company: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
     tokens: Counted | None = None,
 ) -> Generator[tuple[int, int], None, Precomputed]:
@@ -110,7 +106,7 @@ def precomputing(
     count = tokens or (lambda *_: None)
     count(0, due_tokens)
     yield 0, len(missing)
-    placed = ((key.behind + company(key), key) for key in wanted.values())
+    placed = ((key.behind, key) for key in wanted.values())
     every = batches(placed, batch_tokens=batch_tokens)
 
     def missing_of(some: Sequence[ChunkKey]) -> list[ChunkKey]:

@@ -20,13 +20,10 @@ from ragcache.eval.parallel import check_processes, share
 from ragcache.eval.summary import Figures, Outcome, Scores, figures
 from ragcache.models import TINY, model_path
 from ragcache.planning.context import EncodingContext, encoding_context
-from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
-from ragcache.retriever.embedderfiles import PACKAGED
-from ragcache.retriever.search import nearest
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Sampling, Tokens
+from ragcache.types import Answer, Sampling
 from ragcache.util.several import several
 
 #: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
@@ -72,13 +69,12 @@ def evaluate(
     modes: Mapping[str, Blender],
     *,
     compile_mode: str = "prefix",
-    embedder: Embedder | None = None,
     max_tokens: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scores]:
     """Ask every question in every mode, over chunks that were precomputed in ``compile_mode``.
 
-    Similar chunks (mode enriched) are those of the same context, by ``embedder``. Modes that load
+    Modes that load
     variants get one of each chunk, cut from a prompt in which it stood behind three chunks of its
     context, of which none is the one that stands before it in the questions' prompts.
 
@@ -96,7 +92,7 @@ def evaluate(
     numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
     for context in contexts:
         number = numbers.setdefault(context.chunks, len(numbers))
-        keys = _precompute(engine, store, context, how, embedder)
+        keys = _precompute(engine, store, context, how)
         if any(made.behind == "variant" for made in modes.values()):
             keys += _variants(engine, store, context)
         for question in context.questions:
@@ -170,9 +166,6 @@ def _evaluate_model(
         kernels=settings.kernels,
     )
     how = encoding_context(settings.compile or "prefix", engine)
-    embedder = None
-    if how.similar:
-        embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
         DiskStore(folder, layout=settings.layout) as store,
@@ -183,7 +176,6 @@ def _evaluate_model(
             contexts,
             chosen,
             compile_mode=how.mode,
-            embedder=embedder,
             max_tokens=max_tokens,
             progress=progress,
         )
@@ -223,19 +215,13 @@ def _precompute(
     store: ChunkStore,
     context: Context,
     how: EncodingContext,
-    embedder: Embedder | None,
 ) -> list[ChunkKey]:
     """Store the prefix, and the context's chunks as ``how`` computes them."""
     template = engine.template
     tokens = [template.chunk(chunk) for chunk in context.chunks]
     keys = [how.key(engine.fingerprint, ids) for ids in tokens]
-    company: dict[ChunkKey, Tokens] = {}
-    if how.similar:
-        near = nearest(embedder or HashEmbedder(), context.chunks, how.similar)
-        for key, others in zip(keys, near, strict=True):
-            company[key] = tuple(t for other in others for t in tokens[other])
     keys.append(ChunkKey(engine.fingerprint, template.prefix))
-    precompute(engine, store, keys, company=lambda key: company.get(key, ()))
+    precompute(engine, store, keys)
     return keys
 
 

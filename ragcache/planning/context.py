@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,10 @@ class EncodingContext:
 
     mode: str
     behind: Tokens  # computed before the chunk; their rows are dropped
-    similar: int = 0  # chunks of the corpus that stand between ``behind`` and the chunk
 
     def exact(self, prefix: Tokens) -> bool:
         """Whether a chunk's KV is what full prefill gives right behind ``prefix``."""
-        return self.behind == prefix and not self.similar
+        return self.behind == prefix
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
         return ChunkKey(fingerprint, chunk, self.behind, self.mode, tenant)
@@ -37,7 +35,6 @@ COMPILE_MODES = {
     "prefix": "the prompt's own prefix",
     "bos": "one BOS token, as a chunk has it that a serving engine prefilled by itself",
     "link0": "four BOS tokens: the first tokens of a chunk are no attention sinks (LegoLink-0)",
-    "enriched(n)": "the prefix and the n most similar chunks (FusionRAG)",
 }
 
 
@@ -51,13 +48,15 @@ def encoding_context(
     prefix = (template or engine.template).prefix
     if name == "prefix":
         return EncodingContext(name, prefix)
-    if enriched := re.fullmatch(r"enriched\(([1-9][0-9]?)\)", name):
-        return EncodingContext(name, prefix, int(enriched[1]))
+    if name.startswith("enriched"):
+        raise ConfigError(
+            f"compile mode {name} no longer exists, because fused, the default mode, gave worse "
+            "answers with it. Give --compile prefix or RAGCACHE_COMPILE=prefix once: the store "
+            "then keeps prefix, and `ragcache index` computes its chunks again"
+        )
     if name not in COMPILE_MODES:
         known = ", ".join(COMPILE_MODES)
         raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")
-    if name == "enriched(n)":
-        raise ConfigError("compile mode enriched(n) needs a number of chunks, such as enriched(3)")
     if engine.bos is None:
         raise ConfigError(
             f"compile mode {name} needs a BOS token, which {engine.name} does not have: use prefix"

@@ -102,7 +102,7 @@ class JobRunner:
         made = blender(manifest.mode)
         check_usable(made, self.rank.of)
         behind = prompt.prefix if manifest.behind is None else manifest.behind
-        encoding = EncodingContext(manifest.compiled, behind, similar=_similar(manifest.compiled))
+        encoding = EncodingContext(manifest.compiled, behind)
         store = self.stores.of(manifest.tenant)
         given = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
@@ -159,11 +159,6 @@ def _check_blind(made: Blender, prompt: Prompt, layers: int) -> None:
             f"mode {made.mode} looks at KV or attention, of which each tensor-parallel worker has "
             "a part. Use fused, epic, random or reuse, or replicas of one worker."
         )
-
-
-def _similar(encoding: str) -> int:
-    """Of compile mode enriched(n), n."""
-    return int(encoding.partition("(")[2].rstrip(")")) if encoding.startswith("enriched(") else 0
 
 
 def refusal(reason: str) -> dict[str, Any]:

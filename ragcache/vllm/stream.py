@@ -113,7 +113,7 @@ class VllmStream(GenerationStream):
 
     def _missing(self, found: PromptLookup) -> list[Any]:
         """Keys of what is worth storing. What is computed in a prompt's company stays there."""
-        if self._blender.behind != "compiled" or self._with.encoding.similar:
+        if self._blender.behind != "compiled":
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
         chunks = [found.keys[number] for number in found.misses]
