@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ragcache import setup
 from ragcache.blend import BLENDERS
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
@@ -329,11 +330,10 @@ def test_a_store_of_a_compile_mode_that_is_gone_is_computed_again(tmp_path: Path
         cache.catalog.put_setting("compile", "enriched(3)")
         for key in cache.indexing.keys("holt"):
             cache.store.delete(key)
-    with pytest.raises(ConfigError, match=r"enriched\(3\) no longer exists, .*--compile prefix"):
-        scene.small(tmp_path)
+        with pytest.raises(ConfigError, match=r"enriched\(3\) no longer .* --compile prefix"):
+            setup.compile_mode(cache.catalog, cache.engine, cache.settings, cache.template)
     with scene.small(tmp_path, compile="prefix") as cache:
         assert cache.add(scene.DOCUMENTS).precomputed.encoded
-    with scene.small(tmp_path) as cache:
         assert not cache.ask(QUESTION).report.fallbacks
 
 

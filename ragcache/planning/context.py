@@ -51,8 +51,8 @@ def encoding_context(
     if name.startswith("enriched"):
         raise ConfigError(
             f"compile mode {name} no longer exists, because fused, the default mode, gave worse "
-            "answers with it. Give --compile prefix or RAGCACHE_COMPILE=prefix once: the store "
-            "then keeps prefix, and `ragcache index` computes its chunks again"
+            "answers with it. Index the documents into a new store; or use this one with "
+            "--compile prefix (RAGCACHE_COMPILE=prefix), which computes its chunks again"
         )
     if name not in COMPILE_MODES:
         known = ", ".join(COMPILE_MODES)
