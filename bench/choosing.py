@@ -24,7 +24,7 @@ from torch import Tensor
 from examples.train_tiny.freeze import prompt_lines
 from examples.train_tiny.world import Binding
 from ragcache.blend import Blender, blender
-from ragcache.blend.base import KVPair, Layout, Selector
+from ragcache.blend.base import KVPair, Layout, RatioBlender, Selector
 from ragcache.blend.cacheblend import deviation
 from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
@@ -48,10 +48,9 @@ CHANGES: dict[str, dict[Tokens, Tensor]] = {}
 
 
 @dataclass(frozen=True)
-class Sensitive(Blender):
+class Sensitive(RatioBlender):
     """`fused` with its parts exchanged: rank by sensitivity * attention^``attention_power``."""
 
-    recompute_ratio: float = 0.15
     taper: float = 0.0
     attention_power: float = 0.0
     company: str = "shipped"
@@ -93,7 +92,7 @@ class _Sensitive(QuestionAttention):
 
 
 @dataclass(frozen=True)
-class AttendedError(Blender):
+class AttendedError(RatioBlender):
     """What nothing stored can do: rank by question attention^p * value error^q, as found.
 
     To first order, the change of an attention output is attention times the error of what is

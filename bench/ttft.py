@@ -273,7 +273,7 @@ def _measure(
 
 
 def _ratio(mode: str) -> float | None:
-    return RATIO if "recompute_ratio" in blender(mode).parameters else None
+    return RATIO if blender(mode).ratio is not None else None
 
 
 def table(found: Sequence[Found]) -> str:

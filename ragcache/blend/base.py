@@ -235,7 +235,33 @@ class Blender(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """Fields and their values, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def ratio(self) -> float | None:
+        """Share of the reusable rows to compute, in [0, 1]; None where the method takes none."""
+        return None
+
+    @property
+    def full_layers(self) -> int:
+        """First layers that compute every row, whatever the ratio."""
+        return 0
+
+
+@dataclass(frozen=True)
+class RatioBlender(Blender):
+    """A method that computes a share of the reusable rows, which a user or the controller sets."""
+
+    recompute_ratio: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.recompute_ratio)
+
+    @property
+    def ratio(self) -> float | None:
+        return self.recompute_ratio
 
 
 def check_number(value: Any, name: str, like: Any) -> None:

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import (
-    Blender,
     FixedRows,
     KVPair,
     Layout,
+    RatioBlender,
     Selector,
     check_depth,
     check_least,
-    check_ratio,
 )
 from ragcache.blend.ranking import highest
 from ragcache.errors import ConfigError
@@ -25,7 +24,7 @@ Deviation = Literal["v", "k", "kv"]
 
 
 @dataclass(frozen=True)
-class CacheBlend(Blender):
+class CacheBlend(RatioBlender):
     """Recompute the tokens whose KV deviates most from full prefill.
 
     Yao et al., EuroSys 2025, arXiv:2405.16444. The first layers are computed in full up to
@@ -40,7 +39,6 @@ class CacheBlend(Blender):
     code. Needs more layers than ``check_layer`` + 1.
     """
 
-    recompute_ratio: float = 0.15
     deviation: Deviation = "v"
     gradual: bool = False
     check_layer: int = 1
@@ -48,11 +46,14 @@ class CacheBlend(Blender):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
         if self.deviation not in get_args(Deviation):
             known = ", ".join(get_args(Deviation))
             raise ConfigError(f"deviation is {self.deviation!r}: it must be one of {known}")
         check_least(self.check_layer, "check_layer")
+
+    @property
+    def full_layers(self) -> int:
+        return self.check_layer + 1
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)

@@ -63,6 +63,14 @@ class WithFullLayers(Blender):
         return self.inner.placement
 
     @property
+    def ratio(self) -> float | None:
+        return self.inner.ratio
+
+    @property
+    def full_layers(self) -> int:
+        return max(self.layers, self.inner.full_layers)
+
+    @property
     def parameters(self) -> dict[str, Any]:
         return self.inner.parameters | {"full_layers": self.layers}
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Layout, Selector, check_ratio
+from ragcache.blend.base import Layout, RatioBlender, Selector
 from ragcache.blend.ranking import highest
 
 
 @dataclass(frozen=True)
-class Fused(Blender):
+class Fused(RatioBlender):
     """Recompute, at all layers, the ``recompute_ratio`` of all tokens with the largest sensitivity.
 
     Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so that nothing
@@ -20,12 +20,7 @@ class Fused(Blender):
     this rule, and what did not pay, is in docs/choosing-tokens.md.
     """
 
-    recompute_ratio: float = 0.15
     name: ClassVar[str] = "fused"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.recompute_ratio)
 
     @property
     def by_sensitivity(self) -> bool:

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import (
-    Blender,
     FixedRows,
     KVPair,
     Layout,
+    RatioBlender,
     Selector,
     check_depth,
     check_least,
-    check_ratio,
 )
 from ragcache.blend.ranking import highest
 
@@ -27,7 +26,7 @@ _QUERIES = 256  # whose attention is summed at a time
 
 
 @dataclass(frozen=True)
-class KVShare(Blender):
+class KVShare(RatioBlender):
     """Recompute the tokens with the largest product of attention received and value deviation.
 
     The prefill stage of DHD of Yang et al., arXiv:2503.16525. The first layers are computed in
@@ -37,14 +36,16 @@ class KVShare(Blender):
     What the paper recomputes while it decodes is not part of this.
     """
 
-    recompute_ratio: float = 0.15
     check_layer: int = 1
     name: ClassVar[str] = "kvshare"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
         check_least(self.check_layer, "check_layer")
+
+    @property
+    def full_layers(self) -> int:
+        return self.check_layer + 1
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Blender, Layout, Selector, check_least, check_ratio
+from ragcache.blend.base import Layout, RatioBlender, Selector, check_least, check_ratio
 from ragcache.blend.ranking import QuestionAttention, mean
 
 
 @dataclass(frozen=True)
-class QCFuse(Blender):
+class QCFuse(RatioBlender):
     """Recompute what the question attends to when it has read only the anchors of every chunk.
 
     Yan et al., arXiv:2606.05875. In the probe the question sees, of each chunk, its first
@@ -23,7 +23,6 @@ class QCFuse(Blender):
     the middle.
     """
 
-    recompute_ratio: float = 0.15
     anchors: float = 0.15
     sinks: int = 4
     critical_layers: int = 3
@@ -31,7 +30,6 @@ class QCFuse(Blender):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
         check_ratio(self.anchors, "anchors")
         check_least(self.sinks, "sinks")
         check_least(self.critical_layers, "critical_layers", 1)

@@ -8,25 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Layout, Selector, check_ratio
+from ragcache.blend.base import Layout, RatioBlender, Selector
 from ragcache.blend.ranking import highest
 
 
 @dataclass(frozen=True)
-class Random(Blender):
+class Random(RatioBlender):
     """Recompute a random ``recompute_ratio`` of the chunk tokens.
 
     ``random+full_layers=2`` has the charged budget of a selector that spends its first layers on
     looking, as CacheBlend does.
     """
 
-    recompute_ratio: float = 0.15
     seed: int = 0
     name: ClassVar[str] = "random"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.recompute_ratio)
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         return _Shuffled(layout, int(self.recompute_ratio * len(layout.reusable)), self.seed)

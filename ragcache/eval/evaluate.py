@@ -51,7 +51,7 @@ def modes(names: Sequence[str] | None = None, ratios: Sequence[float] = ()) -> d
     named = MODES if names is None else {name: name for name in several(names, "modes")}
     for label, name in named.items():
         plain = blender(name)
-        if not ratios or "recompute_ratio" not in plain.parameters or "recompute_ratio" in name:
+        if not ratios or plain.ratio is None or "recompute_ratio" in name:
             made[label] = plain
             continue
         taken = True

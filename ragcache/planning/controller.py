@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragcache.store.base import StoredChunk
 from ragcache.types import Plan
@@ -111,7 +111,7 @@ class Demand:
 def controls(blender: Blender) -> bool:
     """Whether a method has a ratio to be chosen, and can do without the KV of any one chunk."""
     return (
-        "recompute_ratio" in blender.parameters
+        blender.ratio is not None
         and blender.behind == "compiled"
         and blender.placement == "consecutive"
     )
@@ -127,7 +127,7 @@ def demand(
 
     ``levels``: by number of the chunk, other records that may be loaded in its place.
     """
-    prompt, parameters = resolved.layout.prompt, blender.parameters
+    prompt = resolved.layout.prompt
     prefix, chunks = resolved.prefix, resolved.chunks
     return Demand(
         len(prompt.prefix),
@@ -136,8 +136,8 @@ def demand(
         None if prefix is None else Form.of(prefix),
         tuple(_forms(chunks.get(i), (levels or {}).get(i, ())) for i in range(len(prompt.chunks))),
         layers,
-        max(LEAST_RATIO, parameters["recompute_ratio"]),
-        min(layers, _full_layers(parameters)),
+        max(LEAST_RATIO, blender.ratio or 0.0),
+        min(layers, blender.full_layers),
     )
 
 
@@ -265,11 +265,6 @@ def _forms(stored: StoredChunk | None, levels: Sequence[StoredChunk]) -> tuple[F
     if stored is None:
         return ()
     return Form.of(stored), *(Form.of(level, level=True) for level in levels)
-
-
-def _full_layers(parameters: dict[str, Any]) -> int:
-    """Layers that a method computes in full before it has chosen."""
-    return max(int(parameters.get("full_layers", 0)), int(parameters.get("check_layer", -1)) + 1)
 
 
 def _sentences(demand: Demand, speeds: Speeds, loaded: Loaded, ratio: float) -> list[str]:
