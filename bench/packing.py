@@ -1,7 +1,7 @@
 """Chunks of unlike length in one forward: ``python -m bench.packing``.
 
 Tokens of chunks per second, of all that precompute computes of them: their KV behind a prefix, and
-once more behind that and the company that sensitivity takes. Packed as the package does it, beside
+once more behind that and the passage that sensitivity takes. Packed as the package does it, beside
 one row under a block-diagonal mask, beside batches padded on the right, of chunks sorted by length
 or not, and beside one chunk at a time. The model has about 110M parameters, in float32, and ids
 are random. There are two sets of lengths: paragraphs of the shipped world, and lognormal ones cut
@@ -42,9 +42,9 @@ class Padded(TransformersEngine):
     """Chunks as rows of a batch, filled up on the right, where no earlier token sees it."""
 
     @torch.inference_mode()
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        start, width = len(behind), max(map(len, chunks))
-        kv = self._begun(behind, width)
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
+        start, width = len(context), max(map(len, chunks))
+        kv = self._begun(context, width)
         for buffers in (kv._keys, kv._values):
             buffers[:] = [t if t is None else t.repeat(len(chunks), 1, 1, 1) for t in buffers]
         rows = [[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
@@ -57,10 +57,10 @@ class Masked(TransformersEngine):
     """Chunks in one row, which one mask over all of it keeps apart."""
 
     @torch.inference_mode()
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
+        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(context))
         ids = torch.tensor([[token for chunk in chunks for token in chunk]])
-        kv = self._begun(behind, ids.shape[1])
+        kv = self._begun(context, ids.shape[1])
         capture = Capture()
         kv.begin(ids.shape[1])
         with self._layers.driven(kv, capture, ids.shape[1], Driven(None, self._decoder_config)):
@@ -117,7 +117,7 @@ def computed(
     done: dict[Tokens, ChunkKV] = {}
     began = time.perf_counter()
     for batch in batches(chunks, cost):
-        alone = model.encode(batch, behind=BEHIND)
+        alone = model.encode(batch, context=BEHIND)
         done |= {kv.tokens: kv for kv in measure_sensitivity(model, alone, BEHIND)}
     return time.perf_counter() - began, done
 

@@ -81,7 +81,8 @@ class Settings(BaseSettings):
     )
     compile: str = Field(
         "",
-        description="what chunks are computed behind: prefix, bos or link0; empty: the store's own",
+        description="context that chunks are computed in: prefix, bos or link0; empty: the "
+        "store's own",
     )
     prompt_date: date | Literal["", "today"] = Field(
         "",

@@ -310,10 +310,10 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
         cache.add(scene.DOCUMENTS)
         [key, *_] = cache.indexing.keys("holt")
         bos = cache.engine.bos
-        assert key.mode == mode and key.behind == (bos,) * (1 if mode == "bos" else 4)
+        assert key.mode == mode and key.context == (bos,) * (1 if mode == "bos" else 4)
         kv = cache.store.get(key)
         assert not isinstance(kv, Miss)
-        want = cache.engine.encode([key.tokens], behind=key.behind)[0]
+        want = cache.engine.encode([key.tokens], context=key.context)[0]
         for a, b in zip(kv.keys, want.keys, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     with scene.small(tmp_path) as cache:

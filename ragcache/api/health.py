@@ -40,7 +40,7 @@ class Check:
             stored = cache.store.get(key)
             if isinstance(stored, Miss):  # it went, or is damaged: it would be computed anew
                 continue
-            [fresh] = cache.engine.encode([key.tokens], behind=key.behind)
+            [fresh] = cache.engine.encode([key.tokens], context=key.context)
             error = max(map(_error, stored.values, fresh.values))
             limit = _TOLERANCE[cache.engine.spec.dtype] if key.codec == "raw" else _LOSSY
             return {"ok": error <= limit, "compared": len(key.tokens), "error": error}

@@ -131,19 +131,19 @@ class Measure:
 class _Packed:
     """A batch at 4 bytes a token: a plan of a million chunks fits in memory."""
 
-    behind: Tokens
+    context: Tokens
     like: ChunkKey  # without its tokens
     tokens: tuple[array[int], ...]
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
         like = replace(batch.keys[0], tokens=())
-        return cls(batch.behind, like, tuple(array("I", key.tokens) for key in batch.keys))
+        return cls(batch.context, like, tuple(array("I", key.tokens) for key in batch.keys))
 
     @property
     def batch(self) -> Batch:
         keys = (replace(self.like, tokens=tuple(tokens)) for tokens in self.tokens)
-        return Batch(self.behind, tuple(keys))
+        return Batch(self.context, tuple(keys))
 
 
 def plan(
@@ -174,7 +174,7 @@ def planning(
     given = several(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
     model = Model(engine.spec, engine.parameters, engine.heads)
-    measure = Measure(model, len(cache.indexing.encoding.behind))
+    measure = Measure(model, len(cache.indexing.encoding.context))
     mine, wanted, number = list[_Packed](), Size(), 0
     for batch in reading.batches(given, batch_tokens):
         if batch is not None:
@@ -226,7 +226,7 @@ class _Reading:
             for key in found:
                 if key.digest not in seen:
                     seen.add(key.digest)
-                    if (full := filling.add(key.behind, key)) is not None:
+                    if (full := filling.add(key.context, key)) is not None:
                         yield full
         yield from filling.rest()
 
@@ -234,7 +234,7 @@ class _Reading:
         check_ids([document.id])
         for chunk in self.cache.indexing.cut(document):
             key = self.cache.indexing.key(chunk)
-            need, have = len(key.behind) + len(key.tokens), self.cache.engine.context_tokens
+            need, have = len(key.context) + len(key.tokens), self.cache.engine.context_tokens
             if need > have:
                 raise ContextError(
                     f"chunk {chunk.id} needs {need} tokens with what it is computed behind, but "

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionRule
     from ragcache.types import ChunkNotes, Load, Prompt
 
-#: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
-#: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, the
-#: company that it had in an earlier prompt (a variant), or nothing stored is used at all.
-Behind = Literal["compiled", "context", "variant", "nothing"]
+#: Which stored KV of a chunk a method reuses:
+#:
+#: - ``encoded``: computed when the chunk was precomputed, in the context that the store's compile
+#:   mode names (by default the prompt's prefix);
+#: - ``in_context``: computed after exactly the tokens that precede the chunk in this prompt;
+#: - ``variant``: cut from an earlier prompt, computed after the chunks that preceded it there;
+#: - ``nothing``: no stored KV is used.
+ReusedKV = Literal["encoded", "in_context", "variant", "nothing"]
 Positions = Literal["consecutive", "overlapping"]
 
 
@@ -213,9 +217,9 @@ class Blender(ABC):
         return self.name
 
     @property
-    def behind(self) -> Behind:
-        """What the KV that this method loads must have been computed behind."""
-        return "compiled"
+    def reuses(self) -> ReusedKV:
+        """Which stored KV of a chunk this method loads."""
+        return "encoded"
 
     @property
     def by_sensitivity(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector, check_least
+from ragcache.blend.base import Blender, KVPair, Layout, ReusedKV, Selector, check_least
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
@@ -44,7 +44,7 @@ class CacheCraft(Blender):
         check_least(self.patience, "patience", 1)
 
     @property
-    def behind(self) -> Behind:
+    def reuses(self) -> ReusedKV:
         return "variant"
 
     def fix(self, notes: ChunkNotes, before: Sequence[bytes]) -> float:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
 
 
-class Company:
+class ContextAttention:
     """An AttentionRule that notes, of each of ``chunks``, with A the weights summed over heads:
 
     inter(i, j) = sum of A_km, k in chunk i, m in an earlier chunk j, and the same per token k;

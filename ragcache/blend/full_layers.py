@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import (
-    Behind,
     Blender,
     KVPair,
     Layout,
     Positions,
     Probe,
+    ReusedKV,
     Selector,
     check_least,
     check_number,
@@ -48,8 +48,8 @@ class WithFullLayers(Blender):
         return f"{self.inner.mode}+full_layers={self.layers}"
 
     @property
-    def behind(self) -> Behind:
-        return self.inner.behind
+    def reuses(self) -> ReusedKV:
+        return self.inner.reuses
 
     @property
     def by_sensitivity(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, FixedRows, KVPair, KVSource, Layout, Selector
-from ragcache.blend.context_attention import Company
+from ragcache.blend.context_attention import ContextAttention
 from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError
 from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
@@ -66,8 +66,12 @@ def fuse(
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
     attend = selector.attend
-    noted = Company(layout, capture, attend) if capture and blender.behind == "variant" else None
-    if (probe or attend or blender.behind == "variant") and not engine.watchable:
+    noted = (
+        ContextAttention(layout, capture, attend)
+        if capture and blender.reuses == "variant"
+        else None
+    )
+    if (probe or attend or blender.reuses == "variant") and not engine.watchable:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use cacheblend, reuse or full."

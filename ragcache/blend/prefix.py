@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Behind, Blender, FixedRows, Layout, Selector
+from ragcache.blend.base import Blender, FixedRows, Layout, ReusedKV, Selector
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Prefix(Blender):
     name: ClassVar[str] = "prefix"
 
     @property
-    def behind(self) -> Behind:
-        return "context"
+    def reuses(self) -> ReusedKV:
+        return "in_context"
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         return FixedRows(layout.reusable[:0])

@@ -59,7 +59,7 @@ Ratio = Annotated[
 ]
 Compile = Annotated[
     str | None,
-    typer.Option("--compile", help="Compute chunks behind: prefix, bos or link0."),
+    typer.Option("--compile", help="Context to compute chunks in: prefix, bos or link0."),
 ]
 Remote = Annotated[
     str | None,

@@ -267,7 +267,7 @@ class _Fusion(FusedPrefill):
         """Whether there is anything to store, or a variant's use to be noted."""
         found = self.resolved
         missing = found.misses or not found.layout.prefix_loaded or found.served
-        return self.blender.behind != "nothing" and bool(missing or self.rotten or self._to_measure)
+        return self.blender.reuses != "nothing" and bool(missing or self.rotten or self._to_measure)
 
     def let_go(self) -> None:
         """Free the prompt's own KV. What :meth:`store_misses` needs was copied out of it."""
@@ -276,7 +276,7 @@ class _Fusion(FusedPrefill):
     def store_misses(self) -> None:
         """Store the KV of the chunks, and of the prefix, that were not at hand."""
         engine, store = self.answering.engine, self.given.store
-        if self.blender.behind == "nothing":
+        if self.blender.reuses == "nothing":
             return
         for key in self.rotten:
             store.delete(key)
@@ -301,7 +301,7 @@ class _Fusion(FusedPrefill):
     @property
     def _to_measure(self) -> list[ChunkKey]:
         """Keys of chunks that are stored as they are compiled, but without their sensitivity."""
-        if self.blender.behind != "compiled":
+        if self.blender.reuses != "encoded":
             return []
         every = [*self.resolved.unmeasured.values()]
         return [one.key for one in every if one.codec == self.resolved.prefix_key.codec]
@@ -309,9 +309,9 @@ class _Fusion(FusedPrefill):
     def _measured(self, key: ChunkKey, kv: ChunkKV) -> ChunkKV:
         """With its sensitivity where this is KV that is compiled behind the prefix: it is found
         under the same key by methods that ask for it."""
-        if key.behind != self.resolved.prefix_key.tokens:
+        if key.context != self.resolved.prefix_key.tokens:
             return kv
-        [kv] = measure_sensitivity(self.answering.engine, [kv], key.behind)
+        [kv] = measure_sensitivity(self.answering.engine, [kv], key.context)
         return kv
 
     def _worth(self) -> dict[ChunkKey, float]:
@@ -327,7 +327,7 @@ def _encode_missing(given: LocalGenerator, prompt: Prompt, blender: Blender) -> 
     """Overlapping chunks cannot be computed in place: encode what is missing first."""
     _check_window(given.engine, prompt)
     keys = chunk_keys(
-        prompt, given.engine.fingerprint, blender.behind, given.encoding, given.tenant
+        prompt, given.engine.fingerprint, blender.reuses, given.encoding, given.tenant
     )
     done = precompute(given.engine, given.store, keys)
     return [f"{done.encoded} chunks were not stored: encoded first"] if done.encoded else []

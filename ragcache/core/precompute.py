@@ -34,7 +34,7 @@ MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 class Batch:
     """Chunks that one forward computes, one after another, all behind the same tokens."""
 
-    behind: Tokens
+    context: Tokens
     keys: tuple[ChunkKey, ...]
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ def precomputing(
     count = tokens or (lambda *_: None)
     count(0, due_tokens)
     yield 0, len(missing)
-    placed = ((key.behind, key) for key in wanted.values())
+    placed = ((key.context, key) for key in wanted.values())
     every = batches(placed, batch_tokens=batch_tokens)
 
     def missing_of(some: Sequence[ChunkKey]) -> list[ChunkKey]:
@@ -145,16 +145,16 @@ class Filling:
         self._filling: dict[Tokens, list[ChunkKey]] = {}
         self._sizes: dict[Tokens, int] = {}
 
-    def add(self, behind: Tokens, key: ChunkKey) -> Batch | None:
+    def add(self, context: Tokens, key: ChunkKey) -> Batch | None:
         """The batch of those before, where this one would be too much for it."""
-        keys, size = self._filling.setdefault(behind, []), self._sizes.get(behind, 0)
+        keys, size = self._filling.setdefault(context, []), self._sizes.get(context, 0)
         full = None
         if keys and size + len(key.tokens) > self._most:
-            full = Batch(behind, tuple(keys))
+            full = Batch(context, tuple(keys))
             keys.clear()
             size = 0
         keys.append(key)
-        self._sizes[behind] = size + len(key.tokens)
+        self._sizes[context] = size + len(key.tokens)
         return full
 
     def rest(self) -> Iterator[Batch]:
@@ -192,7 +192,7 @@ def lacking(
         if len(missing) == len(batch):
             yield batch
         else:
-            rest += [(batch.behind, key) for key in missing]
+            rest += [(batch.context, key) for key in missing]
     yield from batches(rest, batch_tokens=batch_tokens)
 
 
@@ -211,8 +211,8 @@ def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
 
 def compute(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:
     """The KV of every chunk of a batch, as it is stored: before RoPE, with its sensitivity."""
-    alone = engine.encode([key.tokens for key in batch.keys], behind=batch.behind)
-    return measure_sensitivity(engine, alone, batch.behind)
+    alone = engine.encode([key.tokens for key in batch.keys], context=batch.context)
+    return measure_sensitivity(engine, alone, batch.context)
 
 
 def keep_variants(

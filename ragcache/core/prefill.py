@@ -100,7 +100,7 @@ class FusedPrefill:
         return resolved.at_levels(better).without(self.plan.recompute)
 
     def _fuse(self, resolved: PromptLookup) -> FusedPrompt:
-        in_place = self.blender.behind in ("context", "variant")
+        in_place = self.blender.reuses in ("in_context", "variant")
         capture = sorted(resolved.misses) if in_place else []
         engine = self.given.engine
         ahead = AHEAD if self.plan is None else self.plan.ahead

@@ -93,7 +93,7 @@ def evaluate(
     for context in contexts:
         number = numbers.setdefault(context.chunks, len(numbers))
         keys = _precompute(engine, store, context, how)
-        if any(made.behind == "variant" for made in modes.values()):
+        if any(made.reuses == "variant" for made in modes.values()):
             keys += _variants(engine, store, context)
         for question in context.questions:
             prompt = engine.template.prompt(context.chunks, question.text)
@@ -181,7 +181,7 @@ def _evaluate_model(
         )
 
 
-_COMPANY = 2, 3, 4  # which chunks a variant's chunk was behind, counted from its own
+_PRECEDING = 2, 3, 4  # which chunks precede a variant's chunk, counted from its own
 
 #: A mode's answer to a question, and the logits (vocabulary,) of its first token.
 _Given = tuple[Answer, Tensor]
@@ -229,7 +229,7 @@ def _variants(engine: Engine, store: ChunkStore, context: Context) -> list[Chunk
     chunks, count = context.chunks, len(context.chunks)
     keys = []
     for number, chunk in enumerate(chunks):
-        others = dict.fromkeys((number + step) % count for step in _COMPANY)
+        others = dict.fromkeys((number + step) % count for step in _PRECEDING)
         met = [chunks[other] for other in others if other not in (number, number - 1)]
         prompt = engine.template.prompt([*met, chunk], context.questions[0].text)
         keys += keep_variants(engine, store, prompt, [len(met)])

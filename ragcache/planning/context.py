@@ -19,14 +19,14 @@ class EncodingContext:
     """A compile mode for one engine: part of the key of every chunk."""
 
     mode: str
-    behind: Tokens  # computed before the chunk; their rows are dropped
+    context: Tokens  # computed before the chunk; their rows are dropped
 
     def exact(self, prefix: Tokens) -> bool:
         """Whether a chunk's KV is what full prefill gives right behind ``prefix``."""
-        return self.behind == prefix
+        return self.context == prefix
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
-        return ChunkKey(fingerprint, chunk, self.behind, self.mode, tenant)
+        return ChunkKey(fingerprint, chunk, self.context, self.mode, tenant)
 
 
 #: name -> what it computes a chunk behind. Variants (``incontext``) come from prompts, see

@@ -112,7 +112,7 @@ def controls(blender: Blender) -> bool:
     """Whether a method has a ratio to be chosen, and can do without the KV of any one chunk."""
     return (
         blender.ratio is not None
-        and blender.behind == "compiled"
+        and blender.reuses == "encoded"
         and blender.placement == "consecutive"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ragcache.blend.base import Behind, Blender, Layout, positions
+from ragcache.blend.base import Blender, Layout, ReusedKV, positions
 from ragcache.planning.context import EncodingContext
 from ragcache.store.base import ChunkStore, Miss, StoredChunk, Variant
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
@@ -79,21 +79,21 @@ def look_up(
     unusable: Collection[bytes] = (),
 ) -> PromptLookup:
     """Look every part of ``prompt`` up. ``unusable`` are digests that failed while being read."""
-    behind = blender.behind
-    keys = chunk_keys(prompt, fingerprint, behind, encoding, tenant)
-    names = tuple(map(digest_tokens, prompt.chunks)) if behind == "variant" else ()
+    reuses = blender.reuses
+    keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
+    names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
     prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
     prefix: StoredChunk | Miss = Miss("absent")
-    if behind != "nothing" and prompt.prefix:
+    if reuses != "nothing" and prompt.prefix:
         (prefix,) = _find(store, [prefix_key], unusable)
     found: list[StoredChunk | Variant | Miss]
-    if behind == "nothing":
+    if reuses == "nothing":
         found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
-    elif behind == "variant":
+    elif reuses == "variant":
         found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
     else:
         found = list(_find(store, keys, unusable))
-    if behind == "context":
+    if reuses == "in_context":
         found = _until_first_miss(found, prefix)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
     layout = Layout(
@@ -118,14 +118,18 @@ def look_up(
 
 
 def chunk_keys(
-    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, encoding: EncodingContext, tenant: str
+    prompt: Prompt,
+    fingerprint: Fingerprint,
+    reuses: ReusedKV,
+    encoding: EncodingContext,
+    tenant: str,
 ) -> tuple[ChunkKey, ...]:
     """Keys of the chunks: compiled one by one, or with all that stands before them here."""
-    if behind in ("compiled", "nothing"):
+    if reuses in ("encoded", "nothing"):
         return tuple(encoding.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
     keys, before = [], prompt.prefix
     for chunk in prompt.chunks:
-        if behind == "variant":
+        if reuses == "variant":
             keys.append(variant_key(fingerprint, chunk, before, tenant))
         else:
             keys.append(ChunkKey(fingerprint, chunk, before, tenant=tenant))
@@ -154,7 +158,7 @@ def _fitting(
     costs = [(blender.overhead(v.notes, before), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:
-        fits = f"none of its {len(usable)} variants fits its company" if usable else "no variant"
+        fits = f"none of its {len(usable)} variants fits this context" if usable else "no variant"
         exact = store.find(key)  # counts the miss; if it is there, its KV or its notes are damaged
         reason = exact.reason if isinstance(exact, Miss) else "corrupt"
         return Miss(reason, f"{fits}: computed, and kept as one")

@@ -94,7 +94,7 @@ class JobRunner:
     def _keep(self, manifest: Manifest, prompt: Prompt) -> None:
         import torch
 
-        [kv] = self.model.encode(prompt.chunks, behind=prompt.prefix)
+        [kv] = self.model.encode(prompt.chunks, context=prompt.prefix)
         keys, values = torch.stack(kv.keys), torch.stack(kv.values)
         self.mailbox.post_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
 
@@ -142,7 +142,7 @@ def check_usable(made: Blender, ranks: int = 1) -> None:
             f"mode {made.mode} lets chunks share positions, which vLLM's decoding knows nothing "
             "of. Use another, or the embedded engine."
         )
-    if ranks > 1 and made.behind == "variant":
+    if ranks > 1 and made.reuses == "variant":
         raise ConfigError(
             f"mode {made.mode} looks at attention, of which each of {ranks} tensor-parallel "
             "workers sees a part. Use fused, epic, random or reuse, or replicas of one worker."

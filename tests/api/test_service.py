@@ -39,7 +39,7 @@ def test_questions_over_the_same_missing_chunks_encode_each_once(
         encoded = Counter[tuple[int, ...]]()
 
         def counted(chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
-            if options.get("behind", ()) in (engine.template.prefix, ()):  # not for sensitivity
+            if options.get("context", ()) in (engine.template.prefix, ()):  # not for sensitivity
                 encoded.update(map(tuple, chunks))
             return encode(chunks, **options)
 

@@ -45,8 +45,8 @@ def encoded(engine: TransformersEngine, prompt: Prompt, blender: Blender) -> lis
     """The prefix and every chunk as the blender wants them stored."""
     parts, behind = engine.encode([prompt.prefix]), prompt.prefix
     for chunk in prompt.chunks:
-        parts += engine.encode([chunk], behind=behind)
-        if blender.behind == "context":
+        parts += engine.encode([chunk], context=behind)
+        if blender.reuses == "in_context":
             behind += chunk
     return parts
 
@@ -76,9 +76,9 @@ def run(
     """Fuse with everything stored but the chunks in ``missing``."""
     prefix, *chunks = encoded(engine, prompt, blender)
     notes: list[ChunkNotes] = []
-    if blender.behind == "variant":
+    if blender.reuses == "variant":
         chunks, notes = variants(engine, prompt)
-    stored = blender.behind != "nothing"
+    stored = blender.reuses != "nothing"
     loaded = tuple(stored and i not in missing for i in range(len(chunks)))
     parts = [prefix] * stored + [c for c, here in zip(chunks, loaded, strict=True) if here]
     place = positions(prompt, blender.placement)

@@ -31,7 +31,7 @@ def engine() -> TransformersEngine:
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        ((), 0),  # nothing of its company is there
+        ((), 0),  # none of its preceding chunks is there
         ((A, B, C), 1),
         ((C, B, A), 0),  # all pairs have changed their order
         ((A, B), 0.75),
@@ -40,7 +40,7 @@ def engine() -> TransformersEngine:
         ((b"x", A, b"y", B, C), 1),  # who is new counts for nothing
     ],
 )
-def test_overlap_weighs_company_by_attention(before: tuple[bytes, ...], expected: float) -> None:
+def test_overlap_weighs_chunks_by_attention(before: tuple[bytes, ...], expected: float) -> None:
     assert overlap({A: 2, B: 1, C: 1}, before) == pytest.approx(expected)
 
 

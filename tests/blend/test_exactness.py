@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
+from ragcache.blend.base import Blender, KVPair, Layout, ReusedKV, Selector
 from ragcache.blend.fuse import FusionWalk
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
@@ -95,7 +95,7 @@ def test_nothing_attends_to_the_future(llama: TransformersEngine, blender: Blend
     changed = scene.CHUNKS[:2] + ((*scene.CHUNKS[2][:4], 7, *scene.CHUNKS[2][5:]),)
     row = scene.PROMPT.spans[2][0] + 4
     first = scene.run(llama, blender)
-    again = Replayed(first.chosen, blender.behind)
+    again = Replayed(first.chosen, blender.reuses)
     a = first.prefilled.kv
     b = scene.run(llama, again, replace(scene.PROMPT, chunks=changed)).prefilled.kv
     for layer in range(llama.spec.layers):
@@ -109,10 +109,10 @@ class Replayed(Blender):
     """Computes given rows at every layer."""
 
     chosen: tuple[Tensor, ...]
-    loads: Behind
+    loads: ReusedKV
 
     @property
-    def behind(self) -> Behind:
+    def reuses(self) -> ReusedKV:
         return self.loads
 
     def selector(self, layout: Layout, layers: int) -> Selector:
@@ -162,7 +162,7 @@ def test_prefix_mode_stays_exact_with_a_hole(llama: TransformersEngine) -> None:
     [(), scene.CHUNKS[:1], scene.CHUNKS[::-1], (scene.CHUNKS[0],) * 3],
     ids=["no chunk", "one chunk", "other order", "repeated chunk"],
 )
-def test_any_company_of_chunks(
+def test_any_chunks(
     llama: TransformersEngine, blender: Blender, chunks: tuple[tuple[int, ...], ...]
 ) -> None:
     prompt = replace(scene.PROMPT, chunks=chunks)
@@ -212,7 +212,7 @@ def test_captured_chunks_are_what_a_whole_prefill_holds(llama: TransformersEngin
     layout = Layout(prompt, (False,) * 3, False, positions(prompt, "consecutive"))
     fused = fuse(llama, Prefix(), layout, scene.Held([]), capture=[2])
     behind = prompt.tokens[: prompt.spans[2][0]]
-    want = llama.encode([prompt.chunks[2]], behind=behind)[0]
+    want = llama.encode([prompt.chunks[2]], context=behind)[0]
     for x, y in zip(fused.captured[0].keys, want.keys, strict=True):
         close(x, y)
     for x, y in zip(fused.captured[0].values, want.values, strict=True):

@@ -89,7 +89,7 @@ def test_keys_come_back_from_other_positions(architecture: str) -> None:
     """encode behind a prefix equals the rows of a whole prefill, keys before RoPE."""
     engine = models.engine(architecture)
     whole = engine.encode([IDS])[0]
-    behind = engine.encode([IDS[10:]], behind=IDS[:10])[0]
+    behind = engine.encode([IDS[10:]], context=IDS[:10])[0]
     for layer in range(engine.spec.layers):
         torch.testing.assert_close(
             behind.keys[layer], whole.keys[layer][:, 10:], atol=1e-4, rtol=1e-4

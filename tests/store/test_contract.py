@@ -117,7 +117,7 @@ def test_keys_are_in_byte_order(store: ChunkStore, reference: MemoryStore) -> No
     [
         (replace(KEYS[0], fingerprint=OTHER), f"stored for {MODEL}, asked for {OTHER}"),
         (replace(KEYS[0], mode="context"), "stored in mode prefix, asked for mode context"),
-        (replace(KEYS[0], behind=(9,)), f"stored for {MODEL}, but behind another prefix"),
+        (replace(KEYS[0], context=(9,)), f"stored for {MODEL}, but behind another prefix"),
     ],
     ids=["model", "mode", "prefix"],
 )
@@ -135,9 +135,9 @@ def test_stale_names_the_same_record_in_every_store(
 ) -> None:
     for each in (store, reference):
         for behind in range(5):
-            each.put(replace(KEYS[0], behind=(behind,)), make_kv(KEYS[0]))
-            each.put(replace(KEYS[0], behind=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
-    asked = replace(KEYS[0], behind=(9,))
+            each.put(replace(KEYS[0], context=(behind,)), make_kv(KEYS[0]))
+            each.put(replace(KEYS[0], context=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
+    asked = replace(KEYS[0], context=(9,))
     assert unversioned(store.find(asked)) == unversioned(reference.find(asked))
 
 

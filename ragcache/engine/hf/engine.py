@@ -181,19 +181,19 @@ class TransformersEngine(TokenizerEngine, Engine):
         return self.model.get_decoder().config
 
     @torch.inference_mode()
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
         longest = max(map(len, chunks), default=0)
-        self._check_length(len(behind) + longest, "a chunk behind its prefix")
+        self._check_length(len(context) + longest, "a chunk behind its prefix")
         packs = [chunks] if self.packs else [[chunk] for chunk in chunks]
-        return [kv for pack in packs if pack for kv in self._encode(pack, behind)]
+        return [kv for pack in packs if pack for kv in self._encode(pack, context)]
 
-    def _encode(self, chunks: Sequence[Tokens], behind: Tokens) -> list[ChunkKV]:
-        """KV of chunks from one forward. One chunk alone just goes on behind ``behind``."""
-        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+    def _encode(self, chunks: Sequence[Tokens], context: Tokens) -> list[ChunkKV]:
+        """KV of chunks from one forward. One chunk alone just goes on behind ``context``."""
+        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(context))
         ids = [token for chunk in chunks for token in chunk]
-        kv, capture, dtype = self._begun(behind, len(ids)), Capture(), self.model.dtype
+        kv, capture, dtype = self._begun(context, len(ids)), Capture(), self.model.dtype
         detour = pack if len(chunks) > 1 else None
         self._forward([ids], capture, pack.positions, 0, kv=kv, detour=detour)
         return [
@@ -205,14 +205,14 @@ class TransformersEngine(TokenizerEngine, Engine):
             for chunk, (first, end) in zip(chunks, pack.spans, strict=True)
         ]
 
-    def _begun(self, behind: Tokens, room: int) -> PlacedKV:
-        """KV of ``behind`` with ``room`` for more rows; computed once, not for every pack."""
-        if not behind:
+    def _begun(self, context: Tokens, room: int) -> PlacedKV:
+        """KV of ``context`` with ``room`` for more rows; computed once, not for every pack."""
+        if not context:
             return PlacedKV(len(self._layers.modules), room, self._blocks)
-        kv = self._behind.pop(behind, None)
+        kv = self._behind.pop(context, None)
         if kv is None:
-            _, kv = self._forward([list(behind)], None, range(len(behind)), 0)
-        self._behind[behind] = kv  # as the latest
+            _, kv = self._forward([list(context)], None, range(len(context)), 0)
+        self._behind[context] = kv  # as the latest
         for earlier in list(self._behind)[:-_KEPT]:
             del self._behind[earlier]
         return kv.continued(room)

@@ -50,7 +50,7 @@ def check_kv(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> Non
             f"infinities, and is not stored: its numbers are too large for {kv.spec.dtype}. Use "
             "--dtype float32 or bfloat16, or look for damage in the model's weights."
         )
-    if notes is not None and key.behind:
+    if notes is not None and key.context:
         raise ValueError("only KV under a variant_key has notes")
     if notes is not None and len(notes.per_token) != len(kv.tokens):
         raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")
