@@ -53,7 +53,7 @@ class Sensitive(RatioBlender):
 
     taper: float = 0.0
     attention_power: float = 0.0
-    preceding_passage: str = "shipped"
+    passage: str = "shipped"
     layers: Band = "middle"
     name: ClassVar[str] = "sensitive"
 

@@ -24,7 +24,13 @@ from bench import results
 from ragcache.cli import render
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
-from ragcache.engine.kernels.choose import Shape, Work, attention, error, placed
+from ragcache.engine.kernels.choose import (
+    AttentionShape,
+    Trial,
+    attention_trials,
+    placing_trial,
+    relative_error,
+)
 from ragcache.engine.kernels.row_attention import TritonRowAttention
 
 #: Query heads, KV heads, head_dim.
@@ -81,9 +87,11 @@ def measure(
 
 
 def placing(name: str, where: torch.device, failed: list[str]) -> Placing:
-    shape = Shape(*MODELS[name], torch.bfloat16, where)
-    by_torch = placed(partial(kernels.by_torch, Rope(apply_rotary_pos_emb, halves=True)), shape)
-    by_triton = placed(kernels.by_triton, shape)
+    shape = AttentionShape(*MODELS[name], torch.bfloat16, where)
+    by_torch = placing_trial(
+        partial(kernels.place_by_torch, Rope(apply_rotary_pos_emb, halves=True)), shape
+    )
+    by_triton = placing_trial(kernels.place_by_triton, shape)
     want = by_torch().clone()
     seconds, _ = tried(f"{name}: placing by Triton", by_triton, want, failed)
     return Placing(name, 2 * want.nbytes, timed(by_torch), seconds)
@@ -97,23 +105,23 @@ def attending(
     where: torch.device,
     failed: list[str],
 ) -> Attending:
-    shape = Shape(*MODELS[name], torch.bfloat16, where)
-    want = attention(None, shape, rows, share)[0]().clone()
+    shape = AttentionShape(*MODELS[name], torch.bfloat16, where)
+    want = attention_trials(None, shape, rows, share)[0]().clone()
     seconds: dict[str, float | None] = {}
     off: dict[str, float | None] = {}
     for way in ways:
-        work = attention(ATTENTION[way], shape, rows, share)[0]
+        work = attention_trials(ATTENTION[way], shape, rows, share)[0]
         what = f"{name}: {way} for {share:.2f} of {rows:,} rows"
         seconds[way], off[way] = tried(what, work, want, failed)
     return Attending(name, rows, share, seconds, off)
 
 
 def tried(
-    what: str, work: Work, want: Tensor, failed: list[str]
+    what: str, work: Trial, want: Tensor, failed: list[str]
 ) -> tuple[float | None, float | None]:
     """Seconds, and how far the result is off; None, and a line in ``failed``, if it is wrong."""
     try:
-        off = error(work(), want)
+        off = relative_error(work(), want)
         if off <= kernels.TOLERANCE[want.dtype]:
             return timed(work), off
         failed.append(f"{what} is off by {off:.1e}")
@@ -122,7 +130,7 @@ def tried(
     return None, None
 
 
-def timed(work: Work) -> float:
+def timed(work: Trial) -> float:
     """Seconds on the device."""
     from triton.testing import do_bench
 

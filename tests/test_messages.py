@@ -33,7 +33,7 @@ from ragcache.errors import (
 )
 from ragcache.eval.dataset import load
 from ragcache.langchain import ChatRagCache
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.rag import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
@@ -172,7 +172,7 @@ def test_models_and_prompts() -> None:
 
 def test_simulated_stores() -> None:
     with pytest.raises(ConfigError, match="needs at least 1"):
-        simulate([], "lru", 0, Model(KVSpec(2, 2, 8, "float32"), 1000, 2))
+        simulate([], "lru", 0, ModelCost(KVSpec(2, 2, 8, "float32"), 1000, 2))
     with pytest.raises(ConfigError, match="let at least 1 request pass"):
         scans([], 0, 1)
 

@@ -13,13 +13,13 @@ from random import Random
 import pytest
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.sim.eviction import bound, report, simulate, working_set
 from ragcache.sim.trace import Asked, Request, load, scans, zipf
 from ragcache.store.eviction import POLICIES
 from ragcache.types import KVSpec
 
-MODEL = Model(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)
+MODEL = ModelCost(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)
 TOKEN = 32  # bytes: 2 layers, keys and values, 4 dimensions of 2 bytes
 
 

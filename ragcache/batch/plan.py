@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from ragcache.core.indexing import check_ids
 from ragcache.core.precompute import BATCH_TOKENS, Batch, Filling, drive, incomplete, lacking
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.store.format.codecs import codec
 from ragcache.store.key import ChunkKey
 from ragcache.util.several import several
@@ -114,7 +114,7 @@ class Work:
 class Measure:
     """What chunks of a model take, behind so many tokens."""
 
-    model: Model
+    model: ModelCost
     behind: int
 
     def __call__(self, key: ChunkKey) -> Size:
@@ -173,7 +173,7 @@ def planning(
     """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
     given = several(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
-    model = Model(engine.spec, engine.parameters, engine.heads)
+    model = ModelCost(engine.spec, engine.parameters, engine.heads)
     measure = Measure(model, len(cache.indexing.encoding.context))
     mine, wanted, number = list[_Packed](), Size(), 0
     for batch in reading.batches(given, batch_tokens):

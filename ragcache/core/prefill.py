@@ -10,7 +10,7 @@ from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.engine.base import Prefilled, Prefiller
 from ragcache.errors import StoreError
 from ragcache.planning.context import EncodingContext
-from ragcache.planning.controller import demand, plan
+from ragcache.planning.controller import plan, prefill_cost
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore, StoredChunk
@@ -93,7 +93,7 @@ class FusedPrefill:
             speeds = replace(speeds, link=store.link(probe))
             every = zip(chunks, store.forms(list(chunks.values())), strict=True)
             levels = {i: [f for f in fs if f.key.digest not in unusable] for i, fs in every}
-        wanted = demand(resolved, self.floor, self.given.engine.spec.layers, levels)
+        wanted = prefill_cost(resolved, self.floor, self.given.engine.spec.layers, levels)
         self.plan = plan(wanted, speeds)
         self.blender = with_ratio(self.floor, self.plan.ratio)
         better = {i: levels[i][level - 1] for i, level in self.plan.levels.items()}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.types import ChunkKV, Tokens
 
-#: The passage that every chunk is encoded after: it has a woman, a man, a company and a town in it, a year and a
-#: trade, so that most of what a chunk may refer to finds something here.
+#: The passage that every chunk is encoded after. It names a woman, a man, a company, a town, a year
+#: and a trade, so that most references of a chunk find something to refer to.
 PASSAGE = (
     "Margaret Hale was born in Leeds in 1961 and trained as an engineer. She later moved to "
     "Boston, where she founded a company that builds bridges.",

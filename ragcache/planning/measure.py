@@ -47,18 +47,18 @@ def measure_speeds(
         return None
     sound = {chunk.key for batch in batches for chunk in batch}
     sample = [chunk for chunk in sample if chunk.key in sound]
-    read_s, byte_s = fitted([(parts, size) for parts, size, _ in reads], [s for *_, s in reads])
+    read_s, byte_s = _fit([(parts, size) for parts, size, _ in reads], [s for *_, s in reads])
     runs, token_s = _runs(engine, round(median(chunk.tokens for chunk in sample)))
     costs = [(1.0, rows, rows * total, total - rows) for rows, total, _ in runs]
-    start_s, row_s, pair_s, place_s = fitted(costs, [seconds for *_, seconds in runs])
+    start_s, row_s, pair_s, place_s = _fit(costs, [seconds for *_, seconds in runs])
     if token_s is None:  # the answer ended at once
         token_s = start_s + row_s + pair_s * runs[-1][1]
     decode_s = {name: _decoding(store, sample, name) for name in store.levels}
     speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
-    return replace(speeds, stolen=_stolen(engine, store, sample, speeds))
+    return replace(speeds, overlap_penalty=_overlap_penalty(engine, store, sample, speeds))
 
 
-def fitted(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+def _fit(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
     """Prices, none negative, at which ``costs`` (n, k) come nearest to ``seconds`` (n, all > 0).
 
     Least squares of the relative error. Every choice of prices to be 0 is tried, and the best is
@@ -163,7 +163,7 @@ def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], flo
     return runs, median(steps) if steps else None
 
 
-def _stolen(
+def _overlap_penalty(
     engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk], speeds: Speeds
 ) -> float:
     """Share of the time of reading by which it delays computing that goes on meanwhile.

@@ -22,7 +22,14 @@ from ragcache.engine.hf.attention_hook import Driven
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
-from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, error, measure_kernels
+from ragcache.engine.kernels.choose import (
+    AttentionShape,
+    Kernels,
+    _measure_kernels,
+    choose,
+    place_by_torch,
+    relative_error,
+)
 from ragcache.engine.kernels.row_attention import BLOCKS, RowAttention, TritonRowAttention
 from ragcache.errors import ConfigError, ModelError
 from tests import models
@@ -60,7 +67,7 @@ def test_parts_are_placed_as_torch_places_them(
         angles = (draw(88, width), draw(88, width)) if width else None
         got, want = torch.zeros(2, 2, heads, 100, dim, device=device, dtype=dtype)
         place(parts, angles, (got[0][:, 7:95], got[1][:, 7:95]))
-        by_torch(ROPE, parts, angles, (want[0][:, 7:95], want[1][:, 7:95]))
+        place_by_torch(ROPE, parts, angles, (want[0][:, 7:95], want[1][:, 7:95]))
         assert torch.equal(got[1], want[1])
         bits = {torch.float32: 22, torch.float16: 10, torch.bfloat16: 7}[dtype]  # one may differ
         torch.testing.assert_close(got[0], want[0], rtol=2.0**-bits, atol=1e-6)
@@ -93,7 +100,7 @@ def test_rows_attend_in_the_models_dtype(device: torch.device, dtype: torch.dtyp
         query, key, value, at = given
         want = right(query.float(), key.float(), value.float(), at, 0.3)
         for block in BLOCKS:
-            assert error(attend(*given, 0.3, (block,)), want) < kernels.TOLERANCE[dtype]
+            assert relative_error(attend(*given, 0.3, (block,)), want) < kernels.TOLERANCE[dtype]
 
 
 class Noted(RowAttention):
@@ -150,7 +157,7 @@ def test_an_engine_with_other_kernels_gives_the_models_own_logits(
 
     def place(*args: Any) -> None:
         places.append(len(args[0]))
-        by_torch(engine._layers.rope, *args)
+        place_by_torch(engine._layers.rope, *args)
 
     engine = models.engine(architecture, attention="sdpa")
     want, stored = plain_logits(engine, IDS), engine.encode([IDS])[0]
@@ -174,13 +181,15 @@ def test_an_engine_with_our_kernels_gives_the_models_own_logits(
     with torch.inference_mode():
         want = model(torch.tensor([IDS], device=device), use_cache=False).logits[0, -1]
     stored = engine.encode([IDS])[0]
-    engine._layers = replace(engine._layers, kernels=Kernels(kernels.by_triton, TritonRowAttention))
+    engine._layers = replace(
+        engine._layers, kernels=Kernels(kernels.place_by_triton, TritonRowAttention)
+    )
     for inside in (False, True):
         got = engine.prefill(IDS, FewFromLayer2(stored, inside)).logits
         torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
 
 
-TINY_SHAPE = Shape(4, 2, 16, torch.float32, CPU)
+TINY_SHAPE = AttentionShape(4, 2, 16, torch.float32, CPU)
 
 
 @pytest.fixture
@@ -226,33 +235,33 @@ def test_a_kernel_that_is_wrong_is_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(kernels, "_ATTENTION", {"triton": kind})
-    monkeypatch.setattr(kernels, "by_triton", lambda *args: None)
+    monkeypatch.setattr(kernels, "place_by_triton", lambda *args: None)
     with caplog.at_level(logging.WARNING):
-        chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
+        chosen = _measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.place is None and chosen.attention is None
     assert "attention by torch" in chosen.about and "placing by torch" in chosen.about
     assert why in caplog.text and "placing by triton is off by 1.0e+00" in caplog.text
     with pytest.raises(ModelError, match="kernels triton were asked for, but attention .*use auto"):
-        measure_kernels("triton", TINY_SHAPE, ROPE)
+        _measure_kernels("triton", TINY_SHAPE, ROPE)
 
 
 def test_without_triton_there_is_torch(
     small: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in ("flash", "place"):
-        monkeypatch.setitem(sys.modules, f"ragcache.engine.{module}", None)
-    chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
+    for module in ("triton_attention", "triton_place"):
+        monkeypatch.setitem(sys.modules, f"ragcache.engine.kernels.{module}", None)
+    chosen = _measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.place is None and chosen.attention is None
     assert caplog.text.count("by triton fails (ModuleNotFoundError") == 2
 
 
 def test_the_fastest_is_used(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_ATTENTION", {"triton": Noted})
-    place = partial(by_torch, ROPE)
-    monkeypatch.setattr(kernels, "by_triton", place)
+    place = partial(place_by_torch, ROPE)
+    monkeypatch.setattr(kernels, "place_by_triton", place)
     times = iter([3.0, 2.0, 2.0, 1.0])
     monkeypatch.setattr(kernels, "_seconds", lambda work: next(times))
-    chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
+    chosen = _measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.attention is Noted and chosen.place is place
     assert "attention by triton (torch 3000.00 ms, triton 2000.00 ms)" in chosen.about
 
@@ -261,7 +270,7 @@ def test_keys_that_turn_otherwise_are_placed_by_torch(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_ATTENTION", {"triton": Noted})
-    assert measure_kernels("triton", TINY_SHAPE, Rope(apply_rotary_pos_emb)).place is None
+    assert _measure_kernels("triton", TINY_SHAPE, Rope(apply_rotary_pos_emb)).place is None
 
 
 @pytest.mark.gpu

@@ -42,7 +42,7 @@ from ragcache.engine.hf.rope import Rope, rotations
 from ragcache.engine.hf.rope_probe import Probe
 from ragcache.engine.hf.rope_scaling import context_tokens, refuse_length_dependent_rope, unfit
 from ragcache.engine.hf.tokenizing import TokenizerEngine
-from ragcache.engine.kernels.choose import Shape, choose
+from ragcache.engine.kernels.choose import AttentionShape, choose
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.self_test import check_engine, packable, watchable
 from ragcache.engine.template import split_chat_template
@@ -95,7 +95,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         self.template = split_chat_template(tokenizer, self.tokenize)
         self._layers, self.spec = self._probe()
         heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]
-        shape = Shape(*heads, self.spec.head_dim, dtype, self.device)
+        shape = AttentionShape(*heads, self.spec.head_dim, dtype, self.device)
         chosen = choose(kernels, shape, self._layers.rope)
         self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
         self.kernel_names = chosen.names

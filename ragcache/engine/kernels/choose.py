@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Parts, cos and sin (None: keys are left as they are), and where to: see place.py.
 Place = Callable[[Sequence[KVPair], "KVPair | None", KVPair], None]
 
-Work = Callable[[], Tensor]  # to be timed, and its result compared
+Trial = Callable[[], Tensor]  # to be timed, and its result compared
 
 KERNELS = "auto", "torch", "triton"
 #: Largest error accepted of a vector, relative to its norm.
@@ -52,7 +52,7 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Shape:
+class AttentionShape:
     """Of a layer's attention."""
 
     heads: int
@@ -68,7 +68,7 @@ class Shape:
         )
 
 
-def choose(wanted: str, shape: Shape, rope: Rope) -> Kernels:
+def choose(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
     """The kernels for models of ``shape``; on a CPU there is no choice.
 
     ``wanted``: one of ``KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
@@ -85,27 +85,29 @@ def choose(wanted: str, shape: Shape, rope: Rope) -> Kernels:
         return Kernels(about="torch, on a CPU")
     if wanted == "torch":
         return Kernels()
-    return measure_kernels(wanted, shape, rope)
+    return _measure_kernels(wanted, shape, rope)
 
 
-def measure_kernels(wanted: str, shape: Shape, rope: Rope) -> Kernels:
+def _measure_kernels(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
     """Hold what is ``wanted`` against the reference at a typical prompt."""
     name = "triton" if wanted == "auto" else wanted
     attending = {
-        "torch": attention(None, shape, _PARTS * _TOKENS, _SHARE),
-        name: attention(_ATTENTION[name], shape, _PARTS * _TOKENS, _SHARE),
+        "torch": attention_trials(None, shape, _PARTS * _TOKENS, _SHARE),
+        name: attention_trials(_ATTENTION[name], shape, _PARTS * _TOKENS, _SHARE),
     }
-    placing = {"torch": [placed(partial(by_torch, rope), shape)]}
+    placing = {"torch": [placing_trial(partial(place_by_torch, rope), shape)]}
     if rope.halves and name == "triton":
-        placing[name] = [placed(by_triton, shape)]
+        placing[name] = [placing_trial(place_by_triton, shape)]
     attends, told = _fastest("attention", attending, shape.dtype, wanted)
     places, told_too = _fastest("placing", placing, shape.dtype, wanted)
     return Kernels(
-        by_triton if places == "triton" else None, _ATTENTION.get(attends), f"{told}; {told_too}"
+        place_by_triton if places == "triton" else None,
+        _ATTENTION.get(attends),
+        f"{told}; {told_too}",
     )
 
 
-def by_torch(
+def place_by_torch(
     rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
     """What every device can do, and the reference of ``triton_place.place``."""
@@ -121,13 +123,13 @@ def by_torch(
         start += keys.shape[1]
 
 
-def by_triton(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
+def place_by_triton(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
     from ragcache.engine.kernels.triton_place import place
 
     place(parts, angles, out)
 
 
-def placed(place: Place, shape: Shape) -> Work:
+def placing_trial(place: Place, shape: AttentionShape) -> Trial:
     """A work: parts of random KV placed; its result is all that was."""
     rows = _PARTS * _TOKENS
     stored = shape.random(_PARTS, 2, shape.kv_heads, _TOKENS)
@@ -143,9 +145,9 @@ def placed(place: Place, shape: Shape) -> Work:
     return work
 
 
-def attention(
-    kind: type[RowAttention] | None, shape: Shape, tokens: int, share: float
-) -> list[Work]:
+def attention_trials(
+    kind: type[RowAttention] | None, shape: AttentionShape, tokens: int, share: float
+) -> list[Trial]:
     """A work for each variant of ``kind``: some rows of a random prompt attend, the first and the
     last among them; (1, rows, heads, d). ``kind`` None: SDPA with a mask, as transformers calls
     it."""
@@ -169,14 +171,14 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tenso
     return out.transpose(1, 2).contiguous()
 
 
-def error(got: Tensor, want: Tensor) -> float:
+def relative_error(got: Tensor, want: Tensor) -> float:
     """The largest of any vector, relative to its norm."""
     off = (got.float() - want.float()).norm(dim=-1) / want.float().norm(dim=-1).clamp_min(1e-12)
     return float(off.max())
 
 
 def _fastest(
-    what: str, works: Mapping[str, Sequence[Work]], dtype: torch.dtype, wanted: str
+    what: str, works: Mapping[str, Sequence[Trial]], dtype: torch.dtype, wanted: str
 ) -> tuple[str, str]:
     """The name of the fastest, or what is ``wanted``, and a line about it for people.
 
@@ -187,7 +189,7 @@ def _fastest(
     seconds = {reference: _seconds(works[reference][0])}
     for name in others:
         try:
-            off = max(error(work(), want) for work in works[name])
+            off = max(relative_error(work(), want) for work in works[name])
             wrong = "" if off <= TOLERANCE[dtype] else f"is off by {off:.1e}"
             seconds |= {} if wrong else {name: _seconds(works[name][0])}
         except Exception as failure:  # of a compiler or a driver: it may be of any kind
@@ -201,7 +203,7 @@ def _fastest(
     return best, f"{what} by {best} ({times})"
 
 
-def _seconds(work: Work) -> float:
+def _seconds(work: Trial) -> float:
     """The least of some runs."""
     taken = []
     for _ in range(_RUNS):
