@@ -1,4 +1,4 @@
-"""Fusion methods: one file, one frozen dataclass each. Add a method by adding its line here."""
+"""Fusion methods, one file and one frozen dataclass each. Register a new one in ``BLENDERS``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
 
 
 def written(made: Blender) -> str:
-    """What :func:`blender` reads as ``made``."""
+    """The text that :func:`blender` reads as ``made``."""
     if isinstance(made, WithFullLayers):
         return f"{written(made.inner)}+full_layers={made.layers}"
     parameters = ",".join(f"{key}={value}" for key, value in made.parameters.items())
@@ -89,7 +89,7 @@ def written(made: Blender) -> str:
 
 
 def with_ratio(made: Blender, ratio: float) -> Blender:
-    """``made``, which takes a ``recompute_ratio``, with another one."""
+    """A copy of ``made``, which takes a ratio, with ``recompute_ratio`` set to ``ratio``."""
     if isinstance(made, WithFullLayers):
         return replace(made, inner=with_ratio(made.inner, ratio))
     changes: Any = {"recompute_ratio": ratio}
@@ -97,7 +97,7 @@ def with_ratio(made: Blender, ratio: float) -> Blender:
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:
-    """``value`` as the type of ``default``, or ConfigError."""
+    """``value`` converted to the type of ``default``; ConfigError if that fails."""
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[str(value).lower()]

@@ -1,4 +1,4 @@
-"""Our own: recompute the tokens that depend most on what stands before their chunk."""
+"""Fused, the default: recompute the tokens that depend most on the context of their chunk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ragcache.blend.ranking import highest
 class Fused(RatioBlender):
     """Recompute, at all layers, the ``recompute_ratio`` of all tokens with the largest sensitivity.
 
-    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so that nothing
-    is looked at and no layer is computed in full before the choice. What was measured to come to
-    this rule, and what did not pay, is in docs/choosing-tokens.md.
+    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so no probe and
+    no full layer is needed to choose. The measurements behind this rule are in
+    docs/choosing-tokens.md; there is no paper.
     """
 
     name: ClassVar[str] = "fused"

@@ -1,4 +1,4 @@
-"""KVShare: recompute what deviates and is attended to."""
+"""KVShare: recompute tokens that deviate and receive attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ragcache.blend.ranking import highest
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
 
-_QUERIES = 256  # whose attention is summed at a time
+_QUERIES = 256  # rows whose attention is summed at a time
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class KVShare(RatioBlender):
     full up to ``check_layer``; there a token's score is the attention that it receives from all
     rows and heads, times the L1 norm of the difference of its fresh and stored values. The
     ``recompute_ratio`` of the chunk tokens with the highest (0.1 to 0.4 in the paper) go on.
-    What the paper recomputes while it decodes is not part of this.
+    The paper's second stage, which recomputes while decoding, is not implemented.
     """
 
     check_layer: int = 1

@@ -1,4 +1,4 @@
-"""ProphetKV: recompute what the question attends to."""
+"""ProphetKV: recompute the tokens that the question attends to."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ragcache.blend.ranking import QuestionAttention, mean
 class Prophet(RatioBlender):
     """Recompute the tokens that the question attends to most, at all layers.
 
-    Wang et al., ICML 2026, arXiv:2602.02579. The question first runs over the stale KV; a token's
-    score is its attention weight, averaged over question tokens, heads and layers. The
+    Wang et al., ICML 2026, arXiv:2602.02579. A probe first runs the question over the stored KV;
+    a token's score is its attention weight, averaged over question tokens, heads and layers. The
     ``recompute_ratio`` of the chunk tokens with the highest is computed.
     """
 

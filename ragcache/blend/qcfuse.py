@@ -1,4 +1,4 @@
-"""QCFuse: ask a compressed view of the chunks what the question needs."""
+"""QCFuse: probe the question over a few anchor tokens of every chunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ragcache.blend.ranking import QuestionAttention, mean
 
 @dataclass(frozen=True)
 class QCFuse(RatioBlender):
-    """Recompute what the question attends to when it has read only the anchors of every chunk.
+    """Recompute the tokens that the question attends to after it has seen only the chunks' anchors.
 
     Yan et al., arXiv:2606.05875. In the probe the question sees, of each chunk, its first
     ``sinks`` tokens and the share ``anchors``; a token's score is its attention weight among all

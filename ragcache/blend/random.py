@@ -1,4 +1,4 @@
-"""Random selection: the control that every selector has to beat."""
+"""Random selection: the control for every selector."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ragcache.blend.ranking import highest
 class Random(RatioBlender):
     """Recompute a random ``recompute_ratio`` of the chunk tokens.
 
-    ``random+full_layers=2`` has the charged budget of a selector that spends its first layers on
-    looking, as CacheBlend does.
+    ``random+full_layers=2`` has the charged budget of a method that computes its first layers in
+    full, as CacheBlend does.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Choosing rows by a score: one way to cut, whatever the score is."""
+"""Rank rows by a score and take the highest; scores from the question's attention."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def highest(rows: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 def finite(scores: Tensor) -> Tensor:
-    """Scores that can be compared and averaged: infinity becomes the largest finite score, and what
-    is no number, or minus infinity, the smallest. 0 where none is finite."""
+    """``scores`` with infinity replaced by the largest finite score, and NaN and minus infinity by
+    the smallest; all 0 if none is finite."""
     sound = scores[scores.isfinite()]
     if len(sound) == len(scores):
         return scores
@@ -41,13 +41,13 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass
 class QuestionAttention(Selector):
-    """Keeps the rows that the question attends to most, over the stale KV.
+    """Chooses the ``count`` rows that the question attends to most, in a probe over the stored KV.
 
-    Scores are summed over ``layers``; the probe ends behind the last of them. In it the question
-    sees, of every chunk, the first ``sinks`` rows and the share ``anchors`` of all rows: at each
-    layer those whose keys have the smallest norm, which tend to be the most attended (Devoto et
-    al., EMNLP 2024, arXiv:2406.11430). Rows that are hidden get scores, too. With ``anchors`` 1
-    nothing is hidden.
+    ``reduce`` turns attention weights into scores, which are summed over ``layers``; the probe ends
+    after the last of them. In it the question sees, of every chunk, the first ``sinks`` rows and a
+    share ``anchors`` of all rows: at each layer those whose keys have the smallest norm, which tend
+    to receive most attention (Devoto et al., EMNLP 2024, arXiv:2406.11430). Hidden rows are scored
+    too. With ``anchors`` 1 nothing is hidden.
     """
 
     layout: Layout
@@ -84,7 +84,8 @@ class QuestionAttention(Selector):
         return call.attend(call.softmax(scores))
 
     def _shown(self, keys: Tensor) -> Tensor:
-        """Whether the question sees each reusable row, by its ``keys`` (kv_heads, reusable, d)."""
+        """Whether the question sees each reusable row, (reusable,) bool; ``keys`` (kv_heads,
+        reusable, head_dim)."""
         norms = keys.float().norm(dim=2).mean(0).cpu()
         chunk = self.layout.chunk_of
         counts = torch.bincount(chunk)
@@ -97,12 +98,12 @@ class QuestionAttention(Selector):
 
 
 def mean(weights: Tensor) -> Tensor:
-    """Averaged over heads and question tokens."""
+    """Mean over heads and question tokens."""
     return weights.mean((0, 1))
 
 
 def norm(weights: Tensor) -> Tensor:
-    """Averaged over heads; the norm over question tokens."""
+    """Mean over heads, then the L2 norm over question tokens."""
     return weights.mean(0).square().sum(0).sqrt()
 
 

@@ -97,7 +97,7 @@ class FusedPrefill:
         self.plan = plan(wanted, speeds)
         self.blender = with_ratio(self.floor, self.plan.ratio)
         better = {i: levels[i][level - 1] for i, level in self.plan.levels.items()}
-        return resolved.at_levels(better).without(self.plan.recompute)
+        return resolved.with_records(better).without(self.plan.recompute)
 
     def _fuse(self, resolved: PromptLookup) -> FusedPrompt:
         in_place = self.blender.reuses in ("in_context", "variant")

@@ -1,4 +1,4 @@
-"""Compile modes: what a chunk's KV is computed behind when it is precomputed."""
+"""Compile modes: the context in which a chunk's KV is computed when it is precomputed."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodingContext:
-    """A compile mode for one engine: part of the key of every chunk."""
+    """The context in which one engine precomputes chunks: part of the key of every chunk."""
 
     mode: str
-    context: Tokens  # computed before the chunk; their rows are dropped
+    context: Tokens  # precede the chunk in the forward pass; their KV is dropped
 
     def exact(self, prefix: Tokens) -> bool:
-        """Whether a chunk's KV is what full prefill gives right behind ``prefix``."""
+        """Whether a chunk's KV equals full prefill's if the chunk directly follows ``prefix``."""
         return self.context == prefix
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
         return ChunkKey(fingerprint, chunk, self.context, self.mode, tenant)
 
 
-#: name -> what it computes a chunk behind. Variants (``incontext``) come from prompts, see
+#: Name -> the context of a chunk. Variants (``incontext``) are cut from prompts instead, see
 #: :func:`ragcache.core.precompute.keep_variants`.
 COMPILE_MODES = {
     "prefix": "the prompt's own prefix",
-    "bos": "one BOS token, as a chunk has it that a serving engine prefilled by itself",
-    "link0": "four BOS tokens: the first tokens of a chunk are no attention sinks (LegoLink-0)",
+    "bos": "one BOS token, as when a serving engine prefills the chunk alone",
+    "link0": "four BOS tokens, so that a chunk's first tokens are no attention sinks (LegoLink-0)",
 }
 
 
 def encoding_context(
     name: str, engine: ChunkEngine, template: PromptTemplate | None = None
 ) -> EncodingContext:
-    """The mode called ``name``, for prompts of ``template``, or else of the engine's own.
+    """The compile mode ``name`` for prompts of ``template`` (default: the engine's own).
 
-    ConfigError if there is no such mode, or the engine has no BOS token.
+    Raises ConfigError if there is no such mode, or it needs a BOS token and the engine has none.
     """
     prefix = (template or engine.template).prefix
     if name == "prefix":

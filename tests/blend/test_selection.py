@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused(mode: str, ratio: float | None, message: str)
 
 
 def test_too_few_layers_are_refused_before_any_work() -> None:
-    with pytest.raises(ConfigError, match="checks layer 1 and needs a layer behind it"):
+    with pytest.raises(ConfigError, match="checks layer 1 and needs a layer after it"):
         CacheBlend().selector(layout(), layers=2)
 
 

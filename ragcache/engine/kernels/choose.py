@@ -1,7 +1,7 @@
-"""What an engine on a GPU places stored KV and attends with: chosen by measurement, once, at load.
+"""The kernels with which an engine on a GPU places stored KV and attends, chosen at load.
 
-The reference is what every device can do: torch's operations. Another kernel is used where its
-results agree with that one's and it takes less time. On a CPU nothing is chosen.
+The reference is torch's own operations, which run on every device. A Triton kernel is used if its
+results agree with the reference's and it takes less time. On a CPU there is no choice.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from ragcache.errors import ConfigError, ModelError
 
 logger = logging.getLogger(__name__)
 
-#: Parts, cos and sin (None: keys are left as they are), and where to: see place.py.
+#: Parts, cos and sin (None: keys are not rotated), and the destination: see triton_place.place.
 Place = Callable[[Sequence[KVPair], "KVPair | None", KVPair], None]
 
-Trial = Callable[[], Tensor]  # to be timed, and its result compared
+Trial = Callable[[], Tensor]  # runs a kernel: it is timed, and its result compared
 
 KERNELS = "auto", "torch", "triton"
-#: Largest error accepted of a vector, relative to its norm.
+#: Largest accepted error of a vector, relative to its norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-_PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # what is measured: a typical prompt
+_PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # chunks, their tokens, share of rows that attend
 _RUNS = 5
 _ATTENTION: dict[str, type[RowAttention]] = {"triton": TritonRowAttention}
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What was chosen. None: torch's operations, and the model's own attention, with a mask."""
+    """The chosen kernels. None: torch's operations; the model's own attention, with a mask."""
 
     place: Place | None = None
     attention: type[RowAttention] | None = None
-    about: str = "torch"  # for people
+    about: str = "torch"  # the choice and the measured times, to be shown
 
     @property
     def names(self) -> str:
-        """What places and what attends, by name: the same in every process that chose the same."""
+        """The names of both kernels, equal in all processes with the same choice."""
         placing = "torch" if self.place is None else "triton"
         return f"{placing}, {'torch' if self.attention is None else self.attention.__name__}"
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Of a layer's attention."""
+    """Heads, head dimension, dtype and device of a model's attention."""
 
     heads: int
     kv_heads: int
@@ -69,7 +69,7 @@ class AttentionShape:
 
 
 def choose(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
-    """The kernels for models of ``shape``; on a CPU there is no choice.
+    """The kernels for a model of this ``shape``.
 
     ``wanted``: one of ``KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
     where it is unknown or needs CUDA, ModelError where a kernel asked for by name is wrong.
@@ -89,7 +89,7 @@ def choose(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
 
 
 def _measure_kernels(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
-    """Hold what is ``wanted`` against the reference at a typical prompt."""
+    """Compare the ``wanted`` kernels with the reference on a typical prompt."""
     name = "triton" if wanted == "auto" else wanted
     attending = {
         "torch": attention_trials(None, shape, _PARTS * _TOKENS, _SHARE),
@@ -98,19 +98,19 @@ def _measure_kernels(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
     placing = {"torch": [placing_trial(partial(place_by_torch, rope), shape)]}
     if rope.halves and name == "triton":
         placing[name] = [placing_trial(place_by_triton, shape)]
-    attends, told = _fastest("attention", attending, shape.dtype, wanted)
-    places, told_too = _fastest("placing", placing, shape.dtype, wanted)
+    attends, about_attention = _fastest("attention", attending, shape.dtype, wanted)
+    places, about_placing = _fastest("placing", placing, shape.dtype, wanted)
     return Kernels(
         place_by_triton if places == "triton" else None,
         _ATTENTION.get(attends),
-        f"{told}; {told_too}",
+        f"{about_attention}; {about_placing}",
     )
 
 
 def place_by_torch(
     rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
-    """What every device can do, and the reference of ``triton_place.place``."""
+    """The reference of ``triton_place.place``, on any device; same arguments."""
     turn = None if rope is None or angles is None else rope.turning(*angles)
     start = 0
     for keys, values in parts:
@@ -130,7 +130,7 @@ def place_by_triton(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair)
 
 
 def placing_trial(place: Place, shape: AttentionShape) -> Trial:
-    """A work: parts of random KV placed; its result is all that was."""
+    """A trial that places random KV; its result is the destination, (2, kv_heads, rows, d)."""
     rows = _PARTS * _TOKENS
     stored = shape.random(_PARTS, 2, shape.kv_heads, _TOKENS)
     parts = [(keys, values) for keys, values in stored]
@@ -148,9 +148,9 @@ def placing_trial(place: Place, shape: AttentionShape) -> Trial:
 def attention_trials(
     kind: type[RowAttention] | None, shape: AttentionShape, tokens: int, share: float
 ) -> list[Trial]:
-    """A work for each variant of ``kind``: some rows of a random prompt attend, the first and the
-    last among them; (1, rows, heads, d). ``kind`` None: SDPA with a mask, as transformers calls
-    it."""
+    """A trial for each variant of ``kind``: a ``share`` of the rows of a random prompt of
+    ``tokens`` attend, the first and the last among them; the result is (1, rows, heads, d). None:
+    SDPA with a mask, as transformers calls it."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(tokens, generator=generator)[: max(2, int(share * tokens))]
     rows = rows.sort().values.to(shape.device)
@@ -172,7 +172,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tenso
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """The largest of any vector, relative to its norm."""
+    """The largest error of any vector (last dimension), relative to the norm of ``want``'s."""
     off = (got.float() - want.float()).norm(dim=-1) / want.float().norm(dim=-1).clamp_min(1e-12)
     return float(off.max())
 
@@ -180,9 +180,10 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 def _fastest(
     what: str, works: Mapping[str, Sequence[Trial]], dtype: torch.dtype, wanted: str
 ) -> tuple[str, str]:
-    """The name of the fastest, or what is ``wanted``, and a line about it for people.
+    """The name of the fastest kernel, or the ``wanted`` one, and a line about it to be shown.
 
-    The first is the reference: what fails or, in any variant, gives another result is not used.
+    The first of ``works`` is the reference. A kernel that fails, or whose result differs in any
+    variant, is not used. Raises ModelError if that kernel was wanted by name.
     """
     reference, *others = works
     want = works[reference][0]().clone()
@@ -192,7 +193,7 @@ def _fastest(
             off = max(relative_error(work(), want) for work in works[name])
             wrong = "" if off <= TOLERANCE[dtype] else f"is off by {off:.1e}"
             seconds |= {} if wrong else {name: _seconds(works[name][0])}
-        except Exception as failure:  # of a compiler or a driver: it may be of any kind
+        except Exception as failure:  # compilers and drivers raise anything
             wrong = f"fails ({type(failure).__name__}: {failure})"
         if wrong and wanted == name:
             raise ModelError(f"kernels {name} were asked for, but {what} {wrong}: use auto")
@@ -204,7 +205,7 @@ def _fastest(
 
 
 def _seconds(work: Trial) -> float:
-    """The least of some runs."""
+    """The shortest of several runs."""
     taken = []
     for _ in range(_RUNS):
         began = time.perf_counter()
