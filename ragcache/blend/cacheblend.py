@@ -20,7 +20,7 @@ from ragcache.blend.base import (
 from ragcache.blend.ranking import highest
 from ragcache.errors import ConfigError
 
-Deviation = Literal["v", "k", "kv"]
+_Deviation = Literal["v", "k", "kv"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class CacheBlend(RatioBlender):
     code. Needs more layers than ``check_layer`` + 1.
     """
 
-    deviation: Deviation = "v"
+    deviation: _Deviation = "v"
     gradual: bool = False
     check_layer: int = 1
     name: ClassVar[str] = "cacheblend"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.deviation not in get_args(Deviation):
-            known = ", ".join(get_args(Deviation))
+        if self.deviation not in get_args(_Deviation):
+            known = ", ".join(get_args(_Deviation))
             raise ConfigError(f"deviation is {self.deviation!r}: it must be one of {known}")
         check_least(self.check_layer, "check_layer")
 
@@ -79,7 +79,7 @@ class _MostDeviating(Selector):
     layout: Layout
     counts: list[int]
     check_layer: int
-    deviation: Deviation
+    deviation: _Deviation
 
     def first(self) -> Tensor:
         return self.layout.reusable
@@ -100,7 +100,7 @@ class _MostDeviating(Selector):
         return highest(rows, scores, self.counts[layer - self.check_layer])
 
 
-def deviation(of: Deviation, fresh: KVPair, stored: KVPair) -> Tensor:
+def deviation(of: _Deviation, fresh: KVPair, stored: KVPair) -> Tensor:
     """Squared difference of keys, values or both, summed over heads and dimensions: (rows,)."""
     return torch.stack(
         [

@@ -49,7 +49,7 @@ class CacheCraft(Blender):
 
     def fix(self, notes: ChunkNotes, before: Sequence[bytes]) -> float:
         """CFO of a variant whose chunk now follows the chunks ``before``, in [0, 1]."""
-        again = overlap(dict(zip(notes.before, notes.inter, strict=True)), before)
+        again = _overlap(dict(zip(notes.before, notes.inter, strict=True)), before)
         return min(1.0, self.alpha * notes.impact * (1 - again))
 
     def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
@@ -67,7 +67,7 @@ class CacheCraft(Blender):
         return _Focused(layout, torch.cat(rows), self.patience if self.focus else layers + 1)
 
 
-def overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
+def _overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
     """b' in [0, 1] of a chunk: how much of its original context precedes it again.
 
     ``inter``: its attention to each chunk of the original context, in their order. beta is the
@@ -122,10 +122,10 @@ class _Focused(Selector):
         weights = call.softmax(call.scores(self.layout.asking)).sum((0, 1)).cpu()
         spans = self.layout.prompt.spans
         self._attention += torch.stack([weights[a:b].sum() for a, b in spans])
-        self._leading.append(leading(self._attention))
+        self._leading.append(_leading(self._attention))
 
 
-def leading(attention: Tensor) -> frozenset[int]:
+def _leading(attention: Tensor) -> frozenset[int]:
     """The chunks before the largest relative gap in the order of descending attention (chunks,)."""
     order = attention.argsort(descending=True)
     ranked = attention[order]

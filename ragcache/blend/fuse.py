@@ -78,10 +78,10 @@ def fuse(
         )
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
-        source = ReplaySource(source)
-        walk = FusionWalk(FixedRows(layout.reusable[:0]), layout, source, check=check)
+        source = _ReplaySource(source)
+        walk = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
         engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
-    walk = FusionWalk(selector, layout, source, capture, check)
+    walk = FusionCallbacks(selector, layout, source, capture, check)
     prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
@@ -97,7 +97,7 @@ def fuse(
     )
 
 
-class ReplaySource:
+class _ReplaySource:
     """A KVSource that keeps what it has read, so that it can be read again after a probe."""
 
     def __init__(self, source: KVSource) -> None:
@@ -116,7 +116,7 @@ class ReplaySource:
         return self._layers[layer]
 
 
-class FusionWalk(PrefillCallbacks):
+class FusionCallbacks(PrefillCallbacks):
     """The callbacks of one fused prefill. At layer l it computes ``fresh | chosen_l``."""
 
     def __init__(

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def highest(rows: Tensor, scores: Tensor, count: int) -> Tensor:
     """The ``count`` of ``rows`` with the highest ``scores``, both (n,); the result is sorted.
 
-    Of equal scores, those that stand first win. Scores that are not finite: see :func:`finite`.
+    Of equal scores, those that stand first win. Scores that are not finite: see :func:`_finite`.
     """
-    order = finite(scores.double().cpu()).sort(descending=True, stable=True).indices
+    order = _finite(scores.double().cpu()).sort(descending=True, stable=True).indices
     return rows[order[:count].sort().values]
 
 
-def finite(scores: Tensor) -> Tensor:
+def _finite(scores: Tensor) -> Tensor:
     """``scores`` with infinity replaced by the largest finite score, and NaN and minus infinity by
     the smallest; all 0 if none is finite."""
     sound = scores[scores.isfinite()]
@@ -36,7 +36,7 @@ def finite(scores: Tensor) -> Tensor:
 
 
 #: Attention weights of the question, (heads, question, reusable), to one score per reusable row.
-Reduce = Callable[[Tensor], Tensor]
+_Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -53,7 +53,7 @@ class QuestionAttention(Selector):
     layout: Layout
     count: int
     layers: range
-    reduce: Reduce
+    reduce: _Reduce
     anchors: float = 1.0
     sinks: int = 0
     scores: Tensor = field(init=False)

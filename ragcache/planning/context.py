@@ -31,7 +31,7 @@ class EncodingContext:
 
 #: Name -> the context of a chunk. Variants (``incontext``) are cut from prompts instead, see
 #: :func:`ragcache.core.precompute.keep_variants`.
-COMPILE_MODES = {
+_COMPILE_MODES = {
     "prefix": "the prompt's own prefix",
     "bos": "one BOS token, as when a serving engine prefills the chunk alone",
     "link0": "four BOS tokens, so that a chunk's first tokens are no attention sinks (LegoLink-0)",
@@ -54,8 +54,8 @@ def encoding_context(
             "answers with it. Index the documents into a new store; or use this one with "
             "--compile prefix (RAGCACHE_COMPILE=prefix), which computes its chunks again"
         )
-    if name not in COMPILE_MODES:
-        known = ", ".join(COMPILE_MODES)
+    if name not in _COMPILE_MODES:
+        known = ", ".join(_COMPILE_MODES)
         raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")
     if engine.bos is None:
         raise ConfigError(

@@ -28,7 +28,7 @@ Place = Callable[[Sequence[KVPair], "KVPair | None", KVPair], None]
 
 Trial = Callable[[], Tensor]  # runs a kernel: it is timed, and its result compared
 
-KERNELS = "auto", "torch", "triton"
+_KERNELS = "auto", "torch", "triton"
 #: Largest accepted error of a vector, relative to its norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # chunks, their tokens, share of rows that attend
@@ -71,11 +71,11 @@ class AttentionShape:
 def choose(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
     """The kernels for a model of this ``shape``.
 
-    ``wanted``: one of ``KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
+    ``wanted``: one of ``_KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
     where it is unknown or needs CUDA, ModelError where a kernel asked for by name is wrong.
     """
-    if wanted not in KERNELS:
-        raise ConfigError(f"kernels {wanted!r} are unknown: use {', '.join(KERNELS)}")
+    if wanted not in _KERNELS:
+        raise ConfigError(f"kernels {wanted!r} are unknown: use {', '.join(_KERNELS)}")
     if shape.device.type != "cuda":
         if wanted in _ATTENTION:
             raise ConfigError(
