@@ -24,11 +24,11 @@ from torch import Tensor
 from examples.train_tiny.freeze import prompt_lines
 from examples.train_tiny.world import Binding
 from ragcache.blend import Blender, blender
-from ragcache.blend.base import KVPair, Layout, Selector
+from ragcache.blend.base import KVPair, Layout, RatioBlender, Selector
 from ragcache.blend.cacheblend import deviation
-from ragcache.blend.ranking import Band, QuestionAttention, band, mean
+from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
-from ragcache.core.sensitivity import company
+from ragcache.core.sensitivity import preceding_passage
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.dataset import Context, load
@@ -36,31 +36,29 @@ from ragcache.eval.evaluate import evaluate
 from ragcache.eval.parallel import Progress, cores, share
 from ragcache.eval.summary import Figures, Scores, figures
 from ragcache.models import TINY, model_path, world
-from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
 KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}
 
-#: Per company, and chunk of the context that is being asked about: the squared change of every
-#: token's value that the company makes, (layers, tokens), as in ragcache.core.sensitivity.
+#: Per passage, and chunk of the context that is being asked about: the squared change of every
+#: token's value that the passage makes, (layers, tokens), as in ragcache.core.sensitivity.
 CHANGES: dict[str, dict[Tokens, Tensor]] = {}
 
 
 @dataclass(frozen=True)
-class Sensitive(Blender):
+class Sensitive(RatioBlender):
     """`fused` with its parts exchanged: rank by sensitivity * attention^``attention_power``."""
 
-    recompute_ratio: float = 0.15
     taper: float = 0.0
     attention_power: float = 0.0
-    company: str = "shipped"
+    passage: str = "shipped"
     layers: Band = "middle"
     name: ClassVar[str] = "sensitive"
 
     def selector(self, layout: Layout, layers: int) -> Selector:
-        changes = [CHANGES[self.company][chunk] for chunk in layout.prompt.chunks]
+        changes = [CHANGES[self.passage][chunk] for chunk in layout.prompt.chunks]
         changes[0] = torch.zeros_like(changes[0])  # it stands where it was computed
         looked_at = band(self.layers, layers)
         known = torch.cat([change[looked_at.start : looked_at.stop].mean(0) for change in changes])
@@ -81,7 +79,7 @@ class _Sensitive(QuestionAttention):
     def first(self) -> Tensor:
         if self.given.attention_power:
             self.known = self.known * self.scores**self.given.attention_power
-        return self.best(self.layout.reusable, self.known, self.counts[0])
+        return highest(self.layout.reusable, self.known, self.counts[0])
 
     def narrows(self, layer: int) -> bool:
         return layer + 1 < len(self.counts) and self.counts[layer + 1] < self.counts[layer]
@@ -90,11 +88,11 @@ class _Sensitive(QuestionAttention):
         self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
     ) -> Tensor:
         at = torch.searchsorted(self.layout.reusable, rows)
-        return self.best(rows, self.known[at], self.counts[layer + 1])
+        return highest(rows, self.known[at], self.counts[layer + 1])
 
 
 @dataclass(frozen=True)
-class AttendedError(Blender):
+class AttendedError(RatioBlender):
     """What nothing stored can do: rank by question attention^p * value error^q, as found.
 
     To first order, the change of an attention output is attention times the error of what is
@@ -139,7 +137,7 @@ class _AttendedError(QuestionAttention):
         attention = self.scores[torch.searchsorted(self.layout.reusable, rows)]
         error = deviation("v", fresh, stored).cpu()
         scores = attention**self.given.attention_power * error**self.given.error_power
-        return self.best(rows, scores, count)
+        return highest(rows, scores, count)
 
 
 def tapered(ratio: float, layers: int, taper: float) -> list[float]:
@@ -167,12 +165,12 @@ GROUPS: dict[str, dict[str, str | Blender]] = {
         "first tokens of each chunk (epic)": "epic:first_tokens=6",
         "nothing (random)": "random",
     },
-    "company": {
+    "preceding passage": {
         "people, a company, a town (fused)": "fused",
-        "its first sentence": Sensitive(company="sentence"),
-        "a text without people or places": Sensitive(company="technical"),
-        "three chunks of the same world": Sensitive(company="world"),
-        "150 random tokens": Sensitive(company="random"),
+        "its first sentence": Sensitive(passage="sentence"),
+        "a text without people or places": Sensitive(passage="technical"),
+        "three chunks of the same world": Sensitive(passage="world"),
+        "150 random tokens": Sensitive(passage="random"),
     },
     "layers": {
         "middle third (fused)": "fused",
@@ -196,14 +194,6 @@ GROUPS: dict[str, dict[str, str | Blender]] = {
         "as a square": Sensitive(0.08, taper=2),
         "after one layer in full": "fused:recompute_ratio=0.08+full_layers=1",
     },
-    "neighbours, at 5 %": {
-        "none (fused)": "fused:recompute_ratio=0.05",
-        "one successor": "fused:recompute_ratio=0.05+successors=1",
-        "two successors": "fused:recompute_ratio=0.05+successors=2",
-        "windows of 3": "fused:recompute_ratio=0.05+windows=3",
-        "windows of 8": "fused:recompute_ratio=0.05+windows=8",
-        "first 2 of each chunk": "fused:recompute_ratio=0.05+first=2",
-    },
     "probe of sqrt(attention * error)": {
         "15 % anchors": AttendedError(),
         "question alone": AttendedError(anchors=0),
@@ -224,14 +214,14 @@ GROUPS: dict[str, dict[str, str | Blender]] = {
     },
 }
 REFERENCES: dict[str, str | Blender] = {"full": "full", "reuse": "reuse"}
-COMPILE = "prefix", "bos", "link0", "enriched(3)"
+COMPILE = "prefix", "bos", "link0"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contexts", type=int, default=32)
     parser.add_argument("--processes", type=int, default=cores())
-    parser.add_argument("--group", action="append", choices=[*GROUPS, "compiled behind"])
+    parser.add_argument("--group", action="append", choices=[*GROUPS, "compile mode"])
     parser.add_argument("--mode", action="append", default=[], help="measure these instead")
     given = parser.parse_args()
     groups = {name: rows for name, rows in GROUPS.items() if not given.group or name in given.group}
@@ -250,12 +240,12 @@ def main() -> None:
         for number, (name, rows) in enumerate(groups.items()):
             rows = rows if number else REFERENCES | rows
             print(table(name, {label: found[blender(mode)] for label, mode in rows.items()}))
-    if not given.mode and (not given.group or "compiled behind" in given.group):
+    if not given.mode and (not given.group or "compile mode" in given.group):
         behind: dict[str, Figures] = {}
         for how in COMPILE:
             found = measure(how, ["full", "reuse", "fused"])
             behind |= {f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused")}
-        print(table("compiled behind", behind))
+        print(table("compile mode", behind))
 
 
 def _measure(
@@ -272,9 +262,8 @@ def _run(
 ) -> list[Scores]:
     engine = TransformersEngine.load(model_path(TINY))
     if any(isinstance(mode, Sensitive) for mode in chosen.values()):
-        for name, before in companies(engine).items():
+        for name, before in passages(engine).items():
             CHANGES[name] = changes(engine, contexts, before)
-    embedder = SentenceTransformerEmbedder() if how.startswith("enriched") else None
     with tempfile.TemporaryDirectory() as folder, DiskStore(folder) as store:
         return evaluate(
             engine,
@@ -282,7 +271,6 @@ def _run(
             contexts,
             chosen,
             compile_mode=how,
-            embedder=embedder,
             max_tokens=8,
             progress=progress,
         )
@@ -296,9 +284,9 @@ TECHNICAL = (
 )
 
 
-def companies(engine: Engine) -> dict[str, Tokens]:
-    """What the chunks are seen behind, by name."""
-    shipped = company(engine)
+def passages(engine: Engine) -> dict[str, Tokens]:
+    """What the chunks are encoded after, by name."""
+    shipped = preceding_passage(engine)
     with world("documents.jsonl").open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     chunks = [chunk for text in texts for chunk in text.split("\n\n")]
@@ -322,7 +310,7 @@ def changes(engine: Engine, contexts: Sequence[Context], before: Tokens) -> dict
     prefix = engine.template.prefix
     for text in dict.fromkeys(chunk for context in contexts for chunk in context.chunks):
         chunk = engine.template.chunk(text)
-        [alone], [moved] = (engine.encode([chunk], behind=b) for b in (prefix, prefix + before))
+        [alone], [moved] = (engine.encode([chunk], context=b) for b in (prefix, prefix + before))
         pairs = zip(alone.values, moved.values, strict=True)
         sizes = [(a - b).square().sum((0, 2)) / a.square().sum((0, 2)).mean() for a, b in pairs]
         found[chunk] = torch.stack(sizes)

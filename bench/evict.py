@@ -6,12 +6,12 @@ cold chunks once), and one whose popular chunks change half-way. Sizes and costs
 
 from __future__ import annotations
 
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.sim.eviction import Row, report, working_set
 from ragcache.sim.trace import MADE_UP, Asked, Trace, zipf
 from ragcache.types import KVSpec
 
-MODEL = Model(KVSpec(32, 8, 128, "bfloat16"), parameters=8_030_000_000, heads=32)
+MODEL = ModelCost(KVSpec(32, 8, 128, "bfloat16"), parameters=8_030_000_000, heads=32)
 SHARES = (0.05, 0.10, 0.25)
 
 

@@ -3,8 +3,7 @@
 Placing: the stored KV of eight chunks of 512 tokens is written to its rows of one layer, its keys
 rotated; GB/s count what is read and written. Attention: a share of a prompt's rows, spread at
 random, in one layer, each row to the keys up to itself. *SDPA* is given a mask, as by transformers,
-and never runs on cuDNN; *Flex* is FlexAttention with a block mask, which is made once for all
-layers and does not count; *Triton* is our kernel. All in bfloat16. Times are medians on the device,
+and never runs on cuDNN; *Triton* is our kernel. All in bfloat16. Times are medians on the device,
 after a warm-up that compiles, its cache cleared before each run. Results are held against torch's
 and SDPA's: *off* is the largest error of a vector, relative to its norm.
 """
@@ -25,14 +24,20 @@ from bench import results
 from ragcache.cli import render
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
-from ragcache.engine.kernels.choose import Shape, Work, attention, error, placed
-from ragcache.engine.kernels.row_attention import Flex, TritonRowAttention
+from ragcache.engine.kernels.choose import (
+    AttentionShape,
+    Trial,
+    attention_trials,
+    placing_trial,
+    relative_error,
+)
+from ragcache.engine.kernels.row_attention import TritonRowAttention
 
 #: Query heads, KV heads, head_dim.
 MODELS = {"Llama-3.1-8B": (32, 8, 128), "Qwen2.5-0.5B": (14, 2, 64)}
 ROWS = 4096, 8192, 32768
 SHARES = 0.05, 0.15, 0.3
-ATTENTION = {"SDPA": None, "Flex": Flex, "Triton": TritonRowAttention}
+ATTENTION = {"SDPA": None, "Triton": TritonRowAttention}
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,11 @@ def measure(
 
 
 def placing(name: str, where: torch.device, failed: list[str]) -> Placing:
-    shape = Shape(*MODELS[name], torch.bfloat16, where)
-    by_torch = placed(partial(kernels.by_torch, Rope(apply_rotary_pos_emb, halves=True)), shape)
-    by_triton = placed(kernels.by_triton, shape)
+    shape = AttentionShape(*MODELS[name], torch.bfloat16, where)
+    by_torch = placing_trial(
+        partial(kernels.place_by_torch, Rope(apply_rotary_pos_emb, halves=True)), shape
+    )
+    by_triton = placing_trial(kernels.place_by_triton, shape)
     want = by_torch().clone()
     seconds, _ = tried(f"{name}: placing by Triton", by_triton, want, failed)
     return Placing(name, 2 * want.nbytes, timed(by_torch), seconds)
@@ -98,23 +105,23 @@ def attending(
     where: torch.device,
     failed: list[str],
 ) -> Attending:
-    shape = Shape(*MODELS[name], torch.bfloat16, where)
-    want = attention(None, shape, rows, share)[0]().clone()
+    shape = AttentionShape(*MODELS[name], torch.bfloat16, where)
+    want = attention_trials(None, shape, rows, share)[0]().clone()
     seconds: dict[str, float | None] = {}
     off: dict[str, float | None] = {}
     for way in ways:
-        work = attention(ATTENTION[way], shape, rows, share)[0]
+        work = attention_trials(ATTENTION[way], shape, rows, share)[0]
         what = f"{name}: {way} for {share:.2f} of {rows:,} rows"
         seconds[way], off[way] = tried(what, work, want, failed)
     return Attending(name, rows, share, seconds, off)
 
 
 def tried(
-    what: str, work: Work, want: Tensor, failed: list[str]
+    what: str, work: Trial, want: Tensor, failed: list[str]
 ) -> tuple[float | None, float | None]:
     """Seconds, and how far the result is off; None, and a line in ``failed``, if it is wrong."""
     try:
-        off = error(work(), want)
+        off = relative_error(work(), want)
         if off <= kernels.TOLERANCE[want.dtype]:
             return timed(work), off
         failed.append(f"{what} is off by {off:.1e}")
@@ -123,7 +130,7 @@ def tried(
     return None, None
 
 
-def timed(work: Work) -> float:
+def timed(work: Trial) -> float:
     """Seconds on the device."""
     from triton.testing import do_bench
 

@@ -42,9 +42,9 @@ class Padded(TransformersEngine):
     """Chunks as rows of a batch, filled up on the right, where no earlier token sees it."""
 
     @torch.inference_mode()
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        start, width = len(behind), max(map(len, chunks))
-        kv, layers = self._continued(behind, width), self._forward.layers
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
+        start, width = len(context), max(map(len, chunks))
+        kv, layers = self._continued(context, width), self._forward.layers
         for buffers in (kv._keys, kv._values):
             buffers[:] = [t if t is None else t.repeat(len(chunks), 1, 1, 1) for t in buffers]
         kv.begin(width)
@@ -67,11 +67,11 @@ class Masked(TransformersEngine):
     """Chunks in one row, which one mask over all of it keeps apart."""
 
     @torch.inference_mode()
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         forward = self._forward
-        pack = PackedForward(forward.config, [len(chunk) for chunk in chunks], len(behind))
+        pack = PackedForward(forward.config, [len(chunk) for chunk in chunks], len(context))
         ids = [token for chunk in chunks for token in chunk]
-        kv, seen = self._continued(behind, len(ids)), Capture()
+        kv, seen = self._continued(context, len(ids)), Capture()
         with forward.driven(kv, ids, pack.positions, seen) as arguments:
             self.model(**arguments, attention_mask=block_diagonal(pack))
         capture = [(k[None], v[None]) for k, v in zip(seen.keys, seen.values, strict=True)]
@@ -122,7 +122,7 @@ def computed(
     done: dict[Tokens, ChunkKV] = {}
     began = time.perf_counter()
     for batch in batches(chunks, cost):
-        alone = model.encode(batch, behind=BEHIND)
+        alone = model.encode(batch, context=BEHIND)
         done |= {kv.tokens: kv for kv in measure_sensitivity(model, alone, BEHIND)}
     return time.perf_counter() - began, done
 

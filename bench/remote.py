@@ -215,7 +215,7 @@ class Bench:
             store = self.machine(mbit, opened)
             how, model = encoding_context("prefix", self.model), self.model
             keys = [ChunkKey(model.fingerprint, self.given.prefix)]
-            keys += chunk_keys(self.given, model.fingerprint, "compiled", how, "")
+            keys += chunk_keys(self.given, model.fingerprint, "encoded", how, "")
             here = RamTier(self.disk, 2 * self.disk.stats().payload_bytes)
             read(here, keys)
             works = {

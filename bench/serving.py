@@ -45,7 +45,7 @@ def serve(
     chosen = blender(mode)
     stream = answering.stream(PromptRequest(prompt, chosen, Sampling(max_tokens=tokens)))
     report = stream.answer.report
-    assert chosen.behind == "context" or not report.fallbacks, report.fallbacks
+    assert chosen.reuses == "in_context" or not report.fallbacks, report.fallbacks
     reused = report.reused_tokens / report.chunk_tokens
     return Served(report.ttft_s, report.total_s, reused, stream.first_logits)
 
@@ -53,7 +53,7 @@ def serve(
 def prepare(answering: LocalGenerator, prompt: Prompt) -> list[ChunkKey]:
     """Store the KV of every part of ``prompt``; the keys of its chunks."""
     engine = answering.engine
-    keys = list(chunk_keys(prompt, engine.fingerprint, "compiled", answering.encoding, ""))
+    keys = list(chunk_keys(prompt, engine.fingerprint, "encoded", answering.encoding, ""))
     precompute(engine, answering.store, [ChunkKey(engine.fingerprint, prompt.prefix), *keys])
     return keys
 

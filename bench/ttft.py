@@ -122,7 +122,7 @@ class Bench:
     def of(cls, model: TransformersEngine, given: Prompt, rounds: int, opened: ExitStack) -> Bench:
         folder = Path(opened.enter_context(TemporaryDirectory(prefix="ragcache-")))
         how = encoding_context("prefix", model)
-        keys = chunk_keys(given, model.fingerprint, "compiled", how, "")
+        keys = chunk_keys(given, model.fingerprint, "encoded", how, "")
         pin = model.upload is not None
         disk = opened.enter_context(DiskStore(folder / "store", pin=pin))
         precompute(model, disk, [ChunkKey(model.fingerprint, given.prefix), *keys])
@@ -223,7 +223,7 @@ class Bench:
 
     def _read(self, store: str) -> None:
         how = encoding_context("prefix", self.model)
-        keys = chunk_keys(self.given, self.model.fingerprint, "compiled", how, "")
+        keys = chunk_keys(self.given, self.model.fingerprint, "encoded", how, "")
         prefix = ChunkKey(self.model.fingerprint, self.given.prefix)
         read(self.stores[store], [prefix, *keys], self.model)
 
@@ -273,7 +273,7 @@ def _measure(
 
 
 def _ratio(mode: str) -> float | None:
-    return RATIO if "recompute_ratio" in blender(mode).parameters else None
+    return RATIO if blender(mode).ratio is not None else None
 
 
 def table(found: Sequence[Found]) -> str:

@@ -42,7 +42,7 @@ from ragcache.types import Fingerprint, Prompt, Sampling
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.salt import salt
 
-TIMED = "full", "reuse", "epic:first_tokens=16", "fused", "fused+windows=16", "cacheblend"
+TIMED = "full", "reuse", "epic:first_tokens=16", "fused", "cacheblend"
 ASKED = "full", "reuse", "fused", "cacheblend", "prophet", "epic:first_tokens=6", "random"
 CONTEXTS = 2048, 4096
 ANSWER = 8  # tokens

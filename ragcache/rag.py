@@ -367,7 +367,7 @@ class RagCache:
 
     def check_usable(self, mode: Blender) -> None:
         """Refuse to answer from a store that was built with another model altogether."""
-        if mode.behind == "nothing" or self._checked:
+        if mode.reuses == "nothing" or self._checked:
             return
         usable, total = self.usable()
         if total and not usable and self.remote is None:

@@ -105,11 +105,11 @@ def test_kernels_are_compared_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_tables_of_kernels() -> None:
     placing = kernels.Placing("Llama", 40_000_000, 2e-3, 1e-3)
-    times: dict[str, float | None] = {"SDPA": 3e-3, "Flex": None}
-    attending = kernels.Attending("Llama", 4096, 0.15, times, {"SDPA": 0.0, "Flex": None})
-    shown = kernels.table(kernels.Found("a GPU", [placing], [attending], ["Flex fails"]))
+    times: dict[str, float | None] = {"SDPA": 3e-3, "Triton": None}
+    attending = kernels.Attending("Llama", 4096, 0.15, times, {"SDPA": 0.0, "Triton": None})
+    shown = kernels.table(kernels.Found("a GPU", [placing], [attending], ["Triton fails"]))
     assert "| Llama | 2.000 | 20 | 1.000 | 40 | 2.00 |" in shown
-    assert "| Llama | 4,096 | 0.15 | 3.000 | – | 0.0e+00 | – |" in shown and "- Flex" in shown
+    assert "| Llama | 4,096 | 0.15 | 3.000 | – | 0.0e+00 | – |" in shown and "- Triton" in shown
 
 
 def test_a_kernel_that_is_wrong_or_fails_has_no_time() -> None:

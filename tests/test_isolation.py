@@ -37,7 +37,7 @@ def key_with(what: str, monkeypatch: pytest.MonkeyPatch) -> ChunkKey:
         return replace(key, fingerprint=fingerprint(model, models.tokenizer(), "m", codec=codec))
     return {
         "compile mode": replace(key, mode="bos"),
-        "prefix": replace(key, behind=(1, 3)),
+        "prefix": replace(key, context=(1, 3)),
         "tenant": replace(key, tenant="other"),
         "tokens": replace(key, tokens=(5, 6, 8)),
     }[what]

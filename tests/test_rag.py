@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ragcache import setup
 from ragcache.blend import BLENDERS
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
@@ -23,7 +24,7 @@ from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Document, Sampling
 from tests import models, scene
 
-MODES = [*BLENDERS, "reuse:positions=overlapping", "prophet+windows=4+first=2+full_layers=1"]
+MODES = [*BLENDERS, "reuse:positions=overlapping", "prophet+full_layers=1"]
 QUESTION = "Where does Mira Holt live?"
 
 
@@ -308,10 +309,10 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
         cache.add(scene.DOCUMENTS)
         [key, *_] = cache.indexing.keys("holt")
         bos = cache.engine.bos
-        assert key.mode == mode and key.behind == (bos,) * (1 if mode == "bos" else 4)
+        assert key.mode == mode and key.context == (bos,) * (1 if mode == "bos" else 4)
         kv = cache.store.get(key)
         assert not isinstance(kv, Miss)
-        want = cache.engine.encode([key.tokens], behind=key.behind)[0]
+        want = cache.engine.encode([key.tokens], context=key.context)[0]
         for a, b in zip(kv.keys, want.keys, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     with scene.small(tmp_path) as cache:
@@ -322,35 +323,23 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
         assert any(f"stored in mode {mode}, asked for mode prefix" in f for f in report.fallbacks)
 
 
-def test_enriched_chunks_are_computed_behind_similar_ones(tmp_path: Path) -> None:
-    with scene.small(tmp_path, encoding_context="enriched(2)") as cache:
+def test_a_store_of_a_compile_mode_that_is_gone_is_computed_again(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
         cache.add(scene.DOCUMENTS)
-        [key, *_] = cache.indexing.keys("holt")
-        assert key.mode == "enriched(2)" and key.behind == cache.engine.template.prefix
-        [chunk, *_] = cache.catalog.chunks(cache.catalog.rows_of("holt"))
-        similar = cache.retriever.similar(chunk, 2)
-        assert len(similar) == 2 and chunk not in similar
-        company = [t for other in similar for t in cache.engine.template.chunk(other.text)]
-        kv = cache.store.get(key)
-        assert not isinstance(kv, Miss)
-        want = cache.engine.encode([key.tokens], behind=key.behind + tuple(company))[0]
-        for a, b in zip(kv.values, want.values, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-        assert cache.add(scene.DOCUMENTS).precomputed.encoded == 0
-        cache.store.delete(key)
-        assert "absent" in {c.miss for c in cache.ask(QUESTION, top_k=3).report.chunks}
-        assert not cache.store.has(key)  # only `index` knows its company
-        with pytest.raises(ConfigError, match="which only `ragcache index` can do. Run it"):
-            cache.ask(QUESTION, top_k=3, mode="ape")
-        assert cache.add(scene.DOCUMENTS).precomputed.encoded == 1
+        cache.catalog.put_setting("compile", "enriched(3)")
+        for key in cache.indexing.keys("holt"):
+            cache.store.delete(key)
+        with pytest.raises(ConfigError, match=r"enriched\(3\) no longer .*-context prefix"):
+            setup.compile_mode(cache.catalog, cache.engine, cache.settings, cache.template)
+    with scene.small(tmp_path, encoding_context="prefix") as cache:
+        assert cache.add(scene.DOCUMENTS).precomputed.encoded
+        assert not cache.ask(QUESTION).report.fallbacks
 
 
 def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine = models.engine("llama")
     with pytest.raises(ConfigError, match="encoding context 'bare' is unknown: use one of prefix"):
         encoding_context("bare", engine)
-    with pytest.raises(ConfigError, match=r"needs a number of chunks, such as enriched\(3\)"):
-        encoding_context("enriched(n)", engine)
     engine.bos = None
     with pytest.raises(ConfigError, match="link0 needs a BOS token, which llama does not have"):
         encoding_context("link0", engine)

@@ -102,12 +102,12 @@ class Encoder:
     """As much of an engine as ``precompute`` asks for: its KV is that of a version."""
 
     spec, fingerprint = SPEC, chunk_key(0).fingerprint
-    context_tokens = 0  # no room to measure sensitivity in company
+    context_tokens = 0  # no room to measure sensitivity
 
     def __init__(self, version: int) -> None:
         self.version = version
 
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         return [chunk_kv(tokens, self.version) for tokens in chunks]
 
 

@@ -40,7 +40,7 @@ class Check:
             stored = cache.store.get(key)
             if isinstance(stored, Miss):  # it went, or is damaged: it would be computed anew
                 continue
-            [fresh] = cache.engine.encode([key.tokens], behind=key.behind)
+            [fresh] = cache.engine.encode([key.tokens], context=key.context)
             error = max(map(_error, stored.values, fresh.values))
             limit = _TOLERANCE[cache.engine.spec.dtype] if key.codec == "raw" else _LOSSY
             return {"ok": error <= limit, "compared": len(key.tokens), "error": error}
@@ -48,9 +48,7 @@ class Check:
 
 
 def _some_key(cache: RagCache) -> ChunkKey | None:
-    """Of a chunk that was computed behind what its key says and nothing else."""
-    if cache.indexing.encoding.similar:
-        return None
+    """The key of some stored chunk of this model; None if there is none."""
     for header in cache.store.headers(most=_LOOK_AT):
         key = cache.indexing.key_of(header.tokens)
         if key.digest == header.key:

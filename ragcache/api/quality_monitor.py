@@ -182,7 +182,7 @@ class QualityMonitor:
         higher = next((r for r in RATIOS if r > ratio + 1e-9), None)
         if higher is None:
             return MonitorLevel("full prefill", "full")
-        mode = self._mode if "recompute_ratio" in blender(self._mode).parameters else "fused"
+        mode = self._mode if blender(self._mode).ratio is not None else "fused"
         return MonitorLevel(f"mode {mode} at ratio {higher}", mode, higher)
 
     def _change(self, levels: list[MonitorLevel], seen: _Seen) -> None:

@@ -24,7 +24,7 @@ from ragcache.core.precompute import (
     missing_keys,
 )
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.store.format.codecs import codec
 from ragcache.store.key import ChunkKey
 from ragcache.util.several import several
@@ -121,7 +121,7 @@ class Work:
 class Measure:
     """What chunks of a model take, behind so many tokens."""
 
-    model: Model
+    model: ModelCost
     behind: int
 
     def __call__(self, key: ChunkKey) -> Size:
@@ -138,19 +138,19 @@ class Measure:
 class _Packed:
     """A batch at 4 bytes a token: a plan of a million chunks fits in memory."""
 
-    behind: Tokens
+    context: Tokens
     like: ChunkKey  # without its tokens
     tokens: tuple[array[int], ...]
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
         like = replace(batch.keys[0], tokens=())
-        return cls(batch.behind, like, tuple(array("I", key.tokens) for key in batch.keys))
+        return cls(batch.context, like, tuple(array("I", key.tokens) for key in batch.keys))
 
     @property
     def batch(self) -> Batch:
         keys = (replace(self.like, tokens=tuple(tokens)) for tokens in self.tokens)
-        return Batch(self.behind, tuple(keys))
+        return Batch(self.context, tuple(keys))
 
 
 def plan(
@@ -178,15 +178,10 @@ def planning(
     batch_tokens: int = BATCH_TOKENS,
 ) -> Generator[Step, None, Work]:
     """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
-    if cache.indexing.encoding.similar:
-        raise ConfigError(
-            f"encoding context {cache.indexing.encoding.mode} computes chunks behind similar ones "
-            "of an index, and there is none here: use `ragcache index`"
-        )
     given = several(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
-    model = Model(engine.spec, engine.parameters, engine.heads)
-    measure = Measure(model, len(cache.indexing.encoding.behind))
+    model = ModelCost(engine.spec, engine.parameters, engine.heads)
+    measure = Measure(model, len(cache.indexing.encoding.context))
     mine, wanted, number = list[_Packed](), Size(), 0
     for batch in reading.batches(given, batch_tokens):
         if batch is not None:
@@ -238,7 +233,7 @@ class _Reading:
             for key in found:
                 if key.digest not in seen:
                     seen.add(key.digest)
-                    if (full := filling.add(key.behind, key)) is not None:
+                    if (full := filling.add(key.context, key)) is not None:
                         yield full
         yield from filling.rest()
 
@@ -246,7 +241,7 @@ class _Reading:
         check_ids([document.id])
         for chunk in self.cache.indexing.cut(document):
             key = self.cache.indexing.key(chunk)
-            need, have = len(key.behind) + len(key.tokens), self.cache.engine.context_tokens
+            need, have = len(key.context) + len(key.tokens), self.cache.engine.context_tokens
             if need > have:
                 raise ContextError(
                     f"chunk {chunk.id} needs {need} tokens with what it is computed behind, but "

@@ -75,10 +75,10 @@ class Worker:
     def ready(self) -> bool:
         return bool(self.engine())
 
-    def compute(self, behind: Tokens, chunks: list[Tokens]) -> list[Sent]:
+    def compute(self, context: Tokens, chunks: list[Tokens]) -> list[Sent]:
         engine = self.engine()
-        keys = tuple(ChunkKey(engine.fingerprint, tokens, behind) for tokens in chunks)
-        return [_sent(kv) for kv in compute_batch(engine, Batch(behind, keys))]
+        keys = tuple(ChunkKey(engine.fingerprint, tokens, context) for tokens in chunks)
+        return [_sent(kv) for kv in compute_batch(engine, Batch(context, keys))]
 
 
 def on_ray(
@@ -144,7 +144,7 @@ class _Pool:
             while self._free and (batch := self._another(source)) is not None:
                 number = self._free.popleft()
                 chunks = [key.tokens for key in batch.keys]
-                ref = self._workers[number].compute.remote(batch.behind, chunks)
+                ref = self._workers[number].compute.remote(batch.context, chunks)
                 self._running[ref] = number, batch
             if not self._running:
                 return

@@ -143,10 +143,8 @@ def tokens_per_second(engine: ChunkEngine, work: Work) -> float | None:
         if sum(len(k.tokens) for k in keys) + len(key.tokens) > _TRIED:
             break
         keys.append(key)
-    tried = Batch(largest.behind, tuple(keys))
-    compute_batch(
-        engine, Batch(largest.behind, tried.keys[:1])
-    )  # what stands before is computed once
+    tried = Batch(largest.context, tuple(keys))
+    compute_batch(engine, Batch(tried.context, tried.keys[:1]))  # the context is computed once
     began = time.perf_counter()
     compute_batch(engine, tried)
     return tried.tokens / (time.perf_counter() - began)

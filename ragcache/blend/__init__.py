@@ -1,4 +1,4 @@
-"""Fusion methods: one file, one frozen dataclass each. Add a method by adding its line here."""
+"""Fusion methods, one file and one frozen dataclass each. Register a new one in ``BLENDERS``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ragcache.blend.cacheblend import CacheBlend
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.epic import Epic
 from ragcache.blend.full import Full
+from ragcache.blend.full_layers import WithFullLayers
 from ragcache.blend.fused import Fused
 from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
@@ -19,10 +20,9 @@ from ragcache.blend.prophet import Prophet
 from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
-from ragcache.blend.score_filters import SHAPES, Shaped
 from ragcache.errors import ConfigError
 
-__all__ = ["BLENDERS", "SHAPES", "Blender", "Shaped", "blender", "with_ratio", "written"]
+__all__ = ["BLENDERS", "Blender", "blender", "with_ratio", "written"]
 
 BLENDERS: dict[str, type[Blender]] = {
     "full": Full,
@@ -42,17 +42,17 @@ BLENDERS: dict[str, type[Blender]] = {
 
 
 def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
-    """A blender from its name, parameters and shapes.
+    """A blender from its name and parameters.
 
-    ``cacheblend``, ``cacheblend:deviation=kv,gradual=true`` or
-    ``prophet+windows=8+first=4+full_layers=2``; ``ratio`` sets ``recompute_ratio``. Raises
-    ConfigError for an unknown mode, parameter or shape, or a ratio that the mode does not take.
+    ``cacheblend``, ``cacheblend:deviation=kv,gradual=true`` or ``random+full_layers=2``; ``ratio``
+    sets ``recompute_ratio``. Raises ConfigError for an unknown mode or parameter, or a ratio that
+    the mode does not take.
     """
     if isinstance(mode, Blender):
         if ratio is not None:
             raise ConfigError("give a ratio or a finished blender, not both")
         return mode
-    method, *shapes = mode.split("+")
+    method, *additions = mode.split("+")
     name, _, rest = method.partition(":")
     if name not in BLENDERS:
         raise ConfigError(f"mode {name!r} is unknown: use one of {', '.join(BLENDERS)}")
@@ -71,45 +71,33 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
             takes = ", ".join(known) or "nothing"
             raise ConfigError(f"mode {name!r} has no parameter {key!r}: it takes {takes}")
         given[key] = _typed(key, value, known[key])
-    made = cls(**given)
-    return _shaped(made, shapes) if shapes else made
+    made: Blender = cls(**given)
+    for text in additions:
+        name, _, number = text.partition("=")
+        if name != "full_layers":
+            raise ConfigError(f"{text!r} cannot be added to a mode: only full_layers=N can")
+        made = WithFullLayers(made, _typed(name, number, 1))
+    return made
 
 
 def written(made: Blender) -> str:
-    """What :func:`blender` reads as ``made``."""
-    if isinstance(made, Shaped):
-        inner = made.inner.parameters
-        shapes = [f"{name}={n}" for name, n in made.parameters.items() if name not in inner]
-        return "+".join([written(made.inner), *shapes])
+    """The text that :func:`blender` reads as ``made``."""
+    if isinstance(made, WithFullLayers):
+        return f"{written(made.inner)}+full_layers={made.layers}"
     parameters = ",".join(f"{key}={value}" for key, value in made.parameters.items())
     return f"{made.name}:{parameters}" if parameters else made.name
 
 
 def with_ratio(made: Blender, ratio: float) -> Blender:
-    """``made``, which takes a ``recompute_ratio``, with another one."""
-    if isinstance(made, Shaped):
+    """A copy of ``made``, which takes a ratio, with ``recompute_ratio`` set to ``ratio``."""
+    if isinstance(made, WithFullLayers):
         return replace(made, inner=with_ratio(made.inner, ratio))
     changes: Any = {"recompute_ratio": ratio}
     return replace(made, **changes)
 
 
-def _shaped(inner: Blender, shapes: list[str]) -> Blender:
-    """``inner`` with shapes such as ``windows=8``, in their order, and ``full_layers=2``."""
-    made, full_layers = [], 0
-    for text in shapes:
-        name, _, number = text.partition("=")
-        if name == "full_layers":
-            full_layers = _typed(name, number, 0)
-        elif name in SHAPES:
-            made.append(SHAPES[name](_typed(name, number, 0)) if number else SHAPES[name]())
-        else:
-            known = ", ".join((*SHAPES, "full_layers"))
-            raise ConfigError(f"{text!r} cannot be added to a mode: use one of {known}")
-    return Shaped(inner, tuple(made), full_layers)
-
-
 def _typed(key: str, value: Any, default: Any) -> Any:
-    """``value`` as the type of ``default``, or ConfigError."""
+    """``value`` converted to the type of ``default``; ConfigError if that fails."""
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[str(value).lower()]

@@ -1,4 +1,4 @@
-"""APE: parallel encoding with the chunks' attention brought back into proportion."""
+"""APE: parallel encoding with the attention to the chunks rescaled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class APE(Blender):
-    """Place every chunk right behind the prefix and temper the attention that the chunks get.
+    """Place every chunk right after the prefix and rescale the attention to the chunks.
 
     Yang et al., ICLR 2025, arXiv:2502.05431. Nothing is recomputed. For the question and every
     generated token, scores over chunk keys are divided by ``temperature`` T; with l the
@@ -67,5 +67,5 @@ class _Tempered(Selector):
         tempered = scores.index_select(2, chunks) / self.temperature
         together = tempered.logsumexp(2, keepdim=True)
         weight = (self.scale * self.temperature - 1) * together
-        weight = torch.where(together.isfinite(), weight, 0)  # a row that sees no chunk
+        weight = torch.where(together.isfinite(), weight, 0)  # 0 for a row that sees no chunk
         return call.attend(call.softmax(scores.index_copy(2, chunks, tempered + weight)))

@@ -1,4 +1,4 @@
-"""The contract of a blender: where stored KV goes, and which of its rows are computed afresh."""
+"""The contract of a blender: which KV to load, where to place it, which rows to recompute."""
 
 from __future__ import annotations
 
@@ -17,44 +17,48 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionRule
 from ragcache.types import ChunkNotes, Load, Prompt
 
-#: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
-#: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, the
-#: company that it had in an earlier prompt (a variant), or nothing stored is used at all.
-Behind = Literal["compiled", "context", "variant", "nothing"]
+#: Which stored KV of a chunk a method reuses:
+#:
+#: - ``encoded``: computed when the chunk was precomputed, in the context that the store's compile
+#:   mode names (by default the prompt's prefix);
+#: - ``in_context``: computed after exactly the tokens that precede the chunk in this prompt;
+#: - ``variant``: cut from an earlier prompt, computed after the chunks that preceded it there;
+#: - ``nothing``: no stored KV is used.
+ReusedKV = Literal["encoded", "in_context", "variant", "nothing"]
 Positions = Literal["consecutive", "overlapping"]
 
 
 class KVSource(Protocol):
-    """Stored KV of a prompt's loaded parts, asked for layer by layer, in order, once each."""
+    """The stored KV of a prompt's loaded parts, read layer by layer, in order, once each."""
 
     def start(self, layers: Sequence[int]) -> None:
-        """Begin to load: these layers, in rising order, will be asked for, and no others."""
+        """Begin to load. Only these layers will be read, in ascending order."""
 
     def layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
         """Per loaded part, keys before RoPE and values, each (kv_heads, n, head_dim).
 
-        They are to be read only.
+        The tensors must not be modified.
         """
 
     def load(self, layer: int) -> Load:
-        """How a layer that was asked for came here."""
+        """Bytes and times of a layer that was read."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A prompt with what is known of it. Row sets are sorted int64 tensors on the CPU."""
+    """A prompt and what is known about its parts. Row sets are sorted int64 tensors on the CPU."""
 
     prompt: Prompt
-    loaded: tuple[bool, ...]  # per chunk: is its KV at hand?
+    loaded: tuple[bool, ...]  # per chunk: is its KV loaded?
     prefix_loaded: bool
-    positions: tuple[int, ...]  # of every row
+    positions: tuple[int, ...]  # RoPE position of every row
     notes: tuple[ChunkNotes | None, ...] = ()  # per chunk, where variants are loaded
-    names: tuple[bytes, ...] = ()  # per chunk, a digest of its tokens: what notes call it
-    sensitivities: tuple[tuple[float, ...], ...] = ()  # per chunk and token, where it is stored
+    names: tuple[bytes, ...] = ()  # per chunk, the digest of its tokens, which notes refer to
+    sensitivities: tuple[tuple[float, ...], ...] = ()  # per chunk and token; () if not stored
 
     @cached_property
     def reusable(self) -> Tensor:
-        """Rows of chunks whose KV is loaded. A blender chooses among these, and no others."""
+        """Rows of chunks whose KV is loaded: those that a blender may choose to recompute."""
         import torch
 
         spans = zip(self.prompt.spans, self.loaded, strict=True)
@@ -63,7 +67,7 @@ class Layout:
 
     @cached_property
     def chunk_of(self) -> Tensor:
-        """Number of the chunk of every row in ``reusable``, int64."""
+        """The chunk number of every row in ``reusable``, int64."""
         import torch
 
         ends = torch.tensor([end for _, end in self.prompt.spans])
@@ -71,7 +75,7 @@ class Layout:
 
     @cached_property
     def place_in_chunk(self) -> Tensor:
-        """Place of every row in ``reusable`` within its chunk, from 0, int64."""
+        """The index of every row in ``reusable`` within its chunk, from 0, int64."""
         import torch
 
         starts = torch.tensor([start for start, _ in self.prompt.spans], dtype=torch.int64)
@@ -79,11 +83,10 @@ class Layout:
 
     @cached_property
     def sensitivity(self) -> Tensor:
-        """Of every row in ``reusable``, float32, finite.
+        """The sensitivity of every row in ``reusable``, float32, finite.
 
-        Rows of a chunk that is stored without it have the mean of those that are known and not 0,
-        or 1: they are neither spared nor preferred, and come before rows that stand exactly as
-        they were computed.
+        Rows of a chunk that is stored without sensitivities get the mean of the known ones above 0,
+        or 1 if there are none: they rank as average, and above rows whose stored KV is exact.
         """
         import torch
 
@@ -102,12 +105,12 @@ class Layout:
 
     @property
     def asking(self) -> slice:
-        """The question's rows among any that are computed: they come last."""
+        """The question's rows among the computed ones: always the last."""
         return slice(-len(self.prompt.question), None)
 
     @cached_property
     def fresh(self) -> Tensor:
-        """Rows computed at every layer whatever the blender says: question and missing parts."""
+        """Rows that every blender computes at every layer: the question and parts not loaded."""
         import torch
 
         every = torch.ones(len(self.prompt), dtype=torch.bool)
@@ -119,10 +122,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Probe:
-    """A look before the work: the question runs over the stale KV, as in naive reuse.
+    """A forward pass before the fused prefill, in which the question attends to the stored KV, as
+    in naive reuse.
 
-    ``see`` is shown the attention of the first ``layers`` layers. The rows that this computes are
-    charged.
+    It stops after ``layers`` layers, and ``see`` is called with the attention of each. The rows
+    that it computes count towards the charged budget.
     """
 
     layers: int
@@ -130,21 +134,22 @@ class Probe:
 
 
 class Selector(ABC):
-    """Names the reusable rows that are computed, layer by layer. The set only shrinks."""
+    """Chooses the reusable rows to compute, layer by layer. The set may only shrink."""
 
     @property
     def probe(self) -> Probe | None:
-        """Runs before :meth:`first` is asked for."""
+        """A probe to run before :meth:`first` is called; None: no probe."""
         return None
 
     @property
     def attend(self) -> AttentionRule | None:
-        """Sees the attention of every layer of the fusion, and may take its place."""
+        """Called with the attention of every layer of the fused prefill; it may return an output
+        that replaces the model's. None: the model's own attention is used."""
         return None
 
     @property
     def lasting(self) -> bool:
-        """Whether :attr:`attend` goes on while the answer is decoded."""
+        """Whether :attr:`attend` also applies while the answer is decoded."""
         return False
 
     @abstractmethod
@@ -152,34 +157,35 @@ class Selector(ABC):
         """Reusable rows computed at layer 0; sorted int64."""
 
     def loads(self, layer: int) -> bool:
-        """Whether stored KV of this layer is needed. False only for first layers, in which all rows
-        are computed and nothing is compared."""
+        """Whether this layer's stored KV is needed. False is allowed for first layers only, in
+        which all rows are computed and nothing is compared."""
         return True
 
     def narrows(self, layer: int) -> bool:
-        """Whether :meth:`narrow` is to be called at this layer."""
+        """Whether :meth:`narrow` is called at this layer."""
         return False
 
     def compares(self, layer: int) -> bool:
-        """Whether it then needs the rows' KV."""
+        """Whether :meth:`narrow` needs the fresh and the stored KV of the rows at this layer."""
         return False
 
     def narrow(
         self, layer: int, rows: Tensor, fresh: KVPair | None, stored: KVPair | None
     ) -> Tensor:
-        """Rows to go on with: a sorted subset of ``rows``.
+        """The rows to continue with: a sorted subset of ``rows``.
 
-        Without :attr:`attend`, only they take part in the rest of the layer, behind its fresh KV.
-        With it, the layer is over and its attention was seen. ``fresh`` and ``stored``, where the
-        layer ``compares``, are keys (after RoPE) and values of ``rows`` as computed now and as
-        loaded, each (kv_heads, len(rows), head_dim).
+        Without :attr:`attend`, this is called as soon as the layer's keys and values are computed,
+        and the rest of the layer runs for the returned rows only. With it, this is called after the
+        layer, when its attention is known. ``fresh`` and ``stored`` are the keys (after RoPE) and
+        values of ``rows`` as computed now and as loaded, each (kv_heads, len(rows), head_dim), if
+        the layer ``compares``, else None.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class FixedRows(Selector):
-    """The same rows at every layer."""
+    """Computes the same rows at every layer."""
 
     rows: Tensor
 
@@ -189,12 +195,12 @@ class FixedRows(Selector):
 
 @dataclass(frozen=True)
 class Blender(ABC):
-    """A fusion method. Fields are its paper's parameters, with the paper's defaults."""
+    """A fusion method. Its fields are the paper's parameters, with the paper's defaults."""
 
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a parameter that is no number where its default is one."""
+        """Raise ConfigError for a parameter that is not a number although its default is one."""
         for field in fields(self):
             check_number(getattr(self, field.name), field.name, field.default)
 
@@ -202,43 +208,71 @@ class Blender(ABC):
     def selector(self, layout: Layout, layers: int) -> Selector:
         """Choose rows for one prompt of a model of ``layers`` layers.
 
-        Raises ConfigError, before any work, if the method cannot be used with this model.
+        Raises ConfigError if the method cannot be used with this model.
         """
 
     @property
     def mode(self) -> str:
-        """What a Report calls this method."""
+        """The name of this method in reports."""
         return self.name
 
     @property
-    def behind(self) -> Behind:
-        """What the KV that this method loads must have been computed behind."""
-        return "compiled"
+    def reuses(self) -> ReusedKV:
+        """Which stored KV of a chunk this method loads."""
+        return "encoded"
 
     @property
     def by_sensitivity(self) -> bool:
-        """Whether it ranks rows by the sensitivity that is stored with their chunks."""
+        """Whether this method ranks rows by the sensitivities that are stored with chunks."""
         return False
 
     def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
-        """Share of a variant's rows that this method would compute where its chunk stands behind
-        the chunks ``before``; None where the chunk is better computed as a whole."""
+        """Share of a variant's rows that this method would recompute if its chunk follows the
+        chunks ``before`` (digests of their tokens); None if the whole chunk should be computed
+        instead. Only methods that reuse variants implement this."""
         raise NotImplementedError(f"{self.name} loads no variants")
 
     @property
     def placement(self) -> Positions:
-        """``overlapping``: every chunk starts right after the prefix, the question behind the
-        longest of them. Such a prompt needs the KV of all its chunks."""
+        """Where chunks are placed: one after another (``consecutive``), or all starting right after
+        the prefix (``overlapping``), with the question after the longest of them. An overlapping
+        prompt needs the stored KV of all its chunks."""
         return "consecutive"
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """Fields and their values, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def ratio(self) -> float | None:
+        """Share of the reusable rows to compute, in [0, 1]; None where the method takes none."""
+        return None
+
+    @property
+    def full_layers(self) -> int:
+        """First layers that compute every row, whatever the ratio."""
+        return 0
+
+
+@dataclass(frozen=True)
+class RatioBlender(Blender):
+    """A method that computes a share of the reusable rows, which a user or the controller sets."""
+
+    recompute_ratio: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.recompute_ratio)
+
+    @property
+    def ratio(self) -> float | None:
+        return self.recompute_ratio
 
 
 def check_number(value: Any, name: str, like: Any) -> None:
-    """Raise ConfigError where ``like`` is a number and ``value`` is none of its kind that 64 bits
-    hold: a float may be given as an integer, nothing else as another."""
+    """Raise ConfigError if ``like`` is a number and ``value`` is not one of its type that fits 64
+    bits. An integer is accepted for a float."""
     if isinstance(like, bool):
         fits = isinstance(value, bool)
     elif isinstance(like, (int, float)):
@@ -265,10 +299,10 @@ def check_least(value: float, name: str, least: int = 0) -> None:
 
 
 def check_depth(method: str, check_layer: int, layers: int) -> None:
-    """Raise ConfigError where a model has no layer behind the one that a method looks at."""
+    """Raise ConfigError if a model has no layer after ``check_layer``."""
     if layers < check_layer + 2:
         raise ConfigError(
-            f"{method} checks layer {check_layer} and needs a layer behind it, but the model has "
+            f"{method} checks layer {check_layer} and needs a layer after it, but the model has "
             f"{layers}. Use a lower check_layer, or mode reuse or full."
         )
 

@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import (
-    Blender,
     FixedRows,
     KVPair,
     Layout,
+    RatioBlender,
     Selector,
     check_depth,
     check_least,
-    check_ratio,
 )
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.ranking import highest
 from ragcache.errors import ConfigError
 
-Deviation = Literal["v", "k", "kv"]
+_Deviation = Literal["v", "k", "kv"]
 
 
 @dataclass(frozen=True)
-class CacheBlend(Blender):
+class CacheBlend(RatioBlender):
     """Recompute the tokens whose KV deviates most from full prefill.
 
     Yao et al., EuroSys 2025, arXiv:2405.16444. The first layers are computed in full up to
@@ -40,19 +39,21 @@ class CacheBlend(Blender):
     code. Needs more layers than ``check_layer`` + 1.
     """
 
-    recompute_ratio: float = 0.15
-    deviation: Deviation = "v"
+    deviation: _Deviation = "v"
     gradual: bool = False
     check_layer: int = 1
     name: ClassVar[str] = "cacheblend"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
-        if self.deviation not in get_args(Deviation):
-            known = ", ".join(get_args(Deviation))
+        if self.deviation not in get_args(_Deviation):
+            known = ", ".join(get_args(_Deviation))
             raise ConfigError(f"deviation is {self.deviation!r}: it must be one of {known}")
         check_least(self.check_layer, "check_layer")
+
+    @property
+    def full_layers(self) -> int:
+        return self.check_layer + 1
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)
@@ -72,12 +73,13 @@ def _gradual(ratio: float, layers: int) -> list[float]:
 
 
 @dataclass
-class _MostDeviating(Ranking):
+class _MostDeviating(Selector):
     """Keeps ``counts[i]`` rows at the i-th comparison; counts never grow."""
 
+    layout: Layout
     counts: list[int]
     check_layer: int
-    deviation: Deviation
+    deviation: _Deviation
 
     def first(self) -> Tensor:
         return self.layout.reusable
@@ -95,10 +97,10 @@ class _MostDeviating(Ranking):
     ) -> Tensor:
         assert fresh is not None and stored is not None
         scores = deviation(self.deviation, fresh, stored)
-        return self.best(rows, scores, self.counts[layer - self.check_layer])
+        return highest(rows, scores, self.counts[layer - self.check_layer])
 
 
-def deviation(of: Deviation, fresh: KVPair, stored: KVPair) -> Tensor:
+def deviation(of: _Deviation, fresh: KVPair, stored: KVPair) -> Tensor:
     """Squared difference of keys, values or both, summed over heads and dimensions: (rows,)."""
     return torch.stack(
         [

@@ -1,4 +1,4 @@
-"""Cache-Craft: several variants of a chunk, and the fewest tokens that its new company changes."""
+"""Cache-Craft: keep several variants of a chunk, and recompute the tokens that depend on others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector, check_least
+from ragcache.blend.base import Blender, KVPair, Layout, ReusedKV, Selector, check_least
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheCraft(Blender):
-    """Serve each chunk from the variant whose old company is most like the new one.
+    """Reuse, for each chunk, the variant whose original context is most like the new one.
 
     Agarwal et al., SIGMOD 2025, arXiv:2502.15734. A variant is KV cut from an earlier prompt. Its
     cache fix overhead CFO = ``alpha`` * CCI * (1 - b') is the share of its tokens to recompute,
     those that attended most to other chunks; b' is the part of that attention whose chunks stand
-    before it again, in the same order. The variant with the least CFO is served. Where even that
-    is more than ``renew``, or there is no variant, the chunk is computed and kept as a variant.
+    before it again, in the same order. The variant with the lowest CFO is reused. If that exceeds
+    ``renew``, or there is no variant, the chunk is computed and stored as a variant.
 
-    ``focus``: once the question's attention has told the chunks that it looks at from the others
-    for ``patience`` layers running, tokens of the others are no longer recomputed.
+    ``focus``: once the question's attention has separated the same chunks from the others for
+    ``patience`` consecutive layers, tokens of the others are no longer recomputed.
     """
 
     alpha: float = 1.0
@@ -44,12 +44,12 @@ class CacheCraft(Blender):
         check_least(self.patience, "patience", 1)
 
     @property
-    def behind(self) -> Behind:
+    def reuses(self) -> ReusedKV:
         return "variant"
 
     def fix(self, notes: ChunkNotes, before: Sequence[bytes]) -> float:
-        """CFO of a variant whose chunk now stands behind the chunks ``before``, in [0, 1]."""
-        again = overlap(dict(zip(notes.before, notes.inter, strict=True)), before)
+        """CFO of a variant whose chunk now follows the chunks ``before``, in [0, 1]."""
+        again = _overlap(dict(zip(notes.before, notes.inter, strict=True)), before)
         return min(1.0, self.alpha * notes.impact * (1 - again))
 
     def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
@@ -67,12 +67,13 @@ class CacheCraft(Blender):
         return _Focused(layout, torch.cat(rows), self.patience if self.focus else layers + 1)
 
 
-def overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
-    """b' in [0, 1] of a chunk that attended to old neighbours (``inter``, in their order).
+def _overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
+    """b' in [0, 1] of a chunk: how much of its original context precedes it again.
 
-    beta is the part of that attention whose neighbours are ``before`` it again, gamma the part
-    of pairs among those that changed their order; b' = beta * (1 - gamma). Where it had no
-    neighbours, 1 if it has none now, else 0: such KV knows nothing of what is new.
+    ``inter``: its attention to each chunk of the original context, in their order. beta is the
+    share of that attention to chunks that are in ``before``, gamma the share of pairs of these that
+    changed their order; b' = beta * (1 - gamma). Without an original context, 1 if ``before`` is
+    empty, else 0.
     """
     if not inter:
         return float(not before)
@@ -87,7 +88,7 @@ def overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
 
 @dataclass
 class _Focused(Selector):
-    """Computes ``chosen``; drops the rows of chunks that the question turns out not to look at."""
+    """Computes ``chosen``, and drops rows of chunks that the question does not attend to."""
 
     layout: Layout
     chosen: Tensor
@@ -121,11 +122,11 @@ class _Focused(Selector):
         weights = call.softmax(call.scores(self.layout.asking)).sum((0, 1)).cpu()
         spans = self.layout.prompt.spans
         self._attention += torch.stack([weights[a:b].sum() for a, b in spans])
-        self._leading.append(leading(self._attention))
+        self._leading.append(_leading(self._attention))
 
 
-def leading(attention: Tensor) -> frozenset[int]:
-    """The chunks above the largest relative gap between neighbours in the order of attention."""
+def _leading(attention: Tensor) -> frozenset[int]:
+    """The chunks before the largest relative gap in the order of descending attention (chunks,)."""
     order = attention.argsort(descending=True)
     ranked = attention[order]
     if len(ranked) < 2:

@@ -1,4 +1,4 @@
-"""What a chunk attends to in a prompt, watched while all of its rows are computed."""
+"""How much a chunk attends to itself and to its context, recorded while it is computed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
 
 
-class Company:
-    """An AttentionRule that notes, of each of ``chunks``, with A the weights summed over heads:
+class ContextAttention:
+    """An AttentionRule that records for each of ``chunks``, with A the weights summed over heads:
 
     inter(i, j) = sum of A_km, k in chunk i, m in an earlier chunk j, and the same per token k;
     intra(i) = sum of A_km within chunk i, m < k.
 
     With a_l = sum_j inter_l(i, j) / (n_i * n_j) and b_l = intra_l / n_i^2, averaged over layers,
     CCI = 1 / (1 + exp(-a / b)) (Agarwal et al., SIGMOD 2025, arXiv:2502.15734). Every row of those
-    chunks must be computed at every layer. ``then`` is a rule that sees the attention too.
+    chunks must be computed at every layer. ``then`` is another rule, called after this one.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Company:
         return self.then(call) if self.then is not None else None
 
     def notes(self, chunk: int) -> ChunkNotes:
-        """What was seen of one chunk."""
+        """The notes on one chunk, to be stored with its variant."""
         within, between = self._within[chunk], self._between[chunk]
         ratio = between / within if within else math.inf * between if between else 0.0
         return ChunkNotes(

@@ -13,7 +13,7 @@ class Epic(Blender):
     """Recompute the first ``first_tokens`` of every chunk but the first, at all layers.
 
     LegoLink-k of Hu et al., ICML 2025, arXiv:2410.15332: the first tokens of a chunk computed
-    alone are attention sinks, which they are not inside a prompt. The paper uses 1 to 64.
+    alone are attention sinks, but are none inside a prompt. The paper uses 1 to 64.
     """
 
     first_tokens: int = 16

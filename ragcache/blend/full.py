@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Behind, Blender, FixedRows, Layout, Selector
+from ragcache.blend.base import Blender, FixedRows, Layout, ReusedKV, Selector
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Full(Blender):
     name: ClassVar[str] = "full"
 
     @property
-    def behind(self) -> Behind:
+    def reuses(self) -> ReusedKV:
         return "nothing"
 
     def selector(self, layout: Layout, layers: int) -> Selector:

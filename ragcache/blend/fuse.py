@@ -1,4 +1,4 @@
-"""Fusion: walk the layers once, placing stored KV and computing the rows that were chosen."""
+"""Fused prefill: one pass over the layers that places stored KV and computes the chosen rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Blender, FixedRows, KVPair, KVSource, Layout, Selector
-from ragcache.blend.context_attention import Company
+from ragcache.blend.context_attention import ContextAttention
 from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError
 from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FusedPrompt:
-    """A fused prompt, ready to decode, and the account of how it came to be."""
+    """A prefilled prompt, ready to decode, with a record of what was loaded and computed."""
 
     prefilled: Prefilled
     layout: Layout
     layers: tuple[LayerTrace, ...]
     chosen: tuple[Tensor, ...]  # per layer, the reusable rows that were computed
     computed: Tensor  # (rows of the prompt,), int64: at how many layers each was computed
-    captured: tuple[ChunkKV, ...] = ()  # of the chunks that were asked for
-    notes: tuple[ChunkNotes, ...] = ()  # on the same chunks, where the method loads variants
+    captured: tuple[ChunkKV, ...] = ()  # of the chunks in ``capture``
+    notes: tuple[ChunkNotes, ...] = ()  # on the same chunks, if the method reuses variants
     probed: int = 0  # rows computed by a probe, summed over its layers
 
     @property
@@ -54,30 +54,34 @@ def fuse(
 ) -> FusedPrompt:
     """Prefill ``layout.prompt`` with the stored KV of ``source`` under ``blender``.
 
-    ``source`` yields the prefix first, if it is loaded, then the loaded chunks in order. Every
-    question row is computed at every layer, and so is every row whose KV is not at hand.
-    ``capture`` numbers chunks, of those whose KV is not loaded, whose KV is to be returned as it
-    comes to stand in this prompt, with notes on what they attend to if the method loads variants.
-    ``check`` is called before every layer; what it raises ends the fusion. Raises StoreError if
-    ``source`` cannot read what it had promised, and ConfigError where the method looks at attention
-    but the engine does not show it.
+    ``source`` yields the prefix first, if it is loaded, then the loaded chunks in order. Rows of
+    the question, and rows whose KV is not loaded, are computed at every layer. ``room``: rows to
+    reserve for decoding. ``capture``: numbers of chunks that are not loaded and whose KV is
+    returned as computed in this prompt, with notes on their attention if the method reuses
+    variants. ``check`` is called before every layer; an exception that it raises ends the prefill.
+    Raises StoreError if ``source`` cannot read a layer, and ConfigError if the method needs
+    attention weights but the engine does not expose them.
     """
     layers, tokens, positions = engine.spec.layers, layout.prompt.tokens, layout.positions
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
     attend = selector.attend
-    noted = Company(layout, capture, attend) if capture and blender.behind == "variant" else None
-    if (probe or attend or blender.behind == "variant") and not engine.watchable:
+    noted = (
+        ContextAttention(layout, capture, attend)
+        if capture and blender.reuses == "variant"
+        else None
+    )
+    if (probe or attend or blender.reuses == "variant") and not engine.watchable:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use cacheblend, reuse or full."
         )
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
-        source = ReplaySource(source)
-        walk = FusionWalk(FixedRows(layout.reusable[:0]), layout, source, check=check)
+        source = _ReplaySource(source)
+        walk = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
         engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
-    walk = FusionWalk(selector, layout, source, capture, check)
+    walk = FusionCallbacks(selector, layout, source, capture, check)
     prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
@@ -93,15 +97,15 @@ def fuse(
     )
 
 
-class ReplaySource:
-    """A KVSource that keeps what it has yielded, and yields it again from the first layer on."""
+class _ReplaySource:
+    """A KVSource that keeps what it has read, so that it can be read again after a probe."""
 
     def __init__(self, source: KVSource) -> None:
         self.source = source
         self._layers: list[list[KVPair]] = []
 
     def start(self, layers: Sequence[int]) -> None:
-        raise NotImplementedError("what is kept has been started")
+        raise NotImplementedError("the source has been started")
 
     def load(self, layer: int) -> Load:
         return self.source.load(layer)
@@ -112,8 +116,8 @@ class ReplaySource:
         return self._layers[layer]
 
 
-class FusionWalk(PrefillCallbacks):
-    """The Walk of one fusion. At layer l it computes ``fresh | chosen_l``."""
+class FusionCallbacks(PrefillCallbacks):
+    """The callbacks of one fused prefill. At layer l it computes ``fresh | chosen_l``."""
 
     def __init__(
         self,
@@ -186,7 +190,7 @@ class FusionWalk(PrefillCallbacks):
         return torch.cat([self.layout.fresh, chosen]).sort().values
 
     def _narrow(self, layer: int) -> Tensor:
-        """The rows to go on with of those chosen at ``layer``, the last one that was begun."""
+        """The rows to continue with, of those chosen at ``layer``, the last one begun."""
         rows = self.chosen[-1]
         if len(rows):
             rows = self.selector.narrow(layer, rows, self._fresh, self._stored)
@@ -194,12 +198,12 @@ class FusionWalk(PrefillCallbacks):
         return rows
 
     def finish(self) -> tuple[LayerTrace, ...]:
-        """The trace, once the walk is over."""
+        """The trace of all layers; call it after the last."""
         self._close()
         return tuple(self._traces)
 
     def captured(self) -> tuple[ChunkKV, ...]:
-        """KV of the chunks to capture, in the order they were asked for."""
+        """KV of the captured chunks, in the order of ``capture``."""
         return tuple(
             ChunkKV(
                 self.layout.prompt.chunks[index],
@@ -210,7 +214,7 @@ class FusionWalk(PrefillCallbacks):
         )
 
     def _close(self) -> None:
-        """Write down the layer that has just been computed."""
+        """Add the layer that has just been computed to the trace."""
         layer = len(self._traces)
         if layer == len(self.chosen):
             return
@@ -238,7 +242,7 @@ class FusionWalk(PrefillCallbacks):
 
 
 def _runs(layout: Layout) -> list[tuple[int, slice]]:
-    """Loaded parts that stand one behind another: their first row, and which of the source's."""
+    """Runs of adjacent loaded parts: the first row, and the slice of the source's parts."""
     spans = zip(layout.prompt.spans, layout.loaded, strict=True)
     loaded = [span for span, here in spans if here]
     if layout.prefix_loaded and layout.prompt.prefix:

@@ -1,4 +1,4 @@
-"""Our own: recompute the tokens that depend most on what stands before their chunk."""
+"""Fused, the default: recompute the tokens that depend most on the context of their chunk."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ragcache.blend.base import Blender, Layout, Selector, check_ratio
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.base import Layout, RatioBlender, Selector
+from ragcache.blend.ranking import highest
 
 
 @dataclass(frozen=True)
-class Fused(Blender):
+class Fused(RatioBlender):
     """Recompute, at all layers, the ``recompute_ratio`` of all tokens with the largest sensitivity.
 
-    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so that nothing
-    is looked at and no layer is computed in full before the choice. What was measured to come to
-    this rule, and what did not pay, is in docs/choosing-tokens.md.
+    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so no probe and
+    no full layer is needed to choose. The measurements behind this rule are in
+    docs/choosing-tokens.md; there is no paper.
     """
 
-    recompute_ratio: float = 0.15
     name: ClassVar[str] = "fused"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.recompute_ratio)
 
     @property
     def by_sensitivity(self) -> bool:
@@ -36,8 +31,9 @@ class Fused(Blender):
 
 
 @dataclass
-class _MostSensitive(Ranking):
+class _MostSensitive(Selector):
+    layout: Layout
     count: int
 
     def first(self) -> Tensor:
-        return self.best(self.layout.reusable, self.layout.sensitivity, self.count)
+        return highest(self.layout.reusable, self.layout.sensitivity, self.count)

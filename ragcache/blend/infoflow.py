@@ -1,30 +1,28 @@
-"""InfoFlow-KV: recompute where information flows from to the question."""
+"""InfoFlow-KV: recompute the tokens from which information flows to the question."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Blender, Layout, Selector, check_ratio
+from ragcache.blend.base import Layout, RatioBlender, Selector
 from ragcache.blend.ranking import Band, QuestionAttention, band, norm
 
 
 @dataclass(frozen=True)
-class InfoFlow(Blender):
+class InfoFlow(RatioBlender):
     """Recompute the tokens with the largest norm of the question's attention, at all layers.
 
-    arXiv:2603.05353. The question first runs over the stale KV at its true positions. A token's
-    score is sqrt(sum_q (mean_h a_hq)^2) over question tokens q and heads h, summed over a band of
-    layers: ``all``, or the ``first``, ``middle`` or ``last`` third.
+    arXiv:2603.05353. A probe first runs the question over the stored KV, at its true positions. A
+    token's score is sqrt(sum_q (mean_h a_hq)^2) over question tokens q and heads h, summed over a
+    band of layers: ``all``, or the ``first``, ``middle`` or ``last`` third.
     """
 
-    recompute_ratio: float = 0.15
     layers: Band = "middle"
     name: ClassVar[str] = "infoflow"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
         band(self.layers, 1)
 
     def selector(self, layout: Layout, layers: int) -> Selector:

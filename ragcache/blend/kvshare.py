@@ -1,4 +1,4 @@
-"""KVShare: recompute what deviates and is attended to."""
+"""KVShare: recompute tokens that deviate and receive attention."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import (
-    Blender,
     FixedRows,
     KVPair,
     Layout,
+    RatioBlender,
     Selector,
     check_depth,
     check_least,
-    check_ratio,
 )
-from ragcache.blend.ranking import Ranking
+from ragcache.blend.ranking import highest
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
 
-_QUERIES = 256  # whose attention is summed at a time
+_QUERIES = 256  # rows whose attention is summed at a time
 
 
 @dataclass(frozen=True)
-class KVShare(Blender):
+class KVShare(RatioBlender):
     """Recompute the tokens with the largest product of attention received and value deviation.
 
     The prefill stage of DHD of Yang et al., arXiv:2503.16525. The first layers are computed in
     full up to ``check_layer``; there a token's score is the attention that it receives from all
     rows and heads, times the L1 norm of the difference of its fresh and stored values. The
     ``recompute_ratio`` of the chunk tokens with the highest (0.1 to 0.4 in the paper) go on.
-    What the paper recomputes while it decodes is not part of this.
+    The paper's second stage, which recomputes while decoding, is not implemented.
     """
 
-    recompute_ratio: float = 0.15
     check_layer: int = 1
     name: ClassVar[str] = "kvshare"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
         check_least(self.check_layer, "check_layer")
+
+    @property
+    def full_layers(self) -> int:
+        return self.check_layer + 1
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)
@@ -54,7 +55,8 @@ class KVShare(Blender):
 
 
 @dataclass
-class _Attended(Ranking):
+class _Attended(Selector):
+    layout: Layout
     count: int
     check_layer: int
     _received: Tensor = field(init=False)  # (reusable,)
@@ -79,7 +81,7 @@ class _Attended(Ranking):
     ) -> Tensor:
         assert fresh is not None and stored is not None
         error = (fresh[1].float() - stored[1].float()).abs().sum((0, 2))
-        return self.best(rows, self._received.to(error.device) * error, self.count)
+        return highest(rows, self._received.to(error.device) * error, self.count)
 
     def _see(self, call: AttentionCall) -> None:
         if call.layer != self.check_layer:

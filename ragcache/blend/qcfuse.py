@@ -1,17 +1,17 @@
-"""QCFuse: ask a compressed view of the chunks what the question needs."""
+"""QCFuse: probe the question over a few anchor tokens of every chunk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ragcache.blend.base import Blender, Layout, Selector, check_least, check_ratio
+from ragcache.blend.base import Layout, RatioBlender, Selector, check_least, check_ratio
 from ragcache.blend.ranking import QuestionAttention, mean
 
 
 @dataclass(frozen=True)
-class QCFuse(Blender):
-    """Recompute what the question attends to when it has read only the anchors of every chunk.
+class QCFuse(RatioBlender):
+    """Recompute the tokens that the question attends to after it has seen only the chunks' anchors.
 
     Yan et al., arXiv:2606.05875. In the probe the question sees, of each chunk, its first
     ``sinks`` tokens and the share ``anchors``; a token's score is its attention weight among all
@@ -23,7 +23,6 @@ class QCFuse(Blender):
     the middle.
     """
 
-    recompute_ratio: float = 0.15
     anchors: float = 0.15
     sinks: int = 4
     critical_layers: int = 3
@@ -31,7 +30,6 @@ class QCFuse(Blender):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.recompute_ratio)
         check_ratio(self.anchors, "anchors")
         check_least(self.sinks, "sinks")
         check_least(self.critical_layers, "critical_layers", 1)

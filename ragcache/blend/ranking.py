@@ -1,10 +1,10 @@
-"""Choosing rows by a score: one way to cut, whatever the score is."""
+"""Rank rows by a score and take the highest; scores from the question's attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,37 +16,18 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall
 
 
-class ScoreFilter(Protocol):
-    """Turns scores into scores, before the best are taken (see shape.py)."""
+def highest(rows: Tensor, scores: Tensor, count: int) -> Tensor:
+    """The ``count`` of ``rows`` with the highest ``scores``, both (n,); the result is sorted.
 
-    name: ClassVar[str]
-
-    def __call__(self, scores: Tensor, rows: Tensor, chunk: Tensor, place: Tensor) -> Tensor:
-        """``scores`` of prompt ``rows``, float64 and finite, with each row's chunk and its place
-        in that chunk; all are (n,), on the CPU, in the order of the prompt."""
-
-
-@dataclass
-class Ranking(Selector):
-    """A selector that keeps the rows with the highest scores; of equal ones, those that stand first
-    in the prompt. Scores that are not finite: see :func:`finite`."""
-
-    layout: Layout
-    shapes: tuple[ScoreFilter, ...] = field(default=(), init=False)
-
-    def best(self, rows: Tensor, scores: Tensor, count: int) -> Tensor:
-        """The ``count`` best of ``rows`` (a sorted subset of the reusable ones), sorted."""
-        at = torch.searchsorted(self.layout.reusable, rows)
-        scores = finite(scores.double().cpu())
-        for shape in self.shapes:
-            scores = shape(scores, rows, self.layout.chunk_of[at], self.layout.place_in_chunk[at])
-        order = scores.sort(descending=True, stable=True).indices
-        return rows[order[:count].sort().values]
+    Of equal scores, those that stand first win. Scores that are not finite: see :func:`_finite`.
+    """
+    order = _finite(scores.double().cpu()).sort(descending=True, stable=True).indices
+    return rows[order[:count].sort().values]
 
 
-def finite(scores: Tensor) -> Tensor:
-    """Scores that can be compared and averaged: infinity becomes the largest finite score, and what
-    is no number, or minus infinity, the smallest. 0 where none is finite."""
+def _finite(scores: Tensor) -> Tensor:
+    """``scores`` with infinity replaced by the largest finite score, and NaN and minus infinity by
+    the smallest; all 0 if none is finite."""
     sound = scores[scores.isfinite()]
     if len(sound) == len(scores):
         return scores
@@ -55,23 +36,24 @@ def finite(scores: Tensor) -> Tensor:
 
 
 #: Attention weights of the question, (heads, question, reusable), to one score per reusable row.
-Reduce = Callable[[Tensor], Tensor]
+_Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class QuestionAttention(Ranking):
-    """Keeps the rows that the question attends to most, over the stale KV.
+class QuestionAttention(Selector):
+    """Chooses the ``count`` rows that the question attends to most, in a probe over the stored KV.
 
-    Scores are summed over ``layers``; the probe ends behind the last of them. In it the question
-    sees, of every chunk, the first ``sinks`` rows and the share ``anchors`` of all rows: at each
-    layer those whose keys have the smallest norm, which tend to be the most attended (Devoto et
-    al., EMNLP 2024, arXiv:2406.11430). Rows that are hidden get scores, too. With ``anchors`` 1
-    nothing is hidden.
+    ``reduce`` turns attention weights into scores, which are summed over ``layers``; the probe ends
+    after the last of them. In it the question sees, of every chunk, the first ``sinks`` rows and a
+    share ``anchors`` of all rows: at each layer those whose keys have the smallest norm, which tend
+    to receive most attention (Devoto et al., EMNLP 2024, arXiv:2406.11430). Hidden rows are scored
+    too. With ``anchors`` 1 nothing is hidden.
     """
 
+    layout: Layout
     count: int
     layers: range
-    reduce: Reduce
+    reduce: _Reduce
     anchors: float = 1.0
     sinks: int = 0
     scores: Tensor = field(init=False)
@@ -84,7 +66,7 @@ class QuestionAttention(Ranking):
         return Probe(self.layers.stop, self._see) if self.count else None
 
     def first(self) -> Tensor:
-        return self.best(self.layout.reusable, self.scores, self.count)
+        return highest(self.layout.reusable, self.scores, self.count)
 
     def _see(self, call: AttentionCall) -> Tensor | None:
         everything, asking = self.anchors == 1, self.layout.asking
@@ -102,7 +84,8 @@ class QuestionAttention(Ranking):
         return call.attend(call.softmax(scores))
 
     def _shown(self, keys: Tensor) -> Tensor:
-        """Whether the question sees each reusable row, by its ``keys`` (kv_heads, reusable, d)."""
+        """Whether the question sees each reusable row, (reusable,) bool; ``keys`` (kv_heads,
+        reusable, head_dim)."""
         norms = keys.float().norm(dim=2).mean(0).cpu()
         chunk = self.layout.chunk_of
         counts = torch.bincount(chunk)
@@ -115,12 +98,12 @@ class QuestionAttention(Ranking):
 
 
 def mean(weights: Tensor) -> Tensor:
-    """Averaged over heads and question tokens."""
+    """Mean over heads and question tokens."""
     return weights.mean((0, 1))
 
 
 def norm(weights: Tensor) -> Tensor:
-    """Averaged over heads; the norm over question tokens."""
+    """Mean over heads, then the L2 norm over question tokens."""
     return weights.mean(0).square().sum(0).sqrt()
 
 

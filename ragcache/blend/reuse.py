@@ -1,4 +1,4 @@
-"""Naive reuse: the fastest, and the floor for quality."""
+"""Naive reuse: the fastest method, and the lower bound for quality."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ragcache.errors import ConfigError
 
 @dataclass(frozen=True)
 class Reuse(Blender):
-    """Place every chunk's KV and compute nothing but the question.
+    """Place every chunk's stored KV and compute only the question.
 
-    ``positions``: ``consecutive`` puts chunks where they stand in the prompt; ``overlapping``
+    ``positions``: ``consecutive`` places chunks one after another; ``overlapping``
     starts every chunk right after the prefix (parallel encoding: APE with T = S = 1, Yang et
     al., ICLR 2025, arXiv:2502.05431).
     """

@@ -296,7 +296,7 @@ def simulate(
     """
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.planning.flops import Model as Costs
+    from ragcache.planning.flops import ModelCost as Costs
     from ragcache.settings import size
     from ragcache.sim.eviction import report, working_set
     from ragcache.sim.routing import POLICIES, route

@@ -50,8 +50,7 @@ Ratio = Annotated[
 EncodingContext = Annotated[
     str | None,
     typer.Option(
-        help="Tokens that precede a chunk while its KV is computed: prefix, bos, link0 or "
-        "enriched(n)."
+        help="Tokens that precede a chunk while its KV is computed: prefix, bos or link0."
     ),
 ]
 Remote = Annotated[

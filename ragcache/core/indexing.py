@@ -157,22 +157,21 @@ class Indexing:
         looked_up = 0
         for number, name in enumerate(names):
             digests[name] = self.catalog.document_digest(name)
-            keyed[name] = list[tuple[ChunkKey, Chunk]]()
-            for some in self._keyed(name):
+            keyed[name] = list[ChunkKey]()
+            for some in self._keys_in_steps(name):
                 keyed[name] += some
                 looked_up += len(some)
                 if looked_up >= _LOOKED_UP:
                     looked_up = 0
                     yield "look up", number, len(names)
-            self.catalog.add_references(name, [key.content for key, _ in keyed[name]])
+            self.catalog.add_references(name, [key.content for key in keyed[name]])
         self.retriever.refresh()
-        chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
+        wanted = [key for keys in keyed.values() for key in keys]
         steps = Steps(
             iter_precompute(
                 self.engine,
                 self.chunks,
-                [self.prefix_key, *chunks_of] if chunks_of else [],
-                preceding=lambda key: self._preceding(chunks_of.get(key)),
+                [self.prefix_key, *wanted] if wanted else [],
                 batch_tokens=batch_tokens,
                 tokens=tokens,
             )
@@ -184,11 +183,11 @@ class Indexing:
         finally:
             with suppress(StoreError):  # closed between two steps: what is left over is evicted
                 gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
-                self.catalog.delete_unused(key.content for name in gone for key, _ in keyed[name])
+                self.catalog.delete_unused(key.content for name in gone for key in keyed[name])
 
     def keys(self, document: str) -> list[ChunkKey]:
         """Keys of a document's chunks, as precomputed."""
-        return [key for some in self._keyed(document) for key, _ in some]
+        return [key for some in self._keys_in_steps(document) for key in some]
 
     def _index(
         self,
@@ -309,15 +308,15 @@ class Indexing:
             h.update(len(raw).to_bytes(8, "little") + raw)
         return h.digest()
 
-    def _keyed(self, document: str) -> Iterator[list[tuple[ChunkKey, Chunk]]]:
-        """A document's chunks with their keys, some at a time."""
+    def _keys_in_steps(self, document: str) -> Iterator[list[ChunkKey]]:
+        """Keys of a document's chunks, at most _LOOKED_UP at a time."""
         rows = self.catalog.rows_of(document)
         for first in range(0, len(rows), _LOOKED_UP):
             try:
                 chunks = self.catalog.chunks(rows[first : first + _LOOKED_UP])
             except KeyError:  # another thread has deleted or replaced it meanwhile
                 return
-            yield [(self.key(chunk), chunk) for chunk in chunks]
+            yield [self.key(chunk) for chunk in chunks]
 
     def key(self, chunk: Chunk) -> ChunkKey:
         """What the KV of a chunk is stored under. PromptError if its text is blank."""
@@ -326,13 +325,6 @@ class Indexing:
     def key_of(self, tokens: Tokens) -> ChunkKey:
         """The same, of a chunk's tokens."""
         return self.encoding.key(self.engine.fingerprint, tokens, self.tenant)
-
-    def _preceding(self, chunk: Chunk | None) -> Tokens:
-        """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""
-        if chunk is None or not self.encoding.similar:
-            return ()
-        others = self.retriever.similar(chunk, self.encoding.similar)
-        return tuple(t for other in others for t in self.template.chunk(other.text))
 
     @property
     def prefix_key(self) -> ChunkKey:

@@ -17,7 +17,7 @@ class MissedChunks:
     """What one answer leaves to be stored. It holds copies of KV, none of the prompt's own."""
 
     def __init__(self, engine: Engine, context: PrefillContext, done: FusedPrefill) -> None:
-        self._engine, self._store, self._encoding = engine, context.store, context.encoding
+        self._engine, self._store = engine, context.store
         self._found, self._blender, self._unreadable = done.found, done.blender, done.unreadable
         self._captured, self._notes = done.fused.captured, done.fused.notes
 
@@ -26,12 +26,12 @@ class MissedChunks:
         found = self._found
         missing = found.misses or not found.layout.prefix_loaded or found.served
         changes = missing or self._unreadable or self._unmeasured
-        return self._blender.behind != "nothing" and bool(changes)
+        return self._blender.reuses != "nothing" and bool(changes)
 
     def store(self) -> None:
         """Store the KV of the chunks, and of the prefix, that were not stored."""
         engine, store, found = self._engine, self._store, self._found
-        if self._blender.behind == "nothing":
+        if self._blender.reuses == "nothing":
             return
         for key in self._unreadable:
             store.delete(key)
@@ -44,7 +44,7 @@ class MissedChunks:
                     store_captured(store, key, kv, seen)
                 elif key in lacking:
                     store_captured(store, key, self._measured(key, kv), None)
-        elif found.misses and not self._encoding.similar:
+        elif found.misses:
             precompute(engine, store, [found.keys[i] for i in found.misses])
         if not found.layout.prefix_loaded and found.prefix_key.tokens:
             precompute(engine, store, [found.prefix_key])
@@ -56,7 +56,7 @@ class MissedChunks:
     @property
     def _unmeasured(self) -> list[ChunkKey]:
         """Keys of chunks that are stored as they are encoded, but without their sensitivity."""
-        if self._blender.behind != "compiled" or self._encoding.similar:
+        if self._blender.reuses != "encoded":
             return []
         every = self._found.unmeasured.values()
         return [one.key for one in every if one.codec == self._found.prefix_key.codec]
@@ -64,9 +64,9 @@ class MissedChunks:
     def _measured(self, key: ChunkKey, kv: ChunkKV) -> ChunkKV:
         """With its sensitivity where this is KV that is encoded after the prefix: it is found
         under the same key by methods that ask for it."""
-        if key.behind != self._found.prefix_key.tokens:
+        if key.context != self._found.prefix_key.tokens:
             return kv
-        [kv] = measure_sensitivity(self._engine, [kv], key.behind)
+        [kv] = measure_sensitivity(self._engine, [kv], key.context)
         return kv
 
     def _worth(self) -> dict[ChunkKey, float]:
@@ -83,12 +83,7 @@ def encode_missing(engine: Engine, context: PrefillContext, request: PromptReque
     computed in place. What there is to say of it, as fallbacks."""
     prompt, blender = request.prompt, request.blender
     _check_window(engine, request)
-    keys = chunk_keys(prompt, engine.fingerprint, blender.behind, context.encoding, context.tenant)
-    if context.encoding.similar and context.store.missing(keys):
-        raise ConfigError(
-            f"mode {blender.mode} needs the KV of all chunks, and some are not stored: "
-            f"they are {context.encoding.mode}, which only `ragcache index` can do. Run it."
-        )
+    keys = chunk_keys(prompt, engine.fingerprint, blender.reuses, context.encoding, context.tenant)
     done = precompute(engine, context.store, keys)
     return [f"{done.encoded} chunks were not stored: encoded first"] if done.encoded else []
 

@@ -36,7 +36,7 @@ MAX_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 class Batch:
     """Chunks that one forward computes independently, all behind the same tokens."""
 
-    behind: Tokens
+    context: Tokens
     keys: tuple[ChunkKey, ...]
 
     def __len__(self) -> int:
@@ -63,18 +63,16 @@ def precompute(
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
-    preceding: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Precomputed:
     """Encode and store every chunk of ``keys`` that is not stored with its sensitivity.
 
-    ``preceding`` gives the tokens between ``key.behind`` and a chunk that its key does not name
-    (compile mode enriched). A batch is durable as soon as it is put: a run that is killed loses at
-    most one (``batch_tokens`` tokens, or a longer chunk), and the next run computes only what is
-    missing. ``progress`` is called with (done, total) chunks.
+    A batch is durable as soon as it is put: a run that is killed loses at most one
+    (``batch_tokens`` tokens, or a longer chunk), and the next run computes only what is missing.
+    ``progress`` is called with (done, total) chunks.
     """
-    steps = iter_precompute(engine, store, keys, preceding=preceding, batch_tokens=batch_tokens)
+    steps = iter_precompute(engine, store, keys, batch_tokens=batch_tokens)
     return drive(steps, progress)
 
 
@@ -106,7 +104,6 @@ def iter_precompute(
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
-    preceding: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
     tokens: TokenProgress | None = None,
 ) -> Generator[tuple[int, int], None, Precomputed]:
@@ -117,7 +114,7 @@ def iter_precompute(
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
-    placed = ((key.behind + preceding(key), key) for key in wanted.values())
+    placed = ((key.context, key) for key in wanted.values())
     every = make_batches(placed, batch_tokens=batch_tokens)
     due = list(missing_batches(every, partial(missing_keys, store), batch_tokens=batch_tokens))
     total, total_tokens = sum(map(len, due)), sum(batch.tokens for batch in due)
@@ -158,16 +155,16 @@ class BatchBuilder:
         self._filling: dict[Tokens, list[ChunkKey]] = {}
         self._sizes: dict[Tokens, int] = {}
 
-    def add(self, behind: Tokens, key: ChunkKey) -> Batch | None:
+    def add(self, context: Tokens, key: ChunkKey) -> Batch | None:
         """Add a chunk; the batch that is full, where the chunk no longer fits into it."""
-        keys, size = self._filling.setdefault(behind, []), self._sizes.get(behind, 0)
+        keys, size = self._filling.setdefault(context, []), self._sizes.get(context, 0)
         full = None
         if keys and size + len(key.tokens) > self._most:
-            full = Batch(behind, tuple(keys))
+            full = Batch(context, tuple(keys))
             keys.clear()
             size = 0
         keys.append(key)
-        self._sizes[behind] = size + len(key.tokens)
+        self._sizes[context] = size + len(key.tokens)
         return full
 
     def rest(self) -> Iterator[Batch]:
@@ -206,7 +203,7 @@ def missing_batches(
         if len(missing) == len(batch):
             yield batch
         else:
-            rest += [(batch.behind, key) for key in missing]
+            rest += [(batch.context, key) for key in missing]
     yield from make_batches(rest, batch_tokens=batch_tokens)
 
 
@@ -225,8 +222,8 @@ def skip_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
 
 def compute_batch(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:
     """The KV of every chunk of a batch, as it is stored: before RoPE, with its sensitivity."""
-    alone = engine.encode([key.tokens for key in batch.keys], behind=batch.behind)
-    return measure_sensitivity(engine, alone, batch.behind)
+    alone = engine.encode([key.tokens for key in batch.keys], context=batch.context)
+    return measure_sensitivity(engine, alone, batch.context)
 
 
 def store_variants(

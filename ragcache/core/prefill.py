@@ -11,7 +11,7 @@ from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import StoreError
 from ragcache.planning.context import EncodingContext
-from ragcache.planning.controller import demand, plan
+from ragcache.planning.controller import plan, prefill_cost
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore, StoredChunk
@@ -66,7 +66,7 @@ def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
         if request.speeds is not None:
             chosen, found = _planned(context, found, blender, request.speeds, failed)
             blender = with_ratio(blender, chosen.ratio)
-        capture = context.store_misses and blender.behind in ("context", "variant")
+        capture = context.store_misses and blender.reuses in ("in_context", "variant")
         try:
             with LayerReader(
                 context.store,
@@ -111,6 +111,6 @@ def _planned(
         speeds = replace(speeds, link=store.link(probe))
         every = zip(chunks, store.alternatives(list(chunks.values())), strict=True)
         levels = {i: [f for f in fs if f.key.digest not in failed] for i, fs in every}
-    chosen = plan(demand(found, blender, context.engine.spec.layers, levels), speeds)
+    chosen = plan(prefill_cost(found, blender, context.engine.spec.layers, levels), speeds)
     better = {i: levels[i][level - 1] for i, level in chosen.levels.items()}
-    return chosen, found.at_levels(better).without(chosen.recompute)
+    return chosen, found.with_records(better).without(chosen.recompute)

@@ -72,7 +72,7 @@ def _chunk(
 def _told(resolved: PromptLookup, blender: Blender) -> list[str]:
     """One sentence per reason why chunks of this prompt were computed and not loaded, and one where
     loaded ones could not be ranked."""
-    if blender.behind == "nothing":
+    if blender.reuses == "nothing":
         return []
     known = zip(resolved.layout.loaded, resolved.layout.sensitivities, strict=True)
     unmeasured = sum(here and not each for here, each in known) if blender.by_sensitivity else 0

@@ -1,6 +1,6 @@
 """How much each token of a chunk depends on what stands before the chunk: its sensitivity.
 
-What a token's KV takes from its company is mostly a matter of the token: "She" asks for a name, and
+What a token's KV takes from its context is mostly a matter of the token: "She" asks for a name, and
 "Oslo" does not. So it is measured once, when the chunk is precomputed, and costs a query nothing.
 """
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.types import ChunkKV, Tokens
 
-#: What every chunk is seen behind: it has a woman, a man, a company and a town in it, a year and a
-#: trade, so that most of what a chunk may refer to finds something here.
-COMPANY = (
+#: The passage that every chunk is encoded after. It names a woman, a man, a company, a town, a year
+#: and a trade, so that most references of a chunk find something to refer to.
+PASSAGE = (
     "Margaret Hale was born in Leeds in 1961 and trained as an engineer. She later moved to "
     "Boston, where she founded a company that builds bridges.",
     "The company was sold in 2004. Its headquarters are in Geneva, and it employs about three "
@@ -30,17 +30,17 @@ COMPANY = (
 )
 
 
-def company(engine: ChunkEngine) -> Tokens:
-    """Ids of :data:`COMPANY`, as the chunks of a prompt."""
-    return tuple(token for text in COMPANY for token in engine.template.chunk(text))
+def preceding_passage(engine: ChunkEngine) -> Tokens:
+    """Ids of :data:`PASSAGE`, as the chunks of a prompt."""
+    return tuple(token for text in PASSAGE for token in engine.template.chunk(text))
 
 
 def measure_sensitivity(
-    engine: ChunkEngine, alone: Sequence[ChunkKV], behind: Tokens
+    engine: ChunkEngine, alone: Sequence[ChunkKV], context: Tokens
 ) -> list[ChunkKV]:
-    """``alone``, which was computed behind ``behind``, with the sensitivity of every token.
+    """``alone``, which was computed in ``context``, with the sensitivity of every token.
 
-    The chunks are computed once more, behind ``behind`` and :data:`COMPANY` (as much of its end as
+    The chunks are computed once more, after ``context`` and :data:`PASSAGE` (as much of its end as
     fits the context). A token's sensitivity is the squared change of its value that this makes,
 
         u_t = mean over layers l of |V'_lt - V_lt|^2 / mean over tokens s of |V_ls|^2,
@@ -48,9 +48,9 @@ def measure_sensitivity(
     over the middle third of the layers.
     """
     longest = max(len(kv.tokens) for kv in alone)
-    room = engine.context_tokens - len(behind) - longest
-    met = behind + company(engine)[-room:] if room > 0 else behind
-    moved = engine.encode([kv.tokens for kv in alone], behind=met)
+    room = engine.context_tokens - len(context) - longest
+    met = context + preceding_passage(engine)[-room:] if room > 0 else context
+    moved = engine.encode([kv.tokens for kv in alone], context=met)
     return [
         replace(kv, sensitivity=tuple(sensitivity(kv, other).tolist()))
         for kv, other in zip(alone, moved, strict=True)

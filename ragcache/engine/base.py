@@ -133,8 +133,8 @@ class Encoder(ABC):
     fingerprint: Fingerprint
 
     @abstractmethod
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        """KV of every chunk, each computed behind ``behind`` alone, whose rows are dropped.
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
+        """KV of every chunk, each computed behind ``context`` alone, whose rows are dropped.
 
         Keys are before RoPE. Chunks may be computed together, so a caller bounds their tokens.
         Raises PromptError for an empty chunk or one beyond the context.

@@ -132,8 +132,8 @@ def packable(engine: Prefiller) -> bool:
     errors = [
         _error(a, b)
         for before in ((), behind)
-        for chunk, together in zip(chunks, engine.encode(chunks, behind=before), strict=True)
-        for alone in engine.encode([chunk], behind=before)
+        for chunk, together in zip(chunks, engine.encode(chunks, context=before), strict=True)
+        for alone in engine.encode([chunk], context=before)
         for a, b in zip(together.keys + together.values, alone.keys + alone.values, strict=True)
     ]
     return all(error <= _TOLERANCE[engine.spec.dtype] for error in errors)

@@ -38,7 +38,7 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
         plain = blender(name)
         if name == "ape":
             made |= ape_grid()
-        elif "recompute_ratio" in plain.parameters and "recompute_ratio" not in name:
+        elif plain.ratio is not None and "recompute_ratio" not in name:
             made |= {f"{name}@{ratio:g}": blender(name, ratio) for ratio in RATIOS}
         else:
             made[name] = plain

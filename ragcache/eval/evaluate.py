@@ -21,13 +21,10 @@ from ragcache.eval.parallel import check_processes, share
 from ragcache.eval.summary import Figures, Outcome, Scores, figures
 from ragcache.models import TINY, model_path
 from ragcache.planning.context import EncodingContext, encoding_context
-from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
-from ragcache.retriever.embedderfiles import PACKAGED
-from ragcache.retriever.search import nearest
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Sampling, Tokens
+from ragcache.types import Answer, Sampling
 from ragcache.util.several import several
 
 #: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
@@ -55,7 +52,7 @@ def modes(names: Sequence[str] | None = None, ratios: Sequence[float] = ()) -> d
     named = MODES if names is None else {name: name for name in several(names, "modes")}
     for label, name in named.items():
         plain = blender(name)
-        if not ratios or "recompute_ratio" not in plain.parameters or "recompute_ratio" in name:
+        if not ratios or plain.ratio is None or "recompute_ratio" in name:
             made[label] = plain
             continue
         taken = True
@@ -73,13 +70,12 @@ def evaluate(
     modes: Mapping[str, Blender],
     *,
     compile_mode: str = "prefix",
-    embedder: Embedder | None = None,
     max_tokens: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Scores]:
     """Ask every question in every mode, over chunks that were precomputed in ``compile_mode``.
 
-    Similar chunks (mode enriched) are those of the same context, by ``embedder``. Modes that load
+    Modes that load
     variants get one of each chunk, cut from a prompt in which it stood behind three chunks of its
     context, of which none is the one that stands before it in the questions' prompts.
 
@@ -97,8 +93,8 @@ def evaluate(
     numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
     for context in contexts:
         number = numbers.setdefault(context.chunks, len(numbers))
-        keys = _precompute(engine, store, context, how, embedder)
-        if any(made.behind == "variant" for made in modes.values()):
+        keys = _precompute(engine, store, context, how)
+        if any(made.reuses == "variant" for made in modes.values()):
             keys += _variants(engine, store, context)
         for question in context.questions:
             prompt = engine.template.prompt(context.chunks, question.text)
@@ -171,9 +167,6 @@ def _evaluate_model(
         kernels=settings.kernels,
     )
     how = encoding_context(settings.encoding_context or "prefix", engine)
-    embedder = None
-    if how.similar:
-        embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
         DiskStore(folder, layout=settings.layout) as store,
@@ -184,13 +177,12 @@ def _evaluate_model(
             contexts,
             chosen,
             compile_mode=how.mode,
-            embedder=embedder,
             max_tokens=max_tokens,
             progress=progress,
         )
 
 
-_COMPANY = 2, 3, 4  # which chunks a variant's chunk was behind, counted from its own
+_PRECEDING = 2, 3, 4  # which chunks precede a variant's chunk, counted from its own
 
 #: A mode's answer to a question, and the logits (vocabulary,) of its first token.
 _Given = tuple[Answer, Tensor]
@@ -224,19 +216,13 @@ def _precompute(
     store: ChunkStore,
     context: Context,
     how: EncodingContext,
-    embedder: Embedder | None,
 ) -> list[ChunkKey]:
     """Store the prefix, and the context's chunks as ``how`` computes them."""
     template = engine.template
     tokens = [template.chunk(chunk) for chunk in context.chunks]
     keys = [how.key(engine.fingerprint, ids) for ids in tokens]
-    company: dict[ChunkKey, Tokens] = {}
-    if how.similar:
-        near = nearest(embedder or HashEmbedder(), context.chunks, how.similar)
-        for key, others in zip(keys, near, strict=True):
-            company[key] = tuple(t for other in others for t in tokens[other])
     keys.append(ChunkKey(engine.fingerprint, template.prefix))
-    precompute(engine, store, keys, preceding=lambda key: company.get(key, ()))
+    precompute(engine, store, keys)
     return keys
 
 
@@ -244,7 +230,7 @@ def _variants(engine: Engine, store: ChunkStore, context: Context) -> list[Chunk
     chunks, count = context.chunks, len(context.chunks)
     keys = []
     for number, chunk in enumerate(chunks):
-        others = dict.fromkeys((number + step) % count for step in _COMPANY)
+        others = dict.fromkeys((number + step) % count for step in _PRECEDING)
         met = [chunks[other] for other in others if other not in (number, number - 1)]
         prompt = engine.template.prompt([*met, chunk], context.questions[0].text)
         keys += store_variants(engine, store, prompt, [len(met)])

@@ -1,1 +1,1 @@
-"""What to load and what to compute: measured speeds, a cost model, the controller."""
+"""What to load and what to compute for a prompt: lookup, measured speeds, controller."""

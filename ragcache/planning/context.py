@@ -1,8 +1,7 @@
-"""Compile modes: what a chunk's KV is computed behind when it is precomputed."""
+"""Compile modes: the context in which a chunk's KV is computed when it is precomputed."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,49 +16,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodingContext:
-    """A compile mode for one engine: part of the key of every chunk."""
+    """The context in which one engine precomputes chunks: part of the key of every chunk."""
 
     mode: str
-    behind: Tokens  # computed before the chunk; their rows are dropped
-    similar: int = 0  # chunks of the corpus that stand between ``behind`` and the chunk
+    context: Tokens  # precede the chunk in the forward pass; their KV is dropped
 
     def exact(self, prefix: Tokens) -> bool:
-        """Whether a chunk's KV is what full prefill gives right behind ``prefix``."""
-        return self.behind == prefix and not self.similar
+        """Whether a chunk's KV equals full prefill's if the chunk directly follows ``prefix``."""
+        return self.context == prefix
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
-        return ChunkKey(fingerprint, chunk, self.behind, self.mode, tenant)
+        return ChunkKey(fingerprint, chunk, self.context, self.mode, tenant)
 
 
-#: name -> what it computes a chunk behind. Variants (``incontext``) come from prompts, see
+#: Name -> the context of a chunk. Variants (``incontext``) are cut from prompts instead, see
 #: :func:`ragcache.core.precompute.store_variants`.
-COMPILE_MODES = {
+_ENCODING_CONTEXTS = {
     "prefix": "the prompt's own prefix",
-    "bos": "one BOS token, as a chunk has it that a serving engine prefilled by itself",
-    "link0": "four BOS tokens: the first tokens of a chunk are no attention sinks (LegoLink-0)",
-    "enriched(n)": "the prefix and the n most similar chunks (FusionRAG)",
+    "bos": "one BOS token, as when a serving engine prefills the chunk alone",
+    "link0": "four BOS tokens, so that a chunk's first tokens are no attention sinks (LegoLink-0)",
 }
 
 
 def encoding_context(
     name: str, engine: ChunkEngine, template: PromptTemplate | None = None
 ) -> EncodingContext:
-    """The mode called ``name``, for prompts of ``template``, or else of the engine's own.
+    """The compile mode ``name`` for prompts of ``template`` (default: the engine's own).
 
-    ConfigError if there is no such mode, or the engine has no BOS token.
+    Raises ConfigError if there is no such mode, or it needs a BOS token and the engine has none.
     """
     prefix = (template or engine.template).prefix
     if name == "prefix":
         return EncodingContext(name, prefix)
-    if enriched := re.fullmatch(r"enriched\(([1-9][0-9]?)\)", name):
-        return EncodingContext(name, prefix, int(enriched[1]))
-    if name not in COMPILE_MODES:
-        known = ", ".join(COMPILE_MODES)
-        raise ConfigError(f"encoding context {name!r} is unknown: use one of {known}")
-    if name == "enriched(n)":
+    if name.startswith("enriched"):
         raise ConfigError(
-            "encoding context enriched(n) needs a number of chunks, such as enriched(3)"
+            f"encoding context {name} no longer exists: fused, the default mode, gave worse "
+            "answers with it. Index the documents into a new store; or use this one with "
+            "--encoding-context prefix, which computes its chunks again"
         )
+    if name not in _ENCODING_CONTEXTS:
+        known = ", ".join(_ENCODING_CONTEXTS)
+        raise ConfigError(f"encoding context {name!r} is unknown: use one of {known}")
     if engine.bos is None:
         raise ConfigError(
             f"encoding context {name} needs a BOS token, which {engine.name} does not have: use "

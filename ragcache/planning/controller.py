@@ -1,16 +1,18 @@
-"""Load or compute: what to do with the stored KV of one prompt, and at what ratio.
+"""Load or compute: which stored chunks of a prompt to load, and what share of their rows to
+compute.
 
-Reading and computing overlap, so that a prompt takes as long as the longer of the two, where
-computing stands still for some share of the reading. Chunks that cost more to load than to compute
-are computed; whatever time is left over while the others load is spent on recomputing more of their
-rows, which costs nothing then (CacheBlend's loading controller, Yao et al., EuroSys 2025,
-arXiv:2405.16444: T_recompute(r) = T_load). No clock is looked at here.
+Loading and computing overlap, so a prompt takes as long as the longer of the two; reading also
+delays computing by a measured share of its time. Chunks that are cheaper to compute than to load
+are computed. If loading the others still takes longer than computing, the ratio is raised until
+both take equally long, which costs no time (CacheBlend's loading controller, Yao et al., EuroSys
+2025, arXiv:2405.16444: T_recompute(r) = T_load). Everything follows from measured speeds; this
+module reads no clock.
 
-A chunk that comes over a network may be there in several *forms*: as it is, and at levels that take
-fewer bytes and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240, whose controller
-chooses among levels and text; here, text is to compute). Then loading is two things that go on side
-by side, and takes as long as the longer: what the link transfers, and what this machine reads and
-decodes.
+A remote store may hold a chunk in several *alternatives*: the record itself, and records of other
+codecs that are smaller and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240, whose
+controller chooses between such levels and the text; text here means computing the chunk). The link
+then transfers while this machine reads and decodes, and loading takes as long as the longer of
+these.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragcache.store.base import StoredChunk
 from ragcache.types import Plan
@@ -29,42 +31,46 @@ if TYPE_CHECKING:
     from ragcache.planning.cost_model import Speeds
     from ragcache.planning.lookup import PromptLookup
 
-#: The least ratio that is chosen, however fast a machine is: below it, no method keeps its answers
-#: everywhere.
-LEAST_RATIO = 0.15
-#: Share of a prompt's time that loading may take for the sake of better forms: no link is as steady
-#: as it was measured, and a layer that is late delays all behind it.
-MOST_LOAD = 0.8
+#: The lowest ratio that is chosen, however fast the machine is: with less, no method keeps its
+#: answers on all questions (docs/choosing-tokens.md).
+_MIN_RATIO = 0.15
+#: Largest share of a prompt's time that loading may take when a less lossy alternative is chosen.
+#: It leaves a margin for a link that is slower than measured: a late layer delays all later ones.
+_MAX_LOAD_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """A record that the KV of a chunk can be loaded from."""
+class Alternative:
+    """A stored record that a chunk's KV can be loaded from."""
 
-    size: int  # bytes, as it is stored
+    size: int  # bytes as stored
     codec: str = ""  # empty: the store's own
     is_remote: bool = False
 
     @classmethod
-    def of(cls, stored: StoredChunk, *, level: bool = False) -> Form:
-        return cls(stored.payload_bytes, stored.codec if level else "", stored.is_remote)
+    def of(cls, stored: StoredChunk, *, remote_codec: bool = False) -> Alternative:
+        """``remote_codec``: the record has another codec than the store's own."""
+        return cls(stored.payload_bytes, stored.codec if remote_codec else "", stored.is_remote)
 
 
-Loaded = Mapping[int, Form]  # chunks by number, and what they are loaded from
+_Loaded = Mapping[int, Alternative]  # chunk number -> the record it is loaded from
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """The sizes of a prompt's parts in tokens, and what is stored of each. A part without a form is
-    not stored, and is computed."""
+class PrefillCost:
+    """What one prompt costs to load and to compute, as a function of what is loaded.
+
+    Sizes are in tokens, times in seconds. A chunk without alternatives is not stored and has to be
+    computed; a stored prefix is always loaded.
+    """
 
     prefix: int
     chunks: tuple[int, ...]
     question: int
-    prefix_form: Form | None
-    forms: tuple[tuple[Form, ...], ...]  # of each chunk, those that lose least first
+    prefix_record: Alternative | None
+    alternatives: tuple[tuple[Alternative, ...], ...]  # of each chunk, the least lossy first
     layers: int
-    floor: float = LEAST_RATIO  # the least ratio, up to 1
+    floor: float = _MIN_RATIO  # the lowest ratio that may be chosen, up to 1
     full_layers: int = 0  # first layers that compute every row whatever the ratio
 
     @property
@@ -74,252 +80,262 @@ class Demand:
     @property
     def stored(self) -> tuple[int, ...]:
         """Numbers of the chunks that can be loaded."""
-        return tuple(i for i, forms in enumerate(self.forms) if forms)
+        return tuple(i for i, records in enumerate(self.alternatives) if records)
 
-    def read(self, loaded: Loaded) -> tuple[Form, ...]:
-        """What is read where these chunks, and the prefix if it is stored, are loaded."""
-        return (*(() if self.prefix_form is None else (self.prefix_form,)), *loaded.values())
+    def read(self, loaded: _Loaded) -> tuple[Alternative, ...]:
+        """The records that are read if ``loaded`` is: the prefix's first, if it is stored."""
+        return (*(() if self.prefix_record is None else (self.prefix_record,)), *loaded.values())
 
-    def link_s(self, speeds: Speeds, loaded: Loaded) -> float:
-        """Seconds for the link to transfer what is remote of it."""
-        remote = [form.size for form in self.read(loaded) if form.is_remote]
-        if speeds.link is None or not remote:
+    def link_s(self, speeds: Speeds, loaded: _Loaded) -> float:
+        """Seconds for the link to transfer the remote ones of these records."""
+        sizes = [record.size for record in self.read(loaded) if record.is_remote]
+        if speeds.link is None or not sizes:
             return 0.0
-        return speeds.link.seconds(self.layers * len(remote), sum(remote))
+        return speeds.link.seconds(self.layers * len(sizes), sum(sizes))
 
-    def read_s(self, speeds: Speeds, loaded: Loaded) -> float:
-        """Seconds for this machine to read, check and decode it."""
-        forms = self.read(loaded)
-        decoding = sum(speeds.decode_s.get(form.codec, 0.0) * form.size for form in forms)
-        return speeds.load_s(self.layers * len(forms), sum(f.size for f in forms)) + decoding
+    def read_s(self, speeds: Speeds, loaded: _Loaded) -> float:
+        """Seconds for this machine to read, check and decode these records."""
+        records = self.read(loaded)
+        decoding = sum(speeds.decode_s.get(each.codec, 0.0) * each.size for each in records)
+        size = sum(each.size for each in records)
+        return speeds.load_s(self.layers * len(records), size) + decoding
 
-    def load_s(self, speeds: Speeds, loaded: Loaded) -> float:
+    def load_s(self, speeds: Speeds, loaded: _Loaded) -> float:
         """Seconds to load these chunks, and the prefix if it is stored."""
         return max(self.link_s(speeds, loaded), self.read_s(speeds, loaded))
 
-    def compute_s(self, speeds: Speeds, loaded: Loaded, ratio: float) -> float:
-        """Seconds to compute ``ratio`` of the rows of these chunks and all rows of the rest, with
-        what reading takes from it."""
+    def compute_s(self, speeds: Speeds, loaded: _Loaded, ratio: float) -> float:
+        """Seconds to compute ``ratio`` of the rows of these chunks and all rows of the others,
+        including the delay that reading causes."""
         reused = sum(self.chunks[i] for i in loaded)
-        placed = reused + (0 if self.prefix_form is None else self.prefix)
+        placed = reused + (0 if self.prefix_record is None else self.prefix)
         share = (self.full_layers + (self.layers - self.full_layers) * ratio) / self.layers
         rows = self.tokens - placed + share * reused
-        stolen = speeds.stolen * self.read_s(speeds, loaded)
-        return speeds.compute_s(rows, self.tokens, placed) + stolen
+        delay = speeds.overlap_penalty * self.read_s(speeds, loaded)
+        return speeds.compute_s(rows, self.tokens, placed) + delay
 
 
 def controls(blender: Blender) -> bool:
-    """Whether a method has a ratio to be chosen, and can do without the KV of any one chunk."""
+    """Whether the controller can plan for a method: it takes a ratio, and any chunk whose KV it
+    would load may be computed instead."""
     return (
-        "recompute_ratio" in blender.parameters
-        and blender.behind == "compiled"
+        blender.ratio is not None
+        and blender.reuses == "encoded"
         and blender.placement == "consecutive"
     )
 
 
-def demand(
+def prefill_cost(
     resolved: PromptLookup,
     blender: Blender,
     layers: int,
-    levels: Mapping[int, Sequence[StoredChunk]] | None = None,
-) -> Demand:
-    """What ``blender`` would load and compute. Its own ratio is the floor if it is the higher.
+    remote_codecs: Mapping[int, Sequence[StoredChunk]] | None = None,
+) -> PrefillCost:
+    """The cost of a prompt under ``blender``, one that this :func:`controls`, in a model of
+    ``layers`` layers. The floor is the blender's own ratio, or ``_MIN_RATIO`` if that is higher.
 
-    ``levels``: by number of the chunk, other records that may be loaded in its place.
+    ``remote_codecs``: by chunk number, records of other codecs that may be loaded instead.
     """
-    prompt, parameters = resolved.layout.prompt, blender.parameters
+    prompt, others = resolved.layout.prompt, remote_codecs or {}
     prefix, chunks = resolved.prefix, resolved.chunks
-    return Demand(
+    numbers = range(len(prompt.chunks))
+    return PrefillCost(
         len(prompt.prefix),
         tuple(map(len, prompt.chunks)),
         len(prompt.question),
-        None if prefix is None else Form.of(prefix),
-        tuple(_forms(chunks.get(i), (levels or {}).get(i, ())) for i in range(len(prompt.chunks))),
+        None if prefix is None else Alternative.of(prefix),
+        tuple(_alternatives(chunks.get(i), others.get(i, ())) for i in numbers),
         layers,
-        max(LEAST_RATIO, parameters["recompute_ratio"]),
-        min(layers, _full_layers(parameters)),
+        max(_MIN_RATIO, blender.ratio or 0.0),
+        min(layers, blender.full_layers),
     )
 
 
-def plan(demand: Demand, speeds: Speeds) -> Plan:
-    """Which stored chunks to compute, what to load the others from, and the ratio for these, with
-    the reasons."""
-    loaded = chosen(demand, speeds)
-    instead = tuple(i for i in demand.stored if i not in loaded)
-    ratio = free_ratio(demand, speeds, loaded)
-    load, compute = demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, ratio)
+def plan(cost: PrefillCost, speeds: Speeds) -> Plan:
+    """Which stored chunks to compute, which records to load the others from, and at what ratio,
+    with the reasons in sentences."""
+    loaded = _choose(cost, speeds)
+    instead = tuple(i for i in cost.stored if i not in loaded)
+    ratio = _free_ratio(cost, speeds, loaded)
+    load, compute = cost.load_s(speeds, loaded), cost.compute_s(speeds, loaded, ratio)
     return Plan(
         ratio,
         instead,
         load,
         compute,
         speeds.token_s,
-        preload(demand.layers, load, compute) + 1,
-        tuple(_sentences(demand, speeds, loaded, ratio)),
-        {i: demand.forms[i].index(form) for i, form in loaded.items() if form.codec},
+        _preload(cost.layers, load, compute) + 1,
+        tuple(_sentences(cost, speeds, loaded, ratio)),
+        {i: cost.alternatives[i].index(each) for i, each in loaded.items() if each.codec},
     )
 
 
-def preload(layers: int, load_s: float, compute_s: float) -> int:
-    """L_p: so many layers must be there when the first is computed, if none is to be waited for.
+def _preload(layers: int, load_s: float, compute_s: float) -> int:
+    """L_p: how many layers must be loaded before the first is computed so that none is waited for.
 
-    L_p = (L - 1)(1 - T_compute / T_load) + 1, and 1 where loading is the faster (Agarwal et al.,
-    SIGMOD 2025, arXiv:2502.15734).
+    L_p = (L - 1)(1 - T_compute / T_load) + 1, rounded up, and 1 if loading is not slower (Agarwal
+    et al., SIGMOD 2025, arXiv:2502.15734).
     """
     if load_s <= compute_s:
         return 1
     return ceil((layers - 1) * (1 - compute_s / load_s)) + 1
 
 
-def chosen(demand: Demand, speeds: Speeds) -> Loaded:
-    """What to load: so that the longer of loading and computing, at the floor, is short; and of
-    what takes no longer than that, the forms that lose least."""
-    begun = [fastest(demand, speeds)]
-    for level in range(max(map(len, demand.forms), default=0)):  # none of them is to be better
-        alike = {i: demand.forms[i][min(level, len(demand.forms[i]) - 1)] for i in demand.stored}
-        begun += [alike] if alike not in begun else []
-    found = [without_dearest(demand, speeds, one) for one in begun]
-    return bettered(demand, speeds, min(found, key=lambda one: max(_times(demand, speeds, one))))
+def _choose(cost: PrefillCost, speeds: Speeds) -> _Loaded:
+    """What to load: first make the longer of loading and computing (at the floor) short, then take
+    the least lossy alternatives that do not make it longer.
+
+    The search starts from the fastest alternatives, and from every level for all chunks alike, so
+    the result is never slower than any one level for all chunks.
+    """
+    starts = [_fastest(cost, speeds)]
+    for level in range(max(map(len, cost.alternatives), default=0)):
+        records = {i: cost.alternatives[i] for i in cost.stored}
+        alike = {i: each[min(level, len(each) - 1)] for i, each in records.items()}
+        starts += [alike] if alike not in starts else []
+    found = [_without_costly(cost, speeds, start) for start in starts]
+    return _least_lossy(cost, speeds, min(found, key=lambda one: max(_times(cost, speeds, one))))
 
 
-def fastest(demand: Demand, speeds: Speeds) -> Loaded:
-    """Of every chunk the form that loads in the shortest time.
+def _fastest(cost: PrefillCost, speeds: Speeds) -> _Loaded:
+    """All stored chunks, each from the alternative that makes loading them fast.
 
-    Small forms are fast where the link is the bottleneck, and slow where decoding is. So this
-    begins with the form that is fastest for each chunk alone, and changes one chunk after another
-    where that makes the whole load faster.
+    Small records are fast where the link is the bottleneck, and slow where decoding is. So this
+    begins with the alternative that is fastest for each chunk alone, and exchanges one after
+    another where that shortens the whole load.
     """
 
-    def alone(form: Form) -> float:
-        return demand.load_s(speeds, {0: form})
+    def alone(record: Alternative) -> float:
+        return cost.load_s(speeds, {0: record})
 
-    loaded = {i: min(demand.forms[i], key=alone) for i in demand.stored}
-    best = demand.load_s(speeds, loaded)
+    loaded = {i: min(cost.alternatives[i], key=alone) for i in cost.stored}
+    best = cost.load_s(speeds, loaded)
     for i in loaded:
-        for form in demand.forms[i]:
-            changed = {**loaded, i: form}
-            if (load := demand.load_s(speeds, changed)) < best:
+        for record in cost.alternatives[i]:
+            changed = {**loaded, i: record}
+            if (load := cost.load_s(speeds, changed)) < best:
                 loaded, best = changed, load
     return loaded
 
 
-def without_dearest(demand: Demand, speeds: Speeds, every: Loaded) -> Loaded:
-    """``every`` without the chunks that had better be computed: leaving those out makes the longer
-    of loading and computing, at the floor, shorter.
+def _without_costly(cost: PrefillCost, speeds: Speeds, every: _Loaded) -> _Loaded:
+    """``every`` without the chunks that are cheaper to compute than to load: leaving those out
+    shortens the longer of loading and computing, at the floor.
 
-    Greedy: those that save most loading per second of computing first, of equals the last first,
-    since the first chunk of a prompt stands where it was computed. Never longer than to load all or
-    to compute all; where nothing is remote, beyond the best set by at most l * c / (l + c), the
-    largest over the chunks, for a chunk that loads in l and computes in c. For chunks of one size
+    Greedy, by the loading time saved per second of computing added; of equals the last chunk first,
+    since the first chunk of a prompt is exact when it is loaded. Never slower than loading all or
+    computing all. If nothing is remote, slower than the best set by at most the largest l * c / (l
+    + c) over the chunks, for a chunk that takes l to load and c to compute; for chunks of one size
     it is the best set.
     """
-    load, compute = _times(demand, speeds, every)
+    load, compute = _times(cost, speeds, every)
     changes = []
     for chunk in every:
-        without_load, without_compute = _times(demand, speeds, _but(every, chunk))
+        without_load, without_compute = _times(cost, speeds, _without(every, chunk))
         saved, added = load - without_load, without_compute - compute
         changes.append((added / saved if saved > 0 else inf, -chunk))
     loaded, best = every, max(load, compute)
     for _, negative in sorted(changes):
-        fewer = _but(loaded, -negative)
-        if (time := max(_times(demand, speeds, fewer))) < best:
+        fewer = _without(loaded, -negative)
+        if (time := max(_times(cost, speeds, fewer))) < best:
             loaded, best = fewer, time
-    nothing: Loaded = {}
-    return nothing if max(_times(demand, speeds, nothing)) < best else loaded
+    nothing: _Loaded = {}
+    return nothing if max(_times(cost, speeds, nothing)) < best else loaded
 
 
-def bettered(demand: Demand, speeds: Speeds, loaded: Loaded) -> Loaded:
-    """The same chunks, each in the form that loses least without making the prompt take longer. The
-    first chunks choose first, and no choice may make loading take more than :data:`MOST_LOAD` of
-    the time."""
-    limit = max(_times(demand, speeds, loaded))
-    for i, form in loaded.items():
-        for better in demand.forms[i][: demand.forms[i].index(form)]:
+def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
+    """The same chunks, each from the least lossy alternative that does not make the prompt take
+    longer, nor loading more than :data:`_MAX_LOAD_SHARE` of its time. The first chunks choose
+    first."""
+    limit = max(_times(cost, speeds, loaded))
+    for i, record in loaded.items():
+        for better in cost.alternatives[i][: cost.alternatives[i].index(record)]:
             changed = {**loaded, i: better}
-            load, compute = _times(demand, speeds, changed)
-            if compute <= limit and load <= MOST_LOAD * limit:
+            load, compute = _times(cost, speeds, changed)
+            if compute <= limit and load <= _MAX_LOAD_SHARE * limit:
                 loaded = changed
                 break
     return loaded
 
 
-def free_ratio(demand: Demand, speeds: Speeds, loaded: Loaded) -> float:
-    """The largest ratio at which computing takes no longer than loading; in [floor, 1]."""
-    load, least = _times(demand, speeds, loaded)
-    most = demand.compute_s(speeds, loaded, 1.0)
+def _free_ratio(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
+    """The highest ratio at which computing takes no longer than loading; in [floor, 1]."""
+    load, least = _times(cost, speeds, loaded)
+    most = cost.compute_s(speeds, loaded, 1.0)
     if load <= least or most <= least:
-        return demand.floor
-    return min(1.0, demand.floor + (1 - demand.floor) * (load - least) / (most - least))
+        return cost.floor
+    return min(1.0, cost.floor + (1 - cost.floor) * (load - least) / (most - least))
 
 
-def _times(demand: Demand, speeds: Speeds, loaded: Loaded) -> tuple[float, float]:
+def _times(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> tuple[float, float]:
     """Seconds to load, and to compute at the floor."""
-    return demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, demand.floor)
+    return cost.load_s(speeds, loaded), cost.compute_s(speeds, loaded, cost.floor)
 
 
-def _but(loaded: Loaded, chunk: int) -> Loaded:
-    return {i: form for i, form in loaded.items() if i != chunk}
+def _without(loaded: _Loaded, chunk: int) -> _Loaded:
+    return {i: record for i, record in loaded.items() if i != chunk}
 
 
-def _forms(stored: StoredChunk | None, levels: Sequence[StoredChunk]) -> tuple[Form, ...]:
+def _alternatives(
+    stored: StoredChunk | None, others: Sequence[StoredChunk]
+) -> tuple[Alternative, ...]:
     if stored is None:
         return ()
-    return Form.of(stored), *(Form.of(level, level=True) for level in levels)
+    return Alternative.of(stored), *(Alternative.of(other, remote_codec=True) for other in others)
 
 
-def _full_layers(parameters: dict[str, Any]) -> int:
-    """Layers that a method computes in full before it has chosen."""
-    return max(int(parameters.get("full_layers", 0)), int(parameters.get("check_layer", -1)) + 1)
-
-
-def _sentences(demand: Demand, speeds: Speeds, loaded: Loaded, ratio: float) -> list[str]:
-    """The choice in words. Chunks are numbered from 1, as people count."""
-    every, missing = fastest(demand, speeds), len(demand.chunks) - len(demand.stored)
+def _sentences(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float) -> list[str]:
+    """The choice in sentences, for reports. Chunks are numbered from 1."""
+    every, missing = (
+        _fastest(cost, speeds),
+        len(cost.chunks) - len(cost.stored),
+    )
     said = []
     if speeds.measured:
         said.append(f"Speeds as measured on {speeds.measured}; `ragcache profile` measures anew.")
     if missing:
-        said.append(f"{missing} of {len(demand.chunks)} chunks are not stored: computed.")
+        said.append(f"{missing} of {len(cost.chunks)} chunks are not stored: computed.")
     if not every:
         return [*said, "Nothing can be loaded, so there is no ratio to choose."]
     if len(loaded) < len(every):
-        all_load, all_compute = _times(demand, speeds, every)
+        all_load, all_compute = _times(cost, speeds, every)
         instead = [i for i in every if i not in loaded]
-        load, compute = _times(demand, speeds, loaded)
+        load, compute = _times(cost, speeds, loaded)
         said.append(
             f"{len(instead)} of {len(every)} stored chunks ({_numbers(instead)}; "
-            f"{sum(demand.chunks[i] for i in instead):,} tokens) are computed and not loaded: the "
+            f"{sum(cost.chunks[i] for i in instead):,} tokens) are computed and not loaded: the "
             f"longer of loading and computing falls from {_time(max(all_load, all_compute))} to "
             f"{_time(max(load, compute))}."
         )
-    for codec, count in Counter(form.codec for form in loaded.values() if form.codec).items():
+    for codec, count in Counter(record.codec for record in loaded.values() if record.codec).items():
         said.append(f"{count} of {len(loaded)} are loaded as {codec}, which takes fewer bytes.")
     if not loaded:
         return [*said, "No chunk is loaded: this is full prefill, and exact."]
-    return [*said, _balance(demand, speeds, loaded, ratio)]
+    return [*said, _balance(cost, speeds, loaded, ratio)]
 
 
-def _balance(demand: Demand, speeds: Speeds, loaded: Loaded, ratio: float) -> str:
-    """Loading against computing, and the ratio that follows."""
-    forms = demand.read(loaded)
-    parts, size = len(forms), sum(form.size for form in forms)
-    load, least = _times(demand, speeds, loaded)
-    rows = sum(demand.chunks[i] for i in loaded)
-    if ratio == demand.floor:
+def _balance(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float) -> str:
+    """The times of loading and computing, and the ratio that follows, as a sentence."""
+    records = cost.read(loaded)
+    parts, size = len(records), sum(record.size for record in records)
+    load, least = _times(cost, speeds, loaded)
+    rows = sum(cost.chunks[i] for i in loaded)
+    if ratio == cost.floor:
         verdict = f"computing takes longer, so the ratio stays at its floor, {ratio:.2f}."
     else:
-        most = _time(demand.compute_s(speeds, loaded, ratio))
+        most = _time(cost.compute_s(speeds, loaded, ratio))
         verdict = f"loading takes longer, so the ratio rises to {ratio:.2f}, which takes {most}."
     rate = f" at {size / load / 1e9:.2f} GB/s" if load else ""
-    full = f", all of them in {demand.full_layers} layers," if demand.full_layers else ""
-    read = demand.read_s(speeds, loaded)
-    still = f" ({_time(speeds.stolen * read)} of it standing still)" if speeds.stolen else ""
-    far = sum(form.is_remote for form in forms)
+    full = f", all of them in {cost.full_layers} layers," if cost.full_layers else ""
+    read = cost.read_s(speeds, loaded)
+    penalty = speeds.overlap_penalty
+    delay = f" ({_time(penalty * read)} of it waiting for reads)" if penalty else ""
+    far = sum(record.is_remote for record in records)
     where = f" ({far} of {parts} parts over the link)" if far else ""
     return (
-        f"Loading {size / 1e6:.1f} MB in {demand.layers * parts:,} reads{rate}{where} takes "
-        f"{_time(load)}; computing {demand.floor:.0%} of the {rows:,} loaded rows{full} and all "
-        f"that are not loaded, {_time(least)}{still}: {verdict}"
+        f"Loading {size / 1e6:.1f} MB in {cost.layers * parts:,} reads{rate}{where} takes "
+        f"{_time(load)}; computing {cost.floor:.0%} of the {rows:,} loaded rows{full} and all "
+        f"that are not loaded, {_time(least)}{delay}: {verdict}"
     )
 
 

@@ -1,4 +1,4 @@
-"""How fast a model computes here, and how fast its KV comes from a store."""
+"""Measured speeds: how fast a model computes on this machine, and its KV is read from a store."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from typing import Any, Self
 
 from ragcache.store.remote.bandwidth import LinkEstimate
 
-VERSION = 2  # another one where the meaning of a field changes: what was recorded is then measured
+_VERSION = 3  # raised when a field changes: speeds recorded with another version are measured again
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Measured times of one engine over one store: seconds, none of them negative.
+    """Measured times of one engine over one store, in seconds, none of them negative.
 
-    Reading goes on beside computing, and yet takes something from it: Python's lock, and cores
-    where the model runs on the CPU too.
+    A reading thread runs beside computing, but slows it down: both need Python's lock, and the
+    same cores where the model runs on the CPU. ``overlap_penalty`` measures by how much.
     """
 
-    start_s: float  # of any prefill, whatever it computes
+    start_s: float  # per prefill, whatever it computes
     row_s: float  # per computed row
-    pair_s: float  # per computed row and row of the prompt: it attends to all of them
-    place_s: float  # per loaded row: moved to its position and written among the others
+    pair_s: float  # per computed row and row of the prompt (attention)
+    place_s: float  # per loaded row: its keys are rotated, and it is written to the cache
     read_s: float  # per layer of a chunk that is read
-    byte_s: float  # per byte of it, as it is stored
-    token_s: float  # per token of the answer but the first
-    stolen: float = 0.0  # share of the time of reading by which it delays computing, in [0, 1]
-    measured: str = ""  # when, for people
-    #: By codec, to decode a byte of it, on top of what a byte of the store's own codec takes.
+    byte_s: float  # per stored byte
+    token_s: float  # per token of the answer after the first
+    #: Share of the reading time by which reading delays computing, in [0, 1].
+    overlap_penalty: float = 0.0
+    measured: str = ""  # date and time of the measurement, to be shown
+    #: Codec -> per byte of it to decode, in addition to ``byte_s`` of the store's own codec.
     decode_s: Mapping[str, float] = field(default_factory=dict)
-    link: LinkEstimate | None = None  # to a remote, as it is now: never recorded
+    link: LinkEstimate | None = None  # to a remote store, as it is now; never recorded
 
     def __post_init__(self) -> None:
         for name, value in (*self._seconds().items(), *self.decode_s.items()):
             if not (isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}: it must be 0 or more seconds")
-        if self.stolen > 1:
-            raise ValueError(f"stolen is {self.stolen}: it must be in [0, 1]")
+        if self.overlap_penalty > 1:
+            raise ValueError(f"overlap_penalty is {self.overlap_penalty}: it must be in [0, 1]")
 
     def compute_s(self, rows: float, total: int, placed: int) -> float:
         """Seconds to compute ``rows`` of a prompt of ``total``, of which ``placed`` are loaded."""
@@ -52,15 +53,16 @@ class Speeds:
 
     def as_json(self) -> str:
         known = {"measured": self.measured, "decode_s": dict(self.decode_s)}
-        return json.dumps({"version": VERSION, **self._seconds(), **known})
+        return json.dumps({"version": _VERSION, **self._seconds(), **known})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What :meth:`as_json` wrote. Raises ValueError for anything else, another version too."""
+        """Read what :meth:`as_json` wrote. Raises ValueError for anything else, and for another
+        version."""
         found = json.loads(text)
         names = {f.name for f in fields(cls)} - {"link"}
-        if not isinstance(found, dict) or found.pop("version", None) != VERSION:
-            raise ValueError(f"no speeds of version {VERSION}")
+        if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
+            raise ValueError(f"this is no record of speeds of version {_VERSION}")
         if found.keys() != names or not isinstance(found["measured"], str):
             raise ValueError(f"speeds have the fields {', '.join(sorted(names))}")
         if not isinstance(found["decode_s"], dict):
@@ -72,6 +74,6 @@ class Speeds:
         return cls(**found)
 
     def _seconds(self) -> dict[str, Any]:
-        """What is measured of the machine, in seconds and a share."""
+        """The recorded numbers: times in seconds, and the overlap penalty."""
         others = "measured", "decode_s", "link"
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}

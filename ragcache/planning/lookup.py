@@ -1,30 +1,30 @@
-"""From a prompt to what is stored of it: keys, hits and misses."""
+"""Look up a prompt's parts in a store: their keys, hits and misses."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ragcache.blend.base import Behind, Blender, Layout, positions
+from ragcache.blend.base import Blender, Layout, ReusedKV, positions
 from ragcache.planning.context import EncodingContext
 from ragcache.store.base import ChunkStore, Miss, StoredChunk, Variant
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.types import Fingerprint, Prompt
 
-_BEHIND_A_MISS = Miss("absent", "a part before it is not at hand")
+_AFTER_A_MISS = Miss("absent", "a part before it is not stored")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLookup:
-    """What the store has of one prompt, for one blender."""
+    """What a store has of one prompt that one blender can use."""
 
     layout: Layout
-    keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order
+    keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order; of those loaded, what is loaded
     prefix_key: ChunkKey
-    stored: tuple[StoredChunk, ...]  # what is loaded: the prefix first, then chunks in order
+    stored: tuple[StoredChunk, ...]  # to be loaded: the prefix first, then chunks in order
     misses: dict[int, Miss]  # chunk number -> why it is not loaded
     served: dict[int, Variant]  # chunk number -> the variant that is loaded
-    cheaper: frozenset[int] = frozenset()  # chunks that are stored, and computed all the same
+    cheaper: frozenset[int] = frozenset()  # stored chunks that are cheaper to compute than to load
 
     @property
     def prefix(self) -> StoredChunk | None:
@@ -43,7 +43,7 @@ class PromptLookup:
         return {number: record for number, record in self.chunks.items() if not record.sensitivity}
 
     def without(self, numbers: Collection[int]) -> PromptLookup:
-        """The same without loading these chunks: they are computed, and are no misses."""
+        """The same lookup, but these chunks are computed; they do not count as misses."""
         kept = {i: record for i, record in self.chunks.items() if i not in numbers}
         return replace(
             self,
@@ -54,8 +54,8 @@ class PromptLookup:
             cheaper=self.cheaper | frozenset(numbers),
         )
 
-    def at_levels(self, records: Mapping[int, StoredChunk]) -> PromptLookup:
-        """The same, with these records in the place of those of loaded chunks, by number."""
+    def with_records(self, records: Mapping[int, StoredChunk]) -> PromptLookup:
+        """The same lookup, with other records of loaded chunks, by chunk number."""
         chunks = {**self.chunks, **records}
         return replace(
             self,
@@ -64,7 +64,7 @@ class PromptLookup:
         )
 
     def number_of(self, key: bytes) -> int | None:
-        """Number of the first loaded chunk under a key digest; None for the prefix."""
+        """Number of the first chunk with this key digest; None if it is not a chunk's."""
         return next((i for i, k in enumerate(self.keys) if k.digest == key), None)
 
 
@@ -78,22 +78,23 @@ def look_up(
     tenant: str = "",
     unusable: Collection[bytes] = (),
 ) -> PromptLookup:
-    """Look every part of ``prompt`` up. ``unusable`` are digests that failed while being read."""
-    behind = blender.behind
-    keys = chunk_keys(prompt, fingerprint, behind, encoding, tenant)
-    names = tuple(map(digest_tokens, prompt.chunks)) if behind == "variant" else ()
+    """Look up every part of ``prompt``. ``unusable``: key digests of records that could not be
+    read, which count as damaged."""
+    reuses = blender.reuses
+    keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
+    names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
     prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
     prefix: StoredChunk | Miss = Miss("absent")
-    if behind != "nothing" and prompt.prefix:
+    if reuses != "nothing" and prompt.prefix:
         (prefix,) = _find(store, [prefix_key], unusable)
     found: list[StoredChunk | Variant | Miss]
-    if behind == "nothing":
+    if reuses == "nothing":
         found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
-    elif behind == "variant":
+    elif reuses == "variant":
         found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
     else:
         found = list(_find(store, keys, unusable))
-    if behind == "context":
+    if reuses == "in_context":
         found = _until_first_miss(found, prefix)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
     layout = Layout(
@@ -118,14 +119,18 @@ def look_up(
 
 
 def chunk_keys(
-    prompt: Prompt, fingerprint: Fingerprint, behind: Behind, encoding: EncodingContext, tenant: str
+    prompt: Prompt,
+    fingerprint: Fingerprint,
+    reuses: ReusedKV,
+    encoding: EncodingContext,
+    tenant: str,
 ) -> tuple[ChunkKey, ...]:
-    """Keys of the chunks: compiled one by one, or with all that stands before them here."""
-    if behind in ("compiled", "nothing"):
+    """Keys of the chunks: as precomputed under ``encoding``, or in the context of this prompt."""
+    if reuses in ("encoded", "nothing"):
         return tuple(encoding.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
     keys, before = [], prompt.prefix
     for chunk in prompt.chunks:
-        if behind == "variant":
+        if reuses == "variant":
             keys.append(variant_key(fingerprint, chunk, before, tenant))
         else:
             keys.append(ChunkKey(fingerprint, chunk, before, tenant=tenant))
@@ -149,15 +154,14 @@ def _fitting(
     before: Sequence[bytes],
     unusable: Collection[bytes],
 ) -> Variant | Miss:
-    """The variant of a chunk that costs least behind ``before``; of several, the one worth most."""
+    """The variant of a chunk with the lowest overhead after the chunks ``before``; of several, the
+    one with the highest score."""
     usable = [v for v in store.variants.find(key) if v.stored.key.digest not in unusable]
     costs = [(blender.overhead(v.notes, before), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:
-        fits = f"none of its {len(usable)} variants fits its company" if usable else "no variant"
-        exact = store.get_header(
-            key
-        )  # counts the miss; if it is there, its KV or its notes are damaged
+        fits = f"none of its {len(usable)} variants fits this context" if usable else "no variant"
+        exact = store.get_header(key)  # counts the miss; if it is found, its notes are damaged
         reason = exact.reason if isinstance(exact, Miss) else "corrupt"
         return Miss(reason, f"{fits}: computed, and kept as one")
     best = min(fitting)[-1]
@@ -168,7 +172,8 @@ def _fitting(
 def _sensitivities(
     prompt: Prompt, records: Sequence[StoredChunk | Miss], first_exact: bool
 ) -> tuple[tuple[float, ...], ...]:
-    """Per chunk. Those of the first one are 0 where it stands exactly as it was computed."""
+    """Per chunk, () where unknown. ``first_exact``: the first chunk stands where it was computed,
+    so its sensitivities are 0."""
     found = [record.sensitivity if isinstance(record, StoredChunk) else () for record in records]
     if found and first_exact:
         found[0] = (0.0,) * len(prompt.chunks[0])
@@ -178,11 +183,11 @@ def _sensitivities(
 def _until_first_miss(
     found: Sequence[StoredChunk | Variant | Miss], prefix: StoredChunk | Miss
 ) -> list[StoredChunk | Variant | Miss]:
-    """Prefix caching ends at the first part that is not at hand."""
+    """Prefix caching ends at the first part that is not stored."""
     kept: list[StoredChunk | Variant | Miss] = []
     whole = isinstance(prefix, StoredChunk)
     for part in found:
         if isinstance(part, Miss):
             whole = False
-        kept.append(part if whole or isinstance(part, Miss) else _BEHIND_A_MISS)
+        kept.append(part if whole or isinstance(part, Miss) else _AFTER_A_MISS)
     return kept

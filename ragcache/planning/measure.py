@@ -1,4 +1,4 @@
-"""Timing what an answer does: computing rows among placed ones, reading, both, and decoding."""
+"""Measure speeds: computing rows among placed ones, reading, both at once, and decoding."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ragcache.types import KVSpec, Load, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 3  # of which the median counts
-_FEW = 16  # rows: as many as a question has
-_MOST_ROWS, _ENOUGH_S = 256, 0.1  # rows are doubled up to so many, or until they take so long
+_ROUNDS = 3  # repetitions; the median counts
+_FEW = 16  # rows, as in a typical question
+_MOST_ROWS, _ENOUGH_S = 256, 0.1  # rows are doubled up to this number, or this many seconds
 _MOST_TOKENS = 2048  # of a prompt
 _DECODED = 8  # tokens
-_AT_ONCE, _READINGS = 4, 6  # chunks read together, and how often chunks are read
-_LOADED = 12  # chunks, into a prompt
+_AT_ONCE, _READINGS = 4, 6  # chunks read together; least number of reads
+_LOADED = 12  # most chunks loaded into a prompt
 
 
 def measure_speeds(
     engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk]
 ) -> Speeds | None:
-    """Time ``engine``, and reading ``sample`` from ``store``; None where nothing could be read."""
+    """Time ``engine``, and reading ``sample`` from ``store``; None if nothing could be read."""
     ordered = sorted({s.key: s for s in sample}.values(), key=lambda s: s.payload_bytes)
     batches = [ordered[at : at + _AT_ONCE] for at in range(0, len(ordered), _AT_ONCE)]
     reads = _readings(store, batches)
@@ -46,22 +46,22 @@ def measure_speeds(
         return None
     sound = {chunk.key for batch in batches for chunk in batch}
     sample = [chunk for chunk in sample if chunk.key in sound]
-    read_s, byte_s = fitted([(parts, size) for parts, size, _ in reads], [s for *_, s in reads])
+    read_s, byte_s = _fit([(parts, size) for parts, size, _ in reads], [s for *_, s in reads])
     runs, token_s = _runs(engine, round(median(chunk.tokens for chunk in sample)))
     costs = [(1.0, rows, rows * total, total - rows) for rows, total, _ in runs]
-    start_s, row_s, pair_s, place_s = fitted(costs, [seconds for *_, seconds in runs])
+    start_s, row_s, pair_s, place_s = _fit(costs, [seconds for *_, seconds in runs])
     if token_s is None:  # the answer ended at once
         token_s = start_s + row_s + pair_s * runs[-1][1]
     decode_s = {name: _decoding(store, sample, name) for name in store.remote_codecs}
     speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
-    return replace(speeds, stolen=_stolen(engine, store, sample, speeds))
+    return replace(speeds, overlap_penalty=_overlap_penalty(engine, store, sample, speeds))
 
 
-def fitted(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Prices, none negative, at which ``costs`` (n, k) come nearest to ``seconds`` (n, all > 0).
+def _fit(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Non-negative coefficients (k,) with which ``costs`` (n, k) best explain ``seconds`` (n, > 0).
 
-    Least squares of the relative error. Every choice of prices to be 0 is tried, and the best is
-    taken.
+    Non-negative least squares of the relative error, by trying every set of coefficients that may
+    differ from 0: k is small.
     """
     matrix = np.array(costs, np.float64) / np.array(seconds, np.float64)[:, None]
     scale = np.maximum(np.abs(matrix).max(0), 1e-300)
@@ -79,11 +79,11 @@ def fitted(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[f
 
 
 def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple[int, int, float]]:
-    """(layers of chunks read, bytes, seconds) of each batch, or of several turns of few batches.
+    """(layers of chunks read, bytes, seconds) of each batch; few batches are read several times.
 
-    Where there are enough, each chunk is read once, so that those count as cold that are. A tier in
-    RAM is asked twice: what is used again is held there. Chunks that turn out damaged are taken out
-    of their batch.
+    If there are enough, each chunk is read once, so that chunks outside the page cache are measured
+    as such. From a RAM tier each is read twice, and the second time counts, since the tier keeps
+    what is used again. Damaged chunks are removed from their batch.
     """
     found = []
     turns = islice(cycle(batches), max(len(batches), _READINGS))
@@ -95,7 +95,7 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
                 _drained(store, batch)
             seconds = _drained(store, batch)
         except StoreError as error:
-            logger.warning("a chunk is left out of what is measured: %s", error)
+            logger.warning("a chunk is left out of the measurement: %s", error)
             batch[:] = [chunk for chunk in batch if error.key not in (None, chunk.key.digest)]
             continue
         if number:  # the first turn imports what the codec needs
@@ -105,7 +105,7 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
 
 
 def _drained(store: ChunkStore, chunks: Sequence[StoredChunk]) -> float:
-    """Seconds to read all layers of chunks. StoreError where one turns out unusable."""
+    """Seconds to read all layers of chunks. Raises StoreError if one is damaged."""
     began = time.perf_counter()
     layers = range(chunks[0].spec.layers)
     with LayerReader(store, chunks) as reader:
@@ -116,7 +116,8 @@ def _drained(store: ChunkStore, chunks: Sequence[StoredChunk]) -> float:
 
 
 def _decoding(store: ChunkStore, sample: Sequence[StoredChunk], name: str) -> float:
-    """Seconds to decode a byte of a codec; of the first sound chunk, put into it here."""
+    """Seconds to decode a byte of a codec, measured on the first readable chunk, encoded here; 0 if
+    there is none."""
     coded = codec(name)
     for chunk in sample:
         if isinstance(kv := store.get(chunk.key), Miss):
@@ -137,8 +138,8 @@ def _decoding(store: ChunkStore, sample: Sequence[StoredChunk], name: str) -> fl
 
 
 def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], float | None]:
-    """(rows computed, rows of the prompt, seconds) of several prefills, and seconds per token of
-    an answer, if there was one. What is loaded stands in chunks of ``chunk`` tokens."""
+    """(rows computed, rows of the prompt, seconds) of several prefills, and seconds per decoded
+    token, if any was decoded. The other rows are loaded in chunks of ``chunk`` tokens."""
     timed = partial(_timed, engine, chunk)
     total = max(1, min(_MOST_TOKENS, engine.context_tokens - _DECODED))
     few = min(_FEW, total)
@@ -162,13 +163,14 @@ def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], flo
     return runs, median(steps) if steps else None
 
 
-def _stolen(
+def _overlap_penalty(
     engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk], speeds: Speeds
 ) -> float:
-    """Share of the time of reading by which it delays computing that goes on meanwhile.
+    """Share of the reading time by which reading delays the computing that runs beside it, in [0,
+    1].
 
-    A fusion against the same one with everything at hand. It computes at least as long as it reads,
-    if that can be had: on a slow disk it waits, and waiting is no delay of computing.
+    Compares a fused prefill with the same one whose KV is in memory. It computes for at least as
+    long as it reads, where possible: on a slow disk it waits, which is no delay of computing.
     """
     room = min(_MOST_TOKENS, engine.context_tokens - _DECODED) // 2
     ends = accumulate(chunk.tokens for chunk in sample)
@@ -189,7 +191,7 @@ def _stolen(
                 together, _ = _fused(engine, lengths, rows, reader)
             delays.append(together - max(alone, reading))
     except StoreError as error:
-        logger.warning("what reading takes from computing is not measured: %s", error)
+        logger.warning("the overlap penalty is not measured: %s", error)
         return 0.0
     load = speeds.load_s(len(chunks) * engine.spec.layers, sum(c.payload_bytes for c in chunks))
     return min(1.0, max(0.0, median(delays)) / load)
@@ -209,8 +211,8 @@ def _timed(
 def _fused(
     engine: Engine, lengths: Sequence[int], rows: int, source: KVSource
 ) -> tuple[float, FusedPrompt]:
-    """Seconds until the logits of a prompt are there whose chunks are loaded from ``source`` and
-    whose other ``rows`` are computed; which tokens they are makes no difference."""
+    """Seconds to the logits of a prompt whose chunks, of ``lengths`` tokens, are loaded from
+    ``source`` and whose other ``rows`` are computed. The token ids do not matter."""
     token = engine.template.prefix[:1] or (0,)
     prompt = Prompt((), tuple(token * length for length in lengths), token * rows)
     layout = Layout(prompt, (True,) * len(lengths), False, positions(prompt, "consecutive"))
@@ -221,7 +223,7 @@ def _fused(
 
 
 class _Zeros:
-    """A KVSource that has every layer at hand."""
+    """A KVSource of zeros in memory."""
 
     def __init__(self, spec: KVSpec, lengths: Sequence[int]) -> None:
         dtype = getattr(torch, spec.dtype)

@@ -1,4 +1,4 @@
-"""The speeds of a model over a store: measured once, and kept with the store."""
+"""The speeds of a model over a store: measured once and recorded in the store."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from ragcache.store.key import ChunkKey
 
 logger = logging.getLogger(__name__)
 
-_BROUGHT = 4  # chunks
+_FETCHED = 4  # chunks copied from a remote store, if none is local
 
 
 class Profile:
-    """The speeds of one engine over one store: measured at the first need, and recorded there.
+    """The speeds of one engine over one store: measured when first needed, and recorded there.
 
-    What is recorded is for this model, device, kernels, threads, layout, tier and machine; of
-    others there are others. A store that cannot be written, and a record that is malformed, are no
-    errors: it is measured again by the next process.
+    Records are kept apart by model, device, kernels, threads, layout, RAM tier and machine. A store
+    that cannot be written and a malformed record are no errors: the next process measures again.
     """
 
     def __init__(self, engine: ChunkEngine, store: ChunkStore, catalog: Catalog) -> None:
@@ -40,13 +39,13 @@ class Profile:
         self._known: Speeds | None = None
 
     def speeds(self, sample: Callable[[], Iterable[ChunkKey]]) -> Speeds | None:
-        """Known, recorded or else measured by reading chunks of ``sample``; None where none of
-        those can be read."""
+        """The speeds: known, recorded, or measured by reading chunks of ``sample``; None if none of
+        these can be read."""
         self._known = self._known or self.recorded() or self.measure(sample())
         return self._known
 
     def recorded(self) -> Speeds | None:
-        """What an earlier process measured; None if there is nothing, or nothing sound."""
+        """What an earlier process measured; None without a valid record."""
         try:
             text = self.catalog.get_setting(self.setting)
             return None if text is None else Speeds.from_json(text)
@@ -55,8 +54,8 @@ class Profile:
             return None
 
     def measure(self, sample: Iterable[ChunkKey]) -> Speeds | None:
-        """Measure anew, and record it; None where none of ``sample`` is stored and sound, and of
-        servers, whose speeds are their own business."""
+        """Measure again, and record it. None if no chunk of ``sample`` is stored and readable, and
+        for engines that are servers, whose speeds cannot be measured from here."""
         if not isinstance(self.engine, Engine):
             return None
         began = time.perf_counter()
@@ -75,10 +74,10 @@ class Profile:
         return self._known
 
     def _found(self, sample: Iterable[ChunkKey]) -> list[StoredChunk]:
-        """What is stored of ``sample``, as far as that can be read; what is here, if anything is.
+        """The chunks of ``sample`` that are stored, local ones only if there are any.
 
-        If nothing is, some of it is brought here, where there is room: how fast that comes over a
-        network changes, and is not what is recorded.
+        If all are remote, a few are copied here if there is room: the speed of a network varies, so
+        it is not recorded (see :attr:`Speeds.link`).
         """
         there: list[StoredChunk] = []
         try:
@@ -86,9 +85,9 @@ class Profile:
                 if isinstance(found := self.store.get_header(key, count=False), StoredChunk):
                     there.append(found)
         except StoreError as error:
-            logger.warning("chunks were left out of what is measured: %s", error)
+            logger.warning("chunks were left out of the measurement: %s", error)
         if there and all(chunk.is_remote for chunk in there):
-            for chunk in there[:_BROUGHT]:
+            for chunk in there[:_FETCHED]:
                 self.store.get(chunk.key)
             again = [self.store.get_header(chunk.key, count=False) for chunk in there]
             there = [chunk for chunk in again if isinstance(chunk, StoredChunk)]

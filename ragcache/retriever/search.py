@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol
-
-import numpy as np
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
@@ -152,21 +150,6 @@ class Retriever:
                 found.append((row, Passage(self.catalog.chunk(row), score)))
         return found
 
-    def similar(self, chunk: Chunk, k: int) -> list[Chunk]:
-        """The k chunks most similar to ``chunk``, without itself, the most similar first."""
-        self._catch_up()
-        _, index = self._current
-        if not len(index):
-            return []
-        _, rows = index.search(self.embedder.embed([chunk.text]), k + 1)
-        found = []
-        for row in rows[0].tolist():
-            try:
-                found.append(self.catalog.chunk(row))
-            except KeyError:  # went since the search, or fewer than k + 1
-                continue
-        return [other for other in found if other.id != chunk.id][:k]
-
     def _arrange(self, hits: dict[int, float], neighbours: int) -> list[Passage]:
         """Passages of the hits and their neighbours in reading order."""
         documents: dict[str, None] = {}  # in the order of their first, so best, hit
@@ -242,12 +225,3 @@ class Retriever:
 def _check_k(k: int) -> None:
     if k < 1:
         raise ConfigError(f"k is {k}: ask for at least 1 chunk")
-
-
-def nearest(embedder: Embedder, texts: Sequence[str], k: int) -> list[list[int]]:
-    """Of every text the k others that are most similar, the most similar first."""
-    vectors = embedder.embed(texts)
-    scores = vectors @ vectors.T
-    np.fill_diagonal(scores, -np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return [row[: min(k, len(texts) - 1)].tolist() for row in order]

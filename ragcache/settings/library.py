@@ -30,10 +30,9 @@ class Settings(SourcedSettings):
         "auto",
         description="Data type that the model computes in: auto, float32, bfloat16 or float16.",
     )
-    kernels: Literal["auto", "torch", "triton", "flex"] = Field(
+    kernels: Literal["auto", "torch", "triton"] = Field(
         "auto",
-        description="Kernels that place KV and compute attention on a GPU: auto, torch, triton or "
-        "flex.",
+        description="Kernels that place KV and compute attention on a GPU: auto, torch or triton.",
     )
     embedder: str = Field(
         "",
@@ -49,8 +48,8 @@ class Settings(SourcedSettings):
     )
     encoding_context: str = Field(
         "",
-        description="Tokens that precede a chunk while its KV is computed: prefix, bos, link0 or "
-        "enriched(n). Default: the store's own.",
+        description="Tokens that precede a chunk while its KV is computed: prefix, bos or link0. "
+        "Default: the store's own.",
     )
     prompt_date: date | Literal["", "today"] = Field(
         "",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ragcache.errors import ConfigError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.sim.trace import Trace
 from ragcache.store.eviction import POLICIES, CacheEntry, Policy, make_policy
 
@@ -82,7 +82,7 @@ class Farthest(Policy[str]):
         return -requests[later] if later < len(requests) else -math.inf
 
 
-def simulate(trace: Trace, name: str, capacity: int, model: Model) -> Outcome:
+def simulate(trace: Trace, name: str, capacity: int, model: ModelCost) -> Outcome:
     """What the policy ``name`` serves of ``trace``, from a store that is empty at first.
 
     ``name`` is one of ``POLICIES``, or ``belady``, or ``bound``. Raises ConfigError for another,
@@ -96,7 +96,7 @@ def simulate(trace: Trace, name: str, capacity: int, model: Model) -> Outcome:
     return _replay(trace, chosen, capacity, model)
 
 
-def _replay(trace: Trace, policy: Policy[str], capacity: int, model: Model) -> Outcome:
+def _replay(trace: Trace, policy: Policy[str], capacity: int, model: ModelCost) -> Outcome:
     hits = hit_tokens = evictions = refused = 0
     saved = 0.0
     for number, request in enumerate(trace):
@@ -129,7 +129,7 @@ def _replay(trace: Trace, policy: Policy[str], capacity: int, model: Model) -> O
     )
 
 
-def bound(trace: Trace, capacity: int, model: Model) -> Outcome:
+def bound(trace: Trace, capacity: int, model: ModelCost) -> Outcome:
     """More hits, tokens or FLOPs than these no policy serves, whatever the sizes.
 
     PFOO-U of Berger et al., arXiv:1711.03709: to serve a chunk again, its bytes must be there from
@@ -163,14 +163,17 @@ def _fill(room: float, offers: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def _asked(trace: Trace, name: str, capacity: int, model: Model) -> Outcome:
+def _asked(trace: Trace, name: str, capacity: int, model: ModelCost) -> Outcome:
     tokens = [count for request in trace for count in dict(request).values()]
     flops = sum(map(model.flops, tokens))
     return Outcome(name, capacity, len(trace), len(tokens), sum(tokens), flops)
 
 
 def report(
-    trace: Trace, model: Model, capacities: Iterable[int], policies: Sequence[str] = tuple(POLICIES)
+    trace: Trace,
+    model: ModelCost,
+    capacities: Iterable[int],
+    policies: Sequence[str] = tuple(POLICIES),
 ) -> list[Row]:
     """By capacity: a row for each of ``policies``, then ``belady`` and ``bound``."""
     rows = []
@@ -182,7 +185,7 @@ def report(
     return rows
 
 
-def working_set(trace: Trace, model: Model) -> int:
+def working_set(trace: Trace, model: ModelCost) -> int:
     """Bytes of the chunks that are asked for more than once: with these, no store could do more."""
     seen: set[str] = set()
     again: dict[str, int] = {}

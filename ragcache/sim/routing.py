@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xxhash import xxh3_64_intdigest
-
 from ragcache.errors import ConfigError
 from ragcache.sim.lru import Held
 from ragcache.sim.trace import Request, Trace
+from ragcache.util.rendezvous import home
 
 POLICIES = "turns", "affine", "bounded"
 SLACK = 0.1  # above the mean, that a replica of policy bounded takes
@@ -58,12 +57,13 @@ def route(trace: Trace, policy: str, replicas: int, capacity: int) -> Routed:
             "at least 1 replica"
         )
     sizes = {asked.id: asked.tokens for request in trace for asked in request}
-    home = {id: _home(id, replicas) for id in sizes}
+    names = [str(number) for number in range(replicas)]
+    homes = {id: int(home((id.rpartition("#")[0] or id).encode(), names)) for id in sizes}
     tiers = [Held(sizes, capacity) for _ in range(replicas)]
     counts, loaded, hits, total = [0] * replicas, [0] * replicas, 0, 0
     for number, request in enumerate(trace):
         wanted = dict(request)
-        at = _choose(policy, request, number, home, counts)
+        at = _choose(policy, request, number, homes, counts)
         missing = sum(tokens for id, tokens in wanted.items() if id not in tiers[at])
         tiers[at].use(wanted)
         counts[at] += 1
@@ -74,21 +74,16 @@ def route(trace: Trace, policy: str, replicas: int, capacity: int) -> Routed:
 
 
 def _choose(
-    policy: str, request: Request, number: int, home: dict[str, int], counts: Sequence[int]
+    policy: str, request: Request, number: int, homes: dict[str, int], counts: Sequence[int]
 ) -> int:
     replicas = len(counts)
     if policy == "turns":
         return number % replicas
     tokens = [0] * replicas
     for id, count in dict(request).items():
-        tokens[home[id]] += count
+        tokens[homes[id]] += count
     ranked = sorted(range(replicas), key=lambda at: (-tokens[at], counts[at]))
     if policy == "affine":
         return ranked[0]
     most = (1 + SLACK) * (number + 1) / replicas
     return next((at for at in ranked if counts[at] + 1 <= max(1, most)), ranked[-1])
-
-
-def _home(id: str, replicas: int) -> int:
-    document = (id.rpartition("#")[0] or id).encode()
-    return max(range(replicas), key=lambda at: xxh3_64_intdigest(document, seed=at))

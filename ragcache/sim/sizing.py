@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.store.format.codecs import codec
 from ragcache.types import KVSpec
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Models by the names of their makers, whose shapes need no model hub.
-SHAPES: Mapping[str, Model] = {
-    "qwen2.5-0.5b": Model(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),
-    "qwen2.5-7b": Model(KVSpec(28, 4, 128, "bfloat16"), 7_620_000_000, 28),
-    "mistral-7b": Model(KVSpec(32, 8, 128, "bfloat16"), 7_250_000_000, 32),
-    "llama-3.1-8b": Model(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
-    "llama-3.1-70b": Model(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
+SHAPES: Mapping[str, ModelCost] = {
+    "qwen2.5-0.5b": ModelCost(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),
+    "qwen2.5-7b": ModelCost(KVSpec(28, 4, 128, "bfloat16"), 7_620_000_000, 28),
+    "mistral-7b": ModelCost(KVSpec(32, 8, 128, "bfloat16"), 7_250_000_000, 32),
+    "llama-3.1-8b": ModelCost(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
+    "llama-3.1-70b": ModelCost(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
 }
 _CACHEGEN = 0.262  # bytes a number: docs/codecs.md, large
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -57,7 +57,7 @@ class Sizing:
     first_reuses: float  # the same for its first month, which pays for its making
 
 
-def shape(name: str) -> Model:
+def shape(name: str) -> ModelCost:
     """The model of a name in :data:`SHAPES`, a folder or a name of the model hub; of the latter
     its configuration is read, and no weights. Raises ModelError."""
     if name in SHAPES:
@@ -81,7 +81,7 @@ def shape(name: str) -> Model:
         getattr(text, "head_dim", None) or text.hidden_size // heads,
         str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch."),
     )
-    return Model(spec, sum(weight.numel() for weight in made.parameters()), heads)
+    return ModelCost(spec, sum(weight.numel() for weight in made.parameters()), heads)
 
 
 def rate(text: str) -> float:
@@ -95,7 +95,7 @@ def rate(text: str) -> float:
     return number if found[3] == "B" else number / 8
 
 
-def chunk_bytes(model: Model, tokens: int, codec_name: str) -> float:
+def chunk_bytes(model: ModelCost, tokens: int, codec_name: str) -> float:
     """Of a chunk as it is stored; of cachegen, whose sizes depend on the values, about."""
     spec = model.spec
     layer = codec(codec_name).layer_bytes(spec, tokens)
@@ -105,7 +105,7 @@ def chunk_bytes(model: Model, tokens: int, codec_name: str) -> float:
 
 
 def sizing(
-    model: Model,
+    model: ModelCost,
     chunks: int,
     prices: Prices,
     *,

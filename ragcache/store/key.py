@@ -30,12 +30,13 @@ IN_CONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
 class ChunkKey:
     """Identity of one chunk's KV.
 
-    ``mode`` is the compile mode (``prefix``: computed behind ``behind``, whose rows are dropped).
+    ``mode`` is the compile mode (``prefix``: computed after ``context``, whose rows are
+    dropped).
     """
 
     fingerprint: Fingerprint
     tokens: Tokens  # the chunk's own ids
-    behind: Tokens = ()  # ids it was computed behind
+    context: Tokens = ()  # ids that preceded the chunk when it was computed
     mode: str = "prefix"
     tenant: str = ""
 
@@ -54,13 +55,13 @@ class ChunkKey:
 
     @cached_property
     def digest(self) -> bytes:
-        """blake3(fingerprint | mode | behind | content), each part of fixed or stated length."""
+        """blake3(fingerprint | mode | context | content), each part of fixed or stated length."""
         mode = self.mode.encode()
         return blake3(
             self.fingerprint.digest
             + len(mode).to_bytes(4, "little")
             + mode
-            + digest_tokens(self.behind)
+            + digest_tokens(self.context)
             + self.content
         ).digest()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector, positions
+from ragcache.blend.base import Blender, KVPair, Layout, ReusedKV, Selector, positions
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.blend.reuse import Reuse
@@ -54,12 +54,12 @@ class MemorySource:
 
 
 def encoded(engine: Prefiller, prompt: Prompt, blender: Blender) -> list[ChunkKV]:
-    """KV of the prefix and of every chunk, computed behind what ``blender`` wants."""
-    parts, behind = engine.encode([prompt.prefix]), prompt.prefix
+    """KV of the prefix and of every chunk, computed after what ``blender`` wants."""
+    parts, context = engine.encode([prompt.prefix]), prompt.prefix
     for chunk in prompt.chunks:
-        parts += engine.encode([chunk], behind=behind)
-        if blender.behind == "context":
-            behind += chunk
+        parts += engine.encode([chunk], context=context)
+        if blender.reuses == "in_context":
+            context += chunk
     return parts
 
 
@@ -88,9 +88,9 @@ def run(
     """Fuse ``prompt`` with everything stored but the chunks in ``missing``."""
     prefix, *chunks = encoded(engine, prompt, blender)
     notes: list[ChunkNotes] = []
-    if blender.behind == "variant":
+    if blender.reuses == "variant":
         chunks, notes = variants(engine, prompt)
-    stored = blender.behind != "nothing"
+    stored = blender.reuses != "nothing"
     loaded = tuple(stored and i not in missing for i in range(len(chunks)))
     parts = [prefix] * stored + [c for c, here in zip(chunks, loaded, strict=True) if here]
     place = positions(prompt, blender.placement)
@@ -204,7 +204,7 @@ class BlenderTests:
         seen = _Watched(engine)
         first = run(seen, between)
         before = seen.kv[-engine.spec.layers :]
-        run(seen, _Replayed(first.chosen, between.behind), replace(PROMPT, chunks=changed))
+        run(seen, _Replayed(first.chosen, between.reuses), replace(PROMPT, chunks=changed))
         after = seen.kv[-engine.spec.layers :]
         for pair, other in zip(before, after, strict=True):
             for x, y in zip(pair, other, strict=True):
@@ -222,8 +222,8 @@ class _Watched(Prefiller):
         self.rows: list[list[int]] = []
         self.kv: list[KVPair] = []  # keys before RoPE and values, each (kv_heads, rows, head_dim)
 
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        return self.engine.encode(chunks, behind=behind)
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
+        return self.engine.encode(chunks, context=context)
 
     def prefill(
         self, tokens: Tokens, walk: PrefillCallbacks | None = None, **options: Any
@@ -264,11 +264,11 @@ class _Replayed(Blender):
     """Computes given rows at every layer."""
 
     chosen: tuple[Tensor, ...]
-    loads: Behind
+    loads: ReusedKV
     name: ClassVar[str] = "replayed"
 
     @property
-    def behind(self) -> Behind:
+    def reuses(self) -> ReusedKV:
         return self.loads
 
     def selector(self, layout: Layout, layers: int) -> Selector:

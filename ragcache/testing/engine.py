@@ -96,18 +96,18 @@ class EngineTests:
 
     def test_kv_behind_a_prefix_is_that_of_a_whole_prefill(self, engine: Engine) -> None:
         whole = engine.encode([IDS])[0]
-        assert_same_kv(engine.encode([IDS[10:]], behind=IDS[:10])[0], whole, 10)
+        assert_same_kv(engine.encode([IDS[10:]], context=IDS[:10])[0], whole, 10)
 
     def test_chunks_are_encoded_together_as_each_by_itself(self, engine: Engine) -> None:
         chunks = [IDS[10:22], IDS[22:23], IDS[23:40]]
-        for got, chunk in zip(engine.encode(chunks, behind=IDS[:10]), chunks, strict=True):
+        for got, chunk in zip(engine.encode(chunks, context=IDS[:10]), chunks, strict=True):
             assert got.tokens == chunk
-            assert_same_kv(got, engine.encode([chunk], behind=IDS[:10])[0])
+            assert_same_kv(got, engine.encode([chunk], context=IDS[:10])[0])
 
     def test_taken_rows_are_what_was_encoded(self, engine: Engine) -> None:
         walk = _Taking(10, 30)
         engine.prefill(IDS, walk)
-        want = engine.encode([IDS[10:30]], behind=IDS[:10])[0]
+        want = engine.encode([IDS[10:30]], context=IDS[:10])[0]
         keys, values = zip(*walk.taken, strict=True)
         assert_same_kv(ChunkKV(IDS[10:30], keys, values), want)
 

@@ -17,9 +17,9 @@ OTHER = Fingerprint((("weights", "9f11"), ("dtype", "float32")), "tiny")  # anot
 LAYERS, HEADS, DIM = 3, 2, 8
 
 
-def make_key(first: int = 0, fingerprint: Fingerprint = MODEL, behind: Tokens = ()) -> ChunkKey:
+def make_key(first: int = 0, fingerprint: Fingerprint = MODEL, context: Tokens = ()) -> ChunkKey:
     """A key of 5 tokens, which begin with ``first``."""
-    return ChunkKey(fingerprint, tuple(range(first, first + 5)), behind)
+    return ChunkKey(fingerprint, tuple(range(first, first + 5)), context)
 
 
 def make_kv(key: ChunkKey, seed: int = 0, dtype: torch.dtype = torch.float32) -> ChunkKV:

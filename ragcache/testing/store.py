@@ -151,7 +151,7 @@ class ChunkStoreTests:
         [
             (replace(KEYS[0], fingerprint=OTHER), f"stored for {MODEL}, asked for {OTHER}"),
             (replace(KEYS[0], mode="context"), "stored in mode prefix, asked for mode context"),
-            (replace(KEYS[0], behind=(9,)), f"stored for {MODEL}, but behind another prefix"),
+            (replace(KEYS[0], context=(9,)), f"stored for {MODEL}, but behind another prefix"),
         ],
         ids=["model", "mode", "prefix"],
     )
@@ -168,9 +168,9 @@ class ChunkStoreTests:
     ) -> None:
         for each in (store, reference):
             for behind in range(5):
-                each.put(replace(KEYS[0], behind=(behind,)), make_kv(KEYS[0]))
-                each.put(replace(KEYS[0], behind=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
-        asked = replace(KEYS[0], behind=(9,))
+                each.put(replace(KEYS[0], context=(behind,)), make_kv(KEYS[0]))
+                each.put(replace(KEYS[0], context=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
+        asked = replace(KEYS[0], context=(9,))
         assert unversioned(store.get_header(asked)) == unversioned(reference.get_header(asked))
 
     def test_stale_is_over_with_the_record(self, store: ChunkStore) -> None:

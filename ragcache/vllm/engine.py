@@ -70,23 +70,23 @@ class VllmEngine(TokenizerEngine):
     def close(self) -> None:
         self.client.close()
 
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         """By the servers, several at a time. Raises ModelError where they cannot."""
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
-        longest = max(map(len, chunks), default=0) + len(behind) + 1
+        longest = max(map(len, chunks), default=0) + len(context) + 1
         if longest > self.context_tokens:
             raise ContextError(
                 f"a chunk behind its prefix needs {longest} tokens, but {self.name} has a context "
                 f"of {self.context_tokens}. Make chunks smaller."
             )
         with ThreadPoolExecutor(_AT_ONCE, "ragcache-encode") as pool:
-            return list(pool.map(lambda chunk: self._encode(chunk, behind), chunks))
+            return list(pool.map(lambda chunk: self._encode(chunk, context), chunks))
 
-    def _encode(self, chunk: Tokens, behind: Tokens) -> ChunkKV:
-        manifest = Manifest.keep(chunk, behind, self.fingerprint.digest, ticket())
+    def _encode(self, chunk: Tokens, context: Tokens) -> ChunkKV:
+        manifest = Manifest.keep(chunk, context, self.fingerprint.digest, ticket())
         body: dict[str, Any] = {
-            "prompt": list(behind + chunk),
+            "prompt": list(context + chunk),
             "max_tokens": 1,
             "temperature": 0,
             "kv_transfer_params": manifest.params(),

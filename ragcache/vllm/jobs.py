@@ -95,7 +95,7 @@ class JobRunner:
     def _keep(self, manifest: Manifest, prompt: Prompt) -> None:
         import torch
 
-        [kv] = self.model.encode(prompt.chunks, behind=prompt.prefix)
+        [kv] = self.model.encode(prompt.chunks, context=prompt.prefix)
         keys, values = torch.stack(kv.keys), torch.stack(kv.values)
         self.mailbox.post_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
 
@@ -103,7 +103,7 @@ class JobRunner:
         made = blender(manifest.mode)
         check_usable(made, self.rank.of)
         behind = prompt.prefix if manifest.behind is None else manifest.behind
-        encoding = EncodingContext(manifest.compiled, behind, similar=_similar(manifest.compiled))
+        encoding = EncodingContext(manifest.compiled, behind)
         store = self.stores.of(manifest.tenant)
         given = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
@@ -142,7 +142,7 @@ def check_usable(made: Blender, ranks: int = 1) -> None:
             f"mode {made.mode} lets chunks share positions, which vLLM's decoding knows nothing "
             "of. Use another, or the embedded engine."
         )
-    if ranks > 1 and made.behind == "variant":
+    if ranks > 1 and made.reuses == "variant":
         raise ConfigError(
             f"mode {made.mode} looks at attention, of which each of {ranks} tensor-parallel "
             "workers sees a part. Use fused, epic, random or reuse, or replicas of one worker."
@@ -159,11 +159,6 @@ def _check_blind(made: Blender, prompt: Prompt, layers: int) -> None:
             f"mode {made.mode} looks at KV or attention, of which each tensor-parallel worker has "
             "a part. Use fused, epic, random or reuse, or replicas of one worker."
         )
-
-
-def _similar(encoding: str) -> int:
-    """Of compile mode enriched(n), n."""
-    return int(encoding.partition("(")[2].rstrip(")")) if encoding.startswith("enriched(") else 0
 
 
 def refusal(reason: str) -> dict[str, Any]:

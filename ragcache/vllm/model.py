@@ -100,14 +100,14 @@ class VllmModel(Prefiller):
         finally:
             self._blocks, self._told = before, None
 
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
-        return [self._encode(chunk, behind) for chunk in chunks]
+        return [self._encode(chunk, context) for chunk in chunks]
 
-    def _encode(self, chunk: Tokens, behind: Tokens) -> ChunkKV:
-        walk = _Taking(len(behind), len(behind) + len(chunk))
-        self.prefill(behind + chunk, walk)
+    def _encode(self, chunk: Tokens, context: Tokens) -> ChunkKV:
+        walk = _Taking(len(context), len(context) + len(chunk))
+        self.prefill(context + chunk, walk)
         keys, values = zip(*walk.taken, strict=True)
         return ChunkKV(chunk, keys, values)
 

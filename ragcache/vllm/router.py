@@ -1,8 +1,8 @@
 """Which of several vLLM servers a prompt goes to.
 
 A server is faster at chunks that it has had before: the tier in RAM before its store holds them,
-and so does the page cache. So every chunk has a home among the servers, by rendezvous hashing
-(Thaler and Ravishankar, 1998): when one comes or goes, only its own chunks move. A prompt goes to
+and so does the page cache. So every chunk has a home among the servers, by rendezvous hashing:
+when one comes or goes, only its own chunks move. A prompt goes to
 the server that is home to most of its tokens, unless others have much less to do.
 """
 
@@ -13,9 +13,8 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from blake3 import blake3
-
 from ragcache.errors import ConfigError
+from ragcache.util.rendezvous import home
 
 SLACK = 2  # requests under way by which a server may be ahead of the least busy one
 DOWN_S = 10.0  # until one that was lost is tried again, if others are there
@@ -76,8 +75,3 @@ class Router:
         """Requests under way at each."""
         with self._lock:
             return dict(self._busy)
-
-
-def home(digest: bytes, urls: Sequence[str]) -> str:
-    """Where a chunk is at home: the server whose hash together with it is the largest."""
-    return max(urls, key=lambda url: blake3(digest + url.encode()).digest())

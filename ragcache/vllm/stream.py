@@ -86,8 +86,8 @@ class VllmStream(GenerationStream):
             precompute(self._engine, self._with.store, self._missing(found))
 
     def _missing(self, found: PromptLookup) -> list[Any]:
-        """Keys of what is worth storing. What is computed in a prompt's company stays there."""
-        if self._blender.behind != "compiled" or self._with.encoding.similar:
+        """Keys of what is worth storing. KV computed in a prompt's context is not stored."""
+        if self._blender.reuses != "encoded":
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
         chunks = [found.keys[number] for number in found.misses]
@@ -185,7 +185,7 @@ class VllmStream(GenerationStream):
             written(self._blender),
             self._engine.fingerprint.digest,
             compiled=encoding.mode,
-            behind=None if encoding.behind == prompt.prefix else encoding.behind,
+            behind=None if encoding.context == prompt.prefix else encoding.context,
             tenant=tenant,
             ticket=ticket(),
         )

@@ -56,7 +56,7 @@ class Slow:
         monkeypatch.setattr(engine, "encode", self)
 
     def __call__(self, chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
-        if options.get("behind", ()) in (self._prefix, ()):  # else the same, for sensitivity
+        if options.get("context", ()) in (self._prefix, ()):  # else the same, for sensitivity
             self.log.append("batch")
             self.at.release()
             assert self._go.acquire(timeout=SOON)

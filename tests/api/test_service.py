@@ -15,7 +15,7 @@ from torch import Tensor
 from ragcache import setup as opening
 from ragcache.api.scheduler import GivenUp, Ticket
 from ragcache.api.service import Service
-from ragcache.blend.fuse import FusionWalk
+from ragcache.blend.fuse import FusionCallbacks
 from ragcache.core.request import Request
 from ragcache.engine.base import LayerView
 from ragcache.errors import StoreError
@@ -39,7 +39,7 @@ def test_questions_over_the_same_missing_chunks_encode_each_once(
         encoded = Counter[tuple[int, ...]]()
 
         def counted(chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
-            if options.get("behind", ()) in (engine.template.prefix, ()):  # not for sensitivity
+            if options.get("context", ()) in (engine.template.prefix, ()):  # not for sensitivity
                 encoded.update(map(tuple, chunks))
             return encode(chunks, **options)
 
@@ -142,16 +142,16 @@ def test_a_prefill_stops_at_the_next_layer(
         asked(service, QUESTION, chunks=given(*TEXTS))
         tickets: list[Ticket] = []
         begun: list[int] = []
-        before = FusionWalk.before
+        before = FusionCallbacks.before
 
-        def leaves(walk: FusionWalk, layer: int, kv: LayerView) -> Tensor:
+        def leaves(walk: FusionCallbacks, layer: int, kv: LayerView) -> Tensor:
             rows = before(walk, layer, kv)
             begun.append(layer)
             if layer == 1:
                 tickets[0].give_up()
             return rows
 
-        monkeypatch.setattr(FusionWalk, "before", leaves)
+        monkeypatch.setattr(FusionCallbacks, "before", leaves)
         heard = Heard()
         with Held(service.scheduler):
             ask = Request(QUESTION, chunks=given(*TEXTS), mode=mode)

@@ -124,9 +124,3 @@ def test_progress_says_what_is_done(cache: RagCache) -> None:
 def test_shards_that_cannot_be(text: str) -> None:
     with pytest.raises(ConfigError, match="cannot be: give i/n"):
         Shard.parse(text)
-
-
-def test_enriched_chunks_need_an_index(tmp_path: Path) -> None:
-    with scene.small(tmp_path, encoding_context="enriched(2)") as cache:
-        with pytest.raises(ConfigError, match="use `ragcache index`"):
-            planned(cache)

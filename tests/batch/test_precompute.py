@@ -97,7 +97,10 @@ def test_interrupted(run: Run, notes: Path, model: Path, monkeypatch: pytest.Mon
         (["missing.txt"], "missing.txt does not exist"),
         (["notes", "--shard", "3/2"], "shard 3/2 cannot be"),
         (["notes", "--report", "no/r.json"], "there is no folder no"),
-        (["notes", "--encoding-context", "enriched(2)"], "use `ragcache index`"),
+        (
+            ["notes", "--encoding-context", "enriched(2)"],
+            "encoding context enriched(2) no longer exists",
+        ),
     ],
 )
 def test_what_cannot_be(run: Run, notes: Path, model: Path, args: list[str], message: str) -> None:

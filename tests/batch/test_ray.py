@@ -121,7 +121,7 @@ def test_a_batch_that_ends_every_worker_is_given_up(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dies(module.Worker):
-        def compute(self, behind: Tokens, chunks: list[Tokens]) -> list[module.Sent]:
+        def compute(self, context: Tokens, chunks: list[Tokens]) -> list[module.Sent]:
             os.kill(os.getpid(), signal.SIGKILL)
             return []
 

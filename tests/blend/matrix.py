@@ -50,7 +50,7 @@ AT_ONE: list[Blender] = [
     CacheCraft(alpha=2, focus=False),
     Fused(1.0),
     blender("random+full_layers=2", 1.0),
-    blender("cacheblend:gradual=true+windows=4+successors+first=2+full_layers=3", 1.0),
+    blender("cacheblend:gradual=true+full_layers=3", 1.0),
 ]
 
 #: The method in between.
@@ -72,8 +72,7 @@ PARTIAL: list[Blender] = [
     CacheCraft(alpha=0.6, patience=1),
     APE(),
     Fused(0.3),
-    blender("fused+windows=3+successors=2", 0.3),
     blender("random+full_layers=2", 0.3),
-    blender("prophet+windows=4+successors+first=2", 0.3),
-    blender("cacheblend:gradual=true+windows=4+full_layers=3", 0.3),
+    blender("prophet+full_layers=1", 0.3),
+    blender("cacheblend:gradual=true+full_layers=3", 0.3),
 ]

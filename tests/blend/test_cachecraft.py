@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragcache.blend.cachecraft import CacheCraft, leading, overlap
+from ragcache.blend.cachecraft import CacheCraft, _leading, _overlap
 from ragcache.blend.reuse import Reuse
 from ragcache.core.precompute import MAX_VARIANTS
 from ragcache.engine.hf.engine import TransformersEngine
@@ -31,7 +31,7 @@ def engine() -> TransformersEngine:
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        ((), 0),  # nothing of its company is there
+        ((), 0),  # none of its preceding chunks is there
         ((A, B, C), 1),
         ((C, B, A), 0),  # all pairs have changed their order
         ((A, B), 0.75),
@@ -40,13 +40,13 @@ def engine() -> TransformersEngine:
         ((b"x", A, b"y", B, C), 1),  # who is new counts for nothing
     ],
 )
-def test_overlap_weighs_company_by_attention(before: tuple[bytes, ...], expected: float) -> None:
-    assert overlap({A: 2, B: 1, C: 1}, before) == pytest.approx(expected)
+def test_overlap_weighs_chunks_by_attention(before: tuple[bytes, ...], expected: float) -> None:
+    assert _overlap({A: 2, B: 1, C: 1}, before) == pytest.approx(expected)
 
 
 def test_a_chunk_that_met_nobody_is_right_only_alone() -> None:
-    assert overlap({}, ()) == 1
-    assert overlap({}, (A,)) == 0
+    assert _overlap({}, ()) == 1
+    assert _overlap({}, (A,)) == 0
 
 
 def test_overhead_is_alpha_times_impact_times_what_changed() -> None:
@@ -105,9 +105,9 @@ def test_focus_drops_rows_of_chunks_that_the_question_ignores(engine: Transforme
 
 
 def test_leading_chunks_are_above_the_largest_relative_gap() -> None:
-    assert leading(torch.tensor([0.1, 0.9, 0.8, 0.09])) == {1, 2}
-    assert leading(torch.tensor([0.5])) == {0}
-    assert leading(torch.tensor([])) == frozenset()
+    assert _leading(torch.tensor([0.1, 0.9, 0.8, 0.09])) == {1, 2}
+    assert _leading(torch.tensor([0.5])) == {0}
+    assert _leading(torch.tensor([])) == frozenset()
 
 
 QUESTION = "Where does Mira Holt live?"

@@ -105,7 +105,7 @@ def test_captured_chunks_are_what_a_whole_prefill_holds(llama: TransformersEngin
     layout = Layout(prompt, (False,) * 3, False, positions(prompt, "consecutive"))
     fused = fuse(llama, Prefix(), layout, scene.Held([]), capture=[2])
     behind = prompt.tokens[: prompt.spans[2][0]]
-    want = llama.encode([prompt.chunks[2]], behind=behind)[0]
+    want = llama.encode([prompt.chunks[2]], context=behind)[0]
     for x, y in zip(fused.captured[0].keys, want.keys, strict=True):
         close(x, y)
     for x, y in zip(fused.captured[0].values, want.values, strict=True):

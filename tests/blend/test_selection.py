@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ragcache.blend import BLENDERS, Shaped, blender
+from ragcache.blend import BLENDERS, blender
 from ragcache.blend.base import Layout, positions
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.full_layers import WithFullLayers
 from ragcache.blend.fused import Fused
 from ragcache.blend.random import Random
-from ragcache.blend.ranking import Band, Ranking, band
+from ragcache.blend.ranking import Band, band, highest
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
@@ -30,7 +31,7 @@ def layout() -> Layout:
 
 
 def test_every_method_is_in_the_test_matrix() -> None:
-    tested = {type(b) for b in matrix.AT_ONE + matrix.PARTIAL} - {Shaped}
+    tested = {type(b) for b in matrix.AT_ONE + matrix.PARTIAL} - {WithFullLayers}
     assert tested == set(BLENDERS.values())
     assert all(name == cls.name for name, cls in BLENDERS.items())
 
@@ -91,23 +92,19 @@ def test_rows_of_unknown_sensitivity_are_as_the_average() -> None:
     start, stop = scene.PROMPT.spans[1]
     last = scene.PROMPT.spans[2][0]
     ratio = (len(above) + second) / len(given.reusable) + 1e-6
-    for mode in (Fused(ratio), blender("fused+windows=1", ratio)):
-        chosen = mode.selector(given, 6).first().tolist()
-        assert chosen == [*range(start, stop), *(last + n for n in above)]
+    chosen = Fused(ratio).selector(given, 6).first().tolist()
+    assert chosen == [*range(start, stop), *(last + n for n in above)]
     alone = replace(layout(), sensitivities=(exact, (), ()))
     few = Fused(5 / len(alone.reusable) + 1e-6)
     assert few.selector(alone, 6).first().tolist() == list(range(start, start + 5))
     assert first == start - len(scene.PREFIX)
 
 
-@pytest.mark.parametrize("shapes", ["", "+windows=8", "+successors", "+first=2"])
 @pytest.mark.parametrize("score", [float("inf"), float("-inf"), float("nan"), 3e38])
-def test_a_score_that_is_not_finite_spoils_no_other(shapes: str, score: float) -> None:
+def test_a_score_that_is_not_finite_spoils_no_other(score: float) -> None:
     """Every row has its place in the order, and those that stand first win where scores tie."""
-    given = layout()
-    made = blender(f"fused{shapes}", 1.0).selector(given, 6)
-    assert isinstance(made, Ranking)
-    rows, plain = given.reusable, torch.arange(len(given.reusable)).float()
+    rows = layout().reusable
+    plain = torch.arange(len(rows)).float()
     spoilt = plain.clone()
     spoilt[0] = score
     mended = plain.clone()
@@ -115,22 +112,12 @@ def test_a_score_that_is_not_finite_spoils_no_other(shapes: str, score: float) -
     if score == 3e38:
         mended = spoilt
     for count in (3, 9, len(rows)):
-        got = made.best(rows, spoilt, count)
-        assert len(got) == count and torch.equal(got, made.best(rows, mended, count))
+        got = highest(rows, spoilt, count)
+        assert len(got) == count and torch.equal(got, highest(rows, mended, count))
     assert torch.equal(
-        made.best(rows, torch.full((len(rows),), score), 4), made.best(rows, plain * 0, 4)
+        highest(rows, torch.full((len(rows),), score), 4), highest(rows, plain * 0, 4)
     )
-    if shapes in ("", "+windows=8"):
-        assert made.best(rows, plain * 0, 4).tolist() == rows[:4].tolist()
-
-
-def test_first_rows_lead_whatever_the_scores_are(engine: TransformersEngine) -> None:
-    given = layout()
-    made = blender("fused+first=2", 1.0).selector(given, 6)
-    assert isinstance(made, Ranking)
-    scores = 1e9 + torch.arange(len(given.reusable)).float() * 64
-    got = made.best(given.reusable, scores, 6).tolist()
-    assert got == sorted(start + n for start, _ in scene.PROMPT.spans for n in (0, 1))
+    assert highest(rows, plain * 0, 4).tolist() == rows[:4].tolist()
 
 
 def test_random_is_repeatable_and_follows_its_seed() -> None:
@@ -160,9 +147,8 @@ def test_modes_read_from_text() -> None:
         ("cacheblend:gradual=maybe", None, "gradual='maybe' cannot be read as bool"),
         ("cacheblend:deviation=q", None, "deviation is 'q': it must be one of v, k, kv"),
         ("reuse:positions=upside-down", None, "must be consecutive or overlapping"),
-        ("random+full_layers=-1", None, "full_layers=-1: give 1 or more"),
-        ("prophet+windows=0", None, "windows=0: give 1 or more"),
-        ("prophet+smooth", None, "'smooth' cannot be added to a mode: use one of windows"),
+        ("random+full_layers=-1", None, "full_layers is -1: it must be 1 or more"),
+        ("prophet+windows=8", None, "'windows=8' cannot be added to a mode: only full_layers=N"),
         ("infoflow:layers=upper", None, "layers is 'upper': it must be one of all, first"),
         ("ape:temperature=0", None, "temperature is 0.0: it must be in"),
         ("epic:first_tokens=-1", None, "first_tokens is -1"),
@@ -181,7 +167,7 @@ def test_what_cannot_be_is_refused(mode: str, ratio: float | None, message: str)
 
 
 def test_too_few_layers_are_refused_before_any_work() -> None:
-    with pytest.raises(ConfigError, match="checks layer 1 and needs a layer behind it"):
+    with pytest.raises(ConfigError, match="checks layer 1 and needs a layer after it"):
         CacheBlend().selector(layout(), layers=2)
 
 

@@ -22,7 +22,7 @@ def test_stored_kv_is_what_encode_gives() -> None:
     assert (done.encoded, done.stored, done.tokens) == (3, 0, 15)
     assert seen[0] == (0, 3) and seen[-1] == (3, 3)
     for key in keys:
-        kv, want = store.get(key), engine.encode([key.tokens], behind=key.behind)[0]
+        kv, want = store.get(key), engine.encode([key.tokens], context=key.context)[0]
         for got, expected in zip(kv.keys + kv.values, want.keys + want.values, strict=True):  # type: ignore[union-attr]
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
@@ -34,7 +34,7 @@ def test_a_killed_run_is_taken_up_where_it_stopped(monkeypatch: pytest.MonkeyPat
     calls: list[int] = []
 
     def dies(chunks: list[tuple[int, ...]], **options: object) -> object:
-        if len(calls) == 4:  # two for every batch: alone, and in company
+        if len(calls) == 4:  # two for every batch: alone, and after the passage
             raise KeyboardInterrupt
         calls.append(len(chunks))
         return encode(chunks, **options)  # type: ignore[arg-type]
@@ -58,9 +58,9 @@ def test_repeated_chunks_are_computed_once() -> None:
 def test_batches_are_filled_in_order_behind_the_same_tokens() -> None:
     fingerprint = models.engine("llama").fingerprint
     keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 57) for b in ((), (1, 2))]
-    behind = [key.behind + ((7,) if len(key.tokens) == 50 else ()) for key in keys]
+    behind = [key.context + ((7,) if len(key.tokens) == 50 else ()) for key in keys]
     made = list(make_batches(zip(behind, keys, strict=True), batch_tokens=61))
-    assert [(b.behind, [len(key.tokens) for key in b.keys]) for b in made] == [
+    assert [(b.context, [len(key.tokens) for key in b.keys]) for b in made] == [
         ((), [3, 4]),
         ((1, 2), [3, 4]),
         ((), [57]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ragcache.core.precompute import precompute
-from ragcache.core.sensitivity import company, measure_sensitivity
+from ragcache.core.sensitivity import measure_sensitivity, preceding_passage
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.store.base import StoredChunk
 from ragcache.store.key import ChunkKey
@@ -27,10 +27,10 @@ def engine() -> TransformersEngine:
 
 
 def test_it_is_the_squared_change_of_the_values(engine: TransformersEngine) -> None:
-    """Written out, from a full prefill of the company and the chunk."""
-    alone = engine.encode(CHUNKS, behind=BEHIND)
+    """Written out, from a full prefill of the passage and the chunk."""
+    alone = engine.encode(CHUNKS, context=BEHIND)
     for kv, chunk in zip(measure_sensitivity(engine, alone, BEHIND), CHUNKS, strict=True):
-        whole = engine.prefill(BEHIND + company(engine) + chunk).kv
+        whole = engine.prefill(BEHIND + preceding_passage(engine) + chunk).kv
         want = torch.zeros(len(chunk))
         for layer in (2, 3):  # the middle third of six
             moved = whole.buffers(layer)[1][0, :, -1 - len(chunk) : -1]
@@ -41,10 +41,10 @@ def test_it_is_the_squared_change_of_the_values(engine: TransformersEngine) -> N
         assert min(kv.sensitivity) > 0
 
 
-def test_no_room_for_company_is_no_sensitivity() -> None:
+def test_no_room_for_the_passage_is_no_sensitivity() -> None:
     engine = models.engine("llama", max_position_embeddings=64)
     chunk = tuple(range(64 - len(BEHIND)))
-    [kv] = measure_sensitivity(engine, engine.encode([chunk], behind=BEHIND), BEHIND)
+    [kv] = measure_sensitivity(engine, engine.encode([chunk], context=BEHIND), BEHIND)
     assert max(kv.sensitivity) < 1e-9
 
 
@@ -73,10 +73,9 @@ def test_what_prefix_caching_stores_has_it(tmp_path: Path) -> None:
         cache.ask("Who?", mode="fused", chunks=texts)  # which stores the others
         answer = cache.ask("Who?", mode="fused", chunks=texts, ratio=0.3)
         assert answer.report.chunks[0].recomputed == 0  # it stands as it was computed
-        for mode in ("fused", "fused+windows=8", "fused+first=2"):
-            answer = cache.ask("Who?", mode=mode, chunks=texts[::-1], ratio=0.3)
-            assert not answer.report.fallbacks
-            assert all(chunk.recomputed for chunk in answer.report.chunks[1:])
+        answer = cache.ask("Who?", mode="fused", chunks=texts[::-1], ratio=0.3)
+        assert not answer.report.fallbacks
+        assert all(chunk.recomputed for chunk in answer.report.chunks[1:])
 
 
 @pytest.mark.parametrize("ram_bytes", [0, 1 << 24])
@@ -109,5 +108,5 @@ def test_it_is_stored_with_every_chunk_that_is_precomputed(engine: TransformersE
     key = ChunkKey(engine.fingerprint, CHUNKS[0], BEHIND)
     precompute(engine, store, [key])
     found = store.get_header(key)
-    [want] = measure_sensitivity(engine, engine.encode([CHUNKS[0]], behind=BEHIND), BEHIND)
+    [want] = measure_sensitivity(engine, engine.encode([CHUNKS[0]], context=BEHIND), BEHIND)
     assert isinstance(found, StoredChunk) and found.sensitivity == want.sensitivity

@@ -110,14 +110,14 @@ def test_what_is_asked_for_wins(cache: RagCache) -> None:
     assert ratio("fused:recompute_ratio=0.3") == (False, 0.3)
     assert ratio("fused:recompute_ratio=0.3", "auto") == (False, 0.3)
     assert ratio("cacheblend", 0.3) == ratio(None, 0.3) == (False, 0.3)
-    assert ratio("cacheblend")[0] and ratio("prophet+windows=4", "auto")[0] and ratio()[0]
+    assert ratio("cacheblend")[0] and ratio("prophet+full_layers=1", "auto")[0] and ratio()[0]
     assert cache.ask(QUESTION, mode=blender("fused")).report.plan is None
     with pytest.raises(ConfigError, match="cannot be read as float"):
         cache.ask(QUESTION, ratio="fast")  # type: ignore[arg-type]
 
 
 def test_a_methods_own_ratio_is_its_floor(cache: RagCache) -> None:
-    assert planned(cache.ask(QUESTION, mode="prophet+windows=4").report).ratio == 0.2
+    assert planned(cache.ask(QUESTION, mode="prophet+full_layers=1").report).ratio == 0.2
     assert planned(cache.ask(QUESTION, mode="cacheblend").report).ratio == 0.15
 
 

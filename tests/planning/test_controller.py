@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from ragcache.blend import blender
 from ragcache.planning.controller import (
-    LEAST_RATIO,
-    Demand,
-    Form,
-    Loaded,
+    _MIN_RATIO,
+    Alternative,
+    PrefillCost,
+    _free_ratio,
+    _Loaded,
+    _preload,
     controls,
-    free_ratio,
     plan,
-    preload,
 )
 from ragcache.planning.cost_model import Speeds
 from ragcache.store.remote.bandwidth import LinkEstimate
@@ -32,9 +32,11 @@ def machine(read_ms: float, **changes: float) -> Speeds:
     return replace(Speeds(0, MS, 0, 0, read_ms * MS, 0, 0.02), **changes)  # type: ignore[arg-type]
 
 
-def asked(*chunks: int, question: int = 20, **changes: object) -> Demand:
+def asked(*chunks: int, question: int = 20, **changes: object) -> PrefillCost:
     """Stored chunks of so many tokens, 10 kB each, in a model of 4 layers; no prefix."""
-    demand = Demand(0, chunks, question, None, tuple((Form(10_000 * n),) for n in chunks), 4)
+    demand = PrefillCost(
+        0, chunks, question, None, tuple((Alternative(10_000 * n),) for n in chunks), 4
+    )
     return replace(demand, **changes)  # type: ignore[arg-type]
 
 
@@ -89,7 +91,7 @@ def test_layers_in_full_are_paid_whatever_the_ratio() -> None:
 
 
 def test_what_is_missing_or_long_computes_longer() -> None:
-    demand = asked(100, 100, forms=((Form(100),), ()))
+    demand = asked(100, 100, alternatives=((Alternative(100),), ()))
     made = plan(demand, machine(1, pair_s=1e-5, place_s=1e-4, start_s=0.005))
     assert made.load_s == pytest.approx(4 * MS)
     # 20 + 100 + 15 rows, each against all 220, 100 rows placed
@@ -98,28 +100,30 @@ def test_what_is_missing_or_long_computes_longer() -> None:
 
 
 def test_a_stored_prefix_is_always_loaded() -> None:
-    demand = asked(10, prefix=30, prefix_form=Form(30))
+    demand = asked(10, prefix=30, prefix_record=Alternative(30))
     made = plan(demand, machine(100))
     assert made.recompute == (0,)
     assert made.load_s == pytest.approx(400 * MS) and made.compute_s == pytest.approx(30 * MS)
 
 
 def test_nothing_stored_is_nothing_to_choose() -> None:
-    made = plan(asked(10, 10, forms=((), ())), machine(1))
+    made = plan(asked(10, 10, alternatives=((), ())), machine(1))
     assert (made.ratio, made.recompute, made.load_s) == (0.15, (), 0)
     assert made.sentences[-1] == "Nothing can be loaded, so there is no ratio to choose."
 
 
 def test_reading_that_stops_computing_leaves_no_time_to_spend() -> None:
     """Without overlap a chunk is loaded where that is faster than to compute it, at the floor."""
-    made = plan(asked(100, 100), machine(15, stolen=1))
+    made = plan(asked(100, 100), machine(15, overlap_penalty=1))
     assert (made.ratio, made.recompute) == (0.15, ())
     assert made.compute_s == pytest.approx(170 * MS)
-    assert "170 ms (120 ms of it standing still): computing takes longer" in made.sentences[0]
-    half = plan(asked(100), machine(15, stolen=0.5))
-    assert half.ratio == LEAST_RATIO  # 35 ms, and 30 standing still
-    assert plan(asked(100), machine(15, stolen=0.25)).ratio == pytest.approx(0.25)
-    assert plan(asked(100), machine(22, stolen=1)).recompute == (0,)  # 88 ms to load, 85 to compute
+    assert "170 ms (120 ms of it waiting for reads): computing takes longer" in made.sentences[0]
+    half = plan(asked(100), machine(15, overlap_penalty=0.5))
+    assert half.ratio == _MIN_RATIO  # 35 ms, and 30 standing still
+    assert plan(asked(100), machine(15, overlap_penalty=0.25)).ratio == pytest.approx(0.25)
+    assert plan(asked(100), machine(22, overlap_penalty=1)).recompute == (
+        0,
+    )  # 88 ms to load, 85 to compute
 
 
 def test_a_slower_disk_can_lower_the_ratio_but_not_the_work() -> None:
@@ -142,41 +146,41 @@ MACHINES = st.builds(
     read_s=st.floats(1e-3, 10),
     byte_s=PRICES,
     token_s=PRICES,
-    stolen=st.floats(0, 1),
+    overlap_penalty=st.floats(0, 1),
 )
-FLOORS = st.floats(LEAST_RATIO, 1)
+FLOORS = st.floats(_MIN_RATIO, 1)
 
 
 @st.composite
-def demands(draw: st.DrawFn) -> Demand:
+def demands(draw: st.DrawFn) -> PrefillCost:
     chunks = tuple(draw(st.lists(ROWS, max_size=8)))
-    stored = tuple(draw(st.just(()) | st.builds(lambda n: (Form(n),), ROWS)) for _ in chunks)
+    stored = tuple(draw(st.just(()) | st.builds(lambda n: (Alternative(n),), ROWS)) for _ in chunks)
     prefix = draw(st.none() | ROWS)
     full = draw(st.integers(0, 4))
-    form = None if prefix is None else Form(prefix)
-    return Demand(prefix or 0, chunks, draw(ROWS), form, stored, 4, draw(FLOORS), full)
+    form = None if prefix is None else Alternative(prefix)
+    return PrefillCost(prefix or 0, chunks, draw(ROWS), form, stored, 4, draw(FLOORS), full)
 
 
-def these(demand: Demand, numbers: Iterable[int]) -> Loaded:
+def these(demand: PrefillCost, numbers: Iterable[int]) -> _Loaded:
     """So many chunks, from the first form of each."""
-    return {i: demand.forms[i][0] for i in numbers}
+    return {i: demand.alternatives[i][0] for i in numbers}
 
 
-def longest(demand: Demand, speeds: Speeds, loaded: Loaded) -> float:
+def longest(demand: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
     return max(demand.load_s(speeds, loaded), demand.compute_s(speeds, loaded, demand.floor))
 
 
-def chosen(demand: Demand, speeds: Speeds) -> Loaded:
+def chosen(demand: PrefillCost, speeds: Speeds) -> _Loaded:
     """The chunks that its plan loads."""
     made = plan(demand, speeds)
     assert set(made.recompute) <= set(demand.stored)
     loaded = [i for i in demand.stored if i not in made.recompute]
-    return {i: demand.forms[i][made.levels.get(i, 0)] for i in loaded}
+    return {i: demand.alternatives[i][made.levels.get(i, 0)] for i in loaded}
 
 
 @SAME
 @given(demands(), MACHINES)
-def test_near_the_best_of_all_subsets(demand: Demand, speeds: Speeds) -> None:
+def test_near_the_best_of_all_subsets(demand: PrefillCost, speeds: Speeds) -> None:
     stored, time = demand.stored, longest(demand, speeds, chosen(demand, speeds))
     subsets = chain.from_iterable(combinations(stored, n) for n in range(len(stored) + 1))
     best = min(longest(demand, speeds, these(demand, subset)) for subset in subsets)
@@ -204,7 +208,7 @@ def test_of_chunks_of_one_size_the_best_number(
 
 @SAME
 @given(demands(), MACHINES)
-def test_the_ratio_keeps_its_floor_and_costs_no_time(demand: Demand, speeds: Speeds) -> None:
+def test_the_ratio_keeps_its_floor_and_costs_no_time(demand: PrefillCost, speeds: Speeds) -> None:
     made, loaded = plan(demand, speeds), chosen(demand, speeds)
     assert demand.floor <= made.ratio <= 1
     assert made.prefill_s <= longest(demand, speeds, loaded) * (1 + 1e-9)
@@ -217,16 +221,20 @@ def test_the_ratio_keeps_its_floor_and_costs_no_time(demand: Demand, speeds: Spe
 @SAME
 @given(demands(), MACHINES, st.floats(1, 100))
 def test_a_slower_disk_never_lowers_the_ratio_of_what_is_loaded(
-    demand: Demand, speeds: Speeds, times: float
+    demand: PrefillCost, speeds: Speeds, times: float
 ) -> None:
     slower = replace(speeds, read_s=times * speeds.read_s, byte_s=times * speeds.byte_s)
     every = these(demand, demand.stored)
-    before, after = (free_ratio(demand, s, every) for s in (speeds, slower))
+    before, after = (_free_ratio(demand, s, every) for s in (speeds, slower))
     assert before <= after + 1e-9
 
 
 #: Bytes of a chunk as it is, and at two levels: the second is small and slow to decode.
-FORMS = Form(1_000_000, "", True), Form(270_000, "int8", True), Form(110_000, "cachegen", True)
+FORMS = (
+    Alternative(1_000_000, "", True),
+    Alternative(270_000, "int8", True),
+    Alternative(110_000, "cachegen", True),
+)
 
 
 def over(mbit: float, latency_s: float = 0.0) -> Speeds:
@@ -235,11 +243,11 @@ def over(mbit: float, latency_s: float = 0.0) -> Speeds:
     return replace(machine(0), decode_s=decode, link=LinkEstimate(latency_s, 8e-6 / mbit))
 
 
-def far(count: int, tokens: int = 100) -> Demand:
-    return asked(*[tokens] * count, forms=(FORMS,) * count)
+def far(count: int, tokens: int = 100) -> PrefillCost:
+    return asked(*[tokens] * count, alternatives=(FORMS,) * count)
 
 
-def levels(demand: Demand, speeds: Speeds) -> list[str]:
+def levels(demand: PrefillCost, speeds: Speeds) -> list[str]:
     """What becomes of every chunk."""
     loaded = chosen(demand, speeds)
     return [loaded[i].codec if i in loaded else "text" for i in range(len(demand.chunks))]
@@ -272,11 +280,11 @@ def test_a_faster_link_never_takes_longer_and_never_loses_more_at_a_time() -> No
 
 
 @st.composite
-def forms(draw: st.DrawFn) -> tuple[Form, ...]:
-    first = Form(draw(st.integers(1, 10**7)), "", draw(st.booleans()))
+def forms(draw: st.DrawFn) -> tuple[Alternative, ...]:
+    first = Alternative(draw(st.integers(1, 10**7)), "", draw(st.booleans()))
     sizes = [draw(st.integers(1, first.size)) for _ in range(draw(st.integers(0, 2)))]
     coded = zip(sizes, ("int8", "cachegen"), strict=False)
-    return first, *(Form(size, codec, draw(st.booleans())) for size, codec in coded)
+    return first, *(Alternative(size, codec, draw(st.booleans())) for size, codec in coded)
 
 
 @SAME
@@ -288,20 +296,22 @@ def forms(draw: st.DrawFn) -> tuple[Form, ...]:
     st.floats(0, 1e-6),
 )
 def test_never_longer_than_any_one_thing_for_all(
-    chunks: list[tuple[int, tuple[Form, ...]]],
+    chunks: list[tuple[int, tuple[Alternative, ...]]],
     speeds: Speeds,
     byte_s: float,
     latency_s: float,
     decode_s: float,
 ) -> None:
     """Raw, one level, or to compute: whichever of them is best for all is not beaten."""
-    demand = asked(*(n for n, _ in chunks), forms=tuple(each for _, each in chunks))
+    demand = asked(*(n for n, _ in chunks), alternatives=tuple(each for _, each in chunks))
     decode = {"int8": decode_s, "cachegen": 10 * decode_s}
     given = replace(speeds, decode_s=decode, link=LinkEstimate(latency_s, byte_s))
     time = longest(demand, given, chosen(demand, given))
     alike = [these(demand, demand.stored), {}]
     for level in (1, 2):
-        alike.append({i: each[min(level, len(each) - 1)] for i, each in enumerate(demand.forms)})
+        alike.append(
+            {i: each[min(level, len(each) - 1)] for i, each in enumerate(demand.alternatives)}
+        )
     assert time <= min(longest(demand, given, one) for one in alike) * (1 + 1e-9)
 
 
@@ -320,7 +330,7 @@ def test_others_are_not(name: str) -> None:
 )
 def test_no_layer_is_waited_for_behind_the_first(load: float, compute: float, layers: int) -> None:
     """17 layers: with L_p of them there, the last arrives before it is computed."""
-    there = preload(17, load, compute)
+    there = _preload(17, load, compute)
     assert there == layers
     begins = there * load / 17
     assert all(begins + n * compute / 17 >= (n + 1) * load / 17 - 1e-9 for n in range(there, 17))

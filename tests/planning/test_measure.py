@@ -58,7 +58,7 @@ def record(**changes: object) -> str:
         record(row_s=-1),
         record(row_s=nan),
         record(byte_s=inf),
-        record(stolen=1.5),
+        record(overlap_penalty=1.5),
         record(measured=3),
         record(another=1),
         record(decode_s=[]),
@@ -81,16 +81,16 @@ def test_prices_are_found_again() -> None:
         (1, 64, 64 * 512, 448),
     ]
     seconds = [SPEEDS.compute_s(rows, pairs // rows, placed) for _, rows, pairs, placed in costs]
-    assert measure.fitted(costs, seconds) == pytest.approx([0.1, 0.01, 0.001, 0.002])
+    assert measure._fit(costs, seconds) == pytest.approx([0.1, 0.01, 0.001, 0.002])
 
 
 def test_no_price_is_negative() -> None:
     """The plain least squares would take 1 for each of a and -1 for each of b."""
-    assert measure.fitted([(1, 0), (2, 1), (3, 2)], [1, 1, 1]) == [
+    assert measure._fit([(1, 0), (2, 1), (3, 2)], [1, 1, 1]) == [
         pytest.approx(3 / 7, abs=0.1),
         0,
     ]
-    assert measure.fitted([(4, 8), (8, 16)], [1, 2]) != [0, 0]  # what cannot be told apart
+    assert measure._fit([(4, 8), (8, 16)], [1, 2]) != [0, 0]  # what cannot be told apart
 
 
 def test_the_small_model_is_measured(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_small_model_is_measured(tiny_model_dir: Path, tmp_path: Path) -> No
     for rows, total, placed in [(10, 10, 0), (100, 500, 400), (1000, 1000, 0)]:
         assert 0 < speeds.compute_s(rows, total, placed) < 60
     assert 0 < speeds.load_s(12, 100_000) < 10
-    assert 0 < speeds.token_s < 10 and 0 <= speeds.stolen <= 1
+    assert 0 < speeds.token_s < 10 and 0 <= speeds.overlap_penalty <= 1
     assert speeds.compute_s(1000, 1000, 0) > speeds.compute_s(100, 1000, 0)
 
 

@@ -13,13 +13,13 @@ from random import Random
 import pytest
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelCost
 from ragcache.sim.eviction import bound, report, simulate, working_set
 from ragcache.sim.trace import Asked, Request, load, scans, topics, zipf
 from ragcache.store.eviction import POLICIES
 from ragcache.types import KVSpec
 
-MODEL = Model(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)
+MODEL = ModelCost(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)
 TOKEN = 32  # bytes: 2 layers, keys and values, 4 dimensions of 2 bytes
 
 
@@ -275,7 +275,7 @@ def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
 
 def test_a_store_without_room_or_period_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs at least 1"):
-        simulate([], "lru", 0, Model(KVSpec(2, 2, 8, "float32"), 1000, 2))
+        simulate([], "lru", 0, ModelCost(KVSpec(2, 2, 8, "float32"), 1000, 2))
     with pytest.raises(ConfigError, match="let at least 1 request pass"):
         scans([], 0, 1)
 

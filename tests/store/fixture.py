@@ -16,7 +16,7 @@ from ragcache.types import Chunk, ChunkNotes, Document, Fingerprint
 from tests.store.samples import MODEL, make_key, make_kv
 
 V1 = Path(__file__).parent / "fixtures" / "v1"
-RECORDS, FILE = make_key(1), make_key(2, behind=(7, 8))
+RECORDS, FILE = make_key(1), make_key(2, context=(7, 8))
 VARIANT = variant_key(MODEL, RECORDS.tokens, (9, 9), "")
 NOTES = ChunkNotes((b"\1" * 32, b"\2" * 32), (0.25, 0.5), (0.1, 0.2, 0.3, 0.4, 0.5), 0.75)
 CODED = {

@@ -47,8 +47,8 @@ def test_order_and_name_of_a_fingerprint_do_not_matter() -> None:
         {"tokens": (1, 2, 4)},
         {"tokens": (1, 2)},
         {"tokens": (3, 2, 1)},
-        {"behind": (7, 9)},
-        {"behind": ()},
+        {"context": (7, 9)},
+        {"context": ()},
         {"mode": "context"},
         {"tenant": "other"},
         {"tenant": ""},
@@ -62,7 +62,7 @@ def test_every_key_field_changes_the_key(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "same"),
     [
-        ({"behind": ()}, True),
+        ({"context": ()}, True),
         ({"mode": "context"}, True),
         ({"fingerprint": Fingerprint(())}, True),
         ({"tenant": "other"}, False),
@@ -80,8 +80,8 @@ def test_equal_keys_have_equal_digests() -> None:
 
 
 def test_tokens_do_not_move_between_prefix_and_chunk() -> None:
-    left = ChunkKey(MODEL, tokens=(2, 3), behind=(1,))
-    right = ChunkKey(MODEL, tokens=(3,), behind=(1, 2))
+    left = ChunkKey(MODEL, tokens=(2, 3), context=(1,))
+    right = ChunkKey(MODEL, tokens=(3,), context=(1, 2))
     assert left.digest != right.digest
 
 
@@ -109,9 +109,9 @@ def test_no_such_token_id(token: int) -> None:
         digest_tokens((token,))
 
 
-def test_a_variants_key_names_its_company_and_its_tenant() -> None:
+def test_a_variants_key_names_its_context_and_its_tenant() -> None:
     key = variant_key(MODEL, (1, 2), (3, 4), "ann")
-    assert (key.fingerprint, key.tokens, key.behind, key.tenant) == (MODEL, (1, 2), (), "ann")
+    assert (key.fingerprint, key.tokens, key.context, key.tenant) == (MODEL, (1, 2), (), "ann")
     assert key.mode == f"{IN_CONTEXT}:{digest_tokens((3, 4)).hex()[:32]}"
     assert key.digest != variant_key(MODEL, (1, 2), (4, 3), "ann").digest
     assert variant_key(MODEL, (1, 2), (3, 4)).tenant == ""

@@ -70,12 +70,12 @@ def test_the_report_says_what_the_embedded_engine_s_does(tiny: Scene, llm: Any) 
 
 def test_vllm_computes_the_kv_that_is_stored(tiny: Scene, llm: Any) -> None:
     key = tiny.keys[1]
-    made = Manifest.keep(key.tokens, key.behind, key.fingerprint.digest, ticket())
-    whole = Prompt(key.behind, (key.tokens,), ())
+    made = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, ticket())
+    whole = Prompt(key.context, (key.tokens,), ())
     [said] = tiny.ask(llm, [Request(whole, made, salt=salt(made))])
     assert said.refused is None
     keys, values = WorkerReplies(tiny.path / FOLDER).take_kv(made.ticket)
-    [want] = tiny.engine.encode([key.tokens], behind=key.behind)
+    [want] = tiny.engine.encode([key.tokens], context=key.context)
     for layer in range(tiny.engine.spec.layers):
         torch.testing.assert_close(keys[layer], want.keys[layer], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(values[layer], want.values[layer], rtol=1e-4, atol=1e-4)

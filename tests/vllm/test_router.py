@@ -7,7 +7,8 @@ from contextlib import ExitStack
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.vllm.router import Router, home
+from ragcache.util.rendezvous import home
+from ragcache.vllm.router import Router
 
 URLS = ["http://a", "http://b", "http://c"]
 CHUNKS = [bytes([number]) * 32 for number in range(200)]

@@ -89,7 +89,7 @@ def speed_table(speeds: Speeds) -> Table:
         "a loaded token, to place it": duration(speeds.place_s),
         "a layer of a chunk, to read it": duration(speeds.read_s),
         "more for its bytes": rate,
-        "computing loses, of the time of reading": f"{speeds.stolen:.0%}",
+        "delay of computing, of the reading time": f"{speeds.overlap_penalty:.0%}",
         "a token of the answer": duration(speeds.token_s),
     }
     for codec, seconds in speeds.decode_s.items():

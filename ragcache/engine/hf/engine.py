@@ -37,7 +37,7 @@ from ragcache.engine.hf.prompt_cache import PlacedKV
 from ragcache.engine.hf.rope_probe import probe_layers
 from ragcache.engine.hf.rope_scaling import context_tokens, refuse_length_dependent_rope, unfit
 from ragcache.engine.hf.tokenizing import TokenizerEngine
-from ragcache.engine.kernels.choose import Shape, choose
+from ragcache.engine.kernels.choose import AttentionShape, choose
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.self_test import check_engine, packable, watchable
 from ragcache.engine.template import split_chat_template
@@ -81,7 +81,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         modules = _decoder_layers(model, self.name)
         layers, self.spec = probe_layers(model, modules, self.name)
         heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]
-        shape = Shape(*heads, self.spec.head_dim, dtype, self.device)
+        shape = AttentionShape(*heads, self.spec.head_dim, dtype, self.device)
         chosen = choose(kernels, shape, layers.rope)
         self.kernels, self.kernel_names = chosen.about, chosen.names
         self._forward = Forward(model, replace(layers, kernels=chosen), BufferPool(SPARE_BYTES))
@@ -169,19 +169,19 @@ class TransformersEngine(TokenizerEngine, Engine):
         return int(self.model.config.get_text_config().num_attention_heads)
 
     @torch.inference_mode()
-    def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
+    def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
         longest = max(map(len, chunks), default=0)
-        self._check_length(len(behind) + longest, "a chunk behind its prefix")
+        self._check_length(len(context) + longest, "a chunk behind its prefix")
         packs = [chunks] if self.packs else [[chunk] for chunk in chunks]
-        return [kv for pack in packs if pack for kv in self._encode(pack, behind)]
+        return [kv for pack in packs if pack for kv in self._encode(pack, context)]
 
-    def _encode(self, chunks: Sequence[Tokens], behind: Tokens) -> list[ChunkKV]:
-        """KV of chunks from one forward. One chunk alone just goes on after ``behind``."""
-        pack = PackedForward(self._forward.config, [len(chunk) for chunk in chunks], len(behind))
+    def _encode(self, chunks: Sequence[Tokens], context: Tokens) -> list[ChunkKV]:
+        """KV of chunks from one forward. One chunk alone just goes on after ``context``."""
+        pack = PackedForward(self._forward.config, [len(chunk) for chunk in chunks], len(context))
         ids = [token for chunk in chunks for token in chunk]
-        kv, capture, dtype = self._continued(behind, len(ids)), Capture(), self.model.dtype
+        kv, capture, dtype = self._continued(context, len(ids)), Capture(), self.model.dtype
         override = pack if len(chunks) > 1 else None
         with self._forward.driven(kv, ids, pack.positions, capture, override=override) as arguments:
             self.model(**arguments)

@@ -14,7 +14,7 @@ from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf.attention_hook import AttentionOverride
 from ragcache.engine.hf.prompt_cache import KVPair, PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
-from ragcache.engine.kernels.choose import Kernels, by_torch
+from ragcache.engine.kernels.choose import Kernels, place_by_torch
 
 _SMALL_BYTES = 128 << 10  # of keys
 
@@ -99,7 +99,7 @@ class View:
         if self._by_kernel is not None:
             self._by_kernel(here, angles, out)
         else:
-            by_torch(self._rope, _few(here), angles, out)
+            place_by_torch(self._rope, _few(here), angles, out)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._cos.device, non_blocking=True)

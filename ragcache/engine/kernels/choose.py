@@ -1,7 +1,7 @@
-"""What an engine on a GPU places stored KV and attends with: chosen by measurement, once, at load.
+"""The kernels with which an engine on a GPU places stored KV and attends, chosen at load.
 
-The reference is what every device can do: torch's operations. Another kernel is used where its
-results agree with that one's and it takes less time. On a CPU nothing is chosen.
+The reference is torch's own operations, which run on every device. A Triton kernel is used if its
+results agree with the reference's and it takes less time. On a CPU there is no choice.
 """
 
 from __future__ import annotations
@@ -18,47 +18,42 @@ from torch import Tensor
 
 from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Rope
-from ragcache.engine.kernels.row_attention import (
-    Flex,
-    RowAttention,
-    TritonRowAttention,
-    without_cudnn,
-)
+from ragcache.engine.kernels.row_attention import RowAttention, TritonRowAttention, without_cudnn
 from ragcache.errors import ConfigError, ModelError
 
 logger = logging.getLogger(__name__)
 
-#: Parts, cos and sin (None: keys are left as they are), and where to: see place.py.
+#: Parts, cos and sin (None: keys are not rotated), and the destination: see triton_place.place.
 Place = Callable[[Sequence[KVPair], "KVPair | None", KVPair], None]
 
-Work = Callable[[], Tensor]  # to be timed, and its result compared
+Trial = Callable[[], Tensor]  # runs a kernel: it is timed, and its result compared
 
-KERNELS = "auto", "torch", "triton", "flex"
-#: Largest error accepted of a vector, relative to its norm.
+_KERNELS = "auto", "torch", "triton"
+#: Largest accepted error of a vector, relative to its norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-_PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # what is measured: a typical prompt
+_PARTS, _TOKENS, _SHARE = 8, 512, 0.15  # chunks, their tokens, share of rows that attend
 _RUNS = 5
-_ATTENTION: dict[str, type[RowAttention]] = {"triton": TritonRowAttention, "flex": Flex}
+_ATTENTION: dict[str, type[RowAttention]] = {"triton": TritonRowAttention}
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What was chosen. None: torch's operations, and the model's own attention, with a mask."""
+    """The chosen kernels. None: torch's operations; the model's own attention, with a mask."""
 
     place: Place | None = None
     attention: type[RowAttention] | None = None
-    about: str = "torch"  # for people
+    about: str = "torch"  # the choice and the measured times, to be shown
 
     @property
     def names(self) -> str:
-        """What places and what attends, by name: the same in every process that chose the same."""
+        """The names of both kernels, equal in all processes with the same choice."""
         placing = "torch" if self.place is None else "triton"
         return f"{placing}, {'torch' if self.attention is None else self.attention.__name__}"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a layer's attention."""
+class AttentionShape:
+    """Heads, head dimension, dtype and device of a model's attention."""
 
     heads: int
     kv_heads: int
@@ -73,15 +68,14 @@ class Shape:
         )
 
 
-def choose(wanted: str, shape: Shape, rope: Rope) -> Kernels:
-    """The kernels for models of ``shape``; on a CPU there is no choice.
+def choose(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
+    """The kernels for a model of this ``shape``.
 
-    ``wanted``: auto, the faster of torch's and ours; or one of ``KERNELS`` by name. FlexAttention
-    is used by name only, for compiling it takes longer than loading a model. ConfigError where
-    what is wanted is unknown or needs CUDA, ModelError where it does not compute what it should.
+    ``wanted``: one of ``_KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
+    where it is unknown or needs CUDA, ModelError where a kernel asked for by name is wrong.
     """
-    if wanted not in KERNELS:
-        raise ConfigError(f"kernels {wanted!r} are unknown: use {', '.join(KERNELS)}")
+    if wanted not in _KERNELS:
+        raise ConfigError(f"kernels {wanted!r} are unknown: use {', '.join(_KERNELS)}")
     if shape.device.type != "cuda":
         if wanted in _ATTENTION:
             raise ConfigError(
@@ -91,30 +85,32 @@ def choose(wanted: str, shape: Shape, rope: Rope) -> Kernels:
         return Kernels(about="torch, on a CPU")
     if wanted == "torch":
         return Kernels()
-    return measure_kernels(wanted, shape, rope)
+    return _measure_kernels(wanted, shape, rope)
 
 
-def measure_kernels(wanted: str, shape: Shape, rope: Rope) -> Kernels:
-    """Hold what is ``wanted`` against the reference at a typical prompt."""
+def _measure_kernels(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
+    """Compare the ``wanted`` kernels with the reference on a typical prompt."""
     name = "triton" if wanted == "auto" else wanted
     attending = {
-        "torch": attention(None, shape, _PARTS * _TOKENS, _SHARE),
-        name: attention(_ATTENTION[name], shape, _PARTS * _TOKENS, _SHARE),
+        "torch": attention_trials(None, shape, _PARTS * _TOKENS, _SHARE),
+        name: attention_trials(_ATTENTION[name], shape, _PARTS * _TOKENS, _SHARE),
     }
-    placing = {"torch": [placed(partial(by_torch, rope), shape)]}
+    placing = {"torch": [placing_trial(partial(place_by_torch, rope), shape)]}
     if rope.halves and name == "triton":
-        placing[name] = [placed(by_triton, shape)]
-    attends, told = _fastest("attention", attending, shape.dtype, wanted)
-    places, told_too = _fastest("placing", placing, shape.dtype, wanted)
+        placing[name] = [placing_trial(place_by_triton, shape)]
+    attends, about_attention = _fastest("attention", attending, shape.dtype, wanted)
+    places, about_placing = _fastest("placing", placing, shape.dtype, wanted)
     return Kernels(
-        by_triton if places == "triton" else None, _ATTENTION.get(attends), f"{told}; {told_too}"
+        place_by_triton if places == "triton" else None,
+        _ATTENTION.get(attends),
+        f"{about_attention}; {about_placing}",
     )
 
 
-def by_torch(
+def place_by_torch(
     rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
-    """What every device can do, and the reference of ``triton_place.place``."""
+    """The reference of ``triton_place.place``, on any device; same arguments."""
     turn = None if rope is None or angles is None else rope.turning(*angles)
     start = 0
     for keys, values in parts:
@@ -127,14 +123,14 @@ def by_torch(
         start += keys.shape[1]
 
 
-def by_triton(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
+def place_by_triton(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
     from ragcache.engine.kernels.triton_place import place
 
     place(parts, angles, out)
 
 
-def placed(place: Place, shape: Shape) -> Work:
-    """A work: parts of random KV placed; its result is all that was."""
+def placing_trial(place: Place, shape: AttentionShape) -> Trial:
+    """A trial that places random KV; its result is the destination, (2, kv_heads, rows, d)."""
     rows = _PARTS * _TOKENS
     stored = shape.random(_PARTS, 2, shape.kv_heads, _TOKENS)
     parts = [(keys, values) for keys, values in stored]
@@ -149,12 +145,12 @@ def placed(place: Place, shape: Shape) -> Work:
     return work
 
 
-def attention(
-    kind: type[RowAttention] | None, shape: Shape, tokens: int, share: float
-) -> list[Work]:
-    """A work for each variant of ``kind``: some rows of a random prompt attend, the first and the
-    last among them; (1, rows, heads, d). ``kind`` None: SDPA with a mask, as transformers calls
-    it."""
+def attention_trials(
+    kind: type[RowAttention] | None, shape: AttentionShape, tokens: int, share: float
+) -> list[Trial]:
+    """A trial for each variant of ``kind``: a ``share`` of the rows of a random prompt of
+    ``tokens`` attend, the first and the last among them; the result is (1, rows, heads, d). None:
+    SDPA with a mask, as transformers calls it."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(tokens, generator=generator)[: max(2, int(share * tokens))]
     rows = rows.sort().values.to(shape.device)
@@ -175,28 +171,29 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tenso
     return out.transpose(1, 2).contiguous()
 
 
-def error(got: Tensor, want: Tensor) -> float:
-    """The largest of any vector, relative to its norm."""
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """The largest error of any vector (last dimension), relative to the norm of ``want``'s."""
     off = (got.float() - want.float()).norm(dim=-1) / want.float().norm(dim=-1).clamp_min(1e-12)
     return float(off.max())
 
 
 def _fastest(
-    what: str, works: Mapping[str, Sequence[Work]], dtype: torch.dtype, wanted: str
+    what: str, works: Mapping[str, Sequence[Trial]], dtype: torch.dtype, wanted: str
 ) -> tuple[str, str]:
-    """The name of the fastest, or what is ``wanted``, and a line about it for people.
+    """The name of the fastest kernel, or the ``wanted`` one, and a line about it to be shown.
 
-    The first is the reference: what fails or, in any variant, gives another result is not used.
+    The first of ``works`` is the reference. A kernel that fails, or whose result differs in any
+    variant, is not used. Raises ModelError if that kernel was wanted by name.
     """
     reference, *others = works
     want = works[reference][0]().clone()
     seconds = {reference: _seconds(works[reference][0])}
     for name in others:
         try:
-            off = max(error(work(), want) for work in works[name])
+            off = max(relative_error(work(), want) for work in works[name])
             wrong = "" if off <= TOLERANCE[dtype] else f"is off by {off:.1e}"
             seconds |= {} if wrong else {name: _seconds(works[name][0])}
-        except Exception as failure:  # of a compiler or a driver: it may be of any kind
+        except Exception as failure:  # compilers and drivers raise anything
             wrong = f"fails ({type(failure).__name__}: {failure})"
         if wrong and wanted == name:
             raise ModelError(f"kernels {name} were asked for, but {what} {wrong}: use auto")
@@ -207,8 +204,8 @@ def _fastest(
     return best, f"{what} by {best} ({times})"
 
 
-def _seconds(work: Work) -> float:
-    """The least of some runs."""
+def _seconds(work: Trial) -> float:
+    """The shortest of several runs."""
     taken = []
     for _ in range(_RUNS):
         began = time.perf_counter()

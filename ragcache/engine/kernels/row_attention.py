@@ -1,8 +1,9 @@
-"""Attention of a few rows out of many, on a GPU.
+"""Attention of some rows of a prompt, on a GPU.
 
-A model whose rows are cut attends with a mask: SDPA then computes the scores of all keys for every
-row, hides half of them, and wants keys and values copied for each query head. That is the
-reference. What is here leaves out the keys behind a row instead (on a CPU, see groups.py).
+If only some rows are computed, transformers attends with a mask: SDPA computes the scores of all
+keys for every row, hides those of later tokens, and copies keys and values for each query head.
+That is the reference. The classes here skip the keys after each row instead; on a CPU,
+``engine/hf/grouped_attention.py`` does.
 """
 
 from __future__ import annotations
@@ -10,50 +11,47 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, cast
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-#: Query vectors that a program of the kernel takes.
+#: Query vectors per program of the kernel.
 BLOCKS = 128, 64, 32, 16
-_BLOCK = 128  # rows, and keys, of FlexAttention
 
-Attend = Callable[..., Tensor]  # of query, key, value and scale, by these names
+_Attend = Callable[..., Tensor]  # keyword arguments query, key, value and scale
 
 
 class RowAttention(ABC):
-    """Attention of ``rows``, sorted int64, of the prompt, each to the keys up to itself."""
+    """Causal attention of ``rows`` (sorted, int64) of a prompt: each sees the keys up to itself."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
-        self._masks: dict[int, tuple[Tensor, bool]] = {}  # by id; the tensor keeps it
+        self._masks: dict[int, tuple[Tensor, bool]] = {}  # by id, which the kept tensor reserves
 
     def sdpa(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
     ) -> Tensor | None:
         """Scaled dot-product attention; (1, heads, rows, d) in, (1, rows, heads, d) out.
 
-        None where ``mask`` says anything else than ``key <= row``, such as a sliding window: that
-        is for the model's own implementation.
+        None if ``mask`` (1, 1, rows, keys) is anything but ``key <= row``, such as a sliding
+        window: the model's own implementation then has to attend.
         """
         if not self._causal(mask) or value.shape[3] != key.shape[3]:
             return None
         dim = query.shape[3]
         return self.attend(query, key, value, dim**-0.5 if scale is None else scale)
 
-    def variants(self) -> list[Attend]:
-        """Everything that ``attend`` may turn into, to be tried before it is relied on."""
+    def variants(self) -> list[_Attend]:
+        """The configurations that ``attend`` may use, each to be tested before it is relied on."""
         return [self.attend]
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """The same; causal."""
+        """Causal attention; shapes as for :meth:`sdpa`."""
 
     def _causal(self, mask: Tensor) -> bool:
-        """Layers are given the same mask again and again: it is looked at once."""
+        """Whether the mask is causal. Layers share one mask, so it is compared once."""
         if id(mask) not in self._masks:
             every = torch.arange(mask.shape[-1], device=mask.device)
             plain = every <= self.rows.to(mask.device)[:, None]
@@ -63,7 +61,7 @@ class RowAttention(ABC):
 
 
 class TritonRowAttention(RowAttention):
-    """By our own kernel in Triton."""
+    """Attention by the kernel of ``triton_attention``."""
 
     def attend(
         self,
@@ -77,64 +75,15 @@ class TritonRowAttention(RowAttention):
 
         return attend(query, key, value, self.rows, scale, blocks)
 
-    def variants(self) -> list[Attend]:
+    def variants(self) -> list[_Attend]:
         return [
             partial(self.attend, blocks=sizes) for sizes in (BLOCKS, *((size,) for size in BLOCKS))
         ]
 
 
-class Flex(RowAttention):
-    """By FlexAttention, which torch compiles first, for seconds."""
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__(rows)
-        self._blocks: BlockMask | None = None  # of all layers: they have the same keys
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if self._blocks is None:
-            self._blocks = _block_mask(self.rows, key.shape[2])
-        flex = _compiled() if query.is_cuda else cast("Callable[..., Any]", flex_attention)
-        grouped = query.shape[1] != key.shape[1]
-        out = flex(query, key, value, block_mask=self._blocks, scale=scale, enable_gqa=grouped)
-        return cast(Tensor, out).transpose(1, 2)
-
-
-def _block_mask(rows: Tensor, keys: int) -> BlockMask:
-    """Which blocks of keys a block of rows sees in full, and which in part."""
-    blocks, count = -(-keys // _BLOCK), len(rows)
-    padded = torch.arange(-(-count // _BLOCK) * _BLOCK, device=rows.device).clamp_(max=count - 1)
-    padded = rows[padded]
-    full = (padded[::_BLOCK] + 1) // _BLOCK
-    part = padded[_BLOCK - 1 :: _BLOCK] // _BLOCK + 1 - full
-    every = torch.arange(blocks, device=rows.device).expand(len(full), -1)
-
-    def seen(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        return key <= padded[row]
-
-    return BlockMask.from_kv_blocks(
-        _int32(part),
-        _int32((every + full[:, None]) % blocks),
-        _int32(full),
-        _int32(every),
-        BLOCK_SIZE=_BLOCK,
-        mask_mod=seen,
-        seq_lengths=(count, keys),
-    )
-
-
-def _int32(numbers: Tensor) -> Tensor:
-    """Of one batch and one head, as FlexAttention wants them."""
-    return numbers[None, None].to(torch.int32).contiguous()
-
-
-@cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)  # once for all lengths
-
-
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """SDPA by any backend but cuDNN's, which makes a new plan for every length."""
+    """Disable SDPA's cuDNN backend, which builds a new plan for every length."""
     was = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:

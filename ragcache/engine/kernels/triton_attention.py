@@ -1,6 +1,6 @@
-"""Flash attention of sorted rows: every block of them stops at the keys of its last (Triton).
+"""Flash attention of sorted rows in Triton: a block of rows reads the keys up to its last row.
 
-Rows of the query heads that share a KV head are taken together: they see the same keys.
+The rows of all query heads that share a KV head form one block, since they read the same keys.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ def attend(
     scale: float,
     blocks: Sequence[int],
 ) -> Tensor:
-    """Attention of ``rows``, sorted int64, each to the keys up to itself.
+    """Causal attention of ``rows`` (sorted, int64): each sees the keys up to itself.
 
-    (1, heads, rows, d) and keys and values (1, kv_heads, n, d) in, (1, rows, heads, d) out; all of
-    one dtype, accumulated in float32. ``blocks``: how many query vectors a program may take, the
-    largest first. It takes as many as leave two programs for every processor; fewer in float32.
+    ``query`` is (1, heads, rows, d), ``key`` and ``value`` are (1, kv_heads, n, d), the result is
+    (1, rows, heads, d), all of one dtype, accumulated in float32. ``blocks``: the query vectors
+    that a program may take, largest first; the largest that leaves two programs per multiprocessor
+    is used, and at most 32 in float32.
     """
     _, heads, count, dim = query.shape
     kv_heads, share = key.shape[1], heads // key.shape[1]
@@ -50,7 +51,7 @@ def attend(
 
 
 def _block(blocks: Sequence[int], vectors: int, kv_heads: int, processors: int) -> int:
-    """The largest that keeps processors busy: the program with most keys takes twice the mean."""
+    """The largest block that keeps the GPU busy: the longest program takes twice the mean time."""
     least = 2 * processors
     enough = (size for size in blocks if triton.cdiv(vectors, size) * kv_heads >= least)
     return next(enough, blocks[-1])
@@ -64,7 +65,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _regular(tensor: Tensor) -> Tensor:
-    """Its vectors in one piece each, and whole vectors apart from one another."""
+    """The tensor with contiguous vectors at strides that are multiples of their length."""
     dim = tensor.shape[3]
     regular = tensor.stride(3) == 1 and not tensor.stride(1) % dim and not tensor.stride(2) % dim
     return tensor if regular else tensor.contiguous()

@@ -1,4 +1,4 @@
-"""Placing stored KV on a GPU: a layer's parts with one launch, keys rotated on the way (Triton)."""
+"""Place a layer's stored KV on a GPU with one kernel launch, rotating the keys (Triton)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from ragcache.engine.hf.prompt_cache import KVPair
 
-_TOKENS = 32  # that a program places, of one part and one head
+_TOKENS = 32  # tokens per program, of one part and one head
 _ALIGNED = 16  # bytes
 
 
 def place(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
-    """Write parts, one after another, to the first rows of ``out``.
+    """Write ``parts``, one after another, to the first rows of ``out``.
 
-    Parts are (kv_heads, n, head_dim), of one dtype; ``out`` are the rows of a layer's keys and
-    values from the first of the parts on, (kv_heads, rows, head_dim), heads any rows apart.
-    ``angles`` are those rows' cos and sin, (rows, rotary_dim): keys, of which dimension i turns
-    with i + rotary_dim / 2, are rotated in float32 and cast once. None: as they are. All on one
-    device.
+    Parts are keys and values, (kv_heads, n, head_dim) each, all of one dtype. ``out`` are a layer's
+    keys and values from the parts' first row on, (kv_heads, rows, head_dim), contiguous within a
+    head. ``angles`` are cos and sin of these rows, (rows, rotary_dim): keys are rotated in float32,
+    dimension i with i + rotary_dim / 2, and cast once; None leaves them as they are. All tensors
+    are on one device.
     """
     keys, values = out
     heads, _, dim = keys.shape
@@ -38,7 +38,7 @@ def place(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
             (k.data_ptr(), v.data_ptr(), start, k.shape[1])
             for (k, v), start in zip(held, starts, strict=True)
         ],
-        pin_memory=device.type == "cuda",  # or copying it would wait for what has been queued
+        pin_memory=device.type == "cuda",  # otherwise the copy waits for queued kernels
     ).to(device, non_blocking=True)
     cos, sin = (t.contiguous() for t in angles or first)
     half = 0 if angles is None else cos.shape[-1] // 2
@@ -57,7 +57,7 @@ def _aligned(part: Tensor) -> Tensor:
 
 
 def _apart(out: Tensor) -> int:
-    """How many rows there are from one head to the next."""
+    """Rows from one head to the next."""
     assert out.stride(2) == 1 and out.stride(1) == out.shape[2], "rows of a PlacedKV are together"
     return out.stride(0) // out.shape[2]
 
@@ -65,7 +65,7 @@ def _apart(out: Tensor) -> int:
 @triton.jit(do_not_specialize=["k_apart", "v_apart"])
 def _place(
     table: tl.tensor,  # (parts, 4), int64: addresses of keys and values, first row, rows
-    k_kind: tl.tensor,  # keys and values of any part, for their types
+    k_kind: tl.tensor,  # keys and values of any part, for their dtypes
     v_kind: tl.tensor,
     cos: tl.tensor,
     sin: tl.tensor,
@@ -74,7 +74,7 @@ def _place(
     k_apart: tl.tensor,
     v_apart: tl.tensor,
     DIM: tl.constexpr,
-    HALF: tl.constexpr,  # of the dimensions that turn
+    HALF: tl.constexpr,  # half of the rotated dimensions
     WIDE: tl.constexpr,
     TURNS: tl.constexpr,
     TOKENS: tl.constexpr,

@@ -70,7 +70,7 @@ def check_kv(key: ChunkKey, kv: ChunkKV) -> None:
 
 def check_notes(key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
     """Raise ValueError for notes that cannot be on the variant ``kv`` under ``key``."""
-    if key.behind:
+    if key.context:
         raise ValueError("only KV under a variant_key has notes")
     if len(notes.per_token) != len(kv.tokens):
         raise ValueError(f"notes on {len(notes.per_token)} tokens of a chunk of {len(kv.tokens)}")

@@ -23,9 +23,9 @@ CHUNKS: list[Tokens] = [
 BEHIND = tuple(range(200, 223))
 
 
-def alone(engine: TransformersEngine, behind: Tokens) -> list[ChunkKV]:
+def alone(engine: TransformersEngine, context: Tokens) -> list[ChunkKV]:
     """A forward for every chunk, whose attention nothing touches."""
-    return [engine.encode([chunk], behind=behind)[0] for chunk in CHUNKS]
+    return [engine.encode([chunk], context=context)[0] for chunk in CHUNKS]
 
 
 def assert_same(got: list[ChunkKV], want: list[ChunkKV]) -> None:
@@ -45,21 +45,21 @@ def test_together_as_alone(architecture: str, attention: str) -> None:
         pytest.skip(f"{architecture} has no SDPA")
     assert engine.packs
     for behind in ((), (5,), BEHIND):
-        assert_same(engine.encode(CHUNKS, behind=behind), alone(engine, behind))
+        assert_same(engine.encode(CHUNKS, context=behind), alone(engine, behind))
     assert engine.model.config._attn_implementation == attention
 
 
 def test_a_chunk_behind_others_is_the_end_of_a_prefill() -> None:
     """Against a forward that knows nothing of chunks: the last rows of the whole text."""
     engine = models.engine("gemma3_text")
-    [*_, last] = engine.encode(CHUNKS, behind=BEHIND)
+    [*_, last] = engine.encode(CHUNKS, context=BEHIND)
     whole = engine.encode([BEHIND + CHUNKS[-1]])[0]
     for part, all_rows in zip(last.keys + last.values, whole.keys + whole.values, strict=True):
         torch.testing.assert_close(part, all_rows[:, len(BEHIND) :], atol=2e-5, rtol=2e-5)
 
 
 def test_no_chunks_are_no_kv() -> None:
-    assert models.engine("llama").encode([], behind=BEHIND) == []
+    assert models.engine("llama").encode([], context=BEHIND) == []
 
 
 def test_attention_that_does_not_come_by_is_not_packed() -> None:
@@ -70,7 +70,7 @@ def test_attention_that_does_not_come_by_is_not_packed() -> None:
     engine = TransformersEngine(model, models.tokenizer(), name="llama")
     assert not engine.packs
     for behind in ((), BEHIND):
-        assert_same(engine.encode(CHUNKS, behind=behind), alone(models.engine("llama"), behind))
+        assert_same(engine.encode(CHUNKS, context=behind), alone(models.engine("llama"), behind))
 
 
 def test_what_chunks_stand_behind_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +78,12 @@ def test_what_chunks_stand_behind_is_computed_once(monkeypatch: pytest.MonkeyPat
     engine.model.register_forward_pre_hook(
         lambda _, args, given: sizes.append(given["input_ids"].shape[1]), with_kwargs=True
     )
-    first = engine.encode(CHUNKS[:2], behind=BEHIND)
-    engine.encode(CHUNKS, behind=BEHIND * 2)
-    again = engine.encode(CHUNKS[:2], behind=BEHIND)
+    first = engine.encode(CHUNKS[:2], context=BEHIND)
+    engine.encode(CHUNKS, context=BEHIND * 2)
+    again = engine.encode(CHUNKS[:2], context=BEHIND)
     assert sizes == [23, 41, 46, 108, 41]
     assert_same(again, first)
-    engine.encode(CHUNKS[:1], behind=(1,))  # a third: the one not used for longest is let go of
-    engine.encode(CHUNKS[:1], behind=BEHIND)
-    engine.encode(CHUNKS[:1], behind=BEHIND * 2)
+    engine.encode(CHUNKS[:1], context=(1,))  # a third: the one not used for longest is let go of
+    engine.encode(CHUNKS[:1], context=BEHIND)
+    engine.encode(CHUNKS[:1], context=BEHIND * 2)
     assert sizes[5:] == [1, 40, 40, 46, 40]

@@ -22,8 +22,15 @@ from ragcache.engine.hf.attention_hook import Driven
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
-from ragcache.engine.kernels.choose import Kernels, Shape, by_torch, choose, error, measure_kernels
-from ragcache.engine.kernels.row_attention import BLOCKS, Flex, RowAttention, TritonRowAttention
+from ragcache.engine.kernels.choose import (
+    AttentionShape,
+    Kernels,
+    _measure_kernels,
+    choose,
+    place_by_torch,
+    relative_error,
+)
+from ragcache.engine.kernels.row_attention import BLOCKS, RowAttention, TritonRowAttention
 from ragcache.errors import ConfigError, ModelError
 from ragcache.testing.engine import IDS, FewFromLayer2
 from tests import models
@@ -61,7 +68,7 @@ def test_parts_are_placed_as_torch_places_them(
         angles = (draw(88, width), draw(88, width)) if width else None
         got, want = torch.zeros(2, 2, heads, 100, dim, device=device, dtype=dtype)
         place(parts, angles, (got[0][:, 7:95], got[1][:, 7:95]))
-        by_torch(ROPE, parts, angles, (want[0][:, 7:95], want[1][:, 7:95]))
+        place_by_torch(ROPE, parts, angles, (want[0][:, 7:95], want[1][:, 7:95]))
         assert torch.equal(got[1], want[1])
         bits = {torch.float32: 22, torch.float16: 10, torch.bfloat16: 7}[dtype]  # one may differ
         torch.testing.assert_close(got[0], want[0], rtol=2.0**-bits, atol=1e-6)
@@ -94,28 +101,7 @@ def test_rows_attend_in_the_models_dtype(device: torch.device, dtype: torch.dtyp
         query, key, value, at = given
         want = right(query.float(), key.float(), value.float(), at, 0.3)
         for block in BLOCKS:
-            assert error(attend(*given, 0.3, (block,)), want) < kernels.TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_is_told_the_same(shape: tuple[int, int, int]) -> None:
-    for rows in ([0, 299], [*range(0, 300, 2), 299], [127, 128, 255, 256, 299]):
-        query, key, value, at = drawn(*shape, rows, torch.float32, CPU, keys=300)
-        got = Flex(at).attend(query, key, value, 0.3)
-        torch.testing.assert_close(got, right(query, key, value, at, 0.3), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.filterwarnings("default")  # what compilers say is not ours
-def test_flex_attention_is_compiled_for_all_lengths() -> None:
-    for keys in (300, 512, 777):
-        rows = [*range(0, keys, 3), keys - 1]
-        cuda = torch.device("cuda")
-        query, key, value, at = drawn(8, 2, 64, rows, torch.bfloat16, cuda, keys=keys)
-        want = right(query.float(), key.float(), value.float(), at, 0.3)
-        got = Flex(at).attend(query, key, value, 0.3)
-        assert error(got, want) < kernels.TOLERANCE[torch.bfloat16]
+            assert relative_error(attend(*given, 0.3, (block,)), want) < kernels.TOLERANCE[dtype]
 
 
 class Noted(RowAttention):
@@ -172,7 +158,7 @@ def test_an_engine_with_other_kernels_gives_the_models_own_logits(
 
     def place(*args: Any) -> None:
         places.append(len(args[0]))
-        by_torch(engine._forward.layers.rope, *args)
+        place_by_torch(engine._forward.layers.rope, *args)
 
     engine = models.engine(architecture, attention="sdpa")
     want, stored = plain_logits(engine, IDS), engine.encode([IDS])[0]
@@ -201,7 +187,7 @@ def test_an_engine_with_our_kernels_gives_the_models_own_logits(
     engine._forward = replace(
         engine._forward,
         layers=replace(
-            engine._forward.layers, kernels=Kernels(kernels.by_triton, TritonRowAttention)
+            engine._forward.layers, kernels=Kernels(kernels.place_by_triton, TritonRowAttention)
         ),
     )
     for inside in (False, True):
@@ -209,7 +195,7 @@ def test_an_engine_with_our_kernels_gives_the_models_own_logits(
         torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
 
 
-TINY_SHAPE = Shape(4, 2, 16, torch.float32, CPU)
+TINY_SHAPE = AttentionShape(4, 2, 16, torch.float32, CPU)
 
 
 @pytest.fixture
@@ -222,8 +208,9 @@ def test_a_cpu_chooses_nothing() -> None:
     for wanted in ("auto", "torch"):
         assert choose(wanted, TINY_SHAPE, ROPE) == Kernels(about="torch, on a CPU")
     assert models.engine().kernels == "torch, on a CPU"
-    with pytest.raises(ConfigError, match="kernels 'fast' are unknown: use auto, torch"):
-        choose("fast", TINY_SHAPE, ROPE)
+    for unknown in ("fast", "flex"):
+        with pytest.raises(ConfigError, match=f"{unknown!r} are unknown: use auto, torch, triton"):
+            choose(unknown, TINY_SHAPE, ROPE)
     with pytest.raises(ConfigError, match="kernels triton were asked for, but they need CUDA"):
         choose("triton", TINY_SHAPE, ROPE)
 
@@ -253,45 +240,43 @@ def test_a_kernel_that_is_wrong_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(kernels, "_ATTENTION", {"triton": kind, "flex": kind})
-    monkeypatch.setattr(kernels, "by_triton", lambda *args: None)
+    monkeypatch.setattr(kernels, "_ATTENTION", {"triton": kind})
+    monkeypatch.setattr(kernels, "place_by_triton", lambda *args: None)
     with caplog.at_level(logging.WARNING):
-        chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
+        chosen = _measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.place is None and chosen.attention is None
     assert "attention by torch" in chosen.about and "placing by torch" in chosen.about
     assert why in caplog.text and "placing by triton is off by 1.0e+00" in caplog.text
-    with pytest.raises(ModelError, match="kernels flex were asked for, but attention .*use auto"):
-        measure_kernels("flex", TINY_SHAPE, ROPE)
+    with pytest.raises(ModelError, match="kernels triton were asked for, but attention .*use auto"):
+        _measure_kernels("triton", TINY_SHAPE, ROPE)
 
 
 def test_without_triton_there_is_torch(
     small: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in ("flash", "place"):
-        monkeypatch.setitem(sys.modules, f"ragcache.engine.{module}", None)
-    chosen = measure_kernels("auto", TINY_SHAPE, ROPE)
+    for module in ("triton_attention", "triton_place"):
+        monkeypatch.setitem(sys.modules, f"ragcache.engine.kernels.{module}", None)
+    chosen = _measure_kernels("auto", TINY_SHAPE, ROPE)
     assert chosen.place is None and chosen.attention is None
     assert caplog.text.count("by triton fails (ModuleNotFoundError") == 2
 
 
-@pytest.mark.parametrize("wanted", ["auto", "flex"])
-def test_the_fastest_is_used(small: None, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_ATTENTION", {"triton": Noted, "flex": Noted})
-    place = partial(by_torch, ROPE)
-    monkeypatch.setattr(kernels, "by_triton", place)
-    times = iter([3.0, 2.0, 1.0, 2.0])
+def test_the_fastest_is_used(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_ATTENTION", {"triton": Noted})
+    place = partial(place_by_torch, ROPE)
+    monkeypatch.setattr(kernels, "place_by_triton", place)
+    times = iter([3.0, 2.0, 2.0, 1.0])
     monkeypatch.setattr(kernels, "_seconds", lambda work: next(times))
-    chosen = measure_kernels(wanted, TINY_SHAPE, ROPE)
-    assert chosen.attention is Noted and chosen.place is None
-    name = "triton" if wanted == "auto" else wanted
-    assert f"attention by {name} (torch 3000.00 ms, {name} 2000.00 ms)" in chosen.about
+    chosen = _measure_kernels("auto", TINY_SHAPE, ROPE)
+    assert chosen.attention is Noted and chosen.place is place
+    assert "attention by triton (torch 3000.00 ms, triton 2000.00 ms)" in chosen.about
 
 
 def test_keys_that_turn_otherwise_are_placed_by_torch(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_ATTENTION", {"triton": Noted})
-    assert measure_kernels("triton", TINY_SHAPE, Rope(apply_rotary_pos_emb)).place is None
+    assert _measure_kernels("triton", TINY_SHAPE, Rope(apply_rotary_pos_emb)).place is None
 
 
 @pytest.mark.gpu
