@@ -35,7 +35,7 @@ from ragcache.eval.dataset import Context, load
 from ragcache.eval.evaluate import evaluate
 from ragcache.eval.parallel import Progress, cores, share
 from ragcache.eval.summary import Figures, Scores, figures
-from ragcache.models import TINY, model_path, world
+from ragcache.models import TINY, model_path, world_file
 from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Tokens
@@ -299,7 +299,7 @@ TECHNICAL = (
 def companies(engine: Engine) -> dict[str, Tokens]:
     """What the chunks are seen behind, by name."""
     shipped = company(engine)
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     chunks = [chunk for text in texts for chunk in text.split("\n\n")]
     rng, vocabulary = random.Random(0), engine.tokenize("".join(map(chr, range(32, 127))))

@@ -23,7 +23,7 @@ from ragcache.eval.dataset import Context, load, take
 from ragcache.eval.evaluate import compare, modes
 from ragcache.eval.parallel import cores
 from ragcache.eval.summary import Figures
-from ragcache.models import TINY, world
+from ragcache.models import TINY, world_file
 from ragcache.settings import Settings
 
 MODES = (
@@ -65,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     asked = {}
     if given.questions:
-        asked["prompts.jsonl"] = take(load(world("prompts.jsonl")), given.questions)
+        asked["prompts.jsonl"] = take(load(world_file("prompts.jsonl")), given.questions)
     if given.hops:
         asked["hops"] = hops(given.hops)
     settings = Settings.load(model=given.model, compile=given.compile)

@@ -32,7 +32,7 @@ from ragcache.core.precompute import precompute
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.dataset import load, take
 from ragcache.eval.metrics import exact_match
-from ragcache.models import TINY, model_path, world
+from ragcache.models import TINY, model_path, world_file
 from ragcache.planning.context import encoding_context
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
@@ -150,7 +150,7 @@ def times(rounds: int) -> str:
 def accuracy(questions: int) -> str:
     """The table of right and of equal answers."""
     engine = TransformersEngine.load(model_path(TINY), dtype="float32")
-    contexts = take(load(world("prompts.jsonl")), questions)
+    contexts = take(load(world_file("prompts.jsonl")), questions)
     asked = [
         (engine.template.prompt(context.chunks, question.text), question.answers)
         for context in contexts

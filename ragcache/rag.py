@@ -18,7 +18,7 @@ from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
 from ragcache.models import TINY, model_path
-from ragcache.models.named import full_name, remember
+from ragcache.models.trusted_names import absolute_name, remember_name
 from ragcache.planning.controller import controls
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
@@ -34,7 +34,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, at_level
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
     from ragcache.store.remote.store import Traffic
@@ -173,9 +173,9 @@ class RagCache:
             embedder = beside.retriever.embedder if beside else setup.embedder_of(catalog, settings)
             record_embedder(catalog, embedder)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
-            setup.record(catalog, model=full_name(name))
+            setup.record(catalog, model=absolute_name(name))
             for given in filter(None, (named, settings.embedder)):
-                remember(given)
+                remember_name(given)
             if beside is None and not isinstance(engine, Engine):
                 cache._hangs_up = engine.close
         except BaseException:
@@ -204,14 +204,14 @@ class RagCache:
         tokens the KV has been computed, and of how many it will be.
         ConfigError for one document that is in no list.
         """
-        given = several(documents, "documents")
+        given = require_list(documents, "documents")
         steps = self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there.
         ConfigError for one id that is in no list."""
-        given = several(documents, "documents")
+        given = require_list(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
     def documents(self) -> list[Entry]:
@@ -263,7 +263,7 @@ class RagCache:
             self.check_usable(with_mode)
             passages = self.retrieve(question, top_k, neighbours)
         else:
-            given = several(chunks, "chunks")
+            given = require_list(chunks, "chunks")
             passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
             check_bytes(self.engine, question, lead, *(p.chunk.text for p in passages))
         retrieval_s = time.perf_counter() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def whole(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The same text without halves of surrogate pairs: two that make a character become it, any
     other is U+FFFD.
 
@@ -19,22 +19,24 @@ def whole(text: str) -> str:
     return text
 
 
-def whole_in(value: Any) -> Any:
-    """A value as JSON has them, with every string and every key :func:`whole`."""
+def replace_surrogates_in(value: Any) -> Any:
+    """A value as JSON has them, with every string and every key :func:`replace_surrogates`."""
     if isinstance(value, str):
-        return whole(value)
+        return replace_surrogates(value)
     if isinstance(value, list):
-        return [whole_in(one) for one in value]
+        return [replace_surrogates_in(one) for one in value]
     if isinstance(value, dict):
-        return {whole_in(key): whole_in(one) for key, one in value.items()}
+        return {
+            replace_surrogates_in(key): replace_surrogates_in(one) for key, one in value.items()
+        }
     return value
 
 
-def to_bytes(text: str) -> bytes:
-    """UTF-8, also of halves, which paths may hold; :func:`to_text` gives the same text back."""
+def encode_text(text: str) -> bytes:
+    """UTF-8, also of halves, which paths may hold; :func:`decode_text` gives the same text back."""
     return text.encode(errors="surrogatepass")
 
 
-def to_text(data: bytes) -> str:
-    """What :func:`to_bytes` was given."""
+def decode_text(data: bytes) -> str:
+    """What :func:`encode_text` was given."""
     return data.decode(errors="surrogatepass")

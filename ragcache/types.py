@@ -1,7 +1,8 @@
 """The vocabulary of ragcache: what every module says to every other.
 
 Nothing here computes, and nothing here imports torch: ``import ragcache`` stays light. Texts of
-documents, chunks and stop strings are :func:`ragcache.text.whole`, however they were given.
+documents, chunks and stop strings are :func:`ragcache.text.replace_surrogates`, however they were
+given.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from ragcache.text import whole, whole_in
+from ragcache.text import replace_surrogates, replace_surrogates_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +24,14 @@ Tokens = tuple[int, ...]
 MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]
 
 
-LONGEST_ID = 1000  # characters
+MAX_ID_LENGTH = 1000  # characters
 _CONTROL = {"Cc", "Zl", "Zp"}  # categories of Unicode: controls, and what ends a line
 
 
-def wrong_id(id: str) -> str | None:
+def invalid_id_reason(id: str) -> str | None:
     """Why a text cannot be a document's id; None where it can."""
-    if not 0 < len(id) <= LONGEST_ID:
-        return f"it has {len(id)} characters, and 1 to {LONGEST_ID} may be"
+    if not 0 < len(id) <= MAX_ID_LENGTH:
+        return f"it has {len(id)} characters, and 1 to {MAX_ID_LENGTH} may be"
     if any(unicodedata.category(character) in _CONTROL for character in id):
         return "it has control characters, or ends of lines"
     return None
@@ -39,7 +40,7 @@ def wrong_id(id: str) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Document:
     """A source text before it is split. ``id`` is unique in a store; the same id replaces. It is
-    what :func:`wrong_id` has nothing against."""
+    what :func:`invalid_id_reason` has nothing against."""
 
     id: str
     text: str
@@ -68,7 +69,7 @@ class Chunk:
 
 def _make_whole(record: Document | Chunk, *fields: str) -> None:
     for name in fields:
-        if (value := getattr(record, name)) != (made := whole_in(value)):
+        if (value := getattr(record, name)) != (made := replace_surrogates_in(value)):
             object.__setattr__(record, name, made)
 
 
@@ -234,11 +235,11 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}: it must be in (0, 1]")
         if isinstance(self.stop, str) or any(not s for s in self.stop):
             raise ValueError("stop must be a list of strings, none of them empty")
-        object.__setattr__(self, "stop", tuple(map(whole, self.stop)))
+        object.__setattr__(self, "stop", tuple(map(replace_surrogates, self.stop)))
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LayerLoad:
     """How one layer's stored KV came from the store. Times in seconds, of ``perf_counter``."""
 
     bytes: int = 0  # as they are stored

@@ -15,13 +15,13 @@ from ragcache.eval.dataset import load_all
 from ragcache.eval.evaluate import MODES, modes
 from ragcache.retriever.source import read
 from ragcache.types import Chunk, Document, Passage
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 from tests import scene
 
 
 @pytest.mark.parametrize("given", [["a", "b"], ("a", "b"), {"a": 1}.keys(), iter("ab"), set("ab")])
 def test_lists_pass_as_they_came(given: Any) -> None:
-    assert several(given, "ids") is given
+    assert require_list(given, "ids") is given
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_lists_pass_as_they_came(given: Any) -> None:
 )
 def test_one_thing_does_not(given: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        several(given, "ids")
+        require_list(given, "ids")
 
 
 def test_every_door_says_so(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from bench.reliability.child import Child
 from bench.reliability.outcome import Outcome, counts, scratch
 from bench.reliability.patient import CHUNKS, EMBEDDER, NEWEST, TEXTS, fill, opened, served_all, use
 from bench.reliability.samples import Wrong, chunk_key, put, version_of
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import NumpyIndex, VectorIndex
 from ragcache.retriever.search import Retriever
 from ragcache.store import Catalog, DiskStore, Miss

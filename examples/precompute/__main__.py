@@ -10,11 +10,11 @@ The same from the command line, here and on all GPUs of a cluster:
 from ragcache import RagCache
 from ragcache.batch.plan import plan
 from ragcache.batch.run import in_process, run
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.retriever.source import read
 
 with RagCache.open("my-store") as cache:
-    documents = list(read([world("documents.jsonl")]))  # or from_documents(loader.lazy_load())
+    documents = list(read([world_file("documents.jsonl")]))  # or from_documents(loader.lazy_load())
 
     work = plan(cache, documents)
     print(f"{work.missing.chunks} of {work.wanted.chunks} chunks to compute,", end=" ")

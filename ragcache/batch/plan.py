@@ -20,7 +20,7 @@ from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
 from ragcache.planning.flops import Model
 from ragcache.store.format.codecs import codec
 from ragcache.store.key import ChunkKey
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
     from ragcache.core.indexing import Progress, Step
@@ -176,7 +176,7 @@ def planning(
             f"compile mode {cache.indexing.encoding.mode} computes chunks behind similar ones of "
             "an index, and there is none here: use `ragcache index`"
         )
-    given = several(documents, "documents")
+    given = require_list(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
     model = Model(engine.spec, engine.parameters, engine.heads)
     measure = Measure(model, len(cache.indexing.encoding.behind))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import AttentionRule
-    from ragcache.types import ChunkNotes, Load, Prompt
+    from ragcache.types import ChunkNotes, LayerLoad, Prompt
 
 #: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
 #: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, the
@@ -35,7 +35,7 @@ class KVSource(Protocol):
         They are to be read only.
         """
 
-    def load(self, layer: int) -> Load:
+    def load(self, layer: int) -> LayerLoad:
         """How a layer that was asked for came here."""
 
 

@@ -14,7 +14,7 @@ from ragcache.blend.base import Blender, FixedRows, KVPair, KVSource, Layout, Se
 from ragcache.blend.context_attention import Company
 from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError
-from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
+from ragcache.types import ChunkKV, ChunkNotes, LayerLoad, LayerTrace
 
 if TYPE_CHECKING:
     from ragcache.engine.base import LayerView, Prefilled, Prefiller
@@ -103,7 +103,7 @@ class ReplaySource:
     def start(self, layers: Sequence[int]) -> None:
         raise NotImplementedError("what is kept has been started")
 
-    def load(self, layer: int) -> Load:
+    def load(self, layer: int) -> LayerLoad:
         return self.source.load(layer)
 
     def layer(self, layer: int) -> list[KVPair]:
@@ -215,7 +215,7 @@ class FusionWalk(PrefillCallbacks):
         if layer == len(self.chosen):
             return
         needed = self._runs and self.selector.loads(layer)
-        load = self.source.load(layer) if needed else Load(0, self._began, self._began)
+        load = self.source.load(layer) if needed else LayerLoad(0, self._began, self._began)
         at, loaded, placed = self._times
         trace = LayerTrace(
             rows=len(self._rows),

@@ -43,7 +43,7 @@ from ragcache.cli.render import corpora
 from ragcache.cli.render.stages import COMPUTING
 from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
-from ragcache.util.private_file import private
+from ragcache.util.private_file import open_private
 
 if TYPE_CHECKING:
     from ragcache.batch.plan import Work
@@ -140,7 +140,7 @@ def precompute(
             out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
     found = corpora.report_json(work, rate, done, state, skipped)
     if report is not None:
-        with private(report, "wb") as file:
+        with open_private(report, "wb") as file:
             file.write((as_json(found) + "\n").encode())
     figures(found)
     if state == "interrupted":

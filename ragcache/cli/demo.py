@@ -18,7 +18,7 @@ from ragcache.eval.dataset import load, take
 from ragcache.eval.evaluate import compare, modes
 from ragcache.eval.parallel import cores
 from ragcache.eval.summary import Figures
-from ragcache.models import TINY, world
+from ragcache.models import TINY, world_file
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 
@@ -49,7 +49,7 @@ def run(out: Console, progress: Showing, questions: int) -> list[Figures]:
     """Index, precompute, ask, compare; print what each step did and how long all took. Gives the
     figures of every mode."""
     began = time.perf_counter()
-    contexts = take(load(world("prompts.jsonl")), questions)
+    contexts = take(load(world_file("prompts.jsonl")), questions)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
         _index_and_ask(out, progress, Path(folder))
     out.rule("every mode on held-out questions")
@@ -71,11 +71,11 @@ def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
     from ragcache.retriever.source import read
 
     docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]
-    markdown = docs or [world("").parent / "README.md"]
+    markdown = docs or [world_file("").parent / "README.md"]
     out.rule(f"index: the small world and {render.counted(len(markdown), 'page')} of Markdown")
     with RagCache.open(folder, TINY) as cache:
         with progress() as told:
-            documents = read([world("documents.jsonl"), *markdown])
+            documents = read([world_file("documents.jsonl"), *markdown])
             added = cache.add(documents, progress=told, tokens=told.tokens)
         done = added.precomputed
         out.print(
@@ -83,7 +83,7 @@ def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
             f"{render.size(done.payload_bytes)}, computed once in {render.duration(done.seconds)}",
             highlight=False,
         )
-        with world("questions.jsonl").open(encoding="utf-8") as lines:
+        with world_file("questions.jsonl").open(encoding="utf-8") as lines:
             entries = [json.loads(line) for line in lines]
         for kind in ("direct", "local", "split"):
             entry = next(e for e in entries if e["kind"] == kind)

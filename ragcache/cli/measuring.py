@@ -70,13 +70,13 @@ def evaluate(
     from ragcache.eval import plot
     from ragcache.eval.dataset import load_all
     from ragcache.eval.evaluate import compare, modes
-    from ragcache.models import world
+    from ragcache.models import world_file
 
     settings = Settings.load(
         model=model, device=device, dtype=dtype, compile=compile_mode, codec=codec
     )
     chosen = modes(mode, ratio or ())
-    datasets = load_all(dataset or [world("prompts.jsonl")], limit)
+    datasets = load_all(dataset or [world_file("prompts.jsonl")], limit)
     for name, contexts in datasets.items():
         _check_chunks(contexts, name)
     if plot_file is not None:
@@ -137,11 +137,11 @@ def calibrate(
     """
     from ragcache.eval import calibrate as choosing
     from ragcache.eval.dataset import load
-    from ragcache.models import world
+    from ragcache.models import world_file
 
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
     choosing.candidates(mode or ())  # before anything is loaded
-    path = questions or world("prompts.jsonl")
+    path = questions or world_file("prompts.jsonl")
     if path.suffix in {".jsonl", ".json"}:
         contexts = load(path)
     else:

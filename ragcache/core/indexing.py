@@ -23,7 +23,7 @@ from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.types import Chunk, Document, Tokens, wrong_id
+from ragcache.types import Chunk, Document, Tokens, invalid_id_reason
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
@@ -379,5 +379,5 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
 def check_ids(ids: Iterable[str]) -> None:
     """Raise SourceError for the first that cannot be a document's."""
     for name in ids:
-        if (why := wrong_id(name)) is not None:
+        if (why := invalid_id_reason(name)) is not None:
             raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")

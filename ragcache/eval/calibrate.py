@@ -15,7 +15,7 @@ from ragcache.eval.dataset import Context, Question, lines, spread
 from ragcache.eval.evaluate import compare
 from ragcache.eval.summary import Figures
 from ragcache.settings import Settings
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
@@ -34,7 +34,7 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
     """Blenders by label: every mode at all of :data:`RATIOS` (``fused@0.05``), ``ape`` at its grid,
     and a mode that takes no ratio, or names its own, as it is. Raises ConfigError."""
     made: dict[str, Blender] = {}
-    for name in several(modes, "modes"):
+    for name in require_list(modes, "modes"):
         plain = blender(name)
         if name == "ape":
             made |= ape_grid()

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 LONG_WORDS = 8  # answers of more words are also scored by Rouge-L
 
@@ -56,7 +56,7 @@ def load(path: Path) -> list[Context]:
 def load_all(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[Context]]:
     """:func:`load` several files, each by its name, or its whole path where two share a name;
     of each at most the first ``limit`` questions."""
-    unique = list(dict.fromkeys(several(paths, "paths")))
+    unique = list(dict.fromkeys(require_list(paths, "paths")))
     names = Counter(path.name for path in unique)
     loaded = {str(path) if names[path.name] > 1 else path.name: load(path) for path in unique}
     if limit is None:

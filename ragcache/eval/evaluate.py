@@ -21,13 +21,13 @@ from ragcache.eval.summary import Figures, Outcome, Scores, figures
 from ragcache.models import TINY, model_path
 from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
-from ragcache.retriever.embedderfiles import PACKAGED
+from ragcache.retriever.embedder_files import PACKAGED
 from ragcache.retriever.search import nearest
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Sampling, Tokens
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 #: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
 MODES = {
@@ -47,11 +47,11 @@ def modes(names: Sequence[str] | None = None, ratios: Sequence[float] = ()) -> d
     there is one blender for each, labelled ``cacheblend@0.15``. Raises ConfigError for an unknown
     mode, for a ratio outside [0, 1], or where there are ratios and no mode takes one.
     """
-    for ratio in several(ratios, "ratios"):
+    for ratio in require_list(ratios, "ratios"):
         check_ratio(ratio, "ratio")
     made: dict[str, Blender] = {}
     taken = False
-    named = MODES if names is None else {name: name for name in several(names, "modes")}
+    named = MODES if names is None else {name: name for name in require_list(names, "modes")}
     for label, name in named.items():
         plain = blender(name)
         if not ratios or "recompute_ratio" not in plain.parameters or "recompute_ratio" in name:

@@ -22,7 +22,7 @@ from ragcache.langchain.local_backend import Local
 from ragcache.langchain.search import Filter, diverse, named_so, remove, scored, unit
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 
 class RagCacheVectorStore(VectorStore):
@@ -241,8 +241,8 @@ class RagCacheVectorStore(VectorStore):
 
 
 def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tuple[str, Document]]:
-    given = list(several(documents, "documents", Document))
-    ids = None if ids is None else list(several(ids, "ids"))
+    given = list(require_list(documents, "documents", Document))
+    ids = None if ids is None else list(require_list(ids, "ids"))
     if ids is not None and len(ids) != len(given):
         raise ConfigError(f"{len(given)} documents but {len(ids)} ids: give each one, or none")
     own = [document.id for document in given] if ids is None else ids
@@ -255,10 +255,10 @@ def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tup
 
 
 def _documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> list[Document]:
-    given = list(several(texts, "texts", Document))
+    given = list(require_list(texts, "texts", Document))
     if metadatas is None:
         return [Document(text) for text in given]
-    described = list(several(metadatas, "metadatas"))
+    described = list(require_list(metadatas, "metadatas"))
     if len(described) != len(given):
         raise ConfigError(
             f"{len(given)} texts but {len(described)} metadatas: give each one, or none"

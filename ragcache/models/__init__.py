@@ -16,6 +16,6 @@ def model_path(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def world(name: str) -> Path:
+def world_file(name: str) -> Path:
     """A file of the small model's world: ``prompts.jsonl``, ``documents.jsonl``, ..."""
     return _HERE / TINY / "world" / name

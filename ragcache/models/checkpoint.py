@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ragcache.errors import ModelError
-from ragcache.models.hub import gguf, locate
+from ragcache.models.hub import find_model_folder, gguf_advice
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SMALL = re.compile(r"[^/]+\.(json|jinja|model|txt)")
@@ -23,7 +23,7 @@ _LAYERS = re.compile(r"(n|num)_.*layers?|layers")
 
 
 @dataclass(frozen=True)
-class Configuration:
+class ModelConfig:
     """What is written of a model: its shape, without weights."""
 
     name: str  # for people: the folder's name, or the hub's
@@ -31,19 +31,21 @@ class Configuration:
     config: dict[str, Any]  # config.json as it is
 
     @staticmethod
-    def read(name: str | Path) -> Configuration:
+    def read(name: str | Path) -> ModelConfig:
         """Of a folder or hub name, of which no weights are brought. Raises ModelError, also for
         more layers than any model has: an outline of them would take for ever."""
-        folder = locate(str(name), _described, lambda listed: [n for n in listed if n == CONFIG])
+        folder = find_model_folder(
+            str(name), _described, lambda listed: [n for n in listed if n == CONFIG]
+        )
         config = _described(folder)
         _check_layers(
             folder, config, _MOST_LAYERS, f"the most that is planned for is {_MOST_LAYERS}"
         )
-        return Configuration(_called(name, folder), folder, config)
+        return ModelConfig(_called(name, folder), folder, config)
 
 
 @dataclass(frozen=True)
-class Checkpoint(Configuration):
+class Checkpoint(ModelConfig):
     """A model's folder: configuration, tokenizer and safetensors. Raises ValueError without
     weights: what is known of a model is known by the files that it is loaded from.
 
@@ -65,7 +67,7 @@ class Checkpoint(Configuration):
         are no safetensors, quantised ones, adapters, files that are damaged or do not belong
         together, and names of nothing.
         """
-        folder = locate(str(name), _looked_at, wanted)
+        folder = find_model_folder(str(name), _looked_at, _loadable_files)
         config, weights = _looked_at(folder)
         return cls(_called(name, folder), folder, config, weights)
 
@@ -80,7 +82,7 @@ def _called(name: str | Path, folder: Path) -> str:
     return folder.absolute().name if Path(name).expanduser().is_dir() else str(name)
 
 
-def wanted(listed: Sequence[str]) -> list[str]:
+def _loadable_files(listed: Sequence[str]) -> list[str]:
     """Of the files of a model in the hub, those that are loaded from."""
     weights = [name for name in listed if name == WEIGHTS]
     weights = weights or [name for name in listed if _SHARD.fullmatch(name)]
@@ -103,12 +105,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def pickled(names: Sequence[str]) -> list[str]:
+def pickle_files(names: Sequence[str]) -> list[str]:
     """Those of these files whose reading can run code."""
     return sorted(name for name in names if _PICKLED.fullmatch(name))
 
 
-def no_pickles(what: str, name: str, conversion: str) -> str:
+def pickle_refusal(what: str, name: str, conversion: str) -> str:
     """That the weights in ``name`` are not loaded, and the one line that converts them."""
     return (
         f"{what} has its weights in {name}, which can hold code, and ragcache reads safetensors "
@@ -140,7 +142,7 @@ def _described(folder: Path) -> dict[str, Any]:
     if CONFIG not in names:
         raise ModelError(
             f"{folder} has no {CONFIG}, so it is no model that can be loaded: "
-            + (gguf(*(str(folder / name) for name in names)) or _A_MODEL_IS)
+            + (gguf_advice(*(str(folder / name) for name in names)) or _A_MODEL_IS)
         )
     return read_json(folder / CONFIG)
 
@@ -194,16 +196,16 @@ def _plain(name: object) -> bool:
 
 
 def _no_safetensors(what: str, names: Sequence[str], folder: Path | None = None) -> str:
-    if found := pickled(names):
+    if found := pickle_files(names):
         made = str(folder or "FOLDER")
         tokenizer = "" if folder else f"; T.from_pretrained({what!r}).save_pretrained({made!r})"
         conversion = (
             f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
             f"M.from_pretrained({what!r}, use_safetensors=False).save_pretrained({made!r})"
         )
-        return no_pickles(what, found[0], conversion + tokenizer)
+        return pickle_refusal(what, found[0], conversion + tokenizer)
     paths = [name if folder is None else str(folder / name) for name in names]
-    return f"{what} has no safetensors: {gguf(*paths) or _A_MODEL_IS}"
+    return f"{what} has no safetensors: {gguf_advice(*paths) or _A_MODEL_IS}"
 
 
 def _tensors(file: Path) -> int:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ragcache.errors import ModelError
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 
 #: Seconds that the hub may take to say what it has.
 _PATIENCE_S = 10
 
 
-def locate(
+def find_model_folder(
     name: str, check: Callable[[Path], object], wanted: Callable[[Sequence[str]], list[str]]
 ) -> Path:
     """The folder of the model ``name``: a folder or hub name.
@@ -55,9 +55,9 @@ def locate(
 def _refuse_bytes(folder: Path) -> None:
     """Raise ModelError where a path is no text: nothing that loads a tokenizer takes it."""
     path = os.path.abspath(folder)
-    if whole(path) != path:
+    if (printable := replace_surrogates(path)) != path:
         raise ModelError(
-            f"the folder of the model, {whole(path)}, has a name that is not UTF-8, and cannot be "
+            f"the folder of the model, {printable}, has a name that is not UTF-8, and cannot be "
             "loaded from. Rename it, or make a link to it under another name."
         )
 
@@ -67,7 +67,7 @@ def _refuse_paths(name: str, path: Path) -> None:
     if path.is_file():
         raise ModelError(
             f"{name} is a file, and a model is a folder with config.json, safetensors and "
-            f"tokenizer.json: {gguf(name) or 'give the folder it is in'}"
+            f"tokenizer.json: {gguf_advice(name) or 'give the folder it is in'}"
         )
     separators = name.count("/") + name.count(os.sep if os.sep != "/" else "\\")
     meant = path.is_absolute() or name[:1] in {".", "~"} or separators > 1
@@ -78,7 +78,7 @@ def _refuse_paths(name: str, path: Path) -> None:
         )
 
 
-def gguf(*names: str) -> str:
+def gguf_advice(*names: str) -> str:
     """What to do about GGUF files, or "" where there are none."""
     for path in map(Path, names):
         if path.suffix.lower() == ".gguf":

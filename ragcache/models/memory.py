@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ModelError
-from ragcache.models.kept import identity_of
+from ragcache.models.file_cache import file_identity
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def in_memory(model: nn.Module) -> None:
+def copy_to_memory(model: nn.Module) -> None:
     """Give every tensor on the CPU memory of its own.
 
     Safetensors are mapped: a file that is written over in place would change the model that is
@@ -26,15 +26,15 @@ def in_memory(model: nn.Module) -> None:
 
 
 @contextmanager
-def unchanged(folder: Path, files: Sequence[Path]) -> Iterator[list[str]]:
+def ensure_unchanged(folder: Path, files: Sequence[Path]) -> Iterator[list[str]]:
     """The identity of the files that a model is loaded from within.
 
     Raises ModelError where they are others at the end, for then nobody knows what was loaded.
     """
-    identity = identity_of(files)
+    identity = file_identity(files)
     yield identity
     try:
-        same = identity_of(files) == identity
+        same = file_identity(files) == identity
     except OSError:
         same = False
     if not same:

@@ -23,7 +23,7 @@ from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import KVSpec, Load, Prompt, Sampling
+from ragcache.types import KVSpec, LayerLoad, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -235,5 +235,5 @@ class _Zeros:
     def layer(self, layer: int) -> list[KVPair]:
         return self._layer
 
-    def load(self, layer: int) -> Load:
-        return Load()
+    def load(self, layer: int) -> LayerLoad:
+        return LayerLoad()

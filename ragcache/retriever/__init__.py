@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ragcache.retriever.embed import Embedder as Embedder
     from ragcache.retriever.embed import HashEmbedder as HashEmbedder
     from ragcache.retriever.embed import SentenceTransformerEmbedder as SentenceTransformerEmbedder
-    from ragcache.retriever.faissindex import FaissIndex as FaissIndex
+    from ragcache.retriever.faiss_index import FaissIndex as FaissIndex
     from ragcache.retriever.index import NumpyIndex as NumpyIndex
     from ragcache.retriever.index import VectorIndex as VectorIndex
     from ragcache.retriever.search import Retriever as Retriever
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:  # type checkers must not see __getattr__: with it, they would accept any name
     _HOME = {
         "Embedder": "embed",
-        "FaissIndex": "faissindex",
+        "FaissIndex": "faiss_index",
         "HashEmbedder": "embed",
         "NumpyIndex": "index",
         "Retriever": "search",

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models.kept import kept
-from ragcache.models.memory import in_memory, unchanged
-from ragcache.models.quiet import quietly
-from ragcache.retriever.embedderfiles import PACKAGED, digest_of, files_of, folder_of
-from ragcache.text import whole
+from ragcache.models.file_cache import cached_text
+from ragcache.models.memory import copy_to_memory, ensure_unchanged
+from ragcache.models.silence import silence_transformers
+from ragcache.retriever.embedder_files import PACKAGED, model_digest, model_files, model_folder
+from ragcache.text import replace_surrogates
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -90,11 +90,11 @@ class SentenceTransformerEmbedder:
             raise ConfigError(f"batch_size is {batch_size}: it must be at least 1")
         self.name = name
         self.batch_size = batch_size
-        folder = folder_of(name)
-        with unchanged(folder, files_of(folder)):
-            self.digest = digest_of(folder)
+        folder = model_folder(name)
+        with ensure_unchanged(folder, model_files(folder)):
+            self.digest = model_digest(folder)
             self._model = _load(name, folder, self.digest, device)
-            in_memory(self._model)
+            copy_to_memory(self._model)
         dimension = self._model.get_embedding_dimension()
         if not dimension:
             raise ModelError(f"{name} does not say how long its vectors are. Choose another model.")
@@ -114,7 +114,7 @@ class SentenceTransformerEmbedder:
         cut = 0
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = [whole(texts[i]) for i in rows]
+            batch = [replace_surrogates(texts[i]) for i in rows]
             vectors[rows] = self._model.encode_document(
                 batch, batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
             )
@@ -132,7 +132,7 @@ class SentenceTransformerEmbedder:
     def embed_question(self, question: str) -> Vectors:
         """See :class:`QuestionEmbedder`."""
         vector = self._model.encode_query(
-            [whole(question)], convert_to_numpy=True, show_progress_bar=False
+            [replace_surrogates(question)], convert_to_numpy=True, show_progress_bar=False
         )
         row: Vectors = _normalised(np.asarray(vector, np.float32), self.name)[0]
         return row
@@ -152,7 +152,7 @@ def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceT
 
     versions = [f"{of} {version(of)}" for of in ("sentence-transformers", "transformers")]
     try:
-        with quietly():
+        with silence_transformers():
             model = SentenceTransformer(
                 str(folder),
                 device=device,
@@ -160,7 +160,9 @@ def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceT
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-            missing = kept("embedder", [digest, *versions], lambda: "\n".join(_missing(model)))
+            missing = cached_text(
+                "embedder", [digest, *versions], lambda: "\n".join(_missing(model))
+            )
     # What the libraries below raise for a damaged or foreign model or a device: of any kind.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -225,7 +227,9 @@ class HashEmbedder:
         """See :class:`Embedder`."""
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
-            for word, count in sorted(Counter(re.findall(r"\w+", whole(text).casefold())).items()):
+            for word, count in sorted(
+                Counter(re.findall(r"\w+", replace_surrogates(text).casefold())).items()
+            ):
                 place, sign = self._place(word)
                 vectors[row, place] += sign * (1 + log(count))
         if progress is not None and texts:

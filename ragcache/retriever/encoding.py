@@ -29,18 +29,18 @@ _LIKELY = [
 _SAMPLE = 1 << 16  # bytes that are looked at to guess
 
 
-def mark(raw: bytes) -> tuple[str, int]:
+def byte_order_mark(raw: bytes) -> tuple[str, int]:
     """The encoding that a byte order mark names, and the length of the mark; "" and 0 without."""
     found = ((name, len(bom)) for bom, name in _MARKS if raw.startswith(bom))
     return next(found, ("", 0))
 
 
-def decoded(raw: bytes, place: str, *, page: bool = False) -> str:
+def decode_source(raw: bytes, place: str, *, page: bool = False) -> str:
     """The text of ``raw``. ``page``: it may be a web page that declares its encoding.
 
     Raises SourceError, with a guess, where it is neither that nor UTF-8.
     """
-    name, length = mark(raw)
+    name, length = byte_order_mark(raw)
     encodings = [name] if name else ["utf-8"]
     declared = _declared(raw) if page and not name else ""
     if declared:  # UTF-8 that is no ASCII is UTF-8 whatever it is declared to be

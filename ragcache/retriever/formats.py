@@ -14,8 +14,8 @@ from datetime import date
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from ragcache.retriever.extracted import Clock, Extracted
-from ragcache.retriever.webpage import html_text, tidy
+from ragcache.retriever.extraction import ExtractedText, TimeLimit
+from ragcache.retriever.webpage import collapse_blank_lines, extract_html
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -28,7 +28,7 @@ _FRONT_MATTER = re.compile(
 _SCALARS = str | int | float | bool | date
 
 
-def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
+def extract_markdown(source: str, clock: TimeLimit | None = None) -> ExtractedText:
     """Markdown without what only serves its rendering; the title is that of its front matter, else
     its first heading.
 
@@ -39,7 +39,7 @@ def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
     """
     from markdown_it import MarkdownIt
 
-    clock = clock or Clock()
+    clock = clock or TimeLimit()
     fields, source = _front_matter(source, clock)
     parser = MarkdownIt("commonmark").enable("table")
     for rules in (parser.block.ruler, parser.inline.ruler):
@@ -56,7 +56,7 @@ def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
         elif token.type in ("bullet_list_close", "ordered_list_close"):
             depth -= 1
         if token.type == "html_block":
-            page = html_text(token.content, clock)
+            page = extract_html(token.content, clock)
             dropped, why = dropped + page.dropped, page.why or why
             piece = page.text + "\n\n"
         else:
@@ -64,19 +64,19 @@ def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
         if not title and before is not None and before.type == "heading_open":
             title = piece
         out.append(piece)
-    text = tidy(re.sub(r" \| $", "", "".join(out), flags=re.MULTILINE))
+    text = collapse_blank_lines(re.sub(r" \| $", "", "".join(out), flags=re.MULTILINE))
     kept = len(text)
     title = fields.pop("title", "") or title
-    return Extracted(title, text, dropped, kept, why=why, metadata=fields)
+    return ExtractedText(title, text, dropped, kept, why=why, metadata=fields)
 
 
-def _look(clock: Clock, *_: object) -> bool:
+def _look(clock: TimeLimit, *_: object) -> bool:
     """A rule of the parser's that matches nothing: it is asked wherever one could."""
     clock.check()
     return False
 
 
-def _front_matter(source: str, clock: Clock) -> tuple[dict[str, str], str]:
+def _front_matter(source: str, clock: TimeLimit) -> tuple[dict[str, str], str]:
     """The fields at the top of a Markdown file, and what follows them."""
     found = _FRONT_MATTER.match(source)
     if found is None:
@@ -94,7 +94,7 @@ def _front_matter(source: str, clock: Clock) -> tuple[dict[str, str], str]:
     return texts, source[found.end() :]
 
 
-def _from_yaml(text: str, clock: Clock) -> object:
+def _from_yaml(text: str, clock: TimeLimit) -> object:
     """What ``text`` says in YAML, without aliases: a few lines of those can stand for any amount.
     Raises ValueError."""
     import yaml
@@ -164,7 +164,7 @@ def _inline(token: Token) -> str:
     return ""
 
 
-def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
+def extract_pdf(stream: IO[bytes], clock: TimeLimit | None = None) -> ExtractedText:
     """The text of all pages and what was put onto each, a blank line between two, then a line for
     each field that is filled in; the title is the one in its properties. Pages that hold a picture
     and no text are dropped.
@@ -174,7 +174,7 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
     """
     from pypdf import PdfReader
 
-    clock = clock or Clock()
+    clock = clock or TimeLimit()
     reader = PdfReader(stream)
     pages: list[str] = []
     scans: list[int] = []
@@ -192,9 +192,9 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
             f"page {listed} holds a picture and no text, probably a scan. Run OCR on it first, for "
             "instance `ocrmypdf --skip-text in.pdf out.pdf`."
         )
-    text = tidy("\n\n".join([*pages, "\n".join(filled)]))
+    text = collapse_blank_lines("\n\n".join([*pages, "\n".join(filled)]))
     dropped = len(scans)
-    return Extracted((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
+    return ExtractedText((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
 
 
 def _written_on(page: PageObject) -> Iterator[str]:

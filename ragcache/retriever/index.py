@@ -1,7 +1,7 @@
 """Vectors to nearest ids: the contract, and a plain numpy index that defines it.
 
 An index is a cache of the catalog's vectors: a file that is checked whole when it is opened
-(:mod:`ragcache.retriever.indexfile`), and rebuilt rather than repaired.
+(:mod:`ragcache.retriever.index_file`), and rebuilt rather than repaired.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ragcache.errors import ConfigError
-from ragcache.retriever import indexfile
+from ragcache.retriever import index_file
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -97,8 +97,8 @@ class VectorIndex(ABC):
         Whoever opens the path meanwhile, or after a crash, finds the old file or the new one.
         Raises OSError.
         """
-        meta = indexfile.Meta(self.kind, self.dimension, generation, len(self))
-        indexfile.write(path, meta, self._pack())
+        meta = index_file.IndexHeader(self.kind, self.dimension, generation, len(self))
+        index_file.write(path, meta, self._pack())
 
     @classmethod
     def load(cls, path: Path, *, dimension: int, generation: int) -> tuple[Self | None, str]:
@@ -107,7 +107,7 @@ class VectorIndex(ABC):
         A file is of use only whole, of this kind, dimension and generation. Never raises for
         what a file holds: the caller rebuilds from the catalog.
         """
-        found = indexfile.read(path)
+        found = index_file.read(path)
         if isinstance(found, str):
             return None, found
         meta, payload = found
@@ -130,7 +130,7 @@ class VectorIndex(ABC):
         return rows
 
 
-def score(vectors: Vectors, query: Vectors) -> Vectors:
+def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
     """Inner products of vectors (n, d) with query (d,), (n,): what every index calls a score.
 
     Row by row in float64, so that equal vectors have equal scores wherever they stand, which a
@@ -141,7 +141,7 @@ def score(vectors: Vectors, query: Vectors) -> Vectors:
     return scores
 
 
-def best(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
+def top_k(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
     """The k highest scores (n,), highest first, and their ids; of equals the smaller id first."""
     order = np.lexsort((ids, -scores))[:k]
     return scores[order], ids[order]
@@ -175,8 +175,8 @@ class NumpyIndex(VectorIndex):
 
     def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
         starts = range(0, len(self._ids), self._BLOCK)
-        scores = [score(self._vectors[at : at + self._BLOCK], query) for at in starts]
-        return best(np.concatenate(scores), self._ids, k)
+        scores = [inner_products(self._vectors[at : at + self._BLOCK], query) for at in starts]
+        return top_k(np.concatenate(scores), self._ids, k)
 
     def _pack(self) -> bytes:
         return self._ids.astype("<i8").tobytes() + self._vectors.astype("<f4").tobytes()

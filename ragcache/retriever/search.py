@@ -13,7 +13,7 @@ import numpy as np
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
 from ragcache.types import Chunk, Passage
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _KINDS: dict[str, type[VectorIndex]] = {"faiss": FaissIndex, "numpy": NumpyIndex}
 
 
-class Catalog(Protocol):
+class _Catalog(Protocol):
     """What the retriever asks of the keeper of chunks and vectors. A row is a chunk's number."""
 
     @property
@@ -58,7 +58,7 @@ class Retriever:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: _Catalog,
         embedder: Embedder,
         index_path: Path,
         kind: Literal["faiss", "numpy"] = "faiss",

@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragcache.errors import SourceError
-from ragcache.retriever.extracted import Omitted, OverBudget
+from ragcache.retriever.extraction import LimitExceeded, Omitted
 from ragcache.retriever.readers import (
     Found,
+    clean_text,
     read_html,
     read_markdown,
     read_pdf,
     read_text,
-    sound,
 )
-from ragcache.retriever.records import (
-    NotOne,
+from ragcache.retriever.record_readers import (
+    NotAnEvaluationSet,
     read_arrow,
     read_cacheblend,
     read_jsonl,
     read_stdin,
 )
-from ragcache.types import Document, wrong_id
-from ragcache.util.several import several
+from ragcache.types import Document, invalid_id_reason
+from ragcache.util.list_argument import require_list
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +105,12 @@ def read(
     ``on_omitted`` collect what sources hold that is in no document's text, as :class:`Omitted`;
     without it that is logged as a warning.
     """
-    return find(paths, root=root, on_error=on_error).read(on_error=on_error, on_omitted=on_omitted)
+    return find_files(paths, root=root, on_error=on_error).read(
+        on_error=on_error, on_omitted=on_omitted
+    )
 
 
-def find(
+def find_files(
     paths: Iterable[Path | str],
     *,
     root: Path | str | None = None,
@@ -121,7 +123,7 @@ def find(
     named: set[Path] = set()
     given: list[str] = []
     passed_over: list[Omitted] = []
-    for path in map(Path, several(paths, "paths")):
+    for path in map(Path, require_list(paths, "paths")):
         try:
             if path == STDIN:
                 files.setdefault(path, ("stdin", path))
@@ -134,7 +136,7 @@ def find(
             else:
                 named.add(path)
             if root is None:
-                first = folders.setdefault(sound(base.name), base)
+                first = folders.setdefault(clean_text(base.name), base)
                 if not first.samefile(base):
                     raise SourceError(
                         f"{first} and {base} would both name their documents {base.name}/..., and "
@@ -158,11 +160,11 @@ def _read(sources: Sources, report: OnError, tell: OnOmitted) -> Iterator[Docume
         for found in _results(name, path):
             if isinstance(found, Omitted):
                 tell(found)
-            elif isinstance(found, NotOne) and path not in sources.named:
+            elif isinstance(found, NotAnEvaluationSet) and path not in sources.named:
                 tell(Omitted(str(path), 1, 0, "files", str(found)))
             elif isinstance(found, SourceError):
                 report(found)
-            elif (why := wrong_id(found.id)) is not None:
+            elif (why := invalid_id_reason(found.id)) is not None:
                 report(
                     SourceError(
                         f"{str(path)!r}: {found.id[:80]!r} cannot be a document's id: {why}. "
@@ -182,7 +184,7 @@ def _results(name: str, path: Path) -> Iterator[Found]:
         yield from reader(name, path)
     except SourceError as error:
         yield error
-    except OverBudget as error:
+    except LimitExceeded as error:
         yield SourceError(f"{path} is too much to read: {error}. Cut it into smaller files.")
     except OSError as error:
         yield SourceError(f"{path} cannot be read: {error.strerror}. Check its permissions.")
@@ -246,4 +248,4 @@ def _name(file: Path, base: Path) -> str:
         relative = Path(os.path.abspath(file)).relative_to(os.path.abspath(base))
     except ValueError:
         raise SourceError(f"{file} is not below root {base}. Set root above it.") from None
-    return sound(relative.as_posix())
+    return clean_text(relative.as_posix())

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ragcache.retriever.extracted import Clock, Extracted
+from ragcache.retriever.extraction import ExtractedText, TimeLimit
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
@@ -61,7 +61,7 @@ class _Share:
         return self.links > self.all / 2
 
 
-def html_text(source: str, clock: Clock | None = None) -> Extracted:
+def extract_html(source: str, clock: TimeLimit | None = None) -> ExtractedText:
     """The main text of a page, a line per block; the title is its ``<title>``.
 
     The main text is that of the ``<main>`` that is shown, else of the only ``<article>`` that is,
@@ -70,7 +70,7 @@ def html_text(source: str, clock: Clock | None = None) -> Extracted:
     own header and footer; all of that is text where there is no other. Who reads it is told where
     more is left out than kept.
     """
-    clock = clock or Clock()
+    clock = clock or TimeLimit()
     soup = _parsed(source, clock)
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     pieces = _pieces(soup, clock)
@@ -84,18 +84,18 @@ def html_text(source: str, clock: Clock | None = None) -> Extracted:
     if not _sum(chosen, sizes):
         chosen = shown
     kept, dropped = _sum(chosen, sizes), _sum(places.keys() - chosen, sizes)
-    text = tidy("".join(text for text, place in pieces if id(place) in chosen))
+    text = collapse_blank_lines("".join(text for text, place in pieces if id(place) in chosen))
     why = _why(places, chosen, sizes) if dropped > kept else ""
-    return Extracted(title, text, dropped, kept, why=why)
+    return ExtractedText(title, text, dropped, kept, why=why)
 
 
-def tidy(text: str) -> str:
+def collapse_blank_lines(text: str) -> str:
     """At most one blank line in a row, no spaces at line ends, nothing around the whole."""
     text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def _parsed(source: str, clock: Clock) -> BeautifulSoup:
+def _parsed(source: str, clock: TimeLimit) -> BeautifulSoup:
     from bs4 import BeautifulSoup, UnusualUsageWarning
     from bs4.exceptions import ParserRejectedMarkup
 
@@ -121,7 +121,7 @@ def _parsed(source: str, clock: Clock) -> BeautifulSoup:
             return Timed(source.replace("<![", "&lt;!["), "html.parser")
 
 
-def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
+def _pieces(soup: BeautifulSoup, clock: TimeLimit) -> list[tuple[str, _Place]]:
     """Text in its order, with line ends where a browser would show them, and where it stands."""
     from bs4.element import NavigableString, Tag
 

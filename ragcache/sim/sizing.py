@@ -64,10 +64,10 @@ def shape(name: str) -> Model:
         return SHAPES[name]
     from ragcache.engine.hf.loading import outline
     from ragcache.models import model_path
-    from ragcache.models.checkpoint import Configuration
+    from ragcache.models.checkpoint import ModelConfig
 
     try:
-        made = outline(Configuration.read(model_path(name)))
+        made = outline(ModelConfig.read(model_path(name)))
     except ModelError as error:
         raise ModelError(
             f"{name!r} is none of {', '.join(SHAPES)}, whose shapes are known, and: {error}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import AT_ONCE, ChunkStore, StoredChunk
-from ragcache.types import Load
+from ragcache.types import LayerLoad
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class LayerReader:
         self._layers: Sequence[int] | None = None  # those to load, once started
         self._pending: deque[Future[list[Pair] | Copying]] = deque()
         self._copying: deque[Copying] = deque()  # whose copies may not have been made yet
-        self._loads: dict[int, Load] = {}
+        self._loads: dict[int, LayerLoad] = {}
         self._asked = self._given = 0
         self._closed = False
         self._held = ExitStack()  # what is read here is not evicted
@@ -110,7 +110,7 @@ class LayerReader:
             raise ValueError(f"layer {layer} asked for; to come are {list(left)}")
         self._given += 1
         if not self._chunks:
-            self._loads[layer] = Load()
+            self._loads[layer] = LayerLoad()
             return []
         try:
             loaded = self._pending.popleft().result()
@@ -120,7 +120,7 @@ class LayerReader:
         self._read_ahead()
         return loaded if isinstance(loaded, list) else self._taken(loaded)
 
-    def load(self, layer: int) -> Load:
+    def load(self, layer: int) -> LayerLoad:
         """How a layer that was handed over came here; on a device, when its copying had begun."""
         return self._loads[layer]
 
@@ -160,7 +160,7 @@ class LayerReader:
                 )
         loaded = pairs if self._upload is None else self._upload(pairs)
         size = sum(chunk.layer_sizes[layer] for chunk in self._chunks)
-        self._loads[layer] = Load(size, began, time.perf_counter())
+        self._loads[layer] = LayerLoad(size, began, time.perf_counter())
         return loaded
 
     def _taken(self, copying: Copying) -> list[Pair]:

@@ -14,7 +14,7 @@ _FLAGS = {
 }
 
 
-def private(path: Path, mode: Literal["wb", "ab", "xb"]) -> IO[bytes]:
+def open_private(path: Path, mode: Literal["wb", "ab", "xb"]) -> IO[bytes]:
     """Open a file to write to it: 0600, whatever the umask, and whatever it was before. A pipe or a
     device, which is somebody else's, is written to as it is."""
     handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC | _FLAGS[mode], 0o600)

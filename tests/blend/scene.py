@@ -12,7 +12,7 @@ from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.store.key import digest_tokens
-from ragcache.types import ChunkKV, ChunkNotes, Load, Prompt, Tokens
+from ragcache.types import ChunkKV, ChunkNotes, LayerLoad, Prompt, Tokens
 
 PREFIX: Tokens = (1, 5, 9)
 CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(range(60, 69)))
@@ -37,8 +37,8 @@ class Held:
         self.asked.append(layer)
         return [(p.keys[layer], p.values[layer]) for p in self.parts]
 
-    def load(self, layer: int) -> Load:
-        return Load(sum(p.keys[layer].nbytes + p.values[layer].nbytes for p in self.parts))
+    def load(self, layer: int) -> LayerLoad:
+        return LayerLoad(sum(p.keys[layer].nbytes + p.values[layer].nbytes for p in self.parts))
 
 
 def encoded(engine: TransformersEngine, prompt: Prompt, blender: Blender) -> list[ChunkKV]:

@@ -24,7 +24,7 @@ from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.errors import ModelError
 from ragcache.models.checkpoint import Checkpoint
-from ragcache.models.quiet import quietly
+from ragcache.models.silence import silence_transformers
 from tests import models, scene
 
 
@@ -413,7 +413,7 @@ def test_a_checkpoint_has_weights() -> None:
 
 
 def test_warnings_of_what_will_change_are_not_the_users() -> None:
-    with quietly():
+    with silence_transformers():
         warnings.warn("what transformers will change", FutureWarning, stacklevel=1)
     with pytest.raises(FutureWarning):
         warnings.warn("anywhere else", FutureWarning, stacklevel=1)

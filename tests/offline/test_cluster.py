@@ -20,7 +20,7 @@ from ragcache.batch.ray import Cluster, on_ray
 from ragcache.batch.run import Computing, in_process, run
 from ragcache.core.precompute import Batch
 from ragcache.errors import ModelError, RagCacheError
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.types import Document, Fingerprint, Tokens
 from tests import models, scene
@@ -146,7 +146,7 @@ def test_the_example(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     question = "Which country does Hexstead belong to?"
     done = subprocess.run(
-        ["sh", str(EXAMPLE), str(world("documents.jsonl")), question, "--device", "cpu"],
+        ["sh", str(EXAMPLE), str(world_file("documents.jsonl")), question, "--device", "cpu"],
         cwd=tmp_path,
         env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,

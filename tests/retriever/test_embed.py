@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.retriever import embedderfiles
+from ragcache.retriever import embedder_files
 from ragcache.retriever.embed import (
     Embedder,
     HashEmbedder,
@@ -100,7 +100,7 @@ def test_texts_that_are_cut_are_logged(
 
 
 def test_a_running_embedder_does_not_change_with_its_files(tmp_path: Path) -> None:
-    shutil.copytree(embedderfiles.folder_of(embedderfiles.PACKAGED), tmp_path / "model")
+    shutil.copytree(embedder_files.model_folder(embedder_files.PACKAGED), tmp_path / "model")
     embedder = SentenceTransformerEmbedder(str(tmp_path / "model"))
     before = embedder.embed(TEXTS)
     for file in (tmp_path / "model").rglob("*.safetensors"):
@@ -112,7 +112,7 @@ def test_a_running_embedder_does_not_change_with_its_files(tmp_path: Path) -> No
 
 
 def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedderfiles, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedder_files, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "ragcache-fusion\[demo\]"'):
         SentenceTransformerEmbedder()
 

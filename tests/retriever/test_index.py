@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import NumpyIndex, VectorIndex
 from tests.retriever.conftest import unit
 

@@ -19,8 +19,8 @@ from pypdf.errors import DependencyError
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject, TextStringObject
 
 from ragcache.errors import SourceError
-from ragcache.retriever import extracted, readers, records
-from ragcache.retriever.extracted import Extracted, Omitted
+from ragcache.retriever import extraction, readers, record_readers
+from ragcache.retriever.extraction import ExtractedText, Omitted
 from ragcache.retriever.source import read
 from ragcache.types import Document
 from tests.retriever.conftest import pdf
@@ -322,10 +322,10 @@ def test_errors_say_what_and_where(write: Write, name: str, content: bytes, mess
 def test_aes_without_its_library_is_an_encrypted_file(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(stream: object) -> Extracted:
+    def refuse(stream: object) -> ExtractedText:
         raise DependencyError("cryptography>=3.1 is required for AES algorithm")
 
-    monkeypatch.setattr(readers, "pdf_text", refuse)
+    monkeypatch.setattr(readers, "extract_pdf", refuse)
     with pytest.raises(SourceError, match="encrypted.*pip install cryptography"):
         one(write("a.pdf", pdf("x")))
 
@@ -650,22 +650,22 @@ def test_front_matter_that_becomes_far_more_is_text(write: Write, fields: str) -
 def test_front_matter_takes_its_documents_time(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extracted, "SECONDS", 0.05)
+    monkeypatch.setattr(extraction, "MAX_SECONDS", 0.05)
     with pytest.raises(SourceError, match="takes more than 0.05 s"):
         one(write("a.md", "---\n" + "a: b\n" * 20_000 + "---\nText.\n"))
 
 
 @pytest.mark.parametrize("name", ["a.html", "a.md", "a.pdf"])
 def test_time_is_bounded(write: Write, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(extracted, "SECONDS", -1.0)
+    monkeypatch.setattr(extraction, "MAX_SECONDS", -1.0)
     path = write(name, pdf("One page.") if name == "a.pdf" else "one <b>two</b>\n")
     with pytest.raises(SourceError, match="is too much to read: it takes more than -1 s"):
         one(path)
 
 
 def test_size_is_bounded(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (readers, records):
-        monkeypatch.setattr(module, "MOST_BYTES", 20)
+    for module in (readers, record_readers):
+        monkeypatch.setattr(module, "MAX_BYTES", 20)
     with pytest.raises(SourceError, match="is too much to read: it has more than"):
         one(write("a.txt", "x" * 21))
     with pytest.raises(SourceError, match="is too much to read: a line of it has more"):
@@ -679,7 +679,7 @@ def test_a_parquet_file_that_becomes_far_more_is_left(
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    monkeypatch.setattr(records, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(record_readers, "MAX_BYTES", 1 << 20)
     texts = ["x" * 10_000] * 20_000  # 200 MB of what is some KiB
     table = pyarrow.table({"text": texts if column == "text" else ["y"] * 20_000, "id": texts})
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")

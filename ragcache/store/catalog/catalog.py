@@ -27,7 +27,7 @@ from ragcache.store.catalog.chunks import (
 )
 from ragcache.store.catalog.documents import Entry, Indexed
 from ragcache.store.lmdb.counters import number, set_number
-from ragcache.text import to_bytes, to_text
+from ragcache.text import decode_text, encode_text
 from ragcache.types import Chunk, Document
 
 if TYPE_CHECKING:
@@ -307,44 +307,46 @@ class Catalog:
     def get_setting(self, name: str) -> str | None:
         """What ``put_setting`` recorded, such as the embedder's name."""
         with self._tables.read() as txn:
-            value = txn.get("settings", to_bytes(name))
-        return None if value is None else to_text(value)
+            value = txn.get("settings", encode_text(name))
+        return None if value is None else decode_text(value)
 
     def put_setting(self, name: str, value: str) -> None:
         """Record a small text. ``name``: 1 to 511 bytes of UTF-8."""
-        if not 0 < len(to_bytes(name)) <= 511:
-            raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(to_bytes(name))}")
+        if not 0 < len(encode_text(name)) <= 511:
+            raise ValueError(f"a setting's name takes 1 to 511 bytes, not {len(encode_text(name))}")
         with self._tables.write() as txn:
-            txn.put("settings", to_bytes(name), to_bytes(value))
+            txn.put("settings", encode_text(name), encode_text(value))
 
     def settings(self, prefix: str) -> dict[str, str]:
         """All that was recorded under names that begin so, by name."""
         with self._tables.read() as txn:
-            names = list(txn.keys("settings", to_bytes(prefix)))
-            return {to_text(name): to_text(txn.get("settings", name) or b"") for name in names}
+            names = list(txn.keys("settings", encode_text(prefix)))
+            return {
+                decode_text(name): decode_text(txn.get("settings", name) or b"") for name in names
+            }
 
     def put_text(self, name: str, text: str) -> None:
         """Keep a text of any length under a name of up to 511 bytes, until :meth:`drop_text`."""
         with self._tables.write() as txn:
-            txn.put("texts", to_bytes(name), to_bytes(text))
+            txn.put("texts", encode_text(name), encode_text(text))
 
     def get_text(self, name: str) -> str | None:
         """What ``put_text`` kept; None where there is nothing. Earlier releases kept texts among
         the settings."""
         with self._tables.read() as txn:
-            kept = txn.get("texts", to_bytes(name))
-        return self.get_setting(name) if kept is None else to_text(kept)
+            kept = txn.get("texts", encode_text(name))
+        return self.get_setting(name) if kept is None else decode_text(kept)
 
     def drop_text(self, name: str) -> bool:
         """Forget it; True if there was something."""
         with self._tables.write() as txn:
-            here = txn.delete("texts", to_bytes(name))
-            return txn.delete("settings", to_bytes(name)) or here
+            here = txn.delete("texts", encode_text(name))
+            return txn.delete("settings", encode_text(name)) or here
 
     def drop_setting(self, name: str) -> bool:
         """Forget what was recorded; True if there was something."""
         with self._tables.write() as txn:
-            return txn.delete("settings", to_bytes(name))
+            return txn.delete("settings", encode_text(name))
 
 
 def _check(document: Document, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:

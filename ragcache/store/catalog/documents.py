@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from ragcache.store.format.checksummed import as_json, get_sealed, put_sealed
 from ragcache.store.lmdb.counters import number, set_number
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
@@ -113,7 +113,9 @@ def _key_of(txn: Transaction, document_id: str) -> bytes:
     """The key of this very id, which old stores may have with halves of characters; else of the id
     that a :class:`Document` makes of it."""
     key = key_of(document_id)
-    return key if txn.view("documents", key) is not None else key_of(whole(document_id))
+    return (
+        key if txn.view("documents", key) is not None else key_of(replace_surrogates(document_id))
+    )
 
 
 def key_of(document_id: str) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.store.catalog.documents import key_of
 from ragcache.store.lmdb.counters import number, set_number
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
@@ -33,7 +33,7 @@ def make(txn: Transaction, document_ids: Iterable[str]) -> int:
 
 def any_stands(txn: Transaction, document_id: str) -> bool:
     """Whether anybody has promised to write that document."""
-    return any(True for _ in txn.keys(TABLE, key_of(whole(document_id))))
+    return any(True for _ in txn.keys(TABLE, key_of(replace_surrogates(document_id))))
 
 
 def stands(txn: Transaction, document_id: str, promise: int) -> bool:
@@ -44,7 +44,7 @@ def stands(txn: Transaction, document_id: str, promise: int) -> bool:
 def overtake(txn: Transaction, document_id: str, promise: int | None = None) -> bool:
     """The document is written: by whoever made ``promise``, or else by whoever comes last. Takes
     away what was promised of it up to then; whether anything was."""
-    rows = list(txn.keys(TABLE, key_of(whole(document_id))))
+    rows = list(txn.keys(TABLE, key_of(replace_surrogates(document_id))))
     gone = [row for row in rows if promise is None or _number(row) <= promise]
     for row in gone:
         txn.delete(TABLE, row)
@@ -69,7 +69,7 @@ def withdraw_all(txn: Transaction, gone: set[int]) -> None:
 
 
 def _row(document_id: str, promise: int) -> bytes:
-    return key_of(whole(document_id)) + promise.to_bytes(8, "big")
+    return key_of(replace_surrogates(document_id)) + promise.to_bytes(8, "big")
 
 
 def _number(row: bytes) -> int:

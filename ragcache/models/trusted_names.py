@@ -15,18 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from ragcache.models import TINY, model_path
-from ragcache.models.kept import user_folder
+from ragcache.models.file_cache import user_folder
 
 
-def full_name(name: str) -> str:
+def absolute_name(name: str) -> str:
     """A name that means the same from every working folder: folders by their absolute path."""
     path = Path(model_path(name))
     return str(path.absolute()) if name != TINY and path.exists() else name
 
 
-def remember(name: str) -> None:
+def remember_name(name: str) -> None:
     """The user has named this model. Does nothing where it is remembered, or cannot be."""
-    name = full_name(name)
+    name = absolute_name(name)
     if not name or name in _names():
         return
     with suppress(OSError):
@@ -35,8 +35,8 @@ def remember(name: str) -> None:
             lines.write(json.dumps(name) + "\n")
 
 
-def was_named(name: str) -> bool:
-    return full_name(name) in _names()
+def is_trusted(name: str) -> bool:
+    return absolute_name(name) in _names()
 
 
 def _names() -> set[str]:

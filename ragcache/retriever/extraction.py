@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 #: What reading one document may take.
-SECONDS = 60.0  # of a core
-MOST_BYTES = 1 << 26  # of a file that is one document, or a line of JSON Lines
+MAX_SECONDS = 60.0  # of a core
+MAX_BYTES = 1 << 26  # of a file that is one document, or a line of JSON Lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Omitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Extracted:
+class ExtractedText:
     """The readable text of a source, ``title`` "" where it names none."""
 
     title: str
@@ -44,18 +44,18 @@ class Extracted:
             yield Omitted(place, self.dropped, self.kept, self.unit, self.why)
 
 
-class OverBudget(Exception):
+class LimitExceeded(Exception):
     """A document takes more than one may. The message says what of."""
 
 
-class Clock:
+class TimeLimit:
     """The time that reading a document may take, of this thread's on a core, from now on."""
 
     def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = SECONDS if seconds is None else seconds
+        self.seconds = MAX_SECONDS if seconds is None else seconds
         self._end = time.thread_time() + self.seconds
 
     def check(self) -> None:
         """Raise OverBudget where the time is over."""
         if time.thread_time() > self._end:
-            raise OverBudget(f"it takes more than {self.seconds:g} s to read")
+            raise LimitExceeded(f"it takes more than {self.seconds:g} s to read")

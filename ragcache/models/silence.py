@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quietly(*, bar: bool = False) -> Iterator[None]:
+def silence_transformers(*, bar: bool = False) -> Iterator[None]:
     """What transformers has to say of loading is ours to say: no warnings and, unless ``bar``, no
     bar of progress."""
     from transformers.utils import logging as said

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragcache.retriever.index import Ids, VectorIndex, Vectors, best, score
+from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, top_k
 
 
 class FaissIndex(VectorIndex):
@@ -50,7 +50,7 @@ class FaissIndex(VectorIndex):
             if fetch == len(self) or rough[0, -1] < rough[0, k - 1] - slack:
                 break
             fetch = min(2 * fetch, len(self))
-        return best(score(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
+        return top_k(inner_products(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
 
     def _pack(self) -> bytes:
         import faiss

@@ -16,7 +16,7 @@ from ragcache.errors import ConfigError
 Thing = TypeVar("Thing")
 
 
-def several(given: Iterable[Thing], what: str, *kinds: type) -> Iterable[Thing]:
+def require_list(given: Iterable[Thing], what: str, *kinds: type) -> Iterable[Thing]:
     """``given`` as it came, which must be a list or another iterable of things.
 
     Raises ConfigError for one thing: a string, a path, a mapping, one of ``kinds``, or what cannot

@@ -27,7 +27,7 @@ _HEAD = struct.Struct("<8sHHIQQQ")
 _CHECK = struct.Struct("<Q")
 
 
-class Meta(NamedTuple):
+class IndexHeader(NamedTuple):
     """What a payload is: equal parts, equal vectors."""
 
     kind: int
@@ -36,7 +36,7 @@ class Meta(NamedTuple):
     vectors: int
 
 
-def write(path: Path, meta: Meta, payload: bytes) -> None:
+def write(path: Path, meta: IndexHeader, payload: bytes) -> None:
     """Replace the file, readable by its owner only; durable on return.
 
     Whoever opens the path meanwhile, or after a crash, finds the old file or the new one, whole.
@@ -61,7 +61,7 @@ def write(path: Path, meta: Meta, payload: bytes) -> None:
         os.close(folder)
 
 
-def read(path: Path) -> tuple[Meta, memoryview] | str:
+def read(path: Path) -> tuple[IndexHeader, memoryview] | str:
     """What :func:`write` wrote, or a clause that says why the file is of no use. Never raises."""
     try:
         raw = memoryview(path.read_bytes())
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[Meta, memoryview] | str:
     (check,) = _CHECK.unpack_from(raw, _HEAD.size)
     if check != _checksum(raw[: _HEAD.size], raw[start:]):
         return "its checksum does not match"
-    return Meta(kind, dimension, generation, count), raw[start:]
+    return IndexHeader(kind, dimension, generation, count), raw[start:]
 
 
 def _checksum(head: bytes | memoryview, payload: bytes | memoryview) -> int:

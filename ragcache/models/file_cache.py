@@ -13,10 +13,10 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from ragcache.text import to_bytes
+from ragcache.text import encode_text
 
 
-def identity_of(files: Iterable[Path]) -> list[str]:
+def file_identity(files: Iterable[Path]) -> list[str]:
     """What changes when one of ``files`` does: path, inode, size, times of change.
 
     Links are followed. Raises ValueError where there are none, for nothing can be known by that,
@@ -40,7 +40,7 @@ def user_folder(variable: str, *below: str) -> Path:
     return Path(os.environ.get(variable) or base) / "ragcache"
 
 
-def kept(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
+def cached_text(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
     """What ``make`` gives for ``identity``, made once: it must say all that the result depends on.
 
     A kept text that was damaged is made anew. Raises ValueError where part of the identity is
@@ -78,8 +78,8 @@ def content_digest(folder: Path, files: Iterable[Path]) -> str:
             h.update_mmap(file)
         return h.hexdigest()
 
-    return kept("content", [str(folder.resolve()), *identity_of(files)], read)
+    return cached_text("content", [str(folder.resolve()), *file_identity(files)], read)
 
 
 def _digest(text: str) -> str:
-    return blake3(to_bytes(text)).hexdigest()
+    return blake3(encode_text(text)).hexdigest()

