@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from ragcache.eval.parallel import cores
+from ragcache.eval.parallel import usable_cores
 
 ROOT = Path(__file__).parent.parent
 _FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see proc(5)
@@ -40,8 +40,8 @@ def machine() -> str:
         model = next((s.partition(":")[2].strip() for s in lines if s.startswith("model n")), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {cores()} cores, {memory:.0f} GiB, "
-        f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {usable_cores()} cores, "
+        f"{memory:.0f} GiB, torch {torch.__version__} with {torch.get_num_threads()} threads"
     )
 
 

@@ -30,7 +30,7 @@ from ragcache.blend import blender, written
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.eval.dataset import load, take
+from ragcache.eval.dataset import first_questions, load_dataset
 from ragcache.eval.metrics import exact_match
 from ragcache.models import TINY, model_path, world_file
 from ragcache.planning.context import encoding_context
@@ -39,7 +39,7 @@ from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Fingerprint, Prompt, Sampling
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 
 TIMED = "full", "reuse", "epic:first_tokens=16", "fused", "fused+windows=16", "cacheblend"
 ASKED = "full", "reuse", "fused", "cacheblend", "prophet", "epic:first_tokens=6", "random"
@@ -92,7 +92,10 @@ def ask(
         extra = None
         if mode != "full":
             manifest = Manifest.fuse(prompt, written(blender(mode)), model.digest)
-            request["cache_salt"], extra = salt(manifest), {"kv_transfer_params": manifest.params()}
+            request["cache_salt"], extra = (
+                cache_salt(manifest),
+                {"kv_transfer_params": manifest.params()},
+            )
         given.append(request)
         how.append(SamplingParams(max_tokens=tokens, temperature=0, extra_args=extra))
     done = llm.generate(given, how, use_tqdm=False)
@@ -150,7 +153,7 @@ def times(rounds: int) -> str:
 def accuracy(questions: int) -> str:
     """The table of right and of equal answers."""
     engine = TransformersEngine.load(model_path(TINY), dtype="float32")
-    contexts = take(load(world_file("prompts.jsonl")), questions)
+    contexts = first_questions(load_dataset(world_file("prompts.jsonl")), questions)
     asked = [
         (engine.template.prompt(context.chunks, question.text), question.answers)
         for context in contexts

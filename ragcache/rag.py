@@ -12,7 +12,7 @@ from ragcache import setup
 from ragcache.blend import Blender, blender
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
-from ragcache.core.indexing import Added, Indexing, Progress, check_bytes
+from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.precompute import Counted, drive
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
@@ -33,7 +33,7 @@ from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey, at_level
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
+from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, StageProgress
 from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class RagCache:
         *,
         ttl_s: float | None = None,
         pinned: bool | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
         tokens: Counted | None = None,
     ) -> Added:
         """Split, embed and store documents, and precompute their chunks' KV.

@@ -8,7 +8,7 @@ given.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = tuple[int, ...]
+
+#: Keys and values of one layer, each (kv_heads, n, head_dim).
+KVPair = tuple["Tensor", "Tensor"]
+
+#: Called with the number of items that are done and their number in all.
+Progress = Callable[[int, int], None]
+
+#: Called with the name of a stage, how many of its items are done, and their number in all.
+StageProgress = Callable[[str, int, int], None]
 
 #: Why a chunk's KV could not be used. Every miss is counted under one of these.
 MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]

@@ -31,9 +31,9 @@ from ragcache.errors import (
     SourceError,
     StoreError,
 )
-from ragcache.eval.dataset import load
+from ragcache.eval.dataset import load_dataset
 from ragcache.langchain import ChatRagCache
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelShape
 from ragcache.rag import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
@@ -41,7 +41,7 @@ from ragcache.retriever.source import read
 from ragcache.settings import Settings
 from ragcache.setup import embedder_of, over_remote
 from ragcache.sim.eviction import simulate
-from ragcache.sim.trace import scans, topics
+from ragcache.sim.trace import add_scans, topic_trace
 from ragcache.store import Catalog, DiskStore, MemoryStore
 from ragcache.store.catalog.chunks import _vector
 from ragcache.store.format.checksummed import put_sealed
@@ -172,9 +172,9 @@ def test_models_and_prompts() -> None:
 
 def test_simulated_stores() -> None:
     with pytest.raises(ConfigError, match="needs at least 1"):
-        simulate([], "lru", 0, Model(KVSpec(2, 2, 8, "float32"), 1000, 2))
+        simulate([], "lru", 0, ModelShape(KVSpec(2, 2, 8, "float32"), 1000, 2))
     with pytest.raises(ConfigError, match="let at least 1 request pass"):
-        scans([], 0, 1)
+        add_scans([], 0, 1)
 
 
 def test_a_service_that_cannot_be_asked() -> None:
@@ -215,7 +215,7 @@ def test_files_to_write_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="there is no folder"):
         app(standalone_mode=False)
     with pytest.raises(SourceError, match="Name a file of UTF-8 text"):
-        load(tmp_path / "none.jsonl")
+        load_dataset(tmp_path / "none.jsonl")
 
 
 def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path
 
 def test_a_trace_draws_no_more_than_there_is() -> None:
     with pytest.raises(ConfigError, match="ask for at most as many as a document has"):
-        topics(1, documents=1, each=2, per_request=3)
+        topic_trace(1, documents=1, each=2, per_request=3)
 
 
 def test_a_line_of_a_batch_has_known_fields(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ragcache.api import chat_request
 from ragcache.api.errors import Problem, invalid, problem
 from ragcache.api.requests import Chat, Query
 from ragcache.api.responses import CompletionShape, QueryShape
-from ragcache.batch.order import by_chunks
+from ragcache.batch.order import order_by_chunks
 from ragcache.blend import blender
 from ragcache.core.request import Request
 from ragcache.errors import RagCacheError, SourceError
@@ -199,7 +199,7 @@ def _order(cache: RagCache, asks: list[Request], reorder: bool) -> list[int]:
     for text in {text for texts in used for text in texts}:
         tokens = len(cache.template.chunk(text)) if text.strip() else 0
         sizes[text] = cache.engine.spec.chunk_bytes(tokens)
-    return by_chunks(used, sizes, int(cache.settings.ram_bytes))
+    return order_by_chunks(used, sizes, int(cache.settings.ram_bytes))
 
 
 def _text(chunk: Chunk | Passage) -> str:

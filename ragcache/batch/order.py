@@ -10,10 +10,12 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from ragcache.sim.lru import Held, K
+from ragcache.sim.lru import K, LruSet
 
 
-def by_chunks(requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity: int) -> list[int]:
+def order_by_chunks(
+    requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity: int
+) -> list[int]:
     """Numbers of ``requests``, which are the chunks of each, for a tier of ``capacity`` bytes.
 
     Next is always the one with the fewest bytes to load; less, for each of its chunks that is held,
@@ -24,7 +26,7 @@ def by_chunks(requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity:
     for number, chunks in enumerate(requests):
         for chunk in chunks:
             users[chunk].add(number)
-    held, order = Held(sizes, capacity), list[int]()
+    held, order = LruSet(sizes, capacity), list[int]()
     weights = {chunk: _power(len(waiting)) for chunk, waiting in users.items()}
 
     def cost(number: int) -> float:
@@ -60,11 +62,11 @@ def _power(count: int) -> int:
     return 1 << max(0, count.bit_length() - 1)
 
 
-def loaded(
+def loaded_bytes(
     requests: Sequence[Sequence[K]], order: Iterable[int], sizes: Mapping[K, int], capacity: int
 ) -> int:
     """Bytes that a tier of ``capacity`` bytes has to load for ``requests`` in that ``order``."""
-    held, total = Held(sizes, capacity), 0
+    held, total = LruSet(sizes, capacity), 0
     for number in order:
         total += sum(sizes[chunk] for chunk in set(requests[number]) if chunk not in held)
         held.use(requests[number])

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Self
 from ragcache.core.indexing import check_ids
 from ragcache.core.precompute import BATCH_TOKENS, Batch, Filling, drive, incomplete, lacking
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelShape
 from ragcache.store.format.codecs import codec
 from ragcache.store.key import ChunkKey
 from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
-    from ragcache.core.indexing import Progress, Step
+    from ragcache.core.indexing import Step
     from ragcache.rag import RagCache
-    from ragcache.types import Document, Tokens
+    from ragcache.types import Document, StageProgress, Tokens
 
 _CUT = 64  # chunks at a time
 
@@ -54,7 +54,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class WorkSize:
     """Chunks, and what they are."""
 
     chunks: int = 0
@@ -62,16 +62,16 @@ class Size:
     payload_bytes: int = 0  # as stored; of a codec whose sizes depend on the values: at most
     flops: float = 0.0  # to compute, alone and once more for the sensitivity
 
-    def __add__(self, other: Size) -> Size:
-        return Size(
+    def __add__(self, other: WorkSize) -> WorkSize:
+        return WorkSize(
             self.chunks + other.chunks,
             self.tokens + other.tokens,
             self.payload_bytes + other.payload_bytes,
             self.flops + other.flops,
         )
 
-    def __sub__(self, other: Size) -> Size:
-        return Size(
+    def __sub__(self, other: WorkSize) -> WorkSize:
+        return WorkSize(
             self.chunks - other.chunks,
             self.tokens - other.tokens,
             self.payload_bytes - other.payload_bytes,
@@ -80,7 +80,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedDocument:
     """What was left out, and why."""
 
     document: str
@@ -88,19 +88,19 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PrecomputePlan:
     """What is to be done of a shard. A chunk that several documents have is one."""
 
     documents: int  # that were read
-    wanted: Size
-    missing: Size
-    skipped: tuple[Skipped, ...]
+    wanted: WorkSize
+    missing: WorkSize
+    skipped: tuple[SkippedDocument, ...]
     shard: Shard
-    measure: Measure = field(repr=False)
+    measure: _SizeEstimator = field(repr=False)
     _batches: tuple[_Packed, ...] = field(repr=False)
 
     @property
-    def stored(self) -> Size:
+    def stored(self) -> WorkSize:
         """What was there when the plan was made."""
         return self.wanted - self.missing
 
@@ -111,20 +111,20 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class _SizeEstimator:
     """What chunks of a model take, behind so many tokens."""
 
-    model: Model
+    model: ModelShape
     behind: int
 
-    def __call__(self, key: ChunkKey) -> Size:
+    def __call__(self, key: ChunkKey) -> WorkSize:
         n, spec = len(key.tokens), self.model.spec
         layer = codec(key.codec).layer_bytes(spec, n)
         size = spec.chunk_bytes(n) if layer is None else spec.layers * layer
-        return Size(1, n, size, 2 * self.model.flops(n, self.behind))
+        return WorkSize(1, n, size, 2 * self.model.flops(n, self.behind))
 
-    def of(self, batch: Batch) -> Size:
-        return sum(map(self, batch.keys), Size())
+    def of(self, batch: Batch) -> WorkSize:
+        return sum(map(self, batch.keys), WorkSize())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,31 +146,31 @@ class _Packed:
         return Batch(self.behind, tuple(keys))
 
 
-def plan(
+def make_plan(
     cache: RagCache,
     documents: Iterable[Document],
     *,
     shard: Shard = Shard(),
     batch_tokens: int = BATCH_TOKENS,
-    progress: Progress | None = None,
-) -> Work:
+    progress: StageProgress | None = None,
+) -> PrecomputePlan:
     """Read ``documents``, split them as ``cache`` does, and see which chunks it has no KV of.
 
     A document that cannot be split, or has a chunk beyond the context, is skipped. Nothing is
     computed or stored. Raises ConfigError in a compile mode that needs more than the documents.
     """
-    steps = planning(cache, documents, shard=shard, batch_tokens=batch_tokens)
+    steps = iter_plan(cache, documents, shard=shard, batch_tokens=batch_tokens)
     return drive(steps, progress)
 
 
-def planning(
+def iter_plan(
     cache: RagCache,
     documents: Iterable[Document],
     *,
     shard: Shard = Shard(),
     batch_tokens: int = BATCH_TOKENS,
-) -> Generator[Step, None, Work]:
-    """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
+) -> Generator[Step, None, PrecomputePlan]:
+    """As :func:`make_plan`, in steps: how many documents have been read, of how many so far."""
     if cache.indexing.encoding.similar:
         raise ConfigError(
             f"compile mode {cache.indexing.encoding.mode} computes chunks behind similar ones of "
@@ -178,9 +178,9 @@ def planning(
         )
     given = require_list(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)
-    model = Model(engine.spec, engine.parameters, engine.heads)
-    measure = Measure(model, len(cache.indexing.encoding.behind))
-    mine, wanted, number = list[_Packed](), Size(), 0
+    model = ModelShape(engine.spec, engine.parameters, engine.heads)
+    measure = _SizeEstimator(model, len(cache.indexing.encoding.behind))
+    mine, wanted, number = list[_Packed](), WorkSize(), 0
     for batch in reading.batches(given, batch_tokens):
         if batch is not None:
             number += 1
@@ -193,12 +193,12 @@ def planning(
         partial(incomplete, cache.chunks),
         batch_tokens=batch_tokens,
     )
-    missing, packed = Size(), list[_Packed]()
+    missing, packed = WorkSize(), list[_Packed]()
     for batch in due:
         missing += measure.of(batch)
         packed.append(_Packed.of(batch))
         yield "plan", reading.documents, reading.documents
-    return Work(
+    return PrecomputePlan(
         reading.documents, wanted, missing, tuple(reading.skipped), shard, measure, tuple(packed)
     )
 
@@ -209,7 +209,7 @@ class _Reading:
     def __init__(self, cache: RagCache) -> None:
         self.cache = cache
         self.documents = 0
-        self.skipped: list[Skipped] = []
+        self.skipped: list[SkippedDocument] = []
 
     def batches(self, documents: Iterable[Document], batch_tokens: int) -> Iterator[Batch | None]:
         """All batches, the prompt's prefix in the first; None whenever so many chunks have been
@@ -224,7 +224,7 @@ class _Reading:
                     if len(found) % _CUT == 0:
                         yield None
             except (ConfigError, PromptError, SourceError) as error:
-                self.skipped.append(Skipped(document.id, str(error)))
+                self.skipped.append(SkippedDocument(document.id, str(error)))
                 continue
             if found and not seen and self.cache.indexing.prefix_key.tokens:
                 found = [self.cache.indexing.prefix_key, *found]

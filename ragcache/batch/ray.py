@@ -23,20 +23,20 @@ from ragcache.types import ChunkKV, KVSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ragcache.batch.run import Computed, Computing
+    from ragcache.batch.run import BatchComputer, ComputedBatches
     from ragcache.engine.base import Engine
     from ragcache.types import Fingerprint, Tokens
 
-AHEAD = 2  # batches that a worker has: one to compute, one that waits
-MOST_TRIES = 3  # workers that may die over one batch
+_BATCHES_PER_WORKER = 2  # batches that a worker has: one to compute, one that waits
+MAX_ATTEMPTS = 3  # workers that may die over one batch
 _START_S = 600.0  # to find room for a worker, and to load its model
 
 #: A chunk on its way: bytes of all layers' keys and then values, and its sensitivity.
-Sent = tuple["NDArray[np.uint8]", tuple[float, ...]]
+_SentChunk = tuple["NDArray[np.uint8]", tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class RayCluster:
     """Where workers are, and what each takes. ``address``: of a cluster; None: this machine."""
 
     address: str | None = None
@@ -45,7 +45,7 @@ class Cluster:
 
 
 @dataclass(eq=False)
-class Worker:
+class _RayWorker:
     """A model in a process of its own, loaded when it is first needed."""
 
     model: str
@@ -75,21 +75,21 @@ class Worker:
     def ready(self) -> bool:
         return bool(self.engine())
 
-    def compute(self, behind: Tokens, chunks: list[Tokens]) -> list[Sent]:
+    def compute(self, behind: Tokens, chunks: list[Tokens]) -> list[_SentChunk]:
         engine = self.engine()
         keys = tuple(ChunkKey(engine.fingerprint, tokens, behind) for tokens in chunks)
         return [_sent(kv) for kv in compute(engine, Batch(behind, keys))]
 
 
-def on_ray(
-    cluster: Cluster,
+def compute_on_ray(
+    cluster: RayCluster,
     *,
     model: str,
     options: dict[str, str],
     fingerprint: Fingerprint,
     spec: KVSpec,
     batch_tokens: int,
-) -> Computing:
+) -> BatchComputer:
     """By workers that load ``model`` with ``options`` of :meth:`TransformersEngine.load`.
 
     Raises ConfigError where Ray is not installed. The run raises RagCacheError where no worker can
@@ -104,13 +104,13 @@ def on_ray(
             'Run `pip install "ragcache-fusion[ray]"`.'
         ) from None
 
-    def computing(every: Iterable[Batch]) -> Computed:
+    def computing(every: Iterable[Batch]) -> ComputedBatches:
         import torch
 
         started = not ray.is_initialized()
         if started:
             _start(cluster, spec.chunk_bytes(batch_tokens))
-        remote = ray.remote(num_cpus=1, num_gpus=cluster.gpus)(Worker)
+        remote = ray.remote(num_cpus=1, num_gpus=cluster.gpus)(_RayWorker)
         given = (model, options, fingerprint.digest.hex(), torch.get_num_threads())
         pool = _Pool(lambda: remote.remote(*given), cluster.workers, spec)
         try:
@@ -130,12 +130,14 @@ class _Pool:
         self._make, self._spec = make, spec
         self._workers: dict[int, Any] = {number: make() for number in range(workers)}
         self._next = workers
-        self._free: deque[int] = deque(number for number in self._workers for _ in range(AHEAD))
+        self._free: deque[int] = deque(
+            number for number in self._workers for _ in range(_BATCHES_PER_WORKER)
+        )
         self._running: dict[Any, tuple[int, Batch]] = {}
         self._lost: deque[Batch] = deque()
         self._tries: Counter[Batch] = Counter()
 
-    def computed(self, every: Iterable[Batch]) -> Computed:
+    def computed(self, every: Iterable[Batch]) -> ComputedBatches:
         import ray
 
         self._wait_for_one()
@@ -192,20 +194,20 @@ class _Pool:
     def _lose(self, number: int, batch: Batch, error: Exception) -> None:
         """A worker has died: its batches are for others, and another worker takes its place."""
         self._tries[batch] += 1
-        if self._tries[batch] == MOST_TRIES:
+        if self._tries[batch] == MAX_ATTEMPTS:
             raise RagCacheError(
-                f"{MOST_TRIES} workers have died over a batch of {batch.tokens} tokens, the last "
+                f"{MAX_ATTEMPTS} workers have died over a batch of {batch.tokens} tokens, the last "
                 f"of this: {error} If memory was short, lower --batch-tokens or --workers."
             ) from error
         self._lost.append(batch)
         if self._workers.pop(number, None) is not None:
             self._workers[self._next] = self._make()
-            self._free.extend([self._next] * AHEAD)
+            self._free.extend([self._next] * _BATCHES_PER_WORKER)
             self._free = deque(free for free in self._free if free != number)
             self._next += 1
 
 
-def _start(cluster: Cluster, batch_bytes: int) -> None:
+def _start(cluster: RayCluster, batch_bytes: int) -> None:
     """Join the cluster, or start one on this machine that has room for the workers."""
     import ray
 
@@ -213,7 +215,7 @@ def _start(cluster: Cluster, batch_bytes: int) -> None:
     if cluster.address is not None:
         ray.init(cluster.address, **quiet)
         return
-    room = max(128 << 20, 2 * (AHEAD + 1) * cluster.workers * batch_bytes)
+    room = max(128 << 20, 2 * (_BATCHES_PER_WORKER + 1) * cluster.workers * batch_bytes)
     ray.init(num_cpus=cluster.workers, include_dashboard=False, object_store_memory=room, **quiet)
 
 
@@ -225,12 +227,12 @@ def _as_own(error: Any) -> Exception:
     return RagCacheError(f"a worker has failed: {error}. Run it again: what is stored stays.")
 
 
-def _sent(kv: ChunkKV) -> Sent:
+def _sent(kv: ChunkKV) -> _SentChunk:
     both = [to_bytes(tensor) for tensor in (*kv.keys, *kv.values)]
     return np.concatenate(both), kv.sensitivity
 
 
-def _received(tokens: Tokens, sent: Sent, spec: KVSpec) -> ChunkKV:
+def _received(tokens: Tokens, sent: _SentChunk, spec: KVSpec) -> ChunkKV:
     data, sensitivity = sent
     shape = (2, spec.layers, spec.kv_heads, len(tokens), spec.head_dim)
     keys, values = from_bytes(np.array(data), spec.dtype, shape)  # Ray's own memory is read-only

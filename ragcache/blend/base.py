@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ragcache.errors import ConfigError
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,9 +175,6 @@ class Selector(ABC):
         loaded, each (kv_heads, len(rows), head_dim).
         """
         raise NotImplementedError
-
-
-KVPair = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True)

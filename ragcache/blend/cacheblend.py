@@ -11,7 +11,6 @@ from torch import Tensor
 from ragcache.blend.base import (
     Blender,
     FixedRows,
-    KVPair,
     Layout,
     Selector,
     check_depth,
@@ -20,6 +19,7 @@ from ragcache.blend.base import (
 )
 from ragcache.blend.ranking import Ranking
 from ragcache.errors import ConfigError
+from ragcache.types import KVPair
 
 Deviation = Literal["v", "k", "kv"]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, FixedRows, KVPair, KVSource, Layout, Selector
+from ragcache.blend.base import Blender, FixedRows, KVSource, Layout, Selector
 from ragcache.blend.context_attention import Company
 from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError
-from ragcache.types import ChunkKV, ChunkNotes, LayerLoad, LayerTrace
+from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, LayerTrace
 
 if TYPE_CHECKING:
     from ragcache.engine.base import LayerView, Prefilled, Prefiller

@@ -11,7 +11,6 @@ from torch import Tensor
 from ragcache.blend.base import (
     Blender,
     FixedRows,
-    KVPair,
     Layout,
     Selector,
     check_depth,
@@ -19,6 +18,7 @@ from ragcache.blend.base import (
     check_ratio,
 )
 from ragcache.blend.ranking import Ranking
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule

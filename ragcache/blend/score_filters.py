@@ -9,18 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import (
-    Behind,
-    Blender,
-    KVPair,
-    Layout,
-    Positions,
-    Probe,
-    Selector,
-    check_number,
-)
+from ragcache.blend.base import Behind, Blender, Layout, Positions, Probe, Selector, check_number
 from ragcache.blend.ranking import Ranking, ScoreFilter
 from ragcache.errors import ConfigError
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionRule

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Told what is being done, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
 #: The same, as a step of work that can be done in pieces.
 Step = tuple[str, int, int]
 #: Chunks by document.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 _BLOCK = 500  # resamples drawn at once: bounds the memory
 
 
@@ -73,7 +73,7 @@ class Bootstrap:
 
 def _middle(column: Array) -> tuple[float, float] | None:
     """Where the middle 95 % of the draws lie."""
-    known, tail = column[~np.isnan(column)], (1 - LEVEL) / 2
+    known, tail = column[~np.isnan(column)], (1 - CONFIDENCE) / 2
     if len(known) < (1 - tail) * len(column):
         return None
     low, high = np.quantile(known, [tail, 1 - tail])

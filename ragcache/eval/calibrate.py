@@ -11,9 +11,9 @@ from ragcache.blend import Blender, blender
 from ragcache.blend.ape import APE
 from ragcache.blend.base import check_ratio
 from ragcache.blend.full import Full
-from ragcache.eval.dataset import Context, Question, lines, spread
+from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_questions
 from ragcache.eval.evaluate import compare
-from ragcache.eval.summary import Figures
+from ragcache.eval.summary import ModeSummary
 from ragcache.settings import Settings
 from ragcache.util.list_argument import require_list
 
@@ -25,7 +25,7 @@ RATIOS = 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5
 _STEPS = 0.6, 0.7, 0.8, 0.9, 1.0
 
 
-def ape_grid() -> dict[str, Blender]:
+def _ape_grid() -> dict[str, Blender]:
     """Every APE with temperature and scale of 0.6 to 1, by its mode; the authors search as far."""
     return {f"ape:temperature={t},scale={s}": APE(t, s) for t, s in product(_STEPS, _STEPS)}
 
@@ -37,7 +37,7 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
     for name in require_list(modes, "modes"):
         plain = blender(name)
         if name == "ape":
-            made |= ape_grid()
+            made |= _ape_grid()
         elif "recompute_ratio" in plain.parameters and "recompute_ratio" not in name:
             made |= {f"{name}@{ratio:g}": blender(name, ratio) for ratio in RATIOS}
         else:
@@ -45,15 +45,17 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
     return made
 
 
-def retrieved(path: Path, cache: RagCache) -> list[Context]:
+def retrieve_contexts(path: Path, cache: RagCache) -> list[EvalContext]:
     """Questions of a text file, one a line, each over the chunks that ``cache`` answers it from."""
     return [
-        Context(tuple(found.chunk.text for found in cache.retrieve(text)), (Question(text, ()),))
-        for text in lines(path)
+        EvalContext(
+            tuple(found.chunk.text for found in cache.retrieve(text)), (Question(text, ()),)
+        )
+        for text in read_questions(path)
     ]
 
 
-def of_store(settings: Settings, cache: RagCache) -> Settings:
+def settings_of_store(settings: Settings, cache: RagCache) -> Settings:
     """``settings`` with the model, codec and compile mode that an open store has."""
     names = "model", "codec", "compile"
     known = {name: cache.catalog.get_setting(name) for name in names if not getattr(settings, name)}
@@ -62,20 +64,20 @@ def of_store(settings: Settings, cache: RagCache) -> Settings:
 
 def calibrate(
     settings: Settings,
-    contexts: Sequence[Context],
+    contexts: Sequence[EvalContext],
     modes: Sequence[str] = ("fused",),
     *,
     limit: int = 50,
     max_tokens: int = 32,
     processes: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
-) -> list[Figures]:
+) -> list[ModeSummary]:
     """Figures of :func:`candidates`, least work first: the curve from which to choose.
 
     ``limit`` questions are asked, of as many contexts as there are, and answered in full too; the
     right answers play no part. Errors as :func:`ragcache.eval.evaluate.compare`.
     """
-    asked = {"questions": spread(contexts, limit)}
+    asked = {"questions": spread_questions(contexts, limit)}
     chosen = {"full": Full(), **candidates(modes)}
     ((_, found),) = compare(
         settings, asked, chosen, max_tokens=max_tokens, processes=processes, progress=progress
@@ -83,25 +85,25 @@ def calibrate(
     return sorted((one for one in found if one.mode != "full"), key=_work)
 
 
-def least(found: Sequence[Figures], keep: float) -> Figures | None:
+def cheapest(found: Sequence[ModeSummary], keep: float) -> ModeSummary | None:
     """The least work that gives the share ``keep`` of full prefill's answers, or None.
 
     A ratio counts only where all larger ones of its mode keep as much: one that gets there by luck
     is not chosen. Raises ConfigError unless ``keep`` is in [0, 1].
     """
     check_ratio(keep, "keep")
-    kept: list[Figures] = []
+    kept: list[ModeSummary] = []
     for _, curve in groupby(sorted(found, key=_method), key=_method):
         falling = sorted(curve, key=_work, reverse=True)
         kept += takewhile(lambda f: f.same is not None and f.same.value >= keep, falling)
     return min(kept, key=_work, default=None)
 
 
-def _method(figures: Figures) -> str:
+def _method(figures: ModeSummary) -> str:
     """Its label without the ratio."""
     return figures.mode.partition("@")[0]
 
 
-def _work(figures: Figures) -> tuple[float, float]:
+def _work(figures: ModeSummary) -> tuple[float, float]:
     """What is charged; where that is the same, how far from full prefill."""
     return figures.charged, figures.kl or 0.0

@@ -26,14 +26,14 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class EvalContext:
     """Chunks, in prompt order, and the questions asked over them."""
 
     chunks: tuple[str, ...]
     questions: tuple[Question, ...]
 
 
-def load(path: Path) -> list[Context]:
+def load_dataset(path: Path) -> list[EvalContext]:
     """Contexts from a file: ``.jsonl`` as the shipped world's ``prompts.jsonl``, or CacheBlend's
     ``.json`` (a list of ``{"ctxs": [{"title", "text"}], "question", "answers"}``; some sets nest
     the answers one level, or give one as a string). SourceError names the entry that is wrong.
@@ -53,18 +53,20 @@ def load(path: Path) -> list[Context]:
     return contexts
 
 
-def load_all(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[Context]]:
-    """:func:`load` several files, each by its name, or its whole path where two share a name;
-    of each at most the first ``limit`` questions."""
+def load_datasets(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[EvalContext]]:
+    """:func:`load_dataset` several files, each by its name, or its whole path where two share a
+    name; of each at most the first ``limit`` questions."""
     unique = list(dict.fromkeys(require_list(paths, "paths")))
     names = Counter(path.name for path in unique)
-    loaded = {str(path) if names[path.name] > 1 else path.name: load(path) for path in unique}
+    loaded = {
+        str(path) if names[path.name] > 1 else path.name: load_dataset(path) for path in unique
+    }
     if limit is None:
         return loaded
-    return {name: take(contexts, limit) for name, contexts in loaded.items()}
+    return {name: first_questions(contexts, limit) for name, contexts in loaded.items()}
 
 
-def lines(path: Path) -> list[str]:
+def read_questions(path: Path) -> list[str]:
     """Questions from a text file, one a line; blank lines are passed over. Raises SourceError where
     it cannot be read or holds none."""
     found = [line.strip() for line in _read(path).splitlines() if line.strip()]
@@ -73,7 +75,7 @@ def lines(path: Path) -> list[str]:
     return found
 
 
-def long_answers(contexts: Iterable[Context]) -> bool:
+def has_long_answers(contexts: Iterable[EvalContext]) -> bool:
     """Whether the right answers are long (over 8 words, by the median): summaries, not names."""
     words = [len(a.split()) for c in contexts for q in c.questions for a in q.answers]
     return bool(words) and median(words) > LONG_WORDS
@@ -89,26 +91,26 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def take(contexts: Iterable[Context], limit: int) -> list[Context]:
+def first_questions(contexts: Iterable[EvalContext], limit: int) -> list[EvalContext]:
     """The first ``limit`` questions with their contexts."""
     if limit < 1:
         raise ConfigError(f"the limit is {limit}: ask at least 1 question")
-    taken: list[Context] = []
+    taken: list[EvalContext] = []
     for context in contexts:
-        taken.append(Context(context.chunks, context.questions[:limit]))
+        taken.append(EvalContext(context.chunks, context.questions[:limit]))
         limit -= len(taken[-1].questions)
         if limit == 0:
             break
     return taken
 
 
-def spread(contexts: Sequence[Context], limit: int) -> list[Context]:
+def spread_questions(contexts: Sequence[EvalContext], limit: int) -> list[EvalContext]:
     """``limit`` questions, the first ones of every context, of as many contexts as that takes."""
     each = -(-limit // max(1, len(contexts)))
-    return take([Context(c.chunks, c.questions[:each]) for c in contexts], limit)
+    return first_questions([EvalContext(c.chunks, c.questions[:each]) for c in contexts], limit)
 
 
-def _world(entry: Any, where: str) -> Context:
+def _world(entry: Any, where: str) -> EvalContext:
     try:
         asked = [
             (q["question"], q["answers"], q.get("kind", "question")) for q in entry["questions"]
@@ -120,7 +122,7 @@ def _world(entry: Any, where: str) -> Context:
         ) from error
 
 
-def _cacheblend(entry: Any, where: str) -> Context:
+def _cacheblend(entry: Any, where: str) -> EvalContext:
     try:
         titled = [(c.get("title") or "", c["text"]) for c in entry["ctxs"]]
         chunks = [f"{title}\n\n{text}" if title else text for title, text in titled]
@@ -131,10 +133,10 @@ def _cacheblend(entry: Any, where: str) -> Context:
         ) from error
 
 
-def _context(chunks: Iterable[str], asked: Iterable[tuple[str, Any, str]]) -> Context:
+def _context(chunks: Iterable[str], asked: Iterable[tuple[str, Any, str]]) -> EvalContext:
     """Raises ValueError or AttributeError where a text is blank or no text, or answers miss."""
     questions = tuple(Question(_text(q), _answers(a), kind) for q, a, kind in asked)
-    return Context(tuple(map(_text, chunks)), questions)
+    return EvalContext(tuple(map(_text, chunks)), questions)
 
 
 def _text(text: str) -> str:

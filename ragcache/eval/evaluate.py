@@ -14,10 +14,10 @@ from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import keep_variants, precompute
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
-from ragcache.eval.dataset import Context, Question, long_answers
-from ragcache.eval.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
-from ragcache.eval.parallel import check_processes, share
-from ragcache.eval.summary import Figures, Outcome, Scores, figures
+from ragcache.eval.dataset import EvalContext, Question, has_long_answers
+from ragcache.eval.metrics import exact_match, f1, first_token_kl, load_stemmer, rouge_l
+from ragcache.eval.parallel import check_processes, run_parallel
+from ragcache.eval.summary import ModeOutcomes, ModeSummary, QuestionOutcome, figures
 from ragcache.models import TINY, model_path
 from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
@@ -40,7 +40,9 @@ MODES = {
 }
 
 
-def modes(names: Sequence[str] | None = None, ratios: Sequence[float] = ()) -> dict[str, Blender]:
+def make_blenders(
+    names: Sequence[str] | None = None, ratios: Sequence[float] = ()
+) -> dict[str, Blender]:
     """Blenders by label; :data:`MODES` where no names are given.
 
     A mode that takes a ``recompute_ratio`` and does not name its own gets the ratio; with several
@@ -68,14 +70,14 @@ def modes(names: Sequence[str] | None = None, ratios: Sequence[float] = ()) -> d
 def evaluate(
     engine: Engine,
     store: ChunkStore,
-    contexts: Sequence[Context],
+    contexts: Sequence[EvalContext],
     modes: Mapping[str, Blender],
     *,
     compile_mode: str = "prefix",
     embedder: Embedder | None = None,
     max_tokens: int = 32,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Scores]:
+) -> list[ModeOutcomes]:
     """Ask every question in every mode, over chunks that were precomputed in ``compile_mode``.
 
     Similar chunks (mode enriched) are those of the same context, by ``embedder``. Modes that load
@@ -85,14 +87,14 @@ def evaluate(
     ``store`` should be empty: each context's chunks are put before its questions and deleted
     after them, so that nothing is shared between contexts. Modes take turns at each question,
     starting with another one each time; ratios of times are taken question by question. Answers
-    get a Rouge-L where the right ones are long (:func:`long_answers`).
+    get a Rouge-L where the right ones are long (:func:`has_long_answers`).
     """
-    scores = [Scores(label, made) for label, made in modes.items()]
+    scores = [ModeOutcomes(label, made) for label, made in modes.items()]
     sampling = Sampling(max_tokens=max_tokens)
     how = encoding_context(compile_mode, engine)
     answering = LocalGenerator(engine, store, how, store_misses=False)
     full = next((label for label, made in modes.items() if made.name == "full"), None)
-    total, done, long = sum(len(c.questions) for c in contexts), 0, long_answers(contexts)
+    total, done, long = sum(len(c.questions) for c in contexts), 0, has_long_answers(contexts)
     numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
     for context in contexts:
         number = numbers.setdefault(context.chunks, len(numbers))
@@ -119,14 +121,14 @@ def evaluate(
 
 def compare(
     settings: Settings,
-    datasets: Mapping[str, Sequence[Context]],
+    datasets: Mapping[str, Sequence[EvalContext]],
     chosen: Mapping[str, Blender],
     *,
     against: str | None = None,
     max_tokens: int = 32,
     processes: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Iterator[tuple[str, list[Figures]]]:
+) -> Iterator[tuple[str, list[ModeSummary]]]:
     """:func:`evaluate` the model of ``settings`` dataset by dataset: its name and the figures.
 
     Chunks are kept in an LMDB store on disk, gone afterwards. Several ``processes`` share the
@@ -138,11 +140,16 @@ def compare(
     if against is not None and against not in chosen:
         raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
     check_processes(processes)
-    if any(map(long_answers, datasets.values())):
-        stemmer()
+    if any(map(has_long_answers, datasets.values())):
+        load_stemmer()
     run = partial(_evaluate_model, settings, dict(chosen), max_tokens)
     return (
-        (name, figures(share(run, contexts, processes, partial(progress or _quiet, name)), against))
+        (
+            name,
+            figures(
+                run_parallel(run, contexts, processes, partial(progress or _quiet, name)), against
+            ),
+        )
         for name, contexts in datasets.items()
     )
 
@@ -155,9 +162,9 @@ def _evaluate_model(
     settings: Settings,
     chosen: Mapping[str, Blender],
     max_tokens: int,
-    contexts: Sequence[Context],
+    contexts: Sequence[EvalContext],
     progress: Callable[[int, int], None],
-) -> list[Scores]:
+) -> list[ModeOutcomes]:
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.store.disk.store import DiskStore
     from ragcache.store.format.codecs import codec
@@ -197,11 +204,11 @@ _Given = tuple[Answer, Tensor]
 
 def _outcome(
     context: int, question: Question, given: _Given, reference: _Given | None, long: bool
-) -> Outcome:
+) -> QuestionOutcome:
     """What ``given`` comes to, beside the ``reference`` that full prefill gave."""
     (answer, logits), report = given, given[0].report
     full, wanted = reference or (None, None)
-    return Outcome(
+    return QuestionOutcome(
         context=context,
         kind=question.kind,
         exact=exact_match(answer.text, question.answers),
@@ -221,7 +228,7 @@ def _outcome(
 def _precompute(
     engine: Engine,
     store: ChunkStore,
-    context: Context,
+    context: EvalContext,
     how: EncodingContext,
     embedder: Embedder | None,
 ) -> list[ChunkKey]:
@@ -239,7 +246,7 @@ def _precompute(
     return keys
 
 
-def _variants(engine: Engine, store: ChunkStore, context: Context) -> list[ChunkKey]:
+def _variants(engine: Engine, store: ChunkStore, context: EvalContext) -> list[ChunkKey]:
     chunks, count = context.chunks, len(context.chunks)
     keys = []
     for number, chunk in enumerate(chunks):

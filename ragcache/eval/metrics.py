@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 from ragcache.errors import ConfigError
 
 
-def normalise(text: str) -> str:
+def _normalise_answer(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (SQuAD's, as CacheBlend uses it).
 
     A text that is nothing but those ("A", "?!") stays as it is, in lower case: it must not equal
@@ -27,12 +27,12 @@ def normalise(text: str) -> str:
 def exact_match(text: str, answers: Iterable[str]) -> bool:
     """Whether ``text`` is one of the answers, both normalised. An empty text is one only where
     an answer is empty."""
-    return normalise(text) in {normalise(a) for a in answers}
+    return _normalise_answer(text) in {_normalise_answer(a) for a in answers}
 
 
 def f1(text: str, answers: Iterable[str]) -> float:
     """Best word F1 over the answers, both normalised, in [0, 1]."""
-    return _best(text, answers, lambda t: normalise(t).split(), _common)
+    return _best(text, answers, lambda t: _normalise_answer(t).split(), _common)
 
 
 def rouge_l(text: str, answers: Iterable[str]) -> float:
@@ -46,7 +46,7 @@ def rouge_l(text: str, answers: Iterable[str]) -> float:
 
 
 @cache
-def stemmer() -> Callable[[str], str]:
+def load_stemmer() -> Callable[[str], str]:
     """Cuts a word to its Porter stem. Raises ConfigError where it is not installed."""
     try:
         import snowballstemmer
@@ -87,7 +87,7 @@ def _common(got: list[str], want: list[str]) -> int:
 
 
 def _stems(text: str) -> list[str]:
-    stem = stemmer()
+    stem = load_stemmer()
     return [stem(w) if len(w) > 3 else w for w in re.findall("[a-z0-9]+", text.lower())]
 
 

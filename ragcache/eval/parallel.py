@@ -11,16 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from ragcache.errors import ConfigError
-from ragcache.eval.dataset import Context
-from ragcache.eval.summary import Outcome, Scores
+from ragcache.eval.dataset import EvalContext
+from ragcache.eval.summary import ModeOutcomes, QuestionOutcome
+from ragcache.types import Progress
 
-Progress = Callable[[int, int], None]  # done, total
 #: Scores of some contexts; runs in a process of its own, so it must be importable there.
-Run = Callable[[Sequence[Context], Progress], list[Scores]]
+_ScoreContexts = Callable[[Sequence[EvalContext], Progress], list[ModeOutcomes]]
 _POLL_S = 0.2
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -31,9 +31,9 @@ def check_processes(processes: int) -> None:
         raise ConfigError(f"processes is {processes}: it takes at least 1")
 
 
-def share(
-    run: Run, contexts: Sequence[Context], processes: int, progress: Progress
-) -> list[Scores]:
+def run_parallel(
+    run: _ScoreContexts, contexts: Sequence[EvalContext], processes: int, progress: Progress
+) -> list[ModeOutcomes]:
     """What ``run`` gives for all ``contexts``, done by ``processes`` at a time.
 
     ``progress`` is told before a model is loaded, and after every question.
@@ -45,7 +45,7 @@ def share(
         return run(contexts, progress)
     spawned = multiprocessing.get_context("spawn")
     counts = spawned.Array("q", len(parts))
-    threads = max(1, cores() // len(parts))
+    threads = max(1, usable_cores() // len(parts))
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         len(parts), spawned, initializer=_begin, initargs=(counts, threads)
@@ -65,9 +65,9 @@ def share(
             raise
 
 
-def _parts(contexts: Sequence[Context], processes: int) -> list[list[Context]]:
+def _parts(contexts: Sequence[EvalContext], processes: int) -> list[list[EvalContext]]:
     """Contexts dealt out evenly; those over the same chunks stay together."""
-    alike: dict[tuple[str, ...], list[Context]] = {}
+    alike: dict[tuple[str, ...], list[EvalContext]] = {}
     for context in contexts:
         alike.setdefault(context.chunks, []).append(context)
     groups = list(alike.values())
@@ -75,9 +75,9 @@ def _parts(contexts: Sequence[Context], processes: int) -> list[list[Context]]:
     return [[context for group in part for context in group] for part in dealt if part]
 
 
-def _joined(parts: Sequence[list[Scores]]) -> list[Scores]:
+def _joined(parts: Sequence[list[ModeOutcomes]]) -> list[ModeOutcomes]:
     """The same modes over all parts; contexts are numbered on from part to part."""
-    joined: list[list[Outcome]] = [[] for _ in parts[0]]
+    joined: list[list[QuestionOutcome]] = [[] for _ in parts[0]]
     first = 0
     for part in parts:
         for outcomes, one in zip(joined, part, strict=True):
@@ -98,7 +98,7 @@ def _begin(counts: Any, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _run(run: Run, part: Sequence[Context], number: int) -> list[Scores]:
+def _run(run: _ScoreContexts, part: Sequence[EvalContext], number: int) -> list[ModeOutcomes]:
     def progress(done: int, total: int) -> None:
         _counts[number] = done
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox, BboxBase
 
-    from ragcache.eval.summary import Figures
+    from ragcache.eval.summary import ModeSummary
 
 FORMATS = ".png", ".svg"
 _MARKER, _FONT = 6.0, 8.0  # points
@@ -23,8 +23,8 @@ _REACH = 7, 16, 26, 38, 52, 68, 86  # points between a marker's middle and its l
 _TURNS = 0, 1, 1 / 4, 3 / 4, 7 / 4, 5 / 4, 1 / 2, 3 / 2, 1 / 8, 7 / 8, 15 / 8, 9 / 8  # times pi
 
 
-def check(path: Path) -> None:
-    """Raise ConfigError, before any work, if :func:`draw` could not write ``path``."""
+def check_plot_path(path: Path) -> None:
+    """Raise ConfigError, before any work, if :func:`save_plot` could not write ``path``."""
     if path.suffix not in FORMATS:
         raise ConfigError(f"cannot draw {path}: name a file that ends in {' or '.join(FORMATS)}")
     if find_spec("matplotlib") is None:
@@ -34,12 +34,12 @@ def check(path: Path) -> None:
         )
 
 
-def draw(datasets: Mapping[str, Sequence[Figures]], path: Path) -> None:
-    """Write :func:`picture` to ``path``, whose ending is one of :data:`FORMATS`."""
-    picture(datasets).savefig(path, dpi=200)
+def save_plot(datasets: Mapping[str, Sequence[ModeSummary]], path: Path) -> None:
+    """Write :func:`plot_figure` to ``path``, whose ending is one of :data:`FORMATS`."""
+    plot_figure(datasets).savefig(path, dpi=200)
 
 
-def picture(datasets: Mapping[str, Sequence[Figures]]) -> Figure:
+def plot_figure(datasets: Mapping[str, Sequence[ModeSummary]]) -> Figure:
     """A panel per dataset: exact match, mean over kinds, against the charged budget.
 
     One labelled point per mode with its 95 % interval; ratios of one mode are joined, and a
@@ -61,7 +61,7 @@ def picture(datasets: Mapping[str, Sequence[Figures]]) -> Figure:
     return drawn
 
 
-def _points(axes: Axes, figures: Sequence[Figures]) -> None:
+def _points(axes: Axes, figures: Sequence[ModeSummary]) -> None:
     colours = _colours(figures)
     for method, colour in colours.items():
         same = sorted(filter(lambda f: _method(f) == method, figures), key=_place)
@@ -80,7 +80,7 @@ def _points(axes: Axes, figures: Sequence[Figures]) -> None:
     axes.set_ylabel("exact match (%, mean over kinds, 95 % interval)")
 
 
-def _labels(axes: Axes, figures: Sequence[Figures], renderer: Any, pixels: float) -> None:
+def _labels(axes: Axes, figures: Sequence[ModeSummary], renderer: Any, pixels: float) -> None:
     """Every mode's name beside its point, where nothing else is, with a line to it.
 
     ``pixels`` in a point.
@@ -114,7 +114,7 @@ def _labels(axes: Axes, figures: Sequence[Figures], renderer: Any, pixels: float
         )
 
 
-def _colours(figures: Sequence[Figures]) -> dict[str, str]:
+def _colours(figures: Sequence[ModeSummary]) -> dict[str, str]:
     """One for each method, whatever its ratio."""
     return {method: f"C{n}" for n, method in enumerate(dict.fromkeys(map(_method, figures)))}
 
@@ -127,7 +127,7 @@ def _spots(half_width: float, half_height: float) -> Iterator[tuple[float, float
             yield dx * (reach + half_width), dy * (reach + half_height)
 
 
-def _marks(axes: Axes, f: Figures, pixels: float) -> Iterator[Bbox]:
+def _marks(axes: Axes, f: ModeSummary, pixels: float) -> Iterator[Bbox]:
     """What a mode's marker and interval cover."""
     x, y = axes.transData.transform(_place(f)) / pixels
     yield _box(x, y, _MARKER / 2, _MARKER / 2, pixels)
@@ -150,16 +150,16 @@ def _collisions(box: Bbox, taken: Sequence[Bbox], inside: BboxBase) -> int:
     return box.count_overlaps(taken) + leaves * len(taken)
 
 
-def _method(f: Figures) -> str:
+def _method(f: ModeSummary) -> str:
     """Its label without the ratio."""
     return f.mode.partition("@")[0]
 
 
-def _place(f: Figures) -> tuple[float, float]:
+def _place(f: ModeSummary) -> tuple[float, float]:
     return 100 * f.charged, 100 * f.mean_match.value
 
 
-def _ends(f: Figures) -> tuple[float, float]:
+def _ends(f: ModeSummary) -> tuple[float, float]:
     """Of its interval, in percent; no length where there is none."""
     low, high = f.mean_match.interval or (f.mean_match.value, f.mean_match.value)
     return 100 * low, 100 * high

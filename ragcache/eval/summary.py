@@ -14,11 +14,11 @@ from ragcache.blend.base import Blender
 from ragcache.eval.bootstrap import Array, Bootstrap, Estimate
 
 #: Recovery is a share of what reuse loses: below this loss there is nothing to have a share of.
-LEAST_GAP = 0.05
+MIN_RECOVERY_GAP = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class QuestionOutcome:
     """One question answered in one mode. What compares with full is None without that mode."""
 
     context: int  # number of its context: questions over one are not independent
@@ -37,16 +37,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ModeOutcomes:
     """What one mode did, question by question; every mode has the same questions in one order."""
 
     mode: str
     blender: Blender
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[QuestionOutcome] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ModeSummary:
     """One mode in numbers. Shares are in [0, 1]; times are medians, the rest means."""
 
     mode: str
@@ -110,7 +110,7 @@ class Figures:
         }
 
 
-def figures(scores: Sequence[Scores], against: str | None = None) -> list[Figures]:
+def figures(scores: Sequence[ModeOutcomes], against: str | None = None) -> list[ModeSummary]:
     """Figures of every mode, with intervals that resample contexts.
 
     ``recovery`` needs a full mode, plain reuse, and a gap of more than 5 points between them;
@@ -123,7 +123,7 @@ def figures(scores: Sequence[Scores], against: str | None = None) -> list[Figure
 class _Table:
     """Answers of all modes by context and kind: what every figure with an interval is made of."""
 
-    def __init__(self, scores: Sequence[Scores]) -> None:
+    def __init__(self, scores: Sequence[ModeOutcomes]) -> None:
         self.scores = scores
         self.asked = Counter(o.kind for o in scores[0].outcomes)
         self.full = _row(scores, lambda b: b.name == "full")
@@ -131,7 +131,7 @@ class _Table:
         self.sums = Bootstrap(self._totals(lambda o: o.exact))
         self.alike = Bootstrap(self._totals(lambda o: bool(o.same)))
 
-    def _totals(self, counts: Callable[[Outcome], bool]) -> Array:
+    def _totals(self, counts: Callable[[QuestionOutcome], bool]) -> Array:
         """(contexts, 1 + modes, kinds): questions asked, then those that count in every mode."""
         outcomes = self.scores[0].outcomes
         contexts = {
@@ -145,7 +145,7 @@ class _Table:
             np.add.at(totals[:, row], at, list(map(counts, one.outcomes)))
         return totals
 
-    def figures(self, row: int, against: str | None) -> Figures:
+    def figures(self, row: int, against: str | None) -> ModeSummary:
         one = self.scores[row]
         base = next((n for n, s in enumerate(self.scores) if s.mode == against), None)
         (mean_match,) = self.sums.estimate(lambda s: _share(s, row).mean(-1, keepdims=True))
@@ -158,7 +158,7 @@ class _Table:
 
             difference = self._by_kind(apart)
             (mean_difference,) = self.sums.estimate(lambda s: apart(s).mean(-1, keepdims=True))
-        return Figures(
+        return ModeSummary(
             mode=one.mode,
             method=one.blender.mode,
             parameters=one.blender.parameters,
@@ -189,7 +189,7 @@ class _Table:
 
         lost = dict(zip(self.asked, gap(self.sums.totals.sum(0)), strict=True))
         found = self._by_kind(recovered)
-        return {kind: one for kind, one in found.items() if lost[kind] > LEAST_GAP}
+        return {kind: one for kind, one in found.items() if lost[kind] > MIN_RECOVERY_GAP}
 
     def _same(self, row: int) -> Estimate | None:
         if self.full is None:
@@ -210,11 +210,11 @@ def _share(sums: Array, row: int) -> Array:
     return sums[..., 1 + row, :] / sums[..., 0, :]
 
 
-def _row(scores: Sequence[Scores], wanted: Callable[[Blender], bool]) -> int | None:
+def _row(scores: Sequence[ModeOutcomes], wanted: Callable[[Blender], bool]) -> int | None:
     return next((row for row, s in enumerate(scores) if wanted(s.blender)), None)
 
 
-def _means(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _means(outcomes: Sequence[QuestionOutcome]) -> dict[str, Any]:
     """The figures that are plain means or medians over questions."""
     return {
         "f1": mean(o.f1 for o in outcomes),

@@ -8,7 +8,7 @@ from ragcache.types import KVSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelShape:
     """A model, as far as sizes and costs go. The defaults go with the small model's ``KVSpec``."""
 
     spec: KVSpec

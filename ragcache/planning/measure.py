@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from ragcache.blend.base import KVPair, KVSource, Layout, positions
+from ragcache.blend.base import KVSource, Layout, positions
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import Engine
@@ -23,7 +23,7 @@ from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import KVSpec, LayerLoad, Prompt, Sampling
+from ragcache.types import KVPair, KVSpec, LayerLoad, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from math import log
 from pathlib import Path
@@ -23,6 +23,7 @@ from ragcache.models.memory import copy_to_memory, ensure_unchanged
 from ragcache.models.silence import silence_transformers
 from ragcache.retriever.embedder_files import PACKAGED, model_digest, model_files, model_folder
 from ragcache.text import replace_surrogates
+from ragcache.types import Progress
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
-Progress = Callable[[int, int], None]  # texts done, texts in all
 
 
 class Embedder(Protocol):

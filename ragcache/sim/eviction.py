@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ragcache.errors import ConfigError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelShape
 from ragcache.sim.trace import Trace
 from ragcache.store.eviction import POLICIES, Held, Policy, policy
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PolicyOutcome:
     """What a policy served of a trace, in a store of ``capacity`` bytes."""
 
     policy: str
@@ -51,19 +51,19 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of :func:`report`."""
+class PolicyComparison:
+    """A line of :func:`compare_policies`."""
 
-    outcome: Outcome
+    outcome: PolicyOutcome
     of_belady: float  # saved FLOPs over those of ``belady``; may exceed 1 where sizes differ
 
 
-class Farthest(Policy[str]):
+class _BeladyPolicy(Policy[str]):
     """Belady's rule: what is asked for last, or never again, goes first. It knows the trace.
 
     Where all chunks are equally large, and no request larger than the store, no policy that stores
     what it is asked for has more hits (Belady, 1966). Where sizes differ it is only a good rule:
-    another may save more. :func:`bound` holds then too.
+    another may save more. :func:`upper_bound` holds then too.
     """
 
     name: ClassVar[str] = "belady"
@@ -82,25 +82,25 @@ class Farthest(Policy[str]):
         return -requests[later] if later < len(requests) else -math.inf
 
 
-def simulate(trace: Trace, name: str, capacity: int, model: Model) -> Outcome:
+def simulate(trace: Trace, name: str, capacity: int, model: ModelShape) -> PolicyOutcome:
     """What the policy ``name`` serves of ``trace``, from a store that is empty at first.
 
-    ``name`` is one of ``POLICIES``, or ``belady``, or ``bound``. Raises ConfigError for another,
-    or for a capacity below 1 byte.
+    ``name`` is one of ``POLICIES``, or ``belady``, or ``upper_bound``. Raises ConfigError for
+    another, or for a capacity below 1 byte.
     """
     if capacity < 1:
         raise ConfigError(f"the capacity is {capacity} bytes: a store needs at least 1")
     if name == "bound":
-        return bound(trace, capacity, model)
-    chosen = Farthest(trace) if name == Farthest.name else policy(name)
+        return upper_bound(trace, capacity, model)
+    chosen = _BeladyPolicy(trace) if name == _BeladyPolicy.name else policy(name)
     return _replay(trace, chosen, capacity, model)
 
 
-def _replay(trace: Trace, policy: Policy[str], capacity: int, model: Model) -> Outcome:
+def _replay(trace: Trace, policy: Policy[str], capacity: int, model: ModelShape) -> PolicyOutcome:
     hits = hit_tokens = evictions = refused = 0
     saved = 0.0
     for number, request in enumerate(trace):
-        if isinstance(policy, Farthest):
+        if isinstance(policy, _BeladyPolicy):
             policy.now = number
         asked = dict(request)
         served = [id for id in asked if id in policy]
@@ -129,7 +129,7 @@ def _replay(trace: Trace, policy: Policy[str], capacity: int, model: Model) -> O
     )
 
 
-def bound(trace: Trace, capacity: int, model: Model) -> Outcome:
+def upper_bound(trace: Trace, capacity: int, model: ModelShape) -> PolicyOutcome:
     """More hits, tokens or FLOPs than these no policy serves, whatever the sizes.
 
     PFOO-U of Berger et al., arXiv:1711.03709: to serve a chunk again, its bytes must be there from
@@ -163,26 +163,29 @@ def _fill(room: float, offers: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def _asked(trace: Trace, name: str, capacity: int, model: Model) -> Outcome:
+def _asked(trace: Trace, name: str, capacity: int, model: ModelShape) -> PolicyOutcome:
     tokens = [count for request in trace for count in dict(request).values()]
     flops = sum(map(model.flops, tokens))
-    return Outcome(name, capacity, len(trace), len(tokens), sum(tokens), flops)
+    return PolicyOutcome(name, capacity, len(trace), len(tokens), sum(tokens), flops)
 
 
-def report(
-    trace: Trace, model: Model, capacities: Iterable[int], policies: Sequence[str] = tuple(POLICIES)
-) -> list[Row]:
-    """By capacity: a row for each of ``policies``, then ``belady`` and ``bound``."""
+def compare_policies(
+    trace: Trace,
+    model: ModelShape,
+    capacities: Iterable[int],
+    policies: Sequence[str] = tuple(POLICIES),
+) -> list[PolicyComparison]:
+    """By capacity: a row for each of ``policies``, then ``belady`` and ``upper_bound``."""
     rows = []
     for capacity in capacities:
         names = (*policies, "belady", "bound")
         outcomes = [simulate(trace, name, capacity, model) for name in names]
         best = outcomes[-2].saved_flops
-        rows += [Row(o, o.saved_flops / best if best else math.nan) for o in outcomes]
+        rows += [PolicyComparison(o, o.saved_flops / best if best else math.nan) for o in outcomes]
     return rows
 
 
-def working_set(trace: Trace, model: Model) -> int:
+def working_set_bytes(trace: Trace, model: ModelShape) -> int:
     """Bytes of the chunks that are asked for more than once: with these, no store could do more."""
     seen: set[str] = set()
     again: dict[str, int] = {}

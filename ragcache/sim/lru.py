@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 
-class Held(Generic[K]):
+class LruSet(Generic[K]):
     """Chunks in RAM by their last use, as a tier of ``capacity`` bytes holds them."""
 
     def __init__(self, sizes: Mapping[K, int], capacity: int) -> None:

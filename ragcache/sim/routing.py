@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError
-from ragcache.sim.lru import Held
-from ragcache.sim.trace import Request, Trace
+from ragcache.sim.lru import LruSet
+from ragcache.sim.trace import Trace, TraceRequest
 
 POLICIES = "turns", "affine", "bounded"
-SLACK = 0.1  # above the mean, that a replica of policy bounded takes
+LOAD_SLACK = 0.1  # above the mean, that a replica of policy bounded takes
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
+class RoutingOutcome:
     """What became of a trace."""
 
     policy: str
@@ -41,7 +41,7 @@ class Routed:
         return max(self.requests) * self.replicas / max(1, sum(self.requests))
 
 
-def route(trace: Trace, policy: str, replicas: int, capacity: int) -> Routed:
+def simulate_routing(trace: Trace, policy: str, replicas: int, capacity: int) -> RoutingOutcome:
     """Send every request of ``trace`` to one of ``replicas``, each with ``capacity`` tokens in RAM.
 
     - ``turns``: each in its turn.
@@ -59,7 +59,7 @@ def route(trace: Trace, policy: str, replicas: int, capacity: int) -> Routed:
         )
     sizes = {asked.id: asked.tokens for request in trace for asked in request}
     home = {id: _home(id, replicas) for id in sizes}
-    tiers = [Held(sizes, capacity) for _ in range(replicas)]
+    tiers = [LruSet(sizes, capacity) for _ in range(replicas)]
     counts, loaded, hits, total = [0] * replicas, [0] * replicas, 0, 0
     for number, request in enumerate(trace):
         wanted = dict(request)
@@ -70,11 +70,11 @@ def route(trace: Trace, policy: str, replicas: int, capacity: int) -> Routed:
         loaded[at] += missing
         total += sum(wanted.values())
         hits += sum(wanted.values()) - missing
-    return Routed(policy, replicas, total, hits, tuple(counts), tuple(loaded))
+    return RoutingOutcome(policy, replicas, total, hits, tuple(counts), tuple(loaded))
 
 
 def _choose(
-    policy: str, request: Request, number: int, home: dict[str, int], counts: Sequence[int]
+    policy: str, request: TraceRequest, number: int, home: dict[str, int], counts: Sequence[int]
 ) -> int:
     replicas = len(counts)
     if policy == "turns":
@@ -85,7 +85,7 @@ def _choose(
     ranked = sorted(range(replicas), key=lambda at: (-tokens[at], counts[at]))
     if policy == "affine":
         return ranked[0]
-    most = (1 + SLACK) * (number + 1) / replicas
+    most = (1 + LOAD_SLACK) * (number + 1) / replicas
     return next((at for at in ranked if counts[at] + 1 <= max(1, most)), ranked[-1])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.planning.flops import Model
+from ragcache.planning.flops import ModelShape
 from ragcache.store.format.codecs import codec
 from ragcache.types import KVSpec
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Models by the names of their makers, whose shapes need no model hub.
-SHAPES: Mapping[str, Model] = {
-    "qwen2.5-0.5b": Model(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),
-    "qwen2.5-7b": Model(KVSpec(28, 4, 128, "bfloat16"), 7_620_000_000, 28),
-    "mistral-7b": Model(KVSpec(32, 8, 128, "bfloat16"), 7_250_000_000, 32),
-    "llama-3.1-8b": Model(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
-    "llama-3.1-70b": Model(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
+MODEL_SHAPES: Mapping[str, ModelShape] = {
+    "qwen2.5-0.5b": ModelShape(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),
+    "qwen2.5-7b": ModelShape(KVSpec(28, 4, 128, "bfloat16"), 7_620_000_000, 28),
+    "mistral-7b": ModelShape(KVSpec(32, 8, 128, "bfloat16"), 7_250_000_000, 32),
+    "llama-3.1-8b": ModelShape(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
+    "llama-3.1-70b": ModelShape(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
 }
 _CACHEGEN = 0.262  # bytes a number: docs/codecs.md, large
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class HardwarePrices:
     """What machines do and cost."""
 
     flops: float = 400e12  # a second, of one GPU, as a prefill gets them
@@ -42,7 +42,7 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizing:
+class CorpusEstimate:
     """What ``chunks`` chunks take. Money in the unit of the prices."""
 
     chunks: int
@@ -57,11 +57,11 @@ class Sizing:
     first_reuses: float  # the same for its first month, which pays for its making
 
 
-def shape(name: str) -> Model:
-    """The model of a name in :data:`SHAPES`, a folder or a name of the model hub; of the latter
-    its configuration is read, and no weights. Raises ModelError."""
-    if name in SHAPES:
-        return SHAPES[name]
+def model_shape(name: str) -> ModelShape:
+    """The model of a name in :data:`MODEL_SHAPES`, a folder or a name of the model hub; of the
+    latter its configuration is read, and no weights. Raises ModelError."""
+    if name in MODEL_SHAPES:
+        return MODEL_SHAPES[name]
     from ragcache.engine.hf.loading import outline
     from ragcache.models import model_path
     from ragcache.models.checkpoint import ModelConfig
@@ -70,7 +70,7 @@ def shape(name: str) -> Model:
         made = outline(ModelConfig.read(model_path(name)))
     except ModelError as error:
         raise ModelError(
-            f"{name!r} is none of {', '.join(SHAPES)}, whose shapes are known, and: {error}"
+            f"{name!r} is none of {', '.join(MODEL_SHAPES)}, whose shapes are known, and: {error}"
         ) from error
     config = made.config
     text = config.get_text_config()
@@ -81,10 +81,10 @@ def shape(name: str) -> Model:
         getattr(text, "head_dim", None) or text.hidden_size // heads,
         str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch."),
     )
-    return Model(spec, sum(weight.numel() for weight in made.parameters()), heads)
+    return ModelShape(spec, sum(weight.numel() for weight in made.parameters()), heads)
 
 
-def rate(text: str) -> float:
+def parse_bandwidth(text: str) -> float:
     """Bytes a second of ``10Gbit/s`` or ``1.5GB/s``. Raises ConfigError for another text."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(bit|b|B)(?:/s|ps)?", text.strip())
     if found is None:
@@ -95,7 +95,7 @@ def rate(text: str) -> float:
     return number if found[3] == "B" else number / 8
 
 
-def chunk_bytes(model: Model, tokens: int, codec_name: str) -> float:
+def stored_chunk_bytes(model: ModelShape, tokens: int, codec_name: str) -> float:
     """Of a chunk as it is stored; of cachegen, whose sizes depend on the values, about."""
     spec = model.spec
     layer = codec(codec_name).layer_bytes(spec, tokens)
@@ -104,28 +104,28 @@ def chunk_bytes(model: Model, tokens: int, codec_name: str) -> float:
     return _CACHEGEN * spec.chunk_bytes(tokens) / spec.itemsize
 
 
-def sizing(
-    model: Model,
+def estimate_corpus(
+    model: ModelShape,
     chunks: int,
-    prices: Prices,
+    prices: HardwarePrices,
     *,
     tokens: int = 256,
     prefix: int = 32,
     codec_name: str = "raw",
     ratio: float = 0.15,
-) -> Sizing:
+) -> CorpusEstimate:
     """Of chunks of ``tokens`` tokens, behind ``prefix`` others."""
     if chunks < 1 or tokens < 1 or not 0 <= ratio < 1:
         raise ConfigError(
             f"{chunks} chunks of {tokens} tokens at ratio {ratio}: give at least 1 of each, and a "
             "ratio from 0 to below 1"
         )
-    size = chunk_bytes(model, tokens, codec_name)
+    size = stored_chunk_bytes(model, tokens, codec_name)
     prefill_s = model.flops(tokens, prefix) / prices.flops
     second = prices.gpu_hour / 3600
     kept = size / 1e9 * prices.gb_month  # a month
     saved = (1 - ratio) * prefill_s * second  # a use
-    return Sizing(
+    return CorpusEstimate(
         chunks=chunks,
         bytes=chunks * size,
         month=chunks * kept,
@@ -139,6 +139,6 @@ def sizing(
     )
 
 
-def break_even_link(one: Sizing, ratio: float = 0.15) -> float:
+def break_even_bandwidth(one: CorpusEstimate, ratio: float = 0.15) -> float:
     """Bytes a second from which on loading a chunk takes no longer than computing what it saves."""
     return one.bytes / one.chunks / ((1 - ratio) * one.prefill_s)

@@ -17,20 +17,20 @@ from typing import Any, NamedTuple
 from ragcache.errors import ConfigError, SourceError
 
 
-class Asked(NamedTuple):
+class TraceChunk(NamedTuple):
     """A chunk that a request retrieves."""
 
     id: str
     tokens: int
 
 
-Request = tuple[Asked, ...]
-Trace = Sequence[Request]
+TraceRequest = tuple[TraceChunk, ...]
+Trace = Sequence[TraceRequest]
 
 
-def load(path: Path) -> list[Request]:
+def load_trace(path: Path) -> list[TraceRequest]:
     """A trace from a file. SourceError names the line that is wrong, or says that there is none."""
-    trace: list[Request] = []
+    trace: list[TraceRequest] = []
     tokens: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8") as file:
@@ -39,14 +39,15 @@ def load(path: Path) -> list[Request]:
                     trace.append(_request(line, f"{path}:{number}", tokens))
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"cannot read the trace {path}: {error}. Name a file, or one of {', '.join(MADE_UP)}."
+            f"cannot read the trace {path}: {error}. Name a file, or one of "
+            f"{', '.join(SYNTHETIC_TRACES)}."
         ) from error
     if not trace:
         raise SourceError(f"{path} holds no requests: write one JSON object a line")
     return trace
 
 
-def _request(line: str, where: str, tokens: dict[str, int]) -> Request:
+def _request(line: str, where: str, tokens: dict[str, int]) -> TraceRequest:
     """Also keeps the tokens of every chunk, to tell where a trace contradicts itself."""
     try:
         entry = json.loads(line)
@@ -61,22 +62,22 @@ def _request(line: str, where: str, tokens: dict[str, int]) -> Request:
     return request
 
 
-def _asked_chunk(entry: Any) -> Asked:
+def _asked_chunk(entry: Any) -> TraceChunk:
     """Raises KeyError, TypeError or ValueError for what is no chunk."""
     id, tokens = (entry["id"], entry["tokens"]) if isinstance(entry, dict) else entry
     if not isinstance(id, str) or type(tokens) is not int or not 0 < tokens < 2**31:
         raise ValueError(f"a chunk's id is text and its tokens are a count, not {entry!r}")
-    return Asked(id, tokens)
+    return TraceChunk(id, tokens)
 
 
-def zipf(
+def zipf_trace(
     requests: int,
     chunks: int,
     exponent: float = 1.0,
     per_request: int = 8,
     seed: int = 0,
     tokens: tuple[int, int] = (64, 512),
-) -> list[Request]:
+) -> list[TraceRequest]:
     """Requests for ``per_request`` chunks each, the k-th most popular asked for as k^-exponent.
 
     Tokens are uniform between those given and have nothing to do with popularity. The same
@@ -101,11 +102,11 @@ def zipf(
         drawn: dict[int, None] = {}
         while len(drawn) < per_request:
             drawn[min(bisect_right(shares, random.random() * shares[-1]), chunks - 1)] = None
-        trace.append(tuple(Asked(f"chunk{number}", lengths[number]) for number in drawn))
+        trace.append(tuple(TraceChunk(f"chunk{number}", lengths[number]) for number in drawn))
     return trace
 
 
-def topics(
+def topic_trace(
     requests: int,
     documents: int,
     each: int = 16,
@@ -113,7 +114,7 @@ def topics(
     per_request: int = 8,
     seed: int = 0,
     tokens: int = 256,
-) -> list[Request]:
+) -> list[TraceRequest]:
     """Requests for chunks of one document each, the k-th most popular asked for as k^-exponent.
 
     Of a document of ``each`` chunks, ``per_request`` are drawn evenly. Raises ConfigError for more
@@ -130,11 +131,11 @@ def topics(
     for _ in range(requests):
         topic = min(bisect_right(shares, random.random() * shares[-1]), documents - 1)
         drawn = random.sample(range(each), per_request)
-        trace.append(tuple(Asked(f"document{topic}#{number}", tokens) for number in drawn))
+        trace.append(tuple(TraceChunk(f"document{topic}#{number}", tokens) for number in drawn))
     return trace
 
 
-def scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Request]:
+def add_scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[TraceRequest]:
     """``trace`` with a batch job after every ``every`` requests: ``length`` requests, each for as
     many chunks as the one before the job, all cold: asked for once and never again.
 
@@ -144,20 +145,20 @@ def scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Request]
         raise ConfigError(f"a scan every {every} requests: let at least 1 request pass")
     random = Random(seed)
     lengths = [chunk.tokens for request in trace for chunk in request]
-    mixed: list[Request] = []
+    mixed: list[TraceRequest] = []
     cold = 0
     for number, request in enumerate(trace, 1):
         mixed.append(request)
         for _ in range(length if number % every == 0 else 0):
             drawn = [lengths[int(random.random() * len(lengths))] for _ in request]
-            mixed.append(tuple(Asked(f"cold{cold + i}", n) for i, n in enumerate(drawn)))
+            mixed.append(tuple(TraceChunk(f"cold{cold + i}", n) for i, n in enumerate(drawn)))
             cold += len(drawn)
     return mixed
 
 
 #: Traces to try a policy on without one's own, by name.
-MADE_UP: dict[str, Callable[[], list[Request]]] = {
-    "zipf": lambda: zipf(3000, 2000),
-    "topics": lambda: topics(3000, 500),
-    "scans": lambda: scans(zipf(3000, 2000), every=100, length=40),
+SYNTHETIC_TRACES: dict[str, Callable[[], list[TraceRequest]]] = {
+    "zipf": lambda: zipf_trace(3000, 2000),
+    "topics": lambda: topic_trace(3000, 500),
+    "scans": lambda: add_scans(zipf_trace(3000, 2000), every=100, length=40),
 }

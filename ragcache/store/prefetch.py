@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import AT_ONCE, ChunkStore, StoredChunk
-from ragcache.types import LayerLoad
+from ragcache.types import KVPair, LayerLoad
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.types import KVSpec
-
-    Pair = tuple[Tensor, Tensor]
 
 
 AHEAD = 4  # layers
@@ -30,7 +26,7 @@ FEW_BYTES = 128 << 10
 class Copying(Protocol):
     """A layer that is being copied to a device, in the background."""
 
-    def taken(self) -> list[Pair]:
+    def taken(self) -> list[KVPair]:
         """The layer on the device. What this thread computes there from now on waits for it."""
 
     def finish(self) -> None:
@@ -62,7 +58,7 @@ class LayerReader:
         pool: ThreadPoolExecutor | None = None,
         ahead: int = AHEAD,
         ahead_bytes: int = 256 << 20,
-        upload: Callable[[Sequence[Pair]], Copying] | None = None,
+        upload: Callable[[Sequence[KVPair]], Copying] | None = None,
     ) -> None:
         wanted = spec or (chunks[0].spec if chunks else None)
         for chunk in chunks:
@@ -74,7 +70,7 @@ class LayerReader:
         self._ahead = max(1, min(ahead, ahead_bytes // max(1, layer_bytes)))
         self._upload = upload
         self._layers: Sequence[int] | None = None  # those to load, once started
-        self._pending: deque[Future[list[Pair] | Copying]] = deque()
+        self._pending: deque[Future[list[KVPair] | Copying]] = deque()
         self._copying: deque[Copying] = deque()  # whose copies may not have been made yet
         self._loads: dict[int, LayerLoad] = {}
         self._asked = self._given = 0
@@ -96,7 +92,7 @@ class LayerReader:
         self._layers = layers
         self._read_ahead()
 
-    def layer(self, layer: int) -> list[Pair]:
+    def layer(self, layer: int) -> list[KVPair]:
         """(keys, values) per chunk, in order, each (kv_heads, tokens, head_dim), to be read only.
 
         Blocks until they are loaded. ValueError for another layer than the next of those that were
@@ -146,7 +142,7 @@ class LayerReader:
             self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1
 
-    def _read(self, layer: int) -> list[Pair] | Copying:
+    def _read(self, layer: int) -> list[KVPair] | Copying:
         began = time.perf_counter()
         pairs = self._store.layers(self._chunks, layer)
         for chunk, (keys, values) in zip(self._chunks, pairs, strict=True):
@@ -163,7 +159,7 @@ class LayerReader:
         self._loads[layer] = LayerLoad(size, began, time.perf_counter())
         return loaded
 
-    def _taken(self, copying: Copying) -> list[Pair]:
+    def _taken(self, copying: Copying) -> list[KVPair]:
         """A layer on its device. Waits until few layers at most are still being copied from host
         memory."""
         while len(self._copying) >= self._ahead:

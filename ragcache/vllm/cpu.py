@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker as _CPUWorker
 
-from ragcache.vllm.worker import Handover
+from ragcache.vllm.worker import ModelHandover
 
 
-class CPUWorker(Handover, _CPUWorker):  # type: ignore[misc]
+class CPUWorker(ModelHandover, _CPUWorker):  # type: ignore[misc]
     """vLLM's worker on CPUs, with the handover."""

@@ -14,13 +14,13 @@ from ragcache.engine.template import split_chat_template
 from ragcache.errors import ContextError, ModelError, PromptError
 from ragcache.store.key import digest_tokens
 from ragcache.types import ChunkKV, Tokens
-from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
-from ragcache.vllm.http import Client, Unreachable
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
+from ragcache.vllm.http import ServerUnreachable, VllmClient
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.router import Router
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 
-_AT_ONCE = 8  # chunks that are being computed
+_MAX_CONCURRENT = 8  # chunks that are being computed
 
 
 class VllmEngine(TokenizerEngine):
@@ -49,11 +49,11 @@ class VllmEngine(TokenizerEngine):
         self.plain_text = PlainText(self.tokenizer, self.name)
         self.template = split_chat_template(self.tokenizer, self.tokenize)
         self.replicas = Router([url.rstrip("/").removesuffix("/v1") for url in urls])
-        self.mailbox = WorkerReplies(store / FOLDER)
-        self.client = Client(self.replicas, api_key=api_key)
+        self.replies = WorkerReplies(store / REPLIES_FOLDER)
+        self.client = VllmClient(self.replicas, api_key=api_key)
         try:
-            self.mailbox.clean()
-            served = self.client.ready().values()
+            self.replies.delete_expired()
+            served = self.client.served_models().values()
             self.context_tokens = min(self.context_tokens, *(s.context_tokens for s in served))
         except BaseException:
             self.close()
@@ -80,30 +80,31 @@ class VllmEngine(TokenizerEngine):
                 f"a chunk behind its prefix needs {longest} tokens, but {self.name} has a context "
                 f"of {self.context_tokens}. Make chunks smaller."
             )
-        with ThreadPoolExecutor(_AT_ONCE, "ragcache-encode") as pool:
+        with ThreadPoolExecutor(_MAX_CONCURRENT, "ragcache-encode") as pool:
             return list(pool.map(lambda chunk: self._encode(chunk, behind), chunks))
 
     def _encode(self, chunk: Tokens, behind: Tokens) -> ChunkKV:
-        manifest = Manifest.keep(chunk, behind, self.fingerprint.digest, ticket())
+        manifest = Manifest.keep(chunk, behind, self.fingerprint.digest, new_ticket())
         body: dict[str, Any] = {
             "prompt": list(behind + chunk),
             "max_tokens": 1,
             "temperature": 0,
             "kv_transfer_params": manifest.params(),
-            "cache_salt": salt(manifest),
+            "cache_salt": cache_salt(manifest),
         }
         lost: list[str] = []
         where = {digest_tokens(chunk): len(chunk)}
         while (url := self.replicas.choose(where, without=lost)) is not None:
             try:
                 self.client.complete(url, body)
-            except Unreachable:
+            except ServerUnreachable:
                 lost.append(url)
                 continue
-            if (letter := self.mailbox.take(manifest.ticket)) is not None:
+            if (worker_reply := self.replies.take_report(manifest.ticket)) is not None:
                 raise ModelError(
-                    f"vLLM at {url} computes no chunks: {letter['refused']}. Its log says more."
+                    f"vLLM at {url} computes no chunks: {worker_reply['refused']}. "
+                    "Its log says more."
                 )
-            keys, values = self.mailbox.take_kv(manifest.ticket)
+            keys, values = self.replies.take_kv(manifest.ticket)
             return ChunkKV(chunk, keys.unbind(), values.unbind())
         raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from ragcache.vllm.worker import Handover
+from ragcache.vllm.worker import ModelHandover
 
 
-class GPUWorker(Handover, Worker):  # type: ignore[misc]
+class GPUWorker(ModelHandover, Worker):  # type: ignore[misc]
     """vLLM's worker on GPUs, with the handover."""

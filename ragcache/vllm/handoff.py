@@ -1,8 +1,8 @@
 """What workers hand back to whoever asked: files in one folder, each named by its ticket.
 
 Streamed answers of vLLM have no room for what a connector says, and no answer has room for KV. A
-letter is there whole or not at all: it is written beside and renamed. Never anything but JSON or
-safetensors. Folder 0700, files 0600: KV is as secret as its text.
+worker_reply is there whole or not at all: it is written beside and renamed. Never anything but JSON
+or safetensors. Folder 0700, files 0600: KV is as secret as its text.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ragcache.errors import StoreError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOLDER = "mailbox"  # in that of the store
-_OLD_S = 3600.0  # until a letter that nobody took is thrown away
+REPLIES_FOLDER = "mailbox"  # in that of the store
+_OLD_S = 3600.0  # until a worker_reply that nobody took is thrown away
 
 
-def ticket() -> str:
+def new_ticket() -> str:
     """A new ticket, which nobody can guess."""
     return secrets.token_hex(16)
 
@@ -35,18 +35,18 @@ class WorkerReplies:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def post(self, ticket: str, report: Mapping[str, Any]) -> None:
+    def write_report(self, ticket: str, report: Mapping[str, Any]) -> None:
         """Leave a report. A second one under the same ticket replaces the first."""
         self._write(f"{ticket}.json", json.dumps(report).encode())
 
-    def post_kv(self, ticket: str, rank: int, ranks: int, keys: Tensor, values: Tensor) -> None:
+    def write_kv(self, ticket: str, rank: int, ranks: int, keys: Tensor, values: Tensor) -> None:
         """Leave KV, each (layers, kv_heads, n, head_dim): the heads of one of several workers."""
         from safetensors.torch import save
 
         tensors = {"keys": keys.contiguous(), "values": values.contiguous()}
         self._write(f"{ticket}.{rank}", save(tensors, {"ranks": str(ranks)}))
 
-    def take(self, ticket: str) -> dict[str, Any] | None:
+    def take_report(self, ticket: str) -> dict[str, Any] | None:
         """The report, which is gone then; None where there is none."""
         path = self.folder / f"{ticket}.json"
         try:
@@ -75,18 +75,18 @@ class WorkerReplies:
                 f"worker {rank} of vLLM has handed back no KV in {self.folder}: it and this "
                 "process must see the same store folder"
             )
-        with safe_open(path, framework="pt") as letter:
-            pair = letter.get_tensor("keys"), letter.get_tensor("values")
-            ranks = int(letter.metadata()["ranks"])
+        with safe_open(path, framework="pt") as worker_reply:
+            pair = worker_reply.get_tensor("keys"), worker_reply.get_tensor("values")
+            ranks = int(worker_reply.metadata()["ranks"])
         path.unlink(missing_ok=True)
         return pair, ranks
 
-    def clean(self) -> None:
+    def delete_expired(self) -> None:
         """Throw away what nobody came for."""
         if self.folder.is_dir():
-            for letter in self.folder.iterdir():
-                if letter.stat().st_mtime < time.time() - _OLD_S:
-                    letter.unlink(missing_ok=True)
+            for worker_reply in self.folder.iterdir():
+                if worker_reply.stat().st_mtime < time.time() - _OLD_S:
+                    worker_reply.unlink(missing_ok=True)
 
     def _write(self, name: str, raw: bytes) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from ragcache.store.memory import MemoryStore
 from ragcache.store.tenants import tenant_folder
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import FOLDER, WorkerReplies
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.planner import LoadJob
 
@@ -33,7 +33,7 @@ Agree = Callable[[frozenset[bytes]], Sequence[frozenset[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rank:
+class TensorParallelRank:
     """A worker among those that share every layer's heads."""
 
     number: int = 0
@@ -47,7 +47,7 @@ class Rank:
         return [(keys[mine], values[mine]) for keys, values in pairs]
 
 
-class Stores:
+class TenantStores:
     """The stores of tenants below ``root``, each opened when it is first asked for, to be read.
 
     ``ram_bytes``: of decoded KV held in front of each.
@@ -75,11 +75,13 @@ class Stores:
 class JobRunner:
     """Does jobs with ``model``, whose rows are the job's blocks while it is at one."""
 
-    def __init__(self, model: Prefiller, stores: Stores, rank: Rank | None = None) -> None:
-        self.model, self.stores, self.rank = model, stores, rank or Rank()
-        self.mailbox = WorkerReplies(stores.root / FOLDER)
+    def __init__(
+        self, model: Prefiller, stores: TenantStores, rank: TensorParallelRank | None = None
+    ) -> None:
+        self.model, self.stores, self.rank = model, stores, rank or TensorParallelRank()
+        self.replies = WorkerReplies(stores.root / REPLIES_FOLDER)
 
-    def do(self, job: LoadJob) -> None:
+    def run(self, job: LoadJob) -> None:
         """Do a job: then all rows of its prompt have their KV, and what was asked for is in the
         mailbox.
 
@@ -96,26 +98,30 @@ class JobRunner:
 
         [kv] = self.model.encode(prompt.chunks, behind=prompt.prefix)
         keys, values = torch.stack(kv.keys), torch.stack(kv.values)
-        self.mailbox.post_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
+        self.replies.write_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
 
     def _fuse(self, manifest: Manifest, prompt: Prompt) -> None:
         made = blender(manifest.mode)
-        check_usable(made, self.rank.of)
+        check_mode(made, self.rank.of)
         behind = prompt.prefix if manifest.behind is None else manifest.behind
         encoding = EncodingContext(manifest.compiled, behind, similar=_similar(manifest.compiled))
         store = self.stores.of(manifest.tenant)
         given = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
-            given = self._together(given, prompt, made)
+            given = self._with_common_chunks(given, prompt, made)
         fusion = FusedPrefill(given, prompt, made)
         if manifest.ticket and self.rank.number == 0:
             report = make_report(fusion.fused, fusion.resolved, made, (), fusion.fallbacks)
-            self.mailbox.post(manifest.ticket, {"report": asdict(report)})
+            self.replies.write_report(manifest.ticket, {"report": asdict(report)})
 
-    def _together(self, given: PrefillContext, prompt: Prompt, made: Blender) -> PrefillContext:
+    def _with_common_chunks(
+        self, given: PrefillContext, prompt: Prompt, made: Blender
+    ) -> PrefillContext:
         """The same with what every rank could read, in memory: if one found out in the middle of a
         layer what the others do not, they would wait for it for ever."""
-        _check_blind(made, prompt, self.model.spec.layers)  # here all ranks still agree
+        _check_no_selection_by_kv(
+            made, prompt, self.model.spec.layers
+        )  # here all ranks still agree
         found = look_up(
             prompt,
             made,
@@ -135,7 +141,7 @@ class JobRunner:
         return PrefillContext(given.engine, held, given.encoding, given.tenant)
 
 
-def check_usable(made: Blender, ranks: int = 1) -> None:
+def check_mode(made: Blender, ranks: int = 1) -> None:
     """Raise ConfigError for a mode that vLLM cannot go on from."""
     if made.placement == "overlapping":
         raise ConfigError(
@@ -149,7 +155,7 @@ def check_usable(made: Blender, ranks: int = 1) -> None:
         )
 
 
-def _check_blind(made: Blender, prompt: Prompt, layers: int) -> None:
+def _check_no_selection_by_kv(made: Blender, prompt: Prompt, layers: int) -> None:
     """Raise ConfigError where a mode looks at heads that other ranks have."""
     whole = Layout(prompt, (True,) * len(prompt.chunks), True, positions(prompt, made.placement))
     selector = made.selector(whole, layers)
@@ -166,6 +172,6 @@ def _similar(encoding: str) -> int:
     return int(encoding.partition("(")[2].rstrip(")")) if encoding.startswith("enriched(") else 0
 
 
-def refusal(reason: str) -> dict[str, Any]:
-    """The letter that says why nothing was done."""
+def refusal_reply(reason: str) -> dict[str, Any]:
+    """The worker_reply that says why nothing was done."""
     return {"refused": reason}

@@ -30,7 +30,7 @@ from ragcache.engine.self_test import check_engine, watchable
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
-from ragcache.vllm.slots import runs, slots
+from ragcache.vllm.slots import contiguous_runs, slot_mapping
 
 _DRIVEN = "ragcache drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
 _CHECKED = 64  # rows that the self-check needs at most, see check.py
@@ -41,8 +41,8 @@ class VllmModel(Prefiller):
 
     Raises ModelError for a model whose layers cannot be driven, or give other results then: they
     are tried on a few random tokens, as the embedded engine tries them. ``spec`` speaks of this
-    worker's heads. KV goes to the blocks that :meth:`over` names. Whoever has read the weights sets
-    ``fingerprint``.
+    worker's heads. KV goes to the blocks that :meth:`using_blocks` names. Whoever has read the
+    weights sets ``fingerprint``.
     """
 
     def __init__(self, model: Any, config: Any, group: Any) -> None:
@@ -51,11 +51,11 @@ class VllmModel(Prefiller):
         refuse_length_dependent_rope(config.model_config.hf_config, self.name)
         self.decoder = getattr(model, "model", None)
         self.layers: Sequence[nn.Module] = list(getattr(self.decoder, "layers", ()))
-        self.attention = [_only(layer, Attention, self.name) for layer in self.layers]
+        self.attention = [_single_module(layer, Attention, self.name) for layer in self.layers]
         self.device = self.attention[0].kv_cache.device
         self.block_size: int = group.kv_cache_spec.block_size
         self._blocks = torch.empty(0, dtype=torch.int64)
-        self._told: tuple[Tensor, Any, Tensor] | None = None  # of the rows last computed
+        self._row_metadata: tuple[Tensor, Any, Tensor] | None = None  # of the rows last computed
         self._memory = BufferPool(SPARE_BYTES)
         rotary = [_rotary(layer, self.name) for layer in self.layers]
         self._angles = [None if r is None else r.cos_sin_cache for r in rotary]
@@ -79,7 +79,7 @@ class VllmModel(Prefiller):
 
     def _check(self) -> None:
         blocks = range(1, 2 + _CHECKED // self.block_size)  # nobody's yet; vLLM keeps block 0
-        with self.over(list(blocks)):
+        with self.using_blocks(list(blocks)):
             try:
                 model = self.config.model_config
                 angles = [len(cache) for cache in self._angles if cache is not None]
@@ -91,14 +91,14 @@ class VllmModel(Prefiller):
                 ) from error
 
     @contextmanager
-    def over(self, blocks: Sequence[int]) -> Iterator[None]:
+    def using_blocks(self, blocks: Sequence[int]) -> Iterator[None]:
         """While this lasts, rows are those of the prompt that ``blocks`` belong to."""
         before, self._blocks = self._blocks, torch.tensor(blocks, device=self.device)
-        self._told = None
+        self._row_metadata = None
         try:
             yield
         finally:
-            self._blocks, self._told = before, None
+            self._blocks, self._row_metadata = before, None
 
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
@@ -106,7 +106,7 @@ class VllmModel(Prefiller):
         return [self._encode(chunk, behind) for chunk in chunks]
 
     def _encode(self, chunk: Tokens, behind: Tokens) -> ChunkKV:
-        walk = _Taking(len(behind), len(behind) + len(chunk))
+        walk = _CollectKV(len(behind), len(behind) + len(chunk))
         self.prefill(behind + chunk, walk)
         keys, values = zip(*walk.taken, strict=True)
         return ChunkKV(chunk, keys, values)
@@ -125,7 +125,9 @@ class VllmModel(Prefiller):
         if walk is None and attend is None:
             hidden = self._forward(tokens, positions)
         else:
-            hidden = self._walk(tokens, walk or _All(len(tokens)), positions, attend)
+            hidden = self._prefill_layers(
+                tokens, walk or _ComputeAll(len(tokens)), positions, attend
+            )
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
 
@@ -139,17 +141,18 @@ class VllmModel(Prefiller):
         positions: Sequence[int],
         layers: int,
     ) -> None:
-        self._walk(tokens, walk, positions, attend, until=layers)
+        self._prefill_layers(tokens, walk, positions, attend, until=layers)
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
         """The model's own forward over all rows; hidden states (n, width)."""
         rows = torch.arange(len(tokens), device=self.device)
-        with self._context(rows):
+        with self._forward_context(rows):
             return cast(
-                Tensor, self.model(torch.tensor(tokens, device=self.device), self._at(positions))
+                Tensor,
+                self.model(torch.tensor(tokens, device=self.device), self._to_tensor(positions)),
             )
 
-    def _walk(
+    def _prefill_layers(
         self,
         tokens: Tokens,
         walk: PrefillCallbacks,
@@ -160,11 +163,11 @@ class VllmModel(Prefiller):
         """Hidden states behind the last norm of the rows that the last layer was computed for; none
         where the walk ends in front of layer ``until``."""
         assert self.decoder is not None
-        state = _State(
+        state = _HiddenState(
             torch.arange(len(tokens), device=self.device),
             self.decoder.embed_input_ids(torch.tensor(tokens, device=self.device)),
         )
-        place = self._at(positions)
+        place = self._to_tensor(positions)
         for index in range(len(self.layers) if until is None else until):
             state = self._layer(index, state, walk, place, attend)
         if until is not None:
@@ -175,41 +178,43 @@ class VllmModel(Prefiller):
     def _layer(
         self,
         index: int,
-        state: _State,
+        state: _HiddenState,
         walk: PrefillCallbacks,
         place: Tensor,
         attend: AttentionRule | None,
-    ) -> _State:
+    ) -> _HiddenState:
         """One layer, for the rows that ``walk`` names among those that ``state`` has."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
-        view = View(self._rope, kv, index, self._turned(index, place))
+        view = View(self._rope, kv, index, self._rope_angles(index, place))
         kv.on_fresh = lambda layer, keys, values: walk.after(layer, keys[0], values[0])
-        state = state.cut(walk.before(index, view))
-        self._keep(index, kv, _others(state.rows, len(place)))
-        call = _Calls(index, kv, attend)
+        state = state.select(walk.before(index, view))
+        self._write_rows(index, kv, _complement(state.rows, len(place)))
+        call = _AttentionHooks(index, kv, attend)
         if walk.narrows(index):
-            self._to_kv(index, state, place, call)
-            state, all_rows = state.cut(walk.narrowed(index)), state.rows
-            self._keep(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
+            self._run_until_kv(index, state, place, call)
+            state, all_rows = state.select(walk.narrowed(index)), state.rows
+            self._write_rows(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
         kv.rows = state.rows
-        with call.watching(self.attention[index], state.rows), self._context(state.rows):
+        with call.hooked(self.attention[index], state.rows), self._forward_context(state.rows):
             hidden, residual = self.layers[index](place[state.rows], state.hidden, state.residual)
-        return _State(state.rows, hidden, residual)
+        return _HiddenState(state.rows, hidden, residual)
 
-    def _to_kv(self, index: int, state: _State, place: Tensor, call: _Calls) -> None:
+    def _run_until_kv(
+        self, index: int, state: _HiddenState, place: Tensor, call: _AttentionHooks
+    ) -> None:
         """Run a layer until its fresh KV is known and was told; what it changes is thrown away."""
         call.kv.rows, call.kv.ends_there = state.rows, True
         residual = None if state.residual is None else state.residual.clone()
         try:
-            with call.watching(self.attention[index], state.rows), self._context(state.rows):
+            with call.hooked(self.attention[index], state.rows), self._forward_context(state.rows):
                 self.layers[index](place[state.rows], state.hidden.clone(), residual)
         except StopAfterKV:
             pass
         finally:
             call.kv.ends_there, call.kv.on_fresh = False, None
 
-    def _keep(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
+    def _write_rows(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
         """Write rows that are not computed, as they stand, into their pages."""
         if not len(rows):
             return
@@ -217,10 +222,10 @@ class VllmModel(Prefiller):
             t[0].index_select(1, rows).transpose(0, 1).contiguous() for t in kv.buffers(index)
         )
         layer = self.attention[index]
-        at = slots(rows, self._blocks, self.block_size)
+        at = slot_mapping(rows, self._blocks, self.block_size)
         layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, at)
 
-    def _turned(self, index: int, place: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope_angles(self, index: int, place: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of every row, (1, n, rotary_dim) each: vLLM keeps halves of both together."""
         cache = self._angles[index]
         if cache is None:
@@ -228,15 +233,15 @@ class VllmModel(Prefiller):
         cos, sin = cache[place].float().chunk(2, dim=-1)
         return cos.repeat(1, 2)[None], sin.repeat(1, 2)[None]
 
-    def _at(self, positions: Sequence[int]) -> Tensor:
+    def _to_tensor(self, positions: Sequence[int]) -> Tensor:
         return torch.tensor(positions, device=self.device)
 
     @contextmanager
-    def _context(self, rows: Tensor) -> Iterator[None]:
+    def _forward_context(self, rows: Tensor) -> Iterator[None]:
         """What vLLM's layers are told of a forward over ``rows``, sorted."""
-        if self._told is None or self._told[0] is not rows:
-            self._told = rows, *self._described(rows)
-        _, metadata, at = self._told
+        if self._row_metadata is None or self._row_metadata[0] is not rows:
+            self._row_metadata = rows, *self._build_metadata(rows)
+        _, metadata, at = self._row_metadata
         names = self.group.layer_names
         with set_forward_context(
             dict.fromkeys(names, metadata),
@@ -247,10 +252,10 @@ class VllmModel(Prefiller):
         ):
             yield
 
-    def _described(self, rows: Tensor) -> tuple[Any, Tensor]:
+    def _build_metadata(self, rows: Tensor) -> tuple[Any, Tensor]:
         """The backend's metadata of ``rows``, and their slots."""
-        at = slots(rows, self._blocks, self.block_size)
-        made = runs(rows)
+        at = slot_mapping(rows, self._blocks, self.block_size)
+        made = contiguous_runs(rows)
         starts = made.starts.cpu()
         table = self._blocks.to(torch.int32)[None].repeat(len(made), 1)
         metadata = self._metadata.build(
@@ -272,30 +277,30 @@ class VllmModel(Prefiller):
         return metadata, at
 
 
-class _State:
+class _HiddenState:
     """Hidden states of ``rows`` between two layers, and what is to be added to them."""
 
     def __init__(self, rows: Tensor, hidden: Tensor, residual: Tensor | None = None) -> None:
         self.rows, self.hidden, self.residual = rows, hidden, residual
 
-    def cut(self, rows: Tensor) -> _State:
+    def select(self, rows: Tensor) -> _HiddenState:
         """Down to ``rows``, a subset."""
         rows = rows.to(self.rows.device)
         if len(rows) == len(self.rows):
             return self
         local = torch.searchsorted(self.rows, rows)
         residual = None if self.residual is None else self.residual[local]
-        return _State(rows, self.hidden[local], residual)
+        return _HiddenState(rows, self.hidden[local], residual)
 
 
-class _Calls:
+class _AttentionHooks:
     """Stands at one layer's attention: takes its fresh KV, and shows it to a rule."""
 
     def __init__(self, layer: int, kv: PlacedKV, attend: AttentionRule | None) -> None:
         self.layer, self.kv, self.attend = layer, kv, attend
 
     @contextmanager
-    def watching(self, module: Any, rows: Tensor) -> Iterator[None]:
+    def hooked(self, module: Any, rows: Tensor) -> Iterator[None]:
         """While the layer is computed for ``rows``."""
 
         def before(module: Any, args: Any, kwargs: Any) -> None:
@@ -331,7 +336,7 @@ class _Calls:
         )
 
 
-class _All(PrefillCallbacks):
+class _ComputeAll(PrefillCallbacks):
     """Computes every row."""
 
     def __init__(self, rows: int) -> None:
@@ -342,7 +347,7 @@ class _All(PrefillCallbacks):
         return self.rows
 
 
-class _Taking(_All):
+class _CollectKV(_ComputeAll):
     """Computes every row and keeps the KV of those from ``start`` on."""
 
     def __init__(self, start: int, stop: int) -> None:
@@ -364,14 +369,14 @@ def _inputs(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
     ]
 
 
-def _others(rows: Tensor, total: int) -> Tensor:
+def _complement(rows: Tensor, total: int) -> Tensor:
     """The rows of ``total`` that are not in ``rows``."""
     left = torch.ones(total, dtype=torch.bool, device=rows.device)
     left[rows] = False
     return left.nonzero()[:, 0]
 
 
-def _only(layer: nn.Module, kind: type, model: str) -> Any:
+def _single_module(layer: nn.Module, kind: type, model: str) -> Any:
     found = [module for module in layer.modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ModelError(

@@ -78,7 +78,7 @@ class Planner:
         self._matched[asked.id] = _Match(manifest, tuple(asked.tokens), computed, stop)
         return stop - computed
 
-    def allocated(self, request: str, blocks: Sequence[int], loaded: int) -> None:
+    def allocate(self, request: str, blocks: Sequence[int], loaded: int) -> None:
         """``blocks`` are the request's; ``loaded`` tokens are expected: what ``match`` said, or 0
         where vLLM has thought better of it."""
         match = self._matched.pop(request, None)
@@ -88,12 +88,12 @@ class Planner:
         job = LoadJob(request, match.manifest, match.tokens, match.first, match.stop, tuple(blocks))
         self._due.append(job)
 
-    def due(self) -> list[LoadJob]:
+    def take_jobs(self) -> list[LoadJob]:
         """The jobs of this step, once."""
         jobs, self._due = self._due, []
         return jobs
 
-    def failed(self, requests: Mapping[str, str]) -> None:
+    def mark_failed(self, requests: Mapping[str, str]) -> None:
         """Workers could not do these jobs, and why: they are not planned again."""
         self.refused.update(requests)
 
@@ -101,7 +101,7 @@ class Planner:
         """What a request that was asked about says, if that could be read."""
         return self._read.get(request)
 
-    def finished(self, request: str) -> str | None:
+    def finish(self, request: str) -> str | None:
         """Forget a request; why nothing was loaded for it, if it was to be."""
         self._read.pop(request, None)
         self._matched.pop(request, None)
@@ -144,7 +144,7 @@ class Planner:
         check_salt(manifest, asked.salt)
 
 
-def merged(reports: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def merge_failures(reports: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """What several workers say of their requests: the first reason for each."""
     out: dict[str, str] = {}
     for report in reports:

@@ -47,12 +47,12 @@ class Router:
             near = [url for url in up if self._busy[url] <= least + self.slack]
             share = dict.fromkeys(near, 0)
             for digest, tokens in chunks.items():
-                if (at_home := home(digest, self.urls)) in share:
+                if (at_home := _home(digest, self.urls)) in share:
                     share[at_home] += tokens
             return min(near, key=lambda url: (-share[url], self._busy[url]))
 
     @contextmanager
-    def at(self, url: str) -> Iterator[None]:
+    def count_request(self, url: str) -> Iterator[None]:
         """Count a request as under way there while this lasts."""
         with self._lock:
             self._busy[url] += 1
@@ -62,12 +62,12 @@ class Router:
             with self._lock:
                 self._busy[url] -= 1
 
-    def lost(self, url: str) -> None:
+    def mark_down(self, url: str) -> None:
         """Note that a server does not answer."""
         with self._lock:
             self._lost[url] = time.monotonic()
 
-    def found(self, url: str) -> None:
+    def mark_up(self, url: str) -> None:
         """Note that a server answers."""
         with self._lock:
             self._lost.pop(url, None)
@@ -78,6 +78,6 @@ class Router:
             return dict(self._busy)
 
 
-def home(digest: bytes, urls: Sequence[str]) -> str:
+def _home(digest: bytes, urls: Sequence[str]) -> str:
     """Where a chunk is at home: the server whose hash together with it is the largest."""
     return max(urls, key=lambda url: blake3(digest + url.encode()).digest())

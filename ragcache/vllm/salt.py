@@ -17,7 +17,7 @@ from ragcache.errors import PromptError
 from ragcache.vllm.manifest import Manifest
 
 
-def salt(manifest: Manifest) -> str:
+def cache_salt(manifest: Manifest) -> str:
     """The ``cache_salt`` of a request with this manifest.
 
     It depends on model, tenant, mode with its parameters, where parts begin, and every token: some
@@ -40,10 +40,10 @@ def tenant_salt(tenant: str) -> str | None:
 
 def check_salt(manifest: Manifest, given: str | None) -> None:
     """Raise PromptError unless the request carries the salt that its manifest asks for."""
-    if given != salt(manifest):
+    if given != cache_salt(manifest):
         raise PromptError(
             "fused KV under "
             + ("no cache_salt" if given is None else "another cache_salt")
             + " would be found by prompts that it is wrong for: send the manifest's own "
-            "(ragcache.vllm.salt.salt)"
+            "(ragcache.vllm.salt.cache_salt)"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def slots(rows: Tensor, blocks: Tensor, block_size: int) -> Tensor:
+def slot_mapping(rows: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     """Slot of every row, int64: row r is at place r % block_size of block blocks[r // block_size].
 
     ValueError where a row is behind the last block.
@@ -21,7 +21,7 @@ def slots(rows: Tensor, blocks: Tensor, block_size: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class _RowRuns:
     """Rows in contiguous runs. Kernels take each for a sequence of its own that all rows before it
     belong to: its queries attend to everything up to themselves, and to nothing behind."""
 
@@ -37,14 +37,14 @@ class Runs:
         return int((self.starts[1:] - self.starts[:-1]).max())
 
 
-def runs(rows: Tensor) -> Runs:
+def contiguous_runs(rows: Tensor) -> _RowRuns:
     """Of sorted, different ``rows``, at least one, int64."""
     breaks = (rows[1:] != rows[:-1] + 1).nonzero()[:, 0] + 1
     ends = torch.cat([breaks, torch.tensor([len(rows)], device=rows.device)])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=rows.device), ends])
-    return Runs(starts.to(torch.int32), (rows[ends - 1] + 1).to(torch.int32))
+    return _RowRuns(starts.to(torch.int32), (rows[ends - 1] + 1).to(torch.int32))
 
 
-def touched(stop: int, blocks: Sequence[int], block_size: int) -> list[int]:
+def blocks_before(stop: int, blocks: Sequence[int], block_size: int) -> list[int]:
     """The blocks that hold the rows before ``stop``."""
     return list(blocks[: -(-stop // block_size)])

@@ -28,11 +28,11 @@ from ragcache.types import (
     Report,
     Sampling,
 )
-from ragcache.vllm.handoff import ticket
-from ragcache.vllm.http import Unreachable
-from ragcache.vllm.jobs import check_usable
+from ragcache.vllm.handoff import new_ticket
+from ragcache.vllm.http import ServerUnreachable
+from ragcache.vllm.jobs import check_mode
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt, tenant_salt
+from ragcache.vllm.salt import cache_salt, tenant_salt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,12 +65,12 @@ class VllmGenerator:
         keep: bool = True,
     ) -> GenerationStream:
         """See :meth:`ragcache.core.generate.LocalGenerator.stream`. ``speeds`` are not used."""
-        check_usable(blender)
+        check_mode(blender)
         found = tuple(passages), retrieval_s
-        return VllmStream(self, prompt, blender, sampling, *found, check, keep)
+        return _VllmStream(self, prompt, blender, sampling, *found, check, keep)
 
 
-class VllmStream(GenerationStream):
+class _VllmStream(GenerationStream):
     """An answer whose tokens come from a server, and from another where that one is lost.
 
     The other goes on behind the tokens that were given: they become a part of the prompt.
@@ -87,14 +87,14 @@ class VllmStream(GenerationStream):
         check: Callable[[], None] | None,
         keep: bool,
     ) -> None:
-        self._with, self._engine, self._prompt = answering, answering.engine, prompt
+        self._generator, self._engine, self._prompt = answering, answering.engine, prompt
         self._blender, self._sampling, self._passages = blender, sampling, passages
         self._retrieval_s, self._check, self._keep = retrieval_s, check, keep
         self._resolved: PromptLookup | None = None
         self._fallbacks: list[str] = []
-        self._letter: dict[str, Any] | None = None  # the first; empty where none was left
-        self._opened: set[str] = set()
-        self._wait_s, self._steps = _WAIT_S, self._stepping()
+        self._reply: dict[str, Any] | None = None  # the first; empty where none was left
+        self._taken: set[str] = set()
+        self._wait_s, self._steps = _WAIT_S, self._generate()
         super().__init__()
 
     @property
@@ -109,11 +109,11 @@ class VllmStream(GenerationStream):
     def keep(self) -> None:
         found, self._resolved = self._resolved, None
         if found is not None and self._answer is not None:
-            precompute(self._engine, self._with.store, self._missing(found))
+            precompute(self._engine, self._generator.store, self._missing(found))
 
     def _missing(self, found: PromptLookup) -> list[Any]:
         """Keys of what is worth storing. What is computed in a prompt's company stays there."""
-        if self._blender.behind != "compiled" or self._with.encoding.similar:
+        if self._blender.behind != "compiled" or self._generator.encoding.similar:
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
         chunks = [found.keys[number] for number in found.misses]
@@ -127,10 +127,10 @@ class VllmStream(GenerationStream):
     def _run(self) -> Iterator[str]:
         return (piece for piece in self._steps if piece is not None)
 
-    def _stepping(self) -> Iterator[str | None]:
+    def _generate(self) -> Iterator[str | None]:
         """Pieces of text; None where nothing has come for a while."""
         began = time.perf_counter()
-        given = self._with
+        given = self._generator
         self._resolved = look_up(
             self._prompt,
             self._blender,
@@ -164,7 +164,7 @@ class VllmStream(GenerationStream):
             report=replace(self._report(), ttft_s=ttft, total_s=time.perf_counter() - began),
         )
         if self._keep and self.misses:
-            self._answer = kept(self._answer, self._with.store, self.keep)
+            self._answer = kept(self._answer, self._generator.store, self.keep)
 
     def _tokens(self) -> Generator[int | None]:
         """Tokens of the answer, from as many servers as it takes; None where there is none yet."""
@@ -172,26 +172,26 @@ class VllmStream(GenerationStream):
         lost: list[str] = []
         chunks = {digest_tokens(chunk): len(chunk) for chunk in self._prompt.chunks}
         while (url := self._engine.replicas.choose(chunks, without=lost)) is not None:
-            body, name = self._body(given)
+            body, name = self._request_body(given)
             with closing(self._engine.client.stream(url, body)) as stream:
                 try:
                     for token in stream.poll(lambda: self._wait_s):
                         if token is not None:
-                            self._open(name, url)
+                            self._take_reply(name, url)
                             given.append(token)
                         yield token
                     return
-                except Unreachable as error:
+                except ServerUnreachable as error:
                     lost.append(url)
                     self._fallbacks.append(
                         f"went on at another server behind {len(given)} tokens: {error} was lost"
                     )
         raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")
 
-    def _body(self, given: list[int]) -> tuple[dict[str, Any], str]:
+    def _request_body(self, given: list[int]) -> tuple[dict[str, Any], str]:
         """A request for what is to come behind the tokens that were given, and its ticket."""
         prompt = replace(self._prompt, question=self._prompt.question + tuple(given))
-        sampling, tenant = self._sampling, self._with.tenant
+        sampling, tenant = self._sampling, self._generator.tenant
         body: dict[str, Any] = {
             "prompt": list(prompt.tokens),
             "max_tokens": sampling.max_tokens - len(given),
@@ -202,8 +202,8 @@ class VllmStream(GenerationStream):
             body["seed"] = sampling.seed + len(given)
         assert self._resolved is not None
         if not any(self._resolved.layout.loaded):  # nothing to fuse: vLLM's own prefill is exact
-            return body | _salted(tenant_salt(tenant)), ""
-        encoding = self._with.encoding
+            return body | _salt_field(tenant_salt(tenant)), ""
+        encoding = self._generator.encoding
         manifest = Manifest.fuse(
             prompt,
             written(self._blender),
@@ -211,19 +211,19 @@ class VllmStream(GenerationStream):
             compiled=encoding.mode,
             behind=None if encoding.behind == prompt.prefix else encoding.behind,
             tenant=tenant,
-            ticket=ticket(),
+            ticket=new_ticket(),
         )
         body["kv_transfer_params"] = manifest.params()
-        return body | _salted(salt(manifest)), manifest.ticket
+        return body | _salt_field(cache_salt(manifest)), manifest.ticket
 
-    def _open(self, ticket: str, url: str) -> None:
-        """Take the letter that was left before the first token. ModelError for a refusal."""
-        if not ticket or ticket in self._opened:
+    def _take_reply(self, ticket: str, url: str) -> None:
+        """Take the worker_reply that was left before the first token. ModelError for a refusal."""
+        if not ticket or ticket in self._taken:
             return
-        self._opened.add(ticket)
-        letter = self._engine.mailbox.take(ticket) or {}
-        self._letter = self._letter or letter
-        if (why := letter.get("refused")) is not None:
+        self._taken.add(ticket)
+        worker_reply = self._engine.replies.take_report(ticket) or {}
+        self._reply = self._reply or worker_reply
+        if (why := worker_reply.get("refused")) is not None:
             raise ModelError(
                 f"vLLM at {url} loads nothing for this prompt: {why}. Its log says more."
             )
@@ -234,14 +234,14 @@ class VllmStream(GenerationStream):
         names = [p.chunk.id for p in self._passages] or list(
             map(str, range(1, 1 + len(self._prompt.chunks)))
         )
-        if self._letter and "report" in self._letter:
-            return report(self._letter["report"], names, self._fallbacks)
-        if self._letter is not None:
+        if self._reply and "report" in self._reply:
+            return _read_report(self._reply["report"], names, self._fallbacks)
+        if self._reply is not None:
             self._fallbacks.append("vLLM had this very prompt, fused, in its prefix cache")
-        return _without_work(self._resolved, self._blender, names, self._fallbacks)
+        return _report_without_work(self._resolved, self._blender, names, self._fallbacks)
 
 
-def report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:
+def _read_report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:
     """A worker's report, read from JSON, with the chunks' names and with more fallbacks."""
     chunks = [
         ChunkReport(**{**chunk, "id": name})
@@ -258,7 +258,7 @@ def report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]
     )
 
 
-def _without_work(
+def _report_without_work(
     found: PromptLookup, blender: Blender, names: Sequence[str], fallbacks: Sequence[str]
 ) -> Report:
     """The report of an answer for which ragcache's worker did nothing: vLLM computed or cached all
@@ -291,5 +291,5 @@ def _without_work(
     )
 
 
-def _salted(salt: str | None) -> dict[str, str]:
+def _salt_field(salt: str | None) -> dict[str, str]:
     return {} if salt is None else {"cache_salt": salt}

@@ -13,7 +13,7 @@ _FORMATS = {"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer", "i
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class VllmSetup:
     """A vLLM as it was started."""
 
     version: str
@@ -31,7 +31,7 @@ class Setup:
     elsewhere: tuple[str, ...] = ()  # options that take something from outside the model's folder
 
 
-def check(setup: Setup) -> None:
+def check_vllm(setup: VllmSetup) -> None:
     """Raise ConfigError, with all that is wrong, where answers would be."""
     wrong = [sentence for bad, sentence in _refusals(setup) if bad]
     if wrong:
@@ -41,7 +41,7 @@ def check(setup: Setup) -> None:
         )
 
 
-def _refusals(setup: Setup) -> list[tuple[bool, str]]:
+def _refusals(setup: VllmSetup) -> list[tuple[bool, str]]:
     release = ".".join(setup.version.split(".")[:2])
     return [
         (

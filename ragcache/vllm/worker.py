@@ -9,7 +9,7 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_
 from ragcache.errors import ConfigError
 
 
-class Handover:
+class ModelHandover:
     """A mixin in front of vLLM's worker class, which hands the loaded model to the connector."""
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:

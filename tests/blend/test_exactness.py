@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
+from ragcache.blend.base import Behind, Blender, Layout, Selector
 from ragcache.blend.fuse import FusionWalk
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.types import Prompt, Sampling
+from ragcache.types import KVPair, Prompt, Sampling
 from tests import models
 from tests.blend import scene
 from tests.blend.matrix import AT_ONE, AT_ZERO, PARTIAL, label

@@ -21,12 +21,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as by_
 from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf import layer_hooks
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Apply, Rope, Rotation, rotations
 from ragcache.engine.hf.rope_probe import Probe
 from ragcache.engine.self_test import check_engine
 from ragcache.errors import ModelError
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, KVPair
 from tests import models
 from tests.families import FAMILIES
 

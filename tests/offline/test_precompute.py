@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.batch import run as run_module
-from ragcache.batch.ray import Cluster, on_ray
+from ragcache.batch.ray import RayCluster, compute_on_ray
 from ragcache.core import precompute as core
 from ragcache.types import KVSpec
 from tests import scene
@@ -120,8 +120,8 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "ragcache-fusion\[ray\]"'):
-        on_ray(
-            Cluster(),
+        compute_on_ray(
+            RayCluster(),
             model="",
             options={},
             fingerprint=None,  # type: ignore[arg-type]

@@ -17,9 +17,7 @@ from ragcache.store.format.codecs import CODECS, codec
 from ragcache.store.format.codecs.base import DTYPES, Bytes
 from ragcache.store.format.codecs.cachegen import CacheGen
 from ragcache.store.format.codecs.entropy import TOTAL, bells
-from ragcache.types import KVSpec
-
-Pair = tuple[Tensor, Tensor]
+from ragcache.types import KVPair, KVSpec
 
 LAYERS = 12
 CASTS = ["bfloat16", "float16"]
@@ -33,7 +31,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 def make_pair(
     dtype: str = "float32", heads: int = 2, tokens: int = 21, dim: int = 8, seed: int = 0
-) -> Pair:
+) -> KVPair:
     """Keys and values whose channels have centres and spreads of their own."""
     generator = torch.Generator().manual_seed(seed)
     centres, spreads = torch.randn(2, 2, heads, 1, dim, generator=generator)
@@ -42,12 +40,12 @@ def make_pair(
     return keys, values
 
 
-def spec_of(pair: Pair) -> KVSpec:
+def spec_of(pair: KVPair) -> KVSpec:
     heads, _, dim = pair[0].shape
     return KVSpec(LAYERS, heads, dim, str(pair[0].dtype).removeprefix("torch."))
 
 
-def through(name: str, pair: Pair, layer: int = 0) -> Pair:
+def through(name: str, pair: KVPair, layer: int = 0) -> KVPair:
     """What a pair comes back as."""
     data = codec(name).encode(*pair, layer, LAYERS)
     return codec(name).decode(data.copy(), spec_of(pair), pair[0].shape[1], layer)
@@ -95,7 +93,7 @@ def steps(name: str, plane: Tensor, bins: int) -> Tensor:
     return torch.maximum(plane.abs() / 16, peaks / 448 / 1024)
 
 
-def assert_within_bounds(name: str, pair: Pair, layer: int = 0) -> None:
+def assert_within_bounds(name: str, pair: KVPair, layer: int = 0) -> None:
     for now, before, bins in zip(
         through(name, pair, layer), pair, CacheGen().bins(layer), strict=True
     ):

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.vllm.router import Router, home
+from ragcache.vllm.router import Router, _home
 
 URLS = ["http://a", "http://b", "http://c"]
 CHUNKS = [bytes([number]) * 32 for number in range(200)]
 
 
 def at_home(url: str) -> dict[bytes, int]:
-    return {digest: 10 for digest in CHUNKS if home(digest, URLS) == url}
+    return {digest: 10 for digest in CHUNKS if _home(digest, URLS) == url}
 
 
 def test_chunks_are_spread_over_the_servers() -> None:
@@ -23,7 +23,7 @@ def test_chunks_are_spread_over_the_servers() -> None:
 
 def test_when_a_server_goes_only_its_chunks_move() -> None:
     left = URLS[:2]
-    moved = [digest for digest in CHUNKS if home(digest, URLS) != home(digest, left)]
+    moved = [digest for digest in CHUNKS if _home(digest, URLS) != _home(digest, left)]
     assert moved == list(at_home(URLS[2]))
 
 
@@ -39,33 +39,33 @@ def test_a_server_that_is_far_behind_is_spared() -> None:
     with ExitStack() as stack:
         for _ in range(3):
             assert replicas.choose(mine) == URLS[0]
-            stack.enter_context(replicas.at(URLS[0]))
+            stack.enter_context(replicas.count_request(URLS[0]))
         assert replicas.choose(mine) in URLS[1:]
         for url in URLS[1:]:
-            stack.enter_context(replicas.at(url))
+            stack.enter_context(replicas.count_request(url))
         assert replicas.choose(mine) == URLS[0]
     assert replicas.busy() == dict.fromkeys(URLS, 0)
 
 
 def test_without_chunks_the_least_busy_is_asked() -> None:
     replicas = Router(URLS)
-    with replicas.at(URLS[0]), replicas.at(URLS[1]):
+    with replicas.count_request(URLS[0]), replicas.count_request(URLS[1]):
         assert replicas.choose({}) == URLS[2]
 
 
 def test_a_lost_server_is_the_last_resort() -> None:
     replicas, mine = Router(URLS, down_s=100), at_home(URLS[0])
-    replicas.lost(URLS[0])
+    replicas.mark_down(URLS[0])
     assert replicas.choose(mine) in URLS[1:]
     assert replicas.choose(mine, without=URLS[1:]) == URLS[0]
     assert replicas.choose(mine, without=URLS) is None
-    replicas.found(URLS[0])
+    replicas.mark_up(URLS[0])
     assert replicas.choose(mine) == URLS[0]
 
 
 def test_a_lost_server_is_tried_again() -> None:
     replicas = Router(URLS, down_s=0)
-    replicas.lost(URLS[0])
+    replicas.mark_down(URLS[0])
     assert replicas.choose(at_home(URLS[0])) == URLS[0]
 
 

@@ -11,7 +11,6 @@ from transformers.cache_utils import Cache
 
 from ragcache.util.buffer_pool import BufferPool
 
-KVPair = tuple[Tensor, Tensor]  # keys and values
 Fresh = Callable[[int, Tensor, Tensor], None]
 
 

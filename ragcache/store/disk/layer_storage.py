@@ -29,16 +29,12 @@ from ragcache.store.format.header import (
 from ragcache.store.format.record import Record
 from ragcache.store.lmdb.directory import explained
 from ragcache.store.lmdb.environment import Environment
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, KVPair
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.lmdb.tables import Transaction
-
-    Pair = tuple[Tensor, Tensor]
 
 
 EXPECTED_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
@@ -118,18 +114,18 @@ class ChunkLayers:
 
     def pair(
         self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
-    ) -> Pair | Miss:
+    ) -> KVPair | Miss:
         """Keys and values of a layer, each (kv_heads, tokens, head_dim), checked; in ``room``, if
         it is large enough."""
         raw = self._read(txn, header, layer, room)
         return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
 
-    def pairs(self, headers: Sequence[Header | None], layer: int) -> list[Pair | Miss | None]:
+    def pairs(self, headers: Sequence[Header | None], layer: int) -> list[KVPair | Miss | None]:
         """:meth:`pair` of several chunks, in one transaction and one piece of memory; None for
         None. Bytes that another put has replaced since do not match ``headers``: a Miss."""
         sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))
-        found: list[Pair | Miss | None] = []
+        found: list[KVPair | Miss | None] = []
         coming, expected, ends = _in_files(headers, layer), 0, accumulate(sizes)
         with self._tables.read() as txn:
             for header, end, size in zip(headers, ends, sizes, strict=True):

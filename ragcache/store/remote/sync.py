@@ -19,11 +19,11 @@ from ragcache.store.format.record import Record, transcoded, undecodable
 from ragcache.store.key import INCONTEXT
 from ragcache.store.remote.bandwidth import AT_ONCE
 from ragcache.store.remote.chunk_objects import ChunkObjects, content_of, digest_of
+from ragcache.types import Progress
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-Progress = Callable[[int, int], None]
 _SOME = 4 * AT_ONCE
 _MOST_UNKNOWN = 1 << 30  # bytes of a chunk that is pulled for a model that was never open here
 Outcome = Literal["moved", "there", "damaged", "foreign", "no_room", "other"]
