@@ -1,4 +1,4 @@
-"""Text that can be encoded: what comes from outside may hold halves of characters."""
+"""Unpaired surrogates, which text from outside can contain, and which UTF-8 cannot encode."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 
 def replace_surrogates(text: str) -> str:
-    """The same text without halves of surrogate pairs: two that make a character become it, any
-    other is U+FFFD.
+    """The text with surrogate pairs joined, and unpaired surrogates replaced by U+FFFD.
 
-    JSON may say ``"\\ud83d"``, and a command line's bytes that are no UTF-8 come as such halves:
-    no tokenizer takes them, and no record or answer can hold them.
+    JSON can contain an unpaired ``"\\ud83d"``, and Python decodes command line bytes that are not
+    UTF-8 to such surrogates. Tokenizers reject them, and no record or answer can contain them.
     """
     try:
         text.encode()
@@ -20,7 +19,7 @@ def replace_surrogates(text: str) -> str:
 
 
 def replace_surrogates_in(value: Any) -> Any:
-    """A value as JSON has them, with every string and every key :func:`replace_surrogates`."""
+    """A JSON value with :func:`replace_surrogates` applied to every string and key."""
     if isinstance(value, str):
         return replace_surrogates(value)
     if isinstance(value, list):
@@ -33,10 +32,10 @@ def replace_surrogates_in(value: Any) -> Any:
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8, also of halves, which paths may hold; :func:`decode_text` gives the same text back."""
+    """Encode as UTF-8, including unpaired surrogates, which paths can contain."""
     return text.encode(errors="surrogatepass")
 
 
 def decode_text(data: bytes) -> str:
-    """What :func:`encode_text` was given."""
+    """The inverse of :func:`encode_text`."""
     return data.decode(errors="surrogatepass")

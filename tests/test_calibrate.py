@@ -116,7 +116,7 @@ def test_questions_are_asked_over_what_the_store_finds(tmp_path: Path) -> None:
         assert settings_of_store(Settings.load(), cache).model == "a-model"
         assert settings_of_store(Settings.load(model="another"), cache).model == "another"
     asked.write_text("\n")
-    with pytest.raises(SourceError, match="write one a line"):
+    with pytest.raises(SourceError, match="write one per line"):
         read_questions(asked)
 
 

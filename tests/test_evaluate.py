@@ -156,7 +156,7 @@ def test_take_cuts_inside_a_context() -> None:
         ("a.jsonl", '{"chunks": ["x"]}', "a.jsonl:1: expected chunks and questions"),
         ("a.json", '[{"question": "x"}]', r"a.json\[0\]: expected ctxs"),
         ("a.json", "[", "is not valid JSON"),
-        ("a.json", "[]", "holds no questions"),
+        ("a.json", "[]", "has no questions"),
     ],
 )
 def test_broken_datasets_name_the_entry(tmp_path: Path, name: str, text: str, message: str) -> None:

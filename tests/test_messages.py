@@ -36,7 +36,7 @@ from ragcache.langchain import ChatRagCache
 from ragcache.planning.flops import ModelShape
 from ragcache.rag import RagCache
 from ragcache.retriever import embed
-from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
+from ragcache.retriever.embed import SentenceTransformerEmbedder, _l2_normalize
 from ragcache.retriever.source import read
 from ragcache.settings import Settings
 from ragcache.setup import embedder_of, over_remote
@@ -106,7 +106,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_embedders() -> None:
     with pytest.raises(ModelError, match="Load it in float32"):
-        _normalised(np.array([[1.0, np.nan]], np.float32), "some-model")
+        _l2_normalize(np.array([[1.0, np.nan]], np.float32), "some-model")
 
 
 def test_vectors_that_are_damaged() -> None:

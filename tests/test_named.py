@@ -175,9 +175,9 @@ def test_an_embedder_is_its_safetensors(embedder: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ('[{"type": "os.system", "path": ""}]', "brings code of its own .os.system in modules"),
+        ('[{"type": "os.system", "path": ""}]', "contains code of its own .os.system in modules"),
         ("[", "modules.json cannot be read"),
-        ("{}", "is no list of modules"),
+        ("{}", "is not a list of modules"),
     ],
 )
 def test_an_embedders_own_code_is_not_run(embedder: Path, modules: str, message: str) -> None:
@@ -188,11 +188,11 @@ def test_an_embedders_own_code_is_not_run(embedder: Path, modules: str, message:
 
 
 def test_nothing_is_known_by_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no files"):
+    with pytest.raises(ValueError, match="no files are given"):
         file_identity([])
-    with pytest.raises(ValueError, match="part of what names this check is missing"):
+    with pytest.raises(ValueError, match="part of the identity of this check is empty"):
         cached_text("check", [], lambda: "found")
-    with pytest.raises(ValueError, match="part of what names this check is missing"):
+    with pytest.raises(ValueError, match="part of the identity of this check is empty"):
         cached_text("check", ["a", ""], lambda: "found")
-    with pytest.raises(ValueError, match="there are no files"):
+    with pytest.raises(ValueError, match="no files are given"):
         content_digest(tmp_path, [])

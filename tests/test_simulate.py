@@ -14,7 +14,7 @@ import pytest
 
 from ragcache.errors import ConfigError, SourceError
 from ragcache.planning.flops import ModelShape
-from ragcache.sim.eviction import compare_policies, simulate, upper_bound, working_set_bytes
+from ragcache.sim.eviction import compare_policies, simulate, working_set_bytes
 from ragcache.sim.trace import TraceChunk, TraceRequest, add_scans, load_trace, zipf_trace
 from ragcache.store.eviction import POLICIES
 from ragcache.types import KVSpec
@@ -123,7 +123,7 @@ def test_the_bound_is_no_less_than_the_best_of_all_runs(seed: int) -> None:
     random = Random(seed)
     sizes = {id: random.randint(1, 6) for id in "abcdef"}
     trace = requests(*drawn(random, "abcdef", 8, 3), tokens=sizes)
-    found = upper_bound(trace, 9 * TOKEN, MODEL)
+    found = simulate(trace, "bound", 9 * TOKEN, MODEL)
     assert found.hits >= best(trace, 9 * TOKEN, lambda tokens: 1, stores_all=False) - 1e-9
     assert found.hit_tokens >= best(trace, 9 * TOKEN, float, stores_all=False) - 1e-9
     assert found.saved_flops >= best(trace, 9 * TOKEN, MODEL.flops, stores_all=False) - 1e-9
@@ -132,9 +132,9 @@ def test_the_bound_is_no_less_than_the_best_of_all_runs(seed: int) -> None:
 def test_the_bound_by_hand() -> None:
     """Each of a and b needs room over two requests; there is room for three: one, and a half."""
     trace = requests("a", "b", "a", "b")
-    found = upper_bound(trace, TOKEN, MODEL)
+    found = simulate(trace, "bound", TOKEN, MODEL)
     assert (found.hits, found.hit_tokens, found.saved_flops) == (1.5, 1.5, 1.5 * MODEL.flops(1))
-    assert upper_bound(requests("a", "a", tokens=2), TOKEN, MODEL).hits == 0, "it never fits"
+    assert simulate(requests("a", "a", tokens=2), "bound", TOKEN, MODEL).hits == 0, "it never fits"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -272,7 +272,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(SourceError, match="holds no requests"):
+    with pytest.raises(SourceError, match="has no requests"):
         load_trace(tmp_path / "empty")
     for name in ("binary", "absent", "."):
         with pytest.raises(SourceError, match="cannot read the trace"):

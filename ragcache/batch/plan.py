@@ -1,8 +1,8 @@
-"""What a corpus needs: its chunks, which of them are stored, and what the others will cost.
+"""Plan the precomputation of a corpus: its chunks, which of them are stored, and the missing work.
 
-The unit of work is a batch of chunks, as :mod:`ragcache.core.precompute` makes them; a chunk's key
-says what it is, and a complete record under it that it is done. So a plan needs no journal: it is
-made anew by whoever goes on.
+The unit of work is a batch of chunks, as :mod:`ragcache.core.precompute` makes them. A complete
+record under a chunk's key means that the chunk is done. So no journal is needed: a resumed run
+makes the plan again.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ if TYPE_CHECKING:
     from ragcache.rag import RagCache
     from ragcache.types import Document, StageProgress, Tokens
 
-_CUT = 64  # chunks at a time
+_YIELD_EVERY = 64  # chunks that are split between two steps
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Every ``of``-th batch, from the ``number``-th on, which counts from 1."""
+    """Every ``of``-th batch, beginning with the ``number``-th, counted from 1.
+
+    Raises ConfigError unless 1 <= ``number`` <= ``of``.
+    """
 
     number: int = 1
     of: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise ConfigError(f"shard {self} cannot be: give i/n with i from 1 to n")
+            raise ConfigError(f"shard {self} is invalid: give i/n with i from 1 to n")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Of ``2/8``. Raises ConfigError."""
+        """Parse a shard such as ``2/8``. Raises ConfigError."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
-            raise ConfigError(f"shard {text!r} cannot be: give i/n, such as 2/8")
+            raise ConfigError(f"shard {text!r} is invalid: give i/n, such as 2/8")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -55,12 +58,12 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class WorkSize:
-    """Chunks, and what they are."""
+    """A number of chunks, and their size and cost."""
 
     chunks: int = 0
     tokens: int = 0
-    payload_bytes: int = 0  # as stored; of a codec whose sizes depend on the values: at most
-    flops: float = 0.0  # to compute, alone and once more for the sensitivity
+    payload_bytes: int = 0  # as stored; an upper bound if the codec's sizes depend on the values
+    flops: float = 0.0  # to compute the KV, and again for the sensitivity
 
     def __add__(self, other: WorkSize) -> WorkSize:
         return WorkSize(
@@ -80,8 +83,8 @@ class WorkSize:
 
 
 @dataclass(frozen=True, slots=True)
-class SkippedDocument:
-    """What was left out, and why."""
+class _SkippedDocument:
+    """A document that was left out, and why."""
 
     document: str
     why: str
@@ -89,30 +92,30 @@ class SkippedDocument:
 
 @dataclass(frozen=True, slots=True)
 class PrecomputePlan:
-    """What is to be done of a shard. A chunk that several documents have is one."""
+    """The work of a shard. A chunk that occurs in several documents counts once."""
 
-    documents: int  # that were read
-    wanted: WorkSize
-    missing: WorkSize
-    skipped: tuple[SkippedDocument, ...]
+    documents: int  # number of documents that were read
+    wanted: WorkSize  # of all chunks
+    missing: WorkSize  # of those that are not stored
+    skipped: tuple[_SkippedDocument, ...]
     shard: Shard
-    measure: _SizeEstimator = field(repr=False)
+    estimator: _SizeEstimator = field(repr=False)
     _batches: tuple[_Packed, ...] = field(repr=False)
 
     @property
     def stored(self) -> WorkSize:
-        """What was there when the plan was made."""
+        """The chunks that were stored when the plan was made."""
         return self.wanted - self.missing
 
     @property
     def batches(self) -> Iterator[Batch]:
-        """Those of which something is missing, in the order in which they are computed."""
+        """The batches that have missing chunks, in the order in which they are computed."""
         return (packed.batch for packed in self._batches)
 
 
 @dataclass(frozen=True, slots=True)
 class _SizeEstimator:
-    """What chunks of a model take, behind so many tokens."""
+    """Computes sizes and costs of chunks of a model, encoded after ``behind`` tokens."""
 
     model: ModelShape
     behind: int
@@ -124,15 +127,16 @@ class _SizeEstimator:
         return WorkSize(1, n, size, 2 * self.model.flops(n, self.behind))
 
     def of(self, batch: Batch) -> WorkSize:
+        """The size of a batch."""
         return sum(map(self, batch.keys), WorkSize())
 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """A batch at 4 bytes a token: a plan of a million chunks fits in memory."""
+    """A batch at 4 bytes per token, so that a plan of a million chunks fits in memory."""
 
     behind: Tokens
-    like: ChunkKey  # without its tokens
+    like: ChunkKey  # of all chunks, without tokens
     tokens: tuple[array[int], ...]
 
     @classmethod
@@ -154,10 +158,10 @@ def make_plan(
     batch_tokens: int = BATCH_TOKENS,
     progress: StageProgress | None = None,
 ) -> PrecomputePlan:
-    """Read ``documents``, split them as ``cache`` does, and see which chunks it has no KV of.
+    """Read and split ``documents`` as ``cache`` does, and find the chunks without stored KV.
 
-    A document that cannot be split, or has a chunk beyond the context, is skipped. Nothing is
-    computed or stored. Raises ConfigError in a compile mode that needs more than the documents.
+    A document that cannot be split, or has a chunk longer than the model's context, is skipped.
+    Nothing is computed or stored. Raises ConfigError for a compile mode that needs an index.
     """
     steps = iter_plan(cache, documents, shard=shard, batch_tokens=batch_tokens)
     return drive(steps, progress)
@@ -170,61 +174,63 @@ def iter_plan(
     shard: Shard = Shard(),
     batch_tokens: int = BATCH_TOKENS,
 ) -> Generator[Step, None, PrecomputePlan]:
-    """As :func:`make_plan`, in steps: how many documents have been read, of how many so far."""
+    """As :func:`make_plan`, as a generator of progress: the documents read so far, twice."""
     if cache.indexing.encoding.similar:
         raise ConfigError(
-            f"compile mode {cache.indexing.encoding.mode} computes chunks behind similar ones of "
-            "an index, and there is none here: use `ragcache index`"
+            f"compile mode {cache.indexing.encoding.mode} computes chunks after similar ones of an "
+            "index, which precompute does not have: use `ragcache index`"
         )
     given = require_list(documents, "documents")
-    engine, reading = cache.engine, _Reading(cache)
+    engine, reader = cache.engine, _ChunkReader(cache)
     model = ModelShape(engine.spec, engine.parameters, engine.heads)
-    measure = _SizeEstimator(model, len(cache.indexing.encoding.behind))
-    mine, wanted, number = list[_Packed](), WorkSize(), 0
-    for batch in reading.batches(given, batch_tokens):
+    estimator = _SizeEstimator(model, len(cache.indexing.encoding.behind))
+    shard_batches, wanted, number = list[_Packed](), WorkSize(), 0
+    for batch in reader.batches(given, batch_tokens):
         if batch is not None:
             number += 1
             if number % shard.of == shard.number % shard.of:
-                mine.append(_Packed.of(batch))
-                wanted += measure.of(batch)
-        yield "plan", reading.documents, reading.documents
+                shard_batches.append(_Packed.of(batch))
+                wanted += estimator.of(batch)
+        yield "plan", reader.documents, reader.documents
     due = lacking(
-        (packed.batch for packed in mine),
+        (packed.batch for packed in shard_batches),
         partial(incomplete, cache.chunks),
         batch_tokens=batch_tokens,
     )
     missing, packed = WorkSize(), list[_Packed]()
     for batch in due:
-        missing += measure.of(batch)
+        missing += estimator.of(batch)
         packed.append(_Packed.of(batch))
-        yield "plan", reading.documents, reading.documents
+        yield "plan", reader.documents, reader.documents
     return PrecomputePlan(
-        reading.documents, wanted, missing, tuple(reading.skipped), shard, measure, tuple(packed)
+        reader.documents, wanted, missing, tuple(reader.skipped), shard, estimator, tuple(packed)
     )
 
 
-class _Reading:
-    """Batches of documents' chunks, each chunk once, and what was skipped."""
+class _ChunkReader:
+    """Makes batches of documents' chunks, each chunk once, and collects skipped documents."""
 
     def __init__(self, cache: RagCache) -> None:
         self.cache = cache
         self.documents = 0
-        self.skipped: list[SkippedDocument] = []
+        self.skipped: list[_SkippedDocument] = []
 
     def batches(self, documents: Iterable[Document], batch_tokens: int) -> Iterator[Batch | None]:
-        """All batches, the prompt's prefix in the first; None whenever so many chunks have been
-        cut, between which is time for others."""
+        """All batches, the first of which contains the prompt's prefix.
+
+        Yields None after every :data:`_YIELD_EVERY` chunks, so that other work can be done.
+        """
         filling, seen = Filling(batch_tokens), set[bytes]()
         for document in documents:
             self.documents += 1
             found = list[ChunkKey]()
             try:
-                for key in self._of(document):
+                for key in self._keys(document):
                     found.append(key)
-                    if len(found) % _CUT == 0:
+                    if len(found) % _YIELD_EVERY == 0:
                         yield None
             except (ConfigError, PromptError, SourceError) as error:
-                self.skipped.append(SkippedDocument(document.id, str(error)))
+                self.skipped.append(_SkippedDocument(document.id, str(error)))
                 continue
             if found and not seen and self.cache.indexing.prefix_key.tokens:
                 found = [self.cache.indexing.prefix_key, *found]
@@ -235,14 +241,14 @@ class _Reading:
                         yield full
         yield from filling.rest()
 
-    def _of(self, document: Document) -> Iterator[ChunkKey]:
+    def _keys(self, document: Document) -> Iterator[ChunkKey]:
         check_ids([document.id])
         for chunk in self.cache.indexing.cut(document):
             key = self.cache.indexing.key(chunk)
             need, have = len(key.behind) + len(key.tokens), self.cache.engine.context_tokens
             if need > have:
                 raise ContextError(
-                    f"chunk {chunk.id} needs {need} tokens with what it is computed behind, but "
-                    f"the context is {have}: split it"
+                    f"chunk {chunk.id} needs {need} tokens with the tokens before it, but the "
+                    f"context is {have}: split it"
                 )
             yield key

@@ -1,4 +1,4 @@
-"""Answers and cost of every mode over the same prompts, chunks given."""
+"""Ask the questions of data sets in several modes, over the same given chunks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from ragcache.blend import Blender, blender
@@ -16,20 +17,20 @@ from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
 from ragcache.eval.dataset import EvalContext, Question, has_long_answers
 from ragcache.eval.metrics import exact_match, f1, first_token_kl, load_stemmer, rouge_l
-from ragcache.eval.parallel import check_processes, run_parallel
+from ragcache.eval.parallel import run_parallel
 from ragcache.eval.summary import ModeOutcomes, ModeSummary, QuestionOutcome, figures
 from ragcache.models import TINY, model_path
 from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, HashEmbedder, SentenceTransformerEmbedder
 from ragcache.retriever.embedder_files import PACKAGED
-from ragcache.retriever.search import nearest
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Sampling, Tokens
 from ragcache.util.list_argument import require_list
 
-#: What is compared unless modes are named. The control pays for full layers as CacheBlend does.
+#: The modes, by label, that are compared by default. ``random`` is a control that computes two full
+#: layers, as CacheBlend does.
 MODES = {
     "full": "full",
     "prefix": "prefix",
@@ -43,26 +44,26 @@ MODES = {
 def make_blenders(
     names: Sequence[str] | None = None, ratios: Sequence[float] = ()
 ) -> dict[str, Blender]:
-    """Blenders by label; :data:`MODES` where no names are given.
+    """Blenders by label, of :data:`MODES` by default.
 
-    A mode that takes a ``recompute_ratio`` and does not name its own gets the ratio; with several
-    there is one blender for each, labelled ``cacheblend@0.15``. Raises ConfigError for an unknown
-    mode, for a ratio outside [0, 1], or where there are ratios and no mode takes one.
+    A mode that takes a ``recompute_ratio`` and does not name its own gets the given ratio; for
+    several ratios there is one blender each, with labels such as ``cacheblend@0.15``. Raises
+    ConfigError for an unknown mode, for a ratio outside [0, 1], and if no mode takes a ratio.
     """
     for ratio in require_list(ratios, "ratios"):
         check_ratio(ratio, "ratio")
     made: dict[str, Blender] = {}
-    taken = False
+    used = False
     named = MODES if names is None else {name: name for name in require_list(names, "modes")}
     for label, name in named.items():
         plain = blender(name)
         if not ratios or "recompute_ratio" not in plain.parameters or "recompute_ratio" in name:
             made[label] = plain
             continue
-        taken = True
+        used = True
         for ratio in ratios:
             made[label if len(ratios) == 1 else f"{label}@{ratio:g}"] = blender(name, ratio)
-    if ratios and not taken:
+    if ratios and not used:
         raise ConfigError(f"none of the modes {', '.join(made)} takes a ratio: leave it out")
     return made
 
@@ -78,34 +79,34 @@ def evaluate(
     max_tokens: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ModeOutcomes]:
-    """Ask every question in every mode, over chunks that were precomputed in ``compile_mode``.
+    """Ask every question in every mode, over chunks that are precomputed in ``compile_mode``.
 
-    Similar chunks (mode enriched) are those of the same context, by ``embedder``. Modes that load
-    variants get one of each chunk, cut from a prompt in which it stood behind three chunks of its
-    context, of which none is the one that stands before it in the questions' prompts.
+    Similar chunks (compile mode ``enriched``) are chosen from the same context by ``embedder``. For
+    modes that load variants, each chunk gets one variant, taken from a prompt in which it followed
+    three chunks of its context, none of which precedes it in the questions' prompts.
 
-    ``store`` should be empty: each context's chunks are put before its questions and deleted
-    after them, so that nothing is shared between contexts. Modes take turns at each question,
-    starting with another one each time; ratios of times are taken question by question. Answers
-    get a Rouge-L where the right ones are long (:func:`has_long_answers`).
+    ``store`` should be empty: each context's chunks are stored before its questions and deleted
+    afterwards, so that contexts share nothing. All modes answer a question before the next one is
+    asked, in rotating order, and speed-ups are computed per question. Answers are scored by Rouge-L
+    if the correct ones are long (:func:`has_long_answers`).
     """
     scores = [ModeOutcomes(label, made) for label, made in modes.items()]
     sampling = Sampling(max_tokens=max_tokens)
-    how = encoding_context(compile_mode, engine)
-    answering = LocalGenerator(engine, store, how, store_misses=False)
+    encoding = encoding_context(compile_mode, engine)
+    generator = LocalGenerator(engine, store, encoding, store_misses=False)
     full = next((label for label, made in modes.items() if made.name == "full"), None)
     total, done, long = sum(len(c.questions) for c in contexts), 0, has_long_answers(contexts)
-    numbers: dict[tuple[str, ...], int] = {}  # entries over the same chunks are one context
+    numbers: dict[tuple[str, ...], int] = {}  # entries with the same chunks are one context
     for context in contexts:
         number = numbers.setdefault(context.chunks, len(numbers))
-        keys = _precompute(engine, store, context, how, embedder)
+        keys = _precompute(engine, store, context, encoding, embedder)
         if any(made.behind == "variant" for made in modes.values()):
             keys += _variants(engine, store, context)
         for question in context.questions:
             prompt = engine.template.prompt(context.chunks, question.text)
-            given: dict[str, _Given] = {}
-            for label in _turned(list(modes), done):
-                stream = answering.stream(prompt, modes[label], sampling)
+            given: dict[str, _Reply] = {}
+            for label in _rotated(list(modes), done):
+                stream = generator.stream(prompt, modes[label], sampling)
                 given[label] = stream.answer, stream.first_logits
             reference = None if full is None else given[full]
             for one in scores:
@@ -129,17 +130,17 @@ def compare(
     processes: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[tuple[str, list[ModeSummary]]]:
-    """:func:`evaluate` the model of ``settings`` dataset by dataset: its name and the figures.
+    """Evaluate the model of ``settings`` on each data set; yields its name and the summaries.
 
-    Chunks are kept in an LMDB store on disk, gone afterwards. Several ``processes`` share the
-    contexts, each with a model and a part of the cores of its own; they are spawned, so that a
-    script has to guard its own start by ``if __name__ == "__main__"``. Raises ConfigError, before
-    the model is loaded, if ``against`` is no label of the modes, there are less than one process,
-    or Rouge-L is due and cannot be had.
+    Chunks are stored in a temporary directory. With several ``processes``, contexts are divided
+    among them, each with its own model and its share of the cores. They are spawned, so a script
+    needs ``if __name__ == "__main__"``. Raises ConfigError, before the model is loaded, if
+    ``against`` is not a label of ``chosen``, if ``processes`` < 1, or if Rouge-L is needed and its
+    stemmer is not installed.
     """
     if against is not None and against not in chosen:
         raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
-    check_processes(processes)
+    _check_processes(processes)
     if any(map(has_long_answers, datasets.values())):
         load_stemmer()
     run = partial(_evaluate_model, settings, dict(chosen), max_tokens)
@@ -147,14 +148,20 @@ def compare(
         (
             name,
             figures(
-                run_parallel(run, contexts, processes, partial(progress or _quiet, name)), against
+                run_parallel(run, contexts, processes, partial(progress or _no_progress, name)),
+                against,
             ),
         )
         for name, contexts in datasets.items()
     )
 
 
-def _quiet(name: str, done: int, total: int) -> None:
+def _check_processes(processes: int) -> None:
+    if processes < 1:
+        raise ConfigError(f"processes is {processes}: it takes at least 1")
+
+
+def _no_progress(name: str, done: int, total: int) -> None:
     pass
 
 
@@ -176,9 +183,9 @@ def _evaluate_model(
         codec=codec(settings.codec or "raw").name,
         kernels=settings.kernels,
     )
-    how = encoding_context(settings.compile or "prefix", engine)
+    encoding = encoding_context(settings.compile or "prefix", engine)
     embedder = None
-    if how.similar:
+    if encoding.similar:
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
@@ -189,23 +196,23 @@ def _evaluate_model(
             store,
             contexts,
             chosen,
-            compile_mode=how.mode,
+            compile_mode=encoding.mode,
             embedder=embedder,
             max_tokens=max_tokens,
             progress=progress,
         )
 
 
-_COMPANY = 2, 3, 4  # which chunks a variant's chunk was behind, counted from its own
+_PRECEDING = 2, 3, 4  # distances, in chunks, of the chunks before a variant's chunk
 
 #: A mode's answer to a question, and the logits (vocabulary,) of its first token.
-_Given = tuple[Answer, Tensor]
+_Reply = tuple[Answer, Tensor]
 
 
 def _outcome(
-    context: int, question: Question, given: _Given, reference: _Given | None, long: bool
+    context: int, question: Question, given: _Reply, reference: _Reply | None, long: bool
 ) -> QuestionOutcome:
-    """What ``given`` comes to, beside the ``reference`` that full prefill gave."""
+    """Score an answer, and compare it with the ``reference`` that full prefill gave."""
     (answer, logits), report = given, given[0].report
     full, wanted = reference or (None, None)
     return QuestionOutcome(
@@ -229,34 +236,44 @@ def _precompute(
     engine: Engine,
     store: ChunkStore,
     context: EvalContext,
-    how: EncodingContext,
+    encoding: EncodingContext,
     embedder: Embedder | None,
 ) -> list[ChunkKey]:
-    """Store the prefix, and the context's chunks as ``how`` computes them."""
+    """Store the KV of the prefix and of the context's chunks; returns their keys."""
     template = engine.template
     tokens = [template.chunk(chunk) for chunk in context.chunks]
-    keys = [how.key(engine.fingerprint, ids) for ids in tokens]
-    company: dict[ChunkKey, Tokens] = {}
-    if how.similar:
-        near = nearest(embedder or HashEmbedder(), context.chunks, how.similar)
+    keys = [encoding.key(engine.fingerprint, ids) for ids in tokens]
+    preceding: dict[ChunkKey, Tokens] = {}
+    if encoding.similar:
+        near = _most_similar(embedder or HashEmbedder(), context.chunks, encoding.similar)
         for key, others in zip(keys, near, strict=True):
-            company[key] = tuple(t for other in others for t in tokens[other])
+            preceding[key] = tuple(t for other in others for t in tokens[other])
     keys.append(ChunkKey(engine.fingerprint, template.prefix))
-    precompute(engine, store, keys, company=lambda key: company.get(key, ()))
+    precompute(engine, store, keys, company=lambda key: preceding.get(key, ()))
     return keys
+
+
+def _most_similar(embedder: Embedder, texts: Sequence[str], k: int) -> list[list[int]]:
+    """For each text, the indices of the k most similar others, most similar first."""
+    vectors = embedder.embed(texts)
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return [row[: min(k, len(texts) - 1)].tolist() for row in order]
 
 
 def _variants(engine: Engine, store: ChunkStore, context: EvalContext) -> list[ChunkKey]:
+    """Store a variant of each chunk; returns their keys."""
     chunks, count = context.chunks, len(context.chunks)
     keys = []
     for number, chunk in enumerate(chunks):
-        others = dict.fromkeys((number + step) % count for step in _COMPANY)
-        met = [chunks[other] for other in others if other not in (number, number - 1)]
-        prompt = engine.template.prompt([*met, chunk], context.questions[0].text)
-        keys += keep_variants(engine, store, prompt, [len(met)])
+        others = dict.fromkeys((number + step) % count for step in _PRECEDING)
+        before = [chunks[other] for other in others if other not in (number, number - 1)]
+        prompt = engine.template.prompt([*before, chunk], context.questions[0].text)
+        keys += keep_variants(engine, store, prompt, [len(before)])
     return keys
 
 
-def _turned(labels: list[str], by: int) -> Iterator[str]:
+def _rotated(labels: list[str], by: int) -> Iterator[str]:
     by %= len(labels)
     yield from labels[by:] + labels[:by]

@@ -1,4 +1,4 @@
-"""What the libraries below would print while they load."""
+"""Suppress what transformers prints while it loads a model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from contextlib import contextmanager
 
 @contextmanager
 def silence_transformers(*, bar: bool = False) -> Iterator[None]:
-    """What transformers has to say of loading is ours to say: no warnings and, unless ``bar``, no
-    bar of progress."""
-    from transformers.utils import logging as said
+    """Suppress transformers' warnings in the ``with`` block and, unless ``bar``, its progress bars.
 
-    level, shown = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
+    ragcache reports the problems of loading itself.
+    """
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
     if not bar:
-        said.disable_progress_bar()
+        hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        said.set_verbosity(level)
-        if shown:
-            said.enable_progress_bar()
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

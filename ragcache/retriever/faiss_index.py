@@ -1,4 +1,4 @@
-"""FAISS behind the contract of an index."""
+"""A vector index by FAISS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, 
 
 
 class FaissIndex(VectorIndex):
-    """FAISS, exact: what its factory calls ``IDMap2,Flat``, by inner product."""
+    """Exact search by FAISS: ``IDMap2,Flat`` in its index factory, by inner product."""
 
     kind = 2
 
@@ -40,9 +40,9 @@ class FaissIndex(VectorIndex):
         return int(self._index.remove_ids(selector))
 
     def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        # FAISS adds up in float32 and leaves the order of ties open. So more is fetched than
-        # asked for, until what was left out is too far behind for rounding to bring it in; what
-        # was fetched is scored exactly.
+        # FAISS accumulates in float32 and does not define the order of ties. So more vectors are
+        # fetched than requested, until rounding cannot bring any other one into the top k, and
+        # those that were fetched are scored exactly.
         slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
         fetch = min(k + 16, len(self))
         while True:

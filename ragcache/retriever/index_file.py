@@ -1,4 +1,4 @@
-"""The file of a vector index: a head that says what it is, a checksum over all, a payload.
+"""The file format of a vector index: a header, a checksum and a payload.
 
 Little-endian::
 
@@ -9,7 +9,7 @@ Little-endian::
     16  8   generation of the catalog that the vectors were taken from
     24  8   number of vectors
     32  8   bytes of payload
-    40  8   xxh3_64 over the bytes before this one and the payload
+    40  8   xxh3_64 of bytes 0 to 39 and the payload
     48      payload
 """
 
@@ -28,7 +28,7 @@ _CHECK = struct.Struct("<Q")
 
 
 class IndexHeader(NamedTuple):
-    """What a payload is: equal parts, equal vectors."""
+    """What the payload contains."""
 
     kind: int
     dimension: int
@@ -37,10 +37,10 @@ class IndexHeader(NamedTuple):
 
 
 def write(path: Path, meta: IndexHeader, payload: bytes) -> None:
-    """Replace the file, readable by its owner only; durable on return.
+    """Replace the file atomically, with mode 0600; durable on return.
 
-    Whoever opens the path meanwhile, or after a crash, finds the old file or the new one, whole.
-    Raises OSError, and then leaves what was there.
+    A concurrent reader, or one after a crash, sees the whole old file or the whole new one. Raises
+    OSError, and then leaves the old file in place.
     """
     head = _HEAD.pack(_MAGIC, _VERSION, *meta, len(payload))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -62,7 +62,7 @@ def write(path: Path, meta: IndexHeader, payload: bytes) -> None:
 
 
 def read(path: Path) -> tuple[IndexHeader, memoryview] | str:
-    """What :func:`write` wrote, or a clause that says why the file is of no use. Never raises."""
+    """What :func:`write` wrote, or the reason why the file cannot be used. Never raises."""
     try:
         raw = memoryview(path.read_bytes())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that are one document each: text, Markdown, HTML, PDF."""
+"""Readers of files that contain one document: text, Markdown, HTML, PDF."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ragcache.retriever.webpage import extract_html
 from ragcache.text import replace_surrogates
 from ragcache.types import Document
 
-#: What a source holds: documents, what cannot be read of it, and what is not in their texts.
+#: What a reader yields: a document, an error about a part, or a part that was left out.
 Found = Document | SourceError | Omitted
-#: Metadata that says how a document is read and split, whatever its own fields say.
+#: Metadata that readers set; fields of these names in a document's front matter are ignored.
 RESERVED_METADATA = {"source", "format", "ragcache"}
 
 
@@ -33,7 +33,7 @@ def read_markdown(name: str, path: Path) -> Iterator[Found]:
     metadata = {k: v for k, v in found.metadata.items() if k not in RESERVED_METADATA}
     metadata |= {"source": name, "format": "markdown"}
     headings = (line.lstrip("#").strip() for line in found.text.split("\n") if line[:1] == "#")
-    if found.title in headings:  # not said twice
+    if found.title in headings:  # the text contains the title already
         yield Document(name, found.text, metadata | {"title": found.title})
     else:
         yield make_document(name, found.title, found.text, **metadata)
@@ -58,7 +58,7 @@ def read_pdf(name: str, path: Path) -> Iterator[Found]:
             else "Run `pip install cryptography`, or `qpdf --decrypt` on the file."
         )
         raise SourceError(f"{path} is encrypted: {error}. {fix}") from error
-    # Damaged files take pypdf to places that it does not guard: these are the errors of parsing.
+    # For damaged files, pypdf raises almost any built-in error.
     except (
         *(PyPdfError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
         *(AssertionError, RecursionError, NotImplementedError, EOFError, struct.error, zlib.error),
@@ -73,13 +73,16 @@ def read_pdf(name: str, path: Path) -> Iterator[Found]:
             "instance `ocrmypdf in.pdf out.pdf`."
         )
     yield from found.omitted(str(path))
-    # The title in a PDF's properties is often a leftover of its template: metadata, not text.
+    # The title in a PDF's properties is often that of a template: it is metadata, not text.
     title = {"title": clean_text(found.title)} if found.title else {}
     yield Document(name, clean_text(found.text), {"source": name, "format": "pdf"} | title)
 
 
 def make_document(id: str, heading: str, text: str, /, **metadata: str) -> Document:
-    """``heading`` stands above the text, and is its title, unless the text begins with it."""
+    """A document with ``heading`` as its title.
+
+    The title is put above the text, unless the text begins with it.
+    """
     title, text = clean_text(heading).strip(), clean_text(text)
     if title:
         metadata["title"] = title
@@ -89,7 +92,7 @@ def make_document(id: str, heading: str, text: str, /, **metadata: str) -> Docum
 
 
 def read_contents(path: Path) -> bytes:
-    """The bytes of a file that is one document. Raises OverBudget."""
+    """The bytes of a file. Raises LimitExceeded beyond :data:`MAX_BYTES`."""
     with path.open("rb") as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
@@ -98,6 +101,6 @@ def read_contents(path: Path) -> bytes:
 
 
 def clean_text(text: str) -> str:
-    """Text that every tokenizer takes: newlines as ``\\n``, no NUL, no half of a surrogate pair."""
+    """Text that every tokenizer accepts: newlines as ``\\n``, no NUL, no unpaired surrogates."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     return replace_surrogates(text)

@@ -1,4 +1,4 @@
-"""Files of many documents: JSON Lines, Arrow and Parquet, CacheBlend's evaluation sets."""
+"""Readers of files that contain many documents: JSON Lines, Arrow, Parquet, evaluation sets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ragcache.retriever.readers import Found, clean_text, make_document, read_co
 from ragcache.retriever.webpage import collapse_blank_lines
 from ragcache.types import Document
 
-#: Of a record, what is read; all else in it is passed over.
+#: Fields of a record that are read; others are ignored.
 _FIELDS = {"text", "page_content", "id", "title", "metadata"}
-_EXPANSION = 100  # bytes of rows that a byte of an Arrow or Parquet file may stand for
-_ROWS = 256  # of a Parquet file, read at a time
+_MAX_EXPANSION = 100  # bytes of rows per byte of an Arrow or Parquet file
+_BATCH_ROWS = 256  # of a Parquet file, read at once
 
 
 class NotAnEvaluationSet(SourceError):
-    """JSON that is no evaluation set: in a folder, a file for something else."""
+    """A JSON file that is not an evaluation set; in a folder, it is left out and not an error."""
 
 
 def read_jsonl(name: str, path: Path) -> Iterator[Found]:
@@ -59,7 +59,7 @@ def _records(name: str, lines: Iterable[bytes], place: str) -> Iterator[Found]:
 
 
 def read_arrow(name: str, path: Path) -> Iterator[Found]:
-    """Rows of an Arrow stream, which ``datasets`` writes, an Arrow file, or a Parquet file."""
+    """Rows of an Arrow stream (as ``datasets`` writes), an Arrow file, or a Parquet file."""
     try:
         import pyarrow
     except ModuleNotFoundError:
@@ -68,7 +68,7 @@ def read_arrow(name: str, path: Path) -> Iterator[Found]:
             'Run `pip install "ragcache-fusion[arrow]"`.'
         ) from None
     number = 0
-    room = MAX_BYTES + _EXPANSION * path.stat().st_size
+    room = MAX_BYTES + _MAX_EXPANSION * path.stat().st_size
     try:
         for batch in _batches(path, room):
             columns = sorted(set(batch.schema.names) & _FIELDS)
@@ -83,8 +83,8 @@ def read_arrow(name: str, path: Path) -> Iterator[Found]:
                 room -= sum(len(str(value)) for value in row.values())
                 if room < 0:
                     raise LimitExceeded(
-                        f"its rows have more than {_EXPANSION} times the bytes of the file, as of "
-                        f"row {number}"
+                        f"its rows have more than {_MAX_EXPANSION} times the bytes of the file, "
+                        f"as of row {number}"
                     )
                 try:
                     yield _record(name, number, row, f"{path}:{number}", path.suffix[1:])
@@ -98,8 +98,11 @@ def read_arrow(name: str, path: Path) -> Iterator[Found]:
 
 
 def _batches(path: Path, most: int) -> Iterator[Any]:
-    """Record batches, of a Parquet file with no more than what is read of it. Texts that a Parquet
-    file holds once are held once in memory, too. Raises OverBudget beyond ``most`` bytes."""
+    """Record batches; of a Parquet file, only columns that are read.
+
+    Texts that a Parquet file stores once (dictionary encoding) are stored once in memory, too.
+    Raises LimitExceeded for a row group of more than ``most`` bytes.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -130,13 +133,13 @@ def _batches(path: Path, most: int) -> Iterator[Any]:
         if not {"text", "page_content"} & set(wanted):
             yield pyarrow.RecordBatch.from_pylist([], schema=schema)
             return
-        yield from table.iter_batches(batch_size=_ROWS, columns=wanted)
+        yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted)
 
 
 def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl") -> Document:
-    """A line of JSON Lines, or a row; ``metadata`` values that are no strings become JSON."""
+    """A document from a JSON object or a row; ``metadata`` values that are not strings: as JSON."""
     wanted = 'Each must be like {"text": "...", "id": "...", "title": "..."}.'
-    if isinstance(record, dict) and record.get("lc") == 1:  # as langchain_core.load dumps it
+    if isinstance(record, dict) and record.get("lc") == 1:  # written by langchain_core.load.dumps
         record = record.get("kwargs")
     text = record.get("text", record.get("page_content")) if isinstance(record, dict) else None
     if not isinstance(text, str):
@@ -154,7 +157,7 @@ def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl"
 
 
 def read_cacheblend(name: str, path: Path) -> Iterator[Found]:
-    """CacheBlend's evaluation sets: every distinct passage of all questions, in order."""
+    """The distinct passages of all questions of a CacheBlend evaluation set, in order."""
     from xxhash import xxh3_64_hexdigest
 
     shape = 'Expected [{"ctxs": [{"title": "...", "text": "..."}], ...}]; other JSON: use .jsonl.'

@@ -1,7 +1,7 @@
-"""Traces: which chunks were asked for together, request by request. From files, or made up.
+"""Traces of requests, each a list of chunks, from files or synthetic.
 
-A file is JSON Lines, a request a line: ``{"chunks": [{"id": "a#0", "tokens": 123}, ...]}``, or just
-the list of chunks; a chunk may also be ``["a#0", 123]``. Other fields are passed over.
+A file is JSON Lines with a request per line: ``{"chunks": [{"id": "a#0", "tokens": 123}, ...]}``,
+or just the list of chunks; a chunk may also be ``["a#0", 123]``. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Trace = Sequence[TraceRequest]
 
 
 def load_trace(path: Path) -> list[TraceRequest]:
-    """A trace from a file. SourceError names the line that is wrong, or says that there is none."""
+    """Read a trace. Raises SourceError, which names the malformed line, and for an empty file."""
     trace: list[TraceRequest] = []
     tokens: dict[str, int] = {}
     try:
@@ -43,15 +43,15 @@ def load_trace(path: Path) -> list[TraceRequest]:
             f"{', '.join(SYNTHETIC_TRACES)}."
         ) from error
     if not trace:
-        raise SourceError(f"{path} holds no requests: write one JSON object a line")
+        raise SourceError(f"{path} has no requests: write one JSON object per line")
     return trace
 
 
 def _request(line: str, where: str, tokens: dict[str, int]) -> TraceRequest:
-    """Also keeps the tokens of every chunk, to tell where a trace contradicts itself."""
+    """Parse a line; ``tokens`` collects each chunk's length, to detect contradictions."""
     try:
         entry = json.loads(line)
-        request = tuple(map(_asked_chunk, entry["chunks"] if isinstance(entry, dict) else entry))
+        request = tuple(map(_chunk, entry["chunks"] if isinstance(entry, dict) else entry))
         for chunk in request:
             if (known := tokens.setdefault(chunk.id, chunk.tokens)) != chunk.tokens:
                 raise ValueError(f"chunk {chunk.id!r} has {chunk.tokens} tokens, before {known}")
@@ -62,8 +62,8 @@ def _request(line: str, where: str, tokens: dict[str, int]) -> TraceRequest:
     return request
 
 
-def _asked_chunk(entry: Any) -> TraceChunk:
-    """Raises KeyError, TypeError or ValueError for what is no chunk."""
+def _chunk(entry: Any) -> TraceChunk:
+    """Parse a chunk. Raises KeyError, TypeError or ValueError if it is malformed."""
     id, tokens = (entry["id"], entry["tokens"]) if isinstance(entry, dict) else entry
     if not isinstance(id, str) or type(tokens) is not int or not 0 < tokens < 2**31:
         raise ValueError(f"a chunk's id is text and its tokens are a count, not {entry!r}")
@@ -78,10 +78,10 @@ def zipf_trace(
     seed: int = 0,
     tokens: tuple[int, int] = (64, 512),
 ) -> list[TraceRequest]:
-    """Requests for ``per_request`` chunks each, the k-th most popular asked for as k^-exponent.
+    """Requests for ``per_request`` chunks each, the k-th most popular with weight k^-exponent.
 
-    Tokens are uniform between those given and have nothing to do with popularity. The same
-    arguments give the same trace. Raises ConfigError for arguments that leave too little to draw.
+    Lengths are uniform in ``tokens``, independent of popularity. The same arguments give the same
+    trace. Raises ConfigError for arguments out of range.
     """
     if (
         not 0 < 2 * per_request <= chunks
@@ -115,10 +115,10 @@ def topic_trace(
     seed: int = 0,
     tokens: int = 256,
 ) -> list[TraceRequest]:
-    """Requests for chunks of one document each, the k-th most popular asked for as k^-exponent.
+    """Requests for chunks of one document each, the k-th most popular with weight k^-exponent.
 
-    Of a document of ``each`` chunks, ``per_request`` are drawn evenly. Raises ConfigError for more
-    than there are.
+    ``per_request`` of a document's ``each`` chunks are drawn uniformly. Raises ConfigError if that
+    is more than ``each``.
     """
     if not 0 < per_request <= each or documents < 1:
         raise ConfigError(
@@ -136,10 +136,11 @@ def topic_trace(
 
 
 def add_scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[TraceRequest]:
-    """``trace`` with a batch job after every ``every`` requests: ``length`` requests, each for as
-    many chunks as the one before the job, all cold: asked for once and never again.
+    """``trace`` with a scan of ``length`` requests after every ``every`` requests.
 
-    Their tokens are drawn from those of the trace. Raises ConfigError for ``every`` below 1.
+    A scan's requests have as many chunks as the request before the scan, and each of these chunks
+    is requested only once. Lengths are drawn from those of the trace. Raises ConfigError for
+    ``every`` < 1.
     """
     if every < 1:
         raise ConfigError(f"a scan every {every} requests: let at least 1 request pass")
@@ -156,7 +157,7 @@ def add_scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Trac
     return mixed
 
 
-#: Traces to try a policy on without one's own, by name.
+#: Synthetic traces by name.
 SYNTHETIC_TRACES: dict[str, Callable[[], list[TraceRequest]]] = {
     "zipf": lambda: zipf_trace(3000, 2000),
     "topics": lambda: topic_trace(3000, 500),

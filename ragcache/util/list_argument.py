@@ -1,7 +1,7 @@
-"""Lists of things, told from one thing that was given in a list's place.
+"""Check that an argument is a list, and not a single item in place of one.
 
-Python iterates over the characters of a string, the keys of a dictionary and the fields of a
-document, so each of these passes for a list, and what is done with it goes wrong without a word.
+Python iterates over the characters of a string, the keys of a dictionary and the fields of a model,
+so these would pass for a list and give wrong results without an error.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import TypeVar
 
 from ragcache.errors import ConfigError
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-def require_list(given: Iterable[Thing], what: str, *kinds: type) -> Iterable[Thing]:
-    """``given`` as it came, which must be a list or another iterable of things.
+def require_list(given: Iterable[Item], what: str, *kinds: type) -> Iterable[Item]:
+    """Return ``given``, which must be a list or another iterable of items.
 
-    Raises ConfigError for one thing: a string, a path, a mapping, one of ``kinds``, or what cannot
-    be iterated over. ``what`` is what the caller calls them.
+    Raises ConfigError for a single item: a string, a path, a mapping, an instance of ``kinds``, or
+    an object that is not iterable. ``what`` is the argument's name in the message.
 
     >>> list(several(["holt", "mill"], "ids"))
     ['holt', 'mill']
     """
-    alone = (str, bytes, PathLike, Mapping, *kinds)
-    if isinstance(given, alone) or not isinstance(given, Iterable):
-        such = "" if given is None else f", such as [{shortened(given)}]"
-        raise ConfigError(f"{what} is {_a(given)}: give a list{such}")
+    single = (str, bytes, PathLike, Mapping, *kinds)
+    if isinstance(given, single) or not isinstance(given, Iterable):
+        example = "" if given is None else f", such as [{shortened(given)}]"
+        raise ConfigError(f"{what} is {_a(given)}: give a list{example}")
     return given
 
 

@@ -95,7 +95,7 @@ def test_interrupted(run: Run, notes: Path, model: Path, monkeypatch: pytest.Mon
     ("args", "message"),
     [
         (["missing.txt"], "missing.txt does not exist"),
-        (["notes", "--shard", "3/2"], "shard 3/2 cannot be"),
+        (["notes", "--shard", "3/2"], "shard 3/2 is invalid"),
         (["notes", "--report", "no/r.json"], "there is no folder no"),
         (["notes", "--compile", "enriched(2)"], "use `ragcache index`"),
     ],

@@ -56,7 +56,7 @@ def test_a_shape_is_that_of_the_loaded_model(tmp_path: Path) -> None:
         model_shape(str(tmp_path / "nowhere"))
     config = tmp_path / "llama" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 10**6}))
-    with pytest.raises(ModelError, match="the most that is planned for is 1000"):
+    with pytest.raises(ModelError, match="ragcache supports at most 1000"):
         model_shape(str(tmp_path / "llama"))
 
 
@@ -102,4 +102,4 @@ def test_the_command(run: Run) -> None:
     code, out, _ = run("simulate", "topics", "--capacity", "100MB", "--replicas", 4)
     assert code == 0 and "bounded" in out and "95.4 MiB in RAM each" in out
     code, _, err = run("plan", "--model", "tiny", "--link", "much")
-    assert code == 1 and "is no rate" in err
+    assert code == 1 and "is not a bandwidth" in err

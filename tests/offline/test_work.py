@@ -87,7 +87,7 @@ def test_what_others_store_meanwhile_is_left_out(cache: RagCache) -> None:
     first = next(work.batches)
     engine, computing = cache.engine, compute_locally(cache.engine)
     cache.store.put_all(zip(first.keys, next(computing([first]))[1], strict=True))
-    assert do(cache, work) == work.missing - work.measure.of(first)
+    assert do(cache, work) == work.missing - work.estimator.of(first)
     assert engine is cache.engine and cache.store.verify() == {}
 
 
@@ -124,7 +124,7 @@ def test_progress_says_what_is_done(cache: RagCache) -> None:
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_shards_that_cannot_be(text: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be: give i/n"):
+    with pytest.raises(ConfigError, match="is invalid: give i/n"):
         Shard.parse(text)
 
 

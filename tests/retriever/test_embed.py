@@ -120,7 +120,7 @@ def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no/such-model is not on this machine.*Name a folder"):
         SentenceTransformerEmbedder("no/such-model", device="cpu")
-    with pytest.raises(ModelError, match=r"is no embedding model: it has neither modules.json"):
+    with pytest.raises(ModelError, match=r"is not an embedding model: it has neither modules.json"):
         SentenceTransformerEmbedder(str(tmp_path), device="cpu")  # a folder without a model
     with pytest.raises(ModelError, match=r"cannot be loaded: .*the device"):
         SentenceTransformerEmbedder(device="toaster")
@@ -138,10 +138,10 @@ def test_hash_embedder_is_the_same_everywhere() -> None:
     row = HashEmbedder(8).embed(["Apples, apples & a boat"])[0]
     expected = np.zeros(8, np.float32)
     for word, weight in (("apples", 1 + np.log(2)), ("a", 1), ("boat", 1)):
-        place, sign = HashEmbedder(8)._place(word)
+        place, sign = HashEmbedder(8)._component(word)
         expected[place] += sign * weight
     np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-6)
-    assert [HashEmbedder(256)._place(w) for w in ("river", "mill")] == [(193, 1), (20, 1)]
+    assert [HashEmbedder(256)._component(w) for w in ("river", "mill")] == [(193, 1), (20, 1)]
 
 
 def test_text_without_words_is_the_zero_vector() -> None:
