@@ -1,12 +1,12 @@
-"""The KV connector: what vLLM's scheduler and workers call.
+"""The KV connector, which vLLM's scheduler and workers call.
 
 Started with ``--kv-transfer-config '{"kv_connector": "RagCacheConnector",
 "kv_connector_module_path": "ragcache.vllm.connector", "kv_role": "kv_both",
 "kv_load_failure_policy": "recompute", "kv_connector_extra_config": {"store": "FOLDER"}}'``
 and ``--worker-cls ragcache.vllm.cpu.CPUWorker`` (or ``ragcache.vllm.gpu.GPUWorker``).
 
-Everything is done before a forward, between two steps: vLLM's own forward, with its graphs and its
-compiled code, is not touched.
+All work is done before a forward pass, between two steps: vLLM's own forward pass, with its CUDA
+graphs and compiled code, is not changed.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ logger = logging.getLogger("vllm.ragcache")
 
 @dataclass
 class _StepJobs(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not installed where this is typed
-    """From the scheduler to the workers, for one step."""
+    """The jobs of one step, from the scheduler to the workers."""
 
-    fingerprint: Fingerprint  # of the model: one process has read its weights for all
+    fingerprint: Fingerprint  # of the model, whose weights only one process hashes
     jobs: list[LoadJob] = field(default_factory=list)
 
 
 @dataclass
 class _FailedJobs(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """Back from a worker: what it could not do, by request, and why."""
+    """The jobs that failed in a worker: the reason, by request."""
 
     requests: dict[str, str] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ class _FailedJobs(KVConnectorWorkerMetadata):  # type: ignore[misc]
 
 
 class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
-    """One of these is in the scheduler, and one in every worker."""
+    """One instance is in the scheduler, and one in every worker. Raises ConfigError."""
 
     _cache_hit_source = CacheHitSource.DISK
 
@@ -72,8 +72,8 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         extra = self._kv_transfer_config.kv_connector_extra_config
         if unknown := set(extra) - {"store", "codec", "ram_bytes"}:
             raise ConfigError(
-                f"kv_connector_extra_config has {', '.join(sorted(unknown))}: it takes store, the "
-                "folder of the store, codec and ram_bytes"
+                f"kv_connector_extra_config has {', '.join(sorted(unknown))}: it takes store (the "
+                "folder of the store), codec and ram_bytes"
             )
         if "store" not in extra:
             raise ConfigError(
@@ -85,25 +85,25 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             model = vllm_config.model_config
             dtype = str(model.dtype).removeprefix("torch.")
             self._codec = extra.get("codec") or _codec_of(self.root)
-            own = ModelInfo.of(model.model, dtype, self._codec or "raw").fingerprint
-            self._use_fingerprint(own)
+            info = ModelInfo.of(model.model, dtype, self._codec or "raw")
+            self._use_fingerprint(info.fingerprint)
             self.replies = WorkerReplies(self.root / REPLIES_FOLDER)
         else:
             self.stores = TenantStores(self.root, int(extra.get("ram_bytes", 0)))
-            self.runner: JobRunner | None = None  # until the worker has brought its model
+            self.runner: JobRunner | None = None  # set by :meth:`attach`
             self._failed: dict[str, str] = {}
             self._invalid_blocks: set[int] = set()
 
-    # The scheduler's side.
+    # Called in the scheduler.
 
-    def _use_fingerprint(self, own: Fingerprint) -> None:
-        """Plan for the model with this fingerprint."""
-        self.fingerprint = own
-        self.planner = Planner(own.digest.hex())
-        logger.info("ragcache: this model is %s", own)
+    def _use_fingerprint(self, fingerprint: Fingerprint) -> None:
+        """Plan requests for the model with this fingerprint."""
+        self.fingerprint = fingerprint
+        self.planner = Planner(fingerprint.digest.hex())
+        logger.info("ragcache: this model is %s", fingerprint)
 
     def _update_codec(self) -> None:
-        """Take the codec of a store that was made since the start."""
+        """Use the codec of a store that was created after the start."""
         if self._codec is None and (codec := _codec_of(self.root)) is not None:
             self._codec = codec
             self._use_fingerprint(at_level(ChunkKey(self.fingerprint, ()), codec).fingerprint)
@@ -111,7 +111,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        asked = PlannedRequest(
+        planned = PlannedRequest(
             request.request_id,
             request.kv_transfer_params,
             request.prompt_token_ids,
@@ -121,11 +121,11 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         )
         self._update_codec()
         before = len(self.planner.refused)
-        count = self.planner.match(asked, num_computed_tokens)
+        count = self.planner.match(planned, num_computed_tokens)
         if len(self.planner.refused) > before:
-            reason = self.planner.refused[asked.id]
-            logger.warning("ragcache: nothing is loaded for %s: %s", asked.id, reason)
-            self._report_refusal(asked.id, reason)
+            reason = self.planner.refused[planned.id]
+            logger.warning("ragcache: nothing is loaded for %s: %s", planned.id, reason)
+            self._report_refusal(planned.id, reason)
         return count, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -157,14 +157,17 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if manifest is not None and manifest.ticket:
             try:
                 self.replies.write_report(manifest.ticket, refusal_reply(reason))
-            except OSError as error:  # it must not end the scheduler
-                logger.warning("ragcache: %s cannot be told: %s", request, error)
+            except OSError as error:  # it must not stop the scheduler
+                logger.warning("ragcache: no reply can be written for %s: %s", request, error)
 
-    # The workers' side.
+    # Called in the workers.
 
     def attach(self, model: Any) -> None:
-        """Take the worker's model, once its KV is allocated. Raises ModelError where it cannot be
-        driven."""
+        """Use the worker's model, whose KV cache is allocated.
+
+        Raises ModelError if the model is not supported, and ConfigError if its KV heads cannot be
+        divided among the tensor-parallel workers.
+        """
         from ragcache.vllm.model import VllmModel
 
         tp = get_tp_group()
@@ -183,42 +186,44 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._model = driven
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        given = self._get_connector_metadata()
-        assert isinstance(given, _StepJobs)
-        if given.jobs and self.runner is None:
+        step = self._get_connector_metadata()
+        assert isinstance(step, _StepJobs)
+        if step.jobs and self.runner is None:
             raise ConfigError(
-                "vLLM was started without ragcache's worker, which hands its model over: add "
+                "vLLM was started without ragcache's worker class, which the connector needs: add "
                 "--worker-cls ragcache.vllm.gpu.GPUWorker, or ragcache.vllm.cpu.CPUWorker"
             )
-        for job in given.jobs:
-            self._model.fingerprint = given.fingerprint
+        for job in step.jobs:
+            self._model.fingerprint = step.fingerprint
             self._run_job(job)
 
     def _run_job(self, job: LoadJob) -> None:
-        """Do a job; where it fails, vLLM is told which blocks are not to be trusted: all of them.
-        A walk writes every row of a layer, those of cached blocks too."""
+        """Run a job. If it fails, all blocks of the request are reported to vLLM as invalid.
+
+        A prefill writes all rows of a layer, including those of cached blocks.
+        """
         assert self.runner is not None
         try:
             with self._model.using_blocks(job.blocks):
                 self.runner.run(job)
-        except Exception as error:  # whatever it was, vLLM can compute the prompt itself
+        except Exception as error:  # after any error, vLLM can compute the prompt itself
             if isinstance(error, RagCacheError):
-                logger.warning("ragcache: %s is left to vLLM: %s", job.request, error)
+                logger.warning("ragcache: %s is computed by vLLM: %s", job.request, error)
             else:
-                logger.exception("ragcache: %s is left to vLLM", job.request)
+                logger.exception("ragcache: %s is computed by vLLM", job.request)
             self._failed[job.request] = str(error) or type(error).__name__
             self._invalid_blocks.update(blocks_before(job.stop, job.blocks, self.block_size))
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Everything was there before the forward."""
+        """Nothing to do: KV is loaded before the forward pass."""
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """KV to be kept was handed back before the forward."""
+        """Nothing to do: KV is returned before the forward pass."""
 
     def wait_for_save(self) -> None:
-        """As above."""
+        """Nothing to do."""
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         bad, self._invalid_blocks = self._invalid_blocks, set()
@@ -234,7 +239,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
 
 class _LocalHeads:
-    """A rank's heads, which are there already."""
+    """The KV of a rank's heads as an upload that is complete."""
 
     def __init__(self, pairs: list[tuple[Any, Any]]) -> None:
         self.pairs = pairs
@@ -247,18 +252,18 @@ class _LocalHeads:
 
 
 def _all_gather(group: Any) -> Any:
-    def agree(mine: frozenset[bytes]) -> list[frozenset[bytes]]:
+    def gather(mine: frozenset[bytes]) -> list[frozenset[bytes]]:
         import torch.distributed
 
-        said: list[frozenset[bytes]] = [frozenset()] * group.world_size
-        torch.distributed.all_gather_object(said, mine, group=group.cpu_group)
-        return said
+        gathered: list[frozenset[bytes]] = [frozenset()] * group.world_size
+        torch.distributed.all_gather_object(gathered, mine, group=group.cpu_group)
+        return gathered
 
-    return agree
+    return gather
 
 
 def _codec_of(root: Path) -> str | None:
-    """How the store's KV is stored; None where there is no store yet."""
+    """The store's codec; None if there is no store yet."""
     try:
         with DiskStore(root, readonly=True) as store:
             return Catalog(store).get_setting("codec") or "raw"
@@ -267,7 +272,7 @@ def _codec_of(root: Path) -> str | None:
 
 
 def _setup(config: Any, caches: Any) -> VllmSetup:
-    """What is to be known of a vLLM as it was started."""
+    """The parts of vLLM's configuration that :mod:`ragcache.vllm.support` checks."""
     model, parallel = config.model_config, config.parallel_config
     text = model.hf_text_config
     kinds = set(getattr(text, "layer_types", None) or ())

@@ -1,4 +1,4 @@
-"""``--worker-cls ragcache.vllm.cpu.CPUWorker``"""
+"""The worker class for CPUs: ``--worker-cls ragcache.vllm.cpu.CPUWorker``."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from ragcache.vllm.worker import ModelHandover
 
 
 class CPUWorker(ModelHandover, _CPUWorker):  # type: ignore[misc]
-    """vLLM's worker on CPUs, with the handover."""
+    """vLLM's CPU worker, which hands its model to the connector."""

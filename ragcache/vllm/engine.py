@@ -1,4 +1,4 @@
-"""vLLM servers as what a store is filled with and answers come from."""
+"""The engine whose model runs in vLLM servers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.router import Router
 from ragcache.vllm.salt import cache_salt
 
-_MAX_CONCURRENT = 8  # chunks that are being computed
+_MAX_CONCURRENT = 8  # chunks that are computed at once
 
 
 class VllmEngine(TokenizerEngine):
-    """Servers at ``urls`` that hold the model ``name`` (folder or hub name) in ``dtype``.
+    """Servers at ``urls`` that serve the model ``name`` (folder or hub name) in ``dtype``.
 
-    ``store``: the folder that they were started with. The model is not loaded here: its weights
-    are read once, for their digest. Raises ModelError where no server answers. Thread-safe.
+    ``store`` is the store folder that they were started with. This process does not load the model;
+    it reads the weights once to hash them. Raises ModelError if no server answers. Thread-safe.
     """
 
     def __init__(
@@ -71,13 +71,17 @@ class VllmEngine(TokenizerEngine):
         self.client.close()
 
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        """By the servers, several at a time. Raises ModelError where they cannot."""
+        """The KV of each chunk, computed by the servers after the tokens ``behind``.
+
+        Raises PromptError for an empty chunk, ContextError for one that is too long, and ModelError
+        if the servers fail.
+        """
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
         longest = max(map(len, chunks), default=0) + len(behind) + 1
         if longest > self.context_tokens:
             raise ContextError(
-                f"a chunk behind its prefix needs {longest} tokens, but {self.name} has a context "
+                f"a chunk with its prefix needs {longest} tokens, but {self.name} has a context "
                 f"of {self.context_tokens}. Make chunks smaller."
             )
         with ThreadPoolExecutor(_MAX_CONCURRENT, "ragcache-encode") as pool:
@@ -103,8 +107,8 @@ class VllmEngine(TokenizerEngine):
             if (worker_reply := self.replies.take_report(manifest.ticket)) is not None:
                 raise ModelError(
                     f"vLLM at {url} computes no chunks: {worker_reply['refused']}. "
-                    "Its log says more."
+                    "Its log has the details."
                 )
             keys, values = self.replies.take_kv(manifest.ticket)
             return ChunkKV(chunk, keys.unbind(), values.unbind())
-        raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")
+        raise ModelError(f"no vLLM server answers: {', '.join(lost)} cannot be reached. Start one.")

@@ -1,4 +1,4 @@
-"""``--worker-cls ragcache.vllm.gpu.GPUWorker``"""
+"""The worker class for GPUs: ``--worker-cls ragcache.vllm.gpu.GPUWorker``."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from ragcache.vllm.worker import ModelHandover
 
 
 class GPUWorker(ModelHandover, Worker):  # type: ignore[misc]
-    """vLLM's worker on GPUs, with the handover."""
+    """vLLM's GPU worker, which hands its model to the connector."""

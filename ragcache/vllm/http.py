@@ -1,4 +1,4 @@
-"""vLLM's HTTP interface, as much of it as is needed: token ids in, token ids out."""
+"""A client of vLLM's HTTP API for completions: token ids in, token ids out."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ragcache.errors import ModelError, PromptError, RagCacheError
 from ragcache.vllm.router import Router
 
 _CONNECT_S = 5.0
-_SILENCE_S = 600.0  # between two events of a server that is alive
+_READ_TIMEOUT_S = 600.0  # between two events
 
 
 class ServerUnreachable(Exception):
-    """A server that cannot be asked, or went in the middle of an answer."""
+    """A server cannot be reached, or has stopped in the middle of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ServedModel:
-    """What a server has."""
+    """The model that a server serves."""
 
-    model: str  # as it calls it
-    context_tokens: int  # longest prompt and answer together
+    model: str  # the server's name for it
+    context_tokens: int  # limit of prompt and answer together
 
 
 class VllmClient:
-    """Requests to several servers, each a task on one thread of its own. Thread-safe."""
+    """Sends requests to several servers, from an event loop in a thread of its own. Thread-safe."""
 
     def __init__(self, replicas: Router, *, api_key: str = "") -> None:
         self.replicas = replicas
@@ -47,7 +47,7 @@ class VllmClient:
 
     async def _open(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
-        timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
+        timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_S)
         return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits)
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class VllmClient:
             self._loop.close()
 
     def served_models(self) -> dict[str, _ServedModel]:
-        """The servers that answer, and what each serves. ModelError where none does."""
+        """The models of the servers that answer, by URL. Raises ModelError if none does."""
         found, wrong = {}, []
         for url in self.replicas.urls:
             try:
@@ -74,16 +74,16 @@ class VllmClient:
         return found
 
     def complete(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One whole completion. Raises Unreachable, or PromptError with what the server says."""
+        """A completion. Raises ServerUnreachable, or PromptError with the server's message."""
         with self.replicas.count_request(url):
             return asyncio.run_coroutine_threadsafe(self._complete(url, body), self._loop).result()
 
     def stream(self, url: str, body: dict[str, Any]) -> _TokenStream:
-        """Begin a completion whose tokens come one by one."""
+        """Start a streamed completion."""
         return _TokenStream(self, url, body)
 
     async def _fetch_model(self, url: str) -> _ServedModel:
-        """What a server serves, asked once."""
+        """The model of a server, requested once."""
         if url not in self._served:
             try:
                 response = await self._http.get(f"{url}/v1/models")
@@ -98,8 +98,8 @@ class VllmClient:
 
     async def _complete(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            given = {"model": (await self._fetch_model(url)).model, **body}
-            response = await self._http.post(f"{url}/v1/completions", json=given)
+            payload = {"model": (await self._fetch_model(url)).model, **body}
+            response = await self._http.post(f"{url}/v1/completions", json=payload)
         except httpx.HTTPError as error:
             raise self._unreachable(url, error) from error
         _check(url, response.status_code, response.content)
@@ -107,10 +107,10 @@ class VllmClient:
 
     async def _tokens(self, url: str, body: dict[str, Any]) -> AsyncIterator[int]:
         """Tokens of a completion; Unreachable where it breaks off before its end."""
-        given = {**body, "stream": True, "return_token_ids": True}
+        payload = {**body, "stream": True, "return_token_ids": True}
         try:
-            given["model"] = (await self._fetch_model(url)).model
-            async with self._http.stream("POST", f"{url}/v1/completions", json=given) as response:
+            payload["model"] = (await self._fetch_model(url)).model
+            async with self._http.stream("POST", f"{url}/v1/completions", json=payload) as response:
                 if response.status_code != 200:
                     _check(url, response.status_code, await response.aread())
                 async for line in response.aiter_lines():
@@ -128,7 +128,7 @@ class VllmClient:
                             return
         except httpx.HTTPError as error:
             raise self._unreachable(url, error) from error
-        raise self._unreachable(url, "the answer broke off")
+        raise self._unreachable(url, "the answer was cut off")
 
     def _unreachable(self, url: str, error: object) -> ServerUnreachable:
         self.replicas.mark_down(url)
@@ -137,7 +137,7 @@ class VllmClient:
 
 
 class _TokenStream:
-    """The tokens of one completion, from whatever thread they are read."""
+    """The tokens of one streamed completion, which any thread can read."""
 
     def __init__(self, client: VllmClient, url: str, body: dict[str, Any]) -> None:
         self._client, self._url = client, url
@@ -155,7 +155,10 @@ class _TokenStream:
             raise
 
     def poll(self, wait_s: Callable[[], float]) -> Iterator[int | None]:
-        """Tokens; None wherever none has come for so many seconds. Raises what ended them."""
+        """Yield tokens, and None whenever none has arrived for ``wait_s()`` seconds.
+
+        Raises the error that ended the stream.
+        """
         while True:
             try:
                 event = self._events.get(timeout=wait_s())
@@ -169,7 +172,7 @@ class _TokenStream:
             yield event
 
     def close(self) -> None:
-        """Give it up: the server stops."""
+        """Cancel the request; the server stops generating."""
         self._task.cancel()
 
 
@@ -177,8 +180,8 @@ def _check(url: str, status: int, content: bytes) -> None:
     """Raise for a response that is no success: Unreachable where another server may do better."""
     if status == 200:
         return
-    said = content[:500].decode(errors="replace")
+    message = content[:500].decode(errors="replace")
     if status >= 500 or status in (408, 429):
-        raise ServerUnreachable(f"{url}: {status}: {said}")
+        raise ServerUnreachable(f"{url}: {status}: {message}")
     kind: type[RagCacheError] = ModelError if status in (401, 403, 404) else PromptError
-    raise kind(f"vLLM at {url} refuses the request ({status}): {said}")
+    raise kind(f"vLLM at {url} refuses the request ({status}): {message}")

@@ -1,4 +1,4 @@
-"""What a worker of vLLM does for a request before its forward: fuse a prompt, or keep a chunk."""
+"""The jobs of a vLLM worker before a forward pass: fuse a prompt, or return a chunk's KV."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from ragcache.vllm.planner import LoadJob
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What all ranks of a tensor-parallel group say, from what each of them says.
-Agree = Callable[[frozenset[bytes]], Sequence[frozenset[bytes]]]
+#: Gathers a set from each rank of a tensor-parallel group.
+_AllGather = Callable[[frozenset[bytes]], Sequence[frozenset[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorParallelRank:
-    """A worker among those that share every layer's heads."""
+    """A worker's place among the tensor-parallel workers, which divide the heads of every layer."""
 
     number: int = 0
     of: int = 1
-    agree: Agree | None = None
+    all_gather: _AllGather | None = None
 
     def heads(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """This worker's part of KV of all heads, each (kv_heads, n, head_dim)."""
+        """This worker's heads of KV pairs, (kv_heads, n, head_dim) each."""
         share = pairs[0][0].shape[0] // self.of if pairs else 0
         mine = slice(self.number * share, (self.number + 1) * share)
         return [(keys[mine], values[mine]) for keys, values in pairs]
 
 
 class TenantStores:
-    """The stores of tenants below ``root``, each opened when it is first asked for, to be read.
+    """The tenants' stores in ``root``, opened read-only on first use.
 
-    ``ram_bytes``: of decoded KV held in front of each.
+    ``ram_bytes`` is the size of the RAM tier of each, for decoded KV.
     """
 
     def __init__(self, root: Path, ram_bytes: int = 0) -> None:
@@ -58,7 +58,7 @@ class TenantStores:
         self._open: dict[str, ChunkStore] = {}
 
     def of(self, tenant: str) -> ChunkStore:
-        """Raises StoreError where there is none."""
+        """The store of a tenant. Raises StoreError if there is none."""
         if tenant not in self._open:
             store: ChunkStore = DiskStore(tenant_folder(self.root, tenant), readonly=True)
             if self.ram_bytes:
@@ -73,7 +73,7 @@ class TenantStores:
 
 
 class JobRunner:
-    """Does jobs with ``model``, whose rows are the job's blocks while it is at one."""
+    """Runs jobs with ``model``, which must use the job's blocks during :meth:`run`."""
 
     def __init__(
         self, model: Prefiller, stores: TenantStores, rank: TensorParallelRank | None = None
@@ -82,10 +82,9 @@ class JobRunner:
         self.replies = WorkerReplies(stores.root / REPLIES_FOLDER)
 
     def run(self, job: LoadJob) -> None:
-        """Do a job: then all rows of its prompt have their KV, and what was asked for is in the
-        mailbox.
+        """Run a job: compute or place the KV of all rows of its prompt, and write the reply.
 
-        Raises RagCacheError where that cannot be.
+        Raises RagCacheError if that fails.
         """
         prompt = job.manifest.prompt(job.tokens)
         if job.manifest.task == "keep":
@@ -101,77 +100,79 @@ class JobRunner:
         self.replies.write_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
 
     def _fuse(self, manifest: Manifest, prompt: Prompt) -> None:
-        made = blender(manifest.mode)
-        check_mode(made, self.rank.of)
+        mode = blender(manifest.mode)
+        check_mode(mode, self.rank.of)
         behind = prompt.prefix if manifest.behind is None else manifest.behind
         encoding = EncodingContext(manifest.compiled, behind, similar=_similar(manifest.compiled))
         store = self.stores.of(manifest.tenant)
-        given = PrefillContext(self.model, store, encoding, manifest.tenant)
+        context = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
-            given = self._with_common_chunks(given, prompt, made)
-        fusion = FusedPrefill(given, prompt, made)
+            context = self._with_common_chunks(context, prompt, mode)
+        fusion = FusedPrefill(context, prompt, mode)
         if manifest.ticket and self.rank.number == 0:
-            report = make_report(fusion.fused, fusion.resolved, made, (), fusion.fallbacks)
+            report = make_report(fusion.fused, fusion.resolved, mode, (), fusion.fallbacks)
             self.replies.write_report(manifest.ticket, {"report": asdict(report)})
 
     def _with_common_chunks(
-        self, given: PrefillContext, prompt: Prompt, made: Blender
+        self, context: PrefillContext, prompt: Prompt, mode: Blender
     ) -> PrefillContext:
-        """The same with what every rank could read, in memory: if one found out in the middle of a
-        layer what the others do not, they would wait for it for ever."""
-        _check_no_selection_by_kv(
-            made, prompt, self.model.spec.layers
-        )  # here all ranks still agree
+        """The context with only those chunks, in memory, that every rank could read.
+
+        Otherwise a rank that cannot read a chunk would deviate in the middle of a layer, and the
+        others would wait for it forever.
+        """
+        # An error must be raised while all ranks still agree.
+        _check_no_selection_by_kv(mode, prompt, self.model.spec.layers)
         found = look_up(
             prompt,
-            made,
-            given.store,
+            mode,
+            context.store,
             self.model.fingerprint,
-            encoding=given.encoding,
-            tenant=given.tenant,
+            encoding=context.encoding,
+            tenant=context.tenant,
         )
-        read = {part.key: given.store.get(part.key) for part in found.stored}
+        read = {part.key: context.store.get(part.key) for part in found.stored}
         mine = frozenset(key.digest for key, kv in read.items() if not isinstance(kv, Miss))
-        assert self.rank.agree is not None
-        everywhere = frozenset.intersection(*self.rank.agree(mine))
-        held = MemoryStore()
+        assert self.rank.all_gather is not None
+        everywhere = frozenset.intersection(*self.rank.all_gather(mine))
+        common = MemoryStore()
         for key, kv in read.items():
             if key.digest in everywhere and not isinstance(kv, Miss):
-                held.put(key, kv)
-        return PrefillContext(given.engine, held, given.encoding, given.tenant)
+                common.put(key, kv)
+        return PrefillContext(context.engine, common, context.encoding, context.tenant)
 
 
-def check_mode(made: Blender, ranks: int = 1) -> None:
-    """Raise ConfigError for a mode that vLLM cannot go on from."""
-    if made.placement == "overlapping":
+def check_mode(mode: Blender, ranks: int = 1) -> None:
+    """Raise ConfigError for a mode that vLLM cannot decode after."""
+    if mode.placement == "overlapping":
         raise ConfigError(
-            f"mode {made.mode} lets chunks share positions, which vLLM's decoding knows nothing "
-            "of. Use another, or the embedded engine."
+            f"mode {mode.mode} lets chunks share positions, which vLLM's decoding does not "
+            "support. Use another mode, or the embedded engine."
         )
-    if ranks > 1 and made.behind == "variant":
+    if ranks > 1 and mode.behind == "variant":
         raise ConfigError(
-            f"mode {made.mode} looks at attention, of which each of {ranks} tensor-parallel "
+            f"mode {mode.mode} uses attention weights, of which each of {ranks} tensor-parallel "
             "workers sees a part. Use fused, epic, random or reuse, or replicas of one worker."
         )
 
 
-def _check_no_selection_by_kv(made: Blender, prompt: Prompt, layers: int) -> None:
-    """Raise ConfigError where a mode looks at heads that other ranks have."""
-    whole = Layout(prompt, (True,) * len(prompt.chunks), True, positions(prompt, made.placement))
-    selector = made.selector(whole, layers)
-    looks = selector.probe or selector.attend or any(map(selector.compares, range(layers)))
-    if looks:
+def _check_no_selection_by_kv(mode: Blender, prompt: Prompt, layers: int) -> None:
+    """Raise ConfigError for a mode that needs the heads of other ranks."""
+    layout = Layout(prompt, (True,) * len(prompt.chunks), True, positions(prompt, mode.placement))
+    selector = mode.selector(layout, layers)
+    needs_heads = selector.probe or selector.attend or any(map(selector.compares, range(layers)))
+    if needs_heads:
         raise ConfigError(
-            f"mode {made.mode} looks at KV or attention, of which each tensor-parallel worker has "
-            "a part. Use fused, epic, random or reuse, or replicas of one worker."
+            f"mode {mode.mode} uses KV or attention weights, of which each tensor-parallel worker "
+            "has a part. Use fused, epic, random or reuse, or replicas of one worker."
         )
 
 
 def _similar(encoding: str) -> int:
-    """Of compile mode enriched(n), n."""
+    """The n of compile mode ``enriched(n)``; 0 for other modes."""
     return int(encoding.partition("(")[2].rstrip(")")) if encoding.startswith("enriched(") else 0
 
 
 def refusal_reply(reason: str) -> dict[str, Any]:
-    """The worker_reply that says why nothing was done."""
+    """The reply that says why nothing was done."""
     return {"refused": reason}

@@ -1,10 +1,10 @@
-"""A model that vLLM has loaded, driven layer by layer over its own paged KV.
+"""Drive a model that vLLM has loaded, layer by layer, over vLLM's paged KV cache.
 
-vLLM's modules compute everything: this only says for which rows. Rows that are computed stand in
-contiguous runs, and each run is told to the attention backend as a sequence of its own over the
-same block table. So vLLM's kernels attend to placed and fresh rows alike, and write the fresh ones
-where they belong. Placed rows are written with the backend's own function, in whatever layout its
-pages have. Nothing is patched: hooks on the attention modules last for one prefill.
+vLLM's modules do all computation; this module chooses the rows. Rows to compute form contiguous
+runs, each of which is passed to the attention backend as a sequence over the same block table. So
+vLLM's kernels attend to loaded and computed rows alike, and write computed ones to their slots.
+Loaded rows are written by the backend's own function, so any page layout works. Nothing is patched:
+hooks on the attention modules last for one prefill.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from ragcache.types import ChunkKV, KVSpec, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 from ragcache.vllm.slots import contiguous_runs, slot_mapping
 
-_DRIVEN = "ragcache drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
-_CHECKED = 64  # rows that the self-check needs at most, see check.py
+_SUPPORTED = (
+    "ragcache supports vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
+)
+_SELF_TEST_ROWS = 64  # the most that ragcache.engine.self_test needs
 
 
 class VllmModel(Prefiller):
-    """``model`` and its paged KV, in a worker whose caches are allocated. Not thread-safe.
+    """``model`` and its paged KV cache in a worker. Not thread-safe.
 
-    Raises ModelError for a model whose layers cannot be driven, or give other results then: they
-    are tried on a few random tokens, as the embedded engine tries them. ``spec`` speaks of this
-    worker's heads. KV goes to the blocks that :meth:`using_blocks` names. Whoever has read the
-    weights sets ``fingerprint``.
+    Raises ModelError for a model whose layers cannot be driven, or give different results when they
+    are: the embedded engine's self-test runs on a few random tokens. ``spec`` describes this
+    worker's heads. KV is written to the blocks of :meth:`using_blocks`. ``fingerprint`` is set by
+    the connector.
     """
 
     def __init__(self, model: Any, config: Any, group: Any) -> None:
@@ -55,15 +57,16 @@ class VllmModel(Prefiller):
         self.device = self.attention[0].kv_cache.device
         self.block_size: int = group.kv_cache_spec.block_size
         self._blocks = torch.empty(0, dtype=torch.int64)
-        self._row_metadata: tuple[Tensor, Any, Tensor] | None = None  # of the rows last computed
+        self._row_metadata: tuple[Tensor, Any, Tensor] | None = (
+            None  # rows, metadata and slots of the last call
+        )
         self._memory = BufferPool(SPARE_BYTES)
         rotary = [_rotary(layer, self.name) for layer in self.layers]
         self._angles = [None if r is None else r.cos_sin_cache for r in rotary]
         partial = next((r for r in rotary if r is not None), None)
         if partial is None:
             raise ModelError(
-                f"{self.name} cannot be used: no layer of vLLM's model has a RoPE of its own. "
-                f"{_DRIVEN}"
+                f"{self.name} cannot be used: no layer of vLLM's model has RoPE. {_SUPPORTED}"
             )
         width = None if partial.rotary_dim == partial.head_size else int(partial.rotary_dim)
         rope = Rope(apply_rotary_pos_emb, width, halves=True)
@@ -78,7 +81,9 @@ class VllmModel(Prefiller):
         self._check()
 
     def _check(self) -> None:
-        blocks = range(1, 2 + _CHECKED // self.block_size)  # nobody's yet; vLLM keeps block 0
+        blocks = range(
+            1, 2 + _SELF_TEST_ROWS // self.block_size
+        )  # still unused; vLLM reserves block 0
         with self.using_blocks(list(blocks)):
             try:
                 model = self.config.model_config
@@ -87,12 +92,13 @@ class VllmModel(Prefiller):
                 self.watchable = watchable(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
-                    f"{self.name} cannot be used: its layers cannot be driven ({error}). {_DRIVEN}"
+                    f"{self.name} cannot be used: its layers cannot be driven ({error}). "
+                    f"{_SUPPORTED}"
                 ) from error
 
     @contextmanager
     def using_blocks(self, blocks: Sequence[int]) -> Iterator[None]:
-        """While this lasts, rows are those of the prompt that ``blocks`` belong to."""
+        """In the ``with`` block, rows are those of the prompt with these ``blocks``."""
         before, self._blocks = self._blocks, torch.tensor(blocks, device=self.device)
         self._row_metadata = None
         try:
@@ -144,7 +150,7 @@ class VllmModel(Prefiller):
         self._prefill_layers(tokens, walk, positions, attend, until=layers)
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
-        """The model's own forward over all rows; hidden states (n, width)."""
+        """The model's own forward pass over all rows; returns hidden states (n, width)."""
         rows = torch.arange(len(tokens), device=self.device)
         with self._forward_context(rows):
             return cast(
@@ -183,7 +189,7 @@ class VllmModel(Prefiller):
         place: Tensor,
         attend: AttentionRule | None,
     ) -> _HiddenState:
-        """One layer, for the rows that ``walk`` names among those that ``state`` has."""
+        """Compute one layer for the rows that ``walk`` chooses among those of ``state``."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
         view = View(self._rope, kv, index, self._rope_angles(index, place))
@@ -203,7 +209,7 @@ class VllmModel(Prefiller):
     def _run_until_kv(
         self, index: int, state: _HiddenState, place: Tensor, call: _AttentionHooks
     ) -> None:
-        """Run a layer until its fresh KV is known and was told; what it changes is thrown away."""
+        """Run a layer until its new KV is known, and pass it on; other results are discarded."""
         call.kv.rows, call.kv.ends_there = state.rows, True
         residual = None if state.residual is None else state.residual.clone()
         try:
@@ -215,7 +221,7 @@ class VllmModel(Prefiller):
             call.kv.ends_there, call.kv.on_fresh = False, None
 
     def _write_rows(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
-        """Write rows that are not computed, as they stand, into their pages."""
+        """Write rows that are not computed into their pages."""
         if not len(rows):
             return
         keys, values = (
@@ -226,10 +232,10 @@ class VllmModel(Prefiller):
         layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, at)
 
     def _rope_angles(self, index: int, place: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of every row, (1, n, rotary_dim) each: vLLM keeps halves of both together."""
+        """cos and sin of every row, (1, n, rotary_dim) each; vLLM stores half of both."""
         cache = self._angles[index]
         if cache is None:
-            cache = next(c for c in self._angles if c is not None)  # the layer will not use it
+            cache = next(c for c in self._angles if c is not None)  # not used by this layer
         cos, sin = cache[place].float().chunk(2, dim=-1)
         return cos.repeat(1, 2)[None], sin.repeat(1, 2)[None]
 
@@ -238,7 +244,7 @@ class VllmModel(Prefiller):
 
     @contextmanager
     def _forward_context(self, rows: Tensor) -> Iterator[None]:
-        """What vLLM's layers are told of a forward over ``rows``, sorted."""
+        """vLLM's forward context for the sorted ``rows``."""
         if self._row_metadata is None or self._row_metadata[0] is not rows:
             self._row_metadata = rows, *self._build_metadata(rows)
         _, metadata, at = self._row_metadata
@@ -253,7 +259,7 @@ class VllmModel(Prefiller):
             yield
 
     def _build_metadata(self, rows: Tensor) -> tuple[Any, Tensor]:
-        """The backend's metadata of ``rows``, and their slots."""
+        """The backend's attention metadata of ``rows``, and their slots."""
         at = slot_mapping(rows, self._blocks, self.block_size)
         made = contiguous_runs(rows)
         starts = made.starts.cpu()
@@ -278,13 +284,13 @@ class VllmModel(Prefiller):
 
 
 class _HiddenState:
-    """Hidden states of ``rows`` between two layers, and what is to be added to them."""
+    """Hidden states and residual of ``rows`` between two layers."""
 
     def __init__(self, rows: Tensor, hidden: Tensor, residual: Tensor | None = None) -> None:
         self.rows, self.hidden, self.residual = rows, hidden, residual
 
     def select(self, rows: Tensor) -> _HiddenState:
-        """Down to ``rows``, a subset."""
+        """Only ``rows``, which are a subset."""
         rows = rows.to(self.rows.device)
         if len(rows) == len(self.rows):
             return self
@@ -294,14 +300,14 @@ class _HiddenState:
 
 
 class _AttentionHooks:
-    """Stands at one layer's attention: takes its fresh KV, and shows it to a rule."""
+    """Hooks on one layer's attention, which collect its new KV and apply an attention rule."""
 
     def __init__(self, layer: int, kv: PlacedKV, attend: AttentionRule | None) -> None:
         self.layer, self.kv, self.attend = layer, kv, attend
 
     @contextmanager
     def hooked(self, module: Any, rows: Tensor) -> Iterator[None]:
-        """While the layer is computed for ``rows``."""
+        """Register the hooks in the ``with`` block, in which the layer is computed for ``rows``."""
 
         def before(module: Any, args: Any, kwargs: Any) -> None:
             _, keys, values = _inputs(module, args, kwargs)
@@ -360,7 +366,7 @@ class _CollectKV(_ComputeAll):
 
 
 def _inputs(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """Queries, keys and values that an attention module is called with, (heads, n, head_dim)."""
+    """Queries, keys and values of a call of an attention module, (heads, n, head_dim) each."""
     given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
     sizes = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
     return [
@@ -370,7 +376,7 @@ def _inputs(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _complement(rows: Tensor, total: int) -> Tensor:
-    """The rows of ``total`` that are not in ``rows``."""
+    """The rows below ``total`` that are not in ``rows``."""
     left = torch.ones(total, dtype=torch.bool, device=rows.device)
     left[rows] = False
     return left.nonzero()[:, 0]
@@ -380,21 +386,21 @@ def _single_module(layer: nn.Module, kind: type, model: str) -> Any:
     found = [module for module in layer.modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ModelError(
-            f"{model} cannot be used: a layer with {len(found)} attention modules of vLLM's usual "
-            "kind. ragcache drives decoders whose every layer has one."
+            f"{model} cannot be used: a layer has {len(found)} attention modules of vLLM's usual "
+            "kind, and ragcache needs exactly one."
         )
     return found[0]
 
 
 def _rotary(layer: nn.Module, model: str) -> Any:
-    """What rotates a layer's keys; None where nothing does."""
+    """The module that applies RoPE in a layer; None without one."""
     found = {id(m): m for m in layer.modules() if hasattr(m, "is_neox_style")}
     rotary = [m for m in found.values() if hasattr(m, "rotary_dim")]
     if not rotary:
         return None
     if len(rotary) > 1 or not rotary[0].is_neox_style or not hasattr(rotary[0], "cos_sin_cache"):
         raise ModelError(
-            f"{model} cannot be used: its RoPE ({type(rotary[0]).__name__}) does not turn keys in "
-            "halves by a table, as Llama's does"
+            f"{model} cannot be used: its RoPE ({type(rotary[0]).__name__}) does not rotate halves "
+            "of keys by a table, as Llama's does"
         )
     return rotary[0]

@@ -1,4 +1,4 @@
-"""One question over given chunks, answered by a vLLM server."""
+"""Generate answers over given chunks by vLLM servers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WAIT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class VllmGenerator:
-    """What it takes to answer: servers, the chunks' KV that they load, and whose it is."""
+    """Generates answers by servers, which load the KV of chunks from a tenant's store."""
 
     engine: VllmEngine
     store: ChunkStore
@@ -64,21 +64,21 @@ class VllmGenerator:
         check: Callable[[], None] | None = None,
         keep: bool = True,
     ) -> GenerationStream:
-        """See :meth:`ragcache.core.generate.LocalGenerator.stream`. ``speeds`` are not used."""
+        """See :meth:`ragcache.core.generate.LocalGenerator.stream`. ``speeds`` is ignored."""
         check_mode(blender)
         found = tuple(passages), retrieval_s
         return _VllmStream(self, prompt, blender, sampling, *found, check, keep)
 
 
 class _VllmStream(GenerationStream):
-    """An answer whose tokens come from a server, and from another where that one is lost.
+    """An answer that is streamed from a server, and continued by another one if that fails.
 
-    The other goes on behind the tokens that were given: they become a part of the prompt.
+    The other server gets the tokens so far as a part of the prompt.
     """
 
     def __init__(
         self,
-        answering: VllmGenerator,
+        generator: VllmGenerator,
         prompt: Prompt,
         blender: Blender,
         sampling: Sampling,
@@ -87,19 +87,19 @@ class _VllmStream(GenerationStream):
         check: Callable[[], None] | None,
         keep: bool,
     ) -> None:
-        self._generator, self._engine, self._prompt = answering, answering.engine, prompt
+        self._generator, self._engine, self._prompt = generator, generator.engine, prompt
         self._blender, self._sampling, self._passages = blender, sampling, passages
         self._retrieval_s, self._check, self._keep = retrieval_s, check, keep
         self._resolved: PromptLookup | None = None
         self._fallbacks: list[str] = []
-        self._reply: dict[str, Any] | None = None  # the first; empty where none was left
+        self._reply: dict[str, Any] | None = None  # the first one; empty if the worker wrote none
         self._taken: set[str] = set()
         self._wait_s, self._steps = _WAIT_S, self._generate()
         super().__init__()
 
     @property
     def first_logits(self) -> Tensor:
-        raise RuntimeError("a vLLM server hands no logits over: ask for logprobs there")
+        raise RuntimeError("a vLLM server returns no logits: request logprobs from it")
 
     @property
     def misses(self) -> bool:
@@ -112,7 +112,7 @@ class _VllmStream(GenerationStream):
             precompute(self._engine, self._generator.store, self._missing(found))
 
     def _missing(self, found: PromptLookup) -> list[Any]:
-        """Keys of what is worth storing. What is computed in a prompt's company stays there."""
+        """Keys of missing KV that is worth storing: that which does not depend on the prompt."""
         if self._blender.behind != "compiled" or self._generator.encoding.similar:
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
@@ -128,7 +128,7 @@ class _VllmStream(GenerationStream):
         return (piece for piece in self._steps if piece is not None)
 
     def _generate(self) -> Iterator[str | None]:
-        """Pieces of text; None where nothing has come for a while."""
+        """Pieces of text, and None whenever no token has arrived for a while."""
         began = time.perf_counter()
         given = self._generator
         self._resolved = look_up(
@@ -167,7 +167,7 @@ class _VllmStream(GenerationStream):
             self._answer = kept(self._answer, self._generator.store, self.keep)
 
     def _tokens(self) -> Generator[int | None]:
-        """Tokens of the answer, from as many servers as it takes; None where there is none yet."""
+        """Tokens of the answer, from as many servers as needed; None if there is none yet."""
         given: list[int] = []
         lost: list[str] = []
         chunks = {digest_tokens(chunk): len(chunk) for chunk in self._prompt.chunks}
@@ -184,12 +184,12 @@ class _VllmStream(GenerationStream):
                 except ServerUnreachable as error:
                     lost.append(url)
                     self._fallbacks.append(
-                        f"went on at another server behind {len(given)} tokens: {error} was lost"
+                        f"continued on another server after {len(given)} tokens: {error}"
                     )
-        raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")
+        raise ModelError(f"no vLLM server answers: {', '.join(lost)} cannot be reached. Start one.")
 
     def _request_body(self, given: list[int]) -> tuple[dict[str, Any], str]:
-        """A request for what is to come behind the tokens that were given, and its ticket."""
+        """The body of a request for the tokens after ``given``, and its ticket."""
         prompt = replace(self._prompt, question=self._prompt.question + tuple(given))
         sampling, tenant = self._sampling, self._generator.tenant
         body: dict[str, Any] = {
@@ -217,7 +217,7 @@ class _VllmStream(GenerationStream):
         return body | _salt_field(cache_salt(manifest)), manifest.ticket
 
     def _take_reply(self, ticket: str, url: str) -> None:
-        """Take the worker_reply that was left before the first token. ModelError for a refusal."""
+        """Read the worker's reply, once per ticket. Raises ModelError for a refusal."""
         if not ticket or ticket in self._taken:
             return
         self._taken.add(ticket)
@@ -225,11 +225,11 @@ class _VllmStream(GenerationStream):
         self._reply = self._reply or worker_reply
         if (why := worker_reply.get("refused")) is not None:
             raise ModelError(
-                f"vLLM at {url} loads nothing for this prompt: {why}. Its log says more."
+                f"vLLM at {url} loads nothing for this prompt: {why}. Its log has the details."
             )
 
     def _report(self) -> Report:
-        """What the worker says of its work; what must have been where it had none to do."""
+        """The worker's report; without one, that of a prompt that vLLM computed or had cached."""
         assert self._resolved is not None
         names = [p.chunk.id for p in self._passages] or list(
             map(str, range(1, 1 + len(self._prompt.chunks)))
@@ -237,12 +237,12 @@ class _VllmStream(GenerationStream):
         if self._reply and "report" in self._reply:
             return _read_report(self._reply["report"], names, self._fallbacks)
         if self._reply is not None:
-            self._fallbacks.append("vLLM had this very prompt, fused, in its prefix cache")
+            self._fallbacks.append("vLLM had the fused prompt in its prefix cache")
         return _report_without_work(self._resolved, self._blender, names, self._fallbacks)
 
 
 def _read_report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:
-    """A worker's report, read from JSON, with the chunks' names and with more fallbacks."""
+    """A worker's report from JSON, with the chunks' names and more fallbacks."""
     chunks = [
         ChunkReport(**{**chunk, "id": name})
         for chunk, name in zip(given["chunks"], names, strict=True)
@@ -261,8 +261,7 @@ def _read_report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequenc
 def _report_without_work(
     found: PromptLookup, blender: Blender, names: Sequence[str], fallbacks: Sequence[str]
 ) -> Report:
-    """The report of an answer for which ragcache's worker did nothing: vLLM computed or cached all
-    of it."""
+    """The report of an answer whose whole prompt vLLM computed or had cached."""
     prompt, loaded = found.layout.prompt, any(found.layout.loaded)
     tokens = sum(map(len, prompt.chunks))
     return Report(

@@ -40,7 +40,7 @@ def test_a_manifest_survives_json() -> None:
 
 def test_a_manifest_gives_the_prompt_back() -> None:
     assert MANIFEST.prompt(list(PROMPT.tokens)) == PROMPT
-    with pytest.raises(PromptError, match="11 tokens, its manifest speaks of 10"):
+    with pytest.raises(PromptError, match="11 tokens, but its manifest is for 10"):
         MANIFEST.prompt((*PROMPT.tokens, 9))
     with pytest.raises(PromptError, match="not those"):
         MANIFEST.prompt((2, *PROMPT.tokens[1:]))
@@ -121,7 +121,7 @@ def test_slots_follow_the_block_table() -> None:
     rows = torch.arange(10)
     want = [int(blocks[r // 4]) * 4 + r % 4 for r in range(10)]
     assert slot_mapping(rows, blocks, 4).tolist() == want
-    with pytest.raises(ValueError, match="behind 3 blocks"):
+    with pytest.raises(ValueError, match="beyond 3 blocks"):
         slot_mapping(torch.tensor([12]), blocks, 4)
 
 
@@ -218,7 +218,7 @@ def test_what_would_be_wrong_is_refused(change: dict[str, Any], why: str) -> Non
 def test_another_model_is_refused() -> None:
     plan = Planner("ff" * 32)
     assert plan.match(asked(), 0) == 0
-    assert "fingerprint 00010203, this one's is ffffffff" in (plan.finish("r") or "")
+    assert "fingerprint 00010203, but this model's is ffffffff" in (plan.finish("r") or "")
 
 
 def test_reports_of_several_workers() -> None:
@@ -244,7 +244,7 @@ def test_a_plain_setup_is_fine() -> None:
         ({"quantization": "awq"}, "quantized (awq)"),
         ({"speculative": True}, "speculative"),
         ({"load_format": "dummy"}, "load format dummy"),
-        ({"elsewhere": ("--tokenizer",)}, "started with --tokenizer, and the fingerprint"),
+        ({"elsewhere": ("--tokenizer",)}, "started with --tokenizer, but the fingerprint"),
     ],
     ids=str,
 )
@@ -277,7 +277,7 @@ def test_heads_of_several_workers_come_together(tmp_path: Path) -> None:
         box.write_kv(name, rank, 2, keys[:, heads], values[:, heads])
     got = box.take_kv(name)
     assert torch.equal(got[0], keys) and torch.equal(got[1], values)
-    with pytest.raises(StoreError, match="worker 0 of vLLM has handed back no KV"):
+    with pytest.raises(StoreError, match="worker 0 of vLLM has returned no KV"):
         box.take_kv(name)
 
 
