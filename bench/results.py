@@ -1,4 +1,4 @@
-"""What benchmarks share: where they ran, how their tables look, and how results are kept."""
+"""Shared by benchmarks: a description of the machine, tables, and saved results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see
 
 @dataclass(frozen=True)
 class Kept:
-    """What one run of a benchmark found, and where."""
+    """The results of one run of a benchmark, and the machine it ran on."""
 
     machine: str
     commit: str
@@ -46,7 +46,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, ``-dirty`` where it was changed since."""
+    """The commit of the working tree, with ``-dirty`` if it has changes."""
     describe = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*")
     done = subprocess.run(describe, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -62,7 +62,7 @@ def begin_peak() -> None:
 
 
 def peak_mib() -> int:
-    """The most memory that this process has had in use, in MiB."""
+    """Peak memory (RSS) of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 

@@ -1,4 +1,4 @@
-"""The least ratio that keeps full prefill's answers, on questions of your own.
+"""Find the smallest ratio that keeps full prefill's answers, on your own questions.
 
 ``ragcache calibrate questions.txt --store my-store`` does the same.
 """
@@ -17,7 +17,7 @@ def main(questions: str, store: str) -> None:
     with RagCache.open(store) as cache:
         contexts = retrieve_contexts(
             Path(questions), cache
-        )  # each question with the chunks found for it
+        )  # each question with its retrieved chunks
         settings = settings_of_store(Settings.load(), cache)
     curve = calibrate(settings, contexts, ["fused"], max_tokens=8)
     for point in curve:

@@ -1,4 +1,4 @@
-"""Writes quality.ipynb beside this file: ``python -m examples.make_quality``."""
+"""Write quality.ipynb beside this file: ``python -m examples.make_quality``."""
 
 from __future__ import annotations
 

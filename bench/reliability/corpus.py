@@ -1,9 +1,9 @@
-"""kill -9 at random moments of a precompute, over and over, until one of them gets through.
+"""SIGKILL at random times during precompute, repeatedly, until a run finishes.
 
-A forked process plans and computes a corpus, says when it has planned, of every batch which chunks
-it has computed, and again when the batch is stored. It is killed after a random number of these
-words, and a random moment. In the end the store holds every chunk, equal bit for bit to one that
-nobody disturbed, and no chunk was computed again that had been said to be stored.
+A forked process plans and computes a corpus. It reports when the plan is made, and for every batch
+when it is computed and when it is stored. It is killed after a random number of reports and a
+random delay. In the end the store must contain every chunk, bit-identical to that of an
+uninterrupted run, and no chunk may have been computed again after it was reported as stored.
 """
 
 from __future__ import annotations

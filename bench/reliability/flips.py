@@ -1,9 +1,9 @@
-"""One flipped bit anywhere a store keeps something: noticed, or harmless; never wrong KV.
+"""Flip one bit anywhere in a store: it must be detected or harmless, and never give wrong KV.
 
-Header and layer records are changed through LMDB, everything else as a file. LMDB's own pages have
-no checksum: a flip in them may show a store as it was a commit ago (*older*), and may end the
-process, which is why each of those stores is opened in a child. KV, texts, documents and vectors
-have checksums; counters, settings and the tables that follow from the headers have none.
+Header and layer records are changed through LMDB, everything else in its file. LMDB's own pages
+have no checksum: a flip in them can show the store as of the previous commit (*older*) or crash the
+process, so these stores are opened in a child process. KV, texts, documents and vectors have
+checksums; counters, settings and tables that are derived from headers have none.
 """
 
 from __future__ import annotations

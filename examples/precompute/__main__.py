@@ -20,7 +20,7 @@ with RagCache.open("my-store") as cache:
     print(f"{work.missing.chunks} of {work.wanted.chunks} chunks to compute,", end=" ")
     print(f"{work.missing.payload_bytes / 1e6:.0f} MB, {work.missing.flops:.1e} FLOPs")
 
-    # Stopped early, on purpose or by kill -9, nothing that was done is lost, or done again.
+    # A run that is stopped, even by kill -9, loses no finished batch and continues after it.
     run(cache.store, work, compute_locally(cache.engine), limit=40)
     left = make_plan(cache, documents)
     print(f"{left.stored.chunks} are there, {left.missing.chunks} are left")

@@ -107,7 +107,7 @@ def test_a_long_document_takes_short_steps(
 
 def test_no_remote_is_believed() -> None:
     outcome = hostile_remote.run(hostile_remote.SHORT, 1)
-    assert not outcome.violations, outcome.told()
+    assert not outcome.violations, outcome.grouped_violations()
 
 
 CHILD = """
