@@ -1,12 +1,12 @@
 """Chunks of unlike length in one forward: ``python -m bench.packing``.
 
-Tokens of chunks per second, of all that precompute computes of them: their KV behind a prefix, and
-once more behind that and the company that sensitivity takes. Packed as the package does it, beside
-one row under a block-diagonal mask, beside batches padded on the right, of chunks sorted by length
-or not, and beside one chunk at a time. The model has about 110M parameters, in float32, and ids
-are random. There are two sets of lengths: paragraphs of the shipped world, and lognormal ones cut
-to 32..512. Ways take turns, and a rate is the median over rounds; all ways are checked to give the
-same before timing.
+Tokens of chunks per second, for everything that precompute computes: their KV after a prefix, and
+again after that and the passage that measures sensitivity. The package's packing is compared with
+one row under a block-diagonal mask, with batches padded on the right, of chunks sorted by length or
+not, and with one chunk at a time. The model has about 110M parameters, in float32, and ids are
+random. There are two sets of lengths: paragraphs of the shipped world, and lognormal ones limited
+to 32..512. Methods take turns, and a rate is the median over rounds; all methods are checked to
+give the same values before timing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch import Tensor
 from bench import results
 from bench.shapes import engine
 from ragcache.core.sensitivity import measure_sensitivity
-from ragcache.engine.hf.attention_hook import Driven
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.layer_hooks import Capture, on_host
 from ragcache.engine.hf.packing import PackedForward
+from ragcache.engine.hf.rope import rotations
 from ragcache.models import world_file
 from ragcache.types import ChunkKV, Tokens
 
@@ -44,12 +44,22 @@ class Padded(TransformersEngine):
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
         start, width = len(behind), max(map(len, chunks))
-        kv = self._begun(behind, width)
+        kv, layers = self._continued(behind, width), self._forward.layers
         for buffers in (kv._keys, kv._values):
             buffers[:] = [t if t is None else t.repeat(len(chunks), 1, 1, 1) for t in buffers]
-        rows = [[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]
-        capture = Capture()
-        self._forward(rows, capture, range(start, start + width), 0, kv=kv)
+        kv.begin(width)
+        with rotations(layers.modules[0]) as calls:
+            self.model(
+                torch.tensor([[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]),
+                position_ids=torch.arange(start, start + width)[None],
+                past_key_values=kv,
+                logits_to_keep=1,
+            )
+        cos, sin = calls[0].cos.float(), calls[0].sin.float()
+        capture = [
+            (layers.rope.unrotate(keys[:, :, start:], cos, sin), values[:, :, start:])
+            for keys, values in map(kv.buffers, range(len(layers.modules)))
+        ]
         return [cut(chunk, capture, i, 0) for i, chunk in enumerate(chunks)]
 
 
@@ -58,19 +68,13 @@ class Masked(TransformersEngine):
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
-        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
-        ids = torch.tensor([[token for chunk in chunks for token in chunk]])
-        kv = self._begun(behind, ids.shape[1])
-        capture = Capture()
-        kv.begin(ids.shape[1])
-        with self._layers.driven(kv, capture, ids.shape[1], Driven(None, self._decoder_config)):
-            self.model(
-                ids,
-                attention_mask=block_diagonal(pack),
-                position_ids=torch.tensor([pack.positions]),
-                past_key_values=kv,
-                logits_to_keep=1,
-            )
+        forward = self._forward
+        pack = PackedForward(forward.config, [len(chunk) for chunk in chunks], len(behind))
+        ids = [token for chunk in chunks for token in chunk]
+        kv, seen = self._continued(behind, len(ids)), Capture()
+        with forward.driven(kv, ids, pack.positions, seen) as arguments:
+            self.model(**arguments, attention_mask=block_diagonal(pack))
+        capture = [(k[None], v[None]) for k, v in zip(seen.keys, seen.values, strict=True)]
         firsts = [first for first, _ in pack.spans]
         return [cut(chunk, capture, 0, at) for chunk, at in zip(chunks, firsts, strict=True)]
 
@@ -86,11 +90,12 @@ def block_diagonal(pack: PackedForward) -> Tensor:
     return mask
 
 
-def cut(chunk: Tokens, capture: Capture, batch: int, first: int) -> ChunkKV:
+def cut(chunk: Tokens, layers: Sequence[tuple[Tensor, Tensor]], batch: int, first: int) -> ChunkKV:
+    """Rows of one chunk out of keys and values, (batch, kv_heads, rows, head_dim) per layer."""
     rows = slice(first, first + len(chunk))
     keys, values = (
-        tuple(on_host(t[batch, :, rows], t.dtype) for t in layers)
-        for layers in (capture.keys, capture.values)
+        tuple(on_host(tensor[batch, :, rows], tensor.dtype) for tensor in tensors)
+        for tensors in zip(*layers, strict=True)
     )
     return ChunkKV(chunk, keys, values)
 

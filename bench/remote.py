@@ -43,6 +43,7 @@ from bench.shapes import engine, prompt
 from ragcache.blend import blender
 from ragcache.cli import render
 from ragcache.core.generate import LocalGenerator
+from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.context import encoding_context
 from ragcache.planning.cost_model import Speeds
@@ -173,7 +174,9 @@ class Bench:
         how = encoding_context("prefix", self.model)
         answering = LocalGenerator(self.model, store, how, store_misses=False)
         chosen = blender(mode, None if mode == "full" else RATIO)
-        stream = answering.stream(self.given, chosen, Sampling(max_tokens=1), speeds=speeds)
+        stream = answering.stream(
+            PromptRequest(self.given, chosen, Sampling(max_tokens=1), speeds=speeds)
+        )
         report = stream.answer.report
         assert not report.fallbacks, report.fallbacks
         return report.ttft_s, stream.first_logits, report.plan

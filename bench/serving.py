@@ -15,6 +15,7 @@ from bench.results import begin_peak, peak_mib
 from ragcache.blend import Blender, blender
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
+from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.lookup import chunk_keys
 from ragcache.store.base import ChunkStore, StoredChunk
@@ -42,7 +43,7 @@ def serve(
     """Resolve, load, fuse, and decode up to ``tokens`` tokens. Misses are stored after the clock
     has stopped."""
     chosen = blender(mode)
-    stream = answering.stream(prompt, chosen, Sampling(max_tokens=tokens))
+    stream = answering.stream(PromptRequest(prompt, chosen, Sampling(max_tokens=tokens)))
     report = stream.answer.report
     assert chosen.behind == "context" or not report.fallbacks, report.fallbacks
     reused = report.reused_tokens / report.chunk_tokens

@@ -19,6 +19,7 @@ import torch
 
 from ragcache.blend import blender
 from ragcache.core.generate import LocalGenerator
+from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.metrics import exact_match
 from ragcache.models import TINY, model_path, world_file
@@ -81,8 +82,8 @@ def main() -> None:
             if number % 100 == 0:
                 blocks.append(Block())
             prompt = engine.template.prompt(chunks, question)
-            got = answering.stream(prompt, mode, sampling).answer
-            want = answering.stream(prompt, full, sampling).answer
+            got = answering.stream(PromptRequest(prompt, mode, sampling)).answer
+            want = answering.stream(PromptRequest(prompt, full, sampling)).answer
             block, missed = blocks[-1], [chunk.miss is not None for chunk in got.report.chunks]
             block.charged.append(got.report.charged_share)
             block.missed.append(sum(missed) / len(missed))

@@ -29,6 +29,7 @@ from bench.shapes import prompt as random_prompt
 from ragcache.blend import blender, written
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
+from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.dataset import first_questions, load_dataset
 from ragcache.eval.metrics import exact_match
@@ -177,7 +178,7 @@ def accuracy(questions: int) -> str:
                 right = mine = same = 0
                 for (prompt, answers), tokens in zip(asked, got, strict=True):
                     sampling = Sampling(max_tokens=ANSWER)
-                    want = answering.stream(prompt, blender(mode), sampling).answer
+                    want = answering.stream(PromptRequest(prompt, blender(mode), sampling)).answer
                     text = engine.tokenizer.decode(tokens, skip_special_tokens=True)
                     right += exact_match(text, answers)
                     mine += exact_match(want.text, answers)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from ragcache import setup
 from ragcache.blend import Blender, blender
@@ -14,6 +14,7 @@ from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.precompute import Counted, drive
+from ragcache.core.request import PromptRequest, Request, RequestOptions
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
@@ -68,7 +69,7 @@ class RagCache:
     ) -> None:
         self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
         self._checked = False
-        self._hangs_up: Callable[[], None] | None = None
+        self._owns_engine = False  # whether :meth:`close` closes the engine too
         self.catalog = Catalog(store)
         #: Of the prompts: the engine's, with the store's own date where it has one.
         self.template = setup.prompt_template(self.catalog, engine, settings)
@@ -85,13 +86,14 @@ class RagCache:
             settings.index,
             may_save=lambda: store.refusal() is None,
         )
-        pin = isinstance(engine, Engine) and engine.upload is not None
+        local = engine if isinstance(engine, Engine) else None
+        pin = local is not None and local.upload is not None
         self.remote = setup.over_remote(store, engine, settings, pin=pin)
         setup.note_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
-        if settings.ram_bytes and isinstance(engine, Engine):  # servers hold what they read
+        if settings.ram_bytes and local is not None:  # servers hold what they read
             self.chunks = RamTier(self.chunks, settings.ram_bytes, pin=pin)
         self.indexing = Indexing(
             engine,
@@ -104,13 +106,13 @@ class RagCache:
             tenant,
         )
         self.profile = Profile(engine, self.chunks, self.catalog)
-        self.answers: Generator
+        self.generator: Generator
         if isinstance(engine, Engine):
-            self.answers = LocalGenerator(engine, self.chunks, encoding, tenant)
+            self.generator = LocalGenerator(engine, self.chunks, encoding, tenant)
         else:
             from ragcache.vllm.stream import VllmGenerator
 
-            self.answers = VllmGenerator(engine, self.chunks, encoding, tenant)
+            self.generator = VllmGenerator(engine, self.chunks, encoding, tenant)
 
     @classmethod
     def open(
@@ -176,8 +178,7 @@ class RagCache:
             setup.record(catalog, model=absolute_name(name))
             for given in filter(None, (named, settings.embedder)):
                 remember_name(given)
-            if beside is None and not isinstance(engine, Engine):
-                cache._hangs_up = engine.close
+            cache._owns_engine = beside is None
         except BaseException:
             store.close()
             raise
@@ -220,76 +221,77 @@ class RagCache:
         over = self._expire()
         return [entry for entry in self.catalog.entries() if entry.id not in over]
 
-    def ask(self, question: str, **options: Any) -> Answer:
-        """Retrieve, fuse, answer. Options as for :meth:`stream`."""
-        return self.stream(question, **options).answer
+    def ask(self, question: str, **options: Unpack[RequestOptions]) -> Answer:
+        """Retrieve, fuse, answer. Options: see :class:`ragcache.core.request.RequestOptions`."""
+        return self.generate(Request(question, **options)).answer
 
-    def stream(
-        self,
-        question: str,
-        *,
-        mode: str | Blender | None = None,
-        ratio: Ratio | None = None,
-        top_k: int | None = None,
-        neighbours: int | None = None,
-        chunks: Sequence[str | Chunk | Passage] | None = None,
-        lead: str = "",
-        require_chunks: bool | None = None,
-        sampling: Sampling | None = None,
-        check: Callable[[], None] | None = None,
-        keep: bool = True,
-    ) -> GenerationStream:
-        """Answer piece by piece; ``.answer`` has the Report once the pieces are through.
+    def stream(self, question: str, **options: Unpack[RequestOptions]) -> GenerationStream:
+        """The same answer piece by piece; ``.answer`` once the pieces are through."""
+        return self.generate(Request(question, **options))
 
-        ``chunks`` are used instead of retrieval, which goes by the question alone; none are looked
-        for where the list is empty. ``lead`` stands
-        between the chunks and the question, such as instructions or earlier turns; it is always
-        computed. What is not given comes from the settings.
+    def generate(self, request: Request) -> GenerationStream:
+        """Start the answer to a request: nothing is computed until the stream is read.
+
         Where nothing is found, or no chunk is given, the stream's ``no_chunks`` and the report say
-        why; with ``require_chunks`` that is a NoChunksError.
-        ``check`` and ``keep`` as for :meth:`LocalGenerator.stream`.
-        ``ratio`` auto suits the machine (see :mod:`ragcache.planning.controller`); the first such
-        answer from a store measures :meth:`speeds`, before its own time begins. A ``mode`` that
-        names its ratio, a finished one, and one that has none are used as they are. Raises
-        ConfigError or PromptError before any work is done; ContextError says what there is no room
-        for.
+        why; where the request or the settings require chunks, that is a NoChunksError. The first
+        answer with ``ratio`` auto from a store measures :meth:`speeds`, before its own time begins;
+        a mode that names its ratio, a finished one, and one that has none are used as they are.
+        Raises ConfigError or PromptError before any work is done; ContextError says what there is
+        no room for.
         """
-        with_mode, chosen = self._blender(mode, ratio)
+        blender, automatic = self._blender(request.mode, request.ratio)
         began = time.perf_counter()
-        if not question.strip():
+        if not request.question.strip():
             raise PromptError("the question is empty: ask something")
-        if chunks is None:
-            check_bytes(self.engine, question, lead)
-            self.check_usable(with_mode)
-            passages = self.retrieve(question, top_k, neighbours)
-        else:
-            given = require_list(chunks, "chunks")
-            passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
-            check_bytes(self.engine, question, lead, *(p.chunk.text for p in passages))
-        retrieval_s = time.perf_counter() - began
-        without = None
-        if not passages:
-            without = self.no_chunks() if chunks is None else "none were given"
-            if self.settings.require_chunks if require_chunks is None else require_chunks:
-                raise NoChunksError(
-                    f"there are no chunks to answer from: {without}. Add documents, or allow "
-                    "answers without (require_chunks)."
-                )
-        prompt = self.template.prompt([p.chunk.text for p in passages], question, lead)
-        sampling = sampling or self._sampling()
+        passages = self._passages(request, blender)
+        retrieval_s = time.perf_counter() - began if request.chunks is None else 0.0
+        without = None if passages else self._without(request)
+        texts = [passage.chunk.text for passage in passages]
+        prompt = self.template.prompt(texts, request.question, request.lead)
+        sampling = request.sampling or self.default_sampling
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
-        stream = self.answers.stream(
-            prompt,
-            with_mode,
-            sampling,
-            passages=passages,
-            retrieval_s=retrieval_s if chunks is None else 0.0,
-            speeds=self.profile.speeds(lambda: self._sample(prompt)) if chosen else None,
-            check=check,
-            keep=keep,
+        return self.generator.stream(
+            PromptRequest(
+                prompt,
+                blender,
+                sampling,
+                tuple(passages),
+                retrieval_s,
+                without,
+                self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
+                request.check,
+                request.keep,
+            )
         )
-        stream.no_chunks = without
-        return stream
+
+    def _passages(self, request: Request, blender: Blender) -> list[Passage]:
+        """The chunks that were given, or else those that are found."""
+        texts = request.question, request.lead
+        if request.chunks is None:
+            check_bytes(self.engine, *texts)
+            self.check_usable(blender)
+            return self.retrieve(request.question, request.top_k, request.neighbours)
+        given = require_list(request.chunks, "chunks")
+        passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
+        check_bytes(self.engine, *texts, *(passage.chunk.text for passage in passages))
+        return passages
+
+    def _without(self, request: Request) -> str:
+        """Why there are no chunks. NoChunksError where there must be some."""
+        why = self.no_chunks() if request.chunks is None else "none were given"
+        required = request.require_chunks
+        if self.settings.require_chunks if required is None else required:
+            raise NoChunksError(
+                f"there are no chunks to answer from: {why}. Add documents, or allow answers "
+                "without (require_chunks)."
+            )
+        return why
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """What the settings say of sampling."""
+        s = self.settings
+        return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
     def no_chunks(self) -> str:
         """Why no question finds anything here, as far as that is known."""
@@ -324,8 +326,8 @@ class RagCache:
         try:
             self.chunks.close()
         finally:
-            if self._hangs_up is not None:
-                self._hangs_up()
+            if self._owns_engine:
+                self.engine.close()
 
     def _expire(self) -> list[str]:
         """Delete the documents whose time is over; those that are still there all the same."""
@@ -392,10 +394,6 @@ class RagCache:
         made = blender(mode)
         named = not isinstance(mode, str) or "recompute_ratio" in mode
         return made, not named and controls(made)
-
-    def _sampling(self) -> Sampling:
-        s = self.settings
-        return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
 
 def _check_fits(

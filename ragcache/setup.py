@@ -70,8 +70,11 @@ def over_remote(
 ) -> RemoteStore | None:
     """The store over a remote, where the settings have one."""
     if not settings.remote:
-        if settings.levels:
-            raise ConfigError("levels are what a remote is sent: set remote too, or leave them out")
+        if settings.remote_codecs:
+            raise ConfigError(
+                "remote_codecs are the codecs in which chunks are sent to a remote: set remote "
+                "too, or leave remote_codecs out"
+            )
         return None
     if not isinstance(engine, Engine):
         raise ConfigError(
@@ -79,14 +82,14 @@ def over_remote(
             "is there with `ragcache pull`"
         )
     own = dict(engine.fingerprint.fields).get("codec", "raw")
-    if settings.levels and not codec(own).faithful:
+    if settings.remote_codecs and not codec(own).faithful:
         raise ConfigError(
-            f"levels are made of what is stored, and codec {own} has lost some of it: leave levels "
-            "out, or begin a store with codec raw, bfloat16 or float16"
+            f"remote_codecs encode what is stored, and codec {own} has lost some of it: leave "
+            "remote_codecs out, or begin a store with codec raw, bfloat16 or float16"
         )
     from ragcache.store.remote.store import shared
 
-    return shared(store, settings.remote, settings.levels, pin=pin)
+    return shared(store, settings.remote, settings.remote_codecs, pin=pin)
 
 
 def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
@@ -134,7 +137,7 @@ def compile_mode(
 ) -> EncodingContext:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
-    how = encoding_context(settings.compile or recorded or "prefix", engine, template)
+    how = encoding_context(settings.encoding_context or recorded or "prefix", engine, template)
     record(catalog, compile=how.mode)
     return how
 

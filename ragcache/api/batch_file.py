@@ -37,7 +37,6 @@ from ragcache.util.private_file import open_private
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
-    from ragcache.types import Sampling
 
 _KEYS = {"custom_id", "method", "url", "body"}
 
@@ -162,7 +161,7 @@ def _asked(given: dict[str, Any]) -> Query | Chat | Problem:
 
 def _found(cache: RagCache, request: BatchLine) -> Request:
     """The question with its chunks. Raises Problem and RagCacheError."""
-    asked, default = request.asked, _default(cache)
+    asked, default = request.asked, cache.default_sampling
     if isinstance(asked, Problem):
         raise asked
     if isinstance(asked, Query):
@@ -184,13 +183,6 @@ def _found(cache: RagCache, request: BatchLine) -> Request:
     return ask
 
 
-def _default(cache: RagCache) -> Sampling:
-    from ragcache.types import Sampling
-
-    s = cache.settings
-    return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
-
-
 def _order(cache: RagCache, asks: list[Request], reorder: bool) -> list[int]:
     if not reorder:
         return list(range(len(asks)))
@@ -202,7 +194,9 @@ def _order(cache: RagCache, asks: list[Request], reorder: bool) -> list[int]:
     return order_by_chunks(used, sizes, int(cache.settings.ram_bytes))
 
 
-def _text(chunk: Chunk | Passage) -> str:
+def _text(chunk: str | Chunk | Passage) -> str:
+    if isinstance(chunk, str):
+        return chunk
     return chunk.chunk.text if isinstance(chunk, Passage) else chunk.text
 
 
@@ -212,15 +206,7 @@ def _answered(cache: RagCache, request: BatchLine, ask: Request) -> dict[str, An
     if isinstance(request.asked, Query):
         trace = request.asked.trace
     try:
-        answer = cache.ask(
-            ask.question,
-            mode=ask.mode,
-            ratio=ask.ratio,
-            chunks=ask.chunks,
-            lead=ask.lead,
-            require_chunks=ask.require_chunks,
-            sampling=ask.sampling,
-        )
+        answer = cache.generate(ask).answer
     except RagCacheError as error:
         return _result(request, _its_own(error))
     body = shape(cache.engine, _id(request), trace).whole(answer)

@@ -13,7 +13,7 @@ accident either, the service goes back to it. So it does not go to and fro, and 
 does not return on the evidence of full prefill. "No accident": the whole of Wilson's score interval
 (1927, 99 %) lies on that side of the floor, of at least ``least`` answers.
 
-The guard is in charge of what is left to the service. A mode or a ratio that a client names is used
+The monitor changes only what is left to the service. A mode or a ratio that a client names is used
 as it is, and not counted: whoever asks for ``reuse`` wants to see what that does. Answers for which
 nothing was loaded are not counted either, since those are exact.
 
@@ -223,15 +223,8 @@ def _same(ask: Request, level: MonitorLevel) -> bool:
 
 def _first(cache: RagCache, ask: Request) -> Tensor:
     """Logits of the first token over the chunks that the answer was given from."""
-    stream = cache.stream(
-        ask.question,
-        mode=ask.mode,
-        ratio=None if ask.mode == "full" else ask.ratio,
-        chunks=ask.chunks,
-        lead=ask.lead,
-        sampling=_TOKEN,
-        keep=False,
-    )
+    ratio = None if ask.mode == "full" else ask.ratio
+    stream = cache.generate(replace(ask, ratio=ratio, sampling=_TOKEN, check=None, keep=False))
     for _ in stream:
         pass
     return stream.first_logits

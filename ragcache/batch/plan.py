@@ -177,8 +177,8 @@ def iter_plan(
     """As :func:`make_plan`, as a generator of progress: the documents read so far, twice."""
     if cache.indexing.encoding.similar:
         raise ConfigError(
-            f"compile mode {cache.indexing.encoding.mode} computes chunks after similar ones of an "
-            "index, which precompute does not have: use `ragcache index`"
+            f"encoding context {cache.indexing.encoding.mode} computes chunks after similar ones "
+            "of an index, which precompute does not have: use `ragcache index`"
         )
     given = require_list(documents, "documents")
     engine, reader = cache.engine, _ChunkReader(cache)

@@ -10,18 +10,19 @@ import torch
 
 from ragcache.blend import Blender
 from ragcache.blend.fuse import FusedPrompt
+from ragcache.core.prefill import FusedPrefill
 from ragcache.planning.lookup import PromptLookup
 from ragcache.types import ChunkReport, Passage, Report
 
 
 def make_report(
-    fused: FusedPrompt,
-    resolved: PromptLookup,
-    blender: Blender,
-    passages: Sequence[Passage],
-    fallbacks: Sequence[str],
+    done: FusedPrefill, passages: Sequence[Passage] = (), fallbacks: Sequence[str] = ()
 ) -> Report:
-    """A Report without times. A chunk has the id of its passage, or else its number."""
+    """A Report without times. A chunk has the id of its passage, or else its number.
+
+    ``fallbacks`` are of before the prefill.
+    """
+    fused, resolved, blender = done.fused, done.found, done.blender
     layout, prompt = fused.layout, fused.layout.prompt
     names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
     layers = _rows_by_chunk(fused)
@@ -45,7 +46,7 @@ def make_report(
         ),
         layers=fused.layers,
         probe_rows=fused.probed,
-        fallbacks=(*fallbacks, *_told(resolved, blender)),
+        fallbacks=(*fallbacks, *done.fallbacks, *_told(resolved, blender)),
         computed=tuple(fused.computed.tolist()),
     )
 

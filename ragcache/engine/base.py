@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class LayerView(Protocol):
-    """One layer's KV of the prompt, while the walk stands in front of that layer."""
+    """One layer's KV of the prompt, while :class:`PrefillCallbacks` are called for that layer."""
+
+    all_rows: Tensor  # 0, 1, ...: every row of the running forward, int64
 
     def place(self, start: int, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Write stored KV, part after part, into the rows from ``start`` on.
@@ -48,12 +50,12 @@ class PrefillCallbacks:
     """Decides which rows are computed. An engine calls it around every layer, in order."""
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
-        """Place what is known of this layer; return the rows to compute.
+        """Place what is known of this layer; return the rows to compute, by default every one.
 
         Rows are a sorted int64 tensor on any device, a subset of those of the layer before, and
         end with the prompt's last row. Every row that is not returned must have been placed.
         """
-        raise NotImplementedError
+        return kv.all_rows
 
     def narrows(self, layer: int) -> bool:
         """Whether some of those rows need no more of this layer than their fresh KV."""
@@ -220,6 +222,9 @@ class ChunkEngine(Encoder):
         text, and the one that completes it has all of it; bytes at the end that make no character
         are U+FFFD.
         """
+
+    def close(self) -> None:
+        """Give up what is held besides memory, such as connections."""
 
 
 class Engine(ChunkEngine, Prefiller):

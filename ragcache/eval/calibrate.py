@@ -59,9 +59,10 @@ def retrieve_contexts(path: Path, cache: RagCache) -> list[EvalContext]:
 
 
 def settings_of_store(settings: Settings, cache: RagCache) -> Settings:
-    """``settings`` with unset model, codec and compile mode taken from an open store."""
-    names = "model", "codec", "compile"
-    known = {name: cache.catalog.get_setting(name) for name in names if not getattr(settings, name)}
+    """``settings`` with the model, codec and encoding context that an open store has."""
+    recorded = {"model": "model", "codec": "codec", "encoding_context": "compile"}
+    missing = {name: key for name, key in recorded.items() if not getattr(settings, name)}
+    known = {name: cache.catalog.get_setting(key) for name, key in missing.items()}
     return settings.model_copy(update={name: value for name, value in known.items() if value})
 
 

@@ -13,6 +13,7 @@ from ragcache.blend import Blender, blender
 from ragcache.blend.base import check_ratio
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import keep_variants, precompute
+from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
 from ragcache.eval.dataset import EvalContext, Question, has_long_answers
@@ -106,7 +107,7 @@ def evaluate(
             prompt = engine.template.prompt(context.chunks, question.text)
             given: dict[str, _Reply] = {}
             for label in _rotated(list(modes), done):
-                stream = generator.stream(prompt, modes[label], sampling)
+                stream = generator.stream(PromptRequest(prompt, modes[label], sampling))
                 given[label] = stream.answer, stream.first_logits
             reference = None if full is None else given[full]
             for one in scores:
@@ -183,7 +184,7 @@ def _evaluate_model(
         codec=codec(settings.codec or "raw").name,
         kernels=settings.kernels,
     )
-    encoding = encoding_context(settings.compile or "prefix", engine)
+    encoding = encoding_context(settings.encoding_context or "prefix", engine)
     embedder = None
     if encoding.similar:
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)

@@ -13,7 +13,7 @@ from ragcache.settings import Ratio
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ChatRequest:
     """A question over given chunks. What is None is left to the other side's settings."""
 
     question: str
@@ -72,18 +72,18 @@ class Backend(Protocol):
         """The same; the event loop is never blocked."""
         ...
 
-    def ask(self, request: Request) -> tuple[str, Finished]:
+    def ask(self, request: ChatRequest) -> tuple[str, Finished]:
         """The answer's text, and what became of it."""
         ...
 
-    async def aask(self, request: Request) -> tuple[str, Finished]:
+    async def aask(self, request: ChatRequest) -> tuple[str, Finished]:
         """The same; the event loop is never blocked."""
         ...
 
-    def stream(self, request: Request) -> Generator[str | Finished, None, None]:
+    def stream(self, request: ChatRequest) -> Generator[str | Finished, None, None]:
         """Pieces of the answer's text, then what became of it. Closed early, it is given up."""
         ...
 
-    def astream(self, request: Request) -> AsyncGenerator[str | Finished, None]:
+    def astream(self, request: ChatRequest) -> AsyncGenerator[str | Finished, None]:
         """The same; the event loop is never blocked."""
         ...

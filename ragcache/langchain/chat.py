@@ -14,7 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import ConfigDict, PrivateAttr
 
 from ragcache.errors import PromptError
-from ragcache.langchain.backend import Finished, Request
+from ragcache.langchain.backend import ChatRequest, Finished
 from ragcache.langchain.chunk_parsing import MATCHED, Turn, read
 from ragcache.langchain.connection import Place, check_options
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
@@ -222,7 +222,9 @@ class ChatRagCache(Place, BaseChatModel):
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    def _request(self, turn: Turn, stop: Sequence[str] | None, given: dict[str, Any]) -> Request:
+    def _request(
+        self, turn: Turn, stop: Sequence[str] | None, given: dict[str, Any]
+    ) -> ChatRequest:
         """What is asked: this call's options before the model's own. TypeError for unknown ones,
         PromptError for a question over no documents where some are required."""
         check_options(given, _CALL, type(self))
@@ -237,7 +239,7 @@ class ChatRagCache(Place, BaseChatModel):
         wanted = own | {name: value for name, value in called.items() if value is not None}
         stops = self.stop if stop is None else stop
         ends = () if stops is None else tuple(require_list(stops, "stop"))
-        return Request(turn.text, turn.chunks, stop=ends, **wanted)
+        return ChatRequest(turn.text, turn.chunks, stop=ends, **wanted)
 
 
 def _turn(messages: Sequence[BaseMessage], given: dict[str, Any]) -> Turn:

@@ -23,7 +23,7 @@ import httpx
 from langchain_core.documents import Document
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
-from ragcache.langchain.backend import Finished, Request
+from ragcache.langchain.backend import ChatRequest, Finished
 from ragcache.langchain.chunk_parsing import Given, KnownTexts
 from ragcache.langchain.documents import metadata
 from ragcache.text import replace_surrogates_in
@@ -118,23 +118,23 @@ class Service:
         async with self._aasked(_search(question, k, neighbours)) as response:
             return _documents(json.loads(await response.aread()))
 
-    def ask(self, request: Request) -> tuple[str, Finished]:
+    def ask(self, request: ChatRequest) -> tuple[str, Finished]:
         """The whole answer at once."""
         with self._asked(_chat(request, stream=False)) as response:
             return _whole(response.json())
 
-    async def aask(self, request: Request) -> tuple[str, Finished]:
+    async def aask(self, request: ChatRequest) -> tuple[str, Finished]:
         async with self._aasked(_chat(request, stream=False)) as response:
             return _whole(json.loads(await response.aread()))
 
-    def stream(self, request: Request) -> Generator[str | Finished, None, None]:
+    def stream(self, request: ChatRequest) -> Generator[str | Finished, None, None]:
         events = _Events()
         with self._asked(_chat(request, stream=True)) as response:
             for line in response.iter_lines():
                 yield from events.read(line)
         yield events.finished()
 
-    async def astream(self, request: Request) -> AsyncGenerator[str | Finished, None]:
+    async def astream(self, request: ChatRequest) -> AsyncGenerator[str | Finished, None]:
         events = _Events()
         async with self._aasked(_chat(request, stream=True)) as response:
             async for line in response.aiter_lines():
@@ -263,7 +263,7 @@ def _documents(body: Mapping[str, Any]) -> list[Document]:
     ]
 
 
-def _chat(request: Request, *, stream: bool) -> _Post:
+def _chat(request: ChatRequest, *, stream: bool) -> _Post:
     body: dict[str, Any] = {
         "model": request.model or "ragcache",
         "messages": [{"role": "user", "content": request.question}],

@@ -21,8 +21,9 @@ from langchain_core.documents import Document
 from ragcache.api.counting import prompt_counts
 from ragcache.api.scheduler import Scheduler, TooLate
 from ragcache.api.serialize import report_json
+from ragcache.core.request import Request
 from ragcache.errors import ConfigError
-from ragcache.langchain.backend import Finished, Request
+from ragcache.langchain.backend import ChatRequest, Finished
 from ragcache.langchain.chunk_parsing import Given, KnownTexts
 from ragcache.langchain.documents import as_document
 from ragcache.models.trusted_names import absolute_name
@@ -124,36 +125,38 @@ class Local:
     async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         return await self.ado(lambda cache: _found(cache, question, k, neighbours))
 
-    def ask(self, request: Request) -> tuple[str, Finished]:
+    def ask(self, request: ChatRequest) -> tuple[str, Finished]:
         *pieces, finished = self._pieces(self._answer(request), request.timeout)
         return "".join(pieces), finished
 
-    async def aask(self, request: Request) -> tuple[str, Finished]:
+    async def aask(self, request: ChatRequest) -> tuple[str, Finished]:
         told = [piece async for piece in self._apieces(self._answer(request), request.timeout)]
         return "".join(told[:-1]), told[-1]
 
-    def stream(self, request: Request) -> Generator[str | Finished, None, None]:
+    def stream(self, request: ChatRequest) -> Generator[str | Finished, None, None]:
         with closing(self._pieces(self._answer(request), request.timeout)) as pieces:
             yield from pieces
 
-    async def astream(self, request: Request) -> AsyncGenerator[str | Finished, None]:
+    async def astream(self, request: ChatRequest) -> AsyncGenerator[str | Finished, None]:
         async with aclosing(self._apieces(self._answer(request), request.timeout)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    def _answer(self, request: Request) -> Run:
+    def _answer(self, request: ChatRequest) -> Run:
         """KV of chunks that are not stored yet is stored before the end is told: whoever asks the
         same thing next finds it."""
 
         def run(check: Callable[[], None]) -> Generator[str | Finished, None, None]:
             self._check_model(request.model)
-            stream = self.cache.stream(
-                request.question,
-                mode=request.mode,
-                ratio=request.ratio,
-                chunks=[_chunk(given, n) for n, given in enumerate(request.chunks)],
-                sampling=self._sampling(request),
-                check=check,
+            stream = self.cache.generate(
+                Request(
+                    request.question,
+                    chunks=[_chunk(given, n) for n, given in enumerate(request.chunks)],
+                    mode=request.mode,
+                    ratio=request.ratio,
+                    sampling=self._sampling(request),
+                    check=check,
+                )
             )
             yield from stream
             yield self._finished(stream.answer)
@@ -168,12 +171,12 @@ class Local:
                 "model where the store is opened first"
             )
 
-    def _sampling(self, request: Request) -> Sampling:
-        s = self.cache.settings
+    def _sampling(self, request: ChatRequest) -> Sampling:
+        default = self.cache.default_sampling
         return Sampling(
-            max_tokens=s.max_tokens if request.max_tokens is None else request.max_tokens,
-            temperature=s.temperature if request.temperature is None else request.temperature,
-            top_p=s.top_p if request.top_p is None else request.top_p,
+            max_tokens=default.max_tokens if request.max_tokens is None else request.max_tokens,
+            temperature=default.temperature if request.temperature is None else request.temperature,
+            top_p=default.top_p if request.top_p is None else request.top_p,
             stop=request.stop,
             seed=request.seed,
         )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import Layout, positions
-from ragcache.core.prefill import FusedPrefill, PrefillContext
+from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
+from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import ConfigError
 from ragcache.planning.context import EncodingContext
@@ -20,7 +21,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.memory import MemoryStore
 from ragcache.store.tenants import tenant_folder
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import Prompt
+from ragcache.types import Prompt, Sampling
 from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.planner import LoadJob
@@ -108,10 +109,9 @@ class JobRunner:
         context = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
             context = self._with_common_chunks(context, prompt, mode)
-        fusion = FusedPrefill(context, prompt, mode)
+        done = prefill(context, PromptRequest(prompt, mode, Sampling(max_tokens=1)))
         if manifest.ticket and self.rank.number == 0:
-            report = make_report(fusion.fused, fusion.resolved, mode, (), fusion.fallbacks)
-            self.replies.write_report(manifest.ticket, {"report": asdict(report)})
+            self.replies.write_report(manifest.ticket, {"report": asdict(make_report(done))})
 
     def _with_common_chunks(
         self, context: PrefillContext, prompt: Prompt, mode: Blender

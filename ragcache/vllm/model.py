@@ -131,9 +131,7 @@ class VllmModel(Prefiller):
         if walk is None and attend is None:
             hidden = self._forward(tokens, positions)
         else:
-            hidden = self._prefill_layers(
-                tokens, walk or _ComputeAll(len(tokens)), positions, attend
-            )
+            hidden = self._prefill_layers(tokens, walk or PrefillCallbacks(), positions, attend)
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
 
@@ -193,7 +191,7 @@ class VllmModel(Prefiller):
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
         view = View(self._rope, kv, index, self._rope_angles(index, place))
-        kv.on_fresh = lambda layer, keys, values: walk.after(layer, keys[0], values[0])
+        kv.on_fresh = walk.after
         state = state.select(walk.before(index, view))
         self._write_rows(index, kv, _complement(state.rows, len(place)))
         call = _AttentionHooks(index, kv, attend)
@@ -342,24 +340,16 @@ class _AttentionHooks:
         )
 
 
-class _ComputeAll(PrefillCallbacks):
-    """Computes every row."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = torch.arange(rows)
-
-    def before(self, layer: int, kv: LayerView) -> Tensor:
-        self.view = kv
-        return self.rows
-
-
-class _CollectKV(_ComputeAll):
+class _CollectKV(PrefillCallbacks):
     """Computes every row and keeps the KV of those from ``start`` on."""
 
     def __init__(self, start: int, stop: int) -> None:
-        super().__init__(stop)
         self.start, self.stop = start, stop
         self.taken: list[tuple[Tensor, Tensor]] = []
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        self.view = kv
+        return kv.all_rows
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.taken.append(self.view.take(self.start, self.stop))

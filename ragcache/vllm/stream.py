@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, written
-from ragcache.core.generate import GenerationStream, kept
+from ragcache.core.generate import GenerationStream
 from ragcache.core.precompute import precompute
+from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Step
 from ragcache.engine.decode import Speller
 from ragcache.errors import ModelError
 from ragcache.planning.context import EncodingContext
-from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import digest_tokens
@@ -23,10 +23,7 @@ from ragcache.types import (
     Answer,
     ChunkReport,
     LayerTrace,
-    Passage,
-    Prompt,
     Report,
-    Sampling,
 )
 from ragcache.vllm.handoff import new_ticket
 from ragcache.vllm.http import ServerUnreachable
@@ -52,22 +49,10 @@ class VllmGenerator:
     encoding: EncodingContext
     tenant: str = ""
 
-    def stream(
-        self,
-        prompt: Prompt,
-        blender: Blender,
-        sampling: Sampling,
-        *,
-        passages: Sequence[Passage] = (),
-        retrieval_s: float = 0.0,
-        speeds: Speeds | None = None,
-        check: Callable[[], None] | None = None,
-        keep: bool = True,
-    ) -> GenerationStream:
-        """See :meth:`ragcache.core.generate.LocalGenerator.stream`. ``speeds`` is ignored."""
-        check_mode(blender)
-        found = tuple(passages), retrieval_s
-        return _VllmStream(self, prompt, blender, sampling, *found, check, keep)
+    def stream(self, request: PromptRequest) -> GenerationStream:
+        """Start an answer. ``request.speeds`` is ignored: the servers' speeds are not known."""
+        check_mode(request.blender)
+        return _VllmStream(self, request)
 
 
 class _VllmStream(GenerationStream):
@@ -76,26 +61,15 @@ class _VllmStream(GenerationStream):
     The other server gets the tokens so far as a part of the prompt.
     """
 
-    def __init__(
-        self,
-        generator: VllmGenerator,
-        prompt: Prompt,
-        blender: Blender,
-        sampling: Sampling,
-        passages: tuple[Passage, ...],
-        retrieval_s: float,
-        check: Callable[[], None] | None,
-        keep: bool,
-    ) -> None:
-        self._generator, self._engine, self._prompt = generator, generator.engine, prompt
-        self._blender, self._sampling, self._passages = blender, sampling, passages
-        self._retrieval_s, self._check, self._keep = retrieval_s, check, keep
+    def __init__(self, generator: VllmGenerator, request: PromptRequest) -> None:
+        self._generator, self._engine, self._prompt = generator, generator.engine, request.prompt
+        self._blender, self._sampling = request.blender, request.sampling
         self._resolved: PromptLookup | None = None
         self._fallbacks: list[str] = []
         self._reply: dict[str, Any] | None = None  # the first one; empty if the worker wrote none
         self._taken: set[str] = set()
         self._wait_s, self._steps = _WAIT_S, self._generate()
-        super().__init__()
+        super().__init__(request)
 
     @property
     def first_logits(self) -> Tensor:
@@ -144,8 +118,8 @@ class _VllmStream(GenerationStream):
         speller = Speller(self._engine.tokenizer, self._engine.ends, self._sampling)
         with closing(self._tokens()) as tokens:
             for token in tokens:
-                if self._check is not None:
-                    self._check()
+                if self.request.check is not None:
+                    self.request.check()
                 if token is None:
                     yield None
                     continue
@@ -155,16 +129,18 @@ class _VllmStream(GenerationStream):
                     yield step.text
                 if step.stopped:
                     break
-        self._answer = Answer(
-            text="".join(step.text for step in steps),
-            tokens=tuple(step.token for step in steps),
-            stopped=steps[-1].stopped or "length",
-            passages=self._passages,
-            prompt=self._prompt,
-            report=replace(self._report(), ttft_s=ttft, total_s=time.perf_counter() - began),
+        report = replace(self._report(), ttft_s=ttft, total_s=time.perf_counter() - began)
+        self._finish(
+            Answer(
+                text="".join(step.text for step in steps),
+                tokens=tuple(step.token for step in steps),
+                stopped=steps[-1].stopped or "length",
+                passages=self.request.passages,
+                prompt=self._prompt,
+                report=report,
+            ),
+            self._generator.store,
         )
-        if self._keep and self.misses:
-            self._answer = kept(self._answer, self._generator.store, self.keep)
 
     def _tokens(self) -> Generator[int | None]:
         """Tokens of the answer, from as many servers as needed; None if there is none yet."""
@@ -231,7 +207,7 @@ class _VllmStream(GenerationStream):
     def _report(self) -> Report:
         """The worker's report; without one, that of a prompt that vLLM computed or had cached."""
         assert self._resolved is not None
-        names = [p.chunk.id for p in self._passages] or list(
+        names = [p.chunk.id for p in self.request.passages] or list(
             map(str, range(1, 1 + len(self._prompt.chunks)))
         )
         if self._reply and "report" in self._reply:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ragcache.errors import ConfigError, PromptError
-from ragcache.langchain.backend import Finished, Request
+from ragcache.langchain.backend import ChatRequest, Finished
 from ragcache.langchain.chunk_parsing import Given
 from ragcache.langchain.local_backend import Local
 from ragcache.rag import RagCache
@@ -129,11 +129,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def _request(body: dict[str, Any]) -> Request:
+def _request(body: dict[str, Any]) -> ChatRequest:
     ((message),) = body["messages"]
     given = body["documents"]
     sampling = {k: body[k] for k in ("max_tokens", "temperature", "top_p", "seed") if k in body}
-    return Request(
+    return ChatRequest(
         message["content"],
         tuple(Given(d["text"], d.get("id")) for d in given),
         stop=tuple(body.get("stop", ())),

@@ -14,6 +14,7 @@ from typing import Any
 from ragcache.blend import Blender, written
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import keep_variants, precompute
+from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.store.disk.store import DiskStore
@@ -175,7 +176,7 @@ class Scene:
     def embedded(self, prompt: Prompt, mode: Blender, tokens: int = TOKENS) -> tuple[Answer, Any]:
         """The embedded engine's answer, and the log probabilities of its first token."""
         given = LocalGenerator(self.engine, self.held, self.encoding, store_misses=False)
-        stream = given.stream(prompt, mode, Sampling(max_tokens=tokens))
+        stream = given.stream(PromptRequest(prompt, mode, Sampling(max_tokens=tokens)))
         answer = stream.answer
         return answer, stream.first_logits.log_softmax(-1)
 

@@ -11,9 +11,9 @@ import torch
 from ragcache.blend import Blender
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
-from ragcache.core.generate import LocalGenerator
-from ragcache.core.prefill import FusedPrefill
+from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
+from ragcache.core.request import PromptRequest
 from ragcache.types import Prompt
 from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
 from ragcache.vllm.manifest import Manifest
@@ -60,9 +60,8 @@ def test_chunks_that_are_not_stored_are_computed(tiny: Scene, llm: Any, made: Bl
 def test_the_report_says_what_the_embedded_engine_s_does(tiny: Scene, llm: Any) -> None:
     made = PARTIAL[2]
     [said] = tiny.ask(llm, [Request.fused(tiny.prompt, made, tiny)])
-    given = LocalGenerator(tiny.engine, tiny.held, tiny.encoding).fusing
-    fusion = FusedPrefill(given, tiny.prompt, made)
-    want = asdict(make_report(fusion.fused, fusion.resolved, made, (), fusion.fallbacks))
+    context = PrefillContext(tiny.engine, tiny.held, tiny.encoding)
+    want = asdict(make_report(prefill(context, PromptRequest(tiny.prompt, made))))
     assert said.report is not None
     for name in ("mode", "recomputed_tokens", "charged_budget", "probe_rows", "bytes_loaded"):
         assert said.report[name] == want[name]

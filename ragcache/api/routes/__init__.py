@@ -38,8 +38,7 @@ class State:
     @property
     def sampling(self) -> Sampling:
         """How to decode where a request does not say."""
-        s = self.service.settings
-        return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
+        return self.service.own.default_sampling
 
     @property
     def model(self) -> str:

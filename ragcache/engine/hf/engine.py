@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,23 +23,18 @@ from torch import Tensor, nn
 
 from ragcache.engine.base import AttentionRule, Engine, PrefillCallbacks, Prefilled, Step
 from ragcache.engine.decode import decode, end_tokens
-from ragcache.engine.hf.attention_hook import AttentionOverride, Driven
 from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
+from ragcache.engine.hf.forward import Forward
 from ragcache.engine.hf.host_to_device import Uploader
 from ragcache.engine.hf.layer_hooks import (
     Capture,
-    Driver,
-    Every,
-    Layers,
-    Single,
     StopForward,
     on_host,
 )
 from ragcache.engine.hf.loading import load_model, load_tokenizer
 from ragcache.engine.hf.packing import PackedForward
 from ragcache.engine.hf.prompt_cache import PlacedKV
-from ragcache.engine.hf.rope import Rope, rotations
-from ragcache.engine.hf.rope_probe import Probe
+from ragcache.engine.hf.rope_probe import probe_layers
 from ragcache.engine.hf.rope_scaling import context_tokens, refuse_length_dependent_rope, unfit
 from ragcache.engine.hf.tokenizing import TokenizerEngine
 from ragcache.engine.kernels.choose import Shape, choose
@@ -50,7 +45,7 @@ from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.file_cache import cached_text
 from ragcache.models.memory import copy_to_memory, ensure_unchanged
-from ragcache.types import ChunkKV, KVSpec, Sampling, Tokens
+from ragcache.types import ChunkKV, Sampling, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,27 +75,24 @@ class TransformersEngine(TokenizerEngine, Engine):
         its class does, unpatched, so that it is checked once for what it is known by, and what was
         found is kept for the next process.
         """
-        self.model = model.eval()
-        self._blocks = BufferPool(SPARE_BYTES)
-        self.upload = Uploader(self.device) if self.device.type == "cuda" else None
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model.eval(), tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
-        refuse_length_dependent_rope(self.model.config, self.name)
-        modules = _decoder_layers(self.model, self.name)
-        self._layers = Layers(modules, Rope.of(modules[0]), [True] * len(modules))
+        refuse_length_dependent_rope(model.config, self.name)
+        modules = _decoder_layers(model, self.name)
+        layers, self.spec = probe_layers(model, modules, self.name)
+        heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]
+        shape = Shape(*heads, self.spec.head_dim, dtype, self.device)
+        chosen = choose(kernels, shape, layers.rope)
+        self.kernels, self.kernel_names = chosen.about, chosen.names
+        self._forward = Forward(model, replace(layers, kernels=chosen), BufferPool(SPARE_BYTES))
+        self._contexts: dict[Tokens, PlacedKV] = {}  # KV that the last packs went on after
+        self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.bos: int | None = tokenizer.bos_token_id
         self.context_tokens = context_tokens(model.config)
         self.sliding_window = _sliding_window(model.config.get_text_config())
         self.plain_text = PlainText(tokenizer, self.name)
         self.template = split_chat_template(tokenizer, self.tokenize)
-        self._layers, self.spec = self._probe()
-        heads, dtype = (self.heads, self.spec.kv_heads), _DTYPES[self.spec.dtype]
-        shape = Shape(*heads, self.spec.head_dim, dtype, self.device)
-        chosen = choose(kernels, shape, self._layers.rope)
-        self._layers, self.kernels = replace(self._layers, kernels=chosen), chosen.about
-        self.kernel_names = chosen.names
         self.packs = True  # whether several chunks are encoded in one forward
-        self._behind: dict[Tokens, PlacedKV] = {}  # what the last packs stood behind
         own = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
         self.fingerprint = replace(own, spec=self.spec)
         found = cached_text("check", self._known_by(), self._checked) if stock else self._checked()
@@ -159,7 +151,7 @@ class TransformersEngine(TokenizerEngine, Engine):
             _code_digest(),
             *(f"{name} {version(name)}" for name in ("torch", "transformers")),
             f"{type(self.model).__module__}.{type(self.model).__qualname__}",
-            f"attention {self._decoder_config._attn_implementation}",
+            f"attention {self._forward.config._attn_implementation}",
             f"{where.type} {platform.machine()} {device}",
             re.sub(r" \([^)]*\)", "", self.kernels),  # without the times that they took
         ]
@@ -176,10 +168,6 @@ class TransformersEngine(TokenizerEngine, Engine):
     def heads(self) -> int:
         return int(self.model.config.get_text_config().num_attention_heads)
 
-    @property
-    def _decoder_config(self) -> Any:
-        return self.model.get_decoder().config
-
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, behind: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
@@ -190,31 +178,34 @@ class TransformersEngine(TokenizerEngine, Engine):
         return [kv for pack in packs if pack for kv in self._encode(pack, behind)]
 
     def _encode(self, chunks: Sequence[Tokens], behind: Tokens) -> list[ChunkKV]:
-        """KV of chunks from one forward. One chunk alone just goes on behind ``behind``."""
-        pack = PackedForward(self._decoder_config, [len(chunk) for chunk in chunks], len(behind))
+        """KV of chunks from one forward. One chunk alone just goes on after ``behind``."""
+        pack = PackedForward(self._forward.config, [len(chunk) for chunk in chunks], len(behind))
         ids = [token for chunk in chunks for token in chunk]
-        kv, capture, dtype = self._begun(behind, len(ids)), Capture(), self.model.dtype
-        detour = pack if len(chunks) > 1 else None
-        self._forward([ids], capture, pack.positions, 0, kv=kv, detour=detour)
+        kv, capture, dtype = self._continued(behind, len(ids)), Capture(), self.model.dtype
+        override = pack if len(chunks) > 1 else None
+        with self._forward.driven(kv, ids, pack.positions, capture, override=override) as arguments:
+            self.model(**arguments)
         return [
             ChunkKV(
                 chunk,
-                tuple(on_host(k[0, :, first:end], dtype) for k in capture.keys),
-                tuple(on_host(v[0, :, first:end], dtype) for v in capture.values),
+                tuple(on_host(k[:, first:end], dtype) for k in capture.keys),
+                tuple(on_host(v[:, first:end], dtype) for v in capture.values),
             )
             for chunk, (first, end) in zip(chunks, pack.spans, strict=True)
         ]
 
-    def _begun(self, behind: Tokens, room: int) -> PlacedKV:
-        """KV of ``behind`` with ``room`` for more rows; computed once, not for every pack."""
-        if not behind:
-            return PlacedKV(len(self._layers.modules), room, self._blocks)
-        kv = self._behind.pop(behind, None)
+    def _continued(self, context: Tokens, room: int) -> PlacedKV:
+        """KV of ``context`` with ``room`` for more rows; computed once, not for every pack."""
+        if not context:
+            return self._forward.cache(room)
+        kv = self._contexts.pop(context, None)
         if kv is None:
-            _, kv = self._forward([list(behind)], None, range(len(behind)), 0)
-        self._behind[behind] = kv  # as the latest
-        for earlier in list(self._behind)[:-_KEPT]:
-            del self._behind[earlier]
+            kv = self._forward.cache(len(context))
+            with self._forward.driven(kv, context, range(len(context))) as arguments:
+                self.model(**arguments)
+        self._contexts[context] = kv  # as the latest
+        for earlier in list(self._contexts)[:-_KEPT]:
+            del self._contexts[earlier]
         return kv.continued(room)
 
     @torch.inference_mode()
@@ -231,10 +222,11 @@ class TransformersEngine(TokenizerEngine, Engine):
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        driver: Driver | None = Every() if attend is not None else None
-        if walk is not None:
-            driver = Single(walk)
-        logits, kv = self._forward([list(tokens)], driver, positions, room, attend)
+        if walk is None and attend is not None:
+            walk = PrefillCallbacks()
+        kv = self._forward.cache(len(tokens) + room)
+        with self._forward.driven(kv, tokens, positions, walk, attend=attend) as arguments:
+            logits = self.model(**arguments).logits
         return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1, attend)
 
     @torch.inference_mode()
@@ -248,8 +240,14 @@ class TransformersEngine(TokenizerEngine, Engine):
         layers: int,
     ) -> None:
         self._check_length(max(len(tokens), positions[-1] + 1), "the prompt")
-        with suppress(StopForward):
-            self._forward([list(tokens)], Single(walk), positions, 0, attend, until=layers)
+        kv = self._forward.cache(len(tokens))
+        with (
+            suppress(StopForward),
+            self._forward.driven(
+                kv, tokens, positions, walk, attend=attend, until=layers
+            ) as arguments,
+        ):
+            self.model(**arguments)
 
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
         ends = end_tokens(self.model, self.tokenizer)
@@ -257,12 +255,13 @@ class TransformersEngine(TokenizerEngine, Engine):
 
     @torch.inference_mode()
     def _next(self, prefilled: Prefilled, token: int, position: int) -> Tensor:
-        """Logits (vocabulary,) behind one more token."""
-        driver = Every() if prefilled.attend is not None else None
-        logits, _ = self._forward(
-            [[token]], driver, [position], 0, prefilled.attend, kv=prefilled.kv
-        )
-        return logits[0, -1].float()
+        """Logits (vocabulary,) after one more token."""
+        walk = PrefillCallbacks() if prefilled.attend is not None else None
+        with self._forward.driven(
+            prefilled.kv, [token], [position], walk, attend=prefilled.attend
+        ) as arguments:
+            logits = self.model(**arguments).logits
+        return cast(Tensor, logits[0, -1].float())
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:
@@ -271,62 +270,6 @@ class TransformersEngine(TokenizerEngine, Engine):
                 f"{self.context_tokens}. Retrieve fewer chunks (--top-k), make them smaller, or "
                 "ask for a shorter answer."
             )
-
-    def _forward(
-        self,
-        rows: list[list[int]],
-        driver: Driver | None,
-        positions: Sequence[int],
-        room: int,
-        attend: AttentionRule | None = None,
-        *,
-        kv: PlacedKV | None = None,
-        until: int | None = None,
-        detour: AttentionOverride | None = None,
-    ) -> tuple[Tensor, PlacedKV]:
-        """One forward over all layers, or those before ``until`` (then Enough is raised).
-
-        Goes on behind ``kv`` if there is one. Attention is shown to ``attend``, or else goes by
-        ``detour``, of a forward that has a driver. Returns logits (batch, 1, vocabulary) of the
-        last row, and the KV.
-        """
-        ids = torch.tensor(rows, device=self.device)
-        if kv is None:
-            kv = PlacedKV(len(self._layers.modules), ids.shape[1] + room, self._blocks)
-        kv.begin(ids.shape[1])
-        place = torch.tensor(positions, device=self.device)[None]
-        with ExitStack() as stack:
-            if driver is not None:
-                selected = self._layers.kernels.attention
-                detour = detour or Driven(attend, self._decoder_config, kv.start, selected)
-                stack.enter_context(detour.taken())
-                stack.enter_context(
-                    self._layers.driven(kv, driver, ids.shape[1], detour, until=until)
-                )
-            out = self.model(
-                ids, past_key_values=kv, position_ids=place, use_cache=True, logits_to_keep=1
-            )
-        return cast(Tensor, out.logits), kv
-
-    @torch.inference_mode()
-    def _probe(self) -> tuple[Layers, KVSpec]:
-        """Find the KV's shape, and what each layer does with its keys, in one forward."""
-        ids = list(range(1, 9))
-        first = self._layers.modules[0]
-        try:
-            with rotations(first) as calls:
-                probe = Probe(self.name, calls)
-                self._forward([ids], probe, range(len(ids)), room=0)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ModelError(unfit(self.name, f"its layers cannot be driven ({error})")) from error
-        keys = probe.keys
-        if len(keys) != len(self._layers.modules) or len({k.shape for k in keys}) != 1:
-            raise ModelError(unfit(self.name, "its layers do not all keep KV of one shape"))
-        rope = probe.rope(self._layers.rope)
-        _, heads, _, dim = keys[0].shape
-        dtype = str(keys[0].dtype).removeprefix("torch.")
-        layers = Layers(self._layers.modules, rope, [call is not None for call in probe.calls])
-        return layers, KVSpec(len(keys), heads, dim, dtype)
 
 
 def _code_digest() -> str:

@@ -1,16 +1,16 @@
-"""Hooks that let a Walk drive a model's own layers, for the length of one forward."""
+"""Hooks that let callbacks drive a model's own layers, for the length of one forward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.base import PrefillCallbacks
+from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf.attention_hook import AttentionOverride
 from ragcache.engine.hf.prompt_cache import PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
@@ -30,21 +30,21 @@ class Layers:
     kernels: Kernels = Kernels()
 
     @contextmanager
-    def driven(
+    def hooked(
         self,
         kv: PlacedKV,
-        driver: Driver,
+        callbacks: PrefillCallbacks,
         total: int,
-        detour: AttentionOverride,
+        override: AttentionOverride,
         *,
         until: int | None = None,
     ) -> Iterator[None]:
-        """While this lasts, a forward over ``total`` rows computes those that ``driver`` names.
+        """While this lasts, a forward over ``total`` rows computes those that ``callbacks`` name.
 
-        ``detour`` is told of every layer before it is computed. The forward ends with
+        ``override`` is told of every layer before it is computed. The forward ends with
         :class:`StopForward` in front of layer ``until``.
         """
-        cutter = _Cutter(self, kv, driver, total, detour, until)
+        cutter = _Cutter(self, kv, callbacks, total, override, until)
         handles = [
             module.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
             for index, module in enumerate(self.modules)
@@ -58,58 +58,19 @@ class Layers:
 
 
 class StopForward(Exception):
-    """Ends a forward whose further layers nobody wants."""
+    """Stops a forward pass early."""
 
 
-class Driver(Protocol):
-    """A Walk over tensors with a batch dimension."""
-
-    def before(self, layer: int, view: View) -> Tensor: ...
-
-    def narrows(self, layer: int) -> bool: ...
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None: ...
-
-    def narrowed(self, layer: int) -> Tensor: ...
-
-
-class Single:
-    """A public Walk over a batch of one."""
-
-    def __init__(self, walk: PrefillCallbacks) -> None:
-        self.walk = walk
-        self.before, self.narrows, self.narrowed = walk.before, walk.narrows, walk.narrowed
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.walk.after(layer, keys[0], values[0])
-
-
-class Every:
-    """Computes every row."""
-
-    def before(self, layer: int, view: View) -> Tensor:
-        return view.all_rows
-
-    def narrows(self, layer: int) -> bool:
-        return False
-
-    def narrowed(self, layer: int) -> Tensor:
-        raise NotImplementedError
-
-    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        pass
-
-
-class Capture(Every):
+class Capture(PrefillCallbacks):
     """Computes every row and keeps every layer's fresh KV, keys before RoPE."""
 
     def __init__(self) -> None:
-        self.keys: list[Tensor] = []  # per layer, (batch, kv_heads, n, head_dim)
+        self.keys: list[Tensor] = []  # per layer, (kv_heads, n, head_dim)
         self.values: list[Tensor] = []
 
-    def before(self, layer: int, view: View) -> Tensor:
-        self.view = view
-        return view.all_rows
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        self.view = cast(View, kv)
+        return kv.all_rows
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.keys.append(self.view.unrotate(keys))
@@ -150,31 +111,31 @@ class View:
         return k[0].index_select(1, rows), v[0].index_select(1, rows)
 
     def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        k, v = (t[:, :, start:stop] for t in self._kv.buffers(self._layer))
-        return on_host(self.unrotate(k, start)[0], v.dtype), on_host(v[0], v.dtype)
+        k, v = (t[0, :, start:stop] for t in self._kv.buffers(self._layer))
+        return on_host(self.unrotate(k, start), v.dtype), on_host(v, v.dtype)
 
     def unrotate(self, keys: Tensor, start: int = 0) -> Tensor:
-        """Keys of the rows from ``start`` on, (batch, kv_heads, n, head_dim), before RoPE."""
+        """Keys of the rows from ``start`` on, (kv_heads, n, head_dim), before RoPE."""
         if self._rope is None:
             return keys
-        span = slice(start, start + keys.shape[2])
-        return self._rope.unrotate(keys, self._cos[:, span], self._sin[:, span])
+        span = slice(start, start + keys.shape[1])
+        return self._rope.unrotate(keys[None], self._cos[:, span], self._sin[:, span])[0]
 
 
 class _Cutter:
-    """Pre-hooks that cut a layer's inputs down to the rows that its driver names."""
+    """Pre-hooks that cut a layer's inputs down to the rows that callbacks name."""
 
     def __init__(
         self,
         layers: Layers,
         kv: PlacedKV,
-        driver: Driver,
+        callbacks: PrefillCallbacks,
         total: int,
-        detour: AttentionOverride,
+        override: AttentionOverride,
         until: int | None,
     ) -> None:
-        self.layers, self.kv, self.driver, self.total = layers, kv, driver, total
-        self.detour, self.until = detour, until
+        self.layers, self.kv, self.callbacks, self.total = layers, kv, callbacks, total
+        self.override, self.until = override, until
         self.rows: Tensor | None = None  # that hidden states are of; None: of all
         self._cuts: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what was cut, and to what
         self._floats: dict[int, tuple[Tensor, Tensor]] = {}  # the same of cos and sin
@@ -188,13 +149,13 @@ class _Cutter:
             hidden = args[0] if args else rest.pop("hidden_states")
             cos, sin = (_once(self._floats, t, t.float) for t in kwargs["position_embeddings"])
             view = View(self.layers, self.kv, layer, (cos, sin))
-            self.kv.on_fresh = self.driver.after
-            hidden = self._narrow(self.driver.before(layer, view), hidden)
-            if self.driver.narrows(layer):
+            self.kv.on_fresh = self.callbacks.after
+            hidden = self._narrow(self.callbacks.before(layer, view), hidden)
+            if self.callbacks.narrows(layer):
                 self._run_to_kv(module, (hidden, *args[1:]), self._cut(rest))
-                hidden = self._narrow(self.driver.narrowed(layer), hidden)
+                hidden = self._narrow(self.callbacks.narrowed(layer), hidden)
             every = view.all_rows if self.rows is None else self.rows
-            self.detour.at(layer, every, cut=self.rows is not None)
+            self.override.at(layer, every, cut=self.rows is not None)
             return (hidden, *args[1:]), self._cut(rest)
 
         return before

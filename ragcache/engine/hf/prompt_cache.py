@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from ragcache.util.buffer_pool import BufferPool
 
+#: Of a layer, its fresh keys (after RoPE) and values, each (kv_heads, n, head_dim).
 Fresh = Callable[[int, Tensor, Tensor], None]
 
 
@@ -35,7 +36,7 @@ class PlacedKV(Cache):
         self.start = 0  # first row of the running forward
         self.rows: Tensor | None = None
         self.on_fresh: Fresh | None = None
-        self.ends_there = False  # whether ``update`` raises KnownKV when all is written
+        self.ends_there = False  # whether ``update`` raises StopAfterKV when all is written
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
 
@@ -89,7 +90,7 @@ class PlacedKV(Cache):
             keys.index_copy_(2, self.rows, key_states)
             values.index_copy_(2, self.rows, value_states)
         if self.on_fresh is not None:
-            self.on_fresh(layer_idx, key_states, value_states)
+            self.on_fresh(layer_idx, key_states[0], value_states[0])
         if self.ends_there:
             raise StopAfterKV
         return keys[:, :, : self.length], values[:, :, : self.length]
