@@ -199,7 +199,7 @@ def test_no_document_can_command_the_terminal(run: Run, model: Path) -> None:
     hostile = "\x1b]0;owned\x07\x1b[2J\u202ea\nb"
     Path("e.jsonl").write_text(json.dumps({"id": hostile, "text": f"Mira {hostile} sings."}))
     code, out, err = run("index", "e.jsonl", "--model", model)
-    assert code == 1 and "cannot be a document's id: it has control characters" in err
+    assert code == 1 and "cannot be a document's id: it contains control characters" in err
     printed = out + err
     told = {"id": "e", "title": hostile, "text": f"Mira {hostile} sings."}
     Path("e.jsonl").write_text(json.dumps(told))
