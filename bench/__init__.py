@@ -1,1 +1,1 @@
-"""Benchmarks: each prints the table that the documents show, and checks what it timed."""
+"""Benchmarks: each checks the results that it timed, and prints the table in the documentation."""

@@ -25,14 +25,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench import results
 from ragcache.api.batch_file import answering, read
-from ragcache.batch.order import by_chunks, loaded
+from ragcache.batch.order import loaded_bytes, order_by_chunks
 from ragcache.core.precompute import drive, precompute
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
-from ragcache.sim.trace import zipf
+from ragcache.sim.trace import zipf_trace
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Chunk
 
@@ -77,7 +77,7 @@ def write(path: Path, requests: int, chunks: int, per_request: int) -> list[str]
     rng = random.Random(0)
     texts = [f"Note {n}: {' '.join(rng.choices(_VOCABULARY, k=WORDS))}." for n in range(chunks)]
     with path.open("w", encoding="utf-8") as file:
-        for request in zipf(requests, chunks, per_request=per_request):
+        for request in zipf_trace(requests, chunks, per_request=per_request):
             documents = [texts[int(asked.id.removeprefix("chunk"))] for asked in request]
             messages = [{"role": "user", "content": "What is by the river?"}]
             body = {"model": "ragcache", "messages": messages, "documents": documents}
@@ -153,8 +153,8 @@ def _shares(
     used = [json.loads(line)["body"]["documents"] for line in lines]
     sizes = {text: engine.spec.chunk_bytes(len(ids)) for text, ids in tokens.items()}
     total = sum(sizes[text] for texts in used for text in texts)
-    given = loaded(used, range(len(used)), sizes, ram)
-    return given / total, loaded(used, by_chunks(used, sizes, ram), sizes, ram) / total
+    given = loaded_bytes(used, range(len(used)), sizes, ram)
+    return given / total, loaded_bytes(used, order_by_chunks(used, sizes, ram), sizes, ram) / total
 
 
 def table(found: Sequence[Row]) -> str:

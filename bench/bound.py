@@ -12,7 +12,7 @@ from ragcache.engine.hf.engine import TransformersEngine
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row costs in one layer of a model, in FLOPs."""
+    """The FLOPs of a row in one layer of a model."""
 
     layer: int  # all products with weights
     kv: int  # of these, those that make keys and values

@@ -24,20 +24,20 @@ from torch import Tensor
 from examples.train_tiny.freeze import prompt_lines
 from examples.train_tiny.world import Binding
 from ragcache.blend import Blender, blender
-from ragcache.blend.base import KVPair, Layout, RatioBlender, Selector
+from ragcache.blend.base import Layout, RatioBlender, Selector
 from ragcache.blend.cacheblend import deviation
 from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
 from ragcache.core.sensitivity import preceding_passage
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.eval.dataset import Context, load
+from ragcache.eval.dataset import EvalContext, load_dataset
 from ragcache.eval.evaluate import evaluate
-from ragcache.eval.parallel import Progress, cores, share
-from ragcache.eval.summary import Figures, Scores, figures
-from ragcache.models import TINY, model_path, world
+from ragcache.eval.parallel import run_parallel, usable_cores
+from ragcache.eval.summary import ModeOutcomes, ModeSummary, figures
+from ragcache.models import TINY, model_path, world_file
 from ragcache.store.disk.store import DiskStore
-from ragcache.types import Tokens
+from ragcache.types import KVPair, Progress, Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
 KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}
@@ -220,7 +220,7 @@ COMPILE = "prefix", "bos", "link0"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contexts", type=int, default=32)
-    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--group", action="append", choices=[*GROUPS, "compile mode"])
     parser.add_argument("--mode", action="append", default=[], help="measure these instead")
     given = parser.parse_args()
@@ -231,7 +231,7 @@ def main() -> None:
         path = Path(folder) / "choosing.jsonl"
         lines = prompt_lines(SEED, documents=8, contexts=given.contexts, quota=KINDS)
         path.write_text("".join(line + "\n" for line in lines))
-        contexts = load(path)
+        contexts = load_dataset(path)
     measure = partial(_measure, contexts, given.processes)
     if groups:
         found = measure(
@@ -241,7 +241,7 @@ def main() -> None:
             rows = rows if number else REFERENCES | rows
             print(table(name, {label: found[blender(mode)] for label, mode in rows.items()}))
     if not given.mode and (not given.group or "compile mode" in given.group):
-        behind: dict[str, Figures] = {}
+        behind: dict[str, ModeSummary] = {}
         for how in COMPILE:
             found = measure(how, ["full", "reuse", "fused"])
             behind |= {f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused")}
@@ -249,17 +249,17 @@ def main() -> None:
 
 
 def _measure(
-    contexts: Sequence[Context], processes: int, how: str, modes: Sequence[str | Blender]
-) -> dict[Blender, Figures]:
+    contexts: Sequence[EvalContext], processes: int, how: str, modes: Sequence[str | Blender]
+) -> dict[Blender, ModeSummary]:
     chosen = {str(number): mode for number, mode in enumerate(dict.fromkeys(map(blender, modes)))}
     with render.progress(Console(stderr=True)) as told:
-        scores = share(partial(_run, how, chosen), contexts, processes, partial(told, how))
+        scores = run_parallel(partial(_run, how, chosen), contexts, processes, partial(told, how))
     return {chosen[f.mode]: f for f in figures(scores)}
 
 
 def _run(
-    how: str, chosen: Mapping[str, Blender], contexts: Sequence[Context], progress: Progress
-) -> list[Scores]:
+    how: str, chosen: Mapping[str, Blender], contexts: Sequence[EvalContext], progress: Progress
+) -> list[ModeOutcomes]:
     engine = TransformersEngine.load(model_path(TINY))
     if any(isinstance(mode, Sensitive) for mode in chosen.values()):
         for name, before in passages(engine).items():
@@ -287,7 +287,7 @@ TECHNICAL = (
 def passages(engine: Engine) -> dict[str, Tokens]:
     """What the chunks are encoded after, by name."""
     shipped = preceding_passage(engine)
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     chunks = [chunk for text in texts for chunk in text.split("\n\n")]
     rng, vocabulary = random.Random(0), engine.tokenize("".join(map(chr, range(32, 127))))
@@ -304,7 +304,9 @@ def joined(engine: Engine, texts: Sequence[str]) -> Tokens:
     return tuple(token for text in texts for token in engine.template.chunk(text))
 
 
-def changes(engine: Engine, contexts: Sequence[Context], before: Tokens) -> dict[Tokens, Tensor]:
+def changes(
+    engine: Engine, contexts: Sequence[EvalContext], before: Tokens
+) -> dict[Tokens, Tensor]:
     """See CHANGES."""
     found = {}
     prefix = engine.template.prefix
@@ -317,7 +319,7 @@ def changes(engine: Engine, contexts: Sequence[Context], before: Tokens) -> dict
     return found
 
 
-def table(name: str, rows: Mapping[str, Figures]) -> str:
+def table(name: str, rows: Mapping[str, ModeSummary]) -> str:
     """In Markdown: exact match by kind with half its interval, KL to full, charged budget."""
     first = next(iter(rows.values()))
     kinds = [kind for kind in KINDS if kind in first.questions]

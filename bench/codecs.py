@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.models import TINY, model_path, world
+from ragcache.models import TINY, model_path, world_file
 from ragcache.store.format.codecs import CODECS, Codec
 from ragcache.store.format.codecs.base import Bytes
 from ragcache.types import ChunkKV, KVSpec
@@ -29,7 +29,7 @@ ROUNDS = 9
 
 def small() -> list[ChunkKV]:
     engine = TransformersEngine.load(model_path(TINY))
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         texts = [text for line in lines for text in json.loads(line)["text"].split("\n\n")]
     return engine.encode([engine.tokenize(text) for text in texts[:CHUNKS]])
 

@@ -1,4 +1,4 @@
-"""Prompts of random chunks: over a corpus of which few are in most prompts, or cut anew."""
+"""Prompts of random chunks, drawn from a corpus by Zipf's law or split differently."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Corpus:
 
 
 def cut(given: Prompt, chunks: int) -> Prompt:
-    """The same tokens in so many chunks of like size."""
+    """The same tokens in ``count`` chunks of similar size."""
     ids = sum(given.chunks, ())
     ends = [len(ids) * number // chunks for number in range(chunks + 1)]
     pieces = tuple(ids[a:b] for a, b in zip(ends, ends[1:], strict=False))

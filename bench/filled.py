@@ -1,4 +1,4 @@
-"""A store that holds many chunks: of a model so small that ten thousand fit a laptop."""
+"""A store of many chunks, of a model so small that ten thousand chunks fit on a laptop."""
 
 from __future__ import annotations
 

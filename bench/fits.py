@@ -1,4 +1,4 @@
-"""How a time grows with a size: a slope, and the parts of it that are linear and quadratic."""
+"""Fit how a time grows with a size: log-log slope, and constant, linear and quadratic parts."""
 
 from __future__ import annotations
 

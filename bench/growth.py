@@ -36,14 +36,13 @@ from bench.serving import check, clocked, medians, peaks, prepare, read, serve
 from bench.shapes import engine, prompt
 from ragcache.cli import render
 from ragcache.core.generate import LocalGenerator
-from ragcache.core.indexing import Progress
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.context import encoding_context
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.retriever.search import Retriever
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
-from ragcache.types import Prompt
+from ragcache.types import Prompt, StageProgress
 
 FUSING = "cacheblend", "fused", "reuse"
 MODES = "full", *FUSING
@@ -121,7 +120,7 @@ def _served(
     return {mode: (seconds[mode], memory[mode]) for mode in modes}
 
 
-def _in_stores(sizes: Sequence[int], rounds: int, told: Progress) -> Iterator[Point]:
+def _in_stores(sizes: Sequence[int], rounds: int, told: StageProgress) -> Iterator[Point]:
     """All stores take turns: filling the large ones keeps the disk busy for a while."""
     model, given = small(), prompt(ASKED, torch.Generator().manual_seed(0))
     memory: dict[tuple[int, str], int] = {}

@@ -19,11 +19,11 @@ from bench.results import table
 from examples.train_tiny.freeze import prompt_lines
 from ragcache.cli import render
 from ragcache.eval.bootstrap import Estimate
-from ragcache.eval.dataset import Context, load, take
-from ragcache.eval.evaluate import compare, modes
-from ragcache.eval.parallel import cores
-from ragcache.eval.summary import Figures
-from ragcache.models import TINY, world
+from ragcache.eval.dataset import EvalContext, first_questions, load_dataset
+from ragcache.eval.evaluate import compare, make_blenders
+from ragcache.eval.parallel import usable_cores
+from ragcache.eval.summary import ModeSummary
+from ragcache.models import TINY, world_file
 from ragcache.settings import Settings
 
 MODES = (
@@ -59,13 +59,15 @@ def main() -> None:
     parser.add_argument("--model", default=TINY, help="another that knows the world, by folder")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="0: only hops")
     parser.add_argument("--hops", type=int, default=HOPS, help="of contexts of their own; 0: none")
-    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--encoding-context", default="prefix")
     parser.add_argument("--json", type=Path, help="write all figures here")
     given = parser.parse_args()
     asked = {}
     if given.questions:
-        asked["prompts.jsonl"] = take(load(world("prompts.jsonl")), given.questions)
+        asked["prompts.jsonl"] = first_questions(
+            load_dataset(world_file("prompts.jsonl")), given.questions
+        )
     if given.hops:
         asked["hops"] = hops(given.hops)
     settings = Settings.load(model=given.model, encoding_context=given.encoding_context)
@@ -73,7 +75,7 @@ def main() -> None:
         done = compare(
             settings,
             asked,
-            modes(given.mode or MODES),
+            make_blenders(given.mode or MODES),
             against=given.against,
             max_tokens=8,
             processes=given.processes,
@@ -87,16 +89,16 @@ def main() -> None:
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def hops(count: int) -> list[Context]:
+def hops(count: int) -> list[EvalContext]:
     """So many questions that need two facts, over held-out names and forms."""
     lines = prompt_lines(HOP_SEED, documents=8, contexts=count, quota={"hop": 9})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hops.jsonl"
         path.write_text("".join(line + "\n" for line in lines if json.loads(line)["questions"]))
-        return take(load(path), count)
+        return first_questions(load_dataset(path), count)
 
 
-def answers(found: Sequence[Figures]) -> str:
+def answers(found: Sequence[ModeSummary]) -> str:
     """Exact match by kind, recovery of what reuse loses, and cost, in Markdown."""
     kinds = list(found[0].questions)
     lost = [kind for kind in kinds if kind in found[0].recovery]
@@ -112,7 +114,7 @@ def answers(found: Sequence[Figures]) -> str:
     return table(heads, rows)
 
 
-def differences(found: Sequence[Figures]) -> str:
+def differences(found: Sequence[ModeSummary]) -> str:
     """Exact match minus that of the mode compared with, in points, in Markdown."""
     kinds = list(found[0].questions)
     rows = [
@@ -123,7 +125,7 @@ def differences(found: Sequence[Figures]) -> str:
     return table([f"minus `{found[0].against}`", *kinds, "mean"], rows)
 
 
-def mean(figures: Figures) -> str:
+def mean(figures: ModeSummary) -> str:
     return interval(figures.mean_difference) if figures.mean_difference else ""
 
 

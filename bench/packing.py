@@ -29,7 +29,7 @@ from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.layer_hooks import Capture, on_host
 from ragcache.engine.hf.packing import PackedForward
 from ragcache.engine.hf.rope import rotations
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.types import ChunkKV, Tokens
 
 BEHIND = tuple(range(3, 19))
@@ -139,7 +139,7 @@ def check(got: dict[Tokens, ChunkKV], want: dict[Tokens, ChunkKV]) -> None:
 
 def of_the_world(model: TransformersEngine, tokens: int) -> list[int]:
     """The world's paragraphs, the first of them that have about so many tokens."""
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         texts = [text for line in lines for text in json.loads(line)["text"].split("\n\n")]
     lengths: list[int] = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""Requests at one server, first come first served, replayed from what each takes when alone."""
+"""Replay of requests at one first-come-first-served server, from their service times alone."""
 
 from __future__ import annotations
 

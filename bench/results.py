@@ -1,4 +1,4 @@
-"""What benchmarks share: where they ran, how their tables look, and how results are kept."""
+"""Shared by benchmarks: a description of the machine, tables, and saved results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from ragcache.eval.parallel import cores
+from ragcache.eval.parallel import usable_cores
 
 ROOT = Path(__file__).parent.parent
 _FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see proc(5)
@@ -24,7 +24,7 @@ _FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see
 
 @dataclass(frozen=True)
 class Kept:
-    """What one run of a benchmark found, and where."""
+    """The results of one run of a benchmark, and the machine it ran on."""
 
     machine: str
     commit: str
@@ -40,13 +40,13 @@ def machine() -> str:
         model = next((s.partition(":")[2].strip() for s in lines if s.startswith("model n")), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {cores()} cores, {memory:.0f} GiB, "
-        f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {usable_cores()} cores, "
+        f"{memory:.0f} GiB, torch {torch.__version__} with {torch.get_num_threads()} threads"
     )
 
 
 def commit() -> str:
-    """The commit of the working tree, ``-dirty`` where it was changed since."""
+    """The commit of the working tree, with ``-dirty`` if it has changes."""
     describe = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*")
     done = subprocess.run(describe, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -62,7 +62,7 @@ def begin_peak() -> None:
 
 
 def peak_mib() -> int:
-    """The most memory that this process has had in use, in MiB."""
+    """Peak memory (RSS) of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 

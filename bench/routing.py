@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import results
-from ragcache.sim.routing import POLICIES, route
-from ragcache.sim.trace import topics, zipf
+from ragcache.sim.routing import POLICIES, simulate_routing
+from ragcache.sim.trace import topic_trace, zipf_trace
 
 SHARE = 0.02  # of all chunks, in the RAM of a replica
 REPLICAS = 1, 2, 4, 8, 16, 32
@@ -33,14 +33,16 @@ class Row:
 
 def measure(requests: int = 20_000) -> list[Row]:
     traces = {
-        "zipf": zipf(requests, 8000, tokens=(256, 256)),
-        "topics": topics(requests, 500),
+        "zipf": zipf_trace(requests, 8000, tokens=(256, 256)),
+        "topics": topic_trace(requests, 500),
     }
     capacity = int(SHARE * 8000 * 256)
     rows = []
     for name, trace in traces.items():
         for replicas in REPLICAS:
-            routed = {policy: route(trace, policy, replicas, capacity) for policy in POLICIES}
+            routed = {
+                policy: simulate_routing(trace, policy, replicas, capacity) for policy in POLICIES
+            }
             hits = {policy: one.hit_rate for policy, one in routed.items()}
             rows.append(
                 Row(name, replicas, hits, {policy: one.imbalance for policy, one in routed.items()})

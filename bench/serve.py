@@ -26,7 +26,7 @@ from bench import results
 from ragcache.api.middleware.security import Keys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.types import Document, Sampling
@@ -44,13 +44,13 @@ class Overhead:
 
 def documents(count: int) -> list[Document]:
     """Of the shipped world."""
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         found = [json.loads(line) for line in lines]
     return [Document(one["id"], one["text"]) for one in found[:count]]
 
 
 def questions() -> list[str]:
-    with world("questions.jsonl").open(encoding="utf-8") as lines:
+    with world_file("questions.jsonl").open(encoding="utf-8") as lines:
         return [json.loads(line)["question"] for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""A request served as the package serves it, timed; and the check that what was timed is right."""
+"""Serve and time a request as the package does, and check the results that were timed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXACT = "full", "prefix"  # modes whose answers are the model's own
 
 @dataclass(frozen=True)
 class Served:
-    """What came of one request. Seconds count from the moment that its chunks are known."""
+    """The result of one request. Times are in seconds since its chunks are known."""
 
     ttft_s: float  # to the first token
     total_s: float  # to the last
@@ -101,7 +101,7 @@ def check(
     prompt: Prompt,
     served: Mapping[str, Tensor],
 ) -> None:
-    """Hold first logits that were ``served``, by mode, against what they must be.
+    """Compare the first logits that were ``served``, by mode, with their references.
 
     Those of exact modes, and of ``fused`` at ratio 1, are those of the model's own forward. Those
     of ``reuse`` are of ``fused`` at ratio 0, and every mode gives its own once more. AssertionError

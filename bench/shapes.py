@@ -1,4 +1,4 @@
-"""Models of random weights, and prompts for them: time does not depend on the values."""
+"""Models with random weights, and prompts for them: times do not depend on the values."""
 
 from __future__ import annotations
 

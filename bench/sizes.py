@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 from bench import results
 from ragcache.cli.render import decimal, duration
-from ragcache.sim.sizing import SHAPES, Prices, Sizing, break_even_link, sizing
+from ragcache.sim.sizing import (
+    MODEL_SHAPES,
+    CorpusEstimate,
+    HardwarePrices,
+    break_even_bandwidth,
+    estimate_corpus,
+)
 
 CODECS = "raw", "int8", "cachegen"
 CHUNKS = tuple(10**power for power in range(4, 10))
@@ -24,15 +30,21 @@ TOKENS = 256
 class Row:
     model: str
     codec: str
-    sizing: Sizing
+    sizing: CorpusEstimate
 
 
 def measure(model: str = "llama-3.1-8b") -> list[Row]:
     """All models at 10^6 chunks, and ``model`` at all sizes."""
-    pairs = [(name, codec, 10**6) for name in SHAPES for codec in CODECS]
+    pairs = [(name, codec, 10**6) for name in MODEL_SHAPES for codec in CODECS]
     pairs += [(model, codec, count) for codec in ("raw", "cachegen") for count in CHUNKS]
     return [
-        Row(name, codec, sizing(SHAPES[name], count, Prices(), tokens=TOKENS, codec_name=codec))
+        Row(
+            name,
+            codec,
+            estimate_corpus(
+                MODEL_SHAPES[name], count, HardwarePrices(), tokens=TOKENS, codec_name=codec
+            ),
+        )
         for name, codec, count in pairs
     ]
 
@@ -45,10 +57,10 @@ def table(found: Sequence[Row]) -> str:
             decimal(row.sizing.bytes / row.sizing.chunks / TOKENS),
             f"{1e3 * row.sizing.prefill_s:.1f} ms",
             f"{1e3 * row.sizing.load_s:.1f} ms",
-            f"{decimal(break_even_link(row.sizing))}/s",
+            f"{decimal(break_even_bandwidth(row.sizing))}/s",
             f"{row.sizing.reuses:.0f} uses",
         ]
-        for row in found[: len(SHAPES) * len(CODECS)]
+        for row in found[: len(MODEL_SHAPES) * len(CODECS)]
     ]
     corpora = [
         [
@@ -60,7 +72,7 @@ def table(found: Sequence[Row]) -> str:
             f"{row.sizing.gpu:,.1f}",
             duration(row.sizing.copy_s),
         ]
-        for row in found[len(SHAPES) * len(CODECS) :]
+        for row in found[len(MODEL_SHAPES) * len(CODECS) :]
     ]
     heads = "model", "codec", "a token", "computed in", "loaded in", "link as fast", "pays from"
     sizes = "chunks", "codec", "bytes", "a month", "GPU hours", "GPU price", "over the link"
@@ -69,7 +81,7 @@ def table(found: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = results.parser(__doc__)
-    parser.add_argument("--model", default="llama-3.1-8b", choices=SHAPES)
+    parser.add_argument("--model", default="llama-3.1-8b", choices=MODEL_SHAPES)
     given = vars(parser.parse_args())
     out = given.pop("out")
     found = measure(**given)

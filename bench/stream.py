@@ -22,7 +22,7 @@ from ragcache.core.generate import LocalGenerator
 from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.metrics import exact_match
-from ragcache.models import TINY, model_path, world
+from ragcache.models import TINY, model_path, world_file
 from ragcache.planning.context import encoding_context
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Sampling
@@ -46,9 +46,9 @@ class Block:
 
 def requests(count: int, exponent: float, seed: int) -> list[tuple[list[str], str, list[str]]]:
     """(chunks, question, answers) of every request."""
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         texts = {d["id"]: d["text"].split("\n\n") for d in map(json.loads, lines)}
-    with world("questions.jsonl").open(encoding="utf-8") as lines:
+    with world_file("questions.jsonl").open(encoding="utf-8") as lines:
         asked = [q for q in map(json.loads, lines) if q["kind"] != "hop"]
     rng = random.Random(seed)
     names = rng.sample(list(texts), len(texts))

@@ -31,16 +31,16 @@ from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
 from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.eval.dataset import load, take
+from ragcache.eval.dataset import first_questions, load_dataset
 from ragcache.eval.metrics import exact_match
-from ragcache.models import TINY, model_path, world
+from ragcache.models import TINY, model_path, world_file
 from ragcache.planning.context import encoding_context
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Fingerprint, Prompt, Sampling
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 
 TIMED = "full", "reuse", "epic:first_tokens=16", "fused", "cacheblend"
 ASKED = "full", "reuse", "fused", "cacheblend", "prophet", "epic:first_tokens=6", "random"
@@ -93,7 +93,10 @@ def ask(
         extra = None
         if mode != "full":
             manifest = Manifest.fuse(prompt, written(blender(mode)), model.digest)
-            request["cache_salt"], extra = salt(manifest), {"kv_transfer_params": manifest.params()}
+            request["cache_salt"], extra = (
+                cache_salt(manifest),
+                {"kv_transfer_params": manifest.params()},
+            )
         given.append(request)
         how.append(SamplingParams(max_tokens=tokens, temperature=0, extra_args=extra))
     done = llm.generate(given, how, use_tqdm=False)
@@ -151,7 +154,7 @@ def times(rounds: int) -> str:
 def accuracy(questions: int) -> str:
     """The table of right and of equal answers."""
     engine = TransformersEngine.load(model_path(TINY), dtype="float32")
-    contexts = take(load(world("prompts.jsonl")), questions)
+    contexts = first_questions(load_dataset(world_file("prompts.jsonl")), questions)
     asked = [
         (engine.template.prompt(context.chunks, question.text), question.answers)
         for context in contexts

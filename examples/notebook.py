@@ -1,4 +1,4 @@
-"""Notebooks with the outputs of really running their cells: text and code in turns."""
+"""Write notebooks of alternating text and code, with the outputs of running the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def notebook(cells: Sequence[str]) -> dict[str, Any]:
-    """A notebook of ``cells``, Markdown and Python in turns, run in the working directory."""
+    """A notebook of ``cells``, alternately Markdown and Python, run in the working directory."""
     names: dict[str, Any] = {}
     made: list[dict[str, Any]] = []
     for n, source in enumerate(cells):
@@ -32,7 +32,7 @@ def notebook(cells: Sequence[str]) -> dict[str, Any]:
 
 
 def write(cells: Sequence[str], target: Path) -> None:
-    """The notebook, run in an empty folder, at ``target``."""
+    """Run the notebook in an empty folder, and write it to ``target``."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         made = notebook(cells)
@@ -60,7 +60,7 @@ def run(code: str, names: dict[str, Any], number: int) -> list[dict[str, Any]]:
 
 
 def _shown(value: Any) -> dict[str, Any]:
-    """A value in the forms that a notebook can show."""
+    """A value in the MIME types that a notebook can show."""
     if hasattr(value, "savefig"):
         value.savefig(drawn := io.BytesIO(), format="png", dpi=80)
         return {"image/png": base64.b64encode(drawn.getvalue()).decode()}

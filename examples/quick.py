@@ -1,4 +1,4 @@
-"""Documents in, an answer and its report out."""
+"""Answer a question about documents, and print the report."""
 
 from __future__ import annotations
 

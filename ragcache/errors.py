@@ -1,35 +1,35 @@
-"""What can go wrong, in one tree.
+"""The exceptions of ragcache.
 
 ::
 
     RagCacheError
-    ├── ConfigError   a setting, mode, ratio or option that cannot be (also a ValueError)
-    ├── ModelError    a model that cannot be loaded, or that the engine would get wrong
+    ├── ConfigError   an invalid setting, mode, ratio or option (also a ValueError)
+    ├── ModelError    a model that cannot be loaded, or for which the engine would be wrong
     ├── PromptError   a question or prompt that cannot be answered (also a ValueError)
     │   ├── ContextError   a prompt and its answer do not fit the model's context
-    │   └── NoChunksError  there is nothing to answer from, where that is required
+    │   └── NoChunksError  there are no chunks to answer from, but chunks are required
     ├── SourceError   a document that cannot be read
     └── StoreError    a store that cannot be opened, read or written
-        ├── FullError     a store that may hold no more
-        ├── LockedError   a store that another process writes
-        └── RemoteError   a remote that cannot be reached, or does not let us
+        ├── FullError     a store whose quota is used up
+        ├── LockedError   a store that another process has open for writing
+        └── RemoteError   a remote that cannot be reached, or denies access
 
-Every message says what happened, why, and what to do about it.
+Every message says what happened, why, and how to fix it.
 """
 
 from __future__ import annotations
 
 
 class RagCacheError(Exception):
-    """Base of everything ragcache raises on purpose."""
+    """Base class of all exceptions that ragcache raises deliberately."""
 
 
 class ConfigError(RagCacheError, ValueError):
-    """A setting, mode, ratio or option that is not valid here."""
+    """An invalid setting, mode, ratio or option."""
 
 
 class ModelError(RagCacheError):
-    """A model that cannot be loaded, or that the engine would get wrong."""
+    """A model that cannot be loaded, or for which the engine would compute wrong results."""
 
 
 class PromptError(RagCacheError, ValueError):
@@ -41,7 +41,7 @@ class ContextError(PromptError):
 
 
 class NoChunksError(PromptError):
-    """There are no chunks to answer from, and an answer without any is not wanted."""
+    """There are no chunks to answer from, but the request requires chunks."""
 
 
 class SourceError(RagCacheError):
@@ -51,8 +51,8 @@ class SourceError(RagCacheError):
 class StoreError(RagCacheError):
     """A store that cannot be opened, read or written.
 
-    ``key`` and ``reason`` are set where one chunk's record turned out unusable after it had been
-    resolved: the caller drops that chunk, counts the miss and goes on.
+    ``key`` and ``reason`` are set if one chunk's record turns out to be unusable after it was
+    found: the caller then treats that chunk as a miss and continues.
     """
 
     def __init__(self, message: str, *, key: bytes | None = None, reason: str | None = None):
@@ -62,11 +62,11 @@ class StoreError(RagCacheError):
 
 
 class FullError(StoreError):
-    """A store that is full: its quota is used up by chunks that may not be evicted."""
+    """A store whose quota is used up by chunks that may not be evicted."""
 
 
 class LockedError(StoreError):
-    """A store that another process writes: it can be read all the same."""
+    """A store that another process has open for writing; it can still be read."""
 
 
 class RemoteError(StoreError):

@@ -12,14 +12,14 @@ from ragcache import setup
 from ragcache.blend import Blender, blender
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
-from ragcache.core.indexing import Added, Indexing, Progress, check_bytes
+from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.request import PromptRequest, Request, RequestOptions
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
 from ragcache.models import TINY, model_path
-from ragcache.models.named import full_name, remember
+from ragcache.models.trusted_names import absolute_name, remember_name
 from ragcache.planning.controller import controls
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
@@ -34,8 +34,8 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.record import TranscodeTarget
 from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
-from ragcache.util.several import several
+from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, StageProgress
+from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteTraffic
@@ -177,9 +177,9 @@ class RagCache:
             embedder = beside.retriever.embedder if beside else setup.embedder_of(catalog, settings)
             record_embedder(catalog, embedder)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
-            setup.record(catalog, model=full_name(name))
+            setup.record(catalog, model=absolute_name(name))
             for given in filter(None, (named, settings.embedder)):
-                remember(given)
+                remember_name(given)
             cache._owns_engine = beside is None
         except BaseException:
             store.close()
@@ -192,7 +192,7 @@ class RagCache:
         *,
         ttl_s: float | None = None,
         pinned: bool | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
         tokens: TokenProgress | None = None,
     ) -> Added:
         """Split, embed and store documents, and precompute their chunks' KV.
@@ -207,14 +207,14 @@ class RagCache:
         tokens the KV has been computed, and of how many it will be.
         ConfigError for one document that is in no list.
         """
-        given = several(documents, "documents")
+        given = require_list(documents, "documents")
         steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other one uses; the ids that were there.
         ConfigError for one id that is in no list."""
-        given = several(documents, "documents")
+        given = require_list(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
     def documents(self) -> list[DocumentEntry]:
@@ -273,7 +273,7 @@ class RagCache:
             check_bytes(self.engine, *texts)
             self.check_usable(blender)
             return self.retrieve(request.question, request.top_k, request.neighbours)
-        given = several(request.chunks, "chunks")
+        given = require_list(request.chunks, "chunks")
         passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
         check_bytes(self.engine, *texts, *(passage.chunk.text for passage in passages))
         return passages

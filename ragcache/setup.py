@@ -17,10 +17,10 @@ from ragcache.engine.hf.precision import computed, published
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
-from ragcache.models.named import full_name, was_named
+from ragcache.models.trusted_names import absolute_name, is_trusted
 from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
-from ragcache.retriever.embedderfiles import PACKAGED
+from ragcache.retriever.embedder_files import PACKAGED
 from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
@@ -144,9 +144,10 @@ def compile_mode(
 
 def model_of(catalog: Catalog, given: str) -> str:
     """The name of the model to load: ``given``, else what the store was built with, else the small
-    one that ships. ConfigError where only the store names it: see :mod:`ragcache.models.named`."""
+    one that ships. ConfigError where only the store names it: see
+    :mod:`ragcache.models.trusted_names`."""
     recorded = catalog.get_setting("model")
-    if given or recorded is None or recorded == TINY or was_named(recorded):
+    if given or recorded is None or recorded == TINY or is_trusted(recorded):
         return given or recorded or TINY
     raise ConfigError(
         f"the store was built with the model {recorded!r}, which you have not named on this "
@@ -160,14 +161,14 @@ def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
     """The setting, else the store's own, else the packaged one. ConfigError where only the store
     names it, as for the model."""
     recorded = catalog.get_setting("embedder")
-    if not settings.embedder and recorded and recorded != PACKAGED and not was_named(recorded):
+    if not settings.embedder and recorded and recorded != PACKAGED and not is_trusted(recorded):
         raise ConfigError(
             f"the store was embedded with {recorded!r}, which you have not named on this machine, "
             "and a store may come from anybody. If you trust that model, name it once: set "
             f"RAGCACHE_EMBEDDER={quote(recorded)}, or embedder in ragcache.toml"
         )
     if settings.embedder and recorded and catalog.get_setting(DIGEST) is None:
-        alike = full_name(settings.embedder) == full_name(recorded)
+        alike = absolute_name(settings.embedder) == absolute_name(recorded)
         check_same(alike, settings.embedder, recorded)  # before it is loaded
     try:
         return SentenceTransformerEmbedder(settings.embedder or recorded or PACKAGED)

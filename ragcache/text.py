@@ -1,16 +1,15 @@
-"""Text that can be encoded: what comes from outside may hold halves of characters."""
+"""Unpaired surrogates, which text from outside can contain, and which UTF-8 cannot encode."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def whole(text: str) -> str:
-    """The same text without halves of surrogate pairs: two that make a character become it, any
-    other is U+FFFD.
+def replace_surrogates(text: str) -> str:
+    """The text with surrogate pairs joined, and unpaired surrogates replaced by U+FFFD.
 
-    JSON may say ``"\\ud83d"``, and a command line's bytes that are no UTF-8 come as such halves:
-    no tokenizer takes them, and no record or answer can hold them.
+    JSON can contain an unpaired ``"\\ud83d"``, and Python decodes command line bytes that are not
+    UTF-8 to such surrogates. Tokenizers reject them, and no record or answer can contain them.
     """
     try:
         text.encode()
@@ -19,22 +18,24 @@ def whole(text: str) -> str:
     return text
 
 
-def whole_in(value: Any) -> Any:
-    """A value as JSON has them, with every string and every key :func:`whole`."""
+def replace_surrogates_in(value: Any) -> Any:
+    """A JSON value with :func:`replace_surrogates` applied to every string and key."""
     if isinstance(value, str):
-        return whole(value)
+        return replace_surrogates(value)
     if isinstance(value, list):
-        return [whole_in(one) for one in value]
+        return [replace_surrogates_in(one) for one in value]
     if isinstance(value, dict):
-        return {whole_in(key): whole_in(one) for key, one in value.items()}
+        return {
+            replace_surrogates_in(key): replace_surrogates_in(one) for key, one in value.items()
+        }
     return value
 
 
-def to_bytes(text: str) -> bytes:
-    """UTF-8, also of halves, which paths may hold; :func:`to_text` gives the same text back."""
+def encode_text(text: str) -> bytes:
+    """Encode as UTF-8, including unpaired surrogates, which paths can contain."""
     return text.encode(errors="surrogatepass")
 
 
-def to_text(data: bytes) -> str:
-    """What :func:`to_bytes` was given."""
+def decode_text(data: bytes) -> str:
+    """The inverse of :func:`encode_text`."""
     return data.decode(errors="surrogatepass")

@@ -1,18 +1,18 @@
-"""The vocabulary of ragcache: what every module says to every other.
+"""The data types that ragcache's modules share.
 
-Nothing here computes, and nothing here imports torch: ``import ragcache`` stays light. Texts of
-documents, chunks and stop strings are :func:`ragcache.text.whole`, however they were given.
+This module does not import torch, so that ``import ragcache`` is fast. Unpaired surrogates in texts
+of documents, chunks and stop strings are replaced (:func:`ragcache.text.replace_surrogates`).
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from ragcache.text import whole, whole_in
+from ragcache.text import replace_surrogates, replace_surrogates_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,34 +21,43 @@ Tokens = tuple[int, ...]
 #: Keys and values of the same tokens at one layer, each (kv_heads, tokens, head_dim).
 KVPair = tuple["Tensor", "Tensor"]
 
-#: Why a chunk's KV could not be used. Every miss is counted under one of these.
+#: Called with the number of items that are done and their number in all.
+Progress = Callable[[int, int], None]
+
+#: Called with the name of a stage, how many of its items are done, and their number in all.
+StageProgress = Callable[[str, int, int], None]
+
+#: Why a chunk's KV could not be used; every miss is counted under one of these.
 MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]
 
 
-LONGEST_ID = 1000  # characters
-_CONTROL = {"Cc", "Zl", "Zp"}  # categories of Unicode: controls, and what ends a line
+MAX_ID_LENGTH = 1000  # characters
+_CONTROL = {"Cc", "Zl", "Zp"}  # Unicode categories: control characters and line separators
 
 
-def wrong_id(id: str) -> str | None:
-    """Why a text cannot be a document's id; None where it can."""
-    if not 0 < len(id) <= LONGEST_ID:
-        return f"it has {len(id)} characters, and 1 to {LONGEST_ID} may be"
+def invalid_id_reason(id: str) -> str | None:
+    """Why ``id`` cannot be a document's id, as a clause for an error message; None if it can."""
+    if not 0 < len(id) <= MAX_ID_LENGTH:
+        return f"it has {len(id)} characters, and 1 to {MAX_ID_LENGTH} are allowed"
     if any(unicodedata.category(character) in _CONTROL for character in id):
-        return "it has control characters, or ends of lines"
+        return "it contains control characters or line breaks"
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A source text before it is split. ``id`` is unique in a store; the same id replaces. It is
-    what :func:`wrong_id` has nothing against."""
+    """A source text before it is split into chunks.
+
+    ``id`` is unique in a store: adding a document with a known id replaces that document. See
+    :func:`invalid_id_reason` for valid ids.
+    """
 
     id: str
     text: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _make_whole(self, "id", "text", "metadata")
+        _replace_surrogates_of(self, "id", "text", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +65,28 @@ class Chunk:
     """A piece of a document: the unit of retrieval and of KV reuse."""
 
     document: str  # id of its document
-    ordinal: int  # place in its document, from 0
+    ordinal: int  # index in its document, from 0
     text: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _make_whole(self, "document", "text", "metadata")
+        _replace_surrogates_of(self, "document", "text", "metadata")
 
     @property
     def id(self) -> str:
+        """The document's id, ``#``, and the ordinal."""
         return f"{self.document}#{self.ordinal}"
 
 
-def _make_whole(record: Document | Chunk, *fields: str) -> None:
+def _replace_surrogates_of(record: Document | Chunk, *fields: str) -> None:
     for name in fields:
-        if (value := getattr(record, name)) != (made := whole_in(value)):
+        if (value := getattr(record, name)) != (made := replace_surrogates_in(value)):
             object.__setattr__(record, name, made)
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A retrieved chunk and its similarity to the question (cosine, in [-1, 1])."""
+    """A retrieved chunk and its cosine similarity to the question, in [-1, 1]."""
 
     chunk: Chunk
     score: float
@@ -84,7 +94,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class KVSpec:
-    """Shape of a model's KV: what one token costs in a store."""
+    """The shape of a model's KV cache, which determines the bytes of a token in a store."""
 
     layers: int
     kv_heads: int
@@ -93,25 +103,26 @@ class KVSpec:
 
     @property
     def itemsize(self) -> int:
+        """Bytes of a number."""
         return {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
 
     def layer_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values of one layer for ``tokens`` tokens."""
+        """Bytes of the keys and values of ``tokens`` tokens at one layer."""
         return 2 * self.kv_heads * self.head_dim * tokens * self.itemsize
 
     def chunk_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values of all layers for ``tokens`` tokens."""
+        """Bytes of the keys and values of ``tokens`` tokens at all layers."""
         return self.layers * self.layer_bytes(tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Everything about a model that its KV depends on. Equal fingerprints, interchangeable KV.
+    """Everything about a model that its KV depends on: equal fingerprints, interchangeable KV.
 
-    ``fields`` maps a field's name (``weights``, ``config``, ``tokenizer``, ``template``,
-    ``dtype``, ``codec``, ``adapter``, ``format``) to its value or digest; ``name`` is for people
-    and takes no part in equality. ``spec`` is the shape that its KV has, where that is known: it
-    follows from the fields, and takes no part either.
+    ``fields`` are pairs of a field's name (``weights``, ``config``, ``tokenizer``, ``template``,
+    ``dtype``, ``codec``, ``adapter``, ``format``) and its value or digest. ``name`` is for display,
+    and ``spec`` is the shape of the KV if known, which follows from the fields: neither takes part
+    in comparisons.
     """
 
     fields: tuple[tuple[str, str], ...]
@@ -146,42 +157,43 @@ def _digest(fields: tuple[tuple[str, str], ...]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkKV:
-    """The KV of one chunk, as it is stored: keys before RoPE, so that a load may move them."""
+    """The KV of one chunk. Keys are those before RoPE, so that any position can be applied."""
 
     tokens: Tokens
     keys: tuple[Tensor, ...]  # per layer, (kv_heads, len(tokens), head_dim), RoPE not applied
     values: tuple[Tensor, ...]  # same shape
-    sensitivity: tuple[float, ...] = ()  # per token, a float32; nothing where it was not measured
+    sensitivity: tuple[float, ...] = ()  # per token, float32 values; empty if not measured
 
     def __post_init__(self) -> None:
         if len(self.keys) != len(self.values) or not self.keys:
             raise ValueError(f"{len(self.keys)} key layers but {len(self.values)} value layers")
         shape = self.keys[0].shape
         if any(t.shape != shape for t in (*self.keys, *self.values)):
-            raise ValueError("all layers of a ChunkKV must have one shape")
+            raise ValueError("all layers of a ChunkKV must have the same shape")
         if shape[1] != len(self.tokens):
-            raise ValueError(f"{len(self.tokens)} tokens but KV of {shape[1]}")
+            raise ValueError(f"{len(self.tokens)} tokens but KV of {shape[1]} tokens")
         if len(self.sensitivity) not in (0, len(self.tokens)):
-            raise ValueError(f"{len(self.tokens)} tokens, sensitivity of {len(self.sensitivity)}")
+            raise ValueError(f"{len(self.tokens)} tokens but {len(self.sensitivity)} sensitivities")
 
     @property
     def spec(self) -> KVSpec:
+        """The shape of this KV."""
         heads, _, dim = self.keys[0].shape
         return KVSpec(len(self.keys), heads, dim, str(self.keys[0].dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkNotes:
-    """How a chunk attended to what stood before it in the prompt that its KV was cut from.
+    """How a chunk attended to the chunks before it, in the prompt that its KV was taken from.
 
-    Attention is summed over heads and layers, and over all of the chunk's tokens but in
-    ``per_token``.
+    Attention weights are summed over heads and layers, and (except in ``per_token``) over the
+    chunk's tokens. From Cache-Craft (Agarwal et al., SIGMOD 2025, arXiv:2502.15734).
     """
 
     before: tuple[bytes, ...]  # digests of the chunks before it, in prompt order
-    inter: tuple[float, ...]  # attention to each of them
-    per_token: tuple[float, ...]  # attention of each of its tokens to all of them
-    impact: float  # contextual impact (CCI), in [0.5, 1): how much of it looks beyond the chunk
+    inter: tuple[float, ...]  # attention to each of these chunks
+    per_token: tuple[float, ...]  # attention of each token to all of these chunks
+    impact: float  # contextual impact (CCI), in [0.5, 1): attention to tokens outside the chunk
 
     def __post_init__(self) -> None:
         if len(self.inter) != len(self.before):
@@ -190,7 +202,7 @@ class ChunkNotes:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids in three parts. The prompt *is* the concatenation; text is never joined."""
+    """Token ids in three parts, which are concatenated; texts are never joined."""
 
     prefix: Tokens
     chunks: tuple[Tokens, ...]
@@ -202,7 +214,7 @@ class Prompt:
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """Half-open row range of every chunk in :attr:`tokens`."""
+        """The half-open range of each chunk in :attr:`tokens`."""
         out, at = [], len(self.prefix)
         for chunk in self.chunks:
             out.append((at, at + len(chunk)))
@@ -211,6 +223,7 @@ class Prompt:
 
     @property
     def question_start(self) -> int:
+        """Index of the question's first token in :attr:`tokens`."""
         return len(self.prefix) + sum(map(len, self.chunks))
 
     def __len__(self) -> int:
@@ -219,7 +232,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to decode. ``temperature`` 0 is greedy; ``seed`` makes sampling repeatable."""
+    """Decoding options. ``temperature`` 0 is greedy; ``seed`` makes sampling reproducible.
+
+    Raises ValueError for values out of range.
+    """
 
     max_tokens: int = 64
     temperature: float = 0.0
@@ -236,32 +252,33 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}: it must be in (0, 1]")
         if isinstance(self.stop, str) or any(not s for s in self.stop):
             raise ValueError("stop must be a list of strings, none of them empty")
-        object.__setattr__(self, "stop", tuple(map(whole, self.stop)))
+        object.__setattr__(self, "stop", tuple(map(replace_surrogates, self.stop)))
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """How one layer's stored KV came from the store. Times in seconds, of ``perf_counter``."""
+class LayerLoad:
+    """How one layer's KV was read from the store. Times are in seconds of ``perf_counter``."""
 
-    bytes: int = 0  # as they are stored
-    began: float = 0.0  # when its reading began,
-    ended: float = 0.0  # and when it was there
+    bytes: int = 0  # encoded, as in the store
+    began: float = 0.0  # start of the read
+    ended: float = 0.0  # end of the read
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTrace:
-    """What one layer of a fused prefill did, in seconds since the fusion began.
+    """The timeline of one layer of a fused prefill, in seconds since the prefill began.
 
-    The walk comes to the layer at ``at_s``, waits for its KV (``wait_s``), moves it to its place
-    (``place_s``) and computes (``compute_s``); meanwhile later layers are read.
+    The prefill reaches the layer at ``at_s``, waits for its KV (``wait_s``), copies it into the
+    prompt's cache with RoPE applied (``place_s``), and computes the layer (``compute_s``). Later
+    layers are read at the same time.
     """
 
-    rows: int  # rows whose KV was computed, of all kinds
-    through: int  # of these, those that the rest of the layer was computed for
+    rows: int  # rows whose KV was computed: of chunks, prefix and question
+    through: int  # of ``rows``, those for which the rest of the layer was computed too
     charged: int  # of ``rows``, those of chunks whose KV had been loaded
-    load_bytes: int
-    read_at_s: float  # when reading its KV began,
-    read_s: float  # and how long it took
+    load_bytes: int  # encoded, as in the store
+    read_at_s: float  # start of reading its KV
+    read_s: float  # duration of reading its KV
     at_s: float
     wait_s: float
     place_s: float
@@ -270,42 +287,42 @@ class LayerTrace:
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """What became of one chunk of a prompt."""
+    """How one chunk of a prompt was provided."""
 
     id: str
     tokens: int
-    recomputed: int  # of its rows, see Report.recomputed_tokens; all of them on a miss
-    charged: float  # mean share of its rows computed, over layers, in [0, 1]
-    miss: str | None = None  # a MissReason, or None where its KV is stored
-    cheaper: bool = False  # its KV is stored, and was not loaded: it was cheaper to compute
+    recomputed: int  # tokens, see Report.recomputed_tokens; all of them on a miss
+    charged: float  # share of its rows that were computed, mean over layers, in [0, 1]
+    miss: str | None = None  # a MissReason, or None if its KV is stored
+    cheaper: bool = False  # stored, but computed because that is cheaper than loading
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with the stored KV of a prompt, and why. Times in seconds, as predicted."""
+    """The controller's decision for a prompt, and its reasons. Times are predictions in seconds."""
 
     ratio: float  # share of the loaded chunks' tokens that is recomputed
-    recompute: tuple[int, ...]  # numbers, from 0, of stored chunks that are computed, not loaded
-    load_s: float  # to load the others, while
-    compute_s: float  # everything else is computed, with the delay that loading causes
-    token_s: float  # for every token of the answer but the first
-    ahead: int  # layers to load ahead of the one that computes
-    sentences: tuple[str, ...] = ()  # how it came to this
-    #: By number of a chunk that is loaded at a level: which one, from 1, of those that it has.
+    recompute: tuple[int, ...]  # indices of stored chunks that are computed instead of loaded
+    load_s: float  # to load the other chunks
+    compute_s: float  # to compute the rest, including the slowdown that loading causes
+    token_s: float  # for each token of the answer after the first
+    ahead: int  # layers to load ahead of the one that is computed
+    sentences: tuple[str, ...] = ()  # the reasons
+    #: By index of a chunk that is loaded in another codec: which one, from 1, of its alternatives.
     levels: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def prefill_s(self) -> float:
-        """Until the first token: the longer of the two, for they overlap."""
+        """Time to the first token: loading and computing overlap."""
         return max(self.load_s, self.compute_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was reused for an answer and what it cost. Times in seconds.
+    """What was reused for an answer, and what it cost. Times are in seconds.
 
-    ``recomputed_tokens`` is a mean over the layers that are not computed in full, as the ratios of
-    papers are; what was really computed is ``charged_budget``.
+    ``recomputed_tokens`` is a mean over the layers that are not computed in full, which is what
+    papers call the ratio. ``charged_budget`` counts all layers.
     """
 
     mode: str
@@ -313,31 +330,31 @@ class Report:
     prefix_tokens: int
     chunk_tokens: int
     question_tokens: int
-    reused_tokens: int  # rows taken from the store and not computed
-    recomputed_tokens: int  # rows that were in the store and were computed all the same
+    reused_tokens: int  # loaded from the store and not recomputed
+    recomputed_tokens: int  # loaded from the store and recomputed
     charged_budget: float  # (sum_l |A_l & reusable| + probe_rows) / (L * reusable); 1 for full
-    bytes_loaded: int
-    ttft_s: float  # from the moment the chunks are known to the first token
-    total_s: float  # to the last token
+    bytes_loaded: int  # encoded, as in the store
+    ttft_s: float  # from when the chunks are known to the first token
+    total_s: float  # from when the chunks are known to the last token
     chunks: tuple[ChunkReport, ...] = ()
     layers: tuple[LayerTrace, ...] = ()
-    probe_rows: int = 0  # computed by a look before the work, summed over its layers
+    probe_rows: int = 0  # computed by a probe before the prefill, summed over its layers
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
-    fallbacks: tuple[str, ...] = ()  # what did not go as asked, and why
-    no_chunks: str | None = None  # why the prompt has no chunks; None where it has some
-    plan: Plan | None = None  # where the ratio was chosen to suit the machine
-    computed: tuple[int, ...] = ()  # per row of the prompt, at how many layers it was computed
+    fallbacks: tuple[str, ...] = ()  # deviations from the request, and their reasons
+    no_chunks: str | None = None  # why the prompt has no chunks; None if it has some
+    plan: Plan | None = None  # if the ratio was chosen automatically (mode auto)
+    computed: tuple[int, ...] = ()  # per row of the prompt, the layers at which it was computed
 
     @property
     def recomputed_share(self) -> float:
-        """Share of all chunk tokens recomputed, those not loaded included."""
+        """Share of all chunk tokens that were computed: recomputed ones and those of misses."""
         return 1 - self.reused_tokens / max(1, self.chunk_tokens)
 
     @property
     def charged_share(self) -> float:
-        """Share of all chunk tokens computed, mean over layers, those not loaded included.
+        """Share of all chunk tokens that were computed, mean over layers, including misses.
 
-        Equals ``charged_budget`` where every chunk was loaded.
+        Equals ``charged_budget`` if every chunk was loaded.
         """
         reusable = self.reused_tokens + self.recomputed_tokens
         missed = self.chunk_tokens - reusable
@@ -346,7 +363,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer and the account of how it came to be."""
+    """An answer, its passages and prompt, and a report of what was reused."""
 
     text: str
     tokens: Tokens

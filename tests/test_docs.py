@@ -25,7 +25,7 @@ from ragcache import rag
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.cli import app
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.types import Document
@@ -157,7 +157,7 @@ def _without_the_small_model(folder: str, names: list[str]) -> set[str]:
 def give_documents(folder: Path) -> None:
     (folder / "docs").mkdir()
     (folder / "examples" / "world").mkdir(parents=True)
-    with world("documents.jsonl").open(encoding="utf-8") as lines:
+    with world_file("documents.jsonl").open(encoding="utf-8") as lines:
         first = list(lines)[:4]
     (folder / "examples" / "world" / "documents.jsonl").write_text("".join(first))
     for entry in map(json.loads, first):

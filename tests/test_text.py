@@ -20,7 +20,7 @@ from ragcache.langchain import ChatRagCache, RagCacheVectorStore, rag_messages
 from ragcache.langchain.documents import from_document
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder, SentenceTransformerEmbedder
-from ragcache.text import whole, whole_in
+from ragcache.text import replace_surrogates, replace_surrogates_in
 from ragcache.types import Chunk, Document, Sampling
 from tests import scene
 from tests.api.conftest import ANN, served
@@ -35,11 +35,15 @@ WHOLE = "Who \ufffd keeps caf\ufffd?"
 
 def test_halves_meet_or_are_replaced() -> None:
     assert (
-        whole("\ud83d\ude00 and \U0001f600, na\u00efve") == "\U0001f600 and \U0001f600, na\u00efve"
+        replace_surrogates("\ud83d\ude00 and \U0001f600, na\u00efve")
+        == "\U0001f600 and \U0001f600, na\u00efve"
     )
-    assert whole(HALVES) == WHOLE
+    assert replace_surrogates(HALVES) == WHOLE
     given = {HALF: [HALVES, 1, None, {"a": LATIN}], "b": "plain"}
-    assert whole_in(given) == {"\ufffd": [WHOLE, 1, None, {"a": "caf\ufffd"}], "b": "plain"}
+    assert replace_surrogates_in(given) == {
+        "\ufffd": [WHOLE, 1, None, {"a": "caf\ufffd"}],
+        "b": "plain",
+    }
 
 
 def test_records_hold_whole_text() -> None:

@@ -1,4 +1,4 @@
-"""``python -m bench.powerloss``: lose power many times, and count what a store then lacks."""
+"""``python -m bench.powerloss``: simulate power losses, and count what a store then lacks."""
 
 from __future__ import annotations
 

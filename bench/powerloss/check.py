@@ -1,4 +1,4 @@
-"""Whether a store that has lost power keeps its word."""
+"""Check that a store after a power loss contains what was acknowledged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ragcache.types import ChunkKV
 
 @dataclass
 class Outcome:
-    """Of one replay."""
+    """The result of one replay."""
 
     replay: int
     cut: str = ""  # where

@@ -1,9 +1,9 @@
-"""What a disk may hold after a power loss: the weakest that POSIX allows.
+"""A model of a disk after a power loss, with the weakest guarantees that POSIX allows.
 
-A file's data is sure once the file was synced, a name in a folder once the folder was. A write
-through O_DSYNC is sure by itself. Of what was done since, every sector of 512 bytes and every
-change of a name may be there or not, whichever came first; the size is any that the file has had
-since, and what was never written reads as zeros. ext4, XFS and btrfs keep more than that.
+A file's data is durable once the file is synced, and a name in a folder once the folder is. A write
+with O_DSYNC is durable by itself. Of later operations, every sector of 512 bytes and every change
+of a name may be present or not, in any order; the size is any that the file has had since, and
+unwritten parts read as zeros. ext4, XFS and btrfs guarantee more.
 """
 
 from __future__ import annotations

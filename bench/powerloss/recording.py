@@ -1,7 +1,7 @@
-"""Recording what a store does to its disk: a child process in which record.c is preloaded.
+"""Record a store's disk operations, in a child process in which record.c is preloaded.
 
-The child notes in the same log when it begins and ends a step. Before every compaction and at its
-end it copies the store: what the log says must have become of every file is compared with that.
+The child logs the beginning and end of each step. Before every compaction and at its end it copies
+the store, and the state that follows from the log is compared with the copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class RecordingError(Exception):
-    """Nothing that follows from this recording would mean anything."""
+    """The recording is incomplete, so results from it would be meaningless."""
 
 
 @dataclass(frozen=True, slots=True)

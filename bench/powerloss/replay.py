@@ -1,4 +1,4 @@
-"""One power loss: where the log is cut, what is left, and what the store makes of it."""
+"""Simulate one power loss: where the log is cut, what is left, and whether the store recovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many power losses, in a process of its own: a store that is damaged may end it."""
+"""Simulate many power losses in a process of its own, which a damaged store may crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store is put through, and what it has to hold after each step."""
+"""The steps that are applied to a store, and what it must contain after each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True)
 class State:
-    """What a store holds."""
+    """The content of a store."""
 
     chunks: Mapping[int, int] = field(default_factory=dict)  # number -> version
     documents: Mapping[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)

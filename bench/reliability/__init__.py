@@ -1,4 +1,5 @@
-"""Evidence that a store survives what happens to it: ``python -m bench.reliability``.
+"""Reliability experiments for stores and the service: ``python -m bench.reliability``.
 
-One module per experiment; each compares the store with an oracle that knows what was acknowledged.
+There is one module per experiment. Each compares the store with an oracle that knows which writes
+were acknowledged.
 """

@@ -1,7 +1,7 @@
 """``python -m bench.reliability [NAME ...] [--rounds N] [--seed S]``.
 
-Without names: all experiments at full size, and a Markdown table. Exits 1 where anything happened
-that must not, and names the seed.
+Without names, all experiments run at full size, and a Markdown table is printed. Exits with 1 and
+prints the seed if there was a violation.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     unknown = set(given.names) - set(_MODULES)
     if unknown:
         parser.error(f"no experiment {', '.join(sorted(unknown))}: {', '.join(_MODULES)}")
-    torch.set_num_threads(1)  # forks follow
+    torch.set_num_threads(1)  # the process forks later
     logging.disable(logging.INFO)
     chosen = {name: experiment(name) for name in given.names or _MODULES}
     rows, violations = [], 0
@@ -61,7 +61,7 @@ def main() -> None:
         print(f"{name}: {outcome.size}, {len(outcome.violations)} violations, {seconds:.1f} s")
         for line in outcome.figures:
             print(f"  {line}")
-        for line in outcome.told():
+        for line in outcome.grouped_violations():
             print(f"  VIOLATION {line}", flush=True)
         if outcome.violations:
             size = f" --rounds {given.rounds}" if given.rounds else " --short" * given.short

@@ -1,4 +1,4 @@
-"""Work in a forked process, which has all imports behind it and no store open."""
+"""Run work in a forked process, which inherits all imports and has no store open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Send:
-    """A line to the process that reads."""
+    """Sends a line to the parent process."""
 
     def __init__(self, into: int) -> None:
         self.into = into
@@ -50,7 +50,7 @@ class Child:
             os._exit(code)
 
     def read(self) -> list[str]:
-        """All that it has sent once it has ended, whole lines only."""
+        """Wait for its end; returns all complete lines that it has sent."""
         with open(self._out, "rb", closefd=False) as file:
             return [line.decode() for line in file.read().split(b"\n")[:-1]]
 
@@ -68,13 +68,13 @@ class Child:
         return self.status is None
 
     def kill(self) -> None:
-        """End it with SIGKILL, unless it has ended."""
+        """Send SIGKILL, unless it has ended."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
     def wait(self) -> int:
-        """Its exit code; minus the signal's number where one ended it."""
+        """Wait for its exit code; minus the signal's number if a signal ended it."""
         if self.status is None:
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.status

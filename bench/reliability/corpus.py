@@ -1,9 +1,9 @@
-"""kill -9 at random moments of a precompute, over and over, until one of them gets through.
+"""SIGKILL at random times during precompute, repeatedly, until a run finishes.
 
-A forked process plans and computes a corpus, says when it has planned, of every batch which chunks
-it has computed, and again when the batch is stored. It is killed after a random number of these
-words, and a random moment. In the end the store holds every chunk, equal bit for bit to one that
-nobody disturbed, and no chunk was computed again that had been said to be stored.
+A forked process plans and computes a corpus. It reports when the plan is made, and for every batch
+when it is computed and when it is stored. It is killed after a random number of reports and a
+random delay. In the end the store must contain every chunk, bit-identical to that of an
+uninterrupted run, and no chunk may have been computed again after it was reported as stored.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from bench.filled import small
 from bench.reliability.child import Child, Send
 from bench.reliability.outcome import Outcome, scratch
-from ragcache.batch.plan import Work, plan
-from ragcache.batch.run import Computed, in_process
+from ragcache.batch.plan import PrecomputePlan, make_plan
+from ragcache.batch.run import ComputedBatches, compute_locally
 from ragcache.batch.run import run as compute_all
 from ragcache.core.precompute import Batch
 from ragcache.rag import RagCache
@@ -56,16 +56,16 @@ def opened(path: Path) -> Iterator[RagCache]:
 _ENGINE = small()
 
 
-def planned(cache: RagCache, count: int) -> Work:
-    return plan(cache, documents(count), batch_tokens=BATCH_TOKENS)
+def planned(cache: RagCache, count: int) -> PrecomputePlan:
+    return make_plan(cache, documents(count), batch_tokens=BATCH_TOKENS)
 
 
 def precompute(path: Path, count: int, send: Send) -> None:
     def said(word: str, batch: Batch) -> None:
         send(" ".join([word, *(key.digest.hex()[:8] for key in batch.keys)]))
 
-    def computing(every: Iterable[Batch]) -> Computed:
-        for batch, kvs in in_process(_ENGINE)(every):
+    def computing(every: Iterable[Batch]) -> ComputedBatches:
+        for batch, kvs in compute_locally(_ENGINE)(every):
             said("computed", batch)
             yield batch, kvs
             said("stored", batch)  # it is asked for more once this one is put

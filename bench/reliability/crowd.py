@@ -1,7 +1,8 @@
-"""One process writes and four read, all as fast as they can: no reader ever sees a wrong bit.
+"""One process writes and four read concurrently: no reader may see a wrong bit.
 
-Every get is a miss or the KV of some put, whole; and once a version was seen, none before it. The
-writer puts, replaces, deletes, converts and compacts, most often the small chunks.
+Every read must be a miss or the complete KV of one write, and never of an older version than one
+that the reader has seen. The writer puts, replaces, deletes, converts and compacts, mostly small
+chunks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Eight things that go wrong around a store, while it does each of five things, in both layouts.
+"""Inject eight kinds of faults into each of five operations of a store, in both layouts.
 
-The operation succeeds, or raises a StoreError that says what to do, and leaves nothing half-written
-behind; reads go on; once the fault is over, where that can be, so do writes; and whoever opens the
-store next finds all that was acknowledged, and nothing else. How the faults are made, some of the
-eight in several ways, is said in :mod:`bench.reliability.injure`. One that cannot be made here (no
-seccomp, no right to mount) is left out, and the figures say so.
+The operation must succeed, or raise a StoreError with advice and leave nothing half-written. Reads
+must continue, and so must writes once the fault is over. The next process to open the store must
+find exactly what was acknowledged. :mod:`bench.reliability.injure` makes the faults, some of them
+in several ways. A fault that cannot be made on this machine (no seccomp, no right to mount) is left
+out and reported.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One flipped bit anywhere a store keeps something: noticed, or harmless; never wrong KV.
+"""Flip one bit anywhere in a store: it must be detected or harmless, and never give wrong KV.
 
-Header and layer records are changed through LMDB, everything else as a file. LMDB's own pages have
-no checksum: a flip in them may show a store as it was a commit ago (*older*), and may end the
-process, which is why each of those stores is opened in a child. KV, texts, documents and vectors
-have checksums; counters, settings and the tables that follow from the headers have none.
+Header and layer records are changed through LMDB, everything else in its file. LMDB's own pages
+have no checksum: a flip in them can show the store as of the previous commit (*older*) or crash the
+process, so these stores are opened in a child process. KV, texts, documents and vectors have
+checksums; counters, settings and tables that are derived from headers have none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.reliability.child import Child
 from bench.reliability.outcome import Outcome, counts, scratch
 from bench.reliability.patient import CHUNKS, EMBEDDER, NEWEST, TEXTS, fill, opened, served_all, use
 from bench.reliability.samples import Wrong, chunk_key, put, version_of
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import NumpyIndex, VectorIndex
 from ragcache.retriever.search import Retriever
 from ragcache.store import Catalog, DiskStore, Miss

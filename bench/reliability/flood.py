@@ -1,9 +1,9 @@
-"""Connections of somebody without a key, more than the process may have files open.
+"""An attacker without a key opens more connections than the process may have open files.
 
-Half requests are held, every one that is closed is opened again, and whole requests without a key
-come as fast as they are answered. Meanwhile a tenant asks: each of its questions on a connection of
-its own must be answered in time, and the log must stay small. The attackers are processes of their
-own, so that what is measured is the service, and no lock that they share with who asks.
+It holds incomplete requests, reopens every one that is closed, and sends complete requests without
+a key as fast as they are answered. Meanwhile a tenant's questions, each on its own connection, must
+be answered in time, and the log must stay small. The attackers are separate processes, so that they
+share no lock with the tenant's client.
 """
 
 from __future__ import annotations

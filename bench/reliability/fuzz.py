@@ -1,9 +1,8 @@
-"""Damaged records of every kind, through what decodes them: refused, and nothing raised.
+"""Fuzz the decoders of all records: damaged records must be rejected without an exception.
 
-Headers, layers of every codec, and the catalog's sealed records are flipped, cut, overwritten and
-spliced. A quarter of the headers and layers get a checksum that is right again, so that what is
-behind the checksum is reached: those may be accepted where they contradict nothing, for nobody
-else can tell, but must not raise.
+Headers, layers of every codec, and the catalog's checksummed records are flipped, truncated,
+overwritten and spliced. A quarter of the headers and layers get a correct checksum again, to reach
+the checks after it: they may be accepted if they are consistent, but must not raise.
 """
 
 from __future__ import annotations

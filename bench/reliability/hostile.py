@@ -1,4 +1,4 @@
-"""Requests that somebody sends who has a key, or none, to keep the others out."""
+"""Requests of an attacker, with or without a key, that try to deny service to others."""
 
 from __future__ import annotations
 

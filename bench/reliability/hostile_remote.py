@@ -1,9 +1,9 @@
-"""What somebody else has put into a remote: ``python -m bench.reliability hostile-remote``.
+"""Malicious objects in a remote: ``python -m bench.reliability hostile-remote``.
 
-Under the right name stands a record that was damaged, or is whole and of another shape, dtype,
-codec, chunk or model, has NaN in it, claims gigabytes, or is no file at all. It is read by an
-answer and by ``pull``. Either is served what was put, or nothing, in time and in little memory; and
-nothing else is ever kept.
+Under the right name there is a record that is damaged, or intact but of another shape, dtype,
+codec, chunk or model, contains NaN, claims gigabytes, or is not a file. It is read by an answer and
+by ``pull``. Both must get the original KV or nothing, in bounded time and memory, and nothing else
+may be stored.
 """
 
 from __future__ import annotations

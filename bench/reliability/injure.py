@@ -1,7 +1,7 @@
-"""How the faults are made: each function says what it does, and to whom.
+"""The faults that :mod:`bench.reliability.faults` injects.
 
-A fault is made around an operation, in a process of its own; where another process is needed, it
-stands by from before the store was opened.
+A fault is made around an operation, in a process of its own. If it needs a helper process, that is
+started before the store is opened.
 """
 
 from __future__ import annotations

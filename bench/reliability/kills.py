@@ -1,8 +1,8 @@
-"""kill -9 at a random moment of whatever changes a store, over and over on the same two stores.
+"""SIGKILL at random times during any change of a store, repeatedly on the same two stores.
 
-A forked writer draws operations from a seed, and says so after each. It is killed; from the seed
-and the number of operations that were acknowledged, this process knows what must be there, and
-what may be: the operation that was running has happened or not, chunk by chunk.
+A forked writer draws operations from a seed, and reports each when it is done. After it is killed,
+the seed and the number of reports determine what the store must contain. The operation that was
+running may or may not have taken effect, chunk by chunk.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Random programs against a store and a dict: whatever is served is what was put last.
+"""Random programs on stores and a dict: a store must return what was put last.
 
-Hypothesis draws the programs, and where one fails finds the shortest that does. Every step happens
-to the store in memory and to one on disk of either layout, and to a catalog in each; ``compact``,
-``convert`` and ``reopen`` must change nothing. What a document let go of is served no more.
+Hypothesis draws the programs and shrinks those that fail. Every step is applied to the store in
+memory, to stores on disk of both layouts, and to a catalog in each. ``compact``, ``convert`` and
+``reopen`` must change nothing. KV that a deleted document no longer references must not be
+returned.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ layouts: st.SearchStrategy[Layout] = st.sampled_from(["records", "files"])
 
 
 @dataclass
-class Told:
-    """What is known of a document: of every row, the KV that it uses."""
+class _DocumentState:
+    """What is known of a document: the KV that each of its rows uses."""
 
     rows: list[set[bytes]]
     expires: float | None
@@ -60,7 +61,7 @@ class Machine(RuleBasedStateMachine):
         self.memory = MemoryStore()
         self.chunks: dict[ChunkKey, ChunkKV] = {}
         self.notes: dict[ChunkKey, tuple[ChunkNotes, float]] = {}
-        self.documents: dict[str, Told] = {}
+        self.documents: dict[str, _DocumentState] = {}
         self.version = 0
 
     @property
@@ -150,7 +151,7 @@ class Machine(RuleBasedStateMachine):
                 pinned=pinned,
             )
         before = self.documents.get(name)
-        self.documents[name] = Told([{content} for content in uses], expires, pinned)
+        self.documents[name] = _DocumentState([{content} for content in uses], expires, pinned)
         self.let_go(before)
 
     @rule(name=names, uses=contents)
@@ -188,7 +189,7 @@ class Machine(RuleBasedStateMachine):
         assert [catalog.expire(now) for catalog in self.catalogs] == [over] * len(self.stores)
         self.let_go(*map(self.documents.pop, over))
 
-    def let_go(self, *before: Told | None) -> None:
+    def let_go(self, *before: _DocumentState | None) -> None:
         """KV that only the rows of these used is gone."""
         still = {c for told in self.documents.values() for row in told.rows for c in row}
         gone = {c for told in before if told for row in told.rows for c in row} - still

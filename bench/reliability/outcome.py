@@ -1,4 +1,4 @@
-"""What an experiment found, and where it may make a mess."""
+"""The result of an experiment, and a temporary directory for it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MOST_TOLD = 20
 
 @dataclass(slots=True)
 class Outcome:
-    """``size`` says what was done, ``figures`` what was seen, ``violations`` what must not be."""
+    """``size`` is the amount of work, ``figures`` are observations, ``violations`` are failures."""
 
     size: str
     figures: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
-    def told(self) -> list[str]:
-        """The violations, the like of one another once and with their number."""
+    def grouped_violations(self) -> list[str]:
+        """The violations, with similar ones grouped and counted."""
         lines = [f"{n} x {what}" for what, n in Counter(self.violations).most_common(_MOST_TOLD)]
         left = len(set(self.violations)) - len(lines)
         return [*lines, f"... and {left} others"] if left else lines
@@ -39,10 +39,10 @@ class Experiment:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that goes at the end: in memory where there is such a place.
+    """A temporary directory, in memory if possible.
 
-    What a process leaves behind when it is killed is in the page cache, on a disk as in memory; in
-    memory, more of a round falls on code than on waiting for the disk.
+    What a killed process has written is in the page cache, on a disk as in memory. In memory, a
+    round spends more of its time in code than waiting for the disk.
     """
     place = _MEMORY if _MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="ragcache-", dir=place) as folder:

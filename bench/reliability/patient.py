@@ -1,4 +1,4 @@
-"""The store whose bits are flipped, and all that can be done with it afterwards."""
+"""The store whose bits are flipped, and all operations on it afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fill(path: Path, layout: Layout) -> None:
 
 
 def served_all(store: DiskStore, but: Collection[int] = ()) -> str:
-    """Of all chunks the worst: right, older, miss."""
+    """The worst result of all chunks: right, older or miss."""
     verdicts = {"right"}
     for number in set(range(CHUNKS)).difference(but):
         found = store.get(chunk_key(number))

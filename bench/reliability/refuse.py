@@ -1,7 +1,7 @@
-"""System calls that the kernel refuses with an error, for the rest of a process's life.
+"""Make system calls fail with an error for the rest of a process's life, by seccomp.
 
-A seccomp filter answers them, so whatever makes the call, LMDB's C or Python, gets the error just
-as from a failing disk; the call itself does not happen. Linux on x86-64 and ARM64; no privileges.
+Any caller, in LMDB's C code or in Python, gets the error as from a failing disk, and the call has
+no effect. Works on Linux on x86-64 and ARM64, without privileges.
 """
 
 from __future__ import annotations

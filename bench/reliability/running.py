@@ -1,4 +1,4 @@
-"""The service as people run it: ``ragcache serve`` in a process of its own, with two tenants."""
+"""Run the service: ``ragcache serve`` in a process of its own, with two tenants."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _ENDS_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a streamed question came to."""
+class StreamedAnswer:
+    """The result of a streamed question."""
 
     status: int
     ttft_s: float  # to the first piece of text, or to the end where there is none
@@ -75,7 +75,7 @@ class Running:
             base_url=self.url, headers=headers, timeout=seconds, trust_env=False, verify=False
         )
 
-    def ask(self, question: str, *, key: str = VICTIM, seconds: float = 60.0) -> Told:
+    def ask(self, question: str, *, key: str = VICTIM, seconds: float = 60.0) -> StreamedAnswer:
         """Stream an answer of few tokens, on a connection of its own."""
         body = {"question": question, "max_tokens": 4, "stream": True}
         began = time.perf_counter()
@@ -88,15 +88,15 @@ class Running:
                     whole = first is not None and [x for x in lines if x][-1] == "data: [DONE]"
                     status = response.status_code
         except httpx.HTTPError:
-            return Told(0, time.perf_counter() - began)
-        return Told(status if whole or status != 200 else 0, taken)
+            return StreamedAnswer(0, time.perf_counter() - began)
+        return StreamedAnswer(status if whole or status != 200 else 0, taken)
 
     def add(self, documents: list[dict[str, object]], *, key: str = VICTIM) -> None:
         with self.client(key) as client:
             client.post("/v1/documents", json={"documents": documents}).raise_for_status()
 
     def lines(self) -> list[dict[str, object]]:
-        """What it has logged."""
+        """The lines of its log."""
         found = self.log.read_text(errors="replace").splitlines()
         return [json.loads(line) for line in found if line.startswith("{")]
 

@@ -1,4 +1,4 @@
-"""Chunks whose KV says which put it is of, so that any that is served can be judged."""
+"""Chunks whose KV identifies the write that it is from, so that reads can be checked."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def put(store: DiskStore, number: int, version: int) -> None:
 
 
 def same(left: ChunkKV, right: ChunkKV) -> bool:
-    """Equal bit for bit."""
+    """Whether two KVs are bit-identical."""
     pairs = zip((*left.keys, *left.values), (*right.keys, *right.values), strict=True)
     known = left.tokens, left.sensitivity
     return known == (right.tokens, right.sensitivity) and all(torch.equal(a, b) for a, b in pairs)
 
 
 class Wrong(Exception):
-    """KV was served that nobody put."""
+    """KV was read that was never written."""
 
 
 def version_of(found: ChunkKV) -> int:

@@ -1,4 +1,4 @@
-"""A tenant asks while another does its worst: ``python -m bench.reliability shut-out``.
+"""A tenant asks while another one attacks: ``python -m bench.reliability shut-out``.
 
 One attack after another, each while a victim asks small questions by retrieval over its own
 documents. A first token that takes :data:`MOST_S`, an answer but 200 and a service that is not

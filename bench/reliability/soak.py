@@ -1,8 +1,8 @@
-"""Requests without end, with documents that come and go: ``python -m bench.reliability soak``.
+"""A soak test under load with changing documents: ``python -m bench.reliability soak``.
 
-Clients ask, streamed and whole, by retrieval and with chunks of their own, and some hang up; beside
-them one adds and deletes documents. Any answer but 200 is a violation, and so are memory,
-descriptors or threads at the end that are well above those after the first tenth.
+Clients ask, with and without streaming, by retrieval and with given chunks, and some disconnect.
+Meanwhile another client adds and deletes documents. Any status but 200 is a violation, and so are
+memory, file descriptors or threads at the end that are well above those after the first tenth.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(rounds: int, seed: int) -> Outcome:
     ):
         client.post("/v1/documents", json=_body(texts[:third])).raise_for_status()
         chunks = [document.text[:200] for document in texts[third : 2 * third]]
-        asking = _Asking(client, questions(), chunks, rounds, seed)
+        asking = _Clients(client, questions(), chunks, rounds, seed)
         over = threading.Event()
         with ThreadPoolExecutor() as pool:
             changing = pool.submit(_change, client, texts[2 * third :], seed, over)
@@ -51,7 +51,7 @@ def run(rounds: int, seed: int) -> Outcome:
             seen = sum((one.result() for one in clients), Counter[str]())
             over.set()
             seen += changing.result()
-        waiting, active = _at_rest(service)
+        waiting, active = _wait_until_idle(service)
         metrics = client.get("/metrics").text
     for what, n in seen.items():
         if what.startswith("WRONG"):
@@ -67,21 +67,21 @@ def run(rounds: int, seed: int) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """What this process, which is the service and its clients, holds."""
+class _Resources:
+    """The resources in use by this process, which runs the service and its clients."""
 
     mib: int
     descriptors: int
     threads: int
 
     @classmethod
-    def now(cls) -> _Held:
+    def now(cls) -> _Resources:
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         mib = (pages * resource.getpagesize()) >> 20
         return cls(mib, len(os.listdir("/proc/self/fd")), threading.active_count())
 
-    def above(self, before: _Held) -> list[str]:
+    def above(self, before: _Resources) -> list[str]:
         """What has grown beyond the noise of clients that come and go."""
         grown = {
             "MiB": self.mib > before.mib + _MORE_MIB,
@@ -94,7 +94,7 @@ class _Held:
         return f"{self.mib} MiB, {self.descriptors} descriptors, {self.threads} threads"
 
 
-class _Asking:
+class _Clients:
     """Clients that share out ``rounds`` requests, and what is held after a tenth and at the end."""
 
     def __init__(
@@ -102,7 +102,7 @@ class _Asking:
     ) -> None:
         self.like, self.asked, self.chunks = like, asked, chunks
         self.rounds, self.seed = rounds, seed
-        self.marks: list[_Held] = []
+        self.marks: list[_Resources] = []
         self._begun = 0
         self._lock = threading.Lock()
 
@@ -121,7 +121,7 @@ class _Asking:
                 return False
             self._begun += 1
             if self._begun in (max(1, self.rounds // 10), self.rounds):
-                self.marks.append(_Held.now())
+                self.marks.append(_Resources.now())
             return True
 
     def _one(self, client: httpx.Client, rng: random.Random) -> str:
@@ -164,7 +164,7 @@ def _change(
     return seen
 
 
-def _at_rest(service: Service) -> tuple[int, int]:
+def _wait_until_idle(service: Service) -> tuple[int, int]:
     """(waiting, under way) once the last client that hung up has been noticed: both 0, or after
     five seconds whatever is left."""
     deadline = time.monotonic() + 5

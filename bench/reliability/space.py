@@ -1,9 +1,9 @@
-"""Space comes back: puts and deletes of sizes drawn at random, and a reader that holds space.
+"""Space is reclaimed after puts and deletes of random sizes, and a blocking reader is reported.
 
-The data file is at most twice what is live in it, and what is not worth a compaction. The store
-looks at that every so many changes, and may be over the bound in between: it is measured where it
-has just looked. A reader in another process that does not end keeps freed space from being used:
-within a minute the log says so.
+The data file must be at most twice its live data, plus what is not worth a compaction. The store
+checks that at intervals and may exceed the bound in between, so it is measured right after a check.
+A reader in another process that does not end prevents freed space from being reused: the log must
+say so within a minute.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Jobs, deletes and replaces over HTTP, and kill -9: of two acknowledged writes the later one wins.
+"""Jobs, deletes and replacements over HTTP with SIGKILL: the last acknowledged write wins.
 
-A job of many documents is taken, some of them are replaced and deleted while it is under way, and
-the service is killed at a random moment, or ended with SIGTERM, over and over on the same store. At
-last all jobs are left to end, and every document must have the text of its last acknowledged write.
+A job of many documents is accepted, some of them are replaced and deleted while it runs, and the
+service is killed at a random time or ended with SIGTERM, repeatedly on the same store. In the end
+all jobs finish, and every document must have the text of its last acknowledged write.
 """
 
 from __future__ import annotations

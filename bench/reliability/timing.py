@@ -1,10 +1,9 @@
-"""Can a tenant tell by a clock what another one has stored?
+"""A timing attack: can a tenant find out what another one has stored?
 
-One tenant asks over chunks that the other has stored, and over chunks that nobody has, in random
-order; all texts are new to the one that asks, and drawn alike. If the time to the first token told
-the two apart, the area under the ROC curve (AUC) would be far from one half. A control shows that
-this clock sees a cache where there is one: over chunks that the asking tenant itself has stored,
-and has not.
+One tenant asks over chunks that the other has stored, and over chunks that nobody has stored, in
+random order. All texts are new to the tenant that asks, and from the same distribution. If the time
+to first token distinguished them, the area under the ROC curve (AUC) would differ from 1/2. As a
+control, the same is measured for chunks that the asking tenant itself has or has not stored.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""ragcache in LangChain, in small programs: tests/langchain/test_examples.py runs them all."""
+"""Small LangChain programs with ragcache; tests/langchain/test_examples.py runs all of them."""

@@ -1,7 +1,7 @@
-"""An agent with a retriever tool: chunks travel from tool to model as the message's artifact.
+"""An agent with a retriever tool: chunks are passed from tool to model as the message's artifact.
 
-The small model cannot choose tools, so the first step always calls this one; a model that can
-would make the same message. Everything behind it is as in any agent of LangGraph.
+The small model cannot choose tools, so the first step always calls this one, with the message that
+a larger model would produce. The rest is as in any LangGraph agent.
 
 python -m examples.langchain.agent
 """
@@ -20,7 +20,7 @@ from ragcache.langchain import ChatRagCache, RagCacheVectorStore
 
 
 def build(folder: str) -> Any:
-    """The agent's graph: look up, then answer."""
+    """The agent's graph: retrieve, then answer."""
     store = RagCacheVectorStore(folder)
     store.add_texts(TEXTS, ids=["holt", "corvex"])
     model = ChatRagCache(store=store)

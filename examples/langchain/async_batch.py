@@ -1,4 +1,4 @@
-"""Several questions at once, without a thread of one's own: the engine takes turns.
+"""Ask several questions concurrently with asyncio; the engine interleaves them.
 
 python -m examples.langchain.async_batch
 """

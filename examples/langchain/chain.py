@@ -1,4 +1,4 @@
-"""A RAG chain in ten lines: documents in, an answer out, their KV reused.
+"""A RAG chain in ten lines, which reuses the KV of its documents.
 
 python -m examples.langchain.chain
 """
@@ -19,7 +19,7 @@ QUESTION = "What does Corvex Mills make?"
 
 
 def build(folder: str) -> Runnable[str, Any]:
-    """The chain over a store in ``folder``, with the texts in it."""
+    """The chain, with the texts in a store in ``folder``."""
     store = RagCacheVectorStore(folder)
     store.add_texts(TEXTS, ids=["holt", "corvex"])
     return (

@@ -1,5 +1,6 @@
-"""A FAISS index of your own in front: any retriever works, and chunks that the store does not know
-are computed with their first question and stored.
+"""Use an existing FAISS index: any retriever works.
+
+Chunks that are not in the store are computed with the first question over them, and stored.
 
 python -m examples.langchain.existing_index
 """
@@ -20,7 +21,7 @@ from ragcache.langchain import ChatRagCache, RagCacheVectorStore, rag_messages
 
 
 class FaissRetriever(BaseRetriever):
-    """What is there already: an index, the documents behind it, and an embedding model."""
+    """An existing index with its documents and embedding model."""
 
     index: Any
     documents: list[Document]

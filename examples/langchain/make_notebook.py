@@ -1,4 +1,4 @@
-"""Writes langchain.ipynb beside this file, with the outputs of really running its cells.
+"""Write langchain.ipynb beside this file, with the outputs of its cells.
 
 python -m examples.langchain.make_notebook
 """

@@ -1,4 +1,4 @@
-"""From ChatHuggingFace: the chain stays, the model is another, and documents stay apart.
+"""Migrate from ChatHuggingFace: replace the model, and keep documents separate.
 
 Before::
 
@@ -9,9 +9,9 @@ Before::
     prompt = ChatPromptTemplate.from_template("{context}\\n\\nQuestion: {question}")
     chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | model
 
-A chain that is left as it is works with ``ChatRagCache(store=..., model=...)`` in the place of the
-model: texts of known chunks are found in the prompt, and the report says so. Better is to say
-where chunks begin, as the second chain does.
+An unchanged chain works with ``ChatRagCache(store=..., model=...)`` in place of the model: texts of
+known chunks are found in the prompt, and the report says so. It is better to mark where chunks
+begin, as the second chain does.
 
 python -m examples.langchain.migrate
 """

@@ -1,7 +1,7 @@
-"""A model of your own: a folder as ``save_pretrained`` or a hub's download leaves it.
+"""Use your own model: a folder from ``save_pretrained`` or a download of a model hub.
 
-The store remembers it, and KV is its own: open the store with another model, and every chunk is
-computed anew. What a prompt costs is counted by the model's tokenizer, before it is asked.
+The store records the model. KV cannot be shared between models: if the store is opened with another
+one, every chunk is computed again. The model's tokenizer counts a prompt's tokens beforehand.
 
 python -m examples.langchain.own_model --model FOLDER
 """

@@ -1,4 +1,4 @@
-"""The chain, piece by piece: the report comes with the last one.
+"""Stream the chain's answer; the report is in the last piece.
 
 python -m examples.langchain.stream
 """

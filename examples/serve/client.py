@@ -1,6 +1,6 @@
 """The OpenAI client against ``ragcache serve``: ``python client.py [URL]``.
 
-The key comes from RAGCACHE_KEY, where the service asks for one.
+The API key is read from RAGCACHE_KEY, if the service requires one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts to tensors: one row holds a context and many questions that do not see each other."""
+"""Prompts to tensors: one row holds a context and many independent questions."""
 
 from dataclasses import dataclass, field, replace
 

@@ -1,4 +1,4 @@
-"""Turn what a run has saved into a folder that `LlamaForCausalLM.from_pretrained` reads."""
+"""Export a checkpoint to a folder that `LlamaForCausalLM.from_pretrained` reads."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def load_exported(folder: Path) -> TinyLlama:
 
 
 def llama_config(config: TinyConfig) -> dict[str, object]:
-    """config.json, in the words of both old and new transformers."""
+    """config.json with the keys of both old and new versions of transformers."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -1,6 +1,6 @@
 """Train the model from scratch, with as many data-parallel processes as asked for.
 
-A run that is killed goes on from its last save, a few minutes back, when it is started again.
+A killed run continues from its last checkpoint, a few minutes old, when it is started again.
 """
 
 import json
@@ -142,7 +142,7 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is over."""
+        """Share of the run that is done."""
         return self.step / self.options.steps
 
     def train_step(self) -> None:
@@ -257,7 +257,7 @@ class Trainer:
         self.model.train()
 
     def save(self) -> None:
-        """All that the run needs to go on, in two files; the second one names the first."""
+        """Save a checkpoint in two files; the second one names the first."""
         folder, options = self.options.folder, asdict(self.options) | {"folder": ""}
         folder.mkdir(parents=True, exist_ok=True)
         counts = {name: getattr(self, name) for name in _COUNTS}
@@ -272,7 +272,7 @@ class Trainer:
                 old.unlink()
 
     def resume(self) -> None:
-        """Go on where `save` was called last in this folder. ValueError for other options."""
+        """Load the last checkpoint in this folder. Raises ValueError for other options."""
         saved = self.options.folder / "run.json"
         if not saved.exists():
             return
@@ -303,7 +303,7 @@ class Trainer:
         return found
 
 
-#: What of a Trainer is neither tensor nor option, and is kept by `save`.
+#: Attributes of a Trainer, besides tensors and options, that `save` writes.
 _COUNTS = (
     "step",
     "level",

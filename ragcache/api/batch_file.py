@@ -26,14 +26,14 @@ from ragcache.api import chat_request
 from ragcache.api.errors import Problem, invalid, problem
 from ragcache.api.requests import Chat, Query
 from ragcache.api.responses import CompletionShape, QueryShape
-from ragcache.batch.order import by_chunks
+from ragcache.batch.order import order_by_chunks
 from ragcache.blend import blender
 from ragcache.core.request import Request
 from ragcache.errors import RagCacheError, SourceError
-from ragcache.models.named import full_name
-from ragcache.text import whole_in
+from ragcache.models.trusted_names import absolute_name
+from ragcache.text import replace_surrogates_in
 from ragcache.types import Chunk, Passage
-from ragcache.util.private_file import private
+from ragcache.util.private_file import open_private
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
@@ -54,7 +54,7 @@ class BatchLine:
     def parse(cls, number: int, line: bytes) -> BatchLine:
         digest, name = xxh3_128_hexdigest(line), f"request-{number}"
         try:
-            given = whole_in(json.loads(line))
+            given = replace_surrogates_in(json.loads(line))
             if not isinstance(given, dict):
                 raise ValueError("it is no object")
         except (ValueError, RecursionError) as error:
@@ -108,7 +108,7 @@ def answering(
     resumed = len(results)
     left = [request for request in requests if request.number not in results]
     asks = dict[int, Request]()
-    with private(part, "ab") as kept:
+    with open_private(part, "ab") as kept:
 
         def keep(request: BatchLine, result: dict[str, Any]) -> None:
             results[request.number] = result
@@ -168,7 +168,7 @@ def _found(cache: RagCache, request: BatchLine) -> Request:
         ask = chat_request.ask_query(asked, default)
     else:
         names = {cache.engine.name, "ragcache", cache.catalog.get_setting("model")}
-        if not {asked.model, full_name(asked.model)} & names:
+        if not {asked.model, absolute_name(asked.model)} & names:
             raise Problem(
                 404,
                 f"there is no model {asked.model!r} here: name {cache.engine.name!r}",
@@ -191,7 +191,7 @@ def _order(cache: RagCache, asks: list[Request], reorder: bool) -> list[int]:
     for text in {text for texts in used for text in texts}:
         tokens = len(cache.template.chunk(text)) if text.strip() else 0
         sizes[text] = cache.engine.spec.chunk_bytes(tokens)
-    return by_chunks(used, sizes, int(cache.settings.ram_bytes))
+    return order_by_chunks(used, sizes, int(cache.settings.ram_bytes))
 
 
 def _text(chunk: str | Chunk | Passage) -> str:
@@ -270,7 +270,7 @@ def _kept(part: Path, requests: list[BatchLine]) -> dict[int, dict[str, Any]]:
 def _write(out: Path, results: list[dict[str, Any]]) -> None:
     """All results, in the place of what was there, in one go."""
     new = out.with_name(f"{out.name}.new")
-    with private(new, "wb") as file:
+    with open_private(new, "wb") as file:
         file.writelines(_lines(results))
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ragcache.models import world
+from ragcache.models import world_file
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
@@ -66,5 +66,5 @@ def _spoken(name: str) -> str:
 
 
 def _lines(name: str) -> list[dict[str, str]]:
-    with world(name).open(encoding="utf-8") as lines:
+    with world_file(name).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -33,9 +33,9 @@ from typing import Any, Literal
 
 from ragcache.api.scheduler import Busy, Closing, GivenUp
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
-from ragcache.batch.plan import Work as OfflineWork
-from ragcache.batch.plan import planning
-from ragcache.batch.run import Finished, finishing
+from ragcache.batch.plan import PrecomputePlan as OfflineWork
+from ragcache.batch.plan import iter_plan
+from ragcache.batch.run import PrecomputeResult, iter_run_locally
 from ragcache.core.indexing import Added, Split, Step, check_documents
 from ragcache.core.precompute import Precomputed
 from ragcache.errors import ConfigError, RagCacheError
@@ -79,7 +79,7 @@ class _Work:
     promise: int | None  # to write the documents; None where nothing is indexed
     attempts: int = 0  # of processes to get anywhere with it, this one included
     before: Future[Split | OfflineWork | None] | None = field(default=None, repr=False)
-    steps: Generator[Step, None, Added | Precomputed | Finished] | None = field(
+    steps: Generator[Step, None, Added | Precomputed | PrecomputeResult] | None = field(
         default=None, repr=False
     )
 
@@ -289,7 +289,7 @@ class Jobs:
             return None
         given = [Document(*fields) for fields in json.loads(texts or "[]")]
         if work.promise is None:
-            return (yield from planning(cache, given, batch_tokens=BATCH_TOKENS))
+            return (yield from iter_plan(cache, given, batch_tokens=BATCH_TOKENS))
         stands = set(cache.catalog.promised(work.promise, work.documents))
         return (yield from cache.indexing.iter_split(d for d in given if d.id in stands))
 
@@ -304,11 +304,11 @@ class Jobs:
 
     def _steps(
         self, work: _Work, before: Split | OfflineWork | None
-    ) -> Generator[Step, None, Added | Precomputed | Finished]:
+    ) -> Generator[Step, None, Added | Precomputed | PrecomputeResult]:
         """Index the documents, unless that was done, or is not to be; then compute."""
         cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
         if isinstance(before, OfflineWork):
-            finished = yield from finishing(cache, before)
+            finished = yield from iter_run_locally(cache, before)
             cache.catalog.drop_text(name)
             return finished
         texts = cache.catalog.get_text(name)
@@ -394,8 +394,8 @@ def _from_json(text: str) -> _Work:
     )
 
 
-def _summary(done: Added | Precomputed | Finished) -> str:
-    if isinstance(done, Finished):
+def _summary(done: Added | Precomputed | PrecomputeResult) -> str:
+    if isinstance(done, PrecomputeResult):
         return done.summary()
     computed = done.precomputed if isinstance(done, Added) else done
     kv = f"KV of {computed.encoded} chunks computed, {computed.stored} were there"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.api.serialize import report_json, store_json
 from ragcache.errors import ConfigError
-from ragcache.text import whole
-from ragcache.util.private_file import private
+from ragcache.text import replace_surrogates
+from ragcache.util.private_file import open_private
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
@@ -47,7 +47,7 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
     """
     check(path)
     data = {
-        "question": whole(question),
+        "question": replace_surrogates(question),
         "runs": [
             {
                 "mode": label,
@@ -59,7 +59,7 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
         "stats": store_json(cache.chunks, cache.traffic()),
     }
     try:
-        with private(path, "wb") as file:
+        with open_private(path, "wb") as file:
             file.write(html(data).encode())
     except OSError as error:
         raise ConfigError(

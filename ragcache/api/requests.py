@@ -15,8 +15,8 @@ from pydantic import (
 )
 
 from ragcache.settings import Ratio
-from ragcache.text import whole_in
-from ragcache.types import Sampling, wrong_id
+from ragcache.text import replace_surrogates_in
+from ragcache.types import Sampling, invalid_id_reason
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Strict(BaseModel):
         if isinstance(given, dict) and len(given) > len(cls.model_fields):
             unknown = next(name for name in given if name not in cls.model_fields)
             raise WrongField(unknown, "this field is unknown here")
-        return whole_in(given)
+        return replace_surrogates_in(given)
 
 
 class Sampled(Strict):
@@ -252,7 +252,7 @@ class Chat(Sampled):
 
 
 def _id(given: str) -> str:
-    if (why := wrong_id(given)) is not None:
+    if (why := invalid_id_reason(given)) is not None:
         raise ValueError(f"this cannot be a document's id: {why}")
     return given
 

@@ -1,9 +1,10 @@
-"""Work on whole corpora and lists of questions: planned, resumable, on one machine or many.
+"""Process whole corpora and lists of questions: planned, resumable, on one machine or many.
 
 ::
 
-    documents ─ work.plan() ─ Work ─ run.run() ─ a store          ragcache precompute
-                                      │ by this process, or by workers on Ray (cluster.py)
-    questions ─ order.by_chunks() ─ batch.answered() ─ answers    ragcache batch
-    sizing.py, routing.py             what it will take            ragcache plan
+    documents ─ plan.make_plan() ─ PrecomputePlan ─ run.run() ─ store    ragcache precompute
+                                                    │ in this process, or by workers on Ray (ray.py)
+    questions ─ order.order_by_chunks() ─ answers                         ragcache batch
+
+The cost of a corpus is estimated by :mod:`ragcache.sim.sizing` (``ragcache plan``).
 """

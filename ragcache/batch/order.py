@@ -1,7 +1,7 @@
-"""The order of a list of questions in which chunks that are in RAM are used while they are there.
+"""Order a list of questions so that chunks are reused while they are in RAM.
 
-BatchLLM (Zheng et al., arXiv:2412.03594) runs requests together that begin alike. Here a chunk is
-used wherever it stands, so those that have chunks in common come together.
+BatchLLM (Zheng et al., arXiv:2412.03594) groups requests that share a prefix. Here a chunk is
+reusable at any position, so requests that share any chunks are grouped.
 """
 
 from __future__ import annotations
@@ -10,26 +10,30 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from ragcache.sim.lru import Held, K
+from ragcache.sim.lru import K, LruSet
 
 
-def by_chunks(requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity: int) -> list[int]:
-    """Numbers of ``requests``, which are the chunks of each, for a tier of ``capacity`` bytes.
+def order_by_chunks(
+    requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity: int
+) -> list[int]:
+    """Indices of ``requests`` (the chunks of each) in an order for a RAM tier of ``capacity``
+    bytes.
 
-    Next is always the one with the fewest bytes to load; less, for each of its chunks that is held,
-    the chunk's bytes by the number of requests that still wait for it, as a power of 2: what is
-    nearly through is finished while it is there. Of equals, the first.
+    Greedy: the next request is the one of least cost. A chunk that is not in RAM costs its bytes; a
+    chunk in RAM costs minus its bytes over the number of waiting requests that use it, rounded down
+    to a power of 2, so that chunks with few remaining uses are finished first. Ties are broken by
+    index.
     """
     users: defaultdict[K, set[int]] = defaultdict(set)
     for number, chunks in enumerate(requests):
         for chunk in chunks:
             users[chunk].add(number)
-    held, order = Held(sizes, capacity), list[int]()
+    in_ram, order = LruSet(sizes, capacity), list[int]()
     weights = {chunk: _power(len(waiting)) for chunk, waiting in users.items()}
 
     def cost(number: int) -> float:
         return sum(
-            -sizes[chunk] / weights[chunk] if chunk in held else sizes[chunk]
+            -sizes[chunk] / weights[chunk] if chunk in in_ram else sizes[chunk]
             for chunk in dict.fromkeys(requests[number])
         )
 
@@ -39,10 +43,10 @@ def by_chunks(requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity:
     while heap:
         least, number = heapq.heappop(heap)
         if costs.get(number) != least:
-            continue  # it has been answered, or its cost has changed since
+            continue  # an outdated entry: already ordered, or its cost has changed
         del costs[number]
         order.append(number)
-        changed = set().union(*held.use(requests[number]))
+        changed = set().union(*in_ram.use(requests[number]))
         for chunk in set(requests[number]):
             users[chunk].discard(number)
             if weights[chunk] != (weight := _power(len(users[chunk]))):
@@ -56,16 +60,16 @@ def by_chunks(requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity:
 
 
 def _power(count: int) -> int:
-    """The greatest power of 2 that is at most ``count``, or 1."""
+    """The greatest power of 2 up to ``count``; at least 1."""
     return 1 << max(0, count.bit_length() - 1)
 
 
-def loaded(
+def loaded_bytes(
     requests: Sequence[Sequence[K]], order: Iterable[int], sizes: Mapping[K, int], capacity: int
 ) -> int:
-    """Bytes that a tier of ``capacity`` bytes has to load for ``requests`` in that ``order``."""
-    held, total = Held(sizes, capacity), 0
+    """Bytes that a RAM tier of ``capacity`` bytes loads for ``requests`` in this ``order``."""
+    in_ram, total = LruSet(sizes, capacity), 0
     for number in order:
-        total += sum(sizes[chunk] for chunk in set(requests[number]) if chunk not in held)
-        held.use(requests[number])
+        total += sum(sizes[chunk] for chunk in set(requests[number]) if chunk not in in_ram)
+        in_ram.use(requests[number])
     return total

@@ -1,8 +1,8 @@
-"""What a corpus needs: its chunks, which of them are stored, and what the others will cost.
+"""Plan the precomputation of a corpus: its chunks, which of them are stored, and the missing work.
 
-The unit of work is a batch of chunks, as :mod:`ragcache.core.precompute` makes them; a chunk's key
-says what it is, and a complete record under it that it is done. So a plan needs no journal: it is
-made anew by whoever goes on.
+The unit of work is a batch of chunks, as :mod:`ragcache.core.precompute` makes them. A complete
+record under a chunk's key means that the chunk is done. So no journal is needed: a resumed run
+makes the plan again.
 """
 
 from __future__ import annotations
@@ -24,36 +24,39 @@ from ragcache.core.precompute import (
     missing_keys,
 )
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
-from ragcache.planning.flops import ModelCost
+from ragcache.planning.flops import ModelShape
 from ragcache.store.format.codecs import codec
 from ragcache.store.key import ChunkKey
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
-    from ragcache.core.indexing import Progress, Step
+    from ragcache.core.indexing import Step
     from ragcache.rag import RagCache
-    from ragcache.types import Document, Tokens
+    from ragcache.types import Document, StageProgress, Tokens
 
-_CUT = 64  # chunks at a time
+_YIELD_EVERY = 64  # chunks that are split between two steps
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Every ``of``-th batch, from the ``number``-th on, which counts from 1."""
+    """Every ``of``-th batch, beginning with the ``number``-th, counted from 1.
+
+    Raises ConfigError unless 1 <= ``number`` <= ``of``.
+    """
 
     number: int = 1
     of: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise ConfigError(f"shard {self} cannot be: give i/n with i from 1 to n")
+            raise ConfigError(f"shard {self} is invalid: give i/n with i from 1 to n")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Of ``2/8``. Raises ConfigError."""
+        """Parse a shard such as ``2/8``. Raises ConfigError."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
-            raise ConfigError(f"shard {text!r} cannot be: give i/n, such as 2/8")
+            raise ConfigError(f"shard {text!r} is invalid: give i/n, such as 2/8")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -61,24 +64,24 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """Chunks, and what they are."""
+class WorkSize:
+    """A number of chunks, and their size and cost."""
 
     chunks: int = 0
     tokens: int = 0
-    payload_bytes: int = 0  # as stored; of a codec whose sizes depend on the values: at most
-    flops: float = 0.0  # to compute, alone and once more for the sensitivity
+    payload_bytes: int = 0  # as stored; an upper bound if the codec's sizes depend on the values
+    flops: float = 0.0  # to compute the KV, and again for the sensitivity
 
-    def __add__(self, other: Size) -> Size:
-        return Size(
+    def __add__(self, other: WorkSize) -> WorkSize:
+        return WorkSize(
             self.chunks + other.chunks,
             self.tokens + other.tokens,
             self.payload_bytes + other.payload_bytes,
             self.flops + other.flops,
         )
 
-    def __sub__(self, other: Size) -> Size:
-        return Size(
+    def __sub__(self, other: WorkSize) -> WorkSize:
+        return WorkSize(
             self.chunks - other.chunks,
             self.tokens - other.tokens,
             self.payload_bytes - other.payload_bytes,
@@ -87,59 +90,60 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """What was left out, and why."""
+class _SkippedDocument:
+    """A document that was left out, and why."""
 
     document: str
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be done of a shard. A chunk that several documents have is one."""
+class PrecomputePlan:
+    """The work of a shard. A chunk that occurs in several documents counts once."""
 
-    documents: int  # that were read
-    wanted: Size
-    missing: Size
-    skipped: tuple[Skipped, ...]
+    documents: int  # number of documents that were read
+    wanted: WorkSize  # of all chunks
+    missing: WorkSize  # of those that are not stored
+    skipped: tuple[_SkippedDocument, ...]
     shard: Shard
-    measure: Measure = field(repr=False)
+    estimator: _SizeEstimator = field(repr=False)
     _batches: tuple[_Packed, ...] = field(repr=False)
 
     @property
-    def stored(self) -> Size:
-        """What was there when the plan was made."""
+    def stored(self) -> WorkSize:
+        """The chunks that were stored when the plan was made."""
         return self.wanted - self.missing
 
     @property
     def batches(self) -> Iterator[Batch]:
-        """Those of which something is missing, in the order in which they are computed."""
+        """The batches that have missing chunks, in the order in which they are computed."""
         return (packed.batch for packed in self._batches)
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """What chunks of a model take, behind so many tokens."""
+class _SizeEstimator:
+    """Computes sizes and costs of chunks of a model, encoded after ``behind`` tokens."""
 
-    model: ModelCost
+    model: ModelShape
     behind: int
 
-    def __call__(self, key: ChunkKey) -> Size:
+    def __call__(self, key: ChunkKey) -> WorkSize:
         n, spec = len(key.tokens), self.model.spec
         layer = codec(key.codec).layer_bytes(spec, n)
         size = spec.chunk_bytes(n) if layer is None else spec.layers * layer
-        return Size(1, n, size, 2 * self.model.flops(n, self.behind))
+        return WorkSize(1, n, size, 2 * self.model.flops(n, self.behind))
 
-    def of(self, batch: Batch) -> Size:
-        return sum(map(self, batch.keys), Size())
+    def of(self, batch: Batch) -> WorkSize:
+        """The size of a batch."""
+        return sum(map(self, batch.keys), WorkSize())
 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """A batch at 4 bytes a token: a plan of a million chunks fits in memory."""
+    """A batch at 4 bytes per token, so that a plan of a million chunks fits in memory."""
 
     context: Tokens
-    like: ChunkKey  # without its tokens
+    like: ChunkKey  # of all chunks, without tokens
     tokens: tuple[array[int], ...]
 
     @classmethod
@@ -153,80 +157,82 @@ class _Packed:
         return Batch(self.context, tuple(keys))
 
 
-def plan(
+def make_plan(
     cache: RagCache,
     documents: Iterable[Document],
     *,
     shard: Shard = Shard(),
     batch_tokens: int = BATCH_TOKENS,
-    progress: Progress | None = None,
-) -> Work:
-    """Read ``documents``, split them as ``cache`` does, and see which chunks it has no KV of.
+    progress: StageProgress | None = None,
+) -> PrecomputePlan:
+    """Read and split ``documents`` as ``cache`` does, and find the chunks without stored KV.
 
-    A document that cannot be split, or has a chunk beyond the context, is skipped. Nothing is
-    computed or stored. Raises ConfigError in a compile mode that needs more than the documents.
+    A document that cannot be split, or has a chunk longer than the model's context, is skipped.
+    Nothing is computed or stored. Raises ConfigError for a compile mode that needs an index.
     """
-    steps = planning(cache, documents, shard=shard, batch_tokens=batch_tokens)
+    steps = iter_plan(cache, documents, shard=shard, batch_tokens=batch_tokens)
     return drive(steps, progress)
 
 
-def planning(
+def iter_plan(
     cache: RagCache,
     documents: Iterable[Document],
     *,
     shard: Shard = Shard(),
     batch_tokens: int = BATCH_TOKENS,
-) -> Generator[Step, None, Work]:
-    """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
-    given = several(documents, "documents")
-    engine, reading = cache.engine, _Reading(cache)
-    model = ModelCost(engine.spec, engine.parameters, engine.heads)
-    measure = Measure(model, len(cache.indexing.encoding.context))
-    mine, wanted, number = list[_Packed](), Size(), 0
-    for batch in reading.batches(given, batch_tokens):
+) -> Generator[Step, None, PrecomputePlan]:
+    """As :func:`make_plan`, as a generator of progress: the documents read so far, twice."""
+    given = require_list(documents, "documents")
+    engine, reader = cache.engine, _ChunkReader(cache)
+    model = ModelShape(engine.spec, engine.parameters, engine.heads)
+    estimator = _SizeEstimator(model, len(cache.indexing.encoding.context))
+    shard_batches, wanted, number = list[_Packed](), WorkSize(), 0
+    for batch in reader.batches(given, batch_tokens):
         if batch is not None:
             number += 1
             if number % shard.of == shard.number % shard.of:
-                mine.append(_Packed.of(batch))
-                wanted += measure.of(batch)
-        yield "plan", reading.documents, reading.documents
+                shard_batches.append(_Packed.of(batch))
+                wanted += estimator.of(batch)
+        yield "plan", reader.documents, reader.documents
     due = missing_batches(
-        (packed.batch for packed in mine),
+        (packed.batch for packed in shard_batches),
         partial(missing_keys, cache.chunks),
         batch_tokens=batch_tokens,
     )
-    missing, packed = Size(), list[_Packed]()
+    missing, packed = WorkSize(), list[_Packed]()
     for batch in due:
-        missing += measure.of(batch)
+        missing += estimator.of(batch)
         packed.append(_Packed.of(batch))
-        yield "plan", reading.documents, reading.documents
-    return Work(
-        reading.documents, wanted, missing, tuple(reading.skipped), shard, measure, tuple(packed)
+        yield "plan", reader.documents, reader.documents
+    return PrecomputePlan(
+        reader.documents, wanted, missing, tuple(reader.skipped), shard, estimator, tuple(packed)
     )
 
 
-class _Reading:
-    """Batches of documents' chunks, each chunk once, and what was skipped."""
+class _ChunkReader:
+    """Makes batches of documents' chunks, each chunk once, and collects skipped documents."""
 
     def __init__(self, cache: RagCache) -> None:
         self.cache = cache
         self.documents = 0
-        self.skipped: list[Skipped] = []
+        self.skipped: list[_SkippedDocument] = []
 
     def batches(self, documents: Iterable[Document], batch_tokens: int) -> Iterator[Batch | None]:
-        """All batches, the prompt's prefix in the first; None whenever so many chunks have been
-        cut, between which is time for others."""
+        """All batches, the first of which contains the prompt's prefix.
+
+        Yields None after every :data:`_YIELD_EVERY` chunks, so that other work can be done.
+        """
         filling, seen = BatchBuilder(batch_tokens), set[bytes]()
         for document in documents:
             self.documents += 1
             found = list[ChunkKey]()
             try:
-                for key in self._of(document):
+                for key in self._keys(document):
                     found.append(key)
-                    if len(found) % _CUT == 0:
+                    if len(found) % _YIELD_EVERY == 0:
                         yield None
             except (ConfigError, PromptError, SourceError) as error:
-                self.skipped.append(Skipped(document.id, str(error)))
+                self.skipped.append(_SkippedDocument(document.id, str(error)))
                 continue
             if found and not seen and self.cache.indexing.prefix_key.tokens:
                 found = [self.cache.indexing.prefix_key, *found]
@@ -237,14 +243,14 @@ class _Reading:
                         yield full
         yield from filling.rest()
 
-    def _of(self, document: Document) -> Iterator[ChunkKey]:
+    def _keys(self, document: Document) -> Iterator[ChunkKey]:
         check_ids([document.id])
         for chunk in self.cache.indexing.cut(document):
             key = self.cache.indexing.key(chunk)
             need, have = len(key.context) + len(key.tokens), self.cache.engine.context_tokens
             if need > have:
                 raise ContextError(
-                    f"chunk {chunk.id} needs {need} tokens with what it is computed behind, but "
-                    f"the context is {have}: split it"
+                    f"chunk {chunk.id} needs {need} tokens with the tokens before it, but the "
+                    f"context is {have}: split it"
                 )
             yield key

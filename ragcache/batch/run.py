@@ -1,4 +1,4 @@
-"""Doing what is planned: batches computed by this process or by others, and stored by this one."""
+"""Run a plan: batches are computed by this process or by others, and stored by this one."""
 
 from __future__ import annotations
 
@@ -8,143 +8,125 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragcache.batch.plan import Size, Work, planning
-from ragcache.core.precompute import BATCH_TOKENS, Batch, Steps, compute_batch, drive, skip_stored
+from ragcache.batch.plan import PrecomputePlan, WorkSize
+from ragcache.core.precompute import Batch, Steps, compute_batch, drive, skip_stored
 
 if TYPE_CHECKING:
-    from ragcache.core.indexing import Progress, Step
+    from ragcache.core.indexing import Step
     from ragcache.engine.base import ChunkEngine
     from ragcache.rag import RagCache
     from ragcache.store.base import ChunkStore
-    from ragcache.types import ChunkKV, Document
+    from ragcache.types import ChunkKV
 
-#: Batches and their KV, as they are done: in any order, each of those that were given once.
-Computed = Generator[tuple[Batch, list["ChunkKV"]], None, None]
-#: Computes batches, and takes no more of them than it can have under way.
-Computing = Callable[[Iterable[Batch]], Computed]
+#: Batches and their KV as they are finished: in any order, each once.
+ComputedBatches = Generator[tuple[Batch, list["ChunkKV"]], None, None]
+#: Computes batches, and takes only as many of them as it can work on.
+BatchComputer = Callable[[Iterable[Batch]], ComputedBatches]
 
-_TRIED = 512  # tokens computed to see how fast that is
+_SAMPLE_TOKENS = 512  # computed to measure the speed
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What a run has computed and stored so far, of what was missing."""
+class RunProgress:
+    """What a run has computed and stored so far."""
 
-    computed: Size
-    planned: Size
+    computed: WorkSize
+    planned: WorkSize  # the missing chunks of the plan
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """What became of documents whose KV was to be computed."""
+class PrecomputeResult:
+    """The result of precomputing documents."""
 
-    work: Work
-    done: Done
+    work: PrecomputePlan
+    done: RunProgress
 
     def summary(self) -> str:
-        """A sentence: what was computed, what was there, and what was left out."""
+        """A sentence: how many chunks were computed and stored before, and which were skipped."""
         stored, skipped = self.work.stored.chunks, self.work.skipped
-        said = f"KV of {self.done.computed.chunks} chunks computed, {stored} were there"
+        summary = f"KV of {self.done.computed.chunks} chunks computed, {stored} were there"
         if skipped:
             first = f"{skipped[0].document}: {skipped[0].why}"
-            said += f"; {len(skipped)} documents skipped, the first is {first}"
-        return said
+            summary += f"; {len(skipped)} documents skipped, the first is {first}"
+        return summary
 
 
-def precomputing(
-    cache: RagCache, documents: Iterable[Document], *, batch_tokens: int = BATCH_TOKENS
-) -> Generator[Step, None, Finished]:
-    """Plan and do it in this process, in steps: what is being done, how much of it, out of how
-    much."""
-    work = yield from planning(cache, documents, batch_tokens=batch_tokens)
-    return (yield from finishing(cache, work))
-
-
-def finishing(cache: RagCache, work: Work) -> Generator[Step, None, Finished]:
-    """The second half of :func:`precomputing`: what was planned."""
-    steps = Steps(running(cache.chunks, work, in_process(cache.engine)))
+def iter_run_locally(
+    cache: RagCache, work: PrecomputePlan
+) -> Generator[Step, None, PrecomputeResult]:
+    """Run a plan in this process, as a generator of progress steps."""
+    steps = Steps(iter_run(cache.chunks, work, compute_locally(cache.engine)))
     for (done,) in steps:
         yield "precompute", done.computed.chunks, work.missing.chunks
-    return Finished(work, steps.result)
+    return PrecomputeResult(work, steps.result)
 
 
-def precompute(
-    cache: RagCache, documents: Iterable[Document], progress: Progress | None = None
-) -> Finished:
-    """Compute and store the KV of documents that are not indexed, or not yet, in this process.
+def compute_locally(engine: ChunkEngine) -> BatchComputer:
+    """A computer of batches in this process, one after another."""
 
-    A second call does what is missing. For several processes or machines, see
-    :func:`ragcache.batch.plan.plan` and :func:`run`.
-    """
-    return drive(precomputing(cache, documents), progress)
-
-
-def in_process(engine: ChunkEngine) -> Computing:
-    """By this process, one batch after another."""
-
-    def computing(every: Iterable[Batch]) -> Computed:
-        for batch in every:
+    def compute_batches(batches: Iterable[Batch]) -> ComputedBatches:
+        for batch in batches:
             yield batch, compute_batch(engine, batch)
 
-    return computing
+    return compute_batches
 
 
 def run(
     store: ChunkStore,
-    work: Work,
-    computing: Computing,
+    work: PrecomputePlan,
+    computer: BatchComputer,
     *,
     limit: int | None = None,
-    progress: Callable[[Done], None] | None = None,
-) -> Done:
-    """Compute and store what ``work`` lacks; what others have stored meanwhile is left out.
+    progress: Callable[[RunProgress], None] | None = None,
+) -> RunProgress:
+    """Compute and store the missing chunks of ``work``, except those stored in the meantime.
 
-    A batch is durable once it has been told of. After the batch with which ``limit`` chunks are
-    computed there is no further one: batches are never cut, for that would change bits.
+    A batch is durable when ``progress`` is called for it. The run ends after the batch with which
+    ``limit`` chunks are computed: batches are never split, because that would change bits.
     """
-    return drive(running(store, work, computing, limit=limit), progress)
+    return drive(iter_run(store, work, computer, limit=limit), progress)
 
 
-def running(
-    store: ChunkStore, work: Work, computing: Computing, *, limit: int | None = None
-) -> Generator[tuple[Done], None, Done]:
-    """As :func:`run`, a step after every batch."""
-    began, computed = time.perf_counter(), Size()
+def iter_run(
+    store: ChunkStore, work: PrecomputePlan, computer: BatchComputer, *, limit: int | None = None
+) -> Generator[tuple[RunProgress], None, RunProgress]:
+    """As :func:`run`, as a generator of the progress after every batch."""
+    began, computed = time.perf_counter(), WorkSize()
     due = _limited(skip_stored(store, work.batches), limit)
-    with closing(computing(due)) as results:
+    with closing(computer(due)) as results:
         for batch, kvs in results:
             store.put_all(zip(batch.keys, kvs, strict=True))
-            computed += work.measure.of(batch)
-            yield (Done(computed, work.missing, time.perf_counter() - began),)
-    return Done(computed, work.missing, time.perf_counter() - began)
+            computed += work.estimator.of(batch)
+            yield (RunProgress(computed, work.missing, time.perf_counter() - began),)
+    return RunProgress(computed, work.missing, time.perf_counter() - began)
 
 
-def _limited(every: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
+def _limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
     given = 0
-    for batch in every:
+    for batch in batches:
         if limit is not None and given >= limit:
             return
         given += len(batch)
         yield batch
 
 
-def tokens_per_second(engine: ChunkEngine, work: Work) -> float | None:
-    """How fast this process computes the beginning of ``work``; None where nothing is missing.
+def measure_tokens_per_second(engine: ChunkEngine, work: PrecomputePlan) -> float | None:
+    """The speed at which this process computes a sample of ``work``; None if nothing is missing.
 
-    What it computes is thrown away.
+    The result is discarded.
     """
     batch = next(work.batches, None)
     if batch is None:
         return None
-    largest = next((b for b in work.batches if b.tokens >= _TRIED), batch)
+    largest = next((b for b in work.batches if b.tokens >= _SAMPLE_TOKENS), batch)
     keys = [largest.keys[0]]
     for key in largest.keys[1:]:
-        if sum(len(k.tokens) for k in keys) + len(key.tokens) > _TRIED:
+        if sum(len(k.tokens) for k in keys) + len(key.tokens) > _SAMPLE_TOKENS:
             break
         keys.append(key)
-    tried = Batch(largest.context, tuple(keys))
-    compute_batch(engine, Batch(tried.context, tried.keys[:1]))  # the context is computed once
+    sample = Batch(largest.context, tuple(keys))
+    compute_batch(engine, Batch(largest.context, sample.keys[:1]))  # computes the context once
     began = time.perf_counter()
-    compute_batch(engine, tried)
-    return tried.tokens / (time.perf_counter() - began)
+    compute_batch(engine, sample)
+    return sample.tokens / (time.perf_counter() - began)

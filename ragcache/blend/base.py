@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import AttentionRule
-from ragcache.types import ChunkNotes, Load, Prompt
+from ragcache.types import ChunkNotes, LayerLoad, Prompt
 
 #: Which stored KV of a chunk a method reuses:
 #:
@@ -40,7 +40,7 @@ class KVSource(Protocol):
         The tensors must not be modified.
         """
 
-    def load(self, layer: int) -> Load:
+    def load(self, layer: int) -> LayerLoad:
         """Bytes and times of a layer that was read."""
 
 

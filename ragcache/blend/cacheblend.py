@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ragcache.blend.base import (
     FixedRows,
-    KVPair,
     Layout,
     RatioBlender,
     Selector,
@@ -19,6 +18,7 @@ from ragcache.blend.base import (
 )
 from ragcache.blend.ranking import highest
 from ragcache.errors import ConfigError
+from ragcache.types import KVPair
 
 _Deviation = Literal["v", "k", "kv"]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, FixedRows, KVPair, KVSource, Layout, Selector
+from ragcache.blend.base import Blender, FixedRows, KVSource, Layout, Selector
 from ragcache.blend.context_attention import ContextAttention
 from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError
-from ragcache.types import ChunkKV, ChunkNotes, LayerTrace, Load
+from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, LayerTrace
 
 if TYPE_CHECKING:
     from ragcache.engine.base import LayerView, Prefilled, Prefiller
@@ -107,7 +107,7 @@ class _ReplaySource:
     def start(self, layers: Sequence[int]) -> None:
         raise NotImplementedError("the source has been started")
 
-    def load(self, layer: int) -> Load:
+    def load(self, layer: int) -> LayerLoad:
         return self.source.load(layer)
 
     def layer(self, layer: int) -> list[KVPair]:
@@ -219,7 +219,7 @@ class FusionCallbacks(PrefillCallbacks):
         if layer == len(self.chosen):
             return
         needed = self._runs and self.selector.loads(layer)
-        load = self.source.load(layer) if needed else Load(0, self._began, self._began)
+        load = self.source.load(layer) if needed else LayerLoad(0, self._began, self._began)
         at, loaded, placed = self._times
         trace = LayerTrace(
             rows=len(self._rows),

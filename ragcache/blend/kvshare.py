@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ragcache.blend.base import (
     FixedRows,
-    KVPair,
     Layout,
     RatioBlender,
     Selector,
@@ -18,6 +17,7 @@ from ragcache.blend.base import (
     check_least,
 )
 from ragcache.blend.ranking import highest
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule

@@ -82,14 +82,14 @@ def index(
     Documents whose file is gone stay until `ragcache delete` or --prune.
     """
     from ragcache.core import origins
-    from ragcache.retriever.source import find
+    from ragcache.retriever.source import find_files
 
     ttl_s = None if ttl is None else seconds(ttl)
     check_free(Settings.load(store=store).store)
     errors: list[Any] = []
     try:
         on_error = errors.append if skip_errors else None
-        sources = find(paths, root=root, on_error=on_error)
+        sources = find_files(paths, root=root, on_error=on_error)
         found = sources.read(on_error=on_error, on_omitted=partial(tell, "left out"))
         documents = list(named_if_blank(found))
     except SourceError as unreadable:

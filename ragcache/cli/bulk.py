@@ -39,12 +39,12 @@ from ragcache.cli.render import corpora
 from ragcache.cli.render.stages import COMPUTING
 from ragcache.errors import ConfigError, SourceError
 from ragcache.settings import Settings
-from ragcache.util.private_file import private
+from ragcache.util.private_file import open_private
 
 if TYPE_CHECKING:
-    from ragcache.batch.plan import Work
-    from ragcache.batch.ray import Cluster
-    from ragcache.batch.run import Computing, Done
+    from ragcache.batch.plan import PrecomputePlan
+    from ragcache.batch.ray import RayCluster
+    from ragcache.batch.run import BatchComputer, RunProgress
     from ragcache.rag import RagCache
 
 SKIPPED = 3  # exit code: some documents or requests were skipped
@@ -94,9 +94,9 @@ def precompute(
     A second run computes only what is missing, and a run that is killed loses only the batches in
     progress. Exit code 3: some documents were skipped; 130: interrupted.
     """
-    from ragcache.batch.plan import Shard, Size, plan
-    from ragcache.batch.ray import Cluster
-    from ragcache.batch.run import Done
+    from ragcache.batch.plan import Shard, WorkSize, make_plan
+    from ragcache.batch.ray import RayCluster
+    from ragcache.batch.run import RunProgress
     from ragcache.retriever.source import read
 
     part = Shard.parse(shard)
@@ -119,7 +119,7 @@ def precompute(
         remote=remote,
         remote_codecs=remote_codecs,
     )
-    cluster = Cluster(address, workers, gpus_per_worker) if engine == "ray" else None
+    cluster = RayCluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []
     with _there(settings, dry_run) as here, opened(here, tenant=tenant) as cache:
         tell_date(cache)
@@ -127,7 +127,7 @@ def precompute(
         each = read(sources, on_error=unread.append, on_omitted=partial(tell, "left out"))
         documents = named_if_blank(each)
         with progress() as told:
-            work = plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
+            work = make_plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]
         for line in skipped:
             tell("skipped", line)
@@ -135,13 +135,13 @@ def precompute(
         out.print(corpora.plan_text(work, rate) + smaller(cache), highlight=False, soft_wrap=True)
         if cache.remote is None:
             _check_room(here, work)
-        done, state = Done(Size(), work.missing, 0.0), "planned"
+        done, state = RunProgress(WorkSize(), work.missing, 0.0), "planned"
         if not dry_run:
             done, state = _run(cache, work, computing, limit)
             out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
     found = corpora.report_json(work, rate, done, state, skipped)
     if report is not None:
-        with private(report, "wb") as file:
+        with open_private(report, "wb") as file:
             file.write((as_json(found) + "\n").encode())
     figures(found)
     if state == "interrupted":
@@ -252,15 +252,15 @@ def plan_corpora(
 
     --chunks and --codec may be repeated. Nothing is measured.
     """
-    from ragcache.sim.sizing import Prices, rate, shape, sizing
+    from ragcache.sim.sizing import HardwarePrices, estimate_corpus, model_shape, parse_bandwidth
 
-    prices = Prices(tflops * 1e12, gpu_hour, gb_month, rate(link))
-    found = shape(model)
+    prices = HardwarePrices(tflops * 1e12, gpu_hour, gb_month, parse_bandwidth(link))
+    found = model_shape(model)
     counts = [round(count) for count in chunks or [10**power for power in range(4, 10)]]
     table: list[dict[str, object]] = []
     for name in codec or ("raw", "cachegen"):
         rows = [
-            sizing(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)
+            estimate_corpus(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)
             for count in counts
         ]
         said = corpora.sizing_text(rows[0], model, name, chunk_tokens, ratio)
@@ -281,18 +281,18 @@ def _there(settings: Settings, dry_run: bool) -> Iterator[Settings]:
 
 
 def _computing(
-    cache: RagCache, settings: Settings, cluster: Cluster | None, batch_tokens: int
-) -> Computing:
-    from ragcache.batch.ray import on_ray
-    from ragcache.batch.run import in_process
+    cache: RagCache, settings: Settings, cluster: RayCluster | None, batch_tokens: int
+) -> BatchComputer:
+    from ragcache.batch.ray import compute_on_ray
+    from ragcache.batch.run import compute_locally
     from ragcache.models import model_path
 
     engine = cache.engine
     if cluster is None:
-        return in_process(engine)
+        return compute_locally(engine)
     name = settings.model or cache.catalog.get_setting("model") or ""
     path = Path(model_path(name))
-    return on_ray(
+    return compute_on_ray(
         cluster,
         model=str(path.resolve()) if path.is_dir() else name,
         options={
@@ -307,18 +307,18 @@ def _computing(
 
 
 def _run(
-    cache: RagCache, work: Work, computing: Computing, limit: int | None
-) -> tuple[Done, Literal["done", "limited", "interrupted"]]:
+    cache: RagCache, work: PrecomputePlan, computing: BatchComputer, limit: int | None
+) -> tuple[RunProgress, Literal["done", "limited", "interrupted"]]:
     """Compute what is missing. Returns what was done, and how it ended."""
-    from ragcache.batch.plan import Size
-    from ragcache.batch.run import Done, running
+    from ragcache.batch.plan import WorkSize
+    from ragcache.batch.run import RunProgress, iter_run
 
-    done = Done(Size(), work.missing, 0.0)
+    done = RunProgress(WorkSize(), work.missing, 0.0)
     try:
         with progress() as told:
             told.tokens(0, work.missing.tokens)
             told(COMPUTING, 0, work.missing.chunks)
-            for (done,) in running(cache.chunks, work, computing, limit=limit):
+            for (done,) in iter_run(cache.chunks, work, computing, limit=limit):
                 told.tokens(done.computed.tokens, work.missing.tokens)
                 told(COMPUTING, done.computed.chunks, work.missing.chunks)
             if cache.remote is not None:
@@ -329,17 +329,17 @@ def _run(
     return done, "limited" if cut else "done"
 
 
-def _rate(cache: RagCache, work: Work, cluster: Cluster | None) -> float | None:
+def _rate(cache: RagCache, work: PrecomputePlan, cluster: RayCluster | None) -> float | None:
     """Expected tokens per second; None if only a run can tell."""
-    from ragcache.batch.run import tokens_per_second
+    from ragcache.batch.run import measure_tokens_per_second
 
     if cluster is not None and cluster.gpus:
         return None
-    rate = tokens_per_second(cache.engine, work)
+    rate = measure_tokens_per_second(cache.engine, work)
     return rate if cluster is None or rate is None else rate * cluster.workers
 
 
-def _check_room(settings: Settings, work: Work) -> None:
+def _check_room(settings: Settings, work: PrecomputePlan) -> None:
     """Raise ConfigError if the corpus exceeds ``max_bytes``: the store would evict what has just
     been computed."""
     most = settings.max_bytes

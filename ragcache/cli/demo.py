@@ -14,11 +14,11 @@ from rich.console import Console
 from ragcache.cli import render
 from ragcache.cli.render.answers import answer_table
 from ragcache.cli.render.quality import score_tables
-from ragcache.eval.dataset import load, take
-from ragcache.eval.evaluate import compare, modes
-from ragcache.eval.parallel import cores
-from ragcache.eval.summary import Figures
-from ragcache.models import TINY, world
+from ragcache.eval.dataset import first_questions, load_dataset
+from ragcache.eval.evaluate import compare, make_blenders
+from ragcache.eval.parallel import usable_cores
+from ragcache.eval.summary import ModeSummary
+from ragcache.models import TINY, world_file
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 
@@ -45,11 +45,11 @@ docs/quickstart.md goes on from here.
 """
 
 
-def run(out: Console, progress: Showing, questions: int) -> list[Figures]:
+def run(out: Console, progress: Showing, questions: int) -> list[ModeSummary]:
     """Index, precompute, ask, compare; print what each step did and how long all took. Gives the
     figures of every mode."""
     began = time.perf_counter()
-    contexts = take(load(world("prompts.jsonl")), questions)
+    contexts = first_questions(load_dataset(world_file("prompts.jsonl")), questions)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
         _index_and_ask(out, progress, Path(folder))
     out.rule("every mode on held-out questions")
@@ -57,7 +57,12 @@ def run(out: Console, progress: Showing, questions: int) -> list[Figures]:
         asked = {"questions": contexts}
         settings = Settings.load(model=TINY)
         ((_, figures),) = compare(
-            settings, asked, modes(), max_tokens=8, processes=min(4, cores()), progress=told
+            settings,
+            asked,
+            make_blenders(),
+            max_tokens=8,
+            processes=min(4, usable_cores()),
+            progress=told,
         )
     for table in score_tables(figures, "exact match by kind of question, in percent"):
         out.print(table)
@@ -71,11 +76,11 @@ def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
     from ragcache.retriever.source import read
 
     docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]
-    markdown = docs or [world("").parent / "README.md"]
+    markdown = docs or [world_file("").parent / "README.md"]
     out.rule(f"index: the small world and {render.counted(len(markdown), 'page')} of Markdown")
     with RagCache.open(folder, TINY) as cache:
         with progress() as told:
-            documents = read([world("documents.jsonl"), *markdown])
+            documents = read([world_file("documents.jsonl"), *markdown])
             added = cache.add(documents, progress=told, tokens=told.tokens)
         done = added.precomputed
         out.print(
@@ -83,12 +88,13 @@ def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
             f"{render.size(done.payload_bytes)}, computed once in {render.duration(done.seconds)}",
             highlight=False,
         )
-        with world("questions.jsonl").open(encoding="utf-8") as lines:
+        with world_file("questions.jsonl").open(encoding="utf-8") as lines:
             entries = [json.loads(line) for line in lines]
         for kind in ("direct", "local", "split"):
             entry = next(e for e in entries if e["kind"] == kind)
             out.rule(f"{entry['question']} ({kind}: {', '.join(entry['answers'])})")
             answers = {
-                label: cache.ask(entry["question"], mode=mode) for label, mode in modes().items()
+                label: cache.ask(entry["question"], mode=mode)
+                for label, mode in make_blenders().items()
             }
             out.print(answer_table(answers))

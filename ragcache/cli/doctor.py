@@ -15,7 +15,7 @@ from ragcache.setup import PROMPT_DATE
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.chunk_files import PAGE
 from ragcache.store.disk.store import DiskStore
-from ragcache.util.private_file import private
+from ragcache.util.private_file import open_private
 
 if TYPE_CHECKING:
     from ragcache.engine.base import Engine
@@ -119,7 +119,7 @@ def _speed(path: Path) -> Finding:
     try:
         file.unlink(missing_ok=True)
         began = time.perf_counter()
-        with private(file, "xb") as out:
+        with open_private(file, "xb") as out:
             for _ in range(_PROBE_BYTES >> 20):
                 out.write(data)
             os.fsync(out.fileno())

@@ -29,7 +29,7 @@ from ragcache.errors import ConfigError, NoChunksError, StoreError
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
-    from ragcache.eval.dataset import Context
+    from ragcache.eval.dataset import EvalContext
 
 
 def evaluate(
@@ -71,19 +71,19 @@ def evaluate(
     --dataset, --mode and --ratio may be repeated.
     """
     from ragcache.eval import plot
-    from ragcache.eval.dataset import load_all
-    from ragcache.eval.evaluate import compare, modes
-    from ragcache.models import world
+    from ragcache.eval.dataset import load_datasets
+    from ragcache.eval.evaluate import compare, make_blenders
+    from ragcache.models import world_file
 
     settings = Settings.load(
         model=model, device=device, dtype=dtype, encoding_context=encoding_context, codec=codec
     )
-    chosen = modes(mode, ratio or ())
-    datasets = load_all(dataset or [world("prompts.jsonl")], limit)
+    chosen = make_blenders(mode, ratio or ())
+    datasets = load_datasets(dataset or [world_file("prompts.jsonl")], limit)
     for name, contexts in datasets.items():
         _check_chunks(contexts, name)
     if plot_file is not None:
-        plot.check(plot_file)
+        plot.check_plot_path(plot_file)
     for file in filter(None, (report, plot_file)):
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
@@ -107,7 +107,7 @@ def evaluate(
         report.write_text(as_json({"figures": rows}) + "\n", encoding="utf-8")
     figures({"figures": rows})
     if plot_file is not None:
-        plot.draw(done, plot_file)
+        plot.save_plot(done, plot_file)
 
 
 def calibrate(
@@ -140,19 +140,19 @@ def calibrate(
     It needs questions, but no answers. --mode may be repeated.
     """
     from ragcache.eval import calibrate as choosing
-    from ragcache.eval.dataset import load
-    from ragcache.models import world
+    from ragcache.eval.dataset import load_dataset
+    from ragcache.models import world_file
 
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
     choosing.candidates(mode or ())  # before anything is loaded
-    path = questions or world("prompts.jsonl")
+    path = questions or world_file("prompts.jsonl")
     if path.suffix in {".jsonl", ".json"}:
-        contexts = load(path)
+        contexts = load_dataset(path)
     else:
         with opened(settings, lazy=True) as cache:
-            contexts = choosing.retrieved(path, cache)
+            contexts = choosing.retrieve_contexts(path, cache)
             _check_chunks(contexts, str(path), cache.no_chunks())
-            settings = choosing.of_store(settings, cache)
+            settings = choosing.settings_of_store(settings, cache)
     with progress() as told:
         found = choosing.calibrate(
             settings,
@@ -163,7 +163,7 @@ def calibrate(
             processes=processes,
             progress=told,
         )
-    least = choosing.least(found, keep)
+    least = choosing.cheapest(found, keep)
     out.print(quality.curve_table(found))
     out.print(quality.choice(least, keep), highlight=False, soft_wrap=True)
     figures(
@@ -175,7 +175,7 @@ def calibrate(
     )
 
 
-def _check_chunks(contexts: Iterable[Context], name: str, why: str = "none are given") -> None:
+def _check_chunks(contexts: Iterable[EvalContext], name: str, why: str = "none are given") -> None:
     """Say how many questions have no chunks; NoChunksError where none has any: every mode answers
     those alike."""
     counts = [(len(context.questions), bool(context.chunks)) for context in contexts]
@@ -296,32 +296,34 @@ def simulate(
     """
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.planning.flops import ModelCost as Costs
+    from ragcache.planning.flops import ModelShape as Costs
     from ragcache.settings import size
-    from ragcache.sim.eviction import report, working_set
-    from ragcache.sim.routing import POLICIES, route
-    from ragcache.sim.trace import MADE_UP, load
+    from ragcache.sim.eviction import compare_policies, working_set_bytes
+    from ragcache.sim.routing import POLICIES, simulate_routing
+    from ragcache.sim.trace import SYNTHETIC_TRACES, load_trace
 
-    asked = MADE_UP[trace]() if trace in MADE_UP else load(Path(trace))
+    asked = SYNTHETIC_TRACES[trace]() if trace in SYNTHETIC_TRACES else load_trace(Path(trace))
     given = [size(text) for text in capacity or ()]
     name = Settings.load(model=model).model or TINY
     with waiting(f"loading the model {name}"):
         engine = TransformersEngine.load(model_path(name))
     costs = Costs(engine.spec, engine.parameters, engine.heads)
-    whole = working_set(asked, costs)
+    whole = working_set_bytes(asked, costs)
     sizes = given or [max(1, whole * share // 100) for share in (5, 10, 25)]
     if replicas:
         shared = []
         for ram in sizes:
             held = ram // costs.size(1)
             with waiting(f"replaying the trace over replicas with {render.size(ram)} each"):
-                routed = [route(asked, p, count, held) for count in replicas for p in POLICIES]
+                routed = [
+                    simulate_routing(asked, p, count, held) for count in replicas for p in POLICIES
+                ]
             out.print(f"{render.size(ram)} in RAM each", highlight=False)
             out.print(corpora.routing_table(routed))
             shared += [{"ram_bytes": ram, **corpora.routed_json(one)} for one in routed]
         figures({"working_set_bytes": whole, "replicas": shared})
         return
     with waiting("replaying the trace under every policy"):
-        rows = report(asked, costs, sizes)
+        rows = compare_policies(asked, costs, sizes)
     out.print(corpora.simulation_table(rows, whole))
     figures({"working_set_bytes": whole, "stores": [corpora.row_json(row) for row in rows]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragcache.errors import ConfigError
-from ragcache.models.named import full_name
+from ragcache.models.trusted_names import absolute_name
 from ragcache.retriever.embed import DigestedEmbedder, Embedder
 from ragcache.store.catalog.catalog import Catalog
 
@@ -17,7 +17,7 @@ def record_embedder(catalog: Catalog, embedder: Embedder) -> None:
     They are told apart by their digests, so that a model may be moved, and not be exchanged; a
     store that has none, of an earlier release, knows its embedder by name, and is given one.
     """
-    name = full_name(embedder.name)
+    name = absolute_name(embedder.name)
     recorded, known = catalog.get_setting("embedder"), catalog.get_setting(DIGEST)
     digest = embedder.digest if isinstance(embedder, DigestedEmbedder) else None
     new: dict[str, str] = {}
@@ -25,9 +25,9 @@ def record_embedder(catalog: Catalog, embedder: Embedder) -> None:
         new["embedder"] = name
     else:
         by_name = digest is None or known is None
-        same = name == full_name(recorded) if by_name else digest == known
+        same = name == absolute_name(recorded) if by_name else digest == known
         check_same(same, embedder.name, recorded)
-        if name != full_name(recorded):  # it was moved
+        if name != absolute_name(recorded):  # it was moved
             if catalog.get_setting(_FIRST) is None:
                 new[_FIRST] = recorded
             new["embedder"] = name

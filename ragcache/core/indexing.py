@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.types import Chunk, Document, Tokens, wrong_id
+from ragcache.types import Chunk, Document, Tokens, invalid_id_reason
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Told what is being done, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
 #: The same, as a step of work that can be done in pieces.
 Step = tuple[str, int, int]
 #: Chunks by document.
@@ -363,5 +362,5 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
 def check_ids(ids: Iterable[str]) -> None:
     """Raise SourceError for the first that cannot be a document's."""
     for name in ids:
-        if (why := wrong_id(name)) is not None:
+        if (why := invalid_id_reason(name)) is not None:
             raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")

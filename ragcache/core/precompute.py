@@ -22,11 +22,10 @@ from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.format.codecs import codec
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.prefetch import LayerReader
-from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
+from ragcache.types import ChunkKV, ChunkNotes, Progress, Prompt, Tokens
 
 _T = TypeVar("_T")
 _Step = TypeVar("_Step")
-Progress = Callable[[int, int], None]  # done, total
 TokenProgress = Callable[[int, int], None]  # tokens done, of how many
 BATCH_TOKENS = 2048  # of chunks, computed at a time
 MAX_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ragcache.errors import ModelError
-from ragcache.models.kept import kept
+from ragcache.models.file_cache import cached_text
 
 _FIX = (
     "Give the tokenizer another (chat_template.jinja in the model's folder), or use another model."
@@ -41,7 +41,7 @@ def check_rendering(tokenizer: Any, source: str, messages: list[dict[str, str]])
     }
     text = json.dumps(given, sort_keys=True)
     versions = [f"{name} {version(name)}" for name in ("transformers", "jinja2")]
-    kept("template", [text, *versions], lambda: _tried(text))
+    cached_text("template", [text, *versions], lambda: _tried(text))
 
 
 def _tried(text: str) -> str:

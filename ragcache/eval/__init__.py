@@ -1,1 +1,7 @@
-"""Comparison of modes on questions with known answers."""
+"""Measure answer quality and cost of modes on data sets of questions.
+
+``dataset`` reads questions with their chunks, ``evaluate`` asks them in every mode (``parallel``:
+in several processes), ``metrics`` scores the answers, and ``summary`` computes the figures of each
+mode with confidence intervals (``bootstrap``). ``calibrate`` finds the cheapest mode and ratio
+without labels, and ``plot`` draws quality against cost.
+"""

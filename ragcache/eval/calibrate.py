@@ -1,4 +1,4 @@
-"""Choosing a mode and a ratio without labels: the least work that keeps full prefill's answers."""
+"""Choose a mode and a ratio without labels: the cheapest that keeps full prefill's answers."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from ragcache.blend import Blender, blender
 from ragcache.blend.ape import APE
 from ragcache.blend.base import check_ratio
 from ragcache.blend.full import Full
-from ragcache.eval.dataset import Context, Question, lines, spread
+from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_questions
 from ragcache.eval.evaluate import compare
-from ragcache.eval.summary import Figures
+from ragcache.eval.summary import ModeSummary
 from ragcache.settings import Settings
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
 
-#: What is tried of a mode that takes a ratio and does not name one.
+#: The ratios that are tried for a mode that takes a ratio and does not name one.
 RATIOS = 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5
 _STEPS = 0.6, 0.7, 0.8, 0.9, 1.0
 
 
-def ape_grid() -> dict[str, Blender]:
-    """Every APE with temperature and scale of 0.6 to 1, by its mode; the authors search as far."""
+def _ape_grid() -> dict[str, Blender]:
+    """APE with temperatures and scales from 0.6 to 1, by label: the authors' search range."""
     return {f"ape:temperature={t},scale={s}": APE(t, s) for t, s in product(_STEPS, _STEPS)}
 
 
 def candidates(modes: Sequence[str]) -> dict[str, Blender]:
-    """Blenders by label: every mode at all of :data:`RATIOS` (``fused@0.05``), ``ape`` at its grid,
-    and a mode that takes no ratio, or names its own, as it is. Raises ConfigError."""
+    """Blenders by label: each mode at all of :data:`RATIOS` (``fused@0.05``).
+
+    ``ape`` is tried on a grid of its parameters. A mode that takes no ratio, or names its own, is
+    tried as it is. Raises ConfigError for an unknown mode.
+    """
     made: dict[str, Blender] = {}
-    for name in several(modes, "modes"):
+    for name in require_list(modes, "modes"):
         plain = blender(name)
         if name == "ape":
-            made |= ape_grid()
+            made |= _ape_grid()
         elif plain.ratio is not None and "recompute_ratio" not in name:
             made |= {f"{name}@{ratio:g}": blender(name, ratio) for ratio in RATIOS}
         else:
@@ -45,15 +48,17 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
     return made
 
 
-def retrieved(path: Path, cache: RagCache) -> list[Context]:
-    """Questions of a text file, one a line, each over the chunks that ``cache`` answers it from."""
+def retrieve_contexts(path: Path, cache: RagCache) -> list[EvalContext]:
+    """The questions of a text file, one per line, each with the chunks that ``cache`` retrieves."""
     return [
-        Context(tuple(found.chunk.text for found in cache.retrieve(text)), (Question(text, ()),))
-        for text in lines(path)
+        EvalContext(
+            tuple(found.chunk.text for found in cache.retrieve(text)), (Question(text, ()),)
+        )
+        for text in read_questions(path)
     ]
 
 
-def of_store(settings: Settings, cache: RagCache) -> Settings:
+def settings_of_store(settings: Settings, cache: RagCache) -> Settings:
     """``settings`` with the model, codec and encoding context that an open store has."""
     recorded = {"model": "model", "codec": "codec", "encoding_context": "compile"}
     missing = {name: key for name, key in recorded.items() if not getattr(settings, name)}
@@ -63,46 +68,46 @@ def of_store(settings: Settings, cache: RagCache) -> Settings:
 
 def calibrate(
     settings: Settings,
-    contexts: Sequence[Context],
+    contexts: Sequence[EvalContext],
     modes: Sequence[str] = ("fused",),
     *,
     limit: int = 50,
     max_tokens: int = 32,
     processes: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
-) -> list[Figures]:
-    """Figures of :func:`candidates`, least work first: the curve from which to choose.
+) -> list[ModeSummary]:
+    """Summaries of :func:`candidates`, cheapest first.
 
-    ``limit`` questions are asked, of as many contexts as there are, and answered in full too; the
-    right answers play no part. Errors as :func:`ragcache.eval.evaluate.compare`.
+    ``limit`` questions from as many contexts as possible are answered, by full prefill too; the
+    correct answers are not used. Raises as :func:`ragcache.eval.evaluate.compare`.
     """
-    asked = {"questions": spread(contexts, limit)}
+    asked = {"questions": spread_questions(contexts, limit)}
     chosen = {"full": Full(), **candidates(modes)}
     ((_, found),) = compare(
         settings, asked, chosen, max_tokens=max_tokens, processes=processes, progress=progress
     )
-    return sorted((one for one in found if one.mode != "full"), key=_work)
+    return sorted((one for one in found if one.mode != "full"), key=_cost)
 
 
-def least(found: Sequence[Figures], keep: float) -> Figures | None:
-    """The least work that gives the share ``keep`` of full prefill's answers, or None.
+def cheapest(found: Sequence[ModeSummary], keep: float) -> ModeSummary | None:
+    """The cheapest mode that keeps the share ``keep`` of full prefill's answers, or None.
 
-    A ratio counts only where all larger ones of its mode keep as much: one that gets there by luck
-    is not chosen. Raises ConfigError unless ``keep`` is in [0, 1].
+    A ratio qualifies only if all larger ratios of its mode do too, so that a lucky result is not
+    chosen. Raises ConfigError unless ``keep`` is in [0, 1].
     """
     check_ratio(keep, "keep")
-    kept: list[Figures] = []
+    qualified: list[ModeSummary] = []
     for _, curve in groupby(sorted(found, key=_method), key=_method):
-        falling = sorted(curve, key=_work, reverse=True)
-        kept += takewhile(lambda f: f.same is not None and f.same.value >= keep, falling)
-    return min(kept, key=_work, default=None)
+        falling = sorted(curve, key=_cost, reverse=True)
+        qualified += takewhile(lambda f: f.same is not None and f.same.value >= keep, falling)
+    return min(qualified, key=_cost, default=None)
 
 
-def _method(figures: Figures) -> str:
-    """Its label without the ratio."""
+def _method(figures: ModeSummary) -> str:
+    """The mode's label without the ratio."""
     return figures.mode.partition("@")[0]
 
 
-def _work(figures: Figures) -> tuple[float, float]:
-    """What is charged; where that is the same, how far from full prefill."""
+def _cost(figures: ModeSummary) -> tuple[float, float]:
+    """The charged share; ties are broken by the KL divergence from full prefill."""
     return figures.charged, figures.kl or 0.0

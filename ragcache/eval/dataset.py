@@ -1,4 +1,4 @@
-"""Questions with given chunks: the shipped world's format, and CacheBlend's."""
+"""Data sets of questions with given chunks: the shipped format, and CacheBlend's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from statistics import median
 from typing import Any
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
-LONG_WORDS = 8  # answers of more words are also scored by Rouge-L
+LONG_WORDS = 8  # longer answers, by the median, are also scored by Rouge-L
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with the answers that count as right."""
+    """A question and its correct answers."""
 
     text: str
     answers: tuple[str, ...]
@@ -26,55 +26,65 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """Chunks, in prompt order, and the questions asked over them."""
+class EvalContext:
+    """Chunks in prompt order, and the questions asked over them."""
 
     chunks: tuple[str, ...]
     questions: tuple[Question, ...]
 
 
-def load(path: Path) -> list[Context]:
-    """Contexts from a file: ``.jsonl`` as the shipped world's ``prompts.jsonl``, or CacheBlend's
-    ``.json`` (a list of ``{"ctxs": [{"title", "text"}], "question", "answers"}``; some sets nest
-    the answers one level, or give one as a string). SourceError names the entry that is wrong.
+def load_dataset(path: Path) -> list[EvalContext]:
+    """Read a data set from a ``.jsonl`` or ``.json`` file.
+
+    ``.jsonl`` is the format of the shipped ``prompts.jsonl``. ``.json`` is CacheBlend's: a list of
+    ``{"ctxs": [{"title", "text"}], "question", "answers"}``, where answers are a string, a list, or
+    a list of lists. Raises SourceError, which names the malformed entry.
     """
     text = _read(path)
     try:
         if path.suffix == ".jsonl":
             lines = enumerate(text.split("\n"), 1)
             entries = [(f"{path}:{n}", json.loads(line)) for n, line in lines if line.strip()]
-            contexts = [_world(entry, where) for where, entry in entries]
+            contexts = [_shipped_entry(entry, where) for where, entry in entries]
         else:
-            contexts = [_cacheblend(e, f"{path}[{n}]") for n, e in enumerate(json.loads(text))]
+            contexts = [
+                _cacheblend_entry(e, f"{path}[{n}]") for n, e in enumerate(json.loads(text))
+            ]
     except json.JSONDecodeError as error:
         raise SourceError(f"{path} is not valid JSON: {error}. Correct or remove it.") from error
     if not any(context.questions for context in contexts):
-        raise SourceError(f"{path} holds no questions: give every entry at least one")
+        raise SourceError(f"{path} has no questions: give every entry at least one")
     return contexts
 
 
-def load_all(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[Context]]:
-    """:func:`load` several files, each by its name, or its whole path where two share a name;
-    of each at most the first ``limit`` questions."""
-    unique = list(dict.fromkeys(several(paths, "paths")))
+def load_datasets(paths: Iterable[Path], limit: int | None = None) -> dict[str, list[EvalContext]]:
+    """Read several data sets, by file name, or by path if two files have the same name.
+
+    At most the first ``limit`` questions of each are kept.
+    """
+    unique = list(dict.fromkeys(require_list(paths, "paths")))
     names = Counter(path.name for path in unique)
-    loaded = {str(path) if names[path.name] > 1 else path.name: load(path) for path in unique}
+    loaded = {
+        str(path) if names[path.name] > 1 else path.name: load_dataset(path) for path in unique
+    }
     if limit is None:
         return loaded
-    return {name: take(contexts, limit) for name, contexts in loaded.items()}
+    return {name: first_questions(contexts, limit) for name, contexts in loaded.items()}
 
 
-def lines(path: Path) -> list[str]:
-    """Questions from a text file, one a line; blank lines are passed over. Raises SourceError where
-    it cannot be read or holds none."""
+def read_questions(path: Path) -> list[str]:
+    """Questions of a text file, one per line, ignoring blank lines.
+
+    Raises SourceError if the file cannot be read or has no questions.
+    """
     found = [line.strip() for line in _read(path).splitlines() if line.strip()]
     if not found:
-        raise SourceError(f"{path} holds no questions: write one a line")
+        raise SourceError(f"{path} has no questions: write one per line")
     return found
 
 
-def long_answers(contexts: Iterable[Context]) -> bool:
-    """Whether the right answers are long (over 8 words, by the median): summaries, not names."""
+def has_long_answers(contexts: Iterable[EvalContext]) -> bool:
+    """Whether the median correct answer has more than :data:`LONG_WORDS` words."""
     words = [len(a.split()) for c in contexts for q in c.questions for a in q.answers]
     return bool(words) and median(words) > LONG_WORDS
 
@@ -89,26 +99,26 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def take(contexts: Iterable[Context], limit: int) -> list[Context]:
-    """The first ``limit`` questions with their contexts."""
+def first_questions(contexts: Iterable[EvalContext], limit: int) -> list[EvalContext]:
+    """The first ``limit`` questions, with their contexts. Raises ConfigError for ``limit`` < 1."""
     if limit < 1:
         raise ConfigError(f"the limit is {limit}: ask at least 1 question")
-    taken: list[Context] = []
+    taken: list[EvalContext] = []
     for context in contexts:
-        taken.append(Context(context.chunks, context.questions[:limit]))
+        taken.append(EvalContext(context.chunks, context.questions[:limit]))
         limit -= len(taken[-1].questions)
         if limit == 0:
             break
     return taken
 
 
-def spread(contexts: Sequence[Context], limit: int) -> list[Context]:
-    """``limit`` questions, the first ones of every context, of as many contexts as that takes."""
+def spread_questions(contexts: Sequence[EvalContext], limit: int) -> list[EvalContext]:
+    """``limit`` questions, spread over as many contexts as possible."""
     each = -(-limit // max(1, len(contexts)))
-    return take([Context(c.chunks, c.questions[:each]) for c in contexts], limit)
+    return first_questions([EvalContext(c.chunks, c.questions[:each]) for c in contexts], limit)
 
 
-def _world(entry: Any, where: str) -> Context:
+def _shipped_entry(entry: Any, where: str) -> EvalContext:
     try:
         asked = [
             (q["question"], q["answers"], q.get("kind", "question")) for q in entry["questions"]
@@ -120,10 +130,10 @@ def _world(entry: Any, where: str) -> Context:
         ) from error
 
 
-def _cacheblend(entry: Any, where: str) -> Context:
+def _cacheblend_entry(entry: Any, where: str) -> EvalContext:
     try:
-        titled = [(c.get("title") or "", c["text"]) for c in entry["ctxs"]]
-        chunks = [f"{title}\n\n{text}" if title else text for title, text in titled]
+        titles = [(c.get("title") or "", c["text"]) for c in entry["ctxs"]]
+        chunks = [f"{title}\n\n{text}" if title else text for title, text in titles]
         return _context(chunks, [(entry["question"], entry["answers"], "question")])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
@@ -131,10 +141,10 @@ def _cacheblend(entry: Any, where: str) -> Context:
         ) from error
 
 
-def _context(chunks: Iterable[str], asked: Iterable[tuple[str, Any, str]]) -> Context:
-    """Raises ValueError or AttributeError where a text is blank or no text, or answers miss."""
+def _context(chunks: Iterable[str], asked: Iterable[tuple[str, Any, str]]) -> EvalContext:
+    """Raises ValueError or AttributeError for texts that are blank or not strings."""
     questions = tuple(Question(_text(q), _answers(a), kind) for q, a, kind in asked)
-    return Context(tuple(map(_text, chunks)), questions)
+    return EvalContext(tuple(map(_text, chunks)), questions)
 
 
 def _text(text: str) -> str:
@@ -144,7 +154,7 @@ def _text(text: str) -> str:
 
 
 def _answers(given: Any) -> tuple[str, ...]:
-    """One answer, a list of them, or a list of such lists. An answer may be empty."""
+    """The answers of a string, a list, or a list of lists. An answer may be empty."""
     items = [given] if isinstance(given, str) else given
     flat = [a for item in items for a in ([item] if isinstance(item, str) else item)]
     if not flat or not all(isinstance(a, str) for a in flat):

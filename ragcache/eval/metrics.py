@@ -1,4 +1,4 @@
-"""How right an answer is, and how far a mode's first token is from full prefill's."""
+"""Answer scores, and the KL divergence of a mode's first token from full prefill's."""
 
 from __future__ import annotations
 
@@ -14,40 +14,38 @@ from torch.distributions import Categorical, kl_divergence
 from ragcache.errors import ConfigError
 
 
-def normalise(text: str) -> str:
+def _normalise_answer(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (SQuAD's, as CacheBlend uses it).
 
-    A text that is nothing but those ("A", "?!") stays as it is, in lower case: it must not equal
-    an empty one.
+    A text of nothing else ("A", "?!") is only lowered, so that it does not equal an empty one.
     """
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split()) or text.strip().lower()
 
 
 def exact_match(text: str, answers: Iterable[str]) -> bool:
-    """Whether ``text`` is one of the answers, both normalised. An empty text is one only where
-    an answer is empty."""
-    return normalise(text) in {normalise(a) for a in answers}
+    """Whether ``text`` equals one of the answers, after normalisation."""
+    return _normalise_answer(text) in {_normalise_answer(a) for a in answers}
 
 
 def f1(text: str, answers: Iterable[str]) -> float:
-    """Best word F1 over the answers, both normalised, in [0, 1]."""
-    return _best(text, answers, lambda t: normalise(t).split(), _common)
+    """The best F1 over words with one of the answers, after normalisation, in [0, 1]."""
+    return _best(text, answers, lambda t: _normalise_answer(t).split(), _common)
 
 
 def rouge_l(text: str, answers: Iterable[str]) -> float:
-    """Best Rouge-L F-measure over the answers, in [0, 1] (Lin, 2004).
+    """The best Rouge-L F-measure with one of the answers, in [0, 1] (Lin, 2004).
 
-    Words are runs of a-z and 0-9 in lower case; those over 3 letters are cut to their Porter
-    stem: what Google's ``rouge_score`` does with ``use_stemmer=True``. Raises ConfigError where
+    Words are runs of a-z and 0-9 in lower case; those of more than 3 letters are reduced to their
+    Porter stem, as Google's ``rouge_score`` does with ``use_stemmer=True``. Raises ConfigError if
     the stemmer is not installed.
     """
     return _best(text, answers, _stems, _longest_common_subsequence)
 
 
 @cache
-def stemmer() -> Callable[[str], str]:
-    """Cuts a word to its Porter stem. Raises ConfigError where it is not installed."""
+def load_stemmer() -> Callable[[str], str]:
+    """A function that returns a word's Porter stem. Raises ConfigError if it is not installed."""
     try:
         import snowballstemmer
     except ImportError as error:
@@ -60,7 +58,7 @@ def stemmer() -> Callable[[str], str]:
 
 
 def first_token_kl(full: Tensor, mode: Tensor) -> float:
-    """KL(full || mode) in nats, in double precision, of two rows of logits (vocabulary,)."""
+    """KL(full || mode) in nats of two rows of logits (vocabulary,), in double precision."""
     p, q = (Categorical(logits=logits.cpu().double()) for logits in (full, mode))
     return max(0.0, float(kl_divergence(p, q)))
 
@@ -71,14 +69,14 @@ def _best(
     words: Callable[[str], list[str]],
     common: Callable[[list[str], list[str]], int],
 ) -> float:
-    """Best F-measure over the answers; 1 for an empty text where an answer is empty too."""
+    """The best F-measure over the answers; 1 if the text and an answer are empty."""
     got = words(text)
     wanted = (words(answer) for answer in answers)
     return max((_f_measure(common(got, w), len(got) + len(w)) for w in wanted), default=0.0)
 
 
 def _f_measure(common: int, words: int) -> float:
-    """``2 common / words``, with precision and recall over the words of both sides together."""
+    """``2 common / words``: the F-measure, with ``words`` counted on both sides."""
     return 2 * common / words if words else 1.0
 
 
@@ -87,12 +85,12 @@ def _common(got: list[str], want: list[str]) -> int:
 
 
 def _stems(text: str) -> list[str]:
-    stem = stemmer()
+    stem = load_stemmer()
     return [stem(w) if len(w) > 3 else w for w in re.findall("[a-z0-9]+", text.lower())]
 
 
 def _longest_common_subsequence(got: Sequence[str], want: Sequence[str]) -> int:
-    """Length of it, by dynamic programming over one row."""
+    """Its length, by dynamic programming with one row."""
     row = [0] * (len(want) + 1)
     for word in got:
         diagonal = 0

@@ -1,4 +1,4 @@
-"""Questions shared out to several processes, each with a model and cores of its own."""
+"""Evaluate contexts in several processes, each with its own model and cores."""
 
 from __future__ import annotations
 
@@ -10,33 +10,27 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
-from ragcache.errors import ConfigError
-from ragcache.eval.dataset import Context
-from ragcache.eval.summary import Outcome, Scores
+from ragcache.eval.dataset import EvalContext
+from ragcache.eval.summary import ModeOutcomes, QuestionOutcome
+from ragcache.types import Progress
 
-Progress = Callable[[int, int], None]  # done, total
-#: Scores of some contexts; runs in a process of its own, so it must be importable there.
-Run = Callable[[Sequence[Context], Progress], list[Scores]]
+#: Evaluates contexts and reports progress. It is pickled for another process.
+_EvaluateContexts = Callable[[Sequence[EvalContext], Progress], list[ModeOutcomes]]
 _POLL_S = 0.2
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def usable_cores() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_processes(processes: int) -> None:
-    """Raise ConfigError where there are none."""
-    if processes < 1:
-        raise ConfigError(f"processes is {processes}: it takes at least 1")
+def run_parallel(
+    run: _EvaluateContexts, contexts: Sequence[EvalContext], processes: int, progress: Progress
+) -> list[ModeOutcomes]:
+    """The results of ``run`` for all ``contexts``, evaluated by ``processes`` at once.
 
-
-def share(
-    run: Run, contexts: Sequence[Context], processes: int, progress: Progress
-) -> list[Scores]:
-    """What ``run`` gives for all ``contexts``, done by ``processes`` at a time.
-
-    ``progress`` is told before a model is loaded, and after every question.
+    ``progress`` is called before a model is loaded, and after every question. Raises what ``run``
+    raises in any process, after ending the other ones.
     """
     parts = _parts(contexts, processes)
     total = sum(len(context.questions) for context in contexts)
@@ -45,7 +39,7 @@ def share(
         return run(contexts, progress)
     spawned = multiprocessing.get_context("spawn")
     counts = spawned.Array("q", len(parts))
-    threads = max(1, cores() // len(parts))
+    threads = max(1, usable_cores() // len(parts))
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         len(parts), spawned, initializer=_begin, initargs=(counts, threads)
@@ -56,28 +50,28 @@ def share(
             while waiting:
                 done, waiting = wait(waiting, _POLL_S, FIRST_EXCEPTION)
                 for future in done:
-                    future.result()  # raises what it raised, before the others are through
+                    future.result()  # raises its error before the others are done
                 progress(sum(counts[:]), total)
             return _joined([future.result() for future in futures])
-        except BaseException:  # the pool would wait for parts that nobody wants any more
+        except BaseException:  # do not wait for the other parts
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
 
 
-def _parts(contexts: Sequence[Context], processes: int) -> list[list[Context]]:
-    """Contexts dealt out evenly; those over the same chunks stay together."""
-    alike: dict[tuple[str, ...], list[Context]] = {}
+def _parts(contexts: Sequence[EvalContext], processes: int) -> list[list[EvalContext]]:
+    """Divide contexts evenly; those with the same chunks stay together."""
+    by_chunks: dict[tuple[str, ...], list[EvalContext]] = {}
     for context in contexts:
-        alike.setdefault(context.chunks, []).append(context)
-    groups = list(alike.values())
-    dealt = (groups[number::processes] for number in range(processes))
-    return [[context for group in part for context in group] for part in dealt if part]
+        by_chunks.setdefault(context.chunks, []).append(context)
+    groups = list(by_chunks.values())
+    shares = (groups[number::processes] for number in range(processes))
+    return [[context for group in part for context in group] for part in shares if part]
 
 
-def _joined(parts: Sequence[list[Scores]]) -> list[Scores]:
-    """The same modes over all parts; contexts are numbered on from part to part."""
-    joined: list[list[Outcome]] = [[] for _ in parts[0]]
+def _joined(parts: Sequence[list[ModeOutcomes]]) -> list[ModeOutcomes]:
+    """Join the outcomes of all parts by mode, renumbering contexts."""
+    joined: list[list[QuestionOutcome]] = [[] for _ in parts[0]]
     first = 0
     for part in parts:
         for outcomes, one in zip(joined, part, strict=True):
@@ -86,7 +80,7 @@ def _joined(parts: Sequence[list[Scores]]) -> list[Scores]:
     return [replace(one, outcomes=outcomes) for one, outcomes in zip(parts[0], joined, strict=True)]
 
 
-_counts: Any = None  # in a spawned process: questions done, per part
+_counts: Any = None  # in a spawned process: shared array of questions done, by part
 
 
 def _begin(counts: Any, threads: int) -> None:
@@ -94,11 +88,11 @@ def _begin(counts: Any, threads: int) -> None:
 
     global _counts
     _counts = counts
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches us too: end without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end on Ctrl-C without a traceback
     torch.set_num_threads(threads)
 
 
-def _run(run: Run, part: Sequence[Context], number: int) -> list[Scores]:
+def _run(run: _EvaluateContexts, part: Sequence[EvalContext], number: int) -> list[ModeOutcomes]:
     def progress(done: int, total: int) -> None:
         _counts[number] = done
 

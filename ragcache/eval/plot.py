@@ -1,4 +1,4 @@
-"""Quality against cost as a picture: what each mode gets right for what it computes."""
+"""Plot quality against cost: exact match over the charged budget of each mode."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox, BboxBase
 
-    from ragcache.eval.summary import Figures
+    from ragcache.eval.summary import ModeSummary
 
 FORMATS = ".png", ".svg"
 _MARKER, _FONT = 6.0, 8.0  # points
-_REACH = 7, 16, 26, 38, 52, 68, 86  # points between a marker's middle and its label
-_TURNS = 0, 1, 1 / 4, 3 / 4, 7 / 4, 5 / 4, 1 / 2, 3 / 2, 1 / 8, 7 / 8, 15 / 8, 9 / 8  # times pi
+_DISTANCES = 7, 16, 26, 38, 52, 68, 86  # points from a marker's centre to its label
+_ANGLES = 0, 1, 1 / 4, 3 / 4, 7 / 4, 5 / 4, 1 / 2, 3 / 2, 1 / 8, 7 / 8, 15 / 8, 9 / 8  # times pi
 
 
-def check(path: Path) -> None:
-    """Raise ConfigError, before any work, if :func:`draw` could not write ``path``."""
+def check_plot_path(path: Path) -> None:
+    """Raise ConfigError if :func:`save_plot` cannot write this kind of file."""
     if path.suffix not in FORMATS:
         raise ConfigError(f"cannot draw {path}: name a file that ends in {' or '.join(FORMATS)}")
     if find_spec("matplotlib") is None:
@@ -34,16 +34,16 @@ def check(path: Path) -> None:
         )
 
 
-def draw(datasets: Mapping[str, Sequence[Figures]], path: Path) -> None:
-    """Write :func:`picture` to ``path``, whose ending is one of :data:`FORMATS`."""
-    picture(datasets).savefig(path, dpi=200)
+def save_plot(datasets: Mapping[str, Sequence[ModeSummary]], path: Path) -> None:
+    """Write :func:`plot_figure` to ``path``, whose suffix is one of :data:`FORMATS`."""
+    plot_figure(datasets).savefig(path, dpi=200)
 
 
-def picture(datasets: Mapping[str, Sequence[Figures]]) -> Figure:
-    """A panel per dataset: exact match, mean over kinds, against the charged budget.
+def plot_figure(datasets: Mapping[str, Sequence[ModeSummary]]) -> Figure:
+    """A panel per data set: exact match (mean over kinds of questions) over the charged budget.
 
-    One labelled point per mode with its 95 % interval; ratios of one mode are joined, and a
-    dashed line goes through full prefill.
+    Each mode is a labelled point with its 95 % interval. Ratios of one mode are joined by a line,
+    and a dashed line marks full prefill.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -54,24 +54,24 @@ def picture(datasets: Mapping[str, Sequence[Figures]]) -> Figure:
     for axes, (name, figures) in zip(panels, datasets.items(), strict=True):
         _points(axes, figures)
         axes.set_title(f"{name}: {sum(figures[0].questions.values())} questions", fontsize=10)
-    drawn.draw_without_rendering()  # settles the layout, which labels are placed by
+    drawn.draw_without_rendering()  # fixes the layout that labels are placed in
     drawn.set_layout_engine("none")
     for axes, figures in zip(panels, datasets.values(), strict=True):
         _labels(axes, figures, canvas.get_renderer(), drawn.dpi / 72)
     return drawn
 
 
-def _points(axes: Axes, figures: Sequence[Figures]) -> None:
+def _points(axes: Axes, figures: Sequence[ModeSummary]) -> None:
     colours = _colours(figures)
     for method, colour in colours.items():
-        same = sorted(filter(lambda f: _method(f) == method, figures), key=_place)
-        x, y = zip(*map(_place, same), strict=True)
+        same = sorted(filter(lambda f: _method(f) == method, figures), key=_point)
+        x, y = zip(*map(_point, same), strict=True)
         axes.plot(x, y, "o-", color=colour, markersize=_MARKER, linewidth=0.8)
         for f in same:
-            axes.vlines(_place(f)[0], *_ends(f), color=colour, linewidth=1, alpha=0.5)
+            axes.vlines(_point(f)[0], *_ends(f), color=colour, linewidth=1, alpha=0.5)
     for f in figures:
         if f.method == "full":
-            axes.axhline(_place(f)[1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            axes.axhline(_point(f)[1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     axes.margins(0.12)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
@@ -80,15 +80,15 @@ def _points(axes: Axes, figures: Sequence[Figures]) -> None:
     axes.set_ylabel("exact match (%, mean over kinds, 95 % interval)")
 
 
-def _labels(axes: Axes, figures: Sequence[Figures], renderer: Any, pixels: float) -> None:
-    """Every mode's name beside its point, where nothing else is, with a line to it.
+def _labels(axes: Axes, figures: Sequence[ModeSummary], renderer: Any, pixels: float) -> None:
+    """Put every mode's name in free space near its point, with a line to it.
 
-    ``pixels`` in a point.
+    ``pixels`` is the number of pixels per point.
     """
     colours = _colours(figures)
     taken = [box for f in figures for box in _marks(axes, f, pixels)]
-    for f in sorted(figures, key=_place):
-        x, y = axes.transData.transform(_place(f)) / pixels  # points, as all that follows
+    for f in sorted(figures, key=_point):
+        x, y = axes.transData.transform(_point(f)) / pixels  # in points, as all below
         probe = axes.text(0, 0, f.mode, fontsize=_FONT)
         extent = probe.get_window_extent(renderer)
         probe.remove()
@@ -102,7 +102,7 @@ def _labels(axes: Axes, figures: Sequence[Figures], renderer: Any, pixels: float
         colour = colours[_method(f)]
         axes.annotate(
             f.mode,
-            _place(f),
+            _point(f),
             offset,
             textcoords="offset points",
             ha="center",
@@ -114,29 +114,29 @@ def _labels(axes: Axes, figures: Sequence[Figures], renderer: Any, pixels: float
         )
 
 
-def _colours(figures: Sequence[Figures]) -> dict[str, str]:
-    """One for each method, whatever its ratio."""
+def _colours(figures: Sequence[ModeSummary]) -> dict[str, str]:
+    """A colour for each method, whatever its ratio."""
     return {method: f"C{n}" for n, method in enumerate(dict.fromkeys(map(_method, figures)))}
 
 
 def _spots(half_width: float, half_height: float) -> Iterator[tuple[float, float]]:
-    """Where the middle of a label may be, from its point, the nearest first."""
-    for reach in _REACH:
-        for turn in _TURNS:
-            dx, dy = cos(pi * turn), sin(pi * turn)
-            yield dx * (reach + half_width), dy * (reach + half_height)
+    """Possible offsets of a label's centre from its marker, nearest first."""
+    for distance in _DISTANCES:
+        for angle in _ANGLES:
+            dx, dy = cos(pi * angle), sin(pi * angle)
+            yield dx * (distance + half_width), dy * (distance + half_height)
 
 
-def _marks(axes: Axes, f: Figures, pixels: float) -> Iterator[Bbox]:
-    """What a mode's marker and interval cover."""
-    x, y = axes.transData.transform(_place(f)) / pixels
+def _marks(axes: Axes, f: ModeSummary, pixels: float) -> Iterator[Bbox]:
+    """The boxes that a mode's marker and interval cover."""
+    x, y = axes.transData.transform(_point(f)) / pixels
     yield _box(x, y, _MARKER / 2, _MARKER / 2, pixels)
     low, high = (axes.transData.transform((0, end))[1] / pixels for end in _ends(f))
     yield _box(x, (low + high) / 2, 1, (high - low) / 2, pixels)
 
 
 def _box(x: float, y: float, half_width: float, half_height: float, pixels: float) -> Bbox:
-    """Around a place in points, in pixels."""
+    """A box, in pixels, around a position given in points."""
     from matplotlib.transforms import Bbox
 
     corners = x - half_width, y - half_height, x + half_width, y + half_height
@@ -144,22 +144,23 @@ def _box(x: float, y: float, half_width: float, half_height: float, pixels: floa
 
 
 def _collisions(box: Bbox, taken: Sequence[Bbox], inside: BboxBase) -> int:
-    """How many boxes this one covers; leaving the axes is as bad as covering all."""
+    """How many boxes this one overlaps; leaving the axes counts as overlapping all."""
     leaves = not (inside.containsx(box.x0) and inside.containsx(box.x1))
     leaves |= not (inside.containsy(box.y0) and inside.containsy(box.y1))
     return box.count_overlaps(taken) + leaves * len(taken)
 
 
-def _method(f: Figures) -> str:
-    """Its label without the ratio."""
+def _method(f: ModeSummary) -> str:
+    """The mode's label without the ratio."""
     return f.mode.partition("@")[0]
 
 
-def _place(f: Figures) -> tuple[float, float]:
+def _point(f: ModeSummary) -> tuple[float, float]:
+    """x and y of a mode's point, in percent."""
     return 100 * f.charged, 100 * f.mean_match.value
 
 
-def _ends(f: Figures) -> tuple[float, float]:
-    """Of its interval, in percent; no length where there is none."""
+def _ends(f: ModeSummary) -> tuple[float, float]:
+    """The ends of a mode's interval in percent; equal if there is none."""
     low, high = f.mean_match.interval or (f.mean_match.value, f.mean_match.value)
     return 100 * low, 100 * high

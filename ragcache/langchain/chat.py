@@ -19,7 +19,7 @@ from ragcache.langchain.chunk_parsing import MATCHED, Turn, read
 from ragcache.langchain.connection import Place, check_options
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
 from ragcache.settings import Ratio
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 #: What is asked of the model: a call may set it, and ``bind`` before it.
 _OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
@@ -238,7 +238,7 @@ class ChatRagCache(Place, BaseChatModel):
         called = {name: value for name, value in given.items() if name in _OPTIONS}
         wanted = own | {name: value for name, value in called.items() if value is not None}
         stops = self.stop if stop is None else stop
-        ends = () if stops is None else tuple(several(stops, "stop"))
+        ends = () if stops is None else tuple(require_list(stops, "stop"))
         return ChatRequest(turn.text, turn.chunks, stop=ends, **wanted)
 
 

@@ -27,7 +27,7 @@ from langchain_core.messages import (
 )
 
 from ragcache.errors import PromptError
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 #: The ways by which boundaries come, as reports name them.
 BLOCKS, PARTS, ARTIFACTS = "content blocks", "text parts", "tool artifacts"
@@ -173,7 +173,7 @@ def read(messages: Sequence[BaseMessage], documents: Iterable[Any] | None = None
         if text := "\n".join(texts).strip():
             besides.append(Said(_speaker(message), text))
     if documents is not None:
-        chunks += map(_given, several(documents, "documents", Document))
+        chunks += map(_given, require_list(documents, "documents", Document))
         ways.append(DOCUMENTS)
     blank = sum(not chunk.text.strip() for chunk in chunks)
     return Turn(question, tuple(besides), tuple(_once(chunks)), tuple(dict.fromkeys(ways)), blank)

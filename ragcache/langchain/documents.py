@@ -16,10 +16,10 @@ from langchain_core.documents import Document
 from ragcache.errors import SourceError
 from ragcache.retriever.split import WHOLE
 from ragcache.store.catalog.catalog import Catalog
-from ragcache.text import whole_in
+from ragcache.text import replace_surrogates_in
 from ragcache.types import Chunk
 from ragcache.types import Document as OurDocument
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 _JSON = "langchain"  # the key of what is no string
 _RESERVED = {_JSON, *WHOLE}
@@ -37,7 +37,7 @@ def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
             other[key] = value
     if other:
         try:
-            plain[_JSON] = json.dumps(whole_in(other), allow_nan=False, sort_keys=True)
+            plain[_JSON] = json.dumps(replace_surrogates_in(other), allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as error:
             raise SourceError(
                 f"the metadata of {name} cannot be kept: {error}. Give strings, numbers, lists "
@@ -54,7 +54,7 @@ def from_documents(documents: Iterable[Document]) -> Iterator[OurDocument]:
     SourceError for metadata that JSON cannot hold.
     """
     places = Counter[str]()
-    for document in several(documents, "documents", Document):
+    for document in require_list(documents, "documents", Document):
         source = str(document.metadata.get("source", "document"))
         name = f"{source}#{places[source]}" if document.id is None else document.id
         places[source] += 1

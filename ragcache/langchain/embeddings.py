@@ -6,7 +6,7 @@ from langchain_core.embeddings import Embeddings
 
 from ragcache.langchain.local_backend import Local
 from ragcache.rag import RagCache
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 
 class StoreEmbeddings(Embeddings):
@@ -30,7 +30,7 @@ class StoreEmbeddings(Embeddings):
 
 def _embed(cache: RagCache, texts: list[str]) -> list[list[float]]:
     embedder = cache.retriever.embedder
-    vectors: list[list[float]] = embedder.embed(list(several(texts, "texts"))).tolist()
+    vectors: list[list[float]] = embedder.embed(list(require_list(texts, "texts"))).tolist()
     return vectors
 
 

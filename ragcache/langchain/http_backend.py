@@ -26,7 +26,7 @@ from ragcache.errors import ConfigError, PromptError, RagCacheError
 from ragcache.langchain.backend import ChatRequest, Finished
 from ragcache.langchain.chunk_parsing import Given, KnownTexts
 from ragcache.langchain.documents import metadata
-from ragcache.text import whole_in
+from ragcache.text import replace_surrogates_in
 
 _WAIT_S = 60.0  # for an answer, where no timeout is given
 _BRIEFLY_S = 5.0  # for the model's name, which an answer can do without
@@ -235,7 +235,7 @@ class _Post:
 
     @property
     def args(self) -> dict[str, Any]:
-        return {"url": self.url, "json": whole_in(self.json), "timeout": self.timeout}
+        return {"url": self.url, "json": replace_surrogates_in(self.json), "timeout": self.timeout}
 
 
 def _first_model(response: httpx.Response) -> str:

@@ -26,7 +26,7 @@ from ragcache.errors import ConfigError
 from ragcache.langchain.backend import ChatRequest, Finished
 from ragcache.langchain.chunk_parsing import Given, KnownTexts
 from ragcache.langchain.documents import as_document
-from ragcache.models.named import full_name
+from ragcache.models.trusted_names import absolute_name
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
@@ -165,7 +165,7 @@ class Local:
 
     def _check_model(self, model: str) -> None:
         ours = {"", self.cache.engine.name, self.cache.catalog.get_setting("model") or ""}
-        if not {model, full_name(model)} & ours:
+        if not {model, absolute_name(model)} & ours:
             raise ConfigError(
                 f"model {model!r} is asked for, but {self.cache.engine.name} is open: name the "
                 "model where the store is opened first"

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from ragcache.errors import PromptError
 from ragcache.langchain.chunk_parsing import NO_DOCUMENTS
 from ragcache.langchain.heat import heat_map
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 
 def rag_messages(
@@ -33,13 +33,13 @@ def rag_messages(
         given = question
         question = given.get("question", "")
         if "documents" in given:
-            documents = several(given["documents"], "documents", Document)
+            documents = require_list(given["documents"], "documents", Document)
         history = given.get("history", ())
     if not isinstance(question, str) or not question.strip():
         raise PromptError('there is no question: give a string, or a mapping with "question"')
     blocks: list[str | dict[str, Any]] = []
     if documents is not None:
-        blocks += map(_block, several(documents, "documents", Document))
+        blocks += map(_block, require_list(documents, "documents", Document))
     nothing = {NO_DOCUMENTS: True} if documents is not None and not blocks else {}
     asked: list[str | dict[str, Any]] = [*blocks, {"type": "text", "text": question}]
     return [*history, HumanMessage(asked, additional_kwargs=nothing)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ragcache.errors import ConfigError
 from ragcache.langchain.documents import as_document
 from ragcache.rag import RagCache
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 
 #: Metadata and the values that they must have, or a question about a document.
 Filter = Mapping[str, Any] | Callable[[Document], bool]
@@ -23,7 +23,7 @@ Query = str | NDArray[np.float32]
 
 def remove(cache: RagCache, ids: Sequence[str] | None) -> bool:
     """Delete documents, or all; ConfigError, and nothing is deleted, for the id of a mere chunk."""
-    ids = [e.id for e in cache.documents()] if ids is None else list(several(ids, "ids"))
+    ids = [e.id for e in cache.documents()] if ids is None else list(require_list(ids, "ids"))
     for name in ids:
         document, ordinal = _parts(name)
         if ordinal is not None and cache.catalog.entry(name) is None:
@@ -41,7 +41,7 @@ def named_so(cache: RagCache, ids: Sequence[str]) -> list[Document]:
     catalog = cache.catalog
     catalog.expire(time.time())
     found = []
-    for name in several(ids, "ids"):
+    for name in require_list(ids, "ids"):
         rows = catalog.rows_of(name)
         document, ordinal = _parts(name)
         if not rows and ordinal is not None:

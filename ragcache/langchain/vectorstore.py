@@ -14,7 +14,6 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from ragcache.core.indexing import Progress
 from ragcache.errors import ConfigError, SourceError
 from ragcache.langchain.documents import from_document
 from ragcache.langchain.embeddings import StoreEmbeddings
@@ -22,7 +21,8 @@ from ragcache.langchain.local_backend import Local
 from ragcache.langchain.search import Filter, diverse, named_so, remove, scored, unit
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
-from ragcache.util.several import several
+from ragcache.types import StageProgress
+from ragcache.util.list_argument import require_list
 
 
 class RagCacheVectorStore(VectorStore):
@@ -59,7 +59,7 @@ class RagCacheVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str] | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> list[str]:
         """:meth:`add_documents` of texts, each with its metadata. ConfigError unless there are as
         many of them as texts."""
@@ -71,7 +71,7 @@ class RagCacheVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str] | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> list[str]:
         made = _documents(texts, metadatas)
         return await self.aadd_documents(made, ids=ids, progress=progress)
@@ -81,7 +81,7 @@ class RagCacheVectorStore(VectorStore):
         documents: list[Document],
         *,
         ids: Sequence[str] | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
         batch_size: int | None = None,
     ) -> list[str]:
         """Embed and store documents and compute their chunks' KV; their ids.
@@ -102,7 +102,7 @@ class RagCacheVectorStore(VectorStore):
         documents: list[Document],
         *,
         ids: Sequence[str] | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
         batch_size: int | None = None,
     ) -> list[str]:
         named = _named(documents, ids)
@@ -229,7 +229,7 @@ class RagCacheVectorStore(VectorStore):
         return lambda cosine: (1 + cosine) / 2
 
     def _add(
-        self, cache: RagCache, named: list[tuple[str, Document]], progress: Progress | None
+        self, cache: RagCache, named: list[tuple[str, Document]], progress: StageProgress | None
     ) -> None:
         ours = [from_document(d, name, whole=not self.splitting) for name, d in named]
         for document in ours:
@@ -241,8 +241,8 @@ class RagCacheVectorStore(VectorStore):
 
 
 def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tuple[str, Document]]:
-    given = list(several(documents, "documents", Document))
-    ids = None if ids is None else list(several(ids, "ids"))
+    given = list(require_list(documents, "documents", Document))
+    ids = None if ids is None else list(require_list(ids, "ids"))
     if ids is not None and len(ids) != len(given):
         raise ConfigError(f"{len(given)} documents but {len(ids)} ids: give each one, or none")
     own = [document.id for document in given] if ids is None else ids
@@ -255,10 +255,10 @@ def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tup
 
 
 def _documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> list[Document]:
-    given = list(several(texts, "texts", Document))
+    given = list(require_list(texts, "texts", Document))
     if metadatas is None:
         return [Document(text) for text in given]
-    described = list(several(metadatas, "metadatas"))
+    described = list(require_list(metadatas, "metadatas"))
     if len(described) != len(given):
         raise ConfigError(
             f"{len(given)} texts but {len(described)} metadatas: give each one, or none"

@@ -1,4 +1,9 @@
-"""Models before they are loaded: what names them, which files they are, what is known of those."""
+"""Model files: how models are named and found, checked, cached and trusted.
+
+``hub`` finds a model's folder, ``checkpoint`` checks its files, ``memory`` separates a loaded model
+from them, ``file_cache`` caches what was computed from files, ``trusted_names`` remembers which
+models the user has named, and ``silence`` mutes transformers' output.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,16 @@ _HERE = Path(__file__).parent
 
 
 def model_path(name: str) -> str:
-    """``tiny`` is the folder that ships with the package, ``~`` the user's home; any other name
-    stays as it is."""
+    """The path or hub name that a model's name stands for.
+
+    ``tiny`` is the folder that ships with the package, and a leading ``~`` is the user's home;
+    other names are returned unchanged.
+    """
     if name == TINY:
         return str(_HERE / TINY)
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def world(name: str) -> Path:
-    """A file of the small model's world: ``prompts.jsonl``, ``documents.jsonl``, ..."""
+def world_file(name: str) -> Path:
+    """A file of the small model's data set: ``prompts.jsonl``, ``documents.jsonl``, ..."""
     return _HERE / TINY / "world" / name

@@ -1,8 +1,8 @@
-"""Where a model's files are: in a folder that was named, or in the model hub's cache.
+"""Find a model's folder: a local one, or the snapshot in the Hugging Face hub's cache.
 
-Everything is loaded from a folder, so what was loaded is known, file by file. What the cache has
-whole is used as it is, and the hub is asked for nothing: that works without a network, and a model
-does not change under its store. `hf download NAME` brings a newer one.
+Models are always loaded from a folder, so that the loaded files are known. A complete snapshot in
+the cache is used without a request to the hub: this works offline, and a model does not change
+under its store. `hf download NAME` fetches a newer version.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ragcache.errors import ModelError
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 
-#: Seconds that the hub may take to say what it has.
-_PATIENCE_S = 10
+_LIST_TIMEOUT_S = 10  # for the hub to list a model's files
 
 
-def locate(
-    name: str, check: Callable[[Path], object], wanted: Callable[[Sequence[str]], list[str]]
+def find_model_folder(
+    name: str, check: Callable[[Path], object], select: Callable[[Sequence[str]], list[str]]
 ) -> Path:
-    """The folder of the model ``name``: a folder or hub name.
+    """The folder of the model ``name``, a folder or hub name.
 
-    ``check`` raises ModelError for a folder that cannot be loaded from; ``wanted`` names, of all
-    files that the hub has of the model, those to bring, and raises ModelError where it has nothing
-    that can be loaded. Raises ModelError where there is no such model, and what ``check`` raises.
+    ``check`` raises ModelError for a folder that cannot be loaded. ``select`` chooses, of all files
+    of a hub model, those to download, and raises ModelError if none can be loaded. Raises
+    ModelError if there is no such model, and what ``check`` and ``select`` raise.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -38,36 +37,36 @@ def locate(
         try:
             check(folder)
             return folder
-        except ModelError as error:  # it may be there in part
+        except ModelError as error:  # the snapshot may be incomplete
             problem = error
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise problem or ModelError(
-            f"the model {name} is not on this machine, and the model hub may not be asked "
-            f"(HF_HUB_OFFLINE is set). {_places(name)}"
+            f"the model {name} is not on this machine, and access to the model hub is disabled "
+            f"(HF_HUB_OFFLINE is set). {_where_to_get(name)}"
         )
-    folder = _fetched(name, wanted)
+    folder = _fetched(name, select)
     check(folder)
     return folder
 
 
 def _refuse_bytes(folder: Path) -> None:
-    """Raise ModelError where a path is no text: nothing that loads a tokenizer takes it."""
+    """Raise ModelError for a path that is not UTF-8, which tokenizers cannot be loaded from."""
     path = os.path.abspath(folder)
-    if whole(path) != path:
+    if (printable := replace_surrogates(path)) != path:
         raise ModelError(
-            f"the folder of the model, {whole(path)}, has a name that is not UTF-8, and cannot be "
+            f"the folder of the model, {printable}, has a name that is not UTF-8, and cannot be "
             "loaded from. Rename it, or make a link to it under another name."
         )
 
 
 def _refuse_paths(name: str, path: Path) -> None:
-    """Raise ModelError for what cannot be a name of the hub: organisation/model, or model."""
+    """Raise ModelError for a name that cannot be a hub name (organisation/model, or model)."""
     if path.is_file():
         raise ModelError(
             f"{name} is a file, and a model is a folder with config.json, safetensors and "
-            f"tokenizer.json: {gguf(name) or 'give the folder it is in'}"
+            f"tokenizer.json: {gguf_advice(name) or 'give the folder it is in'}"
         )
     separators = name.count("/") + name.count(os.sep if os.sep != "/" else "\\")
     meant = path.is_absolute() or name[:1] in {".", "~"} or separators > 1
@@ -78,13 +77,13 @@ def _refuse_paths(name: str, path: Path) -> None:
         )
 
 
-def gguf(*names: str) -> str:
-    """What to do about GGUF files, or "" where there are none."""
+def gguf_advice(*names: str) -> str:
+    """The advice for GGUF files; "" if there are none."""
     for path in map(Path, names):
         if path.suffix.lower() == ".gguf":
             return (
-                f"{path.name} is GGUF, which this release cannot read (a later one may). Take the "
-                "same model as safetensors, or make that of it: in Python, load and save it with "
+                f"{path.name} is GGUF, which ragcache cannot read. Use the same model as "
+                "safetensors, or convert it: in Python, load and save it with "
                 f"transformers, M.from_pretrained({str(path.parent)!r}, gguf_file={path.name!r})"
                 ".save_pretrained(FOLDER) for M = AutoModelForCausalLM and AutoTokenizer"
             )
@@ -92,7 +91,7 @@ def gguf(*names: str) -> str:
 
 
 def _cached(name: str) -> Path | None:
-    """The snapshot of the model that the hub's cache has, whole or not."""
+    """The model's snapshot in the hub's cache, which may be incomplete; None without one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -102,40 +101,40 @@ def _cached(name: str) -> Path | None:
         return None
     except HFValidationError as error:
         raise ModelError(
-            f"{name!r} is neither a folder here nor a name of the model hub. {_places(name)}"
+            f"{name!r} is neither a folder here nor a name of the model hub. {_where_to_get(name)}"
         ) from error
 
 
-def _fetched(name: str, wanted: Callable[[Sequence[str]], list[str]]) -> Path:
+def _fetched(name: str, select: Callable[[Sequence[str]], list[str]]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        listed = HfApi().model_info(name, timeout=_PATIENCE_S).siblings or []
-        files = wanted([file.rfilename for file in listed])
+        listed = HfApi().model_info(name, timeout=_LIST_TIMEOUT_S).siblings or []
+        files = select([file.rfilename for file in listed])
         return Path(snapshot_download(name, allow_patterns=files))
     except ModelError:
         raise
     except GatedRepoError as error:
         raise ModelError(
-            f"the model hub gives {name} only to who has asked for it: accept its terms at "
+            f"{name} is a gated model: accept its terms at "
             f"https://huggingface.co/{name}, then run `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"there is no folder {name!r} here, and the model hub has no such model that this "
-            f"user may see. {_places(name)}"
+            f"user can access. {_where_to_get(name)}"
         ) from error
-    except Exception as error:  # of a network, or of what answers in the hub's place: of any kind
-        said = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    except Exception as error:  # network errors, and those of proxies, can be of any class
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ModelError(
-            f"the model {name} is not on this machine, and the model hub cannot be asked for it "
-            f"({said}). {_places(name)}"
+            f"the model {name} is not on this machine, and the model hub cannot be reached "
+            f"({reason}). {_where_to_get(name)}"
         ) from error
 
 
-def _places(name: str) -> str:
+def _where_to_get(name: str) -> str:
     return (
-        "Name a folder with the model's files, or bring them where there is a network: "
+        "Name a folder with the model's files, or download them where there is a network: "
         f"hf download {name}. `tiny` is the small model that ships with ragcache."
     )

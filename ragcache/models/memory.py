@@ -1,4 +1,4 @@
-"""A loaded model apart from its files: what happens to them later is not its business."""
+"""Make a loaded model independent of its files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ModelError
-from ragcache.models.kept import identity_of
+from ragcache.models.file_cache import file_identity
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def in_memory(model: nn.Module) -> None:
-    """Give every tensor on the CPU memory of its own.
+def copy_to_memory(model: nn.Module) -> None:
+    """Copy every tensor on the CPU into memory of its own.
 
-    Safetensors are mapped: a file that is written over in place would change the model that is
-    running, under the fingerprint of the one before, and one that is cut off would end the process.
+    Safetensors are memory-mapped: overwriting a file in place would change the running model
+    without changing its fingerprint, and truncating it would crash the process (SIGBUS).
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_cpu:
@@ -26,19 +26,19 @@ def in_memory(model: nn.Module) -> None:
 
 
 @contextmanager
-def unchanged(folder: Path, files: Sequence[Path]) -> Iterator[list[str]]:
-    """The identity of the files that a model is loaded from within.
+def ensure_unchanged(folder: Path, files: Sequence[Path]) -> Iterator[list[str]]:
+    """Yield the identity of ``files``, from which a model is loaded in the ``with`` block.
 
-    Raises ModelError where they are others at the end, for then nobody knows what was loaded.
+    Raises ModelError if they have changed at its end: then it is unknown what was loaded.
     """
-    identity = identity_of(files)
+    identity = file_identity(files)
     yield identity
     try:
-        same = identity_of(files) == identity
+        same = file_identity(files) == identity
     except OSError:
         same = False
     if not same:
         raise ModelError(
-            f"the files in {folder} were changed while they were read. Wait until they are all "
-            "there, and start again."
+            f"the files in {folder} were changed while they were read. Wait until all of them are "
+            "written, and start again."
         )

@@ -8,7 +8,7 @@ from ragcache.types import KVSpec
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCost:
+class ModelShape:
     """A model's size and cost. The defaults are those of the packaged small model."""
 
     spec: KVSpec

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from ragcache.blend.base import KVPair, KVSource, Layout, positions
+from ragcache.blend.base import KVSource, Layout, positions
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import Engine
@@ -22,7 +22,7 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
-from ragcache.types import KVSpec, Load, Prompt, Sampling
+from ragcache.types import KVPair, KVSpec, LayerLoad, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -236,5 +236,5 @@ class _Zeros:
     def layer(self, layer: int) -> list[KVPair]:
         return self._layer
 
-    def load(self, layer: int) -> Load:
-        return Load()
+    def load(self, layer: int) -> LayerLoad:
+        return LayerLoad()

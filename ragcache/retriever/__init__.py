@@ -1,11 +1,18 @@
-"""From files to passages: read, split, embed, index, search.
+"""Retrieval: read files, split them into chunks, embed, index and search.
 
 ::
 
     read(paths) → Document → Splitter → Chunk → Embedder → vectors → VectorIndex
                                                    question → Retriever → Passage
 
-Importing this package loads neither torch nor FAISS: names are resolved when they are first used.
+``source`` lists files and chooses a reader for each; ``readers`` reads files that are one document,
+``record_readers`` files of many. ``formats`` and ``webpage`` extract text from Markdown, PDF and
+HTML; ``encoding`` decodes bytes; ``extraction`` holds their result types and limits. ``split``
+makes chunks, ``embed`` vectors (``embedder_files`` finds a model's files), ``index`` and
+``faiss_index`` search them (``index_file`` is the file format), and ``search`` turns a question
+into passages.
+
+Importing this package loads neither torch nor FAISS: names are resolved on first use.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
     from ragcache.retriever.embed import Embedder as Embedder
     from ragcache.retriever.embed import HashEmbedder as HashEmbedder
     from ragcache.retriever.embed import SentenceTransformerEmbedder as SentenceTransformerEmbedder
-    from ragcache.retriever.faissindex import FaissIndex as FaissIndex
+    from ragcache.retriever.faiss_index import FaissIndex as FaissIndex
     from ragcache.retriever.index import NumpyIndex as NumpyIndex
     from ragcache.retriever.index import VectorIndex as VectorIndex
     from ragcache.retriever.search import Retriever as Retriever
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
 else:  # type checkers must not see __getattr__: with it, they would accept any name
     _HOME = {
         "Embedder": "embed",
-        "FaissIndex": "faissindex",
+        "FaissIndex": "faiss_index",
         "HashEmbedder": "embed",
         "NumpyIndex": "index",
         "Retriever": "search",

@@ -1,6 +1,6 @@
-"""Texts to vectors: the contract, sentence-transformers behind it, and a reference without a model.
+"""Embedding models: the protocol, sentence-transformers, and a reference that needs no model.
 
-Vectors are L2-normalised float32, so that their inner product is the cosine.
+Vectors are L2-normalised float32: their inner product is their cosine similarity.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from math import log
 from pathlib import Path
@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models.kept import kept
-from ragcache.models.memory import in_memory, unchanged
-from ragcache.models.quiet import quietly
-from ragcache.retriever.embedderfiles import PACKAGED, digest_of, files_of, folder_of
-from ragcache.text import whole
+from ragcache.models.file_cache import cached_text
+from ragcache.models.memory import copy_to_memory, ensure_unchanged
+from ragcache.models.silence import silence_transformers
+from ragcache.retriever.embedder_files import PACKAGED, model_digest, model_files, model_folder
+from ragcache.text import replace_surrogates
+from ragcache.types import Progress
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
-Progress = Callable[[int, int], None]  # texts done, texts in all
 
 
 class Embedder(Protocol):
-    """What the retriever asks of an embedding model.
+    """An embedding model, as the retriever uses it.
 
-    Vectors of two embedders may be compared exactly when their ``dimension`` agrees and so does
-    their ``digest``, or where one of them has none, their ``name``.
+    Vectors of two embedders are comparable if and only if their ``dimension`` is the same and their
+    ``digest`` is the same too. Where one of them has no digest, their ``name`` must be the same.
     """
 
     @property
@@ -47,41 +47,44 @@ class Embedder(Protocol):
     def dimension(self) -> int: ...
 
     def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
-        """One vector per text, (len(texts), dimension), of length 1, or 0 for a text that has no
-        content to the embedder. ``progress`` is called after every batch. Same list, same vectors.
+        """Embed texts; returns float32 (len(texts), dimension).
+
+        Each row has length 1, or is zero for a text in which the embedder finds no content.
+        ``progress`` is called after every batch. Deterministic: the same list of texts gives the
+        same vectors.
         """
         ...
 
 
 @runtime_checkable
 class DigestedEmbedder(Embedder, Protocol):
-    """An embedder that is known by what it computes with, wherever that is kept."""
+    """An embedder that can be identified by its content, wherever its files are."""
 
     @property
     def digest(self) -> str:
-        """Over everything that its vectors depend on."""
+        """Hex digest of everything that its vectors depend on."""
         ...
 
 
 @runtime_checkable
 class QuestionEmbedder(Embedder, Protocol):
-    """An embedder that treats questions unlike the texts that answer them."""
+    """An embedder that encodes questions differently from documents."""
 
     def embed_question(self, question: str) -> Vectors:
-        """The vector to search with, (dimension,)."""
+        """The query vector, float32 (dimension,), of length 1 or 0."""
         ...
 
 
 class SentenceTransformerEmbedder:
-    """A model of sentence-transformers: the packaged one, one of a model hub, or one in a folder.
+    """A sentence-transformers model: the packaged one, a model of the hub, or a local folder.
 
-    The prompts that a model defines for queries and documents are applied. A text is cut at the
-    model's ``max_tokens`` (256 for the packaged model); how many were cut is logged, for what is
-    cut off cannot be found. ``device`` is torch's name of one; None takes the fastest there is.
-    Code that comes with a model is never run, and weights are read from safetensors only.
-    ``digest`` is over the model's files, wherever they lie.
+    The prompts that a model defines for queries and documents are applied. Texts are truncated to
+    ``max_tokens`` tokens (256 for the packaged model), and a warning says how many were, because
+    the truncated part cannot be found. ``device`` is a torch device; None chooses the fastest one.
+    A model's own code is never run, and weights are read from safetensors only. ``digest`` is a
+    hash of the model's files, independent of their location.
 
-    Raises ConfigError where the packaged model is asked for but not installed, ModelError where a
+    Raises ConfigError if the packaged model is requested but not installed, and ModelError if a
     model cannot be loaded.
     """
 
@@ -90,58 +93,58 @@ class SentenceTransformerEmbedder:
             raise ConfigError(f"batch_size is {batch_size}: it must be at least 1")
         self.name = name
         self.batch_size = batch_size
-        folder = folder_of(name)
-        with unchanged(folder, files_of(folder)):
-            self.digest = digest_of(folder)
+        folder = model_folder(name)
+        with ensure_unchanged(folder, model_files(folder)):
+            self.digest = model_digest(folder)
             self._model = _load(name, folder, self.digest, device)
-            in_memory(self._model)
+            copy_to_memory(self._model)
         dimension = self._model.get_embedding_dimension()
         if not dimension:
-            raise ModelError(f"{name} does not say how long its vectors are. Choose another model.")
+            raise ModelError(f"{name} has no fixed embedding dimension. Choose another model.")
         self.dimension = int(dimension)
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens that the model reads of a text; None where it reads all."""
+        """Tokens of a text that the model reads; None if it has no limit."""
         length = self._model.max_seq_length
         return None if length is None else int(length)
 
     def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
-        """See :class:`Embedder`. Raises ModelError where the model gives no finite vector."""
+        """See :class:`Embedder`. Raises ModelError if a vector is not finite."""
         vectors = np.zeros((len(texts), self.dimension), np.float32)
-        # Texts of like length together: little padding, so far less to compute.
+        # Batching texts of similar length keeps padding, and so computation, small.
         order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
-        cut = 0
+        truncated = 0
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = [whole(texts[i]) for i in rows]
+            batch = [replace_surrogates(texts[i]) for i in rows]
             vectors[rows] = self._model.encode_document(
                 batch, batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
             )
-            cut += self._cut(batch)
+            truncated += self._count_truncated(batch)
             if progress is not None:
                 progress(start + len(rows), len(texts))
-        if cut:
+        if truncated:
             logger.warning(
                 "%d of %d texts are longer than the %s tokens that %s reads: only their beginning "
                 "can be found. Split into smaller chunks, or choose a model that reads more.",
-                *(cut, len(texts), self.max_tokens, self.name),
+                *(truncated, len(texts), self.max_tokens, self.name),
             )
-        return _normalised(vectors, self.name)
+        return _l2_normalize(vectors, self.name)
 
     def embed_question(self, question: str) -> Vectors:
         """See :class:`QuestionEmbedder`."""
         vector = self._model.encode_query(
-            [whole(question)], convert_to_numpy=True, show_progress_bar=False
+            [replace_surrogates(question)], convert_to_numpy=True, show_progress_bar=False
         )
-        row: Vectors = _normalised(np.asarray(vector, np.float32), self.name)[0]
+        row: Vectors = _l2_normalize(np.asarray(vector, np.float32), self.name)[0]
         return row
 
-    def _cut(self, texts: list[str]) -> int:
+    def _count_truncated(self, texts: list[str]) -> int:
         if self.max_tokens is None:
             return 0
         tokenizer: Any = self._model.tokenizer
-        # A token has at least one character: most texts are told short without a tokenizer.
+        # A token has at least one character, so short texts need no tokenizer.
         long = [text for text in texts if len(text) > self.max_tokens - 2]
         ids = tokenizer(long, truncation=False, verbose=False)["input_ids"] if long else []
         return sum(len(row) > self.max_tokens for row in ids)
@@ -152,7 +155,7 @@ def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceT
 
     versions = [f"{of} {version(of)}" for of in ("sentence-transformers", "transformers")]
     try:
-        with quietly():
+        with silence_transformers():
             model = SentenceTransformer(
                 str(folder),
                 device=device,
@@ -160,8 +163,10 @@ def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceT
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-            missing = kept("embedder", [digest, *versions], lambda: "\n".join(_missing(model)))
-    # What the libraries below raise for a damaged or foreign model or a device: of any kind.
+            missing = cached_text(
+                "embedder", [digest, *versions], lambda: "\n".join(_missing(model))
+            )
+    # The libraries raise errors of any class for damaged or foreign models and for devices.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
@@ -179,8 +184,10 @@ def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceT
 
 
 def _missing(model: SentenceTransformer) -> Iterator[str]:
-    """Tensors that the files do not have, and that vectors depend on: no pooler's, which nothing of
-    sentence-transformers reads."""
+    """Names of tensors that the files lack and that vectors depend on.
+
+    The pooler is ignored: sentence-transformers never uses it.
+    """
     from transformers import PreTrainedModel
 
     for part in model.modules():
@@ -195,24 +202,25 @@ def _missing(model: SentenceTransformer) -> Iterator[str]:
             _, found = loaded
             names = {*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])}
             yield from sorted(name for name in names if not name.startswith("pooler."))
-            break  # what it is made of was loaded with it
+            break  # its submodules were loaded with it
 
 
-def _normalised(vectors: Vectors, name: str) -> Vectors:
+def _l2_normalize(vectors: Vectors, name: str) -> Vectors:
     if not np.isfinite(vectors).all():
         raise ModelError(f"{name} gave a vector that is not finite. Load it in float32.")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     norms[norms == 0] = 1
-    normalised: Vectors = vectors / norms
-    return normalised
+    unit: Vectors = vectors / norms
+    return unit
 
 
 class HashEmbedder:
-    """A hashed bag of words: no model, no download, the same on every machine.
+    """The hashing trick over words: no model, no download, the same vectors on every machine.
 
-    Each word (lower case, letters and digits) adds ``1 + ln(count)``, with a sign, to the one place
-    of ``dimension`` that its hash names. Texts are near when they share words. The reference
-    implementation of :class:`Embedder`; a text without words gets the zero vector.
+    Each word (lower case, letters and digits) adds ``sign * (1 + ln(count))`` to one of
+    ``dimension`` components; component and sign follow from the word's hash (Weinberger et al.,
+    arXiv:0902.2206). Texts are similar if they share words. The reference implementation of
+    :class:`Embedder`; a text without words has the zero vector.
     """
 
     def __init__(self, dimension: int = 256):
@@ -225,14 +233,16 @@ class HashEmbedder:
         """See :class:`Embedder`."""
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
-            for word, count in sorted(Counter(re.findall(r"\w+", whole(text).casefold())).items()):
-                place, sign = self._place(word)
-                vectors[row, place] += sign * (1 + log(count))
+            for word, count in sorted(
+                Counter(re.findall(r"\w+", replace_surrogates(text).casefold())).items()
+            ):
+                component, sign = self._component(word)
+                vectors[row, component] += sign * (1 + log(count))
         if progress is not None and texts:
             progress(len(texts), len(texts))
-        return _normalised(vectors, self.name)
+        return _l2_normalize(vectors, self.name)
 
-    def _place(self, word: str) -> tuple[int, int]:
+    def _component(self, word: str) -> tuple[int, int]:
         from xxhash import xxh3_64_intdigest
 
         digest = xxh3_64_intdigest(word.encode())

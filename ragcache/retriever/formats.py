@@ -1,7 +1,7 @@
-"""Readable text out of Markdown and PDF, by libraries that are kept for just that.
+"""Extract the text of Markdown (markdown-it) and PDF (pypdf).
 
-Nothing here opens files or names them in errors: that is :mod:`ragcache.retriever.source`. Each
-function raises OverBudget once ``clock`` says that it takes too long.
+Files are opened, and named in errors, by :mod:`ragcache.retriever.readers`. Each function raises
+LimitExceeded once the time of ``clock`` is over.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from datetime import date
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from ragcache.retriever.extracted import Clock, Extracted
-from ragcache.retriever.webpage import html_text, tidy
+from ragcache.retriever.extraction import ExtractedText, TimeLimit
+from ragcache.retriever.webpage import collapse_blank_lines, extract_html
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -28,22 +28,22 @@ _FRONT_MATTER = re.compile(
 _SCALARS = str | int | float | bool | date
 
 
-def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
-    """Markdown without what only serves its rendering; the title is that of its front matter, else
-    its first heading.
+def extract_markdown(source: str, clock: TimeLimit | None = None) -> ExtractedText:
+    """Markdown without marks that only matter for rendering.
 
-    Headings, lists, tables and code keep their marks, so that the text still reads, and splits, as
-    Markdown. Comments, link targets, images (but for their descriptions) and emphasis marks go.
-    Front matter is metadata: fields in YAML between lines of ``---``, or in TOML between ``+++``;
-    what is no field there is text.
+    Headings, lists, tables and code keep their marks, so that the text still splits as Markdown.
+    Comments, link targets, emphasis marks and images (except for their descriptions) are removed.
+    Front matter becomes metadata: fields in YAML between lines of ``---``, or in TOML between
+    lines of ``+++``; anything else there is text. The title is that of the front matter, else the
+    first heading.
     """
     from markdown_it import MarkdownIt
 
-    clock = clock or Clock()
+    clock = clock or TimeLimit()
     fields, source = _front_matter(source, clock)
     parser = MarkdownIt("commonmark").enable("table")
     for rules in (parser.block.ruler, parser.inline.ruler):
-        rules.before(rules.get_active_rules()[0], "clock", partial(_look, clock))
+        rules.before(rules.get_active_rules()[0], "clock", partial(_check_clock, clock))
     tokens = parser.parse(source)
     title, depth = "", 0
     dropped = kept = 0
@@ -56,7 +56,7 @@ def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
         elif token.type in ("bullet_list_close", "ordered_list_close"):
             depth -= 1
         if token.type == "html_block":
-            page = html_text(token.content, clock)
+            page = extract_html(token.content, clock)
             dropped, why = dropped + page.dropped, page.why or why
             piece = page.text + "\n\n"
         else:
@@ -64,20 +64,20 @@ def markdown_text(source: str, clock: Clock | None = None) -> Extracted:
         if not title and before is not None and before.type == "heading_open":
             title = piece
         out.append(piece)
-    text = tidy(re.sub(r" \| $", "", "".join(out), flags=re.MULTILINE))
+    text = collapse_blank_lines(re.sub(r" \| $", "", "".join(out), flags=re.MULTILINE))
     kept = len(text)
     title = fields.pop("title", "") or title
-    return Extracted(title, text, dropped, kept, why=why, metadata=fields)
+    return ExtractedText(title, text, dropped, kept, why=why, metadata=fields)
 
 
-def _look(clock: Clock, *_: object) -> bool:
-    """A rule of the parser's that matches nothing: it is asked wherever one could."""
+def _check_clock(clock: TimeLimit, *_: object) -> bool:
+    """A parser rule that never matches, but checks the clock wherever rules are tried."""
     clock.check()
     return False
 
 
-def _front_matter(source: str, clock: Clock) -> tuple[dict[str, str], str]:
-    """The fields at the top of a Markdown file, and what follows them."""
+def _front_matter(source: str, clock: TimeLimit) -> tuple[dict[str, str], str]:
+    """The fields of the front matter, and the text that follows it."""
     found = _FRONT_MATTER.match(source)
     if found is None:
         return {}, source
@@ -87,16 +87,15 @@ def _front_matter(source: str, clock: Clock) -> tuple[dict[str, str], str]:
         else:
             fields = tomllib.loads(found["fields"])
         if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
-            return {}, source  # a line across the page
+            return {}, source  # a thematic break, not front matter
         texts = {key: text for key, value in fields.items() if (text := _field(value))}
     except (ValueError, RecursionError):
         return {}, source
     return texts, source[found.end() :]
 
 
-def _from_yaml(text: str, clock: Clock) -> object:
-    """What ``text`` says in YAML, without aliases: a few lines of those can stand for any amount.
-    Raises ValueError."""
+def _from_yaml(text: str, clock: TimeLimit) -> object:
+    """Parse YAML without aliases, which can expand to any size. Raises ValueError."""
     import yaml
 
     class Plain(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
@@ -113,7 +112,7 @@ def _from_yaml(text: str, clock: Clock) -> object:
 
 
 def _field(value: object) -> str:
-    """A field as text: a list with commas, what has fields of its own as JSON; "" of nothing."""
+    """A field's value as text: scalar lists joined by commas, other nested values as JSON."""
     if isinstance(value, list) and all(isinstance(one, _SCALARS) for one in value):
         return ", ".join(filter(None, map(_field, value)))
     if isinstance(value, list | dict):
@@ -134,7 +133,7 @@ def _block(token: Token, depth: int) -> str:
             return f"```{token.info.strip()}\n{token.content}```\n\n"
         case "td_close" | "th_close":
             return " | "
-        case "paragraph_close" if token.hidden:  # an item of a tight list
+        case "paragraph_close" if token.hidden:  # in a tight list
             return "\n"
         case "bullet_list_open" | "ordered_list_open" if depth > 1:
             return ""
@@ -156,7 +155,7 @@ def _inline(token: Token) -> str:
         case "image":
             return "".join(map(_inline, token.children or ()))
         case "softbreak":
-            return " "  # where a line of the source ends, its paragraph goes on
+            return " "  # a line end within a paragraph
         case "hardbreak":
             return "\n"
         case "html_inline" if token.content.lower().startswith("<br"):
@@ -164,26 +163,25 @@ def _inline(token: Token) -> str:
     return ""
 
 
-def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
-    """The text of all pages and what was put onto each, a blank line between two, then a line for
-    each field that is filled in; the title is the one in its properties. Pages that hold a picture
-    and no text are dropped.
+def extract_pdf(stream: IO[bytes], clock: TimeLimit | None = None) -> ExtractedText:
+    """The text and free-text annotations of all pages, then a line for each form field filled in.
 
-    An empty password is tried. Raises what pypdf raises: ``PyPdfError`` and, on files that are
-    damaged in ways it does not expect, about any error that parsing can meet.
+    Pages are separated by a blank line; those with a picture and no text are dropped. The title is
+    that of the document's properties. An empty password is tried. Raises what pypdf raises:
+    ``PyPdfError``, and for damaged files almost any built-in error.
     """
     from pypdf import PdfReader
 
-    clock = clock or Clock()
+    clock = clock or TimeLimit()
     reader = PdfReader(stream)
     pages: list[str] = []
     scans: list[int] = []
     for number, page in enumerate(reader.pages, start=1):
         text = page.extract_text(visitor_operand_before=lambda *_: clock.check())
-        pages.append("\n".join([text, *_written_on(page)]))
+        pages.append("\n".join([text, *_annotations(page)]))
         if not pages[-1].strip() and _has_pictures(page):
             scans.append(number)
-    filled = [f"{name}: {text}" for name, text in _filled_in(reader)]
+    filled = [f"{name}: {text}" for name, text in _form_fields(reader)]
     title = reader.metadata.title if reader.metadata else None
     why = ""
     if scans:
@@ -192,13 +190,13 @@ def pdf_text(stream: IO[bytes], clock: Clock | None = None) -> Extracted:
             f"page {listed} holds a picture and no text, probably a scan. Run OCR on it first, for "
             "instance `ocrmypdf --skip-text in.pdf out.pdf`."
         )
-    text = tidy("\n\n".join([*pages, "\n".join(filled)]))
+    text = collapse_blank_lines("\n\n".join([*pages, "\n".join(filled)]))
     dropped = len(scans)
-    return Extracted((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
+    return ExtractedText((title or "").strip(), text, dropped, len(pages) - dropped, "pages", why)
 
 
-def _written_on(page: PageObject) -> Iterator[str]:
-    """Texts that were put onto a page and stand there as its own do."""
+def _annotations(page: PageObject) -> Iterator[str]:
+    """Texts of the free-text annotations of a page."""
     annotations = page.get("/Annots")
     for one in annotations.get_object() or () if annotations is not None else ():
         annotation = one.get_object()
@@ -212,8 +210,8 @@ def _has_pictures(page: PageObject) -> bool:
     return bool(drawn and drawn.get_object())
 
 
-def _filled_in(reader: PdfReader) -> Iterator[tuple[str, str]]:
-    """What a form asks, or its name for that, and what was written or chosen there."""
+def _form_fields(reader: PdfReader) -> Iterator[tuple[str, str]]:
+    """Label, or else name, and value of every form field that has a value."""
     for name, field in (reader.get_fields() or {}).items():
         value = field.get("/V")
         values = value if isinstance(value, list) else [value]

@@ -1,7 +1,7 @@
-"""Vectors to nearest ids: the contract, and a plain numpy index that defines it.
+"""Nearest-neighbour search: the abstract index, and a plain NumPy index as its reference.
 
-An index is a cache of the catalog's vectors: a file that is checked whole when it is opened
-(:mod:`ragcache.retriever.indexfile`), and rebuilt rather than repaired.
+An index is a cache of the catalog's vectors. Its file (:mod:`ragcache.retriever.index_file`) is
+verified as a whole when it is opened, and rebuilt rather than repaired.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ragcache.errors import ConfigError
-from ragcache.retriever import indexfile
+from ragcache.retriever import index_file
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
 
 class VectorIndex(ABC):
-    """Normalised vectors under integer ids, searched by inner product, which is their cosine.
+    """Normalised vectors with integer ids, searched by inner product (cosine similarity).
 
-    Every implementation gives the same ids and the same scores: a score is the inner product
-    taken in float64 and rounded to float32, and among equal scores the smaller id comes first.
-    Any number of threads may search; changes need the index for themselves.
+    All implementations return the same ids and scores: a score is the inner product computed in
+    float64 and rounded to float32, and of equal scores the smaller id comes first. Any number of
+    threads may search at once; :meth:`add` and :meth:`remove` need exclusive access.
     """
 
-    kind: ClassVar[int]
+    kind: ClassVar[int]  # number of the payload format in the index file
 
     def __init__(self, dimension: int):
         if dimension < 1:
@@ -38,24 +38,24 @@ class VectorIndex(ABC):
     @property
     @abstractmethod
     def ids(self) -> Ids:
-        """All ids, ascending, (n,)."""
+        """All ids, int64 (n,), ascending."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
-        """Put vectors (n, dimension) under ids (n,); an id that is there already is replaced.
+        """Add vectors (n, dimension) with ids (n,); the vector of an existing id is replaced.
 
-        Raises ValueError, and changes nothing, for an id given twice or below 0, for another
-        shape, and for a vector that is not finite or longer than 1. The zero vector is allowed.
+        Raises ValueError, and changes nothing, for duplicate or negative ids, for other shapes, and
+        for vectors that are not finite or longer than 1. Zero vectors are allowed.
         """
-        wanted, rows = np.asarray(ids, np.int64), self._checked(vectors)
-        if wanted.shape != (len(rows),):
-            raise ValueError(f"{len(rows)} vectors but ids of shape {wanted.shape}")
-        if len(np.unique(wanted)) != len(wanted) or (wanted < 0).any():
+        new, rows = np.asarray(ids, np.int64), self._checked(vectors)
+        if new.shape != (len(rows),):
+            raise ValueError(f"{len(rows)} vectors but ids of shape {new.shape}")
+        if len(np.unique(new)) != len(new) or (new < 0).any():
             raise ValueError("ids must be distinct and not below 0")
-        self.remove(wanted)
-        self._add(wanted, rows)
+        self.remove(new)
+        self._add(new, rows)
 
     @abstractmethod
     def _add(self, ids: Ids, vectors: Vectors) -> None:
@@ -63,13 +63,13 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def remove(self, ids: ArrayLike) -> int:
-        """Take ids out; those that are not in are ignored. How many were in."""
+        """Remove ids, ignoring unknown ones; returns how many were removed."""
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Vectors, Ids]:
-        """Scores and ids of the nearest to each of queries (q, dimension), best first.
+        """Scores and ids of the nearest vectors of each query (q, dimension), best first.
 
-        Both are (q, min(k, len(self))): an index with fewer than k vectors gives all it has, and
-        nothing is padded. Raises ConfigError for k < 1, ValueError for queries as :meth:`add`.
+        Both are (q, min(k, len(self))): an index of fewer than k vectors returns all of them,
+        without padding. Raises ConfigError for k < 1, and ValueError for queries as :meth:`add`.
         """
         if k < 1:
             raise ConfigError(f"k is {k}: ask for at least 1")
@@ -81,7 +81,7 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """Scores and ids, (k,) each, of one checked query; 1 <= k <= len(self)."""
+        """Scores and ids, (k,) each, for one checked query (dimension,); 1 <= k <= len(self)."""
 
     @abstractmethod
     def _pack(self) -> bytes: ...
@@ -89,25 +89,25 @@ class VectorIndex(ABC):
     @classmethod
     @abstractmethod
     def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
-        """The index that :meth:`_pack` made bytes of; None if it is not as announced."""
+        """The index that :meth:`_pack` serialised; None if the payload is malformed."""
 
     def save(self, path: Path, generation: int) -> None:
-        """Write the index to one file, readable by its owner only, durable on return.
+        """Write the index to one file with mode 0600, durable on return.
 
-        Whoever opens the path meanwhile, or after a crash, finds the old file or the new one.
-        Raises OSError.
+        The file is replaced atomically: a concurrent reader, or one after a crash, sees the old
+        file or the new one. Raises OSError.
         """
-        meta = indexfile.Meta(self.kind, self.dimension, generation, len(self))
-        indexfile.write(path, meta, self._pack())
+        meta = index_file.IndexHeader(self.kind, self.dimension, generation, len(self))
+        index_file.write(path, meta, self._pack())
 
     @classmethod
     def load(cls, path: Path, *, dimension: int, generation: int) -> tuple[Self | None, str]:
-        """The saved index and "", or None and the reason why the file is of no use.
+        """The saved index and "", or None and the reason why the file cannot be used.
 
-        A file is of use only whole, of this kind, dimension and generation. Never raises for
-        what a file holds: the caller rebuilds from the catalog.
+        A file can be used if it is intact and of this kind, dimension and generation. No content of
+        a file raises an error: the caller rebuilds the index from the catalog.
         """
-        found = indexfile.read(path)
+        found = index_file.read(path)
         if isinstance(found, str):
             return None, found
         meta, payload = found
@@ -130,28 +130,28 @@ class VectorIndex(ABC):
         return rows
 
 
-def score(vectors: Vectors, query: Vectors) -> Vectors:
-    """Inner products of vectors (n, d) with query (d,), (n,): what every index calls a score.
+def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
+    """Inner products of vectors (n, d) with a query (d,): the scores (n,) of every index.
 
-    Row by row in float64, so that equal vectors have equal scores wherever they stand, which a
-    matrix product does not promise.
+    They are computed row by row in float64, so that equal vectors have equal scores whatever their
+    row, which a matrix product does not guarantee.
     """
     products = vectors.astype(np.float64) * query.astype(np.float64)
     scores: Vectors = products.sum(axis=1).astype(np.float32)
     return scores
 
 
-def best(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
-    """The k highest scores (n,), highest first, and their ids; of equals the smaller id first."""
+def top_k(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
+    """The k highest of scores (n,), descending, and their ids; of ties the smaller id first."""
     order = np.lexsort((ids, -scores))[:k]
     return scores[order], ids[order]
 
 
 class NumpyIndex(VectorIndex):
-    """Looks at every vector: the definition of the right answer, and always installed."""
+    """Brute-force search with NumPy: the reference implementation, always installed."""
 
     kind = 1
-    _BLOCK = 65_536  # vectors scored at a time: 200 MB of float64 at 384 dimensions
+    _BLOCK = 65_536  # vectors scored at once: 200 MB of float64 at 384 dimensions
 
     def __init__(self, dimension: int):
         super().__init__(dimension)
@@ -175,8 +175,8 @@ class NumpyIndex(VectorIndex):
 
     def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
         starts = range(0, len(self._ids), self._BLOCK)
-        scores = [score(self._vectors[at : at + self._BLOCK], query) for at in starts]
-        return best(np.concatenate(scores), self._ids, k)
+        scores = [inner_products(self._vectors[at : at + self._BLOCK], query) for at in starts]
+        return top_k(np.concatenate(scores), self._ids, k)
 
     def _pack(self) -> bytes:
         return self._ids.astype("<i8").tobytes() + self._vectors.astype("<f4").tobytes()

@@ -1,4 +1,4 @@
-"""Files that are one document each: text, Markdown, HTML, PDF."""
+"""Readers of files that contain one document: text, Markdown, HTML, PDF."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ragcache.errors import SourceError
-from ragcache.retriever.encoding import decoded
-from ragcache.retriever.extracted import MOST_BYTES, Omitted, OverBudget
-from ragcache.retriever.formats import markdown_text, pdf_text
-from ragcache.retriever.webpage import html_text
-from ragcache.text import whole
+from ragcache.retriever.encoding import decode_source
+from ragcache.retriever.extraction import MAX_BYTES, LimitExceeded, Omitted
+from ragcache.retriever.formats import extract_markdown, extract_pdf
+from ragcache.retriever.webpage import extract_html
+from ragcache.text import replace_surrogates
 from ragcache.types import Document
 
-#: What a source holds: documents, what cannot be read of it, and what is not in their texts.
+#: What a reader yields: a document, an error about a part, or a part that was left out.
 Found = Document | SourceError | Omitted
-#: Metadata that says how a document is read and split, whatever its own fields say.
-RESERVED = {"source", "format", "ragcache"}
+#: Metadata that readers set; fields of these names in a document's front matter are ignored.
+RESERVED_METADATA = {"source", "format", "ragcache"}
 
 
 def read_text(name: str, path: Path) -> Iterator[Found]:
-    yield document(name, "", decoded(contents(path), str(path)), source=name, format="text")
+    yield make_document(
+        name, "", decode_source(read_contents(path), str(path)), source=name, format="text"
+    )
 
 
 def read_markdown(name: str, path: Path) -> Iterator[Found]:
-    found = markdown_text(sound(decoded(contents(path), str(path))))
+    found = extract_markdown(clean_text(decode_source(read_contents(path), str(path))))
     yield from found.omitted(str(path))
-    metadata = {k: v for k, v in found.metadata.items() if k not in RESERVED}
+    metadata = {k: v for k, v in found.metadata.items() if k not in RESERVED_METADATA}
     metadata |= {"source": name, "format": "markdown"}
     headings = (line.lstrip("#").strip() for line in found.text.split("\n") if line[:1] == "#")
-    if found.title in headings:  # not said twice
+    if found.title in headings:  # the text contains the title already
         yield Document(name, found.text, metadata | {"title": found.title})
     else:
-        yield document(name, found.title, found.text, **metadata)
+        yield make_document(name, found.title, found.text, **metadata)
 
 
 def read_html(name: str, path: Path) -> Iterator[Found]:
-    found = html_text(sound(decoded(contents(path), str(path), page=True)))
+    found = extract_html(clean_text(decode_source(read_contents(path), str(path), page=True)))
     yield from found.omitted(str(path))
-    yield document(name, found.title, found.text, source=name, format="html")
+    yield make_document(name, found.title, found.text, source=name, format="html")
 
 
 def read_pdf(name: str, path: Path) -> Iterator[Found]:
@@ -48,7 +50,7 @@ def read_pdf(name: str, path: Path) -> Iterator[Found]:
 
     try:
         with path.open("rb") as stream:
-            found = pdf_text(stream)
+            found = extract_pdf(stream)
     except (FileNotDecryptedError, DependencyError) as error:
         fix = (
             "Remove its password, for instance with `qpdf --decrypt`."
@@ -56,7 +58,7 @@ def read_pdf(name: str, path: Path) -> Iterator[Found]:
             else "Run `pip install cryptography`, or `qpdf --decrypt` on the file."
         )
         raise SourceError(f"{path} is encrypted: {error}. {fix}") from error
-    # Damaged files take pypdf to places that it does not guard: these are the errors of parsing.
+    # For damaged files, pypdf raises almost any built-in error.
     except (
         *(PyPdfError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
         *(AssertionError, RecursionError, NotImplementedError, EOFError, struct.error, zlib.error),
@@ -71,31 +73,34 @@ def read_pdf(name: str, path: Path) -> Iterator[Found]:
             "instance `ocrmypdf in.pdf out.pdf`."
         )
     yield from found.omitted(str(path))
-    # The title in a PDF's properties is often a leftover of its template: metadata, not text.
-    title = {"title": sound(found.title)} if found.title else {}
-    yield Document(name, sound(found.text), {"source": name, "format": "pdf"} | title)
+    # The title in a PDF's properties is often that of a template: it is metadata, not text.
+    title = {"title": clean_text(found.title)} if found.title else {}
+    yield Document(name, clean_text(found.text), {"source": name, "format": "pdf"} | title)
 
 
-def document(id: str, heading: str, text: str, /, **metadata: str) -> Document:
-    """``heading`` stands above the text, and is its title, unless the text begins with it."""
-    title, text = sound(heading).strip(), sound(text)
+def make_document(id: str, heading: str, text: str, /, **metadata: str) -> Document:
+    """A document with ``heading`` as its title.
+
+    The title is put above the text, unless the text begins with it.
+    """
+    title, text = clean_text(heading).strip(), clean_text(text)
     if title:
         metadata["title"] = title
         if text.lstrip("# ").split("\n", 1)[0].strip() != title:
             text = f"{title}\n\n{text}"
-    return Document(id, text, {sound(k): sound(v) for k, v in metadata.items()})
+    return Document(id, text, {clean_text(k): clean_text(v) for k, v in metadata.items()})
 
 
-def contents(path: Path) -> bytes:
-    """The bytes of a file that is one document. Raises OverBudget."""
+def read_contents(path: Path) -> bytes:
+    """The bytes of a file. Raises LimitExceeded beyond :data:`MAX_BYTES`."""
     with path.open("rb") as file:
-        raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise OverBudget(f"it has more than {MOST_BYTES >> 20} MiB")
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise LimitExceeded(f"it has more than {MAX_BYTES >> 20} MiB")
     return raw
 
 
-def sound(text: str) -> str:
-    """Text that every tokenizer takes: newlines as ``\\n``, no NUL, no half of a surrogate pair."""
+def clean_text(text: str) -> str:
+    """Text that every tokenizer accepts: newlines as ``\\n``, no NUL, no unpaired surrogates."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    return whole(text)
+    return replace_surrogates(text)

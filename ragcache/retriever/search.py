@@ -1,4 +1,4 @@
-"""Questions to passages: the index next to the catalog that it is made from."""
+"""Retrieve passages for a question: a vector index, kept up to date with the catalog."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
 from ragcache.types import Chunk, Passage
 
@@ -20,43 +20,44 @@ logger = logging.getLogger(__name__)
 _KINDS: dict[str, type[VectorIndex]] = {"faiss": FaissIndex, "numpy": NumpyIndex}
 
 
-class Catalog(Protocol):
-    """What the retriever asks of the keeper of chunks and vectors. A row is a chunk's number."""
+class _Catalog(Protocol):
+    """The catalog of chunks and vectors, as the retriever uses it. A row is a chunk's number."""
 
     @property
     def generation(self) -> int:
-        """Grows with every change of chunks or vectors."""
+        """A number that grows with every change of chunks or vectors."""
         ...
 
     def vectors(self) -> tuple[Ids, Vectors]:
-        """Rows (n,) and their vectors (n, dimension), normalised."""
+        """Rows (n,) and their normalised vectors (n, dimension)."""
         ...
 
     def chunk(self, row: int) -> Chunk:
-        """The chunk of a row. Raises KeyError for a row that is gone."""
+        """The chunk of a row. Raises KeyError if it was deleted."""
         ...
 
     def rows_of(self, document_id: str) -> list[int]:
-        """Rows of a document's chunks, in document order; [] where it is gone."""
+        """Rows of a document's chunks, in document order; [] for an unknown document."""
         ...
 
 
 class Retriever:
     """Finds the chunks nearest to a question.
 
-    Opening takes the index saved at ``index_path`` if it is whole and of the catalog's generation,
-    and else builds it from the catalog's vectors, logs why, and saves it. Any number of threads
-    may retrieve while one refreshes: a new index replaces the old one, none is changed in place.
+    The index saved at ``index_path`` is used if it is intact and of the catalog's generation.
+    Otherwise it is built from the catalog's vectors, with the reason logged, and saved. Any number
+    of threads may retrieve while one refreshes: a new index replaces the old one, and no index is
+    changed in place.
 
-    ``may_save``: whether this process may write the file now; asked each time before it does.
+    ``may_save`` is called before each write: whether this process may write the file now.
 
-    Raises ConfigError for an unknown kind, and where the catalog's vectors are not as long as the
-    embedder's.
+    Raises ConfigError for an unknown kind, and if the catalog's vectors have another dimension than
+    the embedder's.
     """
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: _Catalog,
         embedder: Embedder,
         index_path: Path,
         kind: Literal["faiss", "numpy"] = "faiss",
@@ -77,27 +78,26 @@ class Retriever:
         if index is None:
             logger.info("%s is rebuilt from the catalog: %s.", index_path, reason)
             generation, index = self._build()
-        # The index and what it was made from change together, so that no thread sees one of each.
+        # One tuple, so that no thread sees an index with the generation of another one.
         self._current = (generation, index)
         if reason:
             self._save()
 
     @property
     def generation(self) -> int:
-        """Generation of the catalog that the index in use was made from."""
+        """The catalog's generation from which the current index was built."""
         return self._current[0]
 
     def __len__(self) -> int:
         return len(self._current[1])
 
     def refresh(self) -> bool:
-        """Bring the index up to the catalog's generation and save it; False if it was there.
+        """Rebuild and save the index if the catalog has changed; returns whether it had.
 
-        The index is exact and has no structure to keep: it is built anew, which takes about as
-        long as reading the vectors. A file that cannot be written is logged, for the next to open
-        the catalog can do without it.
+        Rebuilding an exact index takes about as long as reading the vectors. A file that cannot be
+        written is logged and otherwise ignored: the next process rebuilds the index.
         """
-        changed = self._catch_up()
+        changed = self._refresh_index()
         if changed:
             self._save()
         return changed
@@ -107,21 +107,20 @@ class Retriever:
     ) -> list[Passage]:
         """The k chunks nearest to the question, and ``neighbours`` chunks before and after each.
 
-        Documents come in the order of their best score, and the chunks of one document together,
-        in document order, none twice: so what a chunk refers back to stands before it, as it did
-        in the document, and KV that attends to earlier chunks finds them there. A neighbour has
-        the score of its hit, the best of them if there are several; a hit has its own.
+        Documents are ordered by their best score, and the chunks of one document by their place in
+        it, without duplicates: text that a chunk refers back to stands before it, as in the
+        document. A hit has its own score; a neighbour has the best score of its hits.
 
-        The index is brought up to the catalog first, so that a chunk that was replaced or deleted
-        is not found; nor are those of the documents ``without``. [] where there is nothing to
-        search. Raises PromptError for an empty question, ConfigError for k < 1 or neighbours < 0.
+        The index is refreshed first, so that replaced and deleted chunks are not found. Chunks of
+        the documents ``without`` are excluded. Returns [] if there is nothing to search. Raises
+        PromptError for an empty question, and ConfigError for k < 1 or neighbours < 0.
         """
         _check_k(k)
         if neighbours < 0:
             raise ConfigError(f"neighbours is {neighbours}: it must be 0 or more")
         if not question.strip():
             raise PromptError("The question is empty: there is nothing to search for.")
-        self._catch_up()
+        self._refresh_index()
         _, index = self._current
         if not len(index):
             return []
@@ -132,21 +131,21 @@ class Retriever:
         return self._arrange(dict(hits[:k]), neighbours)
 
     def ranked(self, question: str | Vectors, k: int) -> list[tuple[int, Passage]]:
-        """Rows and passages of the k nearest chunks, the nearest first, up to date as above.
+        """Rows and passages of the k nearest chunks, nearest first, after a refresh.
 
-        ``question`` may be a vector, (dimension,), of length 1. Raises as :meth:`retrieve`.
+        ``question`` may be a vector (dimension,) of length 1. Raises as :meth:`retrieve`.
         """
         _check_k(k)
         if isinstance(question, str):
             if not question.strip():
                 raise PromptError("The question is empty: there is nothing to search for.")
             question = self.embed_question(question)
-        self._catch_up()
+        self._refresh_index()
         _, index = self._current
         scores, rows = index.search(question[None], k)
         found = []
         for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
-            with suppress(KeyError):  # went since the search
+            with suppress(KeyError):  # deleted since the search
                 found.append((row, Passage(self.catalog.chunk(row), score)))
         return found
 
@@ -157,7 +156,7 @@ class Retriever:
         for row in hits:
             try:
                 chunks[row] = self.catalog.chunk(row)
-            except KeyError:  # went since the search
+            except KeyError:  # deleted since the search
                 continue
             documents.setdefault(chunks[row].document)
         passages = []
@@ -178,13 +177,13 @@ class Retriever:
         return passages
 
     def embed_question(self, question: str) -> Vectors:
-        """The vector to search with, (dimension,)."""
+        """The query vector of a question, float32 (dimension,)."""
         if isinstance(self.embedder, QuestionEmbedder):
             return self.embedder.embed_question(question)
         vector: Vectors = self.embedder.embed([question])[0]
         return vector
 
-    def _catch_up(self) -> bool:
+    def _refresh_index(self) -> bool:
         if self._current[0] == self.catalog.generation:
             return False
         with self._lock:
@@ -194,8 +193,8 @@ class Retriever:
         return True
 
     def _build(self) -> tuple[int, VectorIndex]:
-        # The generation is read first: should the catalog change in between, the index is taken
-        # for older than it is, and built again.
+        # The generation is read first: if the catalog changes in between, the index counts as older
+        # than it is, and is built again.
         generation = self.catalog.generation
         ids, vectors = self.catalog.vectors()
         index = self._kind(self.embedder.dimension)

@@ -1,10 +1,10 @@
-"""Documents to chunks: whole sentences and paragraphs, as many as fit, counted in tokens.
+"""Split documents into chunks of whole sentences and paragraphs, measured in tokens.
 
-The work is done by semantic-text-splitter, which looks for the largest units (headings and blocks
-in Markdown, then paragraphs, lines, sentences, words, characters) that fit into a chunk; only that
-it would rather cut Markdown at a link than at the end of a sentence, which is mended here where
-chunks do not overlap. For every chunk it looks at all that is left of the text, so it is given long
-texts a window at a time, and the time that a text takes grows with its length only.
+The work is done by semantic-text-splitter, which fills chunks with the largest units that fit
+(headings and blocks in Markdown, then paragraphs, lines, sentences, words, characters). It cuts
+Markdown at links rather than at ends of sentences, which is corrected here if chunks do not
+overlap. Its time per chunk grows with the length of the remaining text; so it is given long texts
+in windows, which makes the total time linear in their length.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
     from tokenizers import Tokenizer
 
-#: Metadata of a document that is one chunk, however long it is.
+#: Metadata of a document that is one chunk, whatever its length.
 WHOLE = {"ragcache": "whole"}
 
-_WINDOW = 32  # characters that the library is given at a time, for each token of a chunk
-_WIDEST = 4  # windows in which a block of Markdown is looked for to begin the next one with
-_PREFIX = 8  # bytes that are counted at first, for each token of a chunk
+_WINDOW = 32  # characters per window, for each token of a chunk
+_MAX_WINDOWS = 4  # windows within which the next one must find a Markdown block to start at
+_PREFIX = 8  # bytes that are counted first, for each token of a chunk
 _FENCE = re.compile(
     r"^[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})(?P<info>.*)$", re.MULTILINE
 )
 _BLOCK = re.compile(r"^#|(?<=\n\n)\S", re.MULTILINE)
 
-#: Changes whenever the same settings give other chunks than before.
+#: Must change whenever the same settings give different chunks than before.
 _VERSION = 2
 
 
 class _Piece(NamedTuple):
-    """A chunk to be: where it begins, its text, and how many tokens that is."""
+    """A future chunk: its offset in characters, its text, and its length in tokens."""
 
     start: int
     text: str
@@ -50,19 +50,19 @@ class _Piece(NamedTuple):
 class Splitter:
     """Split documents into chunks of at most ``chunk_tokens`` tokens.
 
-    Tokens are counted as the engine will count them: each chunk alone, without special tokens, by
-    the engine's own tokenizer or by a function that gives the number of tokens of a text. The same
-    document and settings always give the same chunks. With ``overlap_tokens`` a chunk begins with
-    up to that many tokens, in whole units, of the one before; they count towards its length.
-    Without, the chunks in order are the document, but for whitespace where they meet.
+    Tokens are counted as the engine counts them: each chunk by itself, without special tokens.
+    ``tokenizer`` is the engine's own, or a function that returns the number of tokens of a text.
+    Splitting is deterministic. With ``overlap_tokens``, a chunk begins with up to that many tokens
+    (in whole units) of the chunk before it, which count towards its length. Without it, the chunks
+    joined in order are the document, except for whitespace between them.
 
-    Raises ConfigError where the two numbers cannot be.
+    Raises ConfigError unless ``chunk_tokens`` >= 1 and 0 <= ``overlap_tokens`` < ``chunk_tokens``.
     """
 
     tokenizer: Tokenizer | Callable[[str], int] = field(repr=False)
     chunk_tokens: int = 512
     overlap_tokens: int = 0
-    tokenizer_name: str = ""  # for describe(); a Tokenizer without a name is told by its digest
+    tokenizer_name: str = ""  # for describe(); without it, a Tokenizer's digest
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
@@ -74,20 +74,19 @@ class Splitter:
             )
 
     def split(self, document: Document) -> list[Chunk]:
-        """The chunks of a document in its order, ordinals from 0; [] where it has no text.
+        """The chunks of a document in order, with ordinals from 0; [] if it has no text.
 
-        A document whose metadata says ``format: markdown`` is split as Markdown; one whose metadata
-        has :data:`WHOLE` is not split, whatever its length. No other chunk is longer than
-        ``chunk_tokens``: a word that is longer is cut between two characters, and a text that
-        cannot be cut to fit, because a single character is longer, raises ConfigError. Chunks share
-        their document's metadata.
+        A document whose metadata has ``format: markdown`` is split as Markdown; one whose metadata
+        contains :data:`WHOLE` is not split. No other chunk is longer than ``chunk_tokens``: longer
+        words are cut between characters. Raises ConfigError for a single character that is longer.
+        Chunks share their document's metadata.
         """
         return list(self.chunks(document))
 
     def chunks(self, document: Document) -> Iterator[Chunk]:
-        """The same, one by one: whoever asks for them can do other work between two, or stop.
+        """As :meth:`split`, one chunk at a time.
 
-        What is done at a time is bounded by ``chunk_tokens``, not by the length of the document.
+        The work per chunk is bounded by ``chunk_tokens``, not by the length of the document.
         """
         for at, text in enumerate(self._texts(document)):
             yield Chunk(document.id, at, text, document.metadata)
@@ -98,7 +97,9 @@ class Splitter:
                 yield document.text
             return
         markdown = document.metadata.get("format") == "markdown"
-        pieces = self._in_markdown(document.text) if markdown else self._in_text(document.text)
+        pieces = (
+            self._markdown_windows(document.text) if markdown else self._text_windows(document.text)
+        )
         for piece in pieces:
             if piece.tokens > self.chunk_tokens:
                 raise ConfigError(
@@ -108,9 +109,9 @@ class Splitter:
             yield piece.text
 
     def describe(self, tokenizer: str = "") -> str:
-        """All that chunks depend on besides their document; equal strings, equal chunks.
+        """Everything that chunks depend on besides their document: equal strings, equal chunks.
 
-        ``tokenizer``: a label of another one, whose chunks are as good as those of this one.
+        ``tokenizer`` replaces the label of the tokenizer, for one that gives equal chunks.
         """
         return (
             f"split v{_VERSION} chunk_tokens={self.chunk_tokens} "
@@ -119,83 +120,91 @@ class Splitter:
 
     @cached_property
     def count(self) -> Callable[[str], int]:
-        """Number of tokens of a text, as chunks are measured."""
-        tokenizer = self._exact
+        """The function that counts the tokens of a text."""
+        tokenizer = self._counting_tokenizer
         if tokenizer is None:
             assert callable(self.tokenizer)
             return self.tokenizer
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     @cached_property
-    def _exact(self) -> Tokenizer | None:
-        """The tokenizer, free of truncation and padding, both of which would falsify counts."""
+    def _counting_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer without truncation and padding, which would falsify counts."""
         from tokenizers import Tokenizer
 
         if not isinstance(self.tokenizer, Tokenizer):
             return None
         if self.tokenizer.truncation is None and self.tokenizer.padding is None:
             return self.tokenizer
-        copy = Tokenizer.from_str(self.tokenizer.to_str())  # the caller's stays as it is
+        copy = Tokenizer.from_str(self.tokenizer.to_str())  # the caller's is not changed
         copy.no_truncation()
         copy.no_padding()
         return copy
 
     @cached_property
     def tokenizer_label(self) -> str:
-        """What tells its tokenizer from others."""
+        """A name that identifies the tokenizer."""
         from xxhash import xxh3_64_hexdigest
 
-        if self.tokenizer_name or self._exact is None:
+        if self.tokenizer_name or self._counting_tokenizer is None:
             return self.tokenizer_name or "callable"
-        return xxh3_64_hexdigest(self._exact.to_str().encode())
+        return xxh3_64_hexdigest(self._counting_tokenizer.to_str().encode())
 
     @cached_property
-    def _own(self) -> int:
-        """Tokens of a text without characters: what is counted with every chunk."""
+    def _empty_tokens(self) -> int:
+        """Tokens of the empty text, which are counted with every chunk."""
         return self.count("")
 
-    def _bounded(self, text: str) -> int:
-        """Tokens of a text beyond its own, exactly where they are no more than twice those of a
-        chunk: of a longer text only so much is counted that it is surely longer."""
+    def _count_bounded(self, text: str) -> int:
+        """Tokens of a text, not counting those of the empty text.
+
+        Exact up to twice ``chunk_tokens``; a longer text is only counted until it is certain to be
+        longer than that.
+        """
         raw, length = text.encode(), _PREFIX * self.chunk_tokens
         while length < len(raw):
             tokens = self.count(raw[:length].decode(errors="ignore"))
             if tokens > 2 * self.chunk_tokens:
-                return tokens - self._own
+                return tokens - self._empty_tokens
             length *= 2
-        return self.count(text) - self._own
+        return self.count(text) - self._empty_tokens
 
-    def _in_text(self, text: str) -> Iterator[_Piece]:
-        """A window at a time. The last chunks of a window, which what follows could change, are
-        made anew with the next one, which begins where the first of them does."""
+    def _text_windows(self, text: str) -> Iterator[_Piece]:
+        """Split a window at a time.
+
+        The last chunks of a window, which following text could change, are dropped; the next window
+        begins where the first of them did.
+        """
         at, window = 0, _WINDOW * self.chunk_tokens
         while at < len(text):
             end = at + window
-            found = self._of_text(text[at:end])
-            settled = len(found) if end >= len(text) else self._settled(found)
-            if found and not settled:  # its tokens are long: it is hardly a chunk
+            found = self._split_text(text[at:end])
+            settled = len(found) if end >= len(text) else self._count_settled(found)
+            if found and not settled:  # long tokens: the window is hardly a chunk
                 window *= 2
                 continue
             yield from found[:settled]
             at = end if settled == len(found) else at + found[settled].start
 
-    def _in_markdown(self, text: str) -> Iterator[_Piece]:
-        """The same of Markdown, where a window begins with a block: a heading, or what stands
-        behind a blank line, not inside of code. What is far longer than a window without such a
-        place is split as text."""
+    def _markdown_windows(self, text: str) -> Iterator[_Piece]:
+        """Split Markdown a window at a time.
+
+        A window begins at a block: a heading, or text after a blank line, outside of code. A part
+        that is much longer than a window and contains no such place is split as text.
+        """
         at, narrow = 0, _WINDOW * self.chunk_tokens
         window, code = narrow, list(_code_blocks(text))
         while at < len(text):
             end, following = at + window, _next_block(text, at + 1, code)
-            if end < len(text) and following > at + _WIDEST * narrow:
-                yield from self._in_text(text[at:following])
+            if end < len(text) and following > at + _MAX_WINDOWS * narrow:
+                yield from self._text_windows(text[at:following])
                 at = following
                 continue
-            found = self._of_markdown(text[at:end])
+            found = self._split_markdown(text[at:end])
             if end >= len(text):
                 yield from found
                 return
-            settled = self._settled(found)
+            settled = self._count_settled(found)
             while (
                 settled
                 and _next_block(text, at + found[settled].start, code) > at + found[settled].start
@@ -204,62 +213,69 @@ class Splitter:
             if settled:
                 yield from found[:settled]
                 at, window = at + found[settled].start, narrow
-            elif window < _WIDEST * narrow:
+            elif window < _MAX_WINDOWS * narrow:
                 window *= 2
             else:
-                yield from self._in_text(text[at:following])
+                yield from self._text_windows(text[at:following])
                 at, window = following, narrow
 
-    def _settled(self, found: list[_Piece]) -> int:
-        """How many chunks of a window are the same whatever follows it: behind each of those is
-        more of the window than two chunks hold."""
-        behind = 0
+    def _count_settled(self, found: list[_Piece]) -> int:
+        """How many chunks of a window cannot depend on the text after it.
+
+        Those are the chunks that are followed by more than two chunks' worth of tokens.
+        """
+        following = 0
         for number in reversed(range(len(found))):
-            behind += found[number].tokens
-            if behind > 2 * self.chunk_tokens:
+            following += found[number].tokens
+            if following > 2 * self.chunk_tokens:
                 return number
         return 0
 
-    def _of_markdown(self, text: str) -> list[_Piece]:
-        """Blocks, and whole sentences of blocks that do not fit: where the library would cut a line
-        of text at its next link or bit of code, the chunks of that line are cut again as text."""
+    def _split_markdown(self, text: str) -> list[_Piece]:
+        """Chunks of blocks, and of whole sentences of blocks that do not fit.
+
+        Where the library cut a line at a link or code span, the line is split again as text.
+        """
         pieces = self._markdown.chunk_indices(text)
-        if self.overlap_tokens:  # pieces begin inside one another
-            return self._fitting(pieces)
+        if self.overlap_tokens:  # pieces overlap
+            return self._fit(pieces)
         found: list[_Piece] = []
         begin = 0
         for number, (start, piece) in enumerate(pieces):
             end = start + len(piece)
             last = number + 1 == len(pieces)
             if not last and "\n" not in text[end - 1 : pieces[number + 1][0] + 1]:
-                continue  # the line goes on
+                continue  # the line continues
             first = pieces[begin][0]
             one = number == begin
             found += (
-                self._fitting([(start, piece)]) if one else self._of_text(text[first:end], first)
+                self._fit([(start, piece)]) if one else self._split_text(text[first:end], first)
             )
             begin = number + 1
         return found
 
-    def _of_text(self, text: str, offset: int = 0) -> list[_Piece]:
-        return self._fitting((offset + at, piece) for at, piece in self._plain.chunk_indices(text))
+    def _split_text(self, text: str, offset: int = 0) -> list[_Piece]:
+        return self._fit((offset + at, piece) for at, piece in self._plain.chunk_indices(text))
 
-    def _fitting(self, pieces: Iterable[tuple[int, str]]) -> list[_Piece]:
-        """Those that are not blank, counted. What is too long after all, for the library takes it
-        that a text has no more tokens than bytes, is cut between two characters."""
+    def _fit(self, pieces: Iterable[tuple[int, str]]) -> list[_Piece]:
+        """The pieces that are not blank, with their tokens counted.
+
+        A piece can still be too long, because the library assumes at most one token per byte: it is
+        cut between characters.
+        """
         found: list[_Piece] = []
         for start, text in pieces:
             while text.strip():
                 size = len(text)
                 if (tokens := self.count(text)) > self.chunk_tokens:
-                    size = self._beginning(text)
+                    size = self._prefix_length(text)
                     tokens = self.count(text[:size])
                 found.append(_Piece(start, text[:size], tokens))
                 start, text = start + size, text[size:]
         return found
 
-    def _beginning(self, text: str) -> int:
-        """How many characters of a text that is too long fit; 1 where none does."""
+    def _prefix_length(self, text: str) -> int:
+        """How many characters of a text that is too long fit; at least 1."""
         sizes = range(1, len(text))
         fits = bisect_right(sizes, self.chunk_tokens, key=lambda size: self.count(text[:size]))
         while fits > 1 and self.count(text[:fits]) > self.chunk_tokens:
@@ -270,23 +286,23 @@ class Splitter:
     def _plain(self) -> TextSplitter:
         from semantic_text_splitter import TextSplitter
 
-        return TextSplitter.from_callback(self._bounded, *self._capacity)
+        return TextSplitter.from_callback(self._count_bounded, *self._capacity)
 
     @cached_property
     def _markdown(self) -> MarkdownSplitter:
         from semantic_text_splitter import MarkdownSplitter
 
-        return MarkdownSplitter.from_callback(self._bounded, *self._capacity)
+        return MarkdownSplitter.from_callback(self._count_bounded, *self._capacity)
 
     @property
     def _capacity(self) -> tuple[int, int]:
-        """Tokens of a chunk, and of what it has in common with the next one, beyond its own."""
-        most = max(1, self.chunk_tokens - self._own)
-        return most, min(most - 1, max(0, self.overlap_tokens - self._own))
+        """Most tokens of a chunk and of an overlap, not counting those of the empty text."""
+        most = max(1, self.chunk_tokens - self._empty_tokens)
+        return most, min(most - 1, max(0, self.overlap_tokens - self._empty_tokens))
 
 
 def _code_blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Where Markdown's fenced blocks of code begin and end, in order."""
+    """Start and end offsets of Markdown's fenced code blocks, in order."""
     opened: re.Match[str] | None = None
     for line in _FENCE.finditer(text):
         fence, info = line["fence"], line["info"]
@@ -301,8 +317,10 @@ def _code_blocks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _next_block(text: str, at: int, code: list[tuple[int, int]]) -> int:
-    """The first place from ``at`` on at which a block of Markdown begins that is not inside of
-    ``code``; the end of the text where there is none."""
+    """The offset, at or after ``at``, of the next Markdown block outside of ``code``.
+
+    The length of the text if there is none.
+    """
     while (begin := _BLOCK.search(text, at)) is not None:
         before = bisect_left(code, begin.start(), key=lambda block: block[0])
         if not before or code[before - 1][1] <= begin.start():

@@ -1,4 +1,4 @@
-"""The readable text of a web page: one walk over its tags, and a count of what is left out."""
+"""Extract the readable text of a web page, and count what is left out."""
 
 from __future__ import annotations
 
@@ -8,69 +8,70 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ragcache.retriever.extracted import Clock, Extracted
+from ragcache.retriever.extraction import ExtractedText, TimeLimit
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
-#: Elements that hold no text of a page.
-_UNREAD = {
+#: Elements without readable text.
+_NO_TEXT = {
     *("head", "title", "script", "style", "template", "svg", "iframe", "object", "canvas"),
 }
-#: Elements that serve the use of a page, not its reading.
+#: Elements for using a page, not for reading it.
 _CONTROLS = {"nav", "noscript", "select", "datalist", "textarea"}
-#: Elements that stand on lines of their own.
+#: Block-level elements, which start on a new line.
 _BLOCKS = {
     *("address", "article", "aside", "blockquote", "dd", "details", "dialog", "div", "dl", "dt"),
     *("fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
     *("header", "hr", "legend", "main", "ol", "p", "pre", "section", "summary", "table", "ul"),
 }
-#: A style that shows nothing, until a script changes it.
-_UNSHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
+#: An inline style that hides an element until a script changes it.
+_HIDING_STYLE = re.compile(
+    r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE
+)
 
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """Where in a page a piece of text stands."""
+    """The context of a piece of text: which kinds of elements it is in."""
 
     hidden: bool = False
-    aside: _Share | None = None  # the outermost
-    furniture: str = ""  # the element that says so
-    unshown: bool = False  # by its style, or for who has it read out: perhaps for now alone
+    aside: _LinkCount | None = None  # of the outermost ``<aside>``
+    chrome: str = ""  # the element that makes it navigation or controls, if any
+    unshown: bool = False  # by its style or ``aria-hidden``, perhaps only at first
     main: bool = False
-    article: int = 0  # 0: in none; else which
-    inner: bool = False  # in an article or a section
+    article: int = 0  # number of its ``<article>``; 0 if it is in none
+    inner: bool = False  # in an ``<article>`` or a ``<section>``
     form: bool = False
     link: bool = False
     pre: bool = False
 
     @property
     def left_out(self) -> bool:
-        return bool(self.furniture) or (self.aside is not None and self.aside.of_links)
+        return bool(self.chrome) or (self.aside is not None and self.aside.mostly_links)
 
 
 @dataclass(eq=False, slots=True)
-class _Share:
-    """How many characters an aside holds, and how many of them are links."""
+class _LinkCount:
+    """Characters of an ``<aside>``, and how many of them are in links."""
 
     all: int = 0
     links: int = 0
 
     @property
-    def of_links(self) -> bool:
+    def mostly_links(self) -> bool:
         return self.links > self.all / 2
 
 
-def html_text(source: str, clock: Clock | None = None) -> Extracted:
-    """The main text of a page, a line per block; the title is its ``<title>``.
+def extract_html(source: str, clock: TimeLimit | None = None) -> ExtractedText:
+    """The main text of a page, one line per block element; the title is its ``<title>``.
 
-    The main text is that of the ``<main>`` that is shown, else of the only ``<article>`` that is,
-    where that is most of the page's text; else that of all of the page. Left out are scripts,
-    navigation, controls, asides of links, hidden elements that no control shows, and the page's
-    own header and footer; all of that is text where there is no other. Who reads it is told where
-    more is left out than kept.
+    The main text is that of the visible ``<main>``, else of the only visible ``<article>``, if that
+    is most of the page's text; else that of the whole page. Scripts, navigation, controls, asides
+    of mostly links, hidden elements that no control shows, and the page's own header and footer are
+    left out, unless the page has no other text. ``why`` is set if more is left out than kept.
     """
-    clock = clock or Clock()
+    clock = clock or TimeLimit()
     soup = _parsed(source, clock)
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     pieces = _pieces(soup, clock)
@@ -80,27 +81,27 @@ def html_text(source: str, clock: Clock | None = None) -> Extracted:
     places = {id(place): place for _, place in pieces}
     shown = {key for key, place in places.items() if not place.hidden}
     body = {key for key in shown if not places[key].left_out}
-    chosen = _chosen(body, places, sizes) or body
+    chosen = _main_part(body, places, sizes) or body
     if not _sum(chosen, sizes):
         chosen = shown
     kept, dropped = _sum(chosen, sizes), _sum(places.keys() - chosen, sizes)
-    text = tidy("".join(text for text, place in pieces if id(place) in chosen))
-    why = _why(places, chosen, sizes) if dropped > kept else ""
-    return Extracted(title, text, dropped, kept, why=why)
+    text = collapse_blank_lines("".join(text for text, place in pieces if id(place) in chosen))
+    why = _describe_omitted(places, chosen, sizes) if dropped > kept else ""
+    return ExtractedText(title, text, dropped, kept, why=why)
 
 
-def tidy(text: str) -> str:
-    """At most one blank line in a row, no spaces at line ends, nothing around the whole."""
+def collapse_blank_lines(text: str) -> str:
+    """Reduce runs of blank lines to one, and strip spaces at line ends and around the text."""
     text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def _parsed(source: str, clock: Clock) -> BeautifulSoup:
+def _parsed(source: str, clock: TimeLimit) -> BeautifulSoup:
     from bs4 import BeautifulSoup, UnusualUsageWarning
     from bs4.exceptions import ParserRejectedMarkup
 
     class Timed(BeautifulSoup):
-        """Looks at the clock wherever the parser has found something."""
+        """Checks the clock at every tag and text that the parser finds."""
 
         def handle_starttag(self, *given: Any, **named: Any) -> Tag | None:
             clock.check()
@@ -110,31 +111,31 @@ def _parsed(source: str, clock: Clock) -> BeautifulSoup:
             clock.check()
             super().handle_data(data)
 
-    # Behind the last ">" no tag can end, and the parser would look for that from every "<".
+    # After the last ">" no tag can end, and the parser would search for one from every "<".
     end = source.rfind(">") + 1
     source = source[:end] + source[end:].replace("<", "&lt;")
-    with warnings.catch_warnings():  # about XHTML, and pages without a tag: both are read well
+    with warnings.catch_warnings():  # about XHTML and pages without tags, which are read correctly
         warnings.simplefilter("ignore", UnusualUsageWarning)
         try:
             return Timed(source, "html.parser")
-        except ParserRejectedMarkup:  # a declaration that is none: it is text
+        except ParserRejectedMarkup:  # an invalid declaration: treat it as text
             return Timed(source.replace("<![", "&lt;!["), "html.parser")
 
 
-def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
-    """Text in its order, with line ends where a browser would show them, and where it stands."""
+def _pieces(soup: BeautifulSoup, clock: TimeLimit) -> list[tuple[str, _Place]]:
+    """Pieces of text in document order, with a browser's line breaks, and their contexts."""
     from bs4.element import NavigableString, Tag
 
     controlled = _controlled(soup)
     pieces: list[tuple[str, _Place]] = []
-    cells: dict[int, int] = {}  # by their row: where the last cell's end is in pieces
+    cells: dict[int, int] = {}  # by table row: index in pieces of the end of its last cell
     articles = 0
     place = _Place()
     waiting: list[tuple[Any, _Place, bool]] = [(soup, place, False)]
     while waiting:
         node, place, left = waiting.pop()
         if not isinstance(node, Tag):
-            # Comments and the like are subclasses of the plain string: they are no text.
+            # Comments and declarations are subclasses of NavigableString, and not text.
             if type(node) is NavigableString:
                 text = str(node) if place.pre else re.sub(r"\s+", " ", node)
                 pieces.append((text, place))
@@ -151,7 +152,7 @@ def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
                 pieces.append(("", place))
             continue
         clock.check()
-        if name in _UNREAD:
+        if name in _NO_TEXT:
             continue
         articles += name == "article"
         place = _entered(node, place, articles, controlled)
@@ -161,15 +162,18 @@ def _pieces(soup: BeautifulSoup, clock: Clock) -> list[tuple[str, _Place]]:
         if before or name in _BLOCKS:
             pieces.append((before or "\n\n", place))
         elif name == "button" and pieces and pieces[-1][0][-1:].strip():
-            pieces.append((" ", place))  # buttons in a row are words in a row
+            pieces.append((" ", place))  # adjacent buttons are separate words
         waiting.append((node, place, True))
         waiting += [(child, place, False) for child in reversed(node.contents)]
     return pieces
 
 
 def _controlled(soup: BeautifulSoup) -> set[int]:
-    """The elements, by ``id()``, that a control of the page shows: those that it names, and where
-    it names none, the one behind it, or behind the heading that it is in."""
+    """The ``id()`` of elements that a control of the page can show.
+
+    These are the elements that a control names (``aria-controls``), else the next sibling of the
+    control or of its parent.
+    """
     from bs4.element import Tag
 
     named, found = set[str](), set[int]()
@@ -180,15 +184,15 @@ def _controlled(soup: BeautifulSoup) -> set[int]:
             found.add(id(panel))
     for control in soup.find_all(True, {"aria-expanded": True, "aria-controls": False}):
         for tag in (control, control.parent):
-            behind = tag and next((one for one in tag.next_siblings if isinstance(one, Tag)), None)
-            if behind is not None:
-                found.add(id(behind))
+            sibling = tag and next((t for t in tag.next_siblings if isinstance(t, Tag)), None)
+            if sibling is not None:
+                found.add(id(sibling))
                 break
     return found
 
 
 def _entered(tag: Tag, place: _Place, articles: int, controlled: set[int]) -> _Place:
-    """The place inside of a tag that stands at ``place``: the same one, or one that differs."""
+    """The context inside of ``tag``, which itself is in the context ``place``."""
     changes: dict[str, Any] = {}
     hidden = tag.get("hidden")
     if hidden is not None and hidden != "until-found" and id(tag) not in controlled:
@@ -196,7 +200,7 @@ def _entered(tag: Tag, place: _Place, articles: int, controlled: set[int]) -> _P
     unshown = (
         place.unshown
         or tag.get("aria-hidden") == "true"
-        or _UNSHOWN.search(str(tag.get("style", ""))) is not None
+        or _HIDING_STYLE.search(str(tag.get("style", ""))) is not None
     )
     changes["unshown"] = unshown
     match tag.name:
@@ -216,19 +220,19 @@ def _entered(tag: Tag, place: _Place, articles: int, controlled: set[int]) -> _P
         case "a":
             changes["link"] = True
         case "aside" if place.aside is None:
-            changes["aside"] = _Share()
+            changes["aside"] = _LinkCount()
         case "header" | "footer" if not (place.inner or place.main):
-            changes["furniture"] = tag.name
+            changes["chrome"] = tag.name
         case "button" if place.form and tag.get("type") != "button":
-            changes["furniture"] = "button"
+            changes["chrome"] = "button"
         case name if name in _CONTROLS:
-            changes["furniture"] = name
+            changes["chrome"] = name
     changes = {key: value for key, value in changes.items() if getattr(place, key) != value}
     return replace(place, **changes) if changes else place
 
 
-def _chosen(body: set[int], places: dict[int, _Place], sizes: Counter[int]) -> set[int]:
-    """The part that the page says is its main one, where it is most of its text; else nothing."""
+def _main_part(body: set[int], places: dict[int, _Place], sizes: Counter[int]) -> set[int]:
+    """Contexts in ``<main>`` or the only ``<article>``, if that is most of the text; else none."""
     part = {key for key in body if places[key].main}
     if not part:
         articles = {places[key].article for key in body} - {0}
@@ -236,14 +240,14 @@ def _chosen(body: set[int], places: dict[int, _Place], sizes: Counter[int]) -> s
     return part if 2 * _sum(part, sizes) >= _sum(body, sizes) else set()
 
 
-def _why(places: dict[int, _Place], chosen: set[int], sizes: Counter[int]) -> str:
+def _describe_omitted(places: dict[int, _Place], chosen: set[int], sizes: Counter[int]) -> str:
     parts = Counter[str]()
     for key in places.keys() - chosen:
         place = places[key]
         aside = "aside" if place.left_out else "beside its main part"
-        parts["hidden" if place.hidden else place.furniture or aside] += sizes[key]
+        parts["hidden" if place.hidden else place.chrome or aside] += sizes[key]
     named = ", ".join(f"{size:,} {name}" for name, size in parts.most_common() if size)
-    return f"{named}. Look whether the page's text is all there, or save it as text."
+    return f"{named}. Check that the page's text is complete, or save it as text."
 
 
 def _size(text: str) -> int:

@@ -1,8 +1,8 @@
-"""What a store of a given size would save: a trace of requests under every eviction policy.
+"""Simulate eviction policies on a trace: what a store of a given capacity would save.
 
-A request is served from what is there when it comes; then its other chunks are stored, and what
-must make room for them is evicted, never a chunk of the request itself. A chunk that does not fit
-beside those is not stored. A chunk that a request names twice counts once.
+A request is served from the chunks that are stored when it arrives. Then its other chunks are
+stored, and chunks of other requests are evicted to make room. A chunk that does not fit beside the
+request's other chunks is not stored. Duplicates within a request count once.
 """
 
 from __future__ import annotations
@@ -15,55 +15,57 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ragcache.errors import ConfigError
-from ragcache.planning.flops import ModelCost
+from ragcache.planning.flops import ModelShape
 from ragcache.sim.trace import Trace
 from ragcache.store.eviction import POLICIES, CacheEntry, Policy, make_policy
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a policy served of a trace, in a store of ``capacity`` bytes."""
+class PolicyOutcome:
+    """The result of one policy on a trace, in a store of ``capacity`` bytes."""
 
     policy: str
     capacity: int
     requests: int
-    chunks: int  # asked for, over all requests
+    chunks: int  # requested, over all requests
     tokens: int  # of these chunks
-    flops: float  # to compute them all
-    hits: float = 0  # chunks served; a bound may be a fraction
+    flops: float  # to compute all of them
+    hits: float = 0  # chunks served from the store; fractional for an upper bound
     hit_tokens: float = 0
     saved_flops: float = 0
     evictions: int = 0
-    refused: int = 0  # chunks not stored: too large for what the rest of the request leaves
+    refused: int = 0  # chunks that did not fit beside the rest of their request
 
     @property
     def hit_rate(self) -> float:
+        """Share of the requested chunks that were served from the store."""
         return self.hits / max(1, self.chunks)
 
     @property
     def token_rate(self) -> float:
+        """Share of the requested tokens that were served from the store."""
         return self.hit_tokens / max(1, self.tokens)
 
     @property
     def saved(self) -> float:
-        """Share of the FLOPs of all chunks; questions and repairs are not counted."""
+        """Share of the chunks' FLOPs that were saved, without questions and recomputation."""
         return self.saved_flops / max(1, self.flops)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of :func:`report`."""
+class PolicyComparison:
+    """A row of :func:`compare_policies`."""
 
-    outcome: Outcome
-    of_belady: float  # saved FLOPs over those of ``belady``; may exceed 1 where sizes differ
+    outcome: PolicyOutcome
+    of_belady: float  # saved FLOPs relative to ``belady``; can exceed 1 if chunk sizes differ
 
 
-class Farthest(Policy[str]):
-    """Belady's rule: what is asked for last, or never again, goes first. It knows the trace.
+class _BeladyPolicy(Policy[str]):
+    """Belady's algorithm: evicts the chunk whose next request is furthest in the future.
 
-    Where all chunks are equally large, and no request larger than the store, no policy that stores
-    what it is asked for has more hits (Belady, 1966). Where sizes differ it is only a good rule:
-    another may save more. :func:`bound` holds then too.
+    If all chunks have the same size, and no request exceeds the store, no policy that stores every
+    requested chunk has more hits (Belady, 1966). If sizes differ it is only a heuristic, and
+    another policy may save more; :func:`_upper_bound` holds in any case.
     """
 
     name: ClassVar[str] = "belady"
@@ -82,45 +84,45 @@ class Farthest(Policy[str]):
         return -requests[later] if later < len(requests) else -math.inf
 
 
-def simulate(trace: Trace, name: str, capacity: int, model: ModelCost) -> Outcome:
-    """What the policy ``name`` serves of ``trace``, from a store that is empty at first.
+def simulate(trace: Trace, name: str, capacity: int, model: ModelShape) -> PolicyOutcome:
+    """Replay ``trace`` under the policy ``name``, starting with an empty store.
 
-    ``name`` is one of ``POLICIES``, or ``belady``, or ``bound``. Raises ConfigError for another,
-    or for a capacity below 1 byte.
+    ``name`` is one of ``POLICIES``, ``belady`` or ``bound``. Raises ConfigError for other names,
+    and for a capacity below 1 byte.
     """
     if capacity < 1:
         raise ConfigError(f"the capacity is {capacity} bytes: a store needs at least 1")
     if name == "bound":
-        return bound(trace, capacity, model)
-    chosen = Farthest(trace) if name == Farthest.name else make_policy(name)
+        return _upper_bound(trace, capacity, model)
+    chosen = _BeladyPolicy(trace) if name == _BeladyPolicy.name else make_policy(name)
     return _replay(trace, chosen, capacity, model)
 
 
-def _replay(trace: Trace, policy: Policy[str], capacity: int, model: ModelCost) -> Outcome:
+def _replay(trace: Trace, policy: Policy[str], capacity: int, model: ModelShape) -> PolicyOutcome:
     hits = hit_tokens = evictions = refused = 0
     saved = 0.0
     for number, request in enumerate(trace):
-        if isinstance(policy, Farthest):
+        if isinstance(policy, _BeladyPolicy):
             policy.now = number
-        asked = dict(request)
-        served = [id for id in asked if id in policy]
-        missing = [id for id in asked if id not in policy]
+        sizes = dict(request)
+        served = [id for id in sizes if id in policy]
+        missing = [id for id in sizes if id not in policy]
         for id in served:
             policy.hit(id)
-            hits, hit_tokens = hits + 1, hit_tokens + asked[id]
-            saved += model.flops(asked[id])
+            hits, hit_tokens = hits + 1, hit_tokens + sizes[id]
+            saved += model.flops(sizes[id])
         for id in missing:
-            size = model.size(asked[id])
-            victims = policy.victims(policy.bytes + size - capacity, spared=asked)
+            size = model.size(sizes[id])
+            victims = policy.victims(policy.bytes + size - capacity, spared=sizes)
             if victims is None:
                 refused += 1
                 continue
             for victim in victims:
                 policy.evict(victim)
             evictions += len(victims)
-            policy.add(id, size, model.flops(asked[id]))
+            policy.add(id, size, model.flops(sizes[id]))
     return replace(
-        _asked(trace, policy.name, capacity, model),
+        _empty_outcome(trace, policy.name, capacity, model),
         hits=hits,
         hit_tokens=hit_tokens,
         saved_flops=saved,
@@ -129,24 +131,24 @@ def _replay(trace: Trace, policy: Policy[str], capacity: int, model: ModelCost) 
     )
 
 
-def bound(trace: Trace, capacity: int, model: ModelCost) -> Outcome:
-    """More hits, tokens or FLOPs than these no policy serves, whatever the sizes.
+def _upper_bound(trace: Trace, capacity: int, model: ModelShape) -> PolicyOutcome:
+    """An upper bound on hits, tokens and FLOPs served by any policy, whatever the chunk sizes.
 
-    PFOO-U of Berger et al., arXiv:1711.03709: to serve a chunk again, its bytes must be there from
-    the request before until this one. The store has its capacity times the length of the trace of
-    such room, which is given to what is worth most per room, no matter when. Hits, tokens and
-    FLOPs are bounded one by one: no policy need reach all three.
+    PFOO-U (Berger et al., arXiv:1711.03709): to serve a chunk again, its bytes must stay stored
+    from its previous request to this one. The store has capacity * (requests - 1) byte-requests,
+    which are given to the reuses of most value per byte-request, at whatever time. Hits, tokens and
+    FLOPs are bounded separately: a policy need not reach all three.
     """
-    again: list[tuple[float, int, float]] = []  # room in bytes times requests, tokens, FLOPs
-    before: dict[str, int] = {}
+    again: list[tuple[float, int, float]] = []  # byte-requests, tokens, FLOPs of each reuse
+    previous: dict[str, int] = {}
     for number, request in enumerate(trace):
         for id, tokens in dict(request).items():
-            if id in before and (size := model.size(tokens)) <= capacity:
-                again.append((size * (number - before[id]), tokens, model.flops(tokens)))
-            before[id] = number
+            if id in previous and (size := model.size(tokens)) <= capacity:
+                again.append((size * (number - previous[id]), tokens, model.flops(tokens)))
+            previous[id] = number
     room = capacity * (len(trace) - 1)
     return replace(
-        _asked(trace, "bound", capacity, model),
+        _empty_outcome(trace, "bound", capacity, model),
         hits=_fill(room, [(need, 1) for need, _, _ in again]),
         hit_tokens=_fill(room, [(need, tokens) for need, tokens, _ in again]),
         saved_flops=_fill(room, [(need, flops) for need, _, flops in again]),
@@ -154,43 +156,43 @@ def bound(trace: Trace, capacity: int, model: ModelCost) -> Outcome:
 
 
 def _fill(room: float, offers: Iterable[tuple[float, float]]) -> float:
-    """The most worth that ``room`` takes of ``offers`` (room, worth); one of them in part."""
+    """The greatest value of ``offers`` (size, value) in ``room``: the fractional knapsack."""
     total = 0.0
-    for need, worth in sorted(offers, key=lambda offer: offer[0] / offer[1]):
-        if need > room:
-            return total + worth * room / need
-        total, room = total + worth, room - need
+    for size, value in sorted(offers, key=lambda offer: offer[0] / offer[1]):
+        if size > room:
+            return total + value * room / size
+        total, room = total + value, room - size
     return total
 
 
-def _asked(trace: Trace, name: str, capacity: int, model: ModelCost) -> Outcome:
+def _empty_outcome(trace: Trace, name: str, capacity: int, model: ModelShape) -> PolicyOutcome:
     tokens = [count for request in trace for count in dict(request).values()]
     flops = sum(map(model.flops, tokens))
-    return Outcome(name, capacity, len(trace), len(tokens), sum(tokens), flops)
+    return PolicyOutcome(name, capacity, len(trace), len(tokens), sum(tokens), flops)
 
 
-def report(
+def compare_policies(
     trace: Trace,
-    model: ModelCost,
+    model: ModelShape,
     capacities: Iterable[int],
     policies: Sequence[str] = tuple(POLICIES),
-) -> list[Row]:
-    """By capacity: a row for each of ``policies``, then ``belady`` and ``bound``."""
+) -> list[PolicyComparison]:
+    """For each capacity, a row for each of ``policies``, then for ``belady`` and ``bound``."""
     rows = []
     for capacity in capacities:
         names = (*policies, "belady", "bound")
         outcomes = [simulate(trace, name, capacity, model) for name in names]
         best = outcomes[-2].saved_flops
-        rows += [Row(o, o.saved_flops / best if best else math.nan) for o in outcomes]
+        rows += [PolicyComparison(o, o.saved_flops / best if best else math.nan) for o in outcomes]
     return rows
 
 
-def working_set(trace: Trace, model: ModelCost) -> int:
-    """Bytes of the chunks that are asked for more than once: with these, no store could do more."""
+def working_set_bytes(trace: Trace, model: ModelShape) -> int:
+    """Bytes of all chunks that are requested more than once; a larger store saves no more."""
     seen: set[str] = set()
     again: dict[str, int] = {}
     for request in trace:
-        asked = dict(request)
-        again.update((id, tokens) for id, tokens in asked.items() if id in seen)
-        seen |= asked.keys()
+        sizes = dict(request)
+        again.update((id, tokens) for id, tokens in sizes.items() if id in seen)
+        seen |= sizes.keys()
     return sum(map(model.size, again.values()))

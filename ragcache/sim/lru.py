@@ -1,4 +1,4 @@
-"""Which chunks are in RAM: those that were used last, as a tier in RAM holds them."""
+"""The least-recently-used set of chunks, as a store's RAM tier keeps them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 
-class Held(Generic[K]):
-    """Chunks in RAM by their last use, as a tier of ``capacity`` bytes holds them."""
+class LruSet(Generic[K]):
+    """The chunks in a RAM tier of ``capacity`` bytes, in order of last use."""
 
     def __init__(self, sizes: Mapping[K, int], capacity: int) -> None:
         self._sizes, self._capacity = sizes, capacity
@@ -21,7 +21,10 @@ class Held(Generic[K]):
         return chunk in self._chunks
 
     def use(self, chunks: Iterable[K]) -> tuple[list[K], list[K]]:
-        """Use these one after another; the chunks that came into RAM by it, and those that left."""
+        """Use chunks in order; returns the chunks that entered RAM, and those that left it.
+
+        A chunk of more than ``capacity`` bytes is never in RAM.
+        """
         entered, left = dict[K, None](), dict[K, None]()
         for chunk in chunks:
             if chunk in self._chunks:
@@ -31,9 +34,9 @@ class Held(Generic[K]):
             if size > self._capacity:
                 continue
             while self._bytes + size > self._capacity:
-                gone, _ = self._chunks.popitem(last=False)
-                self._bytes -= self._sizes[gone]
-                _move(gone, entered, left)
+                evicted, _ = self._chunks.popitem(last=False)
+                self._bytes -= self._sizes[evicted]
+                _move(evicted, entered, left)
             self._chunks[chunk] = None
             self._bytes += size
             _move(chunk, left, entered)
@@ -41,8 +44,7 @@ class Held(Generic[K]):
 
 
 def _move(chunk: K, back: dict[K, None], to: dict[K, None]) -> None:
-    """Take a chunk out of ``back``, if it is there: it is where it was at first. Else put it into
-    ``to``."""
+    """Note a move: it cancels an earlier one in ``back``, or else is added to ``to``."""
     if chunk in back:
         del back[chunk]
     else:

@@ -1,8 +1,8 @@
-"""Which of several replicas a request goes to, and what that does to their tiers in RAM.
+"""Simulate routing of requests to replicas, and its effect on their RAM tiers.
 
-Every replica has all chunks on its disk, or within reach, and some of them in RAM. Requests that go
-anywhere make all replicas hold the same popular chunks; requests that go where their chunks are at
-home make them hold different ones, and a popular chunk's home more than its share of the work.
+Every replica can read all chunks from disk or a remote, and has some of them in RAM. If requests go
+to any replica, all replicas have the same popular chunks in RAM. If requests go to the replica that
+their chunks hash to, replicas have different chunks in RAM, but popular chunks overload theirs.
 """
 
 from __future__ import annotations
@@ -11,70 +11,72 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ragcache.errors import ConfigError
-from ragcache.sim.lru import Held
-from ragcache.sim.trace import Request, Trace
+from ragcache.sim.lru import LruSet
+from ragcache.sim.trace import Trace, TraceRequest
 from ragcache.util.rendezvous import home
 
 POLICIES = "turns", "affine", "bounded"
-SLACK = 0.1  # above the mean, that a replica of policy bounded takes
+LOAD_SLACK = 0.1  # load above the mean that the policy ``bounded`` allows
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
-    """What became of a trace."""
+class RoutingOutcome:
+    """The result of one routing policy on a trace."""
 
     policy: str
     replicas: int
-    tokens: int  # of the chunks that were asked for
-    hit_tokens: int  # of these, of chunks that were in RAM where they were asked for
-    requests: tuple[int, ...]  # that each replica got
-    loaded: tuple[int, ...]  # tokens that each replica had to load
+    tokens: int  # of the requested chunks
+    hit_tokens: int  # of these, tokens of chunks in the RAM of their replica
+    requests: tuple[int, ...]  # by replica
+    loaded: tuple[int, ...]  # tokens that were not in RAM, by replica
 
     @property
     def hit_rate(self) -> float:
+        """Share of the requested tokens that were in RAM."""
         return self.hit_tokens / max(1, self.tokens)
 
     @property
     def imbalance(self) -> float:
-        """Requests of the replica that got most, over the mean: 1 is even."""
+        """Requests of the busiest replica over the mean; 1 is an even distribution."""
         return max(self.requests) * self.replicas / max(1, sum(self.requests))
 
 
-def route(trace: Trace, policy: str, replicas: int, capacity: int) -> Routed:
-    """Send every request of ``trace`` to one of ``replicas``, each with ``capacity`` tokens in RAM.
+def simulate_routing(trace: Trace, policy: str, replicas: int, capacity: int) -> RoutingOutcome:
+    """Route ``trace`` over ``replicas`` that each have ``capacity`` tokens of RAM.
 
-    - ``turns``: each in its turn.
-    - ``affine``: to the home of most of its tokens; a chunk's home follows from its document, which
-      is its id before ``#`` (rendezvous hashing: one replica more moves a part 1 / replicas).
-    - ``bounded``: the same, but to the next best where that one has had SLACK more than the mean
-      (consistent hashing with bounded loads, Mirrokni et al., arXiv:1608.01350).
+    - ``turns``: round robin.
+    - ``affine``: to the home of most of its tokens. A chunk's home follows from its document (id
+      before ``#``) by rendezvous hashing, so that one more replica takes over a share of them.
+    - ``bounded``: as ``affine``, but to the next best replica if the load of the best one exceeds
+      the mean by :data:`LOAD_SLACK` (consistent hashing with bounded loads, Mirrokni et al.,
+      arXiv:1608.01350).
 
-    Raises ConfigError for another policy, or less than 1 replica.
+    Raises ConfigError for other policies, and for less than 1 replica.
     """
     if policy not in POLICIES or replicas < 1:
         raise ConfigError(
             f"cannot route by {policy!r} over {replicas} replicas: use {', '.join(POLICIES)}, and "
             "at least 1 replica"
         )
-    sizes = {asked.id: asked.tokens for request in trace for asked in request}
+    sizes = {chunk.id: chunk.tokens for request in trace for chunk in request}
     names = [str(number) for number in range(replicas)]
     homes = {id: int(home((id.rpartition("#")[0] or id).encode(), names)) for id in sizes}
-    tiers = [Held(sizes, capacity) for _ in range(replicas)]
+    tiers = [LruSet(sizes, capacity) for _ in range(replicas)]
     counts, loaded, hits, total = [0] * replicas, [0] * replicas, 0, 0
     for number, request in enumerate(trace):
-        wanted = dict(request)
+        requested = dict(request)
         at = _choose(policy, request, number, homes, counts)
-        missing = sum(tokens for id, tokens in wanted.items() if id not in tiers[at])
-        tiers[at].use(wanted)
+        missing = sum(tokens for id, tokens in requested.items() if id not in tiers[at])
+        tiers[at].use(requested)
         counts[at] += 1
         loaded[at] += missing
-        total += sum(wanted.values())
-        hits += sum(wanted.values()) - missing
-    return Routed(policy, replicas, total, hits, tuple(counts), tuple(loaded))
+        total += sum(requested.values())
+        hits += sum(requested.values()) - missing
+    return RoutingOutcome(policy, replicas, total, hits, tuple(counts), tuple(loaded))
 
 
 def _choose(
-    policy: str, request: Request, number: int, homes: dict[str, int], counts: Sequence[int]
+    policy: str, request: TraceRequest, number: int, homes: dict[str, int], counts: Sequence[int]
 ) -> int:
     replicas = len(counts)
     if policy == "turns":
@@ -85,5 +87,5 @@ def _choose(
     ranked = sorted(range(replicas), key=lambda at: (-tokens[at], counts[at]))
     if policy == "affine":
         return ranked[0]
-    most = (1 + SLACK) * (number + 1) / replicas
+    most = (1 + LOAD_SLACK) * (number + 1) / replicas
     return next((at for at in ranked if counts[at] + 1 <= max(1, most)), ranked[-1])

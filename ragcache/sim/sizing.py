@@ -1,8 +1,8 @@
-"""What a corpus of so many chunks takes: bytes, time and money, before any of it is computed.
+"""Estimate the bytes, time and money that precomputing and storing a corpus takes.
 
-Nothing here is measured: the figures follow from a model's shape and from what machines and prices
-are said to be. A chunk costs two prefills to precompute (its KV, and its sensitivity) and saves
-1 - r of one each time that it is used, r being the share that is recomputed all the same.
+Nothing is measured: the figures follow from a model's shape and from given speeds and prices. A
+chunk costs two prefills to precompute (its KV and its sensitivity), and each use saves 1 - r of a
+prefill, where r is the share of its tokens that is recomputed.
 """
 
 from __future__ import annotations
@@ -12,65 +12,67 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.planning.flops import ModelCost
+from ragcache.planning.flops import ModelShape
 from ragcache.store.format.codecs import codec
 from ragcache.types import KVSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Models by the names of their makers, whose shapes need no model hub.
-SHAPES: Mapping[str, ModelCost] = {
-    "qwen2.5-0.5b": ModelCost(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),
-    "qwen2.5-7b": ModelCost(KVSpec(28, 4, 128, "bfloat16"), 7_620_000_000, 28),
-    "mistral-7b": ModelCost(KVSpec(32, 8, 128, "bfloat16"), 7_250_000_000, 32),
-    "llama-3.1-8b": ModelCost(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
-    "llama-3.1-70b": ModelCost(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
+#: Shapes of well-known models, which need no model hub.
+MODEL_SHAPES: Mapping[str, ModelShape] = {
+    "qwen2.5-0.5b": ModelShape(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),
+    "qwen2.5-7b": ModelShape(KVSpec(28, 4, 128, "bfloat16"), 7_620_000_000, 28),
+    "mistral-7b": ModelShape(KVSpec(32, 8, 128, "bfloat16"), 7_250_000_000, 32),
+    "llama-3.1-8b": ModelShape(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
+    "llama-3.1-70b": ModelShape(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
 }
-_CACHEGEN = 0.262  # bytes a number: docs/codecs.md, large
+_CACHEGEN_BYTES = 0.262  # per number, measured for a large model: docs/codecs.md
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """What machines do and cost."""
+class HardwarePrices:
+    """Speeds and prices of hardware; money is in any one unit."""
 
-    flops: float = 400e12  # a second, of one GPU, as a prefill gets them
-    gpu_hour: float = 2.5
-    gb_month: float = 0.023  # of 10^9 bytes, where the store lives
-    link: float = 1.25e9  # bytes a second from there to a GPU
+    flops: float = 400e12  # FLOP/s that a prefill reaches on one GPU
+    gpu_hour: float = 2.5  # price
+    gb_month: float = 0.023  # price of storing 10^9 bytes for a month
+    link: float = 1.25e9  # bytes per second from the store to a GPU
 
 
 @dataclass(frozen=True, slots=True)
-class Sizing:
-    """What ``chunks`` chunks take. Money in the unit of the prices."""
+class CorpusEstimate:
+    """The cost of ``chunks`` chunks. Money is in the unit of the prices."""
 
     chunks: int
     bytes: float
-    month: float  # to keep them
-    gpu_s: float  # to precompute them, on one GPU
-    gpu: float
-    copy_s: float  # over the link
-    load_s: float  # of one chunk, over the link,
-    prefill_s: float  # and to compute it instead
-    reuses: float  # a month, of a chunk, from which on keeping it is cheaper than computing it
-    first_reuses: float  # the same for its first month, which pays for its making
+    month: float  # price of storing all chunks for a month
+    gpu_s: float  # time to precompute all chunks on one GPU
+    gpu: float  # price of that time
+    copy_s: float  # time to copy all chunks over the link
+    load_s: float  # time to load one chunk over the link
+    prefill_s: float  # time to compute one chunk instead
+    reuses: float  # uses of a chunk per month at which storing costs as much as computing
+    first_reuses: float  # the same for the first month, including precomputing
 
 
-def shape(name: str) -> ModelCost:
-    """The model of a name in :data:`SHAPES`, a folder or a name of the model hub; of the latter
-    its configuration is read, and no weights. Raises ModelError."""
-    if name in SHAPES:
-        return SHAPES[name]
+def model_shape(name: str) -> ModelShape:
+    """The shape of a model in :data:`MODEL_SHAPES`, a folder, or a hub name.
+
+    Only a hub model's configuration is downloaded, not its weights. Raises ModelError.
+    """
+    if name in MODEL_SHAPES:
+        return MODEL_SHAPES[name]
     from ragcache.engine.hf.loading import outline
     from ragcache.models import model_path
-    from ragcache.models.checkpoint import Configuration
+    from ragcache.models.checkpoint import ModelConfig
 
     try:
-        made = outline(Configuration.read(model_path(name)))
+        made = outline(ModelConfig.read(model_path(name)))
     except ModelError as error:
         raise ModelError(
-            f"{name!r} is none of {', '.join(SHAPES)}, whose shapes are known, and: {error}"
+            f"{name!r} is none of {', '.join(MODEL_SHAPES)}, whose shapes are known, and: {error}"
         ) from error
     config = made.config
     text = config.get_text_config()
@@ -81,64 +83,67 @@ def shape(name: str) -> ModelCost:
         getattr(text, "head_dim", None) or text.hidden_size // heads,
         str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch."),
     )
-    return ModelCost(spec, sum(weight.numel() for weight in made.parameters()), heads)
+    return ModelShape(spec, sum(weight.numel() for weight in made.parameters()), heads)
 
 
-def rate(text: str) -> float:
-    """Bytes a second of ``10Gbit/s`` or ``1.5GB/s``. Raises ConfigError for another text."""
+def parse_bandwidth(text: str) -> float:
+    """Bytes per second of ``10Gbit/s`` or ``1.5GB/s``. Raises ConfigError for other texts."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(bit|b|B)(?:/s|ps)?", text.strip())
     if found is None:
-        raise ConfigError(f"{text!r} is no rate: give one such as 10Gbit/s or 1.5GB/s")
+        raise ConfigError(f"{text!r} is not a bandwidth: give one such as 10Gbit/s or 1.5GB/s")
     number = float(found[1]) * _PREFIXES[found[2]]
     if not number:
-        raise ConfigError(f"{text!r} moves nothing: give more than 0")
+        raise ConfigError(f"{text!r} is no bandwidth at all: give more than 0")
     return number if found[3] == "B" else number / 8
 
 
-def chunk_bytes(model: ModelCost, tokens: int, codec_name: str) -> float:
-    """Of a chunk as it is stored; of cachegen, whose sizes depend on the values, about."""
+def stored_chunk_bytes(model: ModelShape, tokens: int, codec_name: str) -> float:
+    """Bytes of a stored chunk; an estimate for cachegen, whose sizes depend on the values."""
     spec = model.spec
     layer = codec(codec_name).layer_bytes(spec, tokens)
     if layer is not None:
         return spec.layers * layer
-    return _CACHEGEN * spec.chunk_bytes(tokens) / spec.itemsize
+    return _CACHEGEN_BYTES * spec.chunk_bytes(tokens) / spec.itemsize
 
 
-def sizing(
-    model: ModelCost,
+def estimate_corpus(
+    model: ModelShape,
     chunks: int,
-    prices: Prices,
+    prices: HardwarePrices,
     *,
     tokens: int = 256,
     prefix: int = 32,
     codec_name: str = "raw",
     ratio: float = 0.15,
-) -> Sizing:
-    """Of chunks of ``tokens`` tokens, behind ``prefix`` others."""
+) -> CorpusEstimate:
+    """Estimate the cost of ``chunks`` chunks of ``tokens`` tokens, encoded after ``prefix`` more.
+
+    Raises ConfigError for less than 1 chunk or token, or a ``ratio`` outside [0, 1).
+    """
     if chunks < 1 or tokens < 1 or not 0 <= ratio < 1:
         raise ConfigError(
             f"{chunks} chunks of {tokens} tokens at ratio {ratio}: give at least 1 of each, and a "
             "ratio from 0 to below 1"
         )
-    size = chunk_bytes(model, tokens, codec_name)
+    size = stored_chunk_bytes(model, tokens, codec_name)
     prefill_s = model.flops(tokens, prefix) / prices.flops
     second = prices.gpu_hour / 3600
-    kept = size / 1e9 * prices.gb_month  # a month
-    saved = (1 - ratio) * prefill_s * second  # a use
-    return Sizing(
+    stored = size / 1e9 * prices.gb_month  # price of a chunk per month
+    saved = (1 - ratio) * prefill_s * second  # price saved per use
+    return CorpusEstimate(
         chunks=chunks,
         bytes=chunks * size,
-        month=chunks * kept,
+        month=chunks * stored,
         gpu_s=chunks * 2 * prefill_s,
         gpu=chunks * 2 * prefill_s * second,
         copy_s=chunks * size / prices.link,
         load_s=size / prices.link,
         prefill_s=prefill_s,
-        reuses=kept / saved,
-        first_reuses=(kept + 2 * prefill_s * second) / saved,
+        reuses=stored / saved,
+        first_reuses=(stored + 2 * prefill_s * second) / saved,
     )
 
 
-def break_even_link(one: Sizing, ratio: float = 0.15) -> float:
-    """Bytes a second from which on loading a chunk takes no longer than computing what it saves."""
+def break_even_bandwidth(one: CorpusEstimate, ratio: float = 0.15) -> float:
+    """Bytes per second at which loading a chunk takes as long as the computation that it saves."""
     return one.bytes / one.chunks / ((1 - ratio) * one.prefill_s)

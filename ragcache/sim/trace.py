@@ -1,7 +1,7 @@
-"""Traces: which chunks were asked for together, request by request. From files, or made up.
+"""Traces of requests, each a list of chunks, from files or synthetic.
 
-A file is JSON Lines, a request a line: ``{"chunks": [{"id": "a#0", "tokens": 123}, ...]}``, or just
-the list of chunks; a chunk may also be ``["a#0", 123]``. Other fields are passed over.
+A file is JSON Lines with a request per line: ``{"chunks": [{"id": "a#0", "tokens": 123}, ...]}``,
+or just the list of chunks; a chunk may also be ``["a#0", 123]``. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, NamedTuple
 from ragcache.errors import ConfigError, SourceError
 
 
-class Asked(NamedTuple):
+class TraceChunk(NamedTuple):
     """A chunk that a request retrieves."""
 
     id: str
     tokens: int
 
 
-Request = tuple[Asked, ...]
-Trace = Sequence[Request]
+TraceRequest = tuple[TraceChunk, ...]
+Trace = Sequence[TraceRequest]
 
 
-def load(path: Path) -> list[Request]:
-    """A trace from a file. SourceError names the line that is wrong, or says that there is none."""
-    trace: list[Request] = []
+def load_trace(path: Path) -> list[TraceRequest]:
+    """Read a trace. Raises SourceError, which names the malformed line, and for an empty file."""
+    trace: list[TraceRequest] = []
     tokens: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8") as file:
@@ -39,18 +39,19 @@ def load(path: Path) -> list[Request]:
                     trace.append(_request(line, f"{path}:{number}", tokens))
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"cannot read the trace {path}: {error}. Name a file, or one of {', '.join(MADE_UP)}."
+            f"cannot read the trace {path}: {error}. Name a file, or one of "
+            f"{', '.join(SYNTHETIC_TRACES)}."
         ) from error
     if not trace:
-        raise SourceError(f"{path} holds no requests: write one JSON object a line")
+        raise SourceError(f"{path} has no requests: write one JSON object per line")
     return trace
 
 
-def _request(line: str, where: str, tokens: dict[str, int]) -> Request:
-    """Also keeps the tokens of every chunk, to tell where a trace contradicts itself."""
+def _request(line: str, where: str, tokens: dict[str, int]) -> TraceRequest:
+    """Parse a line; ``tokens`` collects each chunk's length, to detect contradictions."""
     try:
         entry = json.loads(line)
-        request = tuple(map(_asked_chunk, entry["chunks"] if isinstance(entry, dict) else entry))
+        request = tuple(map(_chunk, entry["chunks"] if isinstance(entry, dict) else entry))
         for chunk in request:
             if (known := tokens.setdefault(chunk.id, chunk.tokens)) != chunk.tokens:
                 raise ValueError(f"chunk {chunk.id!r} has {chunk.tokens} tokens, before {known}")
@@ -61,26 +62,26 @@ def _request(line: str, where: str, tokens: dict[str, int]) -> Request:
     return request
 
 
-def _asked_chunk(entry: Any) -> Asked:
-    """Raises KeyError, TypeError or ValueError for what is no chunk."""
+def _chunk(entry: Any) -> TraceChunk:
+    """Parse a chunk. Raises KeyError, TypeError or ValueError if it is malformed."""
     id, tokens = (entry["id"], entry["tokens"]) if isinstance(entry, dict) else entry
     if not isinstance(id, str) or type(tokens) is not int or not 0 < tokens < 2**31:
         raise ValueError(f"a chunk's id is text and its tokens are a count, not {entry!r}")
-    return Asked(id, tokens)
+    return TraceChunk(id, tokens)
 
 
-def zipf(
+def zipf_trace(
     requests: int,
     chunks: int,
     exponent: float = 1.0,
     per_request: int = 8,
     seed: int = 0,
     tokens: tuple[int, int] = (64, 512),
-) -> list[Request]:
-    """Requests for ``per_request`` chunks each, the k-th most popular asked for as k^-exponent.
+) -> list[TraceRequest]:
+    """Requests for ``per_request`` chunks each, the k-th most popular with weight k^-exponent.
 
-    Tokens are uniform between those given and have nothing to do with popularity. The same
-    arguments give the same trace. Raises ConfigError for arguments that leave too little to draw.
+    Lengths are uniform in ``tokens``, independent of popularity. The same arguments give the same
+    trace. Raises ConfigError for arguments out of range.
     """
     if (
         not 0 < 2 * per_request <= chunks
@@ -101,11 +102,11 @@ def zipf(
         drawn: dict[int, None] = {}
         while len(drawn) < per_request:
             drawn[min(bisect_right(shares, random.random() * shares[-1]), chunks - 1)] = None
-        trace.append(tuple(Asked(f"chunk{number}", lengths[number]) for number in drawn))
+        trace.append(tuple(TraceChunk(f"chunk{number}", lengths[number]) for number in drawn))
     return trace
 
 
-def topics(
+def topic_trace(
     requests: int,
     documents: int,
     each: int = 16,
@@ -113,11 +114,11 @@ def topics(
     per_request: int = 8,
     seed: int = 0,
     tokens: int = 256,
-) -> list[Request]:
-    """Requests for chunks of one document each, the k-th most popular asked for as k^-exponent.
+) -> list[TraceRequest]:
+    """Requests for chunks of one document each, the k-th most popular with weight k^-exponent.
 
-    Of a document of ``each`` chunks, ``per_request`` are drawn evenly. Raises ConfigError for more
-    than there are.
+    ``per_request`` of a document's ``each`` chunks are drawn uniformly. Raises ConfigError if that
+    is more than ``each``.
     """
     if not 0 < per_request <= each or documents < 1:
         raise ConfigError(
@@ -130,34 +131,35 @@ def topics(
     for _ in range(requests):
         topic = min(bisect_right(shares, random.random() * shares[-1]), documents - 1)
         drawn = random.sample(range(each), per_request)
-        trace.append(tuple(Asked(f"document{topic}#{number}", tokens) for number in drawn))
+        trace.append(tuple(TraceChunk(f"document{topic}#{number}", tokens) for number in drawn))
     return trace
 
 
-def scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[Request]:
-    """``trace`` with a batch job after every ``every`` requests: ``length`` requests, each for as
-    many chunks as the one before the job, all cold: asked for once and never again.
+def add_scans(trace: Trace, every: int, length: int, seed: int = 0) -> list[TraceRequest]:
+    """``trace`` with a scan of ``length`` requests after every ``every`` requests.
 
-    Their tokens are drawn from those of the trace. Raises ConfigError for ``every`` below 1.
+    A scan's requests have as many chunks as the request before the scan, and each of these chunks
+    is requested only once. Lengths are drawn from those of the trace. Raises ConfigError for
+    ``every`` < 1.
     """
     if every < 1:
         raise ConfigError(f"a scan every {every} requests: let at least 1 request pass")
     random = Random(seed)
     lengths = [chunk.tokens for request in trace for chunk in request]
-    mixed: list[Request] = []
+    mixed: list[TraceRequest] = []
     cold = 0
     for number, request in enumerate(trace, 1):
         mixed.append(request)
         for _ in range(length if number % every == 0 else 0):
             drawn = [lengths[int(random.random() * len(lengths))] for _ in request]
-            mixed.append(tuple(Asked(f"cold{cold + i}", n) for i, n in enumerate(drawn)))
+            mixed.append(tuple(TraceChunk(f"cold{cold + i}", n) for i, n in enumerate(drawn)))
             cold += len(drawn)
     return mixed
 
 
-#: Traces to try a policy on without one's own, by name.
-MADE_UP: dict[str, Callable[[], list[Request]]] = {
-    "zipf": lambda: zipf(3000, 2000),
-    "topics": lambda: topics(3000, 500),
-    "scans": lambda: scans(zipf(3000, 2000), every=100, length=40),
+#: Synthetic traces by name.
+SYNTHETIC_TRACES: dict[str, Callable[[], list[TraceRequest]]] = {
+    "zipf": lambda: zipf_trace(3000, 2000),
+    "topics": lambda: topic_trace(3000, 500),
+    "scans": lambda: add_scans(zipf_trace(3000, 2000), every=100, length=40),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import READ_THREADS, ChunkStore, StoredChunk
-from ragcache.types import KVPair, Load
+from ragcache.types import KVPair, LayerLoad
 
 if TYPE_CHECKING:
     from ragcache.types import KVSpec
@@ -72,7 +72,7 @@ class LayerReader:
         self._layers: Sequence[int] | None = None  # to load, once started
         self._pending: deque[Future[list[KVPair] | LayerUpload]] = deque()
         self._copying: deque[LayerUpload] = deque()  # whose copies may not be complete yet
-        self._loads: dict[int, Load] = {}
+        self._loads: dict[int, LayerLoad] = {}
         self._asked = self._given = 0
         self._closed = False
         self._held = ExitStack()  # leases: chunks that are read are not evicted
@@ -106,7 +106,7 @@ class LayerReader:
             raise ValueError(f"layer {layer} asked for; to come are {list(left)}")
         self._given += 1
         if not self._chunks:
-            self._loads[layer] = Load()
+            self._loads[layer] = LayerLoad()
             return []
         try:
             loaded = self._pending.popleft().result()
@@ -116,7 +116,7 @@ class LayerReader:
         self._read_ahead()
         return loaded if isinstance(loaded, list) else self._taken(loaded)
 
-    def load(self, layer: int) -> Load:
+    def load(self, layer: int) -> LayerLoad:
         """Bytes and times of loading a layer that :meth:`layer` has returned; on a device, up to
         the start of its copy."""
         return self._loads[layer]
@@ -157,7 +157,7 @@ class LayerReader:
                 )
         loaded = pairs if self._upload is None else self._upload(pairs)
         size = sum(chunk.layer_sizes[layer] for chunk in self._chunks)
-        self._loads[layer] = Load(size, began, time.perf_counter())
+        self._loads[layer] = LayerLoad(size, began, time.perf_counter())
         return loaded
 
     def _taken(self, copying: LayerUpload) -> list[KVPair]:

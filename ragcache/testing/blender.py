@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, KVPair, Layout, ReusedKV, Selector, positions
+from ragcache.blend.base import Blender, Layout, ReusedKV, Selector, positions
 from ragcache.blend.cachecraft import CacheCraft
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.blend.reuse import Reuse
@@ -24,7 +24,7 @@ from ragcache.engine.base import (
 )
 from ragcache.store.key import digest_tokens
 from ragcache.testing import models
-from ragcache.types import ChunkKV, ChunkNotes, Load, Prompt, Sampling, Tokens
+from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, Prompt, Sampling, Tokens
 
 PREFIX: Tokens = (1, 5, 9)
 CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(range(60, 69)))
@@ -49,8 +49,8 @@ class MemorySource:
         self.asked.append(layer)
         return [(p.keys[layer], p.values[layer]) for p in self.parts]
 
-    def load(self, layer: int) -> Load:
-        return Load(sum(p.keys[layer].nbytes + p.values[layer].nbytes for p in self.parts))
+    def load(self, layer: int) -> LayerLoad:
+        return LayerLoad(sum(p.keys[layer].nbytes + p.values[layer].nbytes for p in self.parts))
 
 
 def encoded(engine: Prefiller, prompt: Prompt, blender: Blender) -> list[ChunkKV]:

@@ -1,1 +1,1 @@
-"""Reusable memory, files for their owner only, and checks of list arguments."""
+"""Memory buffers for reuse, files with mode 0600, and a check of list arguments."""

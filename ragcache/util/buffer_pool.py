@@ -1,4 +1,4 @@
-"""Memory that goes from one tensor to the next: new memory costs more than the copy into it."""
+"""A pool of memory for tensors: allocating new memory costs more than copying into it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ if TYPE_CHECKING:
     Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 _HUGE = 2 << 20  # bytes of a huge page
-SPARE_BYTES = 256 << 20  # kept for what comes: as much as a LayerReader asks for ahead
+SPARE_BYTES = 256 << 20  # kept for reuse by default: as much as a LayerReader reads ahead
 
 
 class _Block(np.ndarray):
-    """Memory, or the part of it that is leased. A view of an array keeps the first array below it
-    whose own base is of another class, so that views of a lease keep the lease."""
+    """A block of memory, or the part of it that is leased.
+
+    A NumPy view refers to the first array below it whose base is of another class. So views of a
+    lease keep the lease alive, and not the block.
+    """
 
 
 class BufferPool:
-    """Memory for tensors that is used again once nothing refers to it any more. Thread-safe.
+    """Memory for tensors that is reused once nothing refers to it. Thread-safe.
 
-    Blocks are powers of two, so that chunks of other lengths can have them; the system gives no
-    memory for the end of one that was never touched. Large new ones are in huge pages, where they
-    can be had: a warm store is read into those in a third less time. Up to about ``spare_bytes``
-    are kept. ``pin``: page-locked, for a GPU to copy from. Raises ConfigError where there is no
-    CUDA.
+    Block sizes are powers of two, so that chunks of different lengths can share them; the end of a
+    block that is never written takes no physical memory. Large blocks use huge pages if available,
+    which makes reading a warm store a third faster. Up to about ``spare_bytes`` are kept for reuse.
+    ``pin``: page-locked memory, for copies to a GPU; raises ConfigError without CUDA.
     """
 
     def __init__(self, spare_bytes: int, *, pin: bool = False) -> None:
@@ -46,8 +48,10 @@ class BufferPool:
         self._spare: dict[int, SimpleQueue[Bytes]] = {}  # by size
 
     def empty(self, nbytes: int) -> Bytes:
-        """``nbytes`` bytes, at least 1, that are the caller's until this array, and all views and
-        tensors of it, are gone."""
+        """An uninitialised array of ``nbytes`` >= 1 bytes.
+
+        Its memory is reused once the array, its views and tensors of it are freed.
+        """
         size = 1 << (nbytes - 1).bit_length()
         try:
             block = self._queue(size).get_nowait()
@@ -58,17 +62,17 @@ class BufferPool:
         return lease.view(np.ndarray)
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """The same as a tensor, not written yet."""
+        """An uninitialised tensor, whose memory is reused as that of :meth:`empty`."""
         lease = torch.from_numpy(self.empty(math.prod(shape) * dtype.itemsize))
         return lease.view(dtype).view(*shape)
 
     def clear(self) -> None:
-        """Keep nothing, from now on."""
+        """Free all spare blocks, and keep none from now on."""
         self._spare_bytes = 0
         self._spare.clear()
 
     def _new(self, size: int, used: int) -> Bytes:
-        """``size`` bytes, the first ``used`` of them in huge pages as far as they fill some."""
+        """A new block of ``size`` bytes; whole huge pages of the first ``used`` bytes are huge."""
         whole = used // _HUGE * _HUGE
         if self._pin or not whole or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(size, dtype=torch.uint8, pin_memory=self._pin).numpy()
@@ -78,7 +82,7 @@ class BufferPool:
         return np.frombuffer(memory, np.uint8)
 
     def _take_back(self, block: Bytes) -> None:
-        """Runs wherever a last reference goes, even inside the queue's own calls: no lock here."""
+        """Called wherever the last reference is dropped, even inside the queue: must not lock."""
         spare = sum(size * queue.qsize() for size, queue in list(self._spare.items()))
         if spare + block.nbytes <= self._spare_bytes:
             self._queue(block.nbytes).put(block)

@@ -1,4 +1,4 @@
-"""Files that hold texts of documents, questions or answers: for their owner only."""
+"""Files with texts of documents, questions or answers, readable by their owner only."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _FLAGS = {
 }
 
 
-def private(path: Path, mode: Literal["wb", "ab", "xb"]) -> IO[bytes]:
-    """Open a file to write to it: 0600, whatever the umask, and whatever it was before. A pipe or a
-    device, which is somebody else's, is written to as it is."""
+def open_private(path: Path, mode: Literal["wb", "ab", "xb"]) -> IO[bytes]:
+    """Open a file for writing with mode 0600, whatever the umask and its mode before.
+
+    The mode of a pipe or a device is left unchanged.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC | _FLAGS[mode], 0o600)
     if S_ISREG(os.fstat(handle).st_mode):
         os.fchmod(handle, 0o600)

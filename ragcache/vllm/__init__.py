@@ -1,9 +1,11 @@
-"""vLLM as the engine: fusion inside its workers, and an engine that asks its servers.
+"""vLLM integration: a KV connector inside vLLM, and an engine that sends requests to its servers.
 
-``connector`` and the workers (``cpu``, ``gpu``) are what vLLM loads; ``jobs`` is what they do
-before a forward, and ``model`` drives vLLM's layers. What can be decided without vLLM has modules
-without an import of it: ``manifest`` (what a request says), ``salt`` (whose prefix cache it may
-share), ``slots`` (where rows lie in paged memory), ``planner`` (what is loaded, and what has
-failed), ``support`` (what is refused) and ``handoff`` (what workers hand back). Import from the
-modules: this package stays empty, so that it needs no vLLM.
+vLLM loads ``connector`` and the worker classes (``cpu`` and ``gpu``, with ``worker``). ``jobs``
+runs before a forward pass, and ``model`` drives vLLM's layers.
+
+These modules do not import vLLM: ``manifest`` (the request format), ``salt`` (isolation of the
+prefix cache), ``slots`` (rows in paged memory), ``planner`` (the scheduler's decisions),
+``support`` (what is not supported) and ``handoff`` (replies of workers). On the client's side,
+``engine`` precomputes, ``stream`` generates answers, ``http`` is the client and ``router`` chooses
+a server.
 """

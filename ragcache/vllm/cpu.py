@@ -1,11 +1,11 @@
-"""``--worker-cls ragcache.vllm.cpu.CPUWorker``"""
+"""The worker class for CPUs: ``--worker-cls ragcache.vllm.cpu.CPUWorker``."""
 
 from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker as _CPUWorker
 
-from ragcache.vllm.worker import Handover
+from ragcache.vllm.worker import ModelHandover
 
 
-class CPUWorker(Handover, _CPUWorker):  # type: ignore[misc]
-    """vLLM's worker on CPUs, with the handover."""
+class CPUWorker(ModelHandover, _CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker, which hands its model to the connector."""

@@ -1,4 +1,4 @@
-"""vLLM servers as what a store is filled with and answers come from."""
+"""The engine whose model runs in vLLM servers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ragcache.engine.template import split_chat_template
 from ragcache.errors import ContextError, ModelError, PromptError
 from ragcache.store.key import digest_tokens
 from ragcache.types import ChunkKV, Tokens
-from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
-from ragcache.vllm.http import Client, Unreachable
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
+from ragcache.vllm.http import ServerUnreachable, VllmClient
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.router import Router
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 
-_AT_ONCE = 8  # chunks that are being computed
+_MAX_CONCURRENT = 8  # chunks that are computed at once
 
 
 class VllmEngine(TokenizerEngine):
-    """Servers at ``urls`` that hold the model ``name`` (folder or hub name) in ``dtype``.
+    """Servers at ``urls`` that serve the model ``name`` (folder or hub name) in ``dtype``.
 
-    ``store``: the folder that they were started with. The model is not loaded here: its weights
-    are read once, for their digest. Raises ModelError where no server answers. Thread-safe.
+    ``store`` is the store folder that they were started with. This process does not load the model;
+    it reads the weights once to hash them. Raises ModelError if no server answers. Thread-safe.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class VllmEngine(TokenizerEngine):
         self.plain_text = PlainText(self.tokenizer, self.name)
         self.template = split_chat_template(self.tokenizer, self.tokenize)
         self.replicas = Router([url.rstrip("/").removesuffix("/v1") for url in urls])
-        self.mailbox = WorkerReplies(store / FOLDER)
-        self.client = Client(self.replicas, api_key=api_key)
+        self.replies = WorkerReplies(store / REPLIES_FOLDER)
+        self.client = VllmClient(self.replicas, api_key=api_key)
         try:
-            self.mailbox.clean()
-            served = self.client.ready().values()
+            self.replies.delete_expired()
+            served = self.client.served_models().values()
             self.context_tokens = min(self.context_tokens, *(s.context_tokens for s in served))
         except BaseException:
             self.close()
@@ -71,39 +71,44 @@ class VllmEngine(TokenizerEngine):
         self.client.close()
 
     def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
-        """By the servers, several at a time. Raises ModelError where they cannot."""
+        """The KV of each chunk, computed by the servers after the tokens ``context``.
+
+        Raises PromptError for an empty chunk, ContextError for one that is too long, and ModelError
+        if the servers fail.
+        """
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
         longest = max(map(len, chunks), default=0) + len(context) + 1
         if longest > self.context_tokens:
             raise ContextError(
-                f"a chunk behind its prefix needs {longest} tokens, but {self.name} has a context "
+                f"a chunk with its prefix needs {longest} tokens, but {self.name} has a context "
                 f"of {self.context_tokens}. Make chunks smaller."
             )
-        with ThreadPoolExecutor(_AT_ONCE, "ragcache-encode") as pool:
+        with ThreadPoolExecutor(_MAX_CONCURRENT, "ragcache-encode") as pool:
             return list(pool.map(lambda chunk: self._encode(chunk, context), chunks))
 
     def _encode(self, chunk: Tokens, context: Tokens) -> ChunkKV:
-        manifest = Manifest.keep(chunk, context, self.fingerprint.digest, ticket())
+        manifest = Manifest.keep(chunk, context, self.fingerprint.digest, new_ticket())
         body: dict[str, Any] = {
             "prompt": list(context + chunk),
             "max_tokens": 1,
             "temperature": 0,
             "kv_transfer_params": manifest.params(),
-            "cache_salt": salt(manifest),
+            "cache_salt": cache_salt(manifest),
         }
         lost: list[str] = []
         where = {digest_tokens(chunk): len(chunk)}
         while (url := self.replicas.choose(where, without=lost)) is not None:
             try:
                 self.client.complete(url, body)
-            except Unreachable:
+            except ServerUnreachable:
                 lost.append(url)
                 continue
-            if (letter := self.mailbox.take(manifest.ticket)) is not None:
+            if (worker_reply := self.replies.take_report(manifest.ticket)) is not None:
                 raise ModelError(
-                    f"vLLM at {url} computes no chunks: {letter['refused']}. Its log says more."
+                    f"vLLM at {url} computes no chunks: {worker_reply['refused']}. "
+                    "Its log has the details."
                 )
-            keys, values = self.mailbox.take_kv(manifest.ticket)
+            keys, values = self.replies.take_kv(manifest.ticket)
             return ChunkKV(chunk, keys.unbind(), values.unbind())
-        raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")
+        raise ModelError(f"no vLLM server answers: {', '.join(lost)} cannot be reached. Start one.")

@@ -1,11 +1,11 @@
-"""``--worker-cls ragcache.vllm.gpu.GPUWorker``"""
+"""The worker class for GPUs: ``--worker-cls ragcache.vllm.gpu.GPUWorker``."""
 
 from __future__ import annotations
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from ragcache.vllm.worker import Handover
+from ragcache.vllm.worker import ModelHandover
 
 
-class GPUWorker(Handover, Worker):  # type: ignore[misc]
-    """vLLM's worker on GPUs, with the handover."""
+class GPUWorker(ModelHandover, Worker):  # type: ignore[misc]
+    """vLLM's GPU worker, which hands its model to the connector."""

@@ -1,8 +1,8 @@
-"""What workers hand back to whoever asked: files in one folder, each named by its ticket.
+"""Replies of workers to the process that sent a request: files in one folder, named by a ticket.
 
-Streamed answers of vLLM have no room for what a connector says, and no answer has room for KV. A
-letter is there whole or not at all: it is written beside and renamed. Never anything but JSON or
-safetensors. Folder 0700, files 0600: KV is as secret as its text.
+vLLM's streamed responses cannot contain a connector's report, and no response can contain KV. A
+file is written under another name and renamed, so that readers see it whole or not at all. Files
+are JSON or safetensors. The folder has mode 0700 and files 0600: KV is as confidential as its text.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from ragcache.errors import StoreError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOLDER = "mailbox"  # in that of the store
-_OLD_S = 3600.0  # until a letter that nobody took is thrown away
+REPLIES_FOLDER = "mailbox"  # in the store's folder
+_MAX_AGE_S = 3600.0  # of a reply that nobody has read
 
 
-def ticket() -> str:
-    """A new ticket, which nobody can guess."""
+def new_ticket() -> str:
+    """A new random ticket of 32 hex digits."""
     return secrets.token_hex(16)
 
 
 class WorkerReplies:
-    """Letters in ``folder``, which is made where it is missing."""
+    """Replies in ``folder``, which is created if it is missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def post(self, ticket: str, report: Mapping[str, Any]) -> None:
-        """Leave a report. A second one under the same ticket replaces the first."""
+    def write_report(self, ticket: str, report: Mapping[str, Any]) -> None:
+        """Write a report. A second one with the same ticket replaces the first."""
         self._write(f"{ticket}.json", json.dumps(report).encode())
 
-    def post_kv(self, ticket: str, rank: int, ranks: int, keys: Tensor, values: Tensor) -> None:
-        """Leave KV, each (layers, kv_heads, n, head_dim): the heads of one of several workers."""
+    def write_kv(self, ticket: str, rank: int, ranks: int, keys: Tensor, values: Tensor) -> None:
+        """Write the KV of one worker's heads, (layers, kv_heads, n, head_dim) each."""
         from safetensors.torch import save
 
         tensors = {"keys": keys.contiguous(), "values": values.contiguous()}
         self._write(f"{ticket}.{rank}", save(tensors, {"ranks": str(ranks)}))
 
-    def take(self, ticket: str) -> dict[str, Any] | None:
-        """The report, which is gone then; None where there is none."""
+    def take_report(self, ticket: str) -> dict[str, Any] | None:
+        """Read and delete a report; None if there is none."""
         path = self.folder / f"{ticket}.json"
         try:
             raw = path.read_bytes()
@@ -57,7 +57,10 @@ class WorkerReplies:
         return dict(json.loads(raw))
 
     def take_kv(self, ticket: str) -> tuple[Tensor, Tensor]:
-        """Keys and values of all heads, from all workers. StoreError where some is missing."""
+        """Read and delete the keys and values of all workers, joined along the heads.
+
+        Each is (layers, kv_heads, n, head_dim). Raises StoreError if a worker's part is missing.
+        """
         import torch
 
         first, ranks = self._part(ticket, 0)
@@ -66,27 +69,27 @@ class WorkerReplies:
         return torch.cat(keys, 1), torch.cat(values, 1)
 
     def _part(self, ticket: str, rank: int) -> tuple[tuple[Tensor, Tensor], int]:
-        """What one worker left, and how many there are."""
+        """The KV of one worker, and the number of workers."""
         from safetensors import safe_open
 
         path = self.folder / f"{ticket}.{rank}"
         if not path.is_file():
             raise StoreError(
-                f"worker {rank} of vLLM has handed back no KV in {self.folder}: it and this "
+                f"worker {rank} of vLLM has returned no KV in {self.folder}: it and this "
                 "process must see the same store folder"
             )
-        with safe_open(path, framework="pt") as letter:
-            pair = letter.get_tensor("keys"), letter.get_tensor("values")
-            ranks = int(letter.metadata()["ranks"])
+        with safe_open(path, framework="pt") as worker_reply:
+            pair = worker_reply.get_tensor("keys"), worker_reply.get_tensor("values")
+            ranks = int(worker_reply.metadata()["ranks"])
         path.unlink(missing_ok=True)
         return pair, ranks
 
-    def clean(self) -> None:
-        """Throw away what nobody came for."""
+    def delete_expired(self) -> None:
+        """Delete replies that nobody has read for an hour."""
         if self.folder.is_dir():
-            for letter in self.folder.iterdir():
-                if letter.stat().st_mtime < time.time() - _OLD_S:
-                    letter.unlink(missing_ok=True)
+            for worker_reply in self.folder.iterdir():
+                if worker_reply.stat().st_mtime < time.time() - _MAX_AGE_S:
+                    worker_reply.unlink(missing_ok=True)
 
     def _write(self, name: str, raw: bytes) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a worker of vLLM does for a request before its forward: fuse a prompt, or keep a chunk."""
+"""The jobs of a vLLM worker before a forward pass: fuse a prompt, or return a chunk's KV."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from ragcache.store.memory import MemoryStore
 from ragcache.store.tenants import tenant_folder
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Prompt, Sampling
-from ragcache.vllm.handoff import FOLDER, WorkerReplies
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.planner import LoadJob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What all ranks of a tensor-parallel group say, from what each of them says.
-Agree = Callable[[frozenset[bytes]], Sequence[frozenset[bytes]]]
+#: Gathers a set from each rank of a tensor-parallel group.
+_AllGather = Callable[[frozenset[bytes]], Sequence[frozenset[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rank:
-    """A worker among those that share every layer's heads."""
+class TensorParallelRank:
+    """A worker's place among the tensor-parallel workers, which divide the heads of every layer."""
 
     number: int = 0
     of: int = 1
-    agree: Agree | None = None
+    all_gather: _AllGather | None = None
 
     def heads(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """This worker's part of KV of all heads, each (kv_heads, n, head_dim)."""
+        """This worker's heads of KV pairs, (kv_heads, n, head_dim) each."""
         share = pairs[0][0].shape[0] // self.of if pairs else 0
         mine = slice(self.number * share, (self.number + 1) * share)
         return [(keys[mine], values[mine]) for keys, values in pairs]
 
 
-class Stores:
-    """The stores of tenants below ``root``, each opened when it is first asked for, to be read.
+class TenantStores:
+    """The tenants' stores in ``root``, opened read-only on first use.
 
-    ``ram_bytes``: of decoded KV held in front of each.
+    ``ram_bytes`` is the size of the RAM tier of each, for decoded KV.
     """
 
     def __init__(self, root: Path, ram_bytes: int = 0) -> None:
@@ -59,7 +59,7 @@ class Stores:
         self._open: dict[str, ChunkStore] = {}
 
     def of(self, tenant: str) -> ChunkStore:
-        """Raises StoreError where there is none."""
+        """The store of a tenant. Raises StoreError if there is none."""
         if tenant not in self._open:
             store: ChunkStore = DiskStore(tenant_folder(self.root, tenant), readonly=True)
             if self.ram_bytes:
@@ -74,17 +74,18 @@ class Stores:
 
 
 class JobRunner:
-    """Does jobs with ``model``, whose rows are the job's blocks while it is at one."""
+    """Runs jobs with ``model``, which must use the job's blocks during :meth:`run`."""
 
-    def __init__(self, model: Prefiller, stores: Stores, rank: Rank | None = None) -> None:
-        self.model, self.stores, self.rank = model, stores, rank or Rank()
-        self.mailbox = WorkerReplies(stores.root / FOLDER)
+    def __init__(
+        self, model: Prefiller, stores: TenantStores, rank: TensorParallelRank | None = None
+    ) -> None:
+        self.model, self.stores, self.rank = model, stores, rank or TensorParallelRank()
+        self.replies = WorkerReplies(stores.root / REPLIES_FOLDER)
 
-    def do(self, job: LoadJob) -> None:
-        """Do a job: then all rows of its prompt have their KV, and what was asked for is in the
-        mailbox.
+    def run(self, job: LoadJob) -> None:
+        """Run a job: compute or place the KV of all rows of its prompt, and write the reply.
 
-        Raises RagCacheError where that cannot be.
+        Raises RagCacheError if that fails.
         """
         prompt = job.manifest.prompt(job.tokens)
         if job.manifest.task == "keep":
@@ -97,70 +98,76 @@ class JobRunner:
 
         [kv] = self.model.encode(prompt.chunks, context=prompt.prefix)
         keys, values = torch.stack(kv.keys), torch.stack(kv.values)
-        self.mailbox.post_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
+        self.replies.write_kv(manifest.ticket, self.rank.number, self.rank.of, keys, values)
 
     def _fuse(self, manifest: Manifest, prompt: Prompt) -> None:
-        made = blender(manifest.mode)
-        check_usable(made, self.rank.of)
+        mode = blender(manifest.mode)
+        check_mode(mode, self.rank.of)
         behind = prompt.prefix if manifest.behind is None else manifest.behind
         encoding = EncodingContext(manifest.compiled, behind)
         store = self.stores.of(manifest.tenant)
-        given = PrefillContext(self.model, store, encoding, manifest.tenant)
+        context = PrefillContext(self.model, store, encoding, manifest.tenant)
         if self.rank.of > 1:
-            given = self._together(given, prompt, made)
-        done = prefill(given, PromptRequest(prompt, made, Sampling(max_tokens=1)))
+            context = self._with_common_chunks(context, prompt, mode)
+        done = prefill(context, PromptRequest(prompt, mode, Sampling(max_tokens=1)))
         if manifest.ticket and self.rank.number == 0:
-            self.mailbox.post(manifest.ticket, {"report": asdict(make_report(done))})
+            self.replies.write_report(manifest.ticket, {"report": asdict(make_report(done))})
 
-    def _together(self, given: PrefillContext, prompt: Prompt, made: Blender) -> PrefillContext:
-        """The same with what every rank could read, in memory: if one found out in the middle of a
-        layer what the others do not, they would wait for it for ever."""
-        _check_blind(made, prompt, self.model.spec.layers)  # here all ranks still agree
+    def _with_common_chunks(
+        self, context: PrefillContext, prompt: Prompt, mode: Blender
+    ) -> PrefillContext:
+        """The context with only those chunks, in memory, that every rank could read.
+
+        Otherwise a rank that cannot read a chunk would deviate in the middle of a layer, and the
+        others would wait for it forever.
+        """
+        # An error must be raised while all ranks still agree.
+        _check_no_selection_by_kv(mode, prompt, self.model.spec.layers)
         found = look_up(
             prompt,
-            made,
-            given.store,
+            mode,
+            context.store,
             self.model.fingerprint,
-            encoding=given.encoding,
-            tenant=given.tenant,
+            encoding=context.encoding,
+            tenant=context.tenant,
         )
-        read = {part.key: given.store.get(part.key) for part in found.stored}
+        read = {part.key: context.store.get(part.key) for part in found.stored}
         mine = frozenset(key.digest for key, kv in read.items() if not isinstance(kv, Miss))
-        assert self.rank.agree is not None
-        everywhere = frozenset.intersection(*self.rank.agree(mine))
-        held = MemoryStore()
+        assert self.rank.all_gather is not None
+        everywhere = frozenset.intersection(*self.rank.all_gather(mine))
+        common = MemoryStore()
         for key, kv in read.items():
             if key.digest in everywhere and not isinstance(kv, Miss):
-                held.put(key, kv)
-        return PrefillContext(given.engine, held, given.encoding, given.tenant)
+                common.put(key, kv)
+        return PrefillContext(context.engine, common, context.encoding, context.tenant)
 
 
-def check_usable(made: Blender, ranks: int = 1) -> None:
-    """Raise ConfigError for a mode that vLLM cannot go on from."""
-    if made.placement == "overlapping":
+def check_mode(mode: Blender, ranks: int = 1) -> None:
+    """Raise ConfigError for a mode that vLLM cannot decode after."""
+    if mode.placement == "overlapping":
         raise ConfigError(
-            f"mode {made.mode} lets chunks share positions, which vLLM's decoding knows nothing "
-            "of. Use another, or the embedded engine."
+            f"mode {mode.mode} lets chunks share positions, which vLLM's decoding does not "
+            "support. Use another mode, or the embedded engine."
         )
-    if ranks > 1 and made.reuses == "variant":
+    if ranks > 1 and mode.reuses == "variant":
         raise ConfigError(
-            f"mode {made.mode} looks at attention, of which each of {ranks} tensor-parallel "
+            f"mode {mode.mode} uses attention weights, of which each of {ranks} tensor-parallel "
             "workers sees a part. Use fused, epic, random or reuse, or replicas of one worker."
         )
 
 
-def _check_blind(made: Blender, prompt: Prompt, layers: int) -> None:
-    """Raise ConfigError where a mode looks at heads that other ranks have."""
-    whole = Layout(prompt, (True,) * len(prompt.chunks), True, positions(prompt, made.placement))
-    selector = made.selector(whole, layers)
-    looks = selector.probe or selector.attend or any(map(selector.compares, range(layers)))
-    if looks:
+def _check_no_selection_by_kv(mode: Blender, prompt: Prompt, layers: int) -> None:
+    """Raise ConfigError for a mode that needs the heads of other ranks."""
+    layout = Layout(prompt, (True,) * len(prompt.chunks), True, positions(prompt, mode.placement))
+    selector = mode.selector(layout, layers)
+    needs_heads = selector.probe or selector.attend or any(map(selector.compares, range(layers)))
+    if needs_heads:
         raise ConfigError(
-            f"mode {made.mode} looks at KV or attention, of which each tensor-parallel worker has "
-            "a part. Use fused, epic, random or reuse, or replicas of one worker."
+            f"mode {mode.mode} uses KV or attention weights, of which each tensor-parallel worker "
+            "has a part. Use fused, epic, random or reuse, or replicas of one worker."
         )
 
 
-def refusal(reason: str) -> dict[str, Any]:
-    """The letter that says why nothing was done."""
+def refusal_reply(reason: str) -> dict[str, Any]:
+    """The reply that says why nothing was done."""
     return {"refused": reason}

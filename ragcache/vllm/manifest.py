@@ -1,8 +1,7 @@
-"""What a request to vLLM says about its prompt: which of its tokens are which chunk, and how to
-fuse them.
+"""The manifest of a request to vLLM: where the prompt's chunks are, and how to fuse them.
 
-It travels as ``kv_transfer_params["ragcache"]``, beside a prompt that is token ids. A worker uses
-it only where the ids are those that it was made for.
+It is sent as ``kv_transfer_params["ragcache"]``, with a prompt of token ids. A worker uses it only
+if the token ids have the digest in the manifest.
 """
 
 from __future__ import annotations
@@ -27,23 +26,24 @@ _TICKET = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A prompt's parts, and what is to be done with it.
+    """The parts of a prompt, and what to do with it.
 
-    ``fuse``: place the stored KV of the chunks and compute what ``mode`` says. ``keep``: the prompt
-    is one chunk behind what it is computed behind; hand its KV back under ``ticket``.
+    ``fuse``: load the stored KV of the chunks, and recompute tokens as ``mode`` says. ``keep``: the
+    prompt is one chunk after its context; return the chunk's KV under ``ticket``. Raises
+    PromptError for invalid fields.
     """
 
     task: Task
     model: str  # digest of the fingerprint, hex
     tokens: str  # digest of the prompt's ids, hex
-    prefix: int  # tokens; of ``keep``, what the chunk stands behind
-    chunks: tuple[int, ...]  # tokens of each
+    prefix: int  # tokens; for ``keep``, those before the chunk
+    chunks: tuple[int, ...]  # tokens of each chunk
     question: int  # tokens
-    mode: str = "full"  # as :func:`ragcache.blend.blender` reads it
+    mode: str = "full"  # as parsed by :func:`ragcache.blend.blender`
     compiled: str = "prefix"  # the compile mode of the chunks
-    behind: Tokens | None = None  # what that computes them behind; None: the prompt's prefix
+    behind: Tokens | None = None  # tokens that precede each chunk; None: the prompt's prefix
     tenant: str = ""
-    ticket: str = ""  # names what is handed back, 32 hex digits; empty: nothing is
+    ticket: str = ""  # names the reply, 32 hex digits; empty: no reply
 
     def __post_init__(self) -> None:
         sizes = (self.prefix, *self.chunks, self.question)
@@ -60,7 +60,7 @@ class Manifest:
         ):
             if not fine:
                 raise PromptError(
-                    f"a manifest cannot have this {what}: {self!r}. Make it with Manifest.fuse or "
+                    f"a manifest has an invalid {what}: {self!r}. Make it with Manifest.fuse or "
                     "Manifest.keep."
                 )
 
@@ -83,7 +83,7 @@ class Manifest:
         tenant: str = "",
         ticket: str = "",
     ) -> Manifest:
-        """Fuse ``prompt`` by ``mode``, with KV of the model whose fingerprint digest is given."""
+        """A manifest to fuse ``prompt`` by ``mode``; ``model`` is the fingerprint's digest."""
         return cls(
             "fuse",
             model.hex(),
@@ -100,13 +100,13 @@ class Manifest:
 
     @classmethod
     def keep(cls, chunk: Tokens, behind: Tokens, model: bytes, ticket: str) -> Manifest:
-        """Hand back the KV of ``chunk``, computed behind ``behind``."""
+        """A manifest to return the KV of ``chunk``, computed after the tokens ``behind``."""
         tokens = digest_tokens(behind + chunk).hex()
         return cls("keep", model.hex(), tokens, len(behind), (len(chunk),), 0, ticket=ticket)
 
     @classmethod
     def read(cls, params: Mapping[str, Any] | None) -> Manifest | None:
-        """What a request says; None where it says nothing. PromptError for what is malformed."""
+        """The manifest in a request; None without one. Raises PromptError if it is malformed."""
         if not params or FIELD not in params:
             return None
         given = params[FIELD]
@@ -114,9 +114,11 @@ class Manifest:
             raise PromptError(f"{FIELD} must be an object, not {type(given).__name__}")
         fields = dict(given)
         if (version := fields.pop("version", None)) != VERSION:
-            raise PromptError(f"a manifest of version {version}; this ragcache reads {VERSION}")
+            raise PromptError(
+                f"the manifest has version {version}, but this ragcache reads version {VERSION}"
+            )
         try:
-            for name, kind in _KINDS.items():
+            for name, kind in _FIELD_TYPES.items():
                 if name in fields and type(fields[name]) is not kind:
                     raise TypeError(f"{name} must be of type {kind.__name__}")
             for name in ("chunks", "behind"):
@@ -125,24 +127,24 @@ class Manifest:
             return cls(**fields)
         except TypeError as error:
             raise PromptError(
-                f"a manifest cannot be read: {error}. Send what Manifest.params gives."
+                f"the manifest cannot be read: {error}. Send the result of Manifest.params."
             ) from error
 
     def params(self) -> dict[str, Any]:
-        """For ``kv_transfer_params``: plain JSON."""
+        """The manifest as JSON for ``kv_transfer_params``."""
         return {FIELD: {"version": VERSION, **asdict(self)}}
 
     def prompt(self, tokens: Sequence[int]) -> Prompt:
-        """The prompt in its parts. PromptError where ``tokens`` are not those that were meant."""
+        """Split ``tokens`` into the prompt's parts. Raises PromptError for other tokens."""
         ids = tuple(tokens)
         if len(ids) != len(self):
             raise PromptError(
-                f"the prompt has {len(ids)} tokens, its manifest speaks of {len(self)}"
+                f"the prompt has {len(ids)} tokens, but its manifest is for {len(self)}"
             )
         if digest_tokens(ids).hex() != self.tokens:
             raise PromptError(
-                "the prompt's tokens are not those that its manifest was made for: send token ids, "
-                "not text, and as they were digested"
+                "the prompt's tokens are not those that its manifest was made for: send the same "
+                "token ids, not text"
             )
         at, chunks = self.prefix, []
         for size in self.chunks:
@@ -151,7 +153,7 @@ class Manifest:
         return Prompt(ids[: self.prefix], tuple(chunks), ids[at:])
 
 
-_KINDS = {
+_FIELD_TYPES = {
     "task": str,
     "model": str,
     "tokens": str,

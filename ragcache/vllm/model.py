@@ -1,10 +1,10 @@
-"""A model that vLLM has loaded, driven layer by layer over its own paged KV.
+"""Drive a model that vLLM has loaded, layer by layer, over vLLM's paged KV cache.
 
-vLLM's modules compute everything: this only says for which rows. Rows that are computed stand in
-contiguous runs, and each run is told to the attention backend as a sequence of its own over the
-same block table. So vLLM's kernels attend to placed and fresh rows alike, and write the fresh ones
-where they belong. Placed rows are written with the backend's own function, in whatever layout its
-pages have. Nothing is patched: hooks on the attention modules last for one prefill.
+vLLM's modules do all computation; this module chooses the rows. Rows to compute form contiguous
+runs, each of which is passed to the attention backend as a sequence over the same block table. So
+vLLM's kernels attend to loaded and computed rows alike, and write computed ones to their slots.
+Loaded rows are written by the backend's own function, so any page layout works. Nothing is patched:
+hooks on the attention modules last for one prefill.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from ragcache.engine.self_test import check_engine, watchable
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
-from ragcache.vllm.slots import runs, slots
+from ragcache.vllm.slots import contiguous_runs, slot_mapping
 
-_DRIVEN = "ragcache drives vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
-_CHECKED = 64  # rows that the self-check needs at most, see check.py
+_SUPPORTED = (
+    "ragcache supports vLLM's decoders of the Llama family: Llama, Qwen, Mistral, Gemma, Phi."
+)
+_SELF_TEST_ROWS = 64  # the most that ragcache.engine.self_test needs
 
 
 class VllmModel(Prefiller):
-    """``model`` and its paged KV, in a worker whose caches are allocated. Not thread-safe.
+    """``model`` and its paged KV cache in a worker. Not thread-safe.
 
-    Raises ModelError for a model whose layers cannot be driven, or give other results then: they
-    are tried on a few random tokens, as the embedded engine tries them. ``spec`` speaks of this
-    worker's heads. KV goes to the blocks that :meth:`over` names. Whoever has read the weights sets
-    ``fingerprint``.
+    Raises ModelError for a model whose layers cannot be driven, or give different results when they
+    are: the embedded engine's self-test runs on a few random tokens. ``spec`` describes this
+    worker's heads. KV is written to the blocks of :meth:`using_blocks`. ``fingerprint`` is set by
+    the connector.
     """
 
     def __init__(self, model: Any, config: Any, group: Any) -> None:
@@ -51,19 +53,20 @@ class VllmModel(Prefiller):
         refuse_length_dependent_rope(config.model_config.hf_config, self.name)
         self.decoder = getattr(model, "model", None)
         self.layers: Sequence[nn.Module] = list(getattr(self.decoder, "layers", ()))
-        self.attention = [_only(layer, Attention, self.name) for layer in self.layers]
+        self.attention = [_single_module(layer, Attention, self.name) for layer in self.layers]
         self.device = self.attention[0].kv_cache.device
         self.block_size: int = group.kv_cache_spec.block_size
         self._blocks = torch.empty(0, dtype=torch.int64)
-        self._told: tuple[Tensor, Any, Tensor] | None = None  # of the rows last computed
+        self._row_metadata: tuple[Tensor, Any, Tensor] | None = (
+            None  # rows, metadata and slots of the last call
+        )
         self._memory = BufferPool(SPARE_BYTES)
         rotary = [_rotary(layer, self.name) for layer in self.layers]
         self._angles = [None if r is None else r.cos_sin_cache for r in rotary]
         partial = next((r for r in rotary if r is not None), None)
         if partial is None:
             raise ModelError(
-                f"{self.name} cannot be used: no layer of vLLM's model has a RoPE of its own. "
-                f"{_DRIVEN}"
+                f"{self.name} cannot be used: no layer of vLLM's model has RoPE. {_SUPPORTED}"
             )
         width = None if partial.rotary_dim == partial.head_size else int(partial.rotary_dim)
         rope = Rope(apply_rotary_pos_emb, width, halves=True)
@@ -78,8 +81,10 @@ class VllmModel(Prefiller):
         self._check()
 
     def _check(self) -> None:
-        blocks = range(1, 2 + _CHECKED // self.block_size)  # nobody's yet; vLLM keeps block 0
-        with self.over(list(blocks)):
+        blocks = range(
+            1, 2 + _SELF_TEST_ROWS // self.block_size
+        )  # still unused; vLLM reserves block 0
+        with self.using_blocks(list(blocks)):
             try:
                 model = self.config.model_config
                 angles = [len(cache) for cache in self._angles if cache is not None]
@@ -87,18 +92,19 @@ class VllmModel(Prefiller):
                 self.watchable = watchable(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
-                    f"{self.name} cannot be used: its layers cannot be driven ({error}). {_DRIVEN}"
+                    f"{self.name} cannot be used: its layers cannot be driven ({error}). "
+                    f"{_SUPPORTED}"
                 ) from error
 
     @contextmanager
-    def over(self, blocks: Sequence[int]) -> Iterator[None]:
-        """While this lasts, rows are those of the prompt that ``blocks`` belong to."""
+    def using_blocks(self, blocks: Sequence[int]) -> Iterator[None]:
+        """In the ``with`` block, rows are those of the prompt with these ``blocks``."""
         before, self._blocks = self._blocks, torch.tensor(blocks, device=self.device)
-        self._told = None
+        self._row_metadata = None
         try:
             yield
         finally:
-            self._blocks, self._told = before, None
+            self._blocks, self._row_metadata = before, None
 
     def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
@@ -106,7 +112,7 @@ class VllmModel(Prefiller):
         return [self._encode(chunk, context) for chunk in chunks]
 
     def _encode(self, chunk: Tokens, context: Tokens) -> ChunkKV:
-        walk = _Taking(len(context), len(context) + len(chunk))
+        walk = _CollectKV(len(context), len(context) + len(chunk))
         self.prefill(context + chunk, walk)
         keys, values = zip(*walk.taken, strict=True)
         return ChunkKV(chunk, keys, values)
@@ -125,7 +131,7 @@ class VllmModel(Prefiller):
         if walk is None and attend is None:
             hidden = self._forward(tokens, positions)
         else:
-            hidden = self._walk(tokens, walk or PrefillCallbacks(), positions, attend)
+            hidden = self._prefill_layers(tokens, walk or PrefillCallbacks(), positions, attend)
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
 
@@ -139,17 +145,18 @@ class VllmModel(Prefiller):
         positions: Sequence[int],
         layers: int,
     ) -> None:
-        self._walk(tokens, walk, positions, attend, until=layers)
+        self._prefill_layers(tokens, walk, positions, attend, until=layers)
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
-        """The model's own forward over all rows; hidden states (n, width)."""
+        """The model's own forward pass over all rows; returns hidden states (n, width)."""
         rows = torch.arange(len(tokens), device=self.device)
-        with self._context(rows):
+        with self._forward_context(rows):
             return cast(
-                Tensor, self.model(torch.tensor(tokens, device=self.device), self._at(positions))
+                Tensor,
+                self.model(torch.tensor(tokens, device=self.device), self._to_tensor(positions)),
             )
 
-    def _walk(
+    def _prefill_layers(
         self,
         tokens: Tokens,
         walk: PrefillCallbacks,
@@ -160,11 +167,11 @@ class VllmModel(Prefiller):
         """Hidden states behind the last norm of the rows that the last layer was computed for; none
         where the walk ends in front of layer ``until``."""
         assert self.decoder is not None
-        state = _State(
+        state = _HiddenState(
             torch.arange(len(tokens), device=self.device),
             self.decoder.embed_input_ids(torch.tensor(tokens, device=self.device)),
         )
-        place = self._at(positions)
+        place = self._to_tensor(positions)
         for index in range(len(self.layers) if until is None else until):
             state = self._layer(index, state, walk, place, attend)
         if until is not None:
@@ -175,68 +182,70 @@ class VllmModel(Prefiller):
     def _layer(
         self,
         index: int,
-        state: _State,
+        state: _HiddenState,
         walk: PrefillCallbacks,
         place: Tensor,
         attend: AttentionRule | None,
-    ) -> _State:
-        """One layer, for the rows that ``walk`` names among those that ``state`` has."""
+    ) -> _HiddenState:
+        """Compute one layer for the rows that ``walk`` chooses among those of ``state``."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
-        view = View(self._rope, kv, index, self._turned(index, place))
+        view = View(self._rope, kv, index, self._rope_angles(index, place))
         kv.on_fresh = walk.after
-        state = state.cut(walk.before(index, view))
-        self._keep(index, kv, _others(state.rows, len(place)))
-        call = _Calls(index, kv, attend)
+        state = state.select(walk.before(index, view))
+        self._write_rows(index, kv, _complement(state.rows, len(place)))
+        call = _AttentionHooks(index, kv, attend)
         if walk.narrows(index):
-            self._to_kv(index, state, place, call)
-            state, all_rows = state.cut(walk.narrowed(index)), state.rows
-            self._keep(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
+            self._run_until_kv(index, state, place, call)
+            state, all_rows = state.select(walk.narrowed(index)), state.rows
+            self._write_rows(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
         kv.rows = state.rows
-        with call.watching(self.attention[index], state.rows), self._context(state.rows):
+        with call.hooked(self.attention[index], state.rows), self._forward_context(state.rows):
             hidden, residual = self.layers[index](place[state.rows], state.hidden, state.residual)
-        return _State(state.rows, hidden, residual)
+        return _HiddenState(state.rows, hidden, residual)
 
-    def _to_kv(self, index: int, state: _State, place: Tensor, call: _Calls) -> None:
-        """Run a layer until its fresh KV is known and was told; what it changes is thrown away."""
+    def _run_until_kv(
+        self, index: int, state: _HiddenState, place: Tensor, call: _AttentionHooks
+    ) -> None:
+        """Run a layer until its new KV is known, and pass it on; other results are discarded."""
         call.kv.rows, call.kv.ends_there = state.rows, True
         residual = None if state.residual is None else state.residual.clone()
         try:
-            with call.watching(self.attention[index], state.rows), self._context(state.rows):
+            with call.hooked(self.attention[index], state.rows), self._forward_context(state.rows):
                 self.layers[index](place[state.rows], state.hidden.clone(), residual)
         except StopAfterKV:
             pass
         finally:
             call.kv.ends_there, call.kv.on_fresh = False, None
 
-    def _keep(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
-        """Write rows that are not computed, as they stand, into their pages."""
+    def _write_rows(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
+        """Write rows that are not computed into their pages."""
         if not len(rows):
             return
         keys, values = (
             t[0].index_select(1, rows).transpose(0, 1).contiguous() for t in kv.buffers(index)
         )
         layer = self.attention[index]
-        at = slots(rows, self._blocks, self.block_size)
+        at = slot_mapping(rows, self._blocks, self.block_size)
         layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, at)
 
-    def _turned(self, index: int, place: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of every row, (1, n, rotary_dim) each: vLLM keeps halves of both together."""
+    def _rope_angles(self, index: int, place: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of every row, (1, n, rotary_dim) each; vLLM stores half of both."""
         cache = self._angles[index]
         if cache is None:
-            cache = next(c for c in self._angles if c is not None)  # the layer will not use it
+            cache = next(c for c in self._angles if c is not None)  # not used by this layer
         cos, sin = cache[place].float().chunk(2, dim=-1)
         return cos.repeat(1, 2)[None], sin.repeat(1, 2)[None]
 
-    def _at(self, positions: Sequence[int]) -> Tensor:
+    def _to_tensor(self, positions: Sequence[int]) -> Tensor:
         return torch.tensor(positions, device=self.device)
 
     @contextmanager
-    def _context(self, rows: Tensor) -> Iterator[None]:
-        """What vLLM's layers are told of a forward over ``rows``, sorted."""
-        if self._told is None or self._told[0] is not rows:
-            self._told = rows, *self._described(rows)
-        _, metadata, at = self._told
+    def _forward_context(self, rows: Tensor) -> Iterator[None]:
+        """vLLM's forward context for the sorted ``rows``."""
+        if self._row_metadata is None or self._row_metadata[0] is not rows:
+            self._row_metadata = rows, *self._build_metadata(rows)
+        _, metadata, at = self._row_metadata
         names = self.group.layer_names
         with set_forward_context(
             dict.fromkeys(names, metadata),
@@ -247,10 +256,10 @@ class VllmModel(Prefiller):
         ):
             yield
 
-    def _described(self, rows: Tensor) -> tuple[Any, Tensor]:
-        """The backend's metadata of ``rows``, and their slots."""
-        at = slots(rows, self._blocks, self.block_size)
-        made = runs(rows)
+    def _build_metadata(self, rows: Tensor) -> tuple[Any, Tensor]:
+        """The backend's attention metadata of ``rows``, and their slots."""
+        at = slot_mapping(rows, self._blocks, self.block_size)
+        made = contiguous_runs(rows)
         starts = made.starts.cpu()
         table = self._blocks.to(torch.int32)[None].repeat(len(made), 1)
         metadata = self._metadata.build(
@@ -272,31 +281,31 @@ class VllmModel(Prefiller):
         return metadata, at
 
 
-class _State:
-    """Hidden states of ``rows`` between two layers, and what is to be added to them."""
+class _HiddenState:
+    """Hidden states and residual of ``rows`` between two layers."""
 
     def __init__(self, rows: Tensor, hidden: Tensor, residual: Tensor | None = None) -> None:
         self.rows, self.hidden, self.residual = rows, hidden, residual
 
-    def cut(self, rows: Tensor) -> _State:
-        """Down to ``rows``, a subset."""
+    def select(self, rows: Tensor) -> _HiddenState:
+        """Only ``rows``, which are a subset."""
         rows = rows.to(self.rows.device)
         if len(rows) == len(self.rows):
             return self
         local = torch.searchsorted(self.rows, rows)
         residual = None if self.residual is None else self.residual[local]
-        return _State(rows, self.hidden[local], residual)
+        return _HiddenState(rows, self.hidden[local], residual)
 
 
-class _Calls:
-    """Stands at one layer's attention: takes its fresh KV, and shows it to a rule."""
+class _AttentionHooks:
+    """Hooks on one layer's attention, which collect its new KV and apply an attention rule."""
 
     def __init__(self, layer: int, kv: PlacedKV, attend: AttentionRule | None) -> None:
         self.layer, self.kv, self.attend = layer, kv, attend
 
     @contextmanager
-    def watching(self, module: Any, rows: Tensor) -> Iterator[None]:
-        """While the layer is computed for ``rows``."""
+    def hooked(self, module: Any, rows: Tensor) -> Iterator[None]:
+        """Register the hooks in the ``with`` block, in which the layer is computed for ``rows``."""
 
         def before(module: Any, args: Any, kwargs: Any) -> None:
             _, keys, values = _inputs(module, args, kwargs)
@@ -331,7 +340,7 @@ class _Calls:
         )
 
 
-class _Taking(PrefillCallbacks):
+class _CollectKV(PrefillCallbacks):
     """Computes every row and keeps the KV of those from ``start`` on."""
 
     def __init__(self, start: int, stop: int) -> None:
@@ -347,7 +356,7 @@ class _Taking(PrefillCallbacks):
 
 
 def _inputs(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """Queries, keys and values that an attention module is called with, (heads, n, head_dim)."""
+    """Queries, keys and values of a call of an attention module, (heads, n, head_dim) each."""
     given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
     sizes = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
     return [
@@ -356,32 +365,32 @@ def _inputs(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
     ]
 
 
-def _others(rows: Tensor, total: int) -> Tensor:
-    """The rows of ``total`` that are not in ``rows``."""
+def _complement(rows: Tensor, total: int) -> Tensor:
+    """The rows below ``total`` that are not in ``rows``."""
     left = torch.ones(total, dtype=torch.bool, device=rows.device)
     left[rows] = False
     return left.nonzero()[:, 0]
 
 
-def _only(layer: nn.Module, kind: type, model: str) -> Any:
+def _single_module(layer: nn.Module, kind: type, model: str) -> Any:
     found = [module for module in layer.modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ModelError(
-            f"{model} cannot be used: a layer with {len(found)} attention modules of vLLM's usual "
-            "kind. ragcache drives decoders whose every layer has one."
+            f"{model} cannot be used: a layer has {len(found)} attention modules of vLLM's usual "
+            "kind, and ragcache needs exactly one."
         )
     return found[0]
 
 
 def _rotary(layer: nn.Module, model: str) -> Any:
-    """What rotates a layer's keys; None where nothing does."""
+    """The module that applies RoPE in a layer; None without one."""
     found = {id(m): m for m in layer.modules() if hasattr(m, "is_neox_style")}
     rotary = [m for m in found.values() if hasattr(m, "rotary_dim")]
     if not rotary:
         return None
     if len(rotary) > 1 or not rotary[0].is_neox_style or not hasattr(rotary[0], "cos_sin_cache"):
         raise ModelError(
-            f"{model} cannot be used: its RoPE ({type(rotary[0]).__name__}) does not turn keys in "
-            "halves by a table, as Llama's does"
+            f"{model} cannot be used: its RoPE ({type(rotary[0]).__name__}) does not rotate halves "
+            "of keys by a table, as Llama's does"
         )
     return rotary[0]

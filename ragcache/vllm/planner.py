@@ -1,9 +1,9 @@
-"""What is loaded for which request: the scheduler's side of a connector, without a scheduler.
+"""Decides which requests are loaded: the scheduler's part of the connector, without vLLM.
 
-A request's life here: ``match`` says how many of its tokens will be there without vLLM's doing,
-``allocated`` learns where they go, ``due`` hands the jobs of one step to the workers, ``failed``
-remembers what they could not do, and ``finished`` forgets. A request whose job failed is scheduled
-again by vLLM and asked about again; it is then computed by vLLM itself, or it would fail for ever.
+For each request, ``match`` returns how many of its tokens will be loaded, ``allocate`` receives its
+blocks, ``take_jobs`` returns the jobs of one step for the workers, ``mark_failed`` records failed
+jobs, and ``finish`` forgets the request. vLLM schedules a request whose job failed again; it is
+then computed by vLLM itself.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ragcache.vllm.salt import check_salt
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """A request as the scheduler has it."""
+    """A request of vLLM's scheduler."""
 
     id: str
     params: Mapping[str, Any] | None  # its kv_transfer_params
-    tokens: Sequence[int] | None  # of its prompt; None where that is embeddings
+    tokens: Sequence[int] | None  # of its prompt; None for prompt embeddings
     salt: str | None
-    adapter: str | None = None  # name of its LoRA
+    adapter: str | None = None  # name of its LoRA adapter
     multimodal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
-    """What a worker is to do before the next forward."""
+    """A job of the workers before the next forward pass."""
 
     request: str
     manifest: Manifest
     tokens: Tokens
-    first: int  # row that vLLM counts from as loaded,
-    stop: int  # and up to which; those before are cached blocks of the same recipe
+    first: int  # first row that vLLM counts as loaded; rows before it are in cached blocks
+    stop: int  # end of the loaded rows
     blocks: tuple[int, ...]  # of the whole prompt, in order
 
 
@@ -51,101 +51,102 @@ class _Match:
 
 
 class Planner:
-    """Plans for requests to a model whose fingerprint has the digest ``model`` (hex)."""
+    """Plans requests to the model whose fingerprint has the digest ``model`` (hex)."""
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.refused: dict[str, str] = {}  # request -> why nothing is loaded for it
+        self.refused: dict[str, str] = {}  # by request, why nothing is loaded for it
         self._read: dict[str, Manifest | None] = {}
         self._matched: dict[str, _Match] = {}
         self._due: list[LoadJob] = []
 
-    def match(self, asked: PlannedRequest, computed: int) -> int:
-        """Tokens beyond ``computed`` that a job would provide: all of the prompt but the last.
+    def match(self, request: PlannedRequest, computed: int) -> int:
+        """Tokens after ``computed`` that a job would load: all of the prompt except the last one.
 
-        One token at least is left to vLLM, which takes the first logits from it. 0 where the
-        request asks for nothing, is :attr:`refused`, or has its chunks among the ``computed``:
-        those are cached blocks of the same recipe, and what is left of the question is computed in
-        any case. Nothing but :attr:`refused` is changed: vLLM may ask again.
+        The last token is left to vLLM, which computes the first logits from it. Returns 0 if the
+        request has no manifest, is :attr:`refused`, or has all its chunks in ``computed``: those
+        are cached blocks of the same manifest. Only :attr:`refused` changes: vLLM may call it
+        again for the same request.
         """
-        manifest = self._manifest(asked)
-        self._matched.pop(asked.id, None)
-        if manifest is None or asked.tokens is None:
+        manifest = self._manifest(request)
+        self._matched.pop(request.id, None)
+        if manifest is None or request.tokens is None:
             return 0
         stop = len(manifest) - 1
         if computed >= min(stop, manifest.question_start) and manifest.task == "fuse":
             return 0
-        self._matched[asked.id] = _Match(manifest, tuple(asked.tokens), computed, stop)
+        self._matched[request.id] = _Match(manifest, tuple(request.tokens), computed, stop)
         return stop - computed
 
-    def allocated(self, request: str, blocks: Sequence[int], loaded: int) -> None:
-        """``blocks`` are the request's; ``loaded`` tokens are expected: what ``match`` said, or 0
-        where vLLM has thought better of it."""
+    def allocate(self, request: str, blocks: Sequence[int], loaded: int) -> None:
+        """Note the request's ``blocks``. ``loaded`` is the result of ``match``, or 0 if vLLM has
+        decided against loading.
+        """
         match = self._matched.pop(request, None)
         if match is None or loaded == 0:
             return
-        assert loaded == match.stop - match.first, "vLLM takes what was matched, or nothing"
+        assert loaded == match.stop - match.first, "vLLM loads all matched tokens, or none"
         job = LoadJob(request, match.manifest, match.tokens, match.first, match.stop, tuple(blocks))
         self._due.append(job)
 
-    def due(self) -> list[LoadJob]:
-        """The jobs of this step, once."""
+    def take_jobs(self) -> list[LoadJob]:
+        """The jobs of this step, which are then forgotten."""
         jobs, self._due = self._due, []
         return jobs
 
-    def failed(self, requests: Mapping[str, str]) -> None:
-        """Workers could not do these jobs, and why: they are not planned again."""
+    def mark_failed(self, requests: Mapping[str, str]) -> None:
+        """Note why jobs failed, by request: they are not planned again."""
         self.refused.update(requests)
 
     def manifest(self, request: str) -> Manifest | None:
-        """What a request that was asked about says, if that could be read."""
+        """The manifest of a request, if it has one that could be read."""
         return self._read.get(request)
 
-    def finished(self, request: str) -> str | None:
-        """Forget a request; why nothing was loaded for it, if it was to be."""
+    def finish(self, request: str) -> str | None:
+        """Forget a request; returns why nothing was loaded for it, if so."""
         self._read.pop(request, None)
         self._matched.pop(request, None)
         self._due = [job for job in self._due if job.request != request]
         return self.refused.pop(request, None)
 
-    def _manifest(self, asked: PlannedRequest) -> Manifest | None:
-        """A request's manifest, checked once; None where it has none or was refused."""
-        if asked.id in self.refused:
+    def _manifest(self, request: PlannedRequest) -> Manifest | None:
+        """A request's manifest, checked once; None if it has none or is refused."""
+        if request.id in self.refused:
             return None
-        if asked.id not in self._read:
-            self._read[asked.id] = None
+        if request.id not in self._read:
+            self._read[request.id] = None
             try:
-                self._read[asked.id] = Manifest.read(asked.params)
-                if (manifest := self._read[asked.id]) is not None:
-                    self._check(manifest, asked)
+                self._read[request.id] = Manifest.read(request.params)
+                if (manifest := self._read[request.id]) is not None:
+                    self._check(manifest, request)
             except RagCacheError as error:
-                self.refused[asked.id] = str(error)
+                self.refused[request.id] = str(error)
                 return None
-        return self._read[asked.id]
+        return self._read[request.id]
 
-    def _check(self, manifest: Manifest, asked: PlannedRequest) -> None:
-        """Raise PromptError where loading would be wrong."""
-        if asked.adapter is not None:
+    def _check(self, manifest: Manifest, request: PlannedRequest) -> None:
+        """Raise PromptError if loading would give wrong results."""
+        if request.adapter is not None:
             raise PromptError(
-                f"the request uses the LoRA adapter {asked.adapter!r}, which changes the KV and "
+                f"the request uses the LoRA adapter {request.adapter!r}, which changes the KV and "
                 "has no fingerprint: merge it into a model of its own"
             )
-        if asked.multimodal or asked.tokens is None:
+        if request.multimodal or request.tokens is None:
             raise PromptError(
                 "the prompt is not plain token ids: images and embeddings have no KV in a store"
             )
         if manifest.model != self.model:
             raise PromptError(
-                f"the manifest is for a model of fingerprint {manifest.model[:8]}, this one's is "
-                f"{self.model[:8]}: weights, configuration, tokenizer, template, dtype and "
-                "codec must be the same"
+                f"the manifest is for the model fingerprint {manifest.model[:8]}, but this "
+                f"model's is {self.model[:8]}: weights, configuration, tokenizer, template, dtype "
+                "and codec must be the same"
             )
-        manifest.prompt(asked.tokens)
-        check_salt(manifest, asked.salt)
+        manifest.prompt(request.tokens)
+        check_salt(manifest, request.salt)
 
 
-def merged(reports: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What several workers say of their requests: the first reason for each."""
+def merge_failures(reports: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Join the failures of several workers: the first reason for each request."""
     out: dict[str, str] = {}
     for report in reports:
         for request, reason in report.items():

@@ -1,9 +1,9 @@
-"""Which of several vLLM servers a prompt goes to.
+"""Choose one of several vLLM servers for a prompt.
 
-A server is faster at chunks that it has had before: the tier in RAM before its store holds them,
-and so does the page cache. So every chunk has a home among the servers, by rendezvous hashing:
-when one comes or goes, only its own chunks move. A prompt goes to
-the server that is home to most of its tokens, unless others have much less to do.
+A server is faster for chunks that it has loaded before, which are in its RAM tier and in the page
+cache. So every chunk is assigned to a server by rendezvous hashing (Thaler and Ravishankar, 1998),
+by which only a server's own chunks move when it is added or removed. A prompt is sent to the server
+to which most of its tokens are assigned, unless others are much less busy.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from ragcache.errors import ConfigError
 from ragcache.util.rendezvous import home
 
-SLACK = 2  # requests under way by which a server may be ahead of the least busy one
-DOWN_S = 10.0  # until one that was lost is tried again, if others are there
+SLACK = 2  # more requests in flight than the least busy server that a server may have
+DOWN_S = 10.0  # before a failed server is tried again, if there are others
 
 
 class Router:
-    """Servers that hold the same model. Thread-safe."""
+    """Servers of the same model. Raises ConfigError for none or duplicates. Thread-safe."""
 
     def __init__(self, urls: Sequence[str], *, slack: int = SLACK, down_s: float = DOWN_S) -> None:
         if not urls or len(set(urls)) != len(urls):
@@ -29,12 +29,13 @@ class Router:
         self.urls, self.slack, self.down_s = tuple(urls), slack, down_s
         self._lock = threading.Lock()
         self._busy = dict.fromkeys(urls, 0)
-        self._lost: dict[str, float] = {}  # since when
+        self._lost: dict[str, float] = {}  # by URL, the time of the failure
 
     def choose(self, chunks: Mapping[bytes, int], without: Collection[str] = ()) -> str | None:
-        """A server for a prompt of ``chunks`` (digest to tokens); None where all are ``without``.
+        """A server for a prompt of ``chunks`` (digest to tokens), or None if all are in
+        ``without``.
 
-        One that was lost lately is the last resort.
+        A server that failed recently is chosen only if there is no other.
         """
         with self._lock:
             left = [url for url in self.urls if url not in without]
@@ -51,8 +52,8 @@ class Router:
             return min(near, key=lambda url: (-share[url], self._busy[url]))
 
     @contextmanager
-    def at(self, url: str) -> Iterator[None]:
-        """Count a request as under way there while this lasts."""
+    def count_request(self, url: str) -> Iterator[None]:
+        """Count a request to ``url`` as in flight in the ``with`` block."""
         with self._lock:
             self._busy[url] += 1
         try:
@@ -61,17 +62,17 @@ class Router:
             with self._lock:
                 self._busy[url] -= 1
 
-    def lost(self, url: str) -> None:
+    def mark_down(self, url: str) -> None:
         """Note that a server does not answer."""
         with self._lock:
             self._lost[url] = time.monotonic()
 
-    def found(self, url: str) -> None:
+    def mark_up(self, url: str) -> None:
         """Note that a server answers."""
         with self._lock:
             self._lost.pop(url, None)
 
     def busy(self) -> dict[str, int]:
-        """Requests under way at each."""
+        """The number of requests in flight, by server."""
         with self._lock:
             return dict(self._busy)

@@ -1,9 +1,9 @@
-"""Whose prefix cache a request may share.
+"""Isolate requests in vLLM's prefix cache.
 
-vLLM finds cached blocks by the tokens that they stand for. Fused KV is not what those tokens give
-by themselves, so under a plain name it would answer everybody's prompts that begin the same. A
-``cache_salt`` renames all blocks of a request; one that names its whole recipe lets it share blocks
-with requests that would compute the same, and with nobody else.
+vLLM looks cached blocks up by their tokens. Fused KV differs from the KV that a plain prefill of
+the same tokens gives, so without isolation other prompts with the same beginning would use it. A
+``cache_salt`` becomes part of the hash of all blocks of a request. A digest of the whole manifest
+as the salt lets requests share blocks only if they would compute the same KV.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ragcache.errors import PromptError
 from ragcache.vllm.manifest import Manifest
 
 
-def salt(manifest: Manifest) -> str:
+def cache_salt(manifest: Manifest) -> str:
     """The ``cache_salt`` of a request with this manifest.
 
-    It depends on model, tenant, mode with its parameters, where parts begin, and every token: some
-    methods choose rows by the question, so even the chunks' KV differs from one to the next. Of the
-    ``ticket`` it depends only where KV is handed back, which must be computed and not found.
+    It depends on the model, the tenant, the mode with its parameters, the sizes of the parts, and
+    every token: some methods choose rows by the question, so that even the chunks' KV depends on
+    it. It depends on the ``ticket`` only for ``keep``, whose KV must be computed and not cached.
     """
     recipe = asdict(manifest)
     if manifest.task == "fuse":
@@ -31,19 +31,22 @@ def salt(manifest: Manifest) -> str:
 
 
 def tenant_salt(tenant: str) -> str | None:
-    """The ``cache_salt`` of a tenant's plain requests: nobody can time whether it has asked what
-    another has. None for the tenant of no name, who shares with all plain requests."""
+    """The ``cache_salt`` of a tenant's requests without a manifest.
+
+    It prevents timing attacks on the prompts of other tenants. None for the tenant without a name,
+    which shares blocks with all plain requests.
+    """
     if not tenant:
         return None
     return f"ragcache-tenant-{blake3(tenant.encode()).hexdigest()}"
 
 
 def check_salt(manifest: Manifest, given: str | None) -> None:
-    """Raise PromptError unless the request carries the salt that its manifest asks for."""
-    if given != salt(manifest):
+    """Raise PromptError unless ``given`` is the salt of the manifest."""
+    if given != cache_salt(manifest):
         raise PromptError(
             "fused KV under "
             + ("no cache_salt" if given is None else "another cache_salt")
             + " would be found by prompts that it is wrong for: send the manifest's own "
-            "(ragcache.vllm.salt.salt)"
+            "(ragcache.vllm.salt.cache_salt)"
         )

@@ -1,4 +1,4 @@
-"""One question over given chunks, answered by a vLLM server."""
+"""Generate answers over given chunks by vLLM servers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ragcache.types import (
     LayerTrace,
     Report,
 )
-from ragcache.vllm.handoff import ticket
-from ragcache.vllm.http import Unreachable
-from ragcache.vllm.jobs import check_usable
+from ragcache.vllm.handoff import new_ticket
+from ragcache.vllm.http import ServerUnreachable
+from ragcache.vllm.jobs import check_mode
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt, tenant_salt
+from ragcache.vllm.salt import cache_salt, tenant_salt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ _WAIT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class VllmGenerator:
-    """What it takes to answer: servers, the chunks' KV that they load, and whose it is."""
+    """Generates answers by servers, which load the KV of chunks from a tenant's store."""
 
     engine: VllmEngine
     store: ChunkStore
@@ -50,30 +50,30 @@ class VllmGenerator:
     tenant: str = ""
 
     def stream(self, request: PromptRequest) -> GenerationStream:
-        """Start an answer. ``request.speeds`` are not used: the servers' speeds are not known."""
-        check_usable(request.blender)
-        return VllmStream(self, request)
+        """Start an answer. ``request.speeds`` is ignored: the servers' speeds are not known."""
+        check_mode(request.blender)
+        return _VllmStream(self, request)
 
 
-class VllmStream(GenerationStream):
-    """An answer whose tokens come from a server, and from another where that one is lost.
+class _VllmStream(GenerationStream):
+    """An answer that is streamed from a server, and continued by another one if that fails.
 
-    The other goes on behind the tokens that were given: they become a part of the prompt.
+    The other server gets the tokens so far as a part of the prompt.
     """
 
     def __init__(self, generator: VllmGenerator, request: PromptRequest) -> None:
-        self._with, self._engine, self._prompt = generator, generator.engine, request.prompt
+        self._generator, self._engine, self._prompt = generator, generator.engine, request.prompt
         self._blender, self._sampling = request.blender, request.sampling
         self._resolved: PromptLookup | None = None
         self._fallbacks: list[str] = []
-        self._letter: dict[str, Any] | None = None  # the first; empty where none was left
-        self._opened: set[str] = set()
-        self._wait_s, self._steps = _WAIT_S, self._stepping()
+        self._reply: dict[str, Any] | None = None  # the first one; empty if the worker wrote none
+        self._taken: set[str] = set()
+        self._wait_s, self._steps = _WAIT_S, self._generate()
         super().__init__(request)
 
     @property
     def first_logits(self) -> Tensor:
-        raise RuntimeError("a vLLM server hands no logits over: ask for logprobs there")
+        raise RuntimeError("a vLLM server returns no logits: request logprobs from it")
 
     @property
     def misses(self) -> bool:
@@ -83,10 +83,10 @@ class VllmStream(GenerationStream):
     def keep(self) -> None:
         found, self._resolved = self._resolved, None
         if found is not None and self._answer is not None:
-            precompute(self._engine, self._with.store, self._missing(found))
+            precompute(self._engine, self._generator.store, self._missing(found))
 
     def _missing(self, found: PromptLookup) -> list[Any]:
-        """Keys of what is worth storing. KV computed in a prompt's context is not stored."""
+        """Keys of missing KV that is worth storing: that which does not depend on the prompt."""
         if self._blender.reuses != "encoded":
             return []
         prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
@@ -101,10 +101,10 @@ class VllmStream(GenerationStream):
     def _run(self) -> Iterator[str]:
         return (piece for piece in self._steps if piece is not None)
 
-    def _stepping(self) -> Iterator[str | None]:
-        """Pieces of text; None where nothing has come for a while."""
+    def _generate(self) -> Iterator[str | None]:
+        """Pieces of text, and None whenever no token has arrived for a while."""
         began = time.perf_counter()
-        given = self._with
+        given = self._generator
         self._resolved = look_up(
             self._prompt,
             self._blender,
@@ -139,35 +139,35 @@ class VllmStream(GenerationStream):
                 prompt=self._prompt,
                 report=report,
             ),
-            self._with.store,
+            self._generator.store,
         )
 
     def _tokens(self) -> Generator[int | None]:
-        """Tokens of the answer, from as many servers as it takes; None where there is none yet."""
+        """Tokens of the answer, from as many servers as needed; None if there is none yet."""
         given: list[int] = []
         lost: list[str] = []
         chunks = {digest_tokens(chunk): len(chunk) for chunk in self._prompt.chunks}
         while (url := self._engine.replicas.choose(chunks, without=lost)) is not None:
-            body, name = self._body(given)
+            body, name = self._request_body(given)
             with closing(self._engine.client.stream(url, body)) as stream:
                 try:
                     for token in stream.poll(lambda: self._wait_s):
                         if token is not None:
-                            self._open(name, url)
+                            self._take_reply(name, url)
                             given.append(token)
                         yield token
                     return
-                except Unreachable as error:
+                except ServerUnreachable as error:
                     lost.append(url)
                     self._fallbacks.append(
-                        f"went on at another server behind {len(given)} tokens: {error} was lost"
+                        f"continued on another server after {len(given)} tokens: {error}"
                     )
-        raise ModelError(f"no vLLM server answers: {', '.join(lost)} are lost. Start one.")
+        raise ModelError(f"no vLLM server answers: {', '.join(lost)} cannot be reached. Start one.")
 
-    def _body(self, given: list[int]) -> tuple[dict[str, Any], str]:
-        """A request for what is to come behind the tokens that were given, and its ticket."""
+    def _request_body(self, given: list[int]) -> tuple[dict[str, Any], str]:
+        """The body of a request for the tokens after ``given``, and its ticket."""
         prompt = replace(self._prompt, question=self._prompt.question + tuple(given))
-        sampling, tenant = self._sampling, self._with.tenant
+        sampling, tenant = self._sampling, self._generator.tenant
         body: dict[str, Any] = {
             "prompt": list(prompt.tokens),
             "max_tokens": sampling.max_tokens - len(given),
@@ -178,8 +178,8 @@ class VllmStream(GenerationStream):
             body["seed"] = sampling.seed + len(given)
         assert self._resolved is not None
         if not any(self._resolved.layout.loaded):  # nothing to fuse: vLLM's own prefill is exact
-            return body | _salted(tenant_salt(tenant)), ""
-        encoding = self._with.encoding
+            return body | _salt_field(tenant_salt(tenant)), ""
+        encoding = self._generator.encoding
         manifest = Manifest.fuse(
             prompt,
             written(self._blender),
@@ -187,38 +187,38 @@ class VllmStream(GenerationStream):
             compiled=encoding.mode,
             behind=None if encoding.context == prompt.prefix else encoding.context,
             tenant=tenant,
-            ticket=ticket(),
+            ticket=new_ticket(),
         )
         body["kv_transfer_params"] = manifest.params()
-        return body | _salted(salt(manifest)), manifest.ticket
+        return body | _salt_field(cache_salt(manifest)), manifest.ticket
 
-    def _open(self, ticket: str, url: str) -> None:
-        """Take the letter that was left before the first token. ModelError for a refusal."""
-        if not ticket or ticket in self._opened:
+    def _take_reply(self, ticket: str, url: str) -> None:
+        """Read the worker's reply, once per ticket. Raises ModelError for a refusal."""
+        if not ticket or ticket in self._taken:
             return
-        self._opened.add(ticket)
-        letter = self._engine.mailbox.take(ticket) or {}
-        self._letter = self._letter or letter
-        if (why := letter.get("refused")) is not None:
+        self._taken.add(ticket)
+        worker_reply = self._engine.replies.take_report(ticket) or {}
+        self._reply = self._reply or worker_reply
+        if (why := worker_reply.get("refused")) is not None:
             raise ModelError(
-                f"vLLM at {url} loads nothing for this prompt: {why}. Its log says more."
+                f"vLLM at {url} loads nothing for this prompt: {why}. Its log has the details."
             )
 
     def _report(self) -> Report:
-        """What the worker says of its work; what must have been where it had none to do."""
+        """The worker's report; without one, that of a prompt that vLLM computed or had cached."""
         assert self._resolved is not None
         names = [p.chunk.id for p in self.request.passages] or list(
             map(str, range(1, 1 + len(self._prompt.chunks)))
         )
-        if self._letter and "report" in self._letter:
-            return report(self._letter["report"], names, self._fallbacks)
-        if self._letter is not None:
-            self._fallbacks.append("vLLM had this very prompt, fused, in its prefix cache")
-        return _without_work(self._resolved, self._blender, names, self._fallbacks)
+        if self._reply and "report" in self._reply:
+            return _read_report(self._reply["report"], names, self._fallbacks)
+        if self._reply is not None:
+            self._fallbacks.append("vLLM had the fused prompt in its prefix cache")
+        return _report_without_work(self._resolved, self._blender, names, self._fallbacks)
 
 
-def report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:
-    """A worker's report, read from JSON, with the chunks' names and with more fallbacks."""
+def _read_report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:
+    """A worker's report from JSON, with the chunks' names and more fallbacks."""
     chunks = [
         ChunkReport(**{**chunk, "id": name})
         for chunk, name in zip(given["chunks"], names, strict=True)
@@ -234,11 +234,10 @@ def report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]
     )
 
 
-def _without_work(
+def _report_without_work(
     found: PromptLookup, blender: Blender, names: Sequence[str], fallbacks: Sequence[str]
 ) -> Report:
-    """The report of an answer for which ragcache's worker did nothing: vLLM computed or cached all
-    of it."""
+    """The report of an answer whose whole prompt vLLM computed or had cached."""
     prompt, loaded = found.layout.prompt, any(found.layout.loaded)
     tokens = sum(map(len, prompt.chunks))
     return Report(
@@ -267,5 +266,5 @@ def _without_work(
     )
 
 
-def _salted(salt: str | None) -> dict[str, str]:
+def _salt_field(salt: str | None) -> dict[str, str]:
     return {} if salt is None else {"cache_salt": salt}

@@ -1,4 +1,4 @@
-"""What ragcache can do with a vLLM, and what it refuses at start."""
+"""Check at start that vLLM's configuration is supported."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from dataclasses import dataclass
 
 from ragcache.errors import ConfigError
 
-#: Releases of vLLM that the tests have run with. Its connector interface changes without notice.
+#: Tested releases of vLLM, whose connector interface changes without notice.
 VERSIONS = ("0.32",)
-#: Ways to read the safetensors that the fingerprint is taken of.
-_FORMATS = {"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer", "instanttensor"}
+#: Load formats that read the safetensors that the fingerprint is computed from.
+_LOAD_FORMATS = {"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer", "instanttensor"}
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """A vLLM as it was started."""
+class VllmSetup:
+    """The configuration of a running vLLM."""
 
     version: str
     cache_dtype: str = "auto"  # of the KV cache
     kv_groups: int = 1
     mla: bool = False
-    windows: bool = False  # whether a layer sees less than all tokens before it
+    windows: bool = False  # whether a layer has a sliding window
     pipeline: int = 1  # stages of pipeline parallelism
     context: int = 1  # ranks of context parallelism
     lora: bool = False
     multimodal: bool = False
     quantization: str | None = None
     speculative: bool = False
-    load_format: str = "auto"  # how weights are read
-    elsewhere: tuple[str, ...] = ()  # options that take something from outside the model's folder
+    load_format: str = "auto"  # of the weights
+    elsewhere: tuple[str, ...] = ()  # options that replace files of the model's folder
 
 
-def check(setup: Setup) -> None:
-    """Raise ConfigError, with all that is wrong, where answers would be."""
+def check_vllm(setup: VllmSetup) -> None:
+    """Raise ConfigError, with all reasons, if answers would be wrong."""
     wrong = [sentence for bad, sentence in _refusals(setup) if bad]
     if wrong:
         raise ConfigError(
-            f"ragcache cannot work with this vLLM: {'; '.join(wrong)}. docs/vllm.md says what can "
-            "be started."
+            f"ragcache cannot work with this vLLM: {'; '.join(wrong)}. docs/vllm.md lists what is "
+            "supported."
         )
 
 
-def _refusals(setup: Setup) -> list[tuple[bool, str]]:
+def _refusals(setup: VllmSetup) -> list[tuple[bool, str]]:
     release = ".".join(setup.version.split(".")[:2])
     return [
         (
@@ -50,7 +50,7 @@ def _refusals(setup: Setup) -> list[tuple[bool, str]]:
             f"{', '.join(VERSIONS)}: install one of these",
         ),
         (setup.mla, "the model's attention is MLA, whose KV is not keys and values"),
-        (setup.windows, "the model has layers with a sliding window, whose pages vLLM gives back"),
+        (setup.windows, "the model has layers with a sliding window, whose pages vLLM frees"),
         (
             setup.kv_groups != 1,
             f"its KV cache has {setup.kv_groups} groups of layers, and a fused prompt needs one",
@@ -68,17 +68,17 @@ def _refusals(setup: Setup) -> list[tuple[bool, str]]:
         (
             setup.quantization is not None,
             f"its weights are quantized ({setup.quantization}), so they are not those that the "
-            "fingerprint is taken of",
+            "fingerprint is computed from",
         ),
         (
-            setup.load_format not in _FORMATS,
+            setup.load_format not in _LOAD_FORMATS,
             f"its weights are read by load format {setup.load_format}, so they are not those that "
-            "the fingerprint is taken of: start it with --load-format safetensors",
+            "the fingerprint is computed from: start it with --load-format safetensors",
         ),
         (
             bool(setup.elsewhere),
-            f"it was started with {', '.join(setup.elsewhere)}, and the fingerprint is taken of "
-            "what the model's own folder holds: put that into the folder and name it",
+            f"it was started with {', '.join(setup.elsewhere)}, but the fingerprint is computed "
+            "from the model's own folder: put these files into the folder instead",
         ),
         (
             setup.cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
@@ -86,7 +86,8 @@ def _refusals(setup: Setup) -> list[tuple[bool, str]]:
         ),
         (
             setup.pipeline != 1 or setup.context != 1,
-            "its layers or its context are spread over stages: use tensor parallelism or replicas",
+            "its layers or its context are divided among stages: use tensor parallelism or "
+            "replicas",
         ),
         (setup.speculative, "speculative decoding keeps KV of a second model, which is not stored"),
     ]

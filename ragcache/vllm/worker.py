@@ -1,4 +1,4 @@
-"""A worker of vLLM that hands its model to the connector: all that a connector is not given."""
+"""A mixin for vLLM's workers that hands their model to the connector."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_
 from ragcache.errors import ConfigError
 
 
-class Handover:
-    """A mixin in front of vLLM's worker class, which hands the loaded model to the connector."""
+class ModelHandover:
+    """A mixin before vLLM's worker class, which gives the loaded model to the connector.
+
+    vLLM gives a connector everything but the model. Raises ConfigError without the connector.
+    """
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         from ragcache.vllm.connector import RagCacheConnector

@@ -12,7 +12,7 @@ from playwright.sync_api import sync_playwright
 
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
-from ragcache.models import TINY, world
+from ragcache.models import TINY, world_file
 from ragcache.rag import RagCache
 from ragcache.retriever.source import read
 from ragcache.settings import ServiceSettings, Settings
@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         cache = RagCache.open(folder, TINY, Settings.load(store=folder))
         limits = ServiceSettings.load(port=0, grace_s=5.0)
-        cache.add(read([world("documents.jsonl")]))
+        cache.add(read([world_file("documents.jsonl")]))
         for mode in MODES:  # the first questions measure and warm up
             cache.ask(QUESTION, mode=mode)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from bench.reliability import hostile_remote
 from ragcache.api.jobs import ATTEMPTS, Jobs
 from ragcache.api.requests import Chat, NewDocuments, Strict, Tokenize
-from ragcache.batch.plan import planning
+from ragcache.batch.plan import iter_plan
 from ragcache.core.request import Request
 from ragcache.errors import ContextError
 from ragcache.retriever.split import WHOLE
@@ -66,7 +66,7 @@ def test_a_document_that_is_one_chunk_is_bounded_before_it_is_tokenised(
             service.add("", [long]).result(SOON)
         with pytest.raises(ContextError, match="cannot fit"):
             service.own.add([long])
-        steps = planning(service.own, [long])
+        steps = iter_plan(service.own, [long])
         with pytest.raises(StopIteration) as end:
             while True:
                 next(steps)
@@ -89,7 +89,7 @@ def test_a_long_document_takes_short_steps(
                     break
             steps: Any = indexing.iter_compute(["long"])
         else:
-            steps = planning(service.own, [document])
+            steps = iter_plan(service.own, [document])
         calls, tokenize = [0], engine.tokenize
 
         def counted(text: str, **options: Any) -> Any:
@@ -107,7 +107,7 @@ def test_a_long_document_takes_short_steps(
 
 def test_no_remote_is_believed() -> None:
     outcome = hostile_remote.run(hostile_remote.SHORT, 1)
-    assert not outcome.violations, outcome.told()
+    assert not outcome.violations, outcome.grouped_violations()
 
 
 CHILD = """

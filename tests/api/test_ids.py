@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ragcache.batch.plan import plan
+from ragcache.batch.plan import make_plan
 from ragcache.errors import SourceError
 from ragcache.retriever.source import read
 from ragcache.types import Document
@@ -52,7 +52,7 @@ def test_what_cannot_be_an_id_is_refused_at_every_door(
     cache = open_.service.own
     with pytest.raises(SourceError, match="cannot be a document's id"):
         cache.add([Document(name, "A text.")])
-    [skipped] = plan(cache, [Document(name, "A text.")]).skipped
+    [skipped] = make_plan(cache, [Document(name, "A text.")]).skipped
     assert "cannot be a document's id" in skipped.why
     if name and "\0" not in name:  # a record without an id is called by its line, NULs are dropped
         (file := tmp_path / "x.jsonl").write_text(json.dumps({"id": name, "text": "A text."}))

@@ -17,7 +17,7 @@ from ragcache.api.examples import examples
 from ragcache.api.serialize import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.retriever.source import read
 from ragcache.retriever.split import WHOLE
@@ -171,7 +171,7 @@ def test_examples_are_of_what_is_stored(tmp_path: Path) -> None:
         name = "verner-irwin"  # of the world, but with a text of its own
         cache.add([Document(f"documents.jsonl#{name}", "He plays the tuba.")])
         assert not any("instrument" in question for question in examples(cache))
-        (own,) = (d for d in read([world("documents.jsonl")]) if d.id.endswith(f"#{name}"))
+        (own,) = (d for d in read([world_file("documents.jsonl")]) if d.id.endswith(f"#{name}"))
         cache.add([Document(own.id, own.text, dict(WHOLE))])
         found = examples(cache)
         assert found and all("Verner Irwin" in question for question in found)

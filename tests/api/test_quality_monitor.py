@@ -18,8 +18,8 @@ from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.core.request import Request
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.eval.dataset import load
-from ragcache.models import world
+from ragcache.eval.dataset import load_dataset
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Ratio, Settings
@@ -177,7 +177,7 @@ def served(
 
 def split_questions() -> Iterator[tuple[Sequence[str], str]]:
     """Those that plain reuse gets wrong, with their chunks."""
-    for context in load(world("prompts.jsonl")):
+    for context in load_dataset(world_file("prompts.jsonl")):
         for question in context.questions:
             if question.kind == "split":
                 yield context.chunks, question.text

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.batch.plan import Shard, Size, Work, plan
-from ragcache.batch.run import in_process, run, tokens_per_second
+from ragcache.batch.plan import PrecomputePlan, Shard, WorkSize, make_plan
+from ragcache.batch.run import compute_locally, measure_tokens_per_second, run
 from ragcache.errors import ConfigError
 from ragcache.rag import RagCache
 from ragcache.retriever.split import WHOLE
@@ -28,12 +28,14 @@ def cache(tmp_path: Path) -> Iterator[RagCache]:
         yield made
 
 
-def planned(cache: RagCache, shard: str = "1/1", documents: list[Document] = DOCUMENTS) -> Work:
-    return plan(cache, documents, shard=Shard.parse(shard), batch_tokens=128)
+def planned(
+    cache: RagCache, shard: str = "1/1", documents: list[Document] = DOCUMENTS
+) -> PrecomputePlan:
+    return make_plan(cache, documents, shard=Shard.parse(shard), batch_tokens=128)
 
 
-def do(cache: RagCache, work: Work, limit: int | None = None) -> Size:
-    return run(cache.store, work, in_process(cache.engine), limit=limit).computed
+def do(cache: RagCache, work: PrecomputePlan, limit: int | None = None) -> WorkSize:
+    return run(cache.store, work, compute_locally(cache.engine), limit=limit).computed
 
 
 def equal(left: RagCache, right: RagCache) -> bool:
@@ -50,15 +52,15 @@ def equal(left: RagCache, right: RagCache) -> bool:
 def test_a_plan_says_what_is_missing_and_a_run_does_it(cache: RagCache, tmp_path: Path) -> None:
     work = planned(cache)
     chunks = [key for batch in work.batches for key in batch.keys]
-    assert work.documents == 40 and work.wanted == work.missing and work.stored == Size()
+    assert work.documents == 40 and work.wanted == work.missing and work.stored == WorkSize()
     assert work.missing.chunks == len(chunks) == len({key.digest for key in chunks})
     assert work.missing.tokens == sum(len(key.tokens) for key in chunks)
     done = do(cache, work)
     assert done == work.missing
     assert cache.store.stats().payload_bytes == done.payload_bytes
     again = planned(cache)
-    assert again.missing == Size() and again.wanted == again.stored == work.wanted
-    assert do(cache, again) == Size()
+    assert again.missing == WorkSize() and again.wanted == again.stored == work.wanted
+    assert do(cache, again) == WorkSize()
     with scene.small(tmp_path / "indexed") as other:
         other.add(DOCUMENTS)
         assert list(other.store.keys()) == list(cache.store.keys())
@@ -70,7 +72,7 @@ def test_shards_and_limits_make_the_same_store(cache: RagCache, tmp_path: Path) 
     whole = do(cache, planned(cache))
     with scene.small(tmp_path / "parts") as other:
         parts = [do(other, planned(other, shard)) for shard in ("1/3", "2/3", "3/3")]
-        assert sum(parts, Size()) == whole and all(part.chunks for part in parts)
+        assert sum(parts, WorkSize()) == whole and all(part.chunks for part in parts)
         assert equal(cache, other)
     with scene.small(tmp_path / "limited") as other:
         runs = 0
@@ -83,9 +85,9 @@ def test_shards_and_limits_make_the_same_store(cache: RagCache, tmp_path: Path) 
 def test_what_others_store_meanwhile_is_left_out(cache: RagCache) -> None:
     work = planned(cache)
     first = next(work.batches)
-    engine, computing = cache.engine, in_process(cache.engine)
+    engine, computing = cache.engine, compute_locally(cache.engine)
     cache.store.put_all(zip(first.keys, next(computing([first]))[1], strict=True))
-    assert do(cache, work) == work.missing - work.measure.of(first)
+    assert do(cache, work) == work.missing - work.estimator.of(first)
     assert engine is cache.engine and cache.store.verify() == {}
 
 
@@ -102,18 +104,18 @@ def test_documents_that_cannot_be_done_are_skipped(cache: RagCache) -> None:
 
 def test_an_empty_corpus_needs_nothing(cache: RagCache) -> None:
     work = planned(cache, documents=[])
-    assert work.wanted == Size() and tokens_per_second(cache.engine, work) is None
-    assert do(cache, work) == Size()
+    assert work.wanted == WorkSize() and measure_tokens_per_second(cache.engine, work) is None
+    assert do(cache, work) == WorkSize()
 
 
 def test_progress_says_what_is_done(cache: RagCache) -> None:
     work = planned(cache)
-    assert (tokens_per_second(cache.engine, work) or 0) > 0
-    seen = list[Size]()
+    assert (measure_tokens_per_second(cache.engine, work) or 0) > 0
+    seen = list[WorkSize]()
     run(
         cache.store,
         work,
-        in_process(cache.engine),
+        compute_locally(cache.engine),
         progress=lambda done: seen.append(done.computed),
     )
     assert len(seen) > 2 and seen == sorted(seen, key=lambda one: one.tokens)
@@ -122,5 +124,5 @@ def test_progress_says_what_is_done(cache: RagCache) -> None:
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_shards_that_cannot_be(text: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be: give i/n"):
+    with pytest.raises(ConfigError, match="is invalid: give i/n"):
         Shard.parse(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.batch import run as run_module
-from ragcache.batch.ray import Cluster, on_ray
+from ragcache.batch.ray import RayCluster, compute_on_ray
 from ragcache.core import precompute as core
 from ragcache.types import KVSpec
 from tests import scene
@@ -95,7 +95,7 @@ def test_interrupted(run: Run, notes: Path, model: Path, monkeypatch: pytest.Mon
     ("args", "message"),
     [
         (["missing.txt"], "missing.txt does not exist"),
-        (["notes", "--shard", "3/2"], "shard 3/2 cannot be"),
+        (["notes", "--shard", "3/2"], "shard 3/2 is invalid"),
         (["notes", "--report", "no/r.json"], "there is no folder no"),
         (
             ["notes", "--encoding-context", "enriched(2)"],
@@ -123,8 +123,8 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "ragcache-fusion\[ray\]"'):
-        on_ray(
-            Cluster(),
+        compute_on_ray(
+            RayCluster(),
             model="",
             options={},
             fingerprint=None,  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from ragcache.batch import ray as module
-from ragcache.batch.plan import plan
-from ragcache.batch.ray import Cluster, on_ray
-from ragcache.batch.run import Computing, in_process, run
+from ragcache.batch.plan import make_plan
+from ragcache.batch.ray import RayCluster, compute_on_ray
+from ragcache.batch.run import BatchComputer, compute_locally, run
 from ragcache.core.precompute import Batch
 from ragcache.errors import ModelError, RagCacheError
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.types import Document, Fingerprint, Tokens
 from tests import models, scene
@@ -42,9 +42,9 @@ def opened(path: Path) -> RagCache:
     return scene.small(path)
 
 
-def workers(cache: RagCache, model: Path, fingerprint: Fingerprint | None = None) -> Computing:
-    return on_ray(
-        Cluster(workers=2),
+def workers(cache: RagCache, model: Path, fingerprint: Fingerprint | None = None) -> BatchComputer:
+    return compute_on_ray(
+        RayCluster(workers=2),
         model=str(model),
         options={"device": "cpu", "dtype": "float32", "codec": "raw"},
         fingerprint=fingerprint or cache.engine.fingerprint,
@@ -53,12 +53,12 @@ def workers(cache: RagCache, model: Path, fingerprint: Fingerprint | None = None
     )
 
 
-def stored(path: Path, model: Path, computing: Computing | None = None) -> dict[bytes, object]:
+def stored(path: Path, model: Path, computing: BatchComputer | None = None) -> dict[bytes, object]:
     with opened(path) as cache:
-        work = plan(cache, DOCUMENTS, batch_tokens=TOKENS)
-        done = run(cache.store, work, computing or in_process(cache.engine))
+        work = make_plan(cache, DOCUMENTS, batch_tokens=TOKENS)
+        done = run(cache.store, work, computing or compute_locally(cache.engine))
         assert done.computed == work.missing
-        assert plan(cache, DOCUMENTS, batch_tokens=TOKENS).missing.chunks == 0
+        assert make_plan(cache, DOCUMENTS, batch_tokens=TOKENS).missing.chunks == 0
     return dict(contents(path))
 
 
@@ -120,14 +120,14 @@ def test_a_killed_workers_batches_are_done_by_others(
 def test_a_batch_that_ends_every_worker_is_given_up(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dies(module.Worker):
-        def compute(self, context: Tokens, chunks: list[Tokens]) -> list[module.Sent]:
+    class Dies(module._RayWorker):
+        def compute(self, context: Tokens, chunks: list[Tokens]) -> list[module._SentChunk]:
             os.kill(os.getpid(), signal.SIGKILL)
             return []
 
-    monkeypatch.setattr(module, "Worker", Dies)
+    monkeypatch.setattr(module, "_RayWorker", Dies)
     with opened(tmp_path) as cache:
-        work = plan(cache, DOCUMENTS, batch_tokens=TOKENS)
+        work = make_plan(cache, DOCUMENTS, batch_tokens=TOKENS)
         with pytest.raises(RagCacheError, match="3 workers have died over a batch of"):
             run(cache.store, work, workers(cache, model))
 
@@ -135,7 +135,7 @@ def test_a_batch_that_ends_every_worker_is_given_up(
 def test_workers_with_another_model_are_refused(tmp_path: Path, model: Path) -> None:
     other = models.engine("llama", seed=1).fingerprint
     with opened(tmp_path) as cache:
-        work = plan(cache, DOCUMENTS, batch_tokens=TOKENS)
+        work = make_plan(cache, DOCUMENTS, batch_tokens=TOKENS)
         with pytest.raises(ModelError, match="which is not the driver's model"):
             run(cache.store, work, workers(cache, model, other))
         assert cache.store.stats().chunks == 0
@@ -146,7 +146,7 @@ def test_the_example(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     question = "Which country does Hexstead belong to?"
     done = subprocess.run(
-        ["sh", str(EXAMPLE), str(world("documents.jsonl")), question, "--device", "cpu"],
+        ["sh", str(EXAMPLE), str(world_file("documents.jsonl")), question, "--device", "cpu"],
         cwd=tmp_path,
         env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -20,7 +20,7 @@ from ragcache.cli import app, output, stores
 from ragcache.cli.render import stages
 from ragcache.core.generate import GenerationStream
 from ragcache.errors import ConfigError, SourceError
-from ragcache.eval.dataset import load
+from ragcache.eval.dataset import load_dataset
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store import Catalog, DiskStore
@@ -199,7 +199,7 @@ def test_no_document_can_command_the_terminal(run: Run, model: Path) -> None:
     hostile = "\x1b]0;owned\x07\x1b[2J\u202ea\nb"
     Path("e.jsonl").write_text(json.dumps({"id": hostile, "text": f"Mira {hostile} sings."}))
     code, out, err = run("index", "e.jsonl", "--model", model)
-    assert code == 1 and "cannot be a document's id: it has control characters" in err
+    assert code == 1 and "cannot be a document's id: it contains control characters" in err
     printed = out + err
     told = {"id": "e", "title": hostile, "text": f"Mira {hostile} sings."}
     Path("e.jsonl").write_text(json.dumps(told))
@@ -660,4 +660,4 @@ def test_eval_names_the_folder_or_file_that_is_missing(
     with pytest.raises(ConfigError, match="there is no folder"):
         app(standalone_mode=False)
     with pytest.raises(SourceError, match="Name a file of UTF-8 text"):
-        load(tmp_path / "none.jsonl")
+        load_dataset(tmp_path / "none.jsonl")

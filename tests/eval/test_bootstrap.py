@@ -35,7 +35,7 @@ def test_the_mean_of_many_clusters_has_the_normal_interval() -> None:
 def test_questions_of_one_context_are_drawn_together() -> None:
     """Two contexts, one all right and one all wrong: a draw is 0, 1/2 or 1, whatever they hold."""
     two = Bootstrap(totals([50, 0], [50, 50]))
-    assert set(share(two.drawn)[:, 0]) == {0, 0.5, 1}
+    assert set(share(two.resampled)[:, 0]) == {0, 0.5, 1}
     (found,) = two.estimate(share)
     assert (found.value, found.interval) == (0.5, (0, 1))
     # Asking everything ten times over makes nothing surer.
@@ -46,11 +46,11 @@ def test_questions_of_one_context_are_drawn_together() -> None:
 def test_sums_are_of_as_many_clusters_and_the_seed_repeats_them() -> None:
     sizes = totals([1, 2, 4], [1, 1, 1])
     one = Bootstrap(sizes, resamples=1234)
-    assert one.drawn.shape == (1234, 2)
-    assert (one.drawn[:, 1] == 3).all()
-    assert one.drawn[:, 0].mean() == pytest.approx(7, rel=0.03)
-    assert (one.drawn == Bootstrap(sizes, resamples=1234).drawn).all()
-    assert (one.drawn != Bootstrap(sizes, resamples=1234, seed=1).drawn).any()
+    assert one.resampled.shape == (1234, 2)
+    assert (one.resampled[:, 1] == 3).all()
+    assert one.resampled[:, 0].mean() == pytest.approx(7, rel=0.03)
+    assert (one.resampled == Bootstrap(sizes, resamples=1234).resampled).all()
+    assert (one.resampled != Bootstrap(sizes, resamples=1234, seed=1).resampled).any()
 
 
 def test_a_paired_difference_is_surer_than_its_sides() -> None:

@@ -9,24 +9,31 @@ from pathlib import Path
 import pytest
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.eval.dataset import Context, Question, load, load_all, long_answers, take
-from ragcache.eval.evaluate import MODES, compare, evaluate, modes
+from ragcache.eval.dataset import (
+    EvalContext,
+    Question,
+    first_questions,
+    has_long_answers,
+    load_dataset,
+    load_datasets,
+)
+from ragcache.eval.evaluate import MODES, compare, evaluate, make_blenders
 from ragcache.eval.summary import figures
 from ragcache.settings import Settings
 from ragcache.store.memory import MemoryStore
 from tests import models, scene
 
-CONTEXT = Context(
+CONTEXT = EvalContext(
     ("Mira Holt plays the cello.", "She was born in Oslo."),
     (Question("Where?", ("Oslo",), "split"), Question("What?", ("cello",), "direct")),
 )
 
-OTHER = Context(("The mill stands in Bexley.", "It grinds no more."), CONTEXT.questions)
+OTHER = EvalContext(("The mill stands in Bexley.", "It grinds no more."), CONTEXT.questions)
 
 
 def test_every_mode_is_scored_on_every_question() -> None:
     engine, store = models.engine("llama"), MemoryStore()
-    chosen = modes(["full", "reuse", "cacheblend", "prophet"])
+    chosen = make_blenders(["full", "reuse", "cacheblend", "prophet"])
     contexts = [CONTEXT, OTHER]
     found = {f.mode: f for f in figures(evaluate(engine, store, contexts, chosen, max_tokens=3))}
     assert list(found) == list(chosen)
@@ -44,7 +51,7 @@ def test_every_mode_is_scored_on_every_question() -> None:
 def test_chunks_are_computed_as_asked() -> None:
     """Behind its own BOS a chunk has other KV, and reuse other logits."""
     engine = models.engine("llama")
-    asked = [CONTEXT], modes(["full", "reuse"])
+    asked = [CONTEXT], make_blenders(["full", "reuse"])
     both = [
         figures(evaluate(engine, MemoryStore(), *asked, compile_mode=mode, max_tokens=2))
         for mode in ("prefix", "bos")
@@ -55,8 +62,8 @@ def test_chunks_are_computed_as_asked() -> None:
 
 def test_variants_are_made_for_modes_that_load_them() -> None:
     engine, store = models.engine("llama"), MemoryStore()
-    three = Context((*CONTEXT.chunks, "The boats were small."), CONTEXT.questions)
-    chosen = modes(["full", "reuse", "cachecraft:alpha=0.4"])
+    three = EvalContext((*CONTEXT.chunks, "The boats were small."), CONTEXT.questions)
+    chosen = make_blenders(["full", "reuse", "cachecraft:alpha=0.4"])
     plain = figures(evaluate(engine, store, [three], chosen, max_tokens=1))
     assert 0 < plain[2].charged < 0.4 and plain[2].bytes_loaded == plain[1].bytes_loaded
     assert store.stats().chunks == 0
@@ -64,8 +71,8 @@ def test_variants_are_made_for_modes_that_load_them() -> None:
 
 def test_contexts_over_the_same_chunks_are_one() -> None:
     """CacheBlend's format has an entry per question: intervals must not take them as apart."""
-    engine, chosen = models.engine("llama"), modes(["full", "reuse"])
-    apart = [Context(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
+    engine, chosen = models.engine("llama"), make_blenders(["full", "reuse"])
+    apart = [EvalContext(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
     found = figures(evaluate(engine, MemoryStore(), [*apart, OTHER], chosen, max_tokens=2))
     assert found[0].contexts == 2
 
@@ -73,9 +80,9 @@ def test_contexts_over_the_same_chunks_are_one() -> None:
 def test_processes_share_the_questions(tmp_path: Path) -> None:
     """Figures are those of one process, and contexts over the same chunks stay one."""
     settings = Settings.load(model=str(scene.save_model(tmp_path / "llama")))
-    apart = [Context(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
+    apart = [EvalContext(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
     asked, told = {"asked": [*apart, OTHER]}, []
-    chosen = modes(["full", "reuse", "random:recompute_ratio=0.5"])
+    chosen = make_blenders(["full", "reuse", "random:recompute_ratio=0.5"])
     ((_, alone),) = compare(settings, asked, chosen, max_tokens=2)
     ((_, shared),) = compare(
         settings,
@@ -103,13 +110,13 @@ def test_what_was_stopped_leaves_no_process_behind(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(compare(settings, asked, modes(["full"]), processes=2, progress=stop))
+        list(compare(settings, asked, make_blenders(["full"]), processes=2, progress=stop))
     assert not multiprocessing.active_children()
 
 
 def test_comparing_with_a_mode_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot compare with 'random': the modes are full"):
-        compare(Settings.load(), {"asked": [CONTEXT]}, modes(["full"]), against="random")
+        compare(Settings.load(), {"asked": [CONTEXT]}, make_blenders(["full"]), against="random")
 
 
 def test_cacheblends_format_nested_or_not(tmp_path: Path) -> None:
@@ -120,23 +127,23 @@ def test_cacheblends_format_nested_or_not(tmp_path: Path) -> None:
         {"ctxs": ctxs, "question": "Who?", "answers": [["Mira", "Holt"]]},
     ]
     path.write_text(json.dumps(entries))
-    first, second = load(path)
+    first, second = load_dataset(path)
     assert first == second
     assert first.chunks == ("Mira\n\nShe plays.", "No title.")
     assert first.questions[0].answers == ("Mira", "Holt")
 
 
 def test_the_shipped_prompts_load(tiny_model_dir: Path) -> None:
-    contexts = load(tiny_model_dir / "world" / "prompts.jsonl")
+    contexts = load_dataset(tiny_model_dir / "world" / "prompts.jsonl")
     kinds = {q.kind for c in contexts for q in c.questions}
     assert {"direct", "local", "split"} <= kinds
 
 
 def test_take_cuts_inside_a_context() -> None:
-    taken = take([CONTEXT] * 3, 3)
+    taken = first_questions([CONTEXT] * 3, 3)
     assert [len(c.questions) for c in taken] == [2, 1]
     with pytest.raises(ConfigError, match="at least 1"):
-        take([CONTEXT], 0)
+        first_questions([CONTEXT], 0)
 
 
 @pytest.mark.parametrize(
@@ -145,21 +152,21 @@ def test_take_cuts_inside_a_context() -> None:
         ("a.jsonl", '{"chunks": ["x"]}', "a.jsonl:1: expected chunks and questions"),
         ("a.json", '[{"question": "x"}]', r"a.json\[0\]: expected ctxs"),
         ("a.json", "[", "is not valid JSON"),
-        ("a.json", "[]", "holds no questions"),
+        ("a.json", "[]", "has no questions"),
     ],
 )
 def test_broken_datasets_name_the_entry(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(SourceError, match=message):
-        load(tmp_path / name)
+        load_dataset(tmp_path / name)
     with pytest.raises(SourceError, match="cannot read the questions"):
-        load(tmp_path / "missing.json")
+        load_dataset(tmp_path / "missing.json")
 
 
 def test_long_answers_are_told_by_the_median() -> None:
     summary = " ".join(["word"] * 9)
-    assert not long_answers([CONTEXT])
-    assert long_answers([Context(("a",), (Question("?", (summary, summary, "short")),))])
+    assert not has_long_answers([CONTEXT])
+    assert has_long_answers([EvalContext(("a",), (Question("?", (summary, summary, "short")),))])
 
 
 def test_files_of_one_name_are_kept_apart(tmp_path: Path) -> None:
@@ -168,14 +175,14 @@ def test_files_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.write_text(line + "\n")
-    assert list(load_all(paths)) == ["a.jsonl", str(paths[1]), str(paths[2])]
+    assert list(load_datasets(paths)) == ["a.jsonl", str(paths[1]), str(paths[2])]
 
 
 def test_a_ratio_goes_to_the_modes_that_take_one() -> None:
-    made = modes(ratios=[0.3])
+    made = make_blenders(ratios=[0.3])
     assert list(made) == list(MODES)
     assert made["cacheblend"].parameters["recompute_ratio"] == 0.3
-    several = modes(["full", "cacheblend", "random:recompute_ratio=0.5"], [0.1, 0.2])
+    several = make_blenders(["full", "cacheblend", "random:recompute_ratio=0.5"], [0.1, 0.2])
     assert list(several) == [
         "full",
         "cacheblend@0.1",
@@ -183,8 +190,8 @@ def test_a_ratio_goes_to_the_modes_that_take_one() -> None:
         "random:recompute_ratio=0.5",
     ]
     with pytest.raises(ConfigError, match="none of the modes full, reuse takes a ratio"):
-        modes(["full", "reuse"], [0.3])
+        make_blenders(["full", "reuse"], [0.3])
     with pytest.raises(ConfigError, match="ratio is 1.5: it is the share"):
-        modes(ratios=[1.5])
+        make_blenders(ratios=[1.5])
     with pytest.raises(ConfigError, match="mode 'blend' is unknown"):
-        modes(["blend"])
+        make_blenders(["blend"])

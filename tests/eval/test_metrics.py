@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ragcache.errors import ConfigError
-from ragcache.eval.metrics import exact_match, f1, first_token_kl, rouge_l, stemmer
+from ragcache.eval.metrics import exact_match, f1, first_token_kl, load_stemmer, rouge_l
 
 Score = Callable[[str, Iterable[str]], float]
 
@@ -53,7 +53,7 @@ def test_rouge_l_is_googles(text: str, answer: str, expected: float) -> None:
 
 def test_a_missing_stemmer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snowballstemmer", None)
-    stemmer.cache_clear()
+    load_stemmer.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[rouge\]'"):
         rouge_l("a", ["b"])
 

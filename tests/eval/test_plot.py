@@ -11,16 +11,16 @@ import pytest
 from ragcache.errors import ConfigError
 from ragcache.eval import plot
 from ragcache.eval.bootstrap import Estimate
-from ragcache.eval.summary import Figures
+from ragcache.eval.summary import ModeSummary
 
 pytest.importorskip("matplotlib")
 
 
-def figure(mode: str, charged: float, match: float) -> Figures:
-    given: dict[str, Any] = {name: None for name in Figures.__dataclass_fields__}
+def figure(mode: str, charged: float, match: float) -> ModeSummary:
+    given: dict[str, Any] = {name: None for name in ModeSummary.__dataclass_fields__}
     method = mode.partition("@")[0]
     estimate = Estimate(match, (match - 0.05, match + 0.05))
-    return Figures(
+    return ModeSummary(
         **given
         | {"mode": mode, "method": method, "questions": {"direct": 40, "split": 20}}
         | {"mean_match": estimate, "charged": charged}
@@ -38,13 +38,13 @@ CURVE = [
 @pytest.mark.parametrize("suffix", plot.FORMATS)
 def test_a_picture_is_written(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"curve{suffix}"
-    plot.check(path)
-    plot.draw({"one": CURVE, "two": CURVE[:2]}, path)
+    plot.check_plot_path(path)
+    plot.save_plot({"one": CURVE, "two": CURVE[:2]}, path)
     assert path.stat().st_size > 1000
 
 
 def test_every_mode_is_named_once_a_panel_and_labels_do_not_cover_each_other() -> None:
-    picture = plot.picture({"one": CURVE})
+    picture = plot.plot_figure({"one": CURVE})
     (axes,) = picture.axes
     labels = [text for text in axes.texts if text.get_text()]
     assert sorted(text.get_text() for text in labels) == sorted(f.mode for f in CURVE)
@@ -57,10 +57,10 @@ def test_what_cannot_be_drawn_is_said_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="name a file that ends in .png or .svg"):
-        plot.check(tmp_path / "curve.pdf")
+        plot.check_plot_path(tmp_path / "curve.pdf")
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[plots\]'"):
-        plot.check(tmp_path / "curve.png")
+        plot.check_plot_path(tmp_path / "curve.png")
 
 
 def test_a_point_without_an_interval_has_ends_all_the_same() -> None:

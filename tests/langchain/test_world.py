@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from ragcache.blend import BLENDERS
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.langchain import ChatRagCache, RagCacheRetriever, rag_messages
-from ragcache.models import world
+from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
@@ -28,14 +28,14 @@ def small_world(
     engine = TransformersEngine.load(str(tiny_model_dir))
     settings = Settings.load(ratio=0.15, max_tokens=8)
     with RagCache(engine, DiskStore(folder), HashEmbedder(), folder, settings) as cache:
-        lines = world("documents.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = world_file("documents.jsonl").read_text(encoding="utf-8").splitlines()
         cache.add(Document(**json.loads(line)) for line in lines[:24])
         yield cache
 
 
 @pytest.fixture(scope="module")
 def questions() -> list[str]:
-    lines = world("questions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = world_file("questions.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
     return [next(e["question"] for e in entries if e["kind"] == k) for k in ("direct", "split")]
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models import named
-from ragcache.models.kept import content_digest, identity_of, kept
+from ragcache.models import trusted_names
+from ragcache.models.file_cache import cached_text, content_digest, file_identity
 from ragcache.rag import RagCache
-from ragcache.retriever import embedderfiles
+from ragcache.retriever import embedder_files
 from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
@@ -37,7 +37,9 @@ def model(tmp_path: Path) -> Path:
 def embedder(tmp_path: Path) -> Path:
     """A folder with the packaged embedding model."""
     return shutil.copytree(
-        embedderfiles.folder_of(embedderfiles.PACKAGED), tmp_path / "minilm", copy_function=link
+        embedder_files.model_folder(embedder_files.PACKAGED),
+        tmp_path / "minilm",
+        copy_function=link,
     )
 
 
@@ -47,7 +49,7 @@ def link(source: str, target: str) -> str:
 
 
 def forget() -> None:
-    (named._file()).unlink()
+    (trusted_names._file()).unlink()
 
 
 def exchange(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -102,18 +104,21 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where there is no home
-    named.remember("an/llm")
-    assert not named.was_named("an/llm") and kept("check", ["a"], lambda: "found") == "found"
+    trusted_names.remember_name("an/llm")
+    assert (
+        not trusted_names.is_trusted("an/llm")
+        and cached_text("check", ["a"], lambda: "found") == "found"
+    )
 
 
 def test_a_line_that_was_cut_off_is_none(tmp_path: Path) -> None:
-    named.remember("an/llm")
-    with named._file().open("a") as file:
+    trusted_names.remember_name("an/llm")
+    with trusted_names._file().open("a") as file:
         file.write('"half\n5\n')
-    assert named.was_named("an/llm") and not named.was_named("half")
-    before = named._file().read_text()
-    named.remember("an/llm")
-    assert named._file().read_text() == before
+    assert trusted_names.is_trusted("an/llm") and not trusted_names.is_trusted("half")
+    before = trusted_names._file().read_text()
+    trusted_names.remember_name("an/llm")
+    assert trusted_names._file().read_text() == before
 
 
 def test_an_exchanged_embedder_is_refused_and_a_moved_one_is_not(
@@ -147,9 +152,9 @@ def test_an_exchanged_embedder_is_refused_and_a_moved_one_is_not(
 
 def test_a_store_without_a_digest_is_given_one(tmp_path: Path) -> None:
     with DiskStore(tmp_path / "store") as store:
-        Catalog(store).put_setting("embedder", embedderfiles.PACKAGED)  # as earlier releases did
+        Catalog(store).put_setting("embedder", embedder_files.PACKAGED)  # as earlier releases did
     with RagCache.open(tmp_path / "store") as cache:
-        digest = embedderfiles.digest_of(embedderfiles.folder_of(embedderfiles.PACKAGED))
+        digest = embedder_files.model_digest(embedder_files.model_folder(embedder_files.PACKAGED))
         assert cache.catalog.get_setting("embedder_digest") == digest
 
 
@@ -170,9 +175,9 @@ def test_an_embedder_is_its_safetensors(embedder: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ('[{"type": "os.system", "path": ""}]', "brings code of its own .os.system in modules"),
+        ('[{"type": "os.system", "path": ""}]', "contains code of its own .os.system in modules"),
         ("[", "modules.json cannot be read"),
-        ("{}", "is no list of modules"),
+        ("{}", "is not a list of modules"),
     ],
 )
 def test_an_embedders_own_code_is_not_run(embedder: Path, modules: str, message: str) -> None:
@@ -183,11 +188,11 @@ def test_an_embedders_own_code_is_not_run(embedder: Path, modules: str, message:
 
 
 def test_nothing_is_known_by_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no files"):
-        identity_of([])
-    with pytest.raises(ValueError, match="part of what names this check is missing"):
-        kept("check", [], lambda: "found")
-    with pytest.raises(ValueError, match="part of what names this check is missing"):
-        kept("check", ["a", ""], lambda: "found")
-    with pytest.raises(ValueError, match="there are no files"):
+    with pytest.raises(ValueError, match="no files are given"):
+        file_identity([])
+    with pytest.raises(ValueError, match="part of the identity of this check is empty"):
+        cached_text("check", [], lambda: "found")
+    with pytest.raises(ValueError, match="part of the identity of this check is empty"):
+        cached_text("check", ["a", ""], lambda: "found")
+    with pytest.raises(ValueError, match="no files are given"):
         content_digest(tmp_path, [])

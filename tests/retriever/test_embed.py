@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.retriever import embedderfiles
+from ragcache.retriever import embedder_files
 from ragcache.retriever.embed import (
     Embedder,
     HashEmbedder,
     QuestionEmbedder,
     SentenceTransformerEmbedder,
-    _normalised,
+    _l2_normalize,
 )
 
 TEXTS = [
@@ -101,7 +101,7 @@ def test_texts_that_are_cut_are_logged(
 
 
 def test_a_running_embedder_does_not_change_with_its_files(tmp_path: Path) -> None:
-    shutil.copytree(embedderfiles.folder_of(embedderfiles.PACKAGED), tmp_path / "model")
+    shutil.copytree(embedder_files.model_folder(embedder_files.PACKAGED), tmp_path / "model")
     embedder = SentenceTransformerEmbedder(str(tmp_path / "model"))
     before = embedder.embed(TEXTS)
     for file in (tmp_path / "model").rglob("*.safetensors"):
@@ -113,7 +113,7 @@ def test_a_running_embedder_does_not_change_with_its_files(tmp_path: Path) -> No
 
 
 def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedderfiles, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedder_files, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "ragcache-fusion\[demo\]"'):
         SentenceTransformerEmbedder()
 
@@ -121,7 +121,7 @@ def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no/such-model is not on this machine.*Name a folder"):
         SentenceTransformerEmbedder("no/such-model", device="cpu")
-    with pytest.raises(ModelError, match=r"is no embedding model: it has neither modules.json"):
+    with pytest.raises(ModelError, match=r"is not an embedding model: it has neither modules.json"):
         SentenceTransformerEmbedder(str(tmp_path), device="cpu")  # a folder without a model
     with pytest.raises(ModelError, match=r"cannot be loaded: .*the device"):
         SentenceTransformerEmbedder(device="toaster")
@@ -139,10 +139,10 @@ def test_hash_embedder_is_the_same_everywhere() -> None:
     row = HashEmbedder(8).embed(["Apples, apples & a boat"])[0]
     expected = np.zeros(8, np.float32)
     for word, weight in (("apples", 1 + np.log(2)), ("a", 1), ("boat", 1)):
-        place, sign = HashEmbedder(8)._place(word)
+        place, sign = HashEmbedder(8)._component(word)
         expected[place] += sign * weight
     np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-6)
-    assert [HashEmbedder(256)._place(w) for w in ("river", "mill")] == [(193, 1), (20, 1)]
+    assert [HashEmbedder(256)._component(w) for w in ("river", "mill")] == [(193, 1), (20, 1)]
 
 
 def test_text_without_words_is_the_zero_vector() -> None:
@@ -162,4 +162,4 @@ def test_package_import_is_light() -> None:
 
 def test_a_vector_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ModelError, match="Load it in float32"):
-        _normalised(np.array([[1.0, np.nan]], np.float32), "some-model")
+        _l2_normalize(np.array([[1.0, np.nan]], np.float32), "some-model")

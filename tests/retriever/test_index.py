@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import NumpyIndex, VectorIndex
 from ragcache.testing.index import DIMENSION, VectorIndexTests, assert_same, filled
 

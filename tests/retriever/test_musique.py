@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ragcache.retriever.embed import SentenceTransformerEmbedder
-from ragcache.retriever.faissindex import FaissIndex
+from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import NumpyIndex
 from ragcache.retriever.source import read
 

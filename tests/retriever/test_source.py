@@ -20,8 +20,8 @@ from pypdf.errors import DependencyError
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject, TextStringObject
 
 from ragcache.errors import SourceError
-from ragcache.retriever import extracted, readers, records
-from ragcache.retriever.extracted import Extracted, Omitted
+from ragcache.retriever import extraction, readers, record_readers
+from ragcache.retriever.extraction import ExtractedText, Omitted
 from ragcache.retriever.source import read
 from ragcache.types import Document
 from tests.retriever.conftest import pdf
@@ -289,8 +289,8 @@ def test_a_link_is_named_by_where_it_stands(write: Write, tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("a.txt", b"caf\xe9", r"a.txt is not UTF-8 \(byte 0xe9 at offset 3\).*iconv"),
-        ("a.md", b"\xff\xfea", r"a.md is not UTF-16-LE .*it is damaged, get it"),
-        ("a.docx", b"x", r"a.docx is of no known format.*\.pdf"),
+        ("a.md", b"\xff\xfea", r"a.md is not UTF-16-LE .*it is damaged. Get it"),
+        ("a.docx", b"x", r"a.docx has no known format.*\.pdf"),
         ("a.pdf", b"", r"a.pdf is not a readable PDF"),
         ("a.pdf", b"%PDF-1.4 nothing", r"a.pdf is not a readable PDF.*qpdf"),
         ("a.pdf", pdf("Cut off")[:150], r"a.pdf is not a readable PDF"),
@@ -323,10 +323,10 @@ def test_errors_say_what_and_where(write: Write, name: str, content: bytes, mess
 def test_aes_without_its_library_is_an_encrypted_file(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(stream: object) -> Extracted:
+    def refuse(stream: object) -> ExtractedText:
         raise DependencyError("cryptography>=3.1 is required for AES algorithm")
 
-    monkeypatch.setattr(readers, "pdf_text", refuse)
+    monkeypatch.setattr(readers, "extract_pdf", refuse)
     with pytest.raises(SourceError, match="encrypted.*pip install cryptography"):
         one(write("a.pdf", pdf("x")))
 
@@ -468,7 +468,7 @@ def test_a_page_of_which_most_is_left_out_is_told(write: Write) -> None:
     document, (left,) = told(write("a.html", f"<p>Short.</p><nav>{GUIDE}</nav>"))
     assert document.text == "Short."
     assert (left.kept, left.unit) == (6, "characters") and left.dropped > 500
-    assert "nav. Look whether the page's text is all there" in str(left)
+    assert "nav. Check that the page's text is complete" in str(left)
     _, (left,) = told(write("a.md", f"text\n\n<div hidden>{GUIDE}</div>\n"))
     assert "hidden" in left.why
 
@@ -586,7 +586,7 @@ def test_other_encodings_are_guessed(write: Write, raw: bytes, advice: str) -> N
 def test_what_is_no_text_is_not_guessed(write: Write) -> None:
     raw = random.Random(0).randbytes(4096).replace(b"\0", b"\xff")
     with pytest.raises(
-        SourceError, match="is not UTF-8 .*nor a text of another kind: save it anew"
+        SourceError, match="is not UTF-8 .*its encoding cannot be guessed. Save it as UTF-8"
     ):
         one(write("a.txt", raw))
 
@@ -651,22 +651,22 @@ def test_front_matter_that_becomes_far_more_is_text(write: Write, fields: str) -
 def test_front_matter_takes_its_documents_time(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extracted, "SECONDS", 0.05)
+    monkeypatch.setattr(extraction, "MAX_SECONDS", 0.05)
     with pytest.raises(SourceError, match="takes more than 0.05 s"):
         one(write("a.md", "---\n" + "a: b\n" * 20_000 + "---\nText.\n"))
 
 
 @pytest.mark.parametrize("name", ["a.html", "a.md", "a.pdf"])
 def test_time_is_bounded(write: Write, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(extracted, "SECONDS", -1.0)
+    monkeypatch.setattr(extraction, "MAX_SECONDS", -1.0)
     path = write(name, pdf("One page.") if name == "a.pdf" else "one <b>two</b>\n")
     with pytest.raises(SourceError, match="is too much to read: it takes more than -1 s"):
         one(path)
 
 
 def test_size_is_bounded(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (readers, records):
-        monkeypatch.setattr(module, "MOST_BYTES", 20)
+    for module in (readers, record_readers):
+        monkeypatch.setattr(module, "MAX_BYTES", 20)
     with pytest.raises(SourceError, match="is too much to read: it has more than"):
         one(write("a.txt", "x" * 21))
     with pytest.raises(SourceError, match="is too much to read: a line of it has more"):
@@ -680,7 +680,7 @@ def test_a_parquet_file_that_becomes_far_more_is_left(
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    monkeypatch.setattr(records, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(record_readers, "MAX_BYTES", 1 << 20)
     texts = ["x" * 10_000] * 20_000  # 200 MB of what is some KiB
     table = pyarrow.table({"text": texts if column == "text" else ["y"] * 20_000, "id": texts})
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
@@ -692,7 +692,7 @@ def test_a_parquet_file_that_becomes_far_more_is_left(
 
 def test_links_that_lead_to_nothing_are_told_of(tmp_path: Path) -> None:
     (tmp_path / "a.md").symlink_to("gone.md")
-    with pytest.raises(SourceError, match=r"a\.md is a link that leads to nothing"):
+    with pytest.raises(SourceError, match=r"a\.md is a broken link"):
         list(read([tmp_path]))
     (tmp_path / "b.md").write_text("Mira Holt paints.")
     (tmp_path / ".c.md").symlink_to("gone.md")

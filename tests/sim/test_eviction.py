@@ -13,24 +13,31 @@ from random import Random
 import pytest
 
 from ragcache.errors import ConfigError, SourceError
-from ragcache.planning.flops import ModelCost
-from ragcache.sim.eviction import bound, report, simulate, working_set
-from ragcache.sim.trace import Asked, Request, load, scans, topics, zipf
+from ragcache.planning.flops import ModelShape
+from ragcache.sim.eviction import compare_policies, simulate, working_set_bytes
+from ragcache.sim.trace import (
+    TraceChunk,
+    TraceRequest,
+    add_scans,
+    load_trace,
+    topic_trace,
+    zipf_trace,
+)
 from ragcache.store.eviction import POLICIES
 from ragcache.types import KVSpec
 
-MODEL = ModelCost(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)
+MODEL = ModelShape(KVSpec(2, 1, 4, "float16"), parameters=100, heads=3)
 TOKEN = 32  # bytes: 2 layers, keys and values, 4 dimensions of 2 bytes
 
 
-def requests(*lines: str, tokens: int | dict[str, int] = 1) -> list[Request]:
+def requests(*lines: str, tokens: int | dict[str, int] = 1) -> list[TraceRequest]:
     """``"ab"`` is a request for the chunks a and b."""
     sizes = tokens if isinstance(tokens, dict) else dict.fromkeys("".join(lines), tokens)
-    return [tuple(Asked(id, sizes[id]) for id in line) for line in lines]
+    return [tuple(TraceChunk(id, sizes[id]) for id in line) for line in lines]
 
 
 def best(
-    trace: Sequence[Request], capacity: int, worth: Callable[[int], float], stores_all: bool
+    trace: Sequence[TraceRequest], capacity: int, worth: Callable[[int], float], stores_all: bool
 ) -> float:
     """The most worth that any run can serve; ``stores_all``: of those that store every request."""
     tokens = dict(chunk for request in trace for chunk in request)
@@ -90,7 +97,7 @@ def test_a_chunk_named_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_lru_against_a_list(seed: int) -> None:
-    trace = zipf(200, 40, per_request=4, seed=seed, tokens=(1, 9))
+    trace = zipf_trace(200, 40, per_request=4, seed=seed, tokens=(1, 9))
     tokens = dict(chunk for request in trace for chunk in request)
     held: list[str] = []
     hits = evictions = 0
@@ -123,7 +130,7 @@ def test_the_bound_is_no_less_than_the_best_of_all_runs(seed: int) -> None:
     random = Random(seed)
     sizes = {id: random.randint(1, 6) for id in "abcdef"}
     trace = requests(*drawn(random, "abcdef", 8, 3), tokens=sizes)
-    found = bound(trace, 9 * TOKEN, MODEL)
+    found = simulate(trace, "bound", 9 * TOKEN, MODEL)
     assert found.hits >= best(trace, 9 * TOKEN, lambda tokens: 1, stores_all=False) - 1e-9
     assert found.hit_tokens >= best(trace, 9 * TOKEN, float, stores_all=False) - 1e-9
     assert found.saved_flops >= best(trace, 9 * TOKEN, MODEL.flops, stores_all=False) - 1e-9
@@ -132,23 +139,25 @@ def test_the_bound_is_no_less_than_the_best_of_all_runs(seed: int) -> None:
 def test_the_bound_by_hand() -> None:
     """Each of a and b needs room over two requests; there is room for three: one, and a half."""
     trace = requests("a", "b", "a", "b")
-    found = bound(trace, TOKEN, MODEL)
+    found = simulate(trace, "bound", TOKEN, MODEL)
     assert (found.hits, found.hit_tokens, found.saved_flops) == (1.5, 1.5, 1.5 * MODEL.flops(1))
-    assert bound(requests("a", "a", tokens=2), TOKEN, MODEL).hits == 0, "it never fits"
+    assert simulate(requests("a", "a", tokens=2), "bound", TOKEN, MODEL).hits == 0, "it never fits"
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_no_policy_beats_belady_or_the_bound(seed: int, share: float) -> None:
-    equal = scans(zipf(150, 100, per_request=4, seed=seed, tokens=(8, 8)), 30, 5, seed)
-    capacity = int(share * working_set(equal, MODEL))
-    hits = {row.outcome.policy: row.outcome.hits for row in report(equal, MODEL, [capacity])}
+    equal = add_scans(zipf_trace(150, 100, per_request=4, seed=seed, tokens=(8, 8)), 30, 5, seed)
+    capacity = int(share * working_set_bytes(equal, MODEL))
+    hits = {
+        row.outcome.policy: row.outcome.hits for row in compare_policies(equal, MODEL, [capacity])
+    }
     assert max(hits[name] for name in POLICIES) <= hits["belady"] <= hits["bound"]
 
 
 def test_the_bound_of_a_store_for_everything_is_what_recurs() -> None:
-    trace = zipf(100, 30, per_request=4)
-    whole = working_set(trace, MODEL)
+    trace = zipf_trace(100, 30, per_request=4)
+    whole = working_set_bytes(trace, MODEL)
     for name in (*POLICIES, "belady", "bound"):
         found = simulate(trace, name, 2 * whole, MODEL)
         assert found.hits == found.chunks - len({id for request in trace for id, _ in request})
@@ -156,14 +165,14 @@ def test_the_bound_of_a_store_for_everything_is_what_recurs() -> None:
 
 def test_the_working_set_is_what_recurs() -> None:
     trace = requests("ab", "ac", "bd", tokens={"a": 1, "b": 2, "c": 4, "d": 8})
-    assert working_set(trace, MODEL) == 3 * TOKEN
+    assert working_set_bytes(trace, MODEL) == 3 * TOKEN
 
 
 def test_scans_ruin_lru_most() -> None:
-    popular = zipf(400, 400)
-    mixed = scans(popular, every=50, length=20)
-    capacity = working_set(popular, MODEL) // 10
-    rows = report(mixed, MODEL, [capacity])
+    popular = zipf_trace(400, 400)
+    mixed = add_scans(popular, every=50, length=20)
+    capacity = working_set_bytes(popular, MODEL) // 10
+    rows = compare_policies(mixed, MODEL, [capacity])
     lru, pgdsf, craft, belady, _ = (row.outcome.saved for row in rows)
     assert lru < pgdsf < belady and lru < craft < belady
     assert [row.of_belady for row in rows[:4]] == [
@@ -172,16 +181,16 @@ def test_scans_ruin_lru_most() -> None:
 
 
 def test_a_report_is_by_capacity_and_policy() -> None:
-    rows = report(requests("ab", "a"), MODEL, [TOKEN, 5 * TOKEN], ["craft"])
+    rows = compare_policies(requests("ab", "a"), MODEL, [TOKEN, 5 * TOKEN], ["craft"])
     assert [(row.outcome.capacity // TOKEN, row.outcome.policy) for row in rows] == [
         (capacity, name) for capacity in (1, 5) for name in ("craft", "belady", "bound")
     ]
-    (lonely, *_) = report(requests("a", "b"), MODEL, [TOKEN])
+    (lonely, *_) = compare_policies(requests("a", "b"), MODEL, [TOKEN])
     assert math.isnan(lonely.of_belady), "nothing recurs: there is nothing to share"
 
 
 def test_zipf_draws_by_rank() -> None:
-    trace = zipf(4000, 50, exponent=1.0, per_request=1)
+    trace = zipf_trace(4000, 50, exponent=1.0, per_request=1)
     asked = Counter(id for request in trace for id, _ in request)
     total = sum(1 / rank for rank in range(1, 51))
     for rank in (1, 2, 5):
@@ -190,15 +199,19 @@ def test_zipf_draws_by_rank() -> None:
 
 
 def test_generators_repeat_themselves() -> None:
-    trace = zipf(50, 30, seed=3)
-    assert trace == zipf(50, 30, seed=3) != zipf(50, 30, seed=4)
-    assert scans(trace, 10, 2, seed=1) == scans(trace, 10, 2, seed=1) != scans(trace, 10, 2)
+    trace = zipf_trace(50, 30, seed=3)
+    assert trace == zipf_trace(50, 30, seed=3) != zipf_trace(50, 30, seed=4)
+    assert (
+        add_scans(trace, 10, 2, seed=1)
+        == add_scans(trace, 10, 2, seed=1)
+        != add_scans(trace, 10, 2)
+    )
     assert all(len({id for id, _ in request}) == 8 for request in trace)
 
 
 def test_a_scan_asks_for_cold_chunks_once() -> None:
-    trace = zipf(25, 30)
-    mixed = scans(trace, every=10, length=3)
+    trace = zipf_trace(25, 30)
+    mixed = add_scans(trace, every=10, length=3)
     assert [request for request in mixed if request[0].id.startswith("chunk")] == trace
     cold = [id for request in mixed for id, _ in request if id.startswith("cold")]
     assert len(mixed) == 25 + 2 * 3 and len(set(cold)) == len(cold) == 6 * 8
@@ -206,18 +219,18 @@ def test_a_scan_asks_for_cold_chunks_once() -> None:
 
 def test_a_trace_that_cannot_be_drawn() -> None:
     with pytest.raises(ConfigError, match="cannot draw 8 of 15 chunks"):
-        zipf(1, 15)
+        zipf_trace(1, 15)
     with pytest.raises(ConfigError, match="exponent from 0 to 2"):
-        zipf(1, 100, exponent=9)
+        zipf_trace(1, 100, exponent=9)
     with pytest.raises(ConfigError, match="every 0 requests"):
-        scans([], 0, 1)
+        add_scans([], 0, 1)
 
 
 def test_what_cannot_be_simulated() -> None:
     with pytest.raises(ConfigError, match="'mru' is unknown"):
         simulate([], "mru", 1, MODEL)
     with pytest.raises(ConfigError, match="capacity is 0 bytes"):
-        report([], MODEL, [0])
+        compare_policies([], MODEL, [0])
     assert simulate([], "lru", 1, MODEL).saved == 0
 
 
@@ -229,7 +242,7 @@ def test_every_way_to_write_a_trace(tmp_path: Path) -> None:
     ]
     file = tmp_path / "trace.jsonl"
     file.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    assert load(file) == requests("ab", "ba", "", tokens={"a": 3, "b": 4})
+    assert load_trace(file) == requests("ab", "ba", "", tokens={"a": 3, "b": 4})
 
 
 @pytest.mark.parametrize(
@@ -259,27 +272,27 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "trace.jsonl"
     file.write_text(f'[["a", 3]]\n\n{line}\n', encoding="utf-8")
     with pytest.raises(SourceError, match=r"trace\.jsonl:3: expected") as caught:
-        load(file)
+        load_trace(file)
     assert len(str(caught.value)) < 1000
 
 
 def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(SourceError, match="holds no requests"):
-        load(tmp_path / "empty")
+    with pytest.raises(SourceError, match="has no requests"):
+        load_trace(tmp_path / "empty")
     for name in ("binary", "absent", "."):
         with pytest.raises(SourceError, match="cannot read the trace"):
-            load(tmp_path / name)
+            load_trace(tmp_path / name)
 
 
 def test_a_store_without_room_or_period_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs at least 1"):
-        simulate([], "lru", 0, ModelCost(KVSpec(2, 2, 8, "float32"), 1000, 2))
+        simulate([], "lru", 0, ModelShape(KVSpec(2, 2, 8, "float32"), 1000, 2))
     with pytest.raises(ConfigError, match="let at least 1 request pass"):
-        scans([], 0, 1)
+        add_scans([], 0, 1)
 
 
 def test_a_trace_draws_no_more_than_there_is() -> None:
     with pytest.raises(ConfigError, match="ask for at most as many as a document has"):
-        topics(1, documents=1, each=2, per_request=3)
+        topic_trace(1, documents=1, each=2, per_request=3)

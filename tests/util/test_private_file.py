@@ -11,7 +11,7 @@ import pytest
 
 from ragcache.api import batch_file, report_page
 from ragcache.store.remote.folder_store import FolderStore
-from ragcache.util.private_file import private
+from ragcache.util.private_file import open_private
 from tests import scene
 
 
@@ -47,14 +47,14 @@ def test_a_file_that_is_there_becomes_its_owners_alone(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.write_text("old and longer")
     shared.chmod(0o640)
-    with private(shared, "wb") as file:
+    with open_private(shared, "wb") as file:
         file.write(b"new")
     assert shared.read_text() == "new" and mode(shared) == 0o600
-    with private(Path(os.devnull), "wb") as file:
+    with open_private(Path(os.devnull), "wb") as file:
         file.write(b"gone")
     assert mode(Path(os.devnull)) == 0o666
-    with private(tmp_path / "fresh", "xb"), pytest.raises(FileExistsError):
-        private(tmp_path / "fresh", "xb")
+    with open_private(tmp_path / "fresh", "xb"), pytest.raises(FileExistsError):
+        open_private(tmp_path / "fresh", "xb")
     assert mode(tmp_path / "fresh") == 0o600
 
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from ragcache.batch.plan import plan
+from ragcache.batch.plan import make_plan
 from ragcache.errors import ConfigError
 from ragcache.eval.calibrate import candidates
-from ragcache.eval.dataset import load_all
-from ragcache.eval.evaluate import MODES, modes
+from ragcache.eval.dataset import load_datasets
+from ragcache.eval.evaluate import MODES, make_blenders
 from ragcache.retriever.source import read
 from ragcache.types import Chunk, Document, Passage
-from ragcache.util.several import several
+from ragcache.util.list_argument import require_list
 from tests import scene
 
 
 @pytest.mark.parametrize("given", [["a", "b"], ("a", "b"), {"a": 1}.keys(), iter("ab"), set("ab")])
 def test_lists_pass_as_they_came(given: Any) -> None:
-    assert several(given, "ids") is given
+    assert require_list(given, "ids") is given
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_lists_pass_as_they_came(given: Any) -> None:
 )
 def test_one_thing_does_not(given: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        several(given, "ids")
+        require_list(given, "ids")
 
 
 def test_every_door_says_so(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_every_door_says_so(tmp_path: Path) -> None:
             cache.add,
             cache.delete,
             lambda given: cache.ask("Who?", chunks=given),
-            lambda given: plan(cache, given),
+            lambda given: make_plan(cache, given),
             read,
-            load_all,
-            modes,
-            lambda given: modes(["fused"], given),
+            load_datasets,
+            make_blenders,
+            lambda given: make_blenders(["fused"], given),
             candidates,
         ]
         for door in doors:
@@ -82,4 +82,4 @@ def test_empty_is_not_absent(tmp_path: Path) -> None:
         near = cache.retrieve("Where is the mill?", neighbours=0)
         assert len(near) == 2
     assert list(read([])) == []
-    assert modes([]) == {} and modes().keys() == MODES.keys()
+    assert make_blenders([]) == {} and make_blenders().keys() == MODES.keys()

@@ -21,9 +21,9 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Answer, Prompt, Sampling
-from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 
 ROOT = Path(__file__).resolve().parents[2]
 CONNECTOR = {
@@ -129,9 +129,9 @@ class Request:
     @classmethod
     def fused(cls, prompt: Prompt, mode: Blender, scene: Scene, **changes: Any) -> Request:
         model = scene.engine.fingerprint.digest
-        made = Manifest.fuse(prompt, written(mode), model, ticket=ticket())
+        made = Manifest.fuse(prompt, written(mode), model, ticket=new_ticket())
         made = replace(made, **changes)
-        return cls(prompt, made, salt=salt(made))
+        return cls(prompt, made, salt=cache_salt(made))
 
 
 @dataclass
@@ -216,8 +216,10 @@ class Scene:
         ]
         said = Said(tuple(given.token_ids), logprobs, output.num_cached_tokens or 0)
         if request.manifest is not None:
-            letter = WorkerReplies(self.path / FOLDER).take(request.manifest.ticket) or {}
-            said.refused, said.report = letter.get("refused"), letter.get("report")
+            worker_reply = (
+                WorkerReplies(self.path / REPLIES_FOLDER).take_report(request.manifest.ticket) or {}
+            )
+            said.refused, said.report = worker_reply.get("refused"), worker_reply.get("report")
         return said
 
     def check(self, said: Said, prompt: Prompt, mode: Blender, tokens: int = TOKENS) -> None:

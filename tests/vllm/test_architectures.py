@@ -58,8 +58,8 @@ def test_ropes_of_published_checkpoints(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("GLM-4-9B-0414", "does not turn keys in halves"),
-        ("OLMo-2-1124-7B", "no layer of vLLM's model has a RoPE of its own"),
+        ("GLM-4-9B-0414", "does not rotate halves of keys"),
+        ("OLMo-2-1124-7B", "no layer of vLLM's model has RoPE"),
         ("granite-3.3-8b", "its layers cannot be driven"),
     ],
 )

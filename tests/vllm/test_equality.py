@@ -15,9 +15,9 @@ from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
 from ragcache.core.request import PromptRequest
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 from tests.blend.matrix import AT_ONE, PARTIAL, label
 from tests.vllm import scene
 from tests.vllm.scene import Request, Scene
@@ -70,11 +70,11 @@ def test_the_report_says_what_the_embedded_engine_s_does(tiny: Scene, llm: Any) 
 
 def test_vllm_computes_the_kv_that_is_stored(tiny: Scene, llm: Any) -> None:
     key = tiny.keys[1]
-    made = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, ticket())
+    made = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, new_ticket())
     whole = Prompt(key.context, (key.tokens,), ())
-    [said] = tiny.ask(llm, [Request(whole, made, salt=salt(made))])
+    [said] = tiny.ask(llm, [Request(whole, made, salt=cache_salt(made))])
     assert said.refused is None
-    keys, values = WorkerReplies(tiny.path / FOLDER).take_kv(made.ticket)
+    keys, values = WorkerReplies(tiny.path / REPLIES_FOLDER).take_kv(made.ticket)
     [want] = tiny.engine.encode([key.tokens], context=key.context)
     for layer in range(tiny.engine.spec.layers):
         torch.testing.assert_close(keys[layer], want.keys[layer], rtol=1e-4, atol=1e-4)

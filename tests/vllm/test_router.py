@@ -40,33 +40,33 @@ def test_a_server_that_is_far_behind_is_spared() -> None:
     with ExitStack() as stack:
         for _ in range(3):
             assert replicas.choose(mine) == URLS[0]
-            stack.enter_context(replicas.at(URLS[0]))
+            stack.enter_context(replicas.count_request(URLS[0]))
         assert replicas.choose(mine) in URLS[1:]
         for url in URLS[1:]:
-            stack.enter_context(replicas.at(url))
+            stack.enter_context(replicas.count_request(url))
         assert replicas.choose(mine) == URLS[0]
     assert replicas.busy() == dict.fromkeys(URLS, 0)
 
 
 def test_without_chunks_the_least_busy_is_asked() -> None:
     replicas = Router(URLS)
-    with replicas.at(URLS[0]), replicas.at(URLS[1]):
+    with replicas.count_request(URLS[0]), replicas.count_request(URLS[1]):
         assert replicas.choose({}) == URLS[2]
 
 
 def test_a_lost_server_is_the_last_resort() -> None:
     replicas, mine = Router(URLS, down_s=100), at_home(URLS[0])
-    replicas.lost(URLS[0])
+    replicas.mark_down(URLS[0])
     assert replicas.choose(mine) in URLS[1:]
     assert replicas.choose(mine, without=URLS[1:]) == URLS[0]
     assert replicas.choose(mine, without=URLS) is None
-    replicas.found(URLS[0])
+    replicas.mark_up(URLS[0])
     assert replicas.choose(mine) == URLS[0]
 
 
 def test_a_lost_server_is_tried_again() -> None:
     replicas = Router(URLS, down_s=0)
-    replicas.lost(URLS[0])
+    replicas.mark_down(URLS[0])
     assert replicas.choose(at_home(URLS[0])) == URLS[0]
 
 

@@ -20,9 +20,9 @@ from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import FOLDER, WorkerReplies, ticket
+from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 from tests import models
 from tests.vllm import scene
 from tests.vllm.scene import Request, Scene
@@ -138,10 +138,10 @@ def test_tensor_parallel(
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     blind = [Reuse(), Fused(0.3), Epic(3), Random(0.3), Fused(1.0)]
     key = tiny.keys[1]
-    kept = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, ticket())
+    kept = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, new_ticket())
     requests = [Request.fused(tiny.prompt, made, tiny) for made in blind]
     requests += [
-        Request(Prompt(key.context, (key.tokens,), ()), kept, salt=salt(kept)),
+        Request(Prompt(key.context, (key.tokens,), ()), kept, salt=cache_salt(kept)),
         Request.fused(tiny.prompt, CacheBlend(0.3), tiny),
     ]
     with scene.started(tiny_model_dir, tiny.path, tensor_parallel_size=2) as llm:
@@ -149,7 +149,7 @@ def test_tensor_parallel(
     for one, made in zip(said, blind, strict=True):
         tiny.check(one, tiny.prompt, made)
     assert whole.refused is None
-    keys, _ = WorkerReplies(tiny.path / FOLDER).take_kv(kept.ticket)
+    keys, _ = WorkerReplies(tiny.path / REPLIES_FOLDER).take_kv(kept.ticket)
     [want] = tiny.engine.encode([key.tokens], context=key.context)
     torch.testing.assert_close(keys, torch.stack(want.keys), rtol=1e-4, atol=1e-4)
     assert "tensor-parallel worker has a part" in (looks.refused or "")

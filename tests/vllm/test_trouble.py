@@ -14,9 +14,9 @@ from ragcache.blend.prophet import Prophet
 from ragcache.blend.reuse import Reuse
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Prompt
-from ragcache.vllm.handoff import ticket
+from ragcache.vllm.handoff import new_ticket
 from ragcache.vllm.manifest import Manifest
-from ragcache.vllm.salt import salt
+from ragcache.vllm.salt import cache_salt
 from tests.vllm import scene
 from tests.vllm.scene import Request, Scene
 
@@ -90,8 +90,8 @@ def test_another_model(tiny: Scene, llm: Any) -> None:
     ],
 )
 def test_a_mode_that_cannot_be(tiny: Scene, llm: Any, mode: str, why: str) -> None:
-    made = Manifest.fuse(tiny.prompt, mode, tiny.engine.fingerprint.digest, ticket=ticket())
-    assert why in refused(tiny, llm, Request(tiny.prompt, made, salt=salt(made)), tiny.prompt)
+    made = Manifest.fuse(tiny.prompt, mode, tiny.engine.fingerprint.digest, ticket=new_ticket())
+    assert why in refused(tiny, llm, Request(tiny.prompt, made, salt=cache_salt(made)), tiny.prompt)
 
 
 def test_a_manifest_that_cannot_be_read(tiny: Scene, llm: Any) -> None:

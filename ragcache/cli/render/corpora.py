@@ -12,14 +12,14 @@ from rich.table import Column, Table
 from ragcache.cli.render import decimal, duration, size
 
 if TYPE_CHECKING:
-    from ragcache.batch.plan import Size, Work
-    from ragcache.batch.run import Done
-    from ragcache.sim.eviction import Row
-    from ragcache.sim.routing import Routed
-    from ragcache.sim.sizing import Sizing
+    from ragcache.batch.plan import PrecomputePlan, WorkSize
+    from ragcache.batch.run import RunProgress
+    from ragcache.sim.eviction import PolicyComparison
+    from ragcache.sim.routing import RoutingOutcome
+    from ragcache.sim.sizing import CorpusEstimate
 
 
-def plan_text(work: Work, rate: float | None) -> str:
+def plan_text(work: PrecomputePlan, rate: float | None) -> str:
     """What is there, what is missing, and how long it takes at ``rate`` tokens a second."""
     missing = work.missing
     part = "" if work.shard.of == 1 else f", shard {work.shard}"
@@ -31,7 +31,7 @@ def plan_text(work: Work, rate: float | None) -> str:
     return said + (f", about {duration(missing.tokens / rate)}" if rate else "")
 
 
-def done_text(done: Done, state: str) -> str:
+def done_text(done: RunProgress, state: str) -> str:
     """What a run has done, and whether anything is left."""
     one, left = done.computed, (done.planned - done.computed).chunks
     rate = f", {one.tokens / done.seconds:.0f} tokens/s" if one.tokens else ""
@@ -43,10 +43,10 @@ def done_text(done: Done, state: str) -> str:
 
 
 def report_json(
-    work: Work, rate: float | None, done: Done, state: str, skipped: Sequence[str]
+    work: PrecomputePlan, rate: float | None, done: RunProgress, state: str, skipped: Sequence[str]
 ) -> dict[str, Any]:
     """Plan and outcome of a precompute, for machines."""
-    sizes: dict[str, Size] = {
+    sizes: dict[str, WorkSize] = {
         "wanted": work.wanted,
         "stored": work.stored,
         "missing": work.missing,
@@ -63,21 +63,21 @@ def report_json(
     }
 
 
-def sizing_text(one: Sizing, model: str, codec: str, tokens: int, ratio: float) -> str:
+def sizing_text(one: CorpusEstimate, model: str, codec: str, tokens: int, ratio: float) -> str:
     """What a chunk takes, and when its KV pays."""
-    from ragcache.sim.sizing import break_even_link  # torch comes with it
+    from ragcache.sim.sizing import break_even_bandwidth  # torch comes with it
 
     each = decimal(one.bytes / one.chunks / tokens)
     return (
         f"{model}, {codec}: {each} a token. A chunk of {tokens} is loaded in "
         f"{duration(one.load_s)} over the link, or computed in {duration(one.prefill_s)}; "
         f"loading is no slower than computing what it saves from "
-        f"{decimal(break_even_link(one, ratio))}/s on. Its KV pays from {one.reuses:.1f} uses a "
-        f"month on, {one.first_reuses:.1f} in the first month."
+        f"{decimal(break_even_bandwidth(one, ratio))}/s on. Its KV pays from {one.reuses:.1f} uses "
+        f"a month on, {one.first_reuses:.1f} in the first month."
     )
 
 
-def sizing_table(rows: Sequence[Sizing]) -> Table:
+def sizing_table(rows: Sequence[CorpusEstimate]) -> Table:
     """What corpora take."""
     heads = "chunks", "bytes", "a month", "GPU time", "GPU price", "over the link"
     table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
@@ -93,7 +93,7 @@ def sizing_table(rows: Sequence[Sizing]) -> Table:
     return table
 
 
-def routing_table(rows: Sequence[Routed]) -> Table:
+def routing_table(rows: Sequence[RoutingOutcome]) -> Table:
     """What replicas that share a trace serve from RAM, and how evenly."""
     heads = "replicas", "policy", "served from RAM", "most requests / mean", "most loaded / mean"
     table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
@@ -104,7 +104,7 @@ def routing_table(rows: Sequence[Routed]) -> Table:
     return table
 
 
-def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
+def simulation_table(rows: Sequence[PolicyComparison], working_set: int) -> Table:
     """What each policy would have served, in percent; ``working_set`` in bytes."""
     table = Table(
         "store",
@@ -122,13 +122,13 @@ def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
     return table
 
 
-def row_json(row: Row) -> dict[str, Any]:
+def row_json(row: PolicyComparison) -> dict[str, Any]:
     """What a policy would have served of a trace; rates are in [0, 1]."""
     o = row.outcome
     rates = {"chunk_rate": o.hit_rate, "token_rate": o.token_rate, "saved_flops_rate": o.saved}
     return {**asdict(o), **rates, "of_belady": row.of_belady}
 
 
-def routed_json(routed: Routed) -> dict[str, Any]:
+def routed_json(routed: RoutingOutcome) -> dict[str, Any]:
     """What replicas would have served of a trace from RAM, and how evenly."""
     return {**asdict(routed), "token_rate": routed.hit_rate, "imbalance": routed.imbalance}

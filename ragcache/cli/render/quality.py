@@ -13,10 +13,10 @@ from rich.table import Table
 from ragcache.cli.render import duration, number, one_line, percent, size
 
 if TYPE_CHECKING:
-    from ragcache.eval.summary import Figures
+    from ragcache.eval.summary import ModeSummary
 
 
-def score_tables(figures: Sequence[Figures], title: str) -> Iterator[ModeTable]:
+def score_tables(figures: Sequence[ModeSummary], title: str) -> Iterator[ModeTable]:
     """What every mode got right; how that differs from one of them, if so asked; what it cost."""
     yield score_table(figures, title)
     yield nearness_table(figures, "how near to full prefill")
@@ -25,7 +25,7 @@ def score_tables(figures: Sequence[Figures], title: str) -> Iterator[ModeTable]:
     yield cost_table(figures)
 
 
-def score_table(figures: Sequence[Figures], title: str) -> ModeTable:
+def score_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
     """Mode x (exact match by kind, F1, Rouge-L), in percent.
 
     A column that no mode has a figure for is left out.
@@ -42,7 +42,7 @@ def score_table(figures: Sequence[Figures], title: str) -> ModeTable:
     return _mode_table(figures, columns, title, _resampled(first))
 
 
-def difference_table(figures: Sequence[Figures]) -> ModeTable:
+def difference_table(figures: Sequence[ModeSummary]) -> ModeTable:
     """Mode x exact match by kind minus that of the mode ``against``, in points."""
     first = figures[0]
     columns = [
@@ -52,7 +52,7 @@ def difference_table(figures: Sequence[Figures]) -> ModeTable:
     return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
 
 
-def cost_table(figures: Sequence[Figures]) -> ModeTable:
+def cost_table(figures: Sequence[ModeSummary]) -> ModeTable:
     """Mode x (TTFT, how much faster than full, recomputed and charged shares, bytes loaded)."""
     columns = [
         ("TTFT", [duration(f.ttft_s) for f in figures]),
@@ -64,7 +64,7 @@ def cost_table(figures: Sequence[Figures]) -> ModeTable:
     return _mode_table(figures, columns, "what it cost")
 
 
-def nearness_table(figures: Sequence[Figures], title: str) -> ModeTable:
+def nearness_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
     """Mode x (recovery by kind and agreement in percent, KL in nats, charged share)."""
     columns = [
         *(
@@ -78,7 +78,7 @@ def nearness_table(figures: Sequence[Figures], title: str) -> ModeTable:
     return _mode_table(figures, columns, title)
 
 
-def curve_table(figures: Sequence[Figures]) -> ModeTable:
+def curve_table(figures: Sequence[ModeSummary]) -> ModeTable:
     """Mode x (share of full prefill's answers, as a bar and in percent; nearness; cost).
 
     80 columns wide at most, but for the names of modes, which fold.
@@ -94,7 +94,7 @@ def curve_table(figures: Sequence[Figures]) -> ModeTable:
     return _mode_table(figures, columns, "what is kept of full prefill", _resampled(figures[0]))
 
 
-def choice(chosen: Figures | None, keep: float) -> str:
+def choice(chosen: ModeSummary | None, keep: float) -> str:
     """What to set, in a sentence or two."""
     if chosen is None or chosen.same is None:
         return (
@@ -142,7 +142,7 @@ class ModeTable:
 
 
 def _mode_table(
-    figures: Sequence[Figures],
+    figures: Sequence[ModeSummary],
     columns: Iterable[tuple[str, list[str]]],
     title: str,
     caption: str | None = None,
@@ -151,9 +151,9 @@ def _mode_table(
     return ModeTable([f.mode for f in figures], filled, title, caption)
 
 
-def _head(figures: Figures, kind: str) -> str:
+def _head(figures: ModeSummary, kind: str) -> str:
     return f"{kind}\n({figures.questions[kind]})"
 
 
-def _resampled(figures: Figures) -> str:
+def _resampled(figures: ModeSummary) -> str:
     return f"± half of the 95 % interval: bootstrap over {figures.contexts} contexts"

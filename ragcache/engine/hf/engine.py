@@ -43,8 +43,8 @@ from ragcache.engine.self_test import check_engine, packable, watchable
 from ragcache.engine.template import split_chat_template
 from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.models.checkpoint import Checkpoint
-from ragcache.models.kept import kept
-from ragcache.models.memory import in_memory, unchanged
+from ragcache.models.file_cache import cached_text
+from ragcache.models.memory import copy_to_memory, ensure_unchanged
 from ragcache.types import ChunkKV, Sampling, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
@@ -95,7 +95,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         self.packs = True  # whether several chunks are encoded in one forward
         own = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
         self.fingerprint = replace(own, spec=self.spec)
-        found = kept("check", self._known_by(), self._checked) if stock else self._checked()
+        found = cached_text("check", self._known_by(), self._checked) if stock else self._checked()
         self.watchable, self.packs = (what in found.split() for what in ("watchable", "packable"))
 
     @classmethod
@@ -119,12 +119,12 @@ class TransformersEngine(TokenizerEngine, Engine):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
         checkpoint = Checkpoint.of(name)
-        with unchanged(checkpoint.folder, checkpoint.files) as identity:
+        with ensure_unchanged(checkpoint.folder, checkpoint.files) as identity:
             tokenizer = load_tokenizer(checkpoint)
             model = load_model(checkpoint, _DTYPES[dtype])
             weights = cached_weights_digest(model, identity)
             model = model.to(device=where)
-            in_memory(model)
+            copy_to_memory(model)
         return cls(
             model,
             tokenizer,

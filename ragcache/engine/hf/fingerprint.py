@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from ragcache.models.kept import kept
+from ragcache.models.file_cache import cached_text
 from ragcache.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def cached_weights_digest(
 ) -> str:
     """The digest of a model, computed once for the files that it is loaded from.
 
-    ``identity`` is :func:`ragcache.models.kept.identity_of` these, as they were before they were
+    ``identity`` is :func:`ragcache.models.file_cache.file_identity` of these, before they were
     read; ValueError where it is empty. What loading makes of them (class and dtype) counts too.
     With ``load``, ``model`` is an outline, and the model is loaded where its digest is not known.
     """
     if not identity:
         raise ValueError("the files that the model was loaded from are not known")
     loaded = f"{type(model).__qualname__}|{next(model.parameters()).dtype}|{version}"
-    return kept(
+    return cached_text(
         "weights",
         [loaded, *identity],
         lambda: weights_digest(model if load is None else load()),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ragcache.engine.hf.prompt_cache import KVPair
+from ragcache.types import KVPair
 
 
 class Uploader:

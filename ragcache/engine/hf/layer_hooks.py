@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf.attention_hook import AttentionOverride
-from ragcache.engine.hf.prompt_cache import KVPair, PlacedKV, StopAfterKV
+from ragcache.engine.hf.prompt_cache import PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels.choose import Kernels, place_by_torch
+from ragcache.types import KVPair
 
 _SMALL_BYTES = 128 << 10  # of keys
 

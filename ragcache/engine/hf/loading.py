@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ragcache.errors import ModelError
-from ragcache.models.checkpoint import CONFIG, Checkpoint, Configuration, read_json
-from ragcache.models.quiet import quietly
+from ragcache.models.checkpoint import CONFIG, Checkpoint, ModelConfig, read_json
+from ragcache.models.silence import silence_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's fast tokenizer, with its chat template. Raises ModelError."""
     from transformers import AutoTokenizer
 
-    with _refusing(checkpoint, "tokenizer"), quietly():
+    with _refusing(checkpoint, "tokenizer"), silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(
             str(checkpoint.folder), trust_remote_code=False, local_files_only=True
         )
@@ -46,7 +46,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     described = dict(outline(checkpoint, dtype).named_parameters())
     _check_tensors(checkpoint, set(described))
     _check_size(checkpoint, sum(weight.numel() for weight in described.values()))
-    with _refusing(checkpoint, "model"), quietly(bar=sys.stderr.isatty()):
+    with _refusing(checkpoint, "model"), silence_transformers(bar=sys.stderr.isatty()):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(checkpoint.folder),
             dtype=dtype,
@@ -72,11 +72,11 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return model
 
 
-def outline(described: Configuration, dtype: torch.dtype | None = None) -> Any:
+def outline(described: ModelConfig, dtype: torch.dtype | None = None) -> Any:
     """The model without its weights: it takes no memory, and cannot run. Raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _refusing(described, "configuration"), quietly(), torch.device("meta"):
+    with _refusing(described, "configuration"), silence_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(
             str(described.folder), trust_remote_code=False, local_files_only=True
         )
@@ -120,7 +120,7 @@ def _check_size(checkpoint: Checkpoint, described: int) -> None:
 
 
 @contextmanager
-def _refusing(checkpoint: Configuration, what: str) -> Iterator[None]:
+def _refusing(checkpoint: ModelConfig, what: str) -> Iterator[None]:
     """Whatever goes wrong within is a ModelError: libraries raise all kinds for damaged files."""
     try:
         yield
@@ -143,7 +143,7 @@ def _refusing(checkpoint: Configuration, what: str) -> Iterator[None]:
         ) from error
 
 
-def _own_code(checkpoint: Configuration, what: str, said: str) -> str:
+def _own_code(checkpoint: ModelConfig, what: str, said: str) -> str:
     """The file that names code of the model's own, if that code is what was missed."""
     from transformers import CONFIG_MAPPING
 

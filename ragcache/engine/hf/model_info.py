@@ -10,7 +10,7 @@ from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hf.loading import load_model, load_tokenizer, outline
 from ragcache.engine.hf.rope_scaling import context_tokens
 from ragcache.models.checkpoint import Checkpoint
-from ragcache.models.memory import unchanged
+from ragcache.models.memory import ensure_unchanged
 from ragcache.types import Fingerprint, KVSpec
 
 
@@ -37,7 +37,7 @@ class ModelInfo:
 
         kind = getattr(torch, dtype)
         checkpoint = Checkpoint.of(name)
-        with unchanged(checkpoint.folder, checkpoint.files) as identity:
+        with ensure_unchanged(checkpoint.folder, checkpoint.files) as identity:
             tokenizer = load_tokenizer(checkpoint)
             model = outline(checkpoint, kind)
             digest = cached_weights_digest(model, identity, lambda: load_model(checkpoint, kind))

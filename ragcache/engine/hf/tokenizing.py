@@ -11,7 +11,7 @@ from ragcache.engine.base import ChunkEngine
 from ragcache.engine.decode import pieces
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.template import PromptTemplate, split_chat_template
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 from ragcache.types import Tokens
 
 
@@ -28,10 +28,10 @@ class TokenizerEngine(ChunkEngine):
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         if not control:
-            return self.plain_text.tokens(whole(text))
+            return self.plain_text.tokens(replace_surrogates(text))
         with self._tokenizing:
             encoded = self.tokenizer(
-                whole(text),
+                replace_surrogates(text),
                 add_special_tokens=False,
                 split_special_tokens=False,
                 verbose=False,  # of texts that are longer than a context: they are split

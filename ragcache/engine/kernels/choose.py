@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels.row_attention import RowAttention, TritonRowAttention, without_cudnn
 from ragcache.errors import ConfigError, ModelError
+from ragcache.types import KVPair
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ragcache.engine.hf.prompt_cache import KVPair
+from ragcache.types import KVPair
 
 _TOKENS = 32  # tokens per program, of one part and one head
 _ALIGNED = 16  # bytes

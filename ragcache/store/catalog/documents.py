@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
 from ragcache.store.lmdb.tables import get_counter, set_counter
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
@@ -113,7 +113,11 @@ def _key_of(txn: Transaction, document_id: str) -> bytes:
     """The key of this exact id, which old stores may have with lone surrogates; else that of the id
     as a :class:`Document` normalises it."""
     key = document_key(document_id)
-    return key if txn.view("documents", key) is not None else document_key(whole(document_id))
+    return (
+        key
+        if txn.view("documents", key) is not None
+        else document_key(replace_surrogates(document_id))
+    )
 
 
 def document_key(document_id: str) -> bytes:

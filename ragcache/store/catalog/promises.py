@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.store.catalog.documents import document_key
 from ragcache.store.lmdb.tables import get_counter, set_counter
-from ragcache.text import whole
+from ragcache.text import replace_surrogates
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
@@ -33,7 +33,7 @@ def make(txn: Transaction, document_ids: Iterable[str]) -> int:
 
 def any_valid(txn: Transaction, document_id: str) -> bool:
     """Whether any promise for the document is valid."""
-    return any(True for _ in txn.keys(_TABLE, document_key(whole(document_id))))
+    return any(True for _ in txn.keys(_TABLE, document_key(replace_surrogates(document_id))))
 
 
 def is_valid(txn: Transaction, document_id: str, promise: int) -> bool:
@@ -44,7 +44,7 @@ def is_valid(txn: Transaction, document_id: str, promise: int) -> bool:
 def supersede(txn: Transaction, document_id: str, promise: int | None = None) -> bool:
     """Remove the promises for a document that is being written: those up to ``promise``, by default
     all; True if there were any."""
-    rows = list(txn.keys(_TABLE, document_key(whole(document_id))))
+    rows = list(txn.keys(_TABLE, document_key(replace_surrogates(document_id))))
     gone = [row for row in rows if promise is None or _number(row) <= promise]
     for row in gone:
         txn.delete(_TABLE, row)
@@ -69,7 +69,7 @@ def withdraw_all(txn: Transaction, gone: set[int]) -> None:
 
 
 def _row(document_id: str, promise: int) -> bytes:
-    return document_key(whole(document_id)) + promise.to_bytes(8, "big")
+    return document_key(replace_surrogates(document_id)) + promise.to_bytes(8, "big")
 
 
 def _number(row: bytes) -> int:

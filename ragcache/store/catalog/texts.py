@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ragcache.text import to_bytes, to_text
+from ragcache.text import decode_text, encode_text
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Tables
@@ -21,43 +21,45 @@ class StoredTexts:
     def get_setting(self, name: str) -> str | None:
         """The value of a setting; None where there is none."""
         with self._tables.read() as txn:
-            value = txn.get("settings", to_bytes(name))
-        return None if value is None else to_text(value)
+            value = txn.get("settings", encode_text(name))
+        return None if value is None else decode_text(value)
 
     def put_setting(self, name: str, value: str) -> None:
         """Set a setting. ``name``: 1 to 511 bytes of UTF-8, else ValueError."""
-        if not 0 < len(to_bytes(name)) <= _MAX_NAME:
+        if not 0 < len(encode_text(name)) <= _MAX_NAME:
             raise ValueError(
-                f"a setting's name takes 1 to {_MAX_NAME} bytes, not {len(to_bytes(name))}"
+                f"a setting's name takes 1 to {_MAX_NAME} bytes, not {len(encode_text(name))}"
             )
         with self._tables.write() as txn:
-            txn.put("settings", to_bytes(name), to_bytes(value))
+            txn.put("settings", encode_text(name), encode_text(value))
 
     def settings(self, prefix: str) -> dict[str, str]:
         """All settings whose names begin with ``prefix``, by name."""
         with self._tables.read() as txn:
-            names = list(txn.keys("settings", to_bytes(prefix)))
-            return {to_text(name): to_text(txn.get("settings", name) or b"") for name in names}
+            names = list(txn.keys("settings", encode_text(prefix)))
+            return {
+                decode_text(name): decode_text(txn.get("settings", name) or b"") for name in names
+            }
 
     def drop_setting(self, name: str) -> bool:
         """Delete a setting; True if there was one."""
         with self._tables.write() as txn:
-            return txn.delete("settings", to_bytes(name))
+            return txn.delete("settings", encode_text(name))
 
     def put_text(self, name: str, text: str) -> None:
         """Store a text under a name of up to 511 bytes, until :meth:`drop_text`."""
         with self._tables.write() as txn:
-            txn.put("texts", to_bytes(name), to_bytes(text))
+            txn.put("texts", encode_text(name), encode_text(text))
 
     def get_text(self, name: str) -> str | None:
         """The text under a name; None where there is none. Earlier releases stored texts as
         settings, which are read too."""
         with self._tables.read() as txn:
-            text = txn.get("texts", to_bytes(name))
-        return self.get_setting(name) if text is None else to_text(text)
+            text = txn.get("texts", encode_text(name))
+        return self.get_setting(name) if text is None else decode_text(text)
 
     def drop_text(self, name: str) -> bool:
         """Delete a text; True if there was one."""
         with self._tables.write() as txn:
-            was_stored = txn.delete("texts", to_bytes(name))
-            return txn.delete("settings", to_bytes(name)) or was_stored
+            was_stored = txn.delete("texts", encode_text(name))
+            return txn.delete("settings", encode_text(name)) or was_stored

@@ -18,11 +18,11 @@ from ragcache.store.format.record import Record, TranscodeTarget, check_decodabl
 from ragcache.store.key import IN_CONTEXT
 from ragcache.store.remote.bandwidth import MAX_REQUESTS
 from ragcache.store.remote.chunk_objects import ChunkObjects, content_of, digest_of
+from ragcache.types import Progress
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
-_Progress = Callable[[int, int], None]
 _SOME = 4 * MAX_REQUESTS
 _MOST_UNKNOWN = 1 << 30  # bytes of a pulled chunk of a model without a recorded shape
 _Outcome = Literal["moved", "there", "damaged", "foreign", "no_room", "other"]
@@ -45,7 +45,7 @@ def push(
     objects: ChunkObjects,
     *,
     copies: Mapping[bytes, Sequence[TranscodeTarget]] | None = None,
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
 ) -> SyncResult:
     """Send the chunks on disk that the remote lacks, and their ``copies`` by key digest.
 
@@ -65,7 +65,7 @@ def pull(
     contents: set[bytes] | None = None,
     codec: str = "raw",
     room: int | None = None,
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
 ) -> SyncResult:
     """Store on disk the chunks of ``codec`` that the remote has and the disk lacks: those with
     ``contents``, by default all, up to ``room`` bytes.
@@ -140,7 +140,7 @@ def _fetched(
 
 
 def _moved(
-    move: Callable[[_Item], _Outcome], items: Sequence[_Item], progress: _Progress | None
+    move: Callable[[_Item], _Outcome], items: Sequence[_Item], progress: Progress | None
 ) -> SyncResult:
     counts = dict.fromkeys((field.name for field in fields(SyncResult)), 0)
     for done, outcome in enumerate(_side_by_side(move, items), 1):

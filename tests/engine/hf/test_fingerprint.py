@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint, weights_digest
-from ragcache.models.kept import identity_of
+from ragcache.models.file_cache import file_identity
 from tests import models
 
 
@@ -58,20 +58,20 @@ def test_weights_are_digested_once_for_their_files(
     model, other = models.model("llama"), models.model("llama", seed=1)
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
-    first = cached_weights_digest(model, identity_of([file]))
+    first = cached_weights_digest(model, file_identity([file]))
     assert (
-        first == weights_digest(model) == cached_weights_digest(other, identity_of([file]))
+        first == weights_digest(model) == cached_weights_digest(other, file_identity([file]))
     )  # from the cache
     file.write_bytes(b"changed")
-    assert cached_weights_digest(other, identity_of([file])) == weights_digest(other) != first
+    assert cached_weights_digest(other, file_identity([file])) == weights_digest(other) != first
     half = models.model("llama").to(torch.bfloat16)
-    assert cached_weights_digest(half, identity_of([file])) == weights_digest(half)
+    assert cached_weights_digest(half, file_identity([file])) == weights_digest(half)
     [kept, *_] = (tmp_path / "cache" / "ragcache").iterdir()
     for damaged in (tmp_path / "cache" / "ragcache").iterdir():
         damaged.write_text("damage")
-    assert cached_weights_digest(other, identity_of([file])) == weights_digest(other)
+    assert cached_weights_digest(other, file_identity([file])) == weights_digest(other)
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file: nothing can be kept there
-    assert cached_weights_digest(other, identity_of([file])) == weights_digest(other)
+    assert cached_weights_digest(other, file_identity([file])) == weights_digest(other)
 
 
 def test_a_digest_is_never_known_by_nothing(

@@ -30,7 +30,7 @@ from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.engine.hf.rope import Rope
 from ragcache.errors import ConfigError, ModelError, PromptError
 from ragcache.models.checkpoint import Checkpoint
-from ragcache.models.quiet import quietly
+from ragcache.models.silence import silence_transformers
 from ragcache.types import Prompt
 from tests import models, scene
 
@@ -122,7 +122,7 @@ def own_tokenizer(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (pickle_weights, r"pytorch_model.bin, which can hold code.*convert.*python -c"),
     "pickled shards": (pickle_shards, r"pytorch_model-00001-of-00001.bin, .*python -c"),
-    "gguf": (gguf, r"llama.Q4_K_M.gguf is GGUF, which this release cannot read \(a later"),
+    "gguf": (gguf, r"llama.Q4_K_M.gguf is GGUF, which ragcache cannot read"),
     "nothing": (empty, "has no safetensors: a model is a folder with"),
     "a tensor missing": (lack, "lacks 1 of the model's tensors.*layers.1.mlp.up_proj"),
     "a tensor of another shape": (
@@ -130,19 +130,19 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "lacks 1 of the model's tensors, or has them in another shape, model.norm",
     ),
     "weights cut off": (lambda f: cut(f, "model.safetensors"), "model.safetensors is damaged or"),
-    "a shard missing": (lambda f: shard(f, lose=True), "lacks 1 of 2 files of weights"),
+    "a shard missing": (lambda f: shard(f, lose=True), "lacks 1 of 2 weight files"),
     "an index of nothing": (lambda f: empty(f, "{}"), "maps no tensors to files"),
     "a shard elsewhere": (
         lambda f: empty(f, '{"weight_map": {"a": "../x.safetensors"}}'),
         "maps no tensors to files",
     ),
     "config cut off": (lambda f: cut(f, "config.json"), r"config.json cannot be read \(.*damaged"),
-    "config a list": (lambda f: (f / "config.json").write_text("[]"), "is no JSON object"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "is not a JSON object"),
     "config missing": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "tokenizer cut off": (lambda f: cut(f, "tokenizer.json"), "cannot load the tokenizer in"),
     "a million layers": (
         lambda f: change(f / "config.json", num_hidden_layers=10**6),
-        "num_hidden_layers = 1000000, and its weights are 39 tensors",
+        "num_hidden_layers = 1000000, but its weights are 39 tensors",
     ),
     "a million wide": (
         lambda f: change(f / "config.json", intermediate_size=10**6),
@@ -155,11 +155,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "its own tokenizer": (own_tokenizer, r"code of its own \(auto_map in tokenizer_config.json\)"),
     "other weights named": (
         lambda f: change(f / "config.json", transformers_weights="x.safetensors"),
-        "names files of weights",
+        "names weight files",
     ),
     "distributed": (
         lambda f: (f / "shard-00001-model-00001-of-00001.safetensors").touch(),
-        "what a distributed training has saved",
+        "is a distributed checkpoint",
     ),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     **{
@@ -325,7 +325,10 @@ def test_what_is_no_name_at_all_is_said() -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match="may not be asked .HF_HUB_OFFLINE is set.*hf download a"):
+    with pytest.raises(
+        ModelError,
+        match="access to the model hub is disabled .HF_HUB_OFFLINE is set.*hf download a",
+    ):
         Checkpoint.of("an/llm")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     tries = []
@@ -335,7 +338,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    with pytest.raises(ModelError, match="cannot be asked for it .Name or service not known"):
+    with pytest.raises(ModelError, match="cannot be reached .Name or service not known"):
         Checkpoint.of("an/llm")
     assert len(tries) == 1
 
@@ -383,8 +386,8 @@ def test_the_hub_is_asked_what_it_has_first(
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (GatedRepoError, "only to who has asked for it: accept its terms at https://huggingface"),
-        (RepositoryNotFoundError, "the model hub has no such model that this user may see"),
+        (GatedRepoError, "is a gated model: accept its terms at https://huggingface"),
+        (RepositoryNotFoundError, "the model hub has no such model that this user can access"),
     ],
 )
 def test_what_the_hub_does_not_give_is_said(
@@ -415,12 +418,12 @@ def test_a_model_that_does_not_fit_is_said(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_a_checkpoint_has_weights() -> None:
-    with pytest.raises(ValueError, match="has no files of weights"):
+    with pytest.raises(ValueError, match="has no weight files"):
         Checkpoint("a", Path(), {}, ())
 
 
 def test_warnings_of_what_will_change_are_not_the_users() -> None:
-    with quietly():
+    with silence_transformers():
         warnings.warn("what transformers will change", FutureWarning, stacklevel=1)
     with pytest.raises(FutureWarning):
         warnings.warn("anywhere else", FutureWarning, stacklevel=1)

@@ -22,12 +22,11 @@ from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf import layer_hooks
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.forward import Forward
-from ragcache.engine.hf.prompt_cache import KVPair
 from ragcache.engine.hf.rope import Apply, Rope, Rotation, rotations
 from ragcache.engine.hf.rope_probe import _Probe
 from ragcache.engine.self_test import check_engine
 from ragcache.errors import ModelError
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, KVPair
 from tests import models
 from tests.families import FAMILIES
 

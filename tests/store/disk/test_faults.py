@@ -16,4 +16,4 @@ def test_faults_are_typed_errors_and_flips_are_noticed_and_nothing_else_happens(
 
 def test_damaged_records_are_refused() -> None:
     outcome = fuzz.run(fuzz.SHORT, 1)
-    assert not outcome.violations, "\n".join(outcome.told())
+    assert not outcome.violations, "\n".join(outcome.grouped_violations())

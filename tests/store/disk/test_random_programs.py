@@ -10,4 +10,4 @@ def test_whatever_is_served_is_what_was_put_last() -> None:
     from bench.reliability import machine
 
     outcome = machine.run(machine.SHORT, 1)
-    assert not outcome.violations, "\n".join(outcome.told())
+    assert not outcome.violations, "\n".join(outcome.grouped_violations())

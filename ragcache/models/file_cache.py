@@ -1,7 +1,7 @@
-"""What was found out once about files, and is kept for the next process.
+"""A cache of texts computed from files, shared by processes of one user.
 
-Kept below ``$XDG_CACHE_HOME/ragcache`` (``~/.cache``). A cache that cannot be read or written is
-done without.
+It is in ``$XDG_CACHE_HOME/ragcache`` (``~/.cache/ragcache``). If it cannot be read or written,
+everything is computed again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from ragcache.text import to_bytes
+from ragcache.text import encode_text
 
 
-def identity_of(files: Iterable[Path]) -> list[str]:
-    """What changes when one of ``files`` does: path, inode, size, times of change.
+def file_identity(files: Iterable[Path]) -> list[str]:
+    """Path, inode, size and change times of each of ``files``, which change when a file does.
 
-    Links are followed. Raises ValueError where there are none, for nothing can be known by that,
-    and OSError where one is not there.
+    Links are resolved. Raises ValueError without files, which would identify nothing, and OSError
+    for a missing file.
     """
     found = []
     for file in sorted({file.resolve(strict=True) for file in files}):
@@ -28,26 +28,29 @@ def identity_of(files: Iterable[Path]) -> list[str]:
         times = f"{stat.st_mtime_ns}|{stat.st_ctime_ns}"
         found.append(f"{file}|{stat.st_ino}|{stat.st_size}|{times}")
     if not found:
-        raise ValueError("there are no files, and so nothing that their content could be known by")
+        raise ValueError("no files are given: their content cannot be identified")
     return found
 
 
 def user_folder(variable: str, *below: str) -> Path:
-    """ragcache's folder where ``variable`` says, else below the user's home. One that cannot be
-    made where the user has none, as in some containers."""
+    """ragcache's folder in ``$variable`` if that is set, else in ``below`` of the user's home.
+
+    Without a home, as in some containers, it is a path that cannot be created.
+    """
     home = os.path.expanduser("~")
     base = Path(home if os.path.isabs(home) else os.devnull, *below)
     return Path(os.environ.get(variable) or base) / "ragcache"
 
 
-def kept(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
-    """What ``make`` gives for ``identity``, made once: it must say all that the result depends on.
+def cached_text(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
+    """The result of ``make``, computed once for each ``kind`` and ``identity``.
 
-    A kept text that was damaged is made anew. Raises ValueError where part of the identity is
-    missing, and what ``make`` raises; then nothing is kept.
+    ``identity`` must contain everything that the result depends on. A damaged entry is computed
+    again. Raises ValueError if a part of the identity is empty, and what ``make`` raises, which is
+    not cached.
     """
     if not identity or not all(identity):
-        raise ValueError(f"part of what names this {kind} is missing: {list(identity)}")
+        raise ValueError(f"part of the identity of this {kind} is empty: {list(identity)}")
     folder = user_folder("XDG_CACHE_HOME", ".cache")
     file = folder / f"{kind}-{_digest(chr(10).join(identity))}"
     with suppress(OSError, UnicodeDecodeError):
@@ -64,9 +67,9 @@ def kept(kind: str, identity: Sequence[str], make: Callable[[], str]) -> str:
 
 
 def content_digest(folder: Path, files: Iterable[Path]) -> str:
-    """blake3 over the files' paths below ``folder`` and their bytes, read once for these files.
+    """BLAKE3 digest (hex) of the files' paths relative to ``folder`` and their bytes.
 
-    It stays the same where the folder is moved or copied.
+    It does not change if the folder is moved or copied. Unchanged files are read only once.
     """
     files = sorted(files)
 
@@ -78,8 +81,8 @@ def content_digest(folder: Path, files: Iterable[Path]) -> str:
             h.update_mmap(file)
         return h.hexdigest()
 
-    return kept("content", [str(folder.resolve()), *identity_of(files)], read)
+    return cached_text("content", [str(folder.resolve()), *file_identity(files)], read)
 
 
 def _digest(text: str) -> str:
-    return blake3(to_bytes(text)).hexdigest()
+    return blake3(encode_text(text)).hexdigest()

@@ -1,11 +1,11 @@
-"""The models that this user has named: a store may not choose for its reader what is loaded.
+"""The models that this user has named, which may be loaded because a store names them.
 
 A store records the model and the embedder that it was built with, so that they need not be named
-again. But a store can come from anywhere. So what it records is loaded only where the user has
-named that very model before, on this machine, or where it ships with ragcache.
+again. But a store can come from an untrusted source. So a recorded model is loaded only if the user
+has named it before, on this machine, or if it ships with ragcache.
 
-Kept in ``$XDG_STATE_HOME/ragcache/named`` (``~/.local/state``), one name in JSON a line. Where that
-cannot be written, models have to be named every time.
+The names are in ``$XDG_STATE_HOME/ragcache/named`` (``~/.local/state/ragcache/named``), a JSON
+string per line. If that file cannot be written, models must be named every time.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from ragcache.models import TINY, model_path
-from ragcache.models.kept import user_folder
+from ragcache.models.file_cache import user_folder
 
 
-def full_name(name: str) -> str:
-    """A name that means the same from every working folder: folders by their absolute path."""
+def absolute_name(name: str) -> str:
+    """A name that does not depend on the working directory: folders by their absolute path."""
     path = Path(model_path(name))
     return str(path.absolute()) if name != TINY and path.exists() else name
 
 
-def remember(name: str) -> None:
-    """The user has named this model. Does nothing where it is remembered, or cannot be."""
-    name = full_name(name)
+def remember_name(name: str) -> None:
+    """Remember that the user has named this model, if the file can be written."""
+    name = absolute_name(name)
     if not name or name in _names():
         return
     with suppress(OSError):
@@ -35,15 +35,16 @@ def remember(name: str) -> None:
             lines.write(json.dumps(name) + "\n")
 
 
-def was_named(name: str) -> bool:
-    return full_name(name) in _names()
+def is_trusted(name: str) -> bool:
+    """Whether the user has named this model before."""
+    return absolute_name(name) in _names()
 
 
 def _names() -> set[str]:
     names = set()
     with suppress(OSError, UnicodeDecodeError):
         for line in _file().read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that was cut off
+            with suppress(ValueError):  # a truncated line
                 names.add(json.loads(line))
     return {name for name in names if isinstance(name, str)}
 

@@ -1,4 +1,4 @@
-"""The file of a vector index: a head that says what it is, a checksum over all, a payload.
+"""The file format of a vector index: a header, a checksum and a payload.
 
 Little-endian::
 
@@ -9,7 +9,7 @@ Little-endian::
     16  8   generation of the catalog that the vectors were taken from
     24  8   number of vectors
     32  8   bytes of payload
-    40  8   xxh3_64 over the bytes before this one and the payload
+    40  8   xxh3_64 of bytes 0 to 39 and the payload
     48      payload
 """
 
@@ -27,8 +27,8 @@ _HEAD = struct.Struct("<8sHHIQQQ")
 _CHECK = struct.Struct("<Q")
 
 
-class Meta(NamedTuple):
-    """What a payload is: equal parts, equal vectors."""
+class IndexHeader(NamedTuple):
+    """What the payload contains."""
 
     kind: int
     dimension: int
@@ -36,11 +36,11 @@ class Meta(NamedTuple):
     vectors: int
 
 
-def write(path: Path, meta: Meta, payload: bytes) -> None:
-    """Replace the file, readable by its owner only; durable on return.
+def write(path: Path, meta: IndexHeader, payload: bytes) -> None:
+    """Replace the file atomically, with mode 0600; durable on return.
 
-    Whoever opens the path meanwhile, or after a crash, finds the old file or the new one, whole.
-    Raises OSError, and then leaves what was there.
+    A concurrent reader, or one after a crash, sees the whole old file or the whole new one. Raises
+    OSError, and then leaves the old file in place.
     """
     head = _HEAD.pack(_MAGIC, _VERSION, *meta, len(payload))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -61,8 +61,8 @@ def write(path: Path, meta: Meta, payload: bytes) -> None:
         os.close(folder)
 
 
-def read(path: Path) -> tuple[Meta, memoryview] | str:
-    """What :func:`write` wrote, or a clause that says why the file is of no use. Never raises."""
+def read(path: Path) -> tuple[IndexHeader, memoryview] | str:
+    """What :func:`write` wrote, or the reason why the file cannot be used. Never raises."""
     try:
         raw = memoryview(path.read_bytes())
     except OSError as error:
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[Meta, memoryview] | str:
     (check,) = _CHECK.unpack_from(raw, _HEAD.size)
     if check != _checksum(raw[: _HEAD.size], raw[start:]):
         return "its checksum does not match"
-    return Meta(kind, dimension, generation, count), raw[start:]
+    return IndexHeader(kind, dimension, generation, count), raw[start:]
 
 
 def _checksum(head: bytes | memoryview, payload: bytes | memoryview) -> int:

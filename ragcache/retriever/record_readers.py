@@ -1,4 +1,4 @@
-"""Files of many documents: JSON Lines, Arrow and Parquet, CacheBlend's evaluation sets."""
+"""Readers of files that contain many documents: JSON Lines, Arrow, Parquet, evaluation sets."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import IO, Any
 
 from ragcache.errors import SourceError
-from ragcache.retriever.encoding import decoded, mark
-from ragcache.retriever.extracted import MOST_BYTES, OverBudget
-from ragcache.retriever.readers import Found, contents, document, sound
-from ragcache.retriever.webpage import tidy
+from ragcache.retriever.encoding import byte_order_mark, decode_source
+from ragcache.retriever.extraction import MAX_BYTES, LimitExceeded
+from ragcache.retriever.readers import Found, clean_text, make_document, read_contents
+from ragcache.retriever.webpage import collapse_blank_lines
 from ragcache.types import Document
 
-#: Of a record, what is read; all else in it is passed over.
+#: Fields of a record that are read; others are ignored.
 _FIELDS = {"text", "page_content", "id", "title", "metadata"}
-_EXPANSION = 100  # bytes of rows that a byte of an Arrow or Parquet file may stand for
-_ROWS = 256  # of a Parquet file, read at a time
+_MAX_EXPANSION = 100  # bytes of rows per byte of an Arrow or Parquet file
+_BATCH_ROWS = 256  # of a Parquet file, read at once
 
 
-class NotOne(SourceError):
-    """JSON that is no evaluation set: in a folder, a file for something else."""
+class NotAnEvaluationSet(SourceError):
+    """A JSON file that is not an evaluation set; in a folder, it is left out and not an error."""
 
 
 def read_jsonl(name: str, path: Path) -> Iterator[Found]:
     with path.open("rb") as file:
-        encoding, _ = mark(file.read(4))
+        encoding, _ = byte_order_mark(file.read(4))
         file.seek(0)
         if encoding not in ("", "utf-8"):
             wide = io.TextIOWrapper(file, encoding, errors="replace")
@@ -42,9 +42,9 @@ def read_stdin(name: str, path: Path) -> Iterator[Found]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    while line := file.readline(MOST_BYTES + 1):
-        if len(line) > MOST_BYTES:
-            raise OverBudget(f"a line of it has more than {MOST_BYTES >> 20} MiB")
+    while line := file.readline(MAX_BYTES + 1):
+        if len(line) > MAX_BYTES:
+            raise LimitExceeded(f"a line of it has more than {MAX_BYTES >> 20} MiB")
         yield line
 
 
@@ -52,14 +52,14 @@ def _records(name: str, lines: Iterable[bytes], place: str) -> Iterator[Found]:
     for number, raw in enumerate(lines, start=1):
         where = f"{place}:{number}"
         try:
-            if line := decoded(raw, where).strip("\ufeff \t\r\n"):
+            if line := decode_source(raw, where).strip("\ufeff \t\r\n"):
                 yield _record(name, number, _json(line, where), where)
         except SourceError as error:
             yield error
 
 
 def read_arrow(name: str, path: Path) -> Iterator[Found]:
-    """Rows of an Arrow stream, which ``datasets`` writes, an Arrow file, or a Parquet file."""
+    """Rows of an Arrow stream (as ``datasets`` writes), an Arrow file, or a Parquet file."""
     try:
         import pyarrow
     except ModuleNotFoundError:
@@ -68,7 +68,7 @@ def read_arrow(name: str, path: Path) -> Iterator[Found]:
             'Run `pip install "ragcache-fusion[arrow]"`.'
         ) from None
     number = 0
-    room = MOST_BYTES + _EXPANSION * path.stat().st_size
+    room = MAX_BYTES + _MAX_EXPANSION * path.stat().st_size
     try:
         for batch in _batches(path, room):
             columns = sorted(set(batch.schema.names) & _FIELDS)
@@ -82,9 +82,9 @@ def read_arrow(name: str, path: Path) -> Iterator[Found]:
                 row = {column: batch.column(column)[at].as_py() for column in columns}
                 room -= sum(len(str(value)) for value in row.values())
                 if room < 0:
-                    raise OverBudget(
-                        f"its rows have more than {_EXPANSION} times the bytes of the file, as of "
-                        f"row {number}"
+                    raise LimitExceeded(
+                        f"its rows have more than {_MAX_EXPANSION} times the bytes of the file, "
+                        f"as of row {number}"
                     )
                 try:
                     yield _record(name, number, row, f"{path}:{number}", path.suffix[1:])
@@ -98,8 +98,11 @@ def read_arrow(name: str, path: Path) -> Iterator[Found]:
 
 
 def _batches(path: Path, most: int) -> Iterator[Any]:
-    """Record batches, of a Parquet file with no more than what is read of it. Texts that a Parquet
-    file holds once are held once in memory, too. Raises OverBudget beyond ``most`` bytes."""
+    """Record batches; of a Parquet file, only columns that are read.
+
+    Texts that a Parquet file stores once (dictionary encoding) are stored once in memory, too.
+    Raises LimitExceeded for a row group of more than ``most`` bytes.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -126,17 +129,17 @@ def _batches(path: Path, most: int) -> Iterator[Any]:
                 if column.path_in_schema.split(".")[0] in wanted
             )
             if size > most:
-                raise OverBudget(f"{size >> 20} MiB are in one row group of it")
+                raise LimitExceeded(f"{size >> 20} MiB are in one row group of it")
         if not {"text", "page_content"} & set(wanted):
             yield pyarrow.RecordBatch.from_pylist([], schema=schema)
             return
-        yield from table.iter_batches(batch_size=_ROWS, columns=wanted)
+        yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted)
 
 
 def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl") -> Document:
-    """A line of JSON Lines, or a row; ``metadata`` values that are no strings become JSON."""
+    """A document from a JSON object or a row; ``metadata`` values that are not strings: as JSON."""
     wanted = 'Each must be like {"text": "...", "id": "...", "title": "..."}.'
-    if isinstance(record, dict) and record.get("lc") == 1:  # as langchain_core.load dumps it
+    if isinstance(record, dict) and record.get("lc") == 1:  # written by langchain_core.load.dumps
         record = record.get("kwargs")
     text = record.get("text", record.get("page_content")) if isinstance(record, dict) else None
     if not isinstance(text, str):
@@ -148,22 +151,22 @@ def _record(name: str, number: int, record: Any, where: str, kind: str = "jsonl"
     if not isinstance(extra, dict):
         raise SourceError(f'{where}: "metadata" is not an object. Write {{"key": "..."}}.')
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in extra.items()}
-    label = f"{name}:{number}" if key is None or key == "" else sound(f"{name}#{key}")
+    label = f"{name}:{number}" if key is None or key == "" else clean_text(f"{name}#{key}")
     defaults = {"source": name, "format": kind}
-    return document(label, title, text, **(defaults | metadata))
+    return make_document(label, title, text, **(defaults | metadata))
 
 
 def read_cacheblend(name: str, path: Path) -> Iterator[Found]:
-    """CacheBlend's evaluation sets: every distinct passage of all questions, in order."""
+    """The distinct passages of all questions of a CacheBlend evaluation set, in order."""
     from xxhash import xxh3_64_hexdigest
 
     shape = 'Expected [{"ctxs": [{"title": "...", "text": "..."}], ...}]; other JSON: use .jsonl.'
     try:
-        data = _json(decoded(contents(path), str(path)), str(path))
+        data = _json(decode_source(read_contents(path), str(path)), str(path))
     except SourceError as error:
-        raise NotOne(str(error)) from None
+        raise NotAnEvaluationSet(str(error)) from None
     if not isinstance(data, list) or not any(isinstance(q, dict) and "ctxs" in q for q in data):
-        raise NotOne(f"{path} is not an evaluation set. {shape}")
+        raise NotAnEvaluationSet(f"{path} is not an evaluation set. {shape}")
     seen = set()
     for number, question in enumerate(data):
         passages = question.get("ctxs") if isinstance(question, dict) else None
@@ -173,11 +176,15 @@ def read_cacheblend(name: str, path: Path) -> Iterator[Found]:
             if not isinstance(title, str) or not isinstance(text, str):
                 yield SourceError(f"{path}: question {number} has a malformed passage. {shape}")
                 continue
-            label = xxh3_64_hexdigest(sound(f"{title}\n\n{text}").encode())
+            label = xxh3_64_hexdigest(clean_text(f"{title}\n\n{text}").encode())
             if label not in seen:
                 seen.add(label)
-                yield document(
-                    f"{name}#{label}", title, tidy(text), source=name, format="cacheblend"
+                yield make_document(
+                    f"{name}#{label}",
+                    title,
+                    collapse_blank_lines(text),
+                    source=name,
+                    format="cacheblend",
                 )
 
 
