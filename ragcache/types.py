@@ -250,7 +250,7 @@ class Load:
 class LayerTrace:
     """What one layer of a fused prefill did, in seconds since the fusion began.
 
-    The walk comes to the layer at ``at_s``, waits for its KV (``wait_s``), moves it to its place
+    The forward comes to the layer at ``at_s``, waits for its KV (``wait_s``), moves it to its place
     (``place_s``) and computes (``compute_s``); meanwhile later layers are read.
     """
 

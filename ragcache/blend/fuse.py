@@ -1,4 +1,4 @@
-"""Fusion: walk the layers once, placing stored KV and computing the rows that were chosen."""
+"""Fusion: one prefill, placing stored KV and computing the rows that were chosen."""
 
 from __future__ import annotations
 
@@ -75,19 +75,21 @@ def fuse(
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
         source = ReplaySource(source)
-        walk = FusionWalk(FixedRows(layout.reusable[:0]), layout, source, check=check)
-        engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
-    walk = FusionWalk(selector, layout, source, capture, check)
-    prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
+        callbacks = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
+        engine.probe(tokens, callbacks, probe.see, positions=positions, layers=probe.layers)
+    callbacks = FusionCallbacks(selector, layout, source, capture, check)
+    prefilled = engine.prefill(
+        tokens, callbacks, positions=positions, room=room, attend=noted or attend
+    )
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
     return FusedPrompt(
         prefilled,
         layout,
-        walk.finish(),
-        tuple(walk.chosen),
-        walk.computed,
-        walk.captured(),
+        callbacks.finish(),
+        tuple(callbacks.chosen),
+        callbacks.computed,
+        callbacks.captured(),
         tuple(map(noted.notes, capture)) if noted is not None else (),
         len(layout.fresh) * probe.layers if probe is not None else 0,
     )
@@ -112,8 +114,8 @@ class ReplaySource:
         return self._layers[layer]
 
 
-class FusionWalk(PrefillCallbacks):
-    """The Walk of one fusion. At layer l it computes ``fresh | chosen_l``."""
+class FusionCallbacks(PrefillCallbacks):
+    """The callbacks of one fusion. At layer l it computes ``fresh | chosen_l``."""
 
     def __init__(
         self,
@@ -194,7 +196,7 @@ class FusionWalk(PrefillCallbacks):
         return rows
 
     def finish(self) -> tuple[LayerTrace, ...]:
-        """The trace, once the walk is over."""
+        """The trace, once the prefill is over."""
         self._close()
         return tuple(self._traces)
 

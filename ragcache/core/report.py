@@ -22,7 +22,7 @@ def make_report(
 
     ``fallbacks`` are of before the prefill.
     """
-    fused, resolved, blender = done.fused, done.found, done.blender
+    fused, found, blender = done.fused, done.found, done.blender
     layout, prompt = fused.layout, fused.layout.prompt
     names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
     layers = _rows_by_chunk(fused)
@@ -41,12 +41,12 @@ def make_report(
         ttft_s=0.0,
         total_s=0.0,
         chunks=tuple(
-            _chunk(resolved, i, name, [rows[i] for rows in layers], [rows[i] for rows in in_part])
+            _chunk(found, i, name, [rows[i] for rows in layers], [rows[i] for rows in in_part])
             for i, name in enumerate(names[: len(prompt.chunks)])
         ),
         layers=fused.layers,
         probe_rows=fused.probed,
-        fallbacks=(*fallbacks, *done.fallbacks, *_told(resolved, blender)),
+        fallbacks=(*fallbacks, *done.fallbacks, *_told(found, blender)),
         computed=tuple(fused.computed.tolist()),
     )
 
@@ -59,34 +59,34 @@ def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
 
 
 def _chunk(
-    resolved: PromptLookup, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
+    found: PromptLookup, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
 ) -> ChunkReport:
-    tokens = len(resolved.layout.prompt.chunks[index])
-    if (miss := resolved.misses.get(index)) is not None:
+    tokens = len(found.layout.prompt.chunks[index])
+    if (miss := found.misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
-    if index in resolved.cheaper:
+    if index in found.cheaper:
         return ChunkReport(name, tokens, tokens, 1.0, cheaper=True)
     return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
 
 
-def _told(resolved: PromptLookup, blender: Blender) -> list[str]:
+def _told(found: PromptLookup, blender: Blender) -> list[str]:
     """One sentence per reason why chunks of this prompt were computed and not loaded, and one where
     loaded ones could not be ranked."""
     if blender.behind == "nothing":
         return []
-    known = zip(resolved.layout.loaded, resolved.layout.sensitivities, strict=True)
+    known = zip(found.layout.loaded, found.layout.sensitivities, strict=True)
     unmeasured = sum(here and not each for here, each in known) if blender.by_sensitivity else 0
-    misses = list(resolved.misses.values())
+    misses = list(found.misses.values())
     first = {miss.reason: miss for miss in reversed(misses)}
     count = Counter(miss.reason for miss in misses)
     said = [
-        f"{count[reason]} of {len(resolved.keys)} chunks computed, not loaded: {reason}"
+        f"{count[reason]} of {len(found.keys)} chunks computed, not loaded: {reason}"
         + (f" ({miss.detail})" if miss.detail else "")
         for reason, miss in first.items()
     ]
     if unmeasured:
         said.append(
-            f"{unmeasured} of {len(resolved.keys)} chunks are stored without their tokens' "
+            f"{unmeasured} of {len(found.keys)} chunks are stored without their tokens' "
             "sensitivity: those were ranked as average"
         )
     return said

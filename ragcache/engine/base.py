@@ -142,7 +142,7 @@ class Encoder(ABC):
 
 
 class Prefiller(Encoder):
-    """Layers that a Walk can drive: what fusion needs."""
+    """A model whose layers PrefillCallbacks can drive: what fusion needs."""
 
     watchable: bool  # whether an AttentionRule sees this model's attention
     #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
@@ -152,13 +152,14 @@ class Prefiller(Encoder):
     def prefill(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks | None = None,
+        callbacks: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
     ) -> Prefilled:
-        """Run the prompt through the model; ``walk=None`` computes every row (full prefill).
+        """Run the prompt through the model. Without ``callbacks``, every row is computed (full
+        prefill).
 
         ``positions`` (one per token, default 0, 1, ...) must not decrease over computed rows.
         ``room`` rows are reserved for the answer. ``attend`` sees the attention of every layer
@@ -170,7 +171,7 @@ class Prefiller(Encoder):
     def probe(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],

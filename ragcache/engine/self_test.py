@@ -35,7 +35,7 @@ def check_engine(engine: Prefiller, vocabulary: int, context: int) -> None:
 
     1. in every layer by itself, keys stored before RoPE and placed anywhere in ``context``
        (tokens) equal those computed there,
-    2. walking all rows gives the plain forward's logits,
+    2. computing all rows through the hooks gives the plain forward's logits,
     3. a later token changes no earlier row's KV (causal),
     4. KV of several tokens placed a little further on equals KV computed there, and
     5. computing only a few rows from some layer on, the rest placed, gives the plain logits.
@@ -49,7 +49,7 @@ def check_engine(engine: Prefiller, vocabulary: int, context: int) -> None:
     stored = engine.encode([ids])[0]
     changed = engine.encode([(*ids[:-1], ids[0])])[0]
     checks = {
-        "walking all rows does not give the model's own logits": _error(
+        "computing all rows through the hooks does not give the model's own logits": _error(
             engine.prefill(ids, _Replay(stored, _LENGTH)).logits, want
         ),
         "a later token changes earlier rows (it does not attend causally)": _worst(

@@ -118,7 +118,7 @@ def controls(blender: Blender) -> bool:
 
 
 def demand(
-    resolved: PromptLookup,
+    found: PromptLookup,
     blender: Blender,
     layers: int,
     levels: Mapping[int, Sequence[StoredChunk]] | None = None,
@@ -127,8 +127,8 @@ def demand(
 
     ``levels``: by number of the chunk, other records that may be loaded in its place.
     """
-    prompt, parameters = resolved.layout.prompt, blender.parameters
-    prefix, chunks = resolved.prefix, resolved.chunks
+    prompt, parameters = found.layout.prompt, blender.parameters
+    prefix, chunks = found.prefix, found.chunks
     return Demand(
         len(prompt.prefix),
         tuple(map(len, prompt.chunks)),

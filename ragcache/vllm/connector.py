@@ -196,7 +196,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def _do(self, job: LoadJob) -> None:
         """Do a job; where it fails, vLLM is told which blocks are not to be trusted: all of them.
-        A walk writes every row of a layer, those of cached blocks too."""
+        A prefill writes every row of a layer, those of cached blocks too."""
         assert self.workshop is not None
         try:
             with self._driven.over(job.blocks):

@@ -106,26 +106,26 @@ class VllmModel(Prefiller):
         return [self._encode(chunk, behind) for chunk in chunks]
 
     def _encode(self, chunk: Tokens, behind: Tokens) -> ChunkKV:
-        walk = _Taking(len(behind), len(behind) + len(chunk))
-        self.prefill(behind + chunk, walk)
-        keys, values = zip(*walk.taken, strict=True)
+        callbacks = _Taking(len(behind), len(behind) + len(chunk))
+        self.prefill(behind + chunk, callbacks)
+        keys, values = zip(*callbacks.taken, strict=True)
         return ChunkKV(chunk, keys, values)
 
     @torch.inference_mode()
     def prefill(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks | None = None,
+        callbacks: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
     ) -> Prefilled:
         positions = range(len(tokens)) if positions is None else positions
-        if walk is None and attend is None:
+        if callbacks is None and attend is None:
             hidden = self._forward(tokens, positions)
         else:
-            hidden = self._walk(tokens, walk or PrefillCallbacks(), positions, attend)
+            hidden = self._run_layers(tokens, callbacks or PrefillCallbacks(), positions, attend)
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
 
@@ -133,13 +133,13 @@ class VllmModel(Prefiller):
     def probe(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
         layers: int,
     ) -> None:
-        self._walk(tokens, walk, positions, attend, until=layers)
+        self._run_layers(tokens, callbacks, positions, attend, until=layers)
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
         """The model's own forward over all rows; hidden states (n, width)."""
@@ -149,16 +149,16 @@ class VllmModel(Prefiller):
                 Tensor, self.model(torch.tensor(tokens, device=self.device), self._at(positions))
             )
 
-    def _walk(
+    def _run_layers(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         positions: Sequence[int],
         attend: AttentionRule | None,
         until: int | None = None,
     ) -> Tensor:
         """Hidden states behind the last norm of the rows that the last layer was computed for; none
-        where the walk ends in front of layer ``until``."""
+        if the forward stops in front of layer ``until``."""
         assert self.decoder is not None
         state = _State(
             torch.arange(len(tokens), device=self.device),
@@ -166,7 +166,7 @@ class VllmModel(Prefiller):
         )
         place = self._at(positions)
         for index in range(len(self.layers) if until is None else until):
-            state = self._layer(index, state, walk, place, attend)
+            state = self._layer(index, state, callbacks, place, attend)
         if until is not None:
             return state.hidden
         hidden, _ = self.decoder.norm(state.hidden, state.residual)
@@ -176,21 +176,21 @@ class VllmModel(Prefiller):
         self,
         index: int,
         state: _State,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         place: Tensor,
         attend: AttentionRule | None,
     ) -> _State:
-        """One layer, for the rows that ``walk`` names among those that ``state`` has."""
+        """One layer, for the rows that ``callbacks`` name among those that ``state`` has."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
         view = View(self._rope, kv, index, self._turned(index, place))
-        kv.on_fresh = walk.after
-        state = state.cut(walk.before(index, view))
+        kv.on_fresh = callbacks.after
+        state = state.cut(callbacks.before(index, view))
         self._keep(index, kv, _others(state.rows, len(place)))
         call = _Calls(index, kv, attend)
-        if walk.narrows(index):
+        if callbacks.narrows(index):
             self._to_kv(index, state, place, call)
-            state, all_rows = state.cut(walk.narrowed(index)), state.rows
+            state, all_rows = state.cut(callbacks.narrowed(index)), state.rows
             self._keep(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
         kv.rows = state.rows
         with call.watching(self.attention[index], state.rows), self._context(state.rows):

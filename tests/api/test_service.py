@@ -15,7 +15,7 @@ from torch import Tensor
 from ragcache import setup as opening
 from ragcache.api.scheduler import GivenUp, Ticket
 from ragcache.api.service import Service
-from ragcache.blend.fuse import FusionWalk
+from ragcache.blend.fuse import FusionCallbacks
 from ragcache.core.request import Request
 from ragcache.engine.base import LayerView
 from ragcache.errors import StoreError
@@ -142,16 +142,16 @@ def test_a_prefill_stops_at_the_next_layer(
         asked(service, QUESTION, chunks=given(*TEXTS))
         tickets: list[Ticket] = []
         begun: list[int] = []
-        before = FusionWalk.before
+        before = FusionCallbacks.before
 
-        def leaves(walk: FusionWalk, layer: int, kv: LayerView) -> Tensor:
+        def leaves(walk: FusionCallbacks, layer: int, kv: LayerView) -> Tensor:
             rows = before(walk, layer, kv)
             begun.append(layer)
             if layer == 1:
                 tickets[0].give_up()
             return rows
 
-        monkeypatch.setattr(FusionWalk, "before", leaves)
+        monkeypatch.setattr(FusionCallbacks, "before", leaves)
         heard = Heard()
         with Held(service.scheduler):
             ask = Request(QUESTION, chunks=given(*TEXTS), mode=mode)

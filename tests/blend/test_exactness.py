@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Behind, Blender, KVPair, Layout, Selector
-from ragcache.blend.fuse import FusionWalk
+from ragcache.blend.fuse import FusionCallbacks
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.hf.engine import TransformersEngine
@@ -67,13 +67,13 @@ def test_active_rows_shrink_and_hold_every_fresh_row(
     llama: TransformersEngine, blender: Blender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    before = FusionWalk.before
+    before = FusionCallbacks.before
 
-    def watch(self: FusionWalk, layer: int, kv: object) -> Tensor:
+    def watch(self: FusionCallbacks, layer: int, kv: object) -> Tensor:
         seen.append(before(self, layer, kv))  # type: ignore[arg-type]
         return seen[-1]
 
-    monkeypatch.setattr(FusionWalk, "before", watch)
+    monkeypatch.setattr(FusionCallbacks, "before", watch)
     missing = () if blender.placement == "overlapping" else (1,)
     fused = scene.run(llama, blender, missing=missing)
     fresh = set(fused.layout.fresh.tolist())

@@ -212,7 +212,7 @@ class TransformersEngine(TokenizerEngine, Engine):
     def prefill(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks | None = None,
+        callbacks: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
@@ -222,10 +222,10 @@ class TransformersEngine(TokenizerEngine, Engine):
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        if walk is None and attend is not None:
-            walk = PrefillCallbacks()
+        if callbacks is None and attend is not None:
+            callbacks = PrefillCallbacks()
         kv = self._forward.cache(len(tokens) + room)
-        with self._forward.driven(kv, tokens, positions, walk, attend=attend) as arguments:
+        with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
         return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1, attend)
 
@@ -233,7 +233,7 @@ class TransformersEngine(TokenizerEngine, Engine):
     def probe(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
@@ -244,7 +244,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         with (
             suppress(StopForward),
             self._forward.driven(
-                kv, tokens, positions, walk, attend=attend, until=layers
+                kv, tokens, positions, callbacks, attend=attend, until=layers
             ) as arguments,
         ):
             self.model(**arguments)
@@ -256,9 +256,9 @@ class TransformersEngine(TokenizerEngine, Engine):
     @torch.inference_mode()
     def _next(self, prefilled: Prefilled, token: int, position: int) -> Tensor:
         """Logits (vocabulary,) after one more token."""
-        walk = PrefillCallbacks() if prefilled.attend is not None else None
+        callbacks = PrefillCallbacks() if prefilled.attend is not None else None
         with self._forward.driven(
-            prefilled.kv, [token], [position], walk, attend=prefilled.attend
+            prefilled.kv, [token], [position], callbacks, attend=prefilled.attend
         ) as arguments:
             logits = self.model(**arguments).logits
         return cast(Tensor, logits[0, -1].float())
