@@ -72,11 +72,11 @@ class RagCache:
         self._owns_engine = False  # whether :meth:`close` closes the engine too
         self.catalog = Catalog(store)
         #: Of the prompts: the engine's, with the store's own date where it has one.
-        self.template = setup.prompt_template(self.catalog, engine, settings)
-        encoding = setup.compile_mode(self.catalog, engine, settings, self.template)
+        self.template = setup.resolve_prompt_template(self.catalog, engine, settings)
+        encoding = setup.resolve_encoding_context(self.catalog, engine, settings, self.template)
         splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
-            setup.chunk_tokens(self.catalog, engine, settings),
+            setup.resolve_chunk_tokens(self.catalog, engine, settings),
             tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
         )
         self.retriever = Retriever(
@@ -88,8 +88,8 @@ class RagCache:
         )
         local = engine if isinstance(engine, Engine) else None
         pin = local is not None and local.upload is not None
-        self.remote = setup.over_remote(store, engine, settings, pin=pin)
-        setup.note_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
+        self.remote = setup.attach_remote(store, engine, settings, pin=pin)
+        setup.record_kv_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
         #: Where KV is put, and what answers read from: the store, over a remote if there is one,
         #: and behind a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
@@ -137,7 +137,8 @@ class RagCache:
         change, and where another one is that, answer all the same and store nothing: reports say
         so. Raises StoreError (LockedError without ``lazy``), ModelError or ConfigError.
         """
-        from ragcache.engine.hf.engine import TransformersEngine, as_device
+        from ragcache.engine.hf.device import resolve_device
+        from ragcache.engine.hf.engine import TransformersEngine
 
         settings = settings or Settings.load()
         path = Path(path)
@@ -148,7 +149,7 @@ class RagCache:
             map_size=1 << 40 if beside is None else _MAP_BESIDE,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
             policy=settings.eviction,
-            pin=as_device(settings.device).type == "cuda",
+            pin=resolve_device(settings.device).type == "cuda",
         )
         try:
             catalog = Catalog(store)
@@ -156,7 +157,7 @@ class RagCache:
             if beside is not None:
                 name = named or beside.catalog.get_setting("model") or TINY
             else:
-                name = setup.model_of(catalog, named)
+                name = setup.resolve_model_name(catalog, named)
                 if loading is not None:
                     loading(name)
             engine: Engine | VllmEngine
@@ -169,13 +170,15 @@ class RagCache:
                     model_path(name),
                     device=settings.device,
                     dtype=settings.dtype,
-                    codec=setup.codec_of(catalog, settings, model_path(name)),
+                    codec=setup.resolve_codec(catalog, settings, model_path(name)),
                     kernels=settings.kernels,
                 )
-            embedder = beside.retriever.embedder if beside else setup.embedder_of(catalog, settings)
+            embedder = (
+                beside.retriever.embedder if beside else setup.load_embedder(catalog, settings)
+            )
             record_embedder(catalog, embedder)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
-            setup.record(catalog, model=full_name(name))
+            setup.record_settings(catalog, model=full_name(name))
             for given in filter(None, (named, settings.embedder)):
                 remember(given)
             cache._owns_engine = beside is None
@@ -439,5 +442,5 @@ def _servers(name: str | Path, path: Path, settings: Settings, catalog: Catalog)
         )
     key = settings.vllm_key.get_secret_value() if settings.vllm_key else ""
     urls = [url for url in settings.vllm_url.split(",") if url.strip()]
-    own = setup.codec_of(catalog, settings, name)
+    own = setup.resolve_codec(catalog, settings, name)
     return VllmEngine(name, urls, path, dtype=settings.dtype, codec=own, api_key=key)

@@ -11,9 +11,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from ragcache.core.embedder_identity import DIGEST, check_same
+from ragcache.core.embedder_identity import EMBEDDER_DIGEST, check_same_embedder
 from ragcache.engine.base import ChunkEngine, Engine
-from ragcache.engine.hf.precision import computed, published
+from ragcache.engine.hf.device import published_dtype, resolve_device, resolve_dtype
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 PROMPT_DATE = "prompt_date"  # a store's setting: the date in its prompts, in ISO's format
 
 
-def chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
+def resolve_chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
     """The setting, else what the store was built with, else what the packaged embedder reads whole,
     and little enough that 32 chunks fit a context."""
     if settings.chunk_tokens is not None:
         return settings.chunk_tokens
     recorded = catalog.get_setting("chunk_tokens")
     chosen = int(recorded) if recorded else min(256, engine.context_tokens // 32)
-    record(catalog, chunk_tokens=str(chosen))
+    record_settings(catalog, chunk_tokens=str(chosen))
     return chosen
 
 
-def record(catalog: Catalog, **settings: str) -> None:
+def record_settings(catalog: Catalog, **settings: str) -> None:
     """Write down what a store was first used with, where nothing is, and this process may write."""
     new = {name: text for name, text in settings.items() if catalog.get_setting(name) is None}
     if new and catalog.refusal() is None:
@@ -54,7 +54,7 @@ def record(catalog: Catalog, **settings: str) -> None:
             catalog.put_setting(name, text)
 
 
-def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
+def record_kv_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
     """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
     every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
     with store.tables.read() as txn:
@@ -65,7 +65,7 @@ def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> No
                 kv_shapes.note(txn, fingerprint)
 
 
-def over_remote(
+def attach_remote(
     store: DiskStore, engine: ChunkEngine, settings: Settings, *, pin: bool
 ) -> RemoteStore | None:
     """The store over a remote, where the settings have one."""
@@ -89,7 +89,7 @@ def over_remote(
     return shared(store, settings.remote, settings.levels, pin=pin)
 
 
-def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
+def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
     """The setting, else the store's own, which is the first that was used with it.
 
     A new store takes the precision that ``model``, a folder or hub name, was published in, where
@@ -97,21 +97,21 @@ def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> st
     """
     recorded = catalog.get_setting("codec")
     name = codec(settings.codec or recorded or _own_precision(catalog, settings, model)).name
-    record(catalog, codec=name)
+    record_settings(catalog, codec=name)
     return name
 
 
 def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> str:
     if not model or catalog.get_setting("model") is not None:  # its KV is there already
         return "raw"
-    from ragcache.engine.hf.engine import as_device
-
-    own = published(model)
-    wide = computed(settings.dtype, as_device(settings.device).type) == "float32"
+    own = published_dtype(model)
+    wide = resolve_dtype(settings.dtype, resolve_device(settings.device).type) == "float32"
     return own if wide and own in ("bfloat16", "float16") else "raw"
 
 
-def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> PromptTemplate:
+def resolve_prompt_template(
+    catalog: Catalog, engine: ChunkEngine, settings: Settings
+) -> PromptTemplate:
     """The engine's, as of the store's day where its chat template puts a date into the prompt.
 
     That is the setting, else the store's own, which is the last that was set or else the first day
@@ -129,17 +129,17 @@ def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -
     return engine.template_on(day)
 
 
-def compile_mode(
+def resolve_encoding_context(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
 ) -> EncodingContext:
     """The setting, else the store's own, which is the first that was used with it."""
     recorded = catalog.get_setting("compile")
     how = encoding_context(settings.compile or recorded or "prefix", engine, template)
-    record(catalog, compile=how.mode)
+    record_settings(catalog, compile=how.mode)
     return how
 
 
-def model_of(catalog: Catalog, given: str) -> str:
+def resolve_model_name(catalog: Catalog, given: str) -> str:
     """The name of the model to load: ``given``, else what the store was built with, else the small
     one that ships. ConfigError where only the store names it: see :mod:`ragcache.models.named`."""
     recorded = catalog.get_setting("model")
@@ -153,7 +153,7 @@ def model_of(catalog: Catalog, given: str) -> str:
     )
 
 
-def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
+def load_embedder(catalog: Catalog, settings: Settings) -> Embedder:
     """The setting, else the store's own, else the packaged one. ConfigError where only the store
     names it, as for the model."""
     recorded = catalog.get_setting("embedder")
@@ -163,9 +163,9 @@ def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
             "and a store may come from anybody. If you trust that model, name it once: set "
             f"RAGCACHE_EMBEDDER={quote(recorded)}, or embedder in ragcache.toml"
         )
-    if settings.embedder and recorded and catalog.get_setting(DIGEST) is None:
+    if settings.embedder and recorded and catalog.get_setting(EMBEDDER_DIGEST) is None:
         alike = full_name(settings.embedder) == full_name(recorded)
-        check_same(alike, settings.embedder, recorded)  # before it is loaded
+        check_same_embedder(alike, settings.embedder, recorded)  # before it is loaded
     try:
         return SentenceTransformerEmbedder(settings.embedder or recorded or PACKAGED)
     except ModelError as error:

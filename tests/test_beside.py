@@ -183,7 +183,7 @@ def test_commands_beside_a_writer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pid, _ = holder
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "llama")
 
     def run(*args: object) -> tuple[int, str, str]:

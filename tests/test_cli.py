@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options.out, "width", 300)  # else as when it was made, at the first import
     monkeypatch.setattr(stages, "EVERY_S", 3600.0)  # however slow this machine is
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
 
     def ragcache(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ragcache", *map(str, args)])

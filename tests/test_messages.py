@@ -22,7 +22,7 @@ from ragcache.cli import app
 from ragcache.core.missed import _check_window
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
-from ragcache.engine.hf.engine import as_device
+from ragcache.engine.hf.device import resolve_device
 from ragcache.engine.hf.rope import Rope
 from ragcache.errors import (
     ConfigError,
@@ -40,7 +40,7 @@ from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder, _normalised
 from ragcache.retriever.source import read
 from ragcache.settings import Settings
-from ragcache.setup import embedder_of, over_remote
+from ragcache.setup import attach_remote, load_embedder
 from ragcache.sim.eviction import simulate
 from ragcache.sim.trace import scans, topics
 from ragcache.store import Catalog, DiskStore, MemoryStore
@@ -158,7 +158,7 @@ def test_modes_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         blender(Full(), 0.5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no GPU: use cpu"):
-        as_device("cuda")
+        resolve_device("cuda")
 
 
 def test_models_and_prompts() -> None:
@@ -188,7 +188,7 @@ def test_another_embedder_than_the_stores(monkeypatch: pytest.MonkeyPatch) -> No
         catalog = Catalog(store)
         catalog.put_setting("embedder", "mine")
         with pytest.raises(ConfigError, match="Use the store's own, or index into a new folder"):
-            embedder_of(catalog, Settings.load(embedder="yours"))
+            load_embedder(catalog, Settings.load(embedder="yours"))
     mute = torch.nn.Linear(1, 1)
     mute.get_embedding_dimension = lambda: None  # type: ignore[assignment]
     monkeypatch.setattr(embed, "_load", lambda *_: mute)
@@ -229,7 +229,7 @@ def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path
             settings=Settings.load(store=tmp_path / "v", engine="vllm", vllm_url="http://[::1]:1"),
         )
     with pytest.raises(ConfigError, match="reads the store in its folder and no remote"):
-        over_remote(
+        attach_remote(
             cast(DiskStore, None), cast(Engine, object()), Settings.load(**where), pin=False
         )
 

@@ -289,7 +289,7 @@ def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from ragcache import setup
     from ragcache.retriever.embed import HashEmbedder
 
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "model")
     with RagCache.open(tmp_path / "store", str(model)) as cache:
         cache.add(scene.DOCUMENTS)

@@ -67,7 +67,7 @@ def fuse(
     probe = selector.probe if len(layout.reusable) else None
     attend = selector.attend
     noted = Company(layout, capture, attend) if capture and blender.behind == "variant" else None
-    if (probe or attend or blender.behind == "variant") and not engine.watchable:
+    if (probe or attend or blender.behind == "variant") and not engine.exposes_attention:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use cacheblend, reuse or full."

@@ -15,7 +15,7 @@ import ragcache
 from ragcache.cli import asking, bulk, measuring, stores
 from ragcache.cli.options import NO_CHUNKS
 from ragcache.cli.output import Quiet, Verbose, out, speak, spoken, tell
-from ragcache.cli.render.screen import show_everything
+from ragcache.cli.render.screen import replace_unencodable
 from ragcache.errors import NoChunksError, RagCacheError
 
 app = typer.Typer(
@@ -84,7 +84,7 @@ def main_options(
 def main() -> None:
     """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback; 4
     where there is nothing to answer from."""
-    show_everything((sys.stdout, sys.stderr))
+    replace_unencodable((sys.stdout, sys.stderr))
     if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -40,7 +40,7 @@ from ragcache.errors import SourceError
 from ragcache.settings import Settings, seconds
 
 if TYPE_CHECKING:
-    from ragcache.core.origins import Renamed
+    from ragcache.core.origins import RenamedDocuments
 
 
 def index(
@@ -114,7 +114,7 @@ def index(
     with opened(settings, tenant=tenant) as cache:
         for moved in origins.check_folders(cache.catalog, sources.folders):
             tell("moved", moved)
-        renamed = origins.renamed(cache.indexing, sources, documents)
+        renamed = origins.find_renamed(cache.indexing, sources, documents)
         tell_date(cache)
         tell_size(cache, cache.indexing.changed(documents))
         with progress() as told:
@@ -122,11 +122,11 @@ def index(
             if cache.remote is not None:
                 cache.remote.flush(partial(told, "send"))
         origins.record_folders(cache.catalog, sources.folders)
-        origins.rename(cache.indexing, renamed)
+        origins.delete_old_names(cache.indexing, renamed)
         _tell_renamed(renamed)
-        lost = origins.gone(cache.catalog, sources, [document.id for document in documents])
+        lost = origins.find_deleted(cache.catalog, sources, [document.id for document in documents])
         _tell_gone(lost, cache.delete(lost) if prune else [])
-        _tell_otherwise_named(origins.otherwise_named(cache.catalog, sources))
+        _tell_otherwise_named(origins.find_other_names(cache.catalog, sources))
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
     tokens, took = render.counted(done.tokens, "token"), render.duration(done.seconds)
@@ -149,7 +149,7 @@ def index(
     )
 
 
-def _tell_renamed(renamed: Renamed) -> None:
+def _tell_renamed(renamed: RenamedDocuments) -> None:
     if renamed.same:
         before, now = next(iter(renamed.same.items()))
         tell(

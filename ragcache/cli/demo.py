@@ -23,7 +23,7 @@ from ragcache.rag import RagCache
 from ragcache.settings import Settings
 
 #: Shows progress for as long as its ``with`` lasts.
-Showing = Callable[[], AbstractContextManager[render.Told]]
+_ShowProgress = Callable[[], AbstractContextManager[render.ProgressReporter]]
 _KINDS = """\
 direct: the fact names its subject. local: a pronoun, its subject named earlier
 in the chunk. split: a pronoun whose subject is named only in the chunk before,
@@ -45,7 +45,7 @@ docs/quickstart.md goes on from here.
 """
 
 
-def run(out: Console, progress: Showing, questions: int) -> list[Figures]:
+def run(out: Console, progress: _ShowProgress, questions: int) -> list[Figures]:
     """Index, precompute, ask, compare; print what each step did and how long all took. Gives the
     figures of every mode."""
     began = time.perf_counter()
@@ -67,7 +67,7 @@ def run(out: Console, progress: Showing, questions: int) -> list[Figures]:
     return figures
 
 
-def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
+def _index_and_ask(out: Console, progress: _ShowProgress, folder: Path) -> None:
     from ragcache.retriever.source import read
 
     docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]

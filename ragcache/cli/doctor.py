@@ -46,7 +46,7 @@ class Finding:
     detail: str
 
 
-def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]:
+def inspect_store(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]:
     """Look at a store, its disk, and what ``engine`` can use of it. Slow: it reads and writes."""
     path = store.tables.path
     yield _file_system(path)

@@ -147,9 +147,9 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def progress() -> AbstractContextManager[render.Told]:
+def progress() -> AbstractContextManager[render.ProgressReporter]:
     """How far the work is, on stderr; with --quiet nothing is shown."""
-    return nullcontext(render.Told()) if _MANNER.get().quiet else render.progress(err)
+    return nullcontext(render.ProgressReporter()) if _MANNER.get().quiet else render.progress(err)
 
 
 def waiting(what: str) -> AbstractContextManager[None]:

@@ -62,12 +62,12 @@ def shape(name: str) -> Model:
     its configuration is read, and no weights. Raises ModelError."""
     if name in SHAPES:
         return SHAPES[name]
-    from ragcache.engine.hf.loading import outline
+    from ragcache.engine.hf.loading import build_without_weights
     from ragcache.models import model_path
     from ragcache.models.checkpoint import Configuration
 
     try:
-        made = outline(Configuration.read(model_path(name)))
+        made = build_without_weights(Configuration.read(model_path(name)))
     except ModelError as error:
         raise ModelError(
             f"{name!r} is none of {', '.join(SHAPES)}, whose shapes are known, and: {error}"

@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import AT_ONCE, ChunkStore, StoredChunk
-from ragcache.types import Load
+from ragcache.types import LayerUpload, Load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +25,6 @@ AHEAD = 4  # layers
 #: Of a chunk's layer, below which one thread reads faster than two, which pass Python's lock to and
 #: fro; with more threads than two, large layers do not come faster either.
 FEW_BYTES = 128 << 10
-
-
-class Copying(Protocol):
-    """A layer that is being copied to a device, in the background."""
-
-    def taken(self) -> list[Pair]:
-        """The layer on the device. What this thread computes there from now on waits for it."""
-
-    def finish(self) -> None:
-        """Wait until the copy has been made."""
 
 
 class LayerReader:
@@ -62,7 +52,7 @@ class LayerReader:
         pool: ThreadPoolExecutor | None = None,
         ahead: int = AHEAD,
         ahead_bytes: int = 256 << 20,
-        upload: Callable[[Sequence[Pair]], Copying] | None = None,
+        upload: Callable[[Sequence[Pair]], LayerUpload] | None = None,
     ) -> None:
         wanted = spec or (chunks[0].spec if chunks else None)
         for chunk in chunks:
@@ -74,8 +64,8 @@ class LayerReader:
         self._ahead = max(1, min(ahead, ahead_bytes // max(1, layer_bytes)))
         self._upload = upload
         self._layers: Sequence[int] | None = None  # those to load, once started
-        self._pending: deque[Future[list[Pair] | Copying]] = deque()
-        self._copying: deque[Copying] = deque()  # whose copies may not have been made yet
+        self._pending: deque[Future[list[Pair] | LayerUpload]] = deque()
+        self._copying: deque[LayerUpload] = deque()  # whose copies may not have been made yet
         self._loads: dict[int, Load] = {}
         self._asked = self._given = 0
         self._closed = False
@@ -146,7 +136,7 @@ class LayerReader:
             self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1
 
-    def _read(self, layer: int) -> list[Pair] | Copying:
+    def _read(self, layer: int) -> list[Pair] | LayerUpload:
         began = time.perf_counter()
         pairs = self._store.layers(self._chunks, layer)
         for chunk, (keys, values) in zip(self._chunks, pairs, strict=True):
@@ -163,7 +153,7 @@ class LayerReader:
         self._loads[layer] = Load(size, began, time.perf_counter())
         return loaded
 
-    def _taken(self, copying: Copying) -> list[Pair]:
+    def _taken(self, copying: LayerUpload) -> list[Pair]:
         """A layer on its device. Waits until few layers at most are still being copied from host
         memory."""
         while len(self._copying) >= self._ahead:

@@ -77,7 +77,7 @@ class VllmEngine(TokenizerEngine):
         longest = max(map(len, chunks), default=0) + len(behind) + 1
         if longest > self.context_tokens:
             raise ContextError(
-                f"a chunk behind its prefix needs {longest} tokens, but {self.name} has a context "
+                f"a chunk and its context need {longest} tokens, but {self.name} has a context "
                 f"of {self.context_tokens}. Make chunks smaller."
             )
         with ThreadPoolExecutor(_AT_ONCE, "ragcache-encode") as pool:

@@ -21,12 +21,12 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ragcache.engine.base import AttentionRule, LayerView, PrefillCallbacks, Prefilled, Prefiller
-from ragcache.engine.hf.attention_hook import Call
-from ragcache.engine.hf.layer_hooks import Layers, View
+from ragcache.engine.hf.attention_hook import EagerAttentionCall
+from ragcache.engine.hf.layer_hooks import DecoderLayers, PlacedLayerView
 from ragcache.engine.hf.prompt_cache import PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.hf.rope_scaling import refuse_length_dependent_rope
-from ragcache.engine.self_test import check_engine, watchable
+from ragcache.engine.self_test import check_engine, supports_attention_rules
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
@@ -67,7 +67,7 @@ class VllmModel(Prefiller):
             )
         width = None if partial.rotary_dim == partial.head_size else int(partial.rotary_dim)
         rope = Rope(apply_rotary_pos_emb, width, halves=True)
-        self._rope = Layers(self.layers, rope, [r is not None for r in rotary])
+        self._rope = DecoderLayers(self.layers, rope, [r is not None for r in rotary])
         heads, dim = self.attention[0].num_kv_heads, self.attention[0].head_size
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.spec = KVSpec(len(self.layers), heads, dim, dtype)
@@ -84,7 +84,7 @@ class VllmModel(Prefiller):
                 model = self.config.model_config
                 angles = [len(cache) for cache in self._angles if cache is not None]
                 check_engine(self, model.get_vocab_size(), min([model.max_model_len, *angles]))
-                self.watchable = watchable(self)
+                self.exposes_attention = supports_attention_rules(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
                     f"{self.name} cannot be used: its layers cannot be driven ({error}). {_DRIVEN}"
@@ -183,7 +183,7 @@ class VllmModel(Prefiller):
         """One layer, for the rows that ``callbacks`` name among those that ``state`` has."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
-        view = View(self._rope, kv, index, self._turned(index, place))
+        view = PlacedLayerView(self._rope, kv, index, self._turned(index, place))
         kv.on_fresh = callbacks.after
         state = state.cut(callbacks.before(index, view))
         self._keep(index, kv, _others(state.rows, len(place)))
@@ -199,7 +199,7 @@ class VllmModel(Prefiller):
 
     def _to_kv(self, index: int, state: _State, place: Tensor, call: _Calls) -> None:
         """Run a layer until its fresh KV is known and was told; what it changes is thrown away."""
-        call.kv.rows, call.kv.ends_there = state.rows, True
+        call.kv.rows, call.kv.stop_after_kv = state.rows, True
         residual = None if state.residual is None else state.residual.clone()
         try:
             with call.watching(self.attention[index], state.rows), self._context(state.rows):
@@ -207,7 +207,7 @@ class VllmModel(Prefiller):
         except StopAfterKV:
             pass
         finally:
-            call.kv.ends_there, call.kv.on_fresh = False, None
+            call.kv.stop_after_kv, call.kv.on_fresh = False, None
 
     def _keep(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
         """Write rows that are not computed, as they stand, into their pages."""
@@ -316,9 +316,9 @@ class _Calls:
                 stack.callback(handle.remove)
             yield
 
-    def _call(self, module: Any, queries: Tensor, rows: Tensor) -> Call:
+    def _call(self, module: Any, queries: Tensor, rows: Tensor) -> EagerAttentionCall:
         keys, values = self.kv.buffers(self.layer)
-        return Call(
+        return EagerAttentionCall(
             layer=self.layer,
             rows=rows,
             queries=queries,

@@ -75,7 +75,7 @@ def test_few_rows_give_the_models_own_logits(
     except ValueError as error:  # transformers refuses SDPA for some architectures
         assert attention == "sdpa" and "scaled_dot_product_attention" in str(error)
         pytest.skip(f"{architecture} has no SDPA")
-    assert engine.watchable
+    assert engine.exposes_attention
     want = plain_logits(engine, IDS)
     stored = engine.encode([IDS])[0]
     torch.testing.assert_close(engine.prefill(IDS).logits, want, atol=1e-4, rtol=1e-4)

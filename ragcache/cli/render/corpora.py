@@ -31,7 +31,7 @@ def plan_text(work: Work, rate: float | None) -> str:
     return said + (f", about {duration(missing.tokens / rate)}" if rate else "")
 
 
-def done_text(done: Done, state: str) -> str:
+def result_text(done: Done, state: str) -> str:
     """What a run has done, and whether anything is left."""
     one, left = done.computed, (done.planned - done.computed).chunks
     rate = f", {one.tokens / done.seconds:.0f} tokens/s" if one.tokens else ""
@@ -42,7 +42,7 @@ def done_text(done: Done, state: str) -> str:
     return said if state == "done" else f"{said}; {left} are left: run it again ({state})"
 
 
-def report_json(
+def precompute_json(
     work: Work, rate: float | None, done: Done, state: str, skipped: Sequence[str]
 ) -> dict[str, Any]:
     """Plan and outcome of a precompute, for machines."""
@@ -122,13 +122,13 @@ def simulation_table(rows: Sequence[Row], working_set: int) -> Table:
     return table
 
 
-def row_json(row: Row) -> dict[str, Any]:
+def simulation_json(row: Row) -> dict[str, Any]:
     """What a policy would have served of a trace; rates are in [0, 1]."""
     o = row.outcome
     rates = {"chunk_rate": o.hit_rate, "token_rate": o.token_rate, "saved_flops_rate": o.saved}
     return {**asdict(o), **rates, "of_belady": row.of_belady}
 
 
-def routed_json(routed: Routed) -> dict[str, Any]:
+def routing_json(routed: Routed) -> dict[str, Any]:
     """What replicas would have served of a trace from RAM, and how evenly."""
     return {**asdict(routed), "token_rate": routed.hit_rate, "imbalance": routed.imbalance}

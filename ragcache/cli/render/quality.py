@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def score_tables(figures: Sequence[Figures], title: str) -> Iterator[ModeTable]:
     """What every mode got right; how that differs from one of them, if so asked; what it cost."""
-    yield score_table(figures, title)
-    yield nearness_table(figures, "how near to full prefill")
+    yield _score_table(figures, title)
+    yield _agreement_table(figures, "how near to full prefill")
     if figures[0].against is not None:
-        yield difference_table(figures)
-    yield cost_table(figures)
+        yield _difference_table(figures)
+    yield _cost_table(figures)
 
 
-def score_table(figures: Sequence[Figures], title: str) -> ModeTable:
+def _score_table(figures: Sequence[Figures], title: str) -> ModeTable:
     """Mode x (exact match by kind, F1, Rouge-L), in percent.
 
     A column that no mode has a figure for is left out.
@@ -42,7 +42,7 @@ def score_table(figures: Sequence[Figures], title: str) -> ModeTable:
     return _mode_table(figures, columns, title, _resampled(first))
 
 
-def difference_table(figures: Sequence[Figures]) -> ModeTable:
+def _difference_table(figures: Sequence[Figures]) -> ModeTable:
     """Mode x exact match by kind minus that of the mode ``against``, in points."""
     first = figures[0]
     columns = [
@@ -52,7 +52,7 @@ def difference_table(figures: Sequence[Figures]) -> ModeTable:
     return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
 
 
-def cost_table(figures: Sequence[Figures]) -> ModeTable:
+def _cost_table(figures: Sequence[Figures]) -> ModeTable:
     """Mode x (TTFT, how much faster than full, recomputed and charged shares, bytes loaded)."""
     columns = [
         ("TTFT", [duration(f.ttft_s) for f in figures]),
@@ -64,7 +64,7 @@ def cost_table(figures: Sequence[Figures]) -> ModeTable:
     return _mode_table(figures, columns, "what it cost")
 
 
-def nearness_table(figures: Sequence[Figures], title: str) -> ModeTable:
+def _agreement_table(figures: Sequence[Figures], title: str) -> ModeTable:
     """Mode x (recovery by kind and agreement in percent, KL in nats, charged share)."""
     columns = [
         *(
@@ -94,7 +94,7 @@ def curve_table(figures: Sequence[Figures]) -> ModeTable:
     return _mode_table(figures, columns, "what is kept of full prefill", _resampled(figures[0]))
 
 
-def choice(chosen: Figures | None, keep: float) -> str:
+def ratio_advice(chosen: Figures | None, keep: float) -> str:
     """What to set, in a sentence or two."""
     if chosen is None or chosen.same is None:
         return (

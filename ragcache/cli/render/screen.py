@@ -21,7 +21,7 @@ _TEXT = {code: shown for code, shown in _LINE.items() if chr(code) not in "\n\t"
 #: What we draw and write with, for terminals whose encoding has no such character.
 _ALIKE = {"█": "#", "▒": ":", "░": ".", "━": "-", "╸": "-", "±": "+-", "µ": "u", "…": "~"}
 _ALIKE_ERRORS = "ragcache.alike"
-CLOSED = 141  # exit code where nobody reads on: 128 + SIGPIPE, as shells have it
+_CLOSED = 141  # exit code where nobody reads on: 128 + SIGPIPE, as shells have it
 
 
 def plain(text: str) -> str:
@@ -42,18 +42,18 @@ class Screen(Console):
 
     def on_broken_pipe(self) -> None:
         """Whoever read has gone, as ``head`` does: there is nobody to tell, and nothing to do."""
-        hush(sys.stdout)
-        raise SystemExit(CLOSED)
+        discard_output(sys.stdout)
+        raise SystemExit(_CLOSED)
 
 
-def hush(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Let what is still to be written to ``stream`` go nowhere, the flush at exit included."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
-def show_everything(streams: Iterable[Any]) -> None:
+def replace_unencodable(streams: Iterable[Any]) -> None:
     """Make text streams write every character: what their encoding lacks as one that looks alike,
     or spelled out, such as ``\\u2026``. Streams that cannot be changed are left alone."""
     codecs.register_error(_ALIKE_ERRORS, _alike)

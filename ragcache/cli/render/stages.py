@@ -42,7 +42,7 @@ class _Count:
 
 
 @dataclass(slots=True)
-class Told:
+class ProgressReporter:
     """What work tells of itself: stages by name, each so much done of so much, and tokens."""
 
     now: Callable[[], float] = time.monotonic
@@ -85,15 +85,15 @@ class Told:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Told]:
+def progress(console: Console) -> Iterator[ProgressReporter]:
     """Show what is told for as long as the ``with`` lasts; hand what it yields to the work."""
-    told = Told()
+    told = ProgressReporter()
     if not console.is_terminal:
         with _lines(console, lambda: told.stage and f"{told.stage}: {told.said(told.stage)}"):
             yield told
         return
     stage = TextColumn("{task.description:>10}", markup=False)
-    with Progress(stage, BarColumn(16), _Said(told), console=console) as bars:
+    with Progress(stage, BarColumn(16), _ProgressText(told), console=console) as bars:
         tasks = {}
 
         def changed(name: str, done: int, total: int) -> None:
@@ -137,8 +137,8 @@ def _lines(console: Console, said: Callable[[], str]) -> Iterator[None]:
         thread.join()
 
 
-class _Said(ProgressColumn):
-    def __init__(self, told: Told) -> None:
+class _ProgressText(ProgressColumn):
+    def __init__(self, told: ProgressReporter) -> None:
         super().__init__()
         self.told = told
 

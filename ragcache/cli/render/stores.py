@@ -56,7 +56,7 @@ def built_for(stats: StoreStats) -> dict[str, dict[str, int]]:
     }
 
 
-def moved(done: Moved, what: str) -> str:
+def transfer_text(done: Moved, what: str) -> str:
     """One line: what became of chunks that were to be moved."""
     parts = {
         f"chunks {what}": done.moved,

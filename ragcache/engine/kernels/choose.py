@@ -115,7 +115,7 @@ def by_torch(
     rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
     """What every device can do, and the reference of ``triton_place.place``."""
-    turn = None if rope is None or angles is None else rope.turning(*angles)
+    turn = None if rope is None or angles is None else rope.rotator(*angles)
     start = 0
     for keys, values in parts:
         span = slice(start, start + keys.shape[1])
