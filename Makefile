@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) 
 BIN_VLLM := .venv-vllm/bin
 PIP_VLLM := $(BIN_VLLM)/python -m pip --quiet --disable-pip-version-check --no-input
 # And for those that have environments of their own.
-TEST_RAY := .venv-ray/bin/python -m pytest tests/offline tests/retriever/test_source.py
+TEST_RAY := .venv-ray/bin/python -m pytest tests/batch tests/retriever/test_source.py
 TEST_VLLM := OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -W default -m vllm tests/vllm
 COVER := --cov --cov-report= --cov-fail-under=0
 
@@ -40,7 +40,7 @@ test-ray: .venv-ray/.ready ## run the tests of Ray and Arrow, which have an envi
 	$(TEST_RAY)
 
 test-triton: .venv-triton/.ready ## run the GPU's kernels in Triton's interpreter, and compile them
-	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest tests/engine/test_kernels.py
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest tests/engine/kernels/test_kernels.py
 
 # vLLM pins half the world, so it has an environment of its own: 2.4 GB, and minutes to install.
 test-vllm: $(READY) .venv-vllm/.ready ## run the tests with a real vLLM, on the CPU

@@ -1,18 +1,18 @@
 """How cost grows with the context, the number of chunks and the store: ``python -m bench.growth``.
 
-TTFT counts from the moment that the chunks are known. Modes take turns, and a figure is the median
-over rounds; the KV is in a store on disk, in the page cache. Memory is the most that the process
-had in use, with the model and what it has mapped of the store, in a round that is not timed.
+TTFT is measured from when the chunks are known. Modes take turns, and a figure is the median over
+rounds; the KV is in a store on disk, in the page cache. Memory is the peak of the process,
+including the model and the mapped part of the store, in a round that is not timed.
 
-- *Context*: eight chunks of ever more tokens. The slope is that of log t over log N; a + bN + cN^2
-  is fitted by least squares of relative errors, with nothing below 0. A mode that computes the
-  share r of the tokens attends from those to all N, and so has a part in N^2 as well: r times that
-  of full prefill.
-- *Chunks*: the same tokens, cut into ever more chunks, which full prefill does not know of.
-- *Store*: the same eight chunks of 64 tokens of a small model, in stores that are filled with ever
-  more chunks of as many bytes, in documents of ten, and that take turns. To find and read them is
-  to look them up and read all their layers; to retrieve is to embed a question (a bag of words:
-  next to nothing) and to search the exact index of 384 dimensions.
+- *Context*: eight chunks of increasing length. The slope is that of log t over log N; a + bN + cN^2
+  is fitted by least squares of relative errors, with no coefficient below 0. A mode that computes
+  the share r of the tokens attends from those to all N, and therefore also has a term in N^2: r
+  times that of full prefill.
+- *Chunks*: the same tokens, split into more and more chunks. Full prefill does not depend on this.
+- *Store*: the same eight chunks of 64 tokens of a small model, in stores filled with more and more
+  chunks of the same size, in documents of ten; the stores take turns. Finding and reading means
+  looking the chunks up and reading all their layers; retrieving means embedding a question (a bag
+  of words, which takes almost no time) and searching the exact index of 384 dimensions.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
 """Requests per second under load: ``python -m bench.load``.
 
-Questions arrive at random (a Poisson process) at one server that answers them one at a time, in the
-order in which they came. Their chunks are drawn from a corpus by Zipf's law (exponent 1), and stand
-in random order. The KV of the whole corpus is in the tier in RAM, before a store on disk; `prefix`
-has a tier and a store of its own, of as many bytes, which the requests before the first that counts
-have filled. Copying what it misses out of the prompt counts, putting that there does not.
+Questions arrive at random (a Poisson process) at one server that answers them one at a time, in
+order of arrival. Their chunks are drawn from a corpus by Zipf's law (exponent 1), in random order.
+The KV of the whole corpus is in a RAM cache in front of a store on disk. ``prefix`` has its own RAM
+cache and store of the same size, which the requests before the first measured one have filled. The
+time to copy what it misses out of the prompt is included, the time to store it is not.
 
-Every request is really served, in every mode in turn, one after another: this gives its time to the
-first token and to the last. Then arrivals at any rate are replayed through the queue: a request
-waits for those before it (W = max(0, W + S - A), Lindley's recursion, over the time S that the one
-before it took and the time A between their arrivals), and its TTFT is that wait and its own. This
-is exact for a single server, first come first served, whose service takes as long under load as
-without. Requests come again in the same order until there are enough. One mode is served by the
-clock as well, by a thread that submits and one that answers, to show that the replay says what
-happens.
+Every request is served in every mode in turn, one after another, which gives its times to the first
+and to the last token. Arrivals at any rate are then replayed through the queue: a request waits for
+those before it (W = max(0, W + S - A), Lindley's recursion, where S is the service time of the
+preceding request and A the time between their arrivals), and its TTFT is that wait plus its own.
+This is exact for a single first-come, first-served server whose service time does not depend on
+load. Requests are repeated in the same order until there are enough. One mode is also served in
+real time, by a thread that submits and one that answers, to validate the replay.
 """
 
 from __future__ import annotations

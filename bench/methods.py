@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="0: only hops")
     parser.add_argument("--hops", type=int, default=HOPS, help="of contexts of their own; 0: none")
     parser.add_argument("--processes", type=int, default=cores())
-    parser.add_argument("--compile", default="prefix")
+    parser.add_argument("--encoding-context", default="prefix")
     parser.add_argument("--json", type=Path, help="write all figures here")
     given = parser.parse_args()
     asked = {}
@@ -68,7 +68,7 @@ def main() -> None:
         asked["prompts.jsonl"] = take(load(world("prompts.jsonl")), given.questions)
     if given.hops:
         asked["hops"] = hops(given.hops)
-    settings = Settings.load(model=given.model, compile=given.compile)
+    settings = Settings.load(model=given.model, encoding_context=given.encoding_context)
     with render.progress(Console(stderr=True)) as told:
         done = compare(
             settings,

@@ -1,9 +1,9 @@
-"""The engine beside its model's own forward and ``generate``: ``python -m bench.model``.
+"""The engine compared with its model's own forward and ``generate``: ``python -m bench.model``.
 
 Full prefill by the engine and by the bare model with SDPA and logits of the last row only; then
-greedy decoding behind that prompt, by the engine and by the model's ``generate`` on its own cache.
-The two take turns; times are medians over rounds, ratios the medians of those within a round. Both
-must give the same tokens.
+greedy decoding after that prompt, by the engine and by the model's ``generate`` with its own cache.
+The two take turns; times are medians over rounds, and ratios the medians of those within a round.
+Both must give the same tokens.
 """
 
 from __future__ import annotations

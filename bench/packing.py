@@ -1,12 +1,12 @@
 """Chunks of unlike length in one forward: ``python -m bench.packing``.
 
-Tokens of chunks per second, of all that precompute computes of them: their KV behind a prefix, and
-once more behind that and the company that sensitivity takes. Packed as the package does it, beside
-one row under a block-diagonal mask, beside batches padded on the right, of chunks sorted by length
-or not, and beside one chunk at a time. The model has about 110M parameters, in float32, and ids
-are random. There are two sets of lengths: paragraphs of the shipped world, and lognormal ones cut
-to 32..512. Ways take turns, and a rate is the median over rounds; all ways are checked to give the
-same before timing.
+Tokens of chunks per second, for everything that precompute computes: their KV after a prefix, and
+again after that and the passage that measures sensitivity. The package's packing is compared with
+one row under a block-diagonal mask, with batches padded on the right, of chunks sorted by length or
+not, and with one chunk at a time. The model has about 110M parameters, in float32, and ids are
+random. There are two sets of lengths: paragraphs of the shipped world, and lognormal ones limited
+to 32..512. Methods take turns, and a rate is the median over rounds; all methods are checked to
+give the same values before timing.
 """
 
 from __future__ import annotations

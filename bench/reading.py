@@ -1,13 +1,13 @@
-"""How fast layers come from a store, beside what the machine can do: ``python -m bench.reading``.
+"""How fast layers are read, compared with the hardware's limits: ``python -m bench.reading``.
 
-Warm: a LayerReader (two threads) on a store in the page cache, and on the tier in RAM, beside
-copying the same bytes in memory, on one thread. Cold: the same on a store whose files were dropped
-from the page cache, beside a plain file of that size. *One file* is read from end to end into one
-buffer, as dd does; *by layer* is the same file on two threads in the order in which a store has to
-be read, the first layer of every chunk, then the second of every chunk, with nothing asked for
-ahead, checked or kept. The three take turns at who is first, since a host behind this
-machine may remember what was read. All in GB/s, medians; ratios of cold figures are medians of the
-ratios within a round. One table row per size of a layer.
+Warm: a LayerReader (two threads) on a store in the page cache, and on the RAM cache, compared with
+copying the same bytes in memory on one thread. Cold: the same on a store whose files were dropped
+from the page cache, compared with a plain file of that size. *One file* is read from end to end
+into one buffer, as dd does. *By layer* is the same file, read by two threads in the order in which
+a store has to be read: the first layer of every chunk, then the second of every chunk, without
+prefetching, checking or keeping anything. The three take turns at being first, since the host of
+this machine may cache what was read. All rates are in GB/s and medians; ratios of cold figures are
+medians of the ratios within a round. There is one table row per size of a layer.
 """
 
 from __future__ import annotations

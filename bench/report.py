@@ -39,10 +39,10 @@ BENCHMARKS: tuple[ModuleType, ...] = (
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `python -m bench` (`make bench`). Every section can be printed alone, by the command that
-it names, which has options for other sizes. What was timed is checked afterwards. Models of random
-weights take the same time as trained ones, and what modes cost in answers is in the
-[README](../README.md#numbers).
+`python -m bench` (`make bench`) writes this page. Every section can be printed alone by the command
+that it names, which has options for other sizes. Results are checked after they were timed. Models
+of random weights take the same time as trained ones; [quality.md](quality.md) has the quality of
+the answers.
 """
 
 

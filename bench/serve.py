@@ -28,7 +28,7 @@ from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from ragcache.models import world
 from ragcache.rag import RagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.types import Document, Sampling
 
 KEY = "bench-" + "k" * 32
@@ -57,8 +57,10 @@ def questions() -> list[str]:
 @contextmanager
 def serving(folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.Client]]:
     """A server at a free port of loopback, and a client of it."""
-    given = Settings.load(store=folder, port=0, model="tiny", **settings)
-    with Service.open(given, queue=given.queue, streams=given.streams, guard_share=0.0) as service:
+    own = {name: settings.pop(name) for name in ServiceSettings.model_fields if name in settings}
+    given = Settings.load(store=folder, model="tiny", **settings)
+    limits = ServiceSettings.load(port=0, monitor_share=0.0, **own)
+    with Service.open(given, limits) as service:
         server = Server(service, Keys([(TENANT, KEY)]))
         thread = threading.Thread(target=server.run)
         thread.start()

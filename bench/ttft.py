@@ -1,24 +1,24 @@
 """Time to first token of every mode against full prefill: ``python -m bench.ttft``.
 
-Eight chunks of a prompt whose KV is stored, of a random model. Time counts from the moment that the
-chunks are known to the logits of the first token: look them up, load, place, choose, compute. Modes
-take turns within a round; a time is the median over rounds, a speed-up the median of ratios within
-a round. Full prefill is the engine's own: one forward with the kernels of SDPA, and logits of the
-last row only.
+Eight chunks of a prompt whose KV is stored, with a model of random weights. Time is measured from
+when the chunks are known until the logits of the first token: lookup, loading, placing, choosing
+rows, computing. Modes take turns within a round; a time is the median over rounds, and a speed-up
+the median of the ratios within a round. Full prefill is the engine's own: one forward with SDPA
+kernels, and logits of the last row only.
 
 The *bound* is what the hardware would allow: max(bytes / bandwidth, FLOPs / rate). The first is the
-time that a reader takes for the same layers with nothing computed beside it. FLOPs are those of the
-rows that the mode computes (products with weights, and attention to the keys that each row sees),
-and the rate is that of full prefill in the same run. Efficiency is bound / measured.
+time that a reader takes for the same layers while nothing is computed. FLOPs are those of the rows
+that the mode computes (products with weights, and attention to the keys that each row sees), and
+the rate is that of full prefill in the same run. Efficiency is bound / measured.
 
-*RAM*: the tier in RAM, which lends what it holds. *Disk*: the store on disk, in the page cache.
-*Cold*: the same with its files dropped from the page cache before every run. *Slow*: the tier in
-RAM, made to take as long for its layers as computing 15 % of the rows does; it sleeps meanwhile, as
-if it were at the other end of a network. There loading and computing are balanced, and *first
-loaded, then computed* takes the sum.
+*RAM*: the RAM cache, which lends its KV without copying. *Disk*: the store on disk, in the page
+cache. *Cold*: the same with its files dropped from the page cache before every run. *Slow*: the RAM
+cache, slowed down to take as long for its layers as computing 15 % of the rows; it sleeps for that
+time, as if it were at the other end of a network. Loading and computing are then balanced, and
+*first loaded, then computed* takes the sum.
 
-Each mode's logits are checked against a second run's, `fused` and `cacheblend` at ratio 1 against
-full prefill's, and full prefill's against those of the bare model.
+Each mode's logits are compared with those of a second run, those of ``fused`` and ``cacheblend`` at
+ratio 1 with full prefill's, and those of full prefill with the bare model's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a store is opened with: what the settings say, or else what it was built with.
+"""Resolve what a store is opened with: a setting, or else the value that the store was built with.
 
-The first value that was used with a store is written down in it, so that it goes on with that.
+The first value that is used with a store is recorded in it, and is the default from then on.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteStore
     from ragcache.types import Fingerprint
 
-PROMPT_DATE = "prompt_date"  # a store's setting: the date in its prompts, in ISO's format
+PROMPT_DATE = "prompt_date"  # setting in the store: the date in its prompts, in ISO format
 
 
 def resolve_chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
-    """The setting, else what the store was built with, else what the packaged embedder reads whole,
-    and little enough that 32 chunks fit a context."""
+    """Maximum tokens per chunk: the setting, else the store's own, else 256 (the window of the
+    packaged embedder), or a 32nd of the model's context if that is less."""
     if settings.chunk_tokens is not None:
         return settings.chunk_tokens
     recorded = catalog.get_setting("chunk_tokens")
@@ -47,7 +47,7 @@ def resolve_chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settin
 
 
 def record_settings(catalog: Catalog, **settings: str) -> None:
-    """Write down what a store was first used with, where nothing is, and this process may write."""
+    """Record settings in the store that it does not have yet, if this process may write to it."""
     new = {name: text for name, text in settings.items() if catalog.get_setting(name) is None}
     if new and catalog.refusal() is None:
         for name, text in new.items():
@@ -55,7 +55,7 @@ def record_settings(catalog: Catalog, **settings: str) -> None:
 
 
 def record_kv_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
-    """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
+    """Record the shapes of KV of the store's model, in its codec and in those of ``levels``."""
     every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
     with store.tables.read() as txn:
         new = kv_shapes.unnoted(txn, every)
@@ -68,32 +68,39 @@ def record_kv_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) 
 def attach_remote(
     store: DiskStore, engine: ChunkEngine, settings: Settings, *, pin: bool
 ) -> RemoteStore | None:
-    """The store over a remote, where the settings have one."""
+    """The store with the remote of the settings; None if they have no remote.
+
+    ``pin``: read into page-locked memory. Raises ConfigError for settings that contradict.
+    """
     if not settings.remote:
-        if settings.levels:
-            raise ConfigError("levels are what a remote is sent: set remote too, or leave them out")
+        if settings.remote_codecs:
+            raise ConfigError(
+                "remote_codecs are the codecs in which chunks are sent to a remote: set remote "
+                "too, or leave remote_codecs out"
+            )
         return None
     if not isinstance(engine, Engine):
         raise ConfigError(
-            "vLLM reads the store in its folder and no remote: leave remote out, and fetch what "
-            "is there with `ragcache pull`"
+            "vLLM reads only the store in its folder: leave remote out, and copy the remote's "
+            "chunks into the store with `ragcache pull`"
         )
     own = dict(engine.fingerprint.fields).get("codec", "raw")
-    if settings.levels and not codec(own).faithful:
+    if settings.remote_codecs and not codec(own).faithful:
         raise ConfigError(
-            f"levels are made of what is stored, and codec {own} has lost some of it: leave levels "
-            "out, or begin a store with codec raw, bfloat16 or float16"
+            f"remote_codecs encode what is stored, and codec {own} has lost some of it: leave "
+            "remote_codecs out, or begin a store with codec raw, bfloat16 or float16"
         )
     from ragcache.store.remote.store import shared
 
-    return shared(store, settings.remote, settings.levels, pin=pin)
+    return shared(store, settings.remote, settings.remote_codecs, pin=pin)
 
 
 def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
-    """The setting, else the store's own, which is the first that was used with it.
+    """The codec of stored KV: the setting, else the store's own, else the published dtype.
 
-    A new store takes the precision that ``model``, a folder or hub name, was published in, where
-    this machine computes in float32: KV of float32 would say no more, in twice the bytes.
+    A new store stores KV in the 16-bit dtype in which ``model`` (a folder or hub name) was
+    published, if this machine computes in float32: float32 would take twice the bytes without
+    more information. Otherwise its codec is raw.
     """
     recorded = catalog.get_setting("codec")
     name = codec(settings.codec or recorded or _own_precision(catalog, settings, model)).name
@@ -102,7 +109,7 @@ def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") 
 
 
 def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> str:
-    if not model or catalog.get_setting("model") is not None:  # its KV is there already
+    if not model or catalog.get_setting("model") is not None:  # the store has KV already
         return "raw"
     own = published_dtype(model)
     wide = resolve_dtype(settings.dtype, resolve_device(settings.device).type) == "float32"
@@ -112,10 +119,10 @@ def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> s
 def resolve_prompt_template(
     catalog: Catalog, engine: ChunkEngine, settings: Settings
 ) -> PromptTemplate:
-    """The engine's, as of the store's day where its chat template puts a date into the prompt.
+    """The engine's template; with the store's date if the chat template puts one into the prompt.
 
-    That is the setting, else the store's own, which is the last that was set or else the first day
-    on which it was opened: with another date, nothing that is stored could be used.
+    The date is the setting, else the store's own: the last one that was set, or the day on which
+    the store was first opened. With another date, no stored chunk could be used.
     """
     if engine.template.day is None:
         return engine.template
@@ -132,16 +139,19 @@ def resolve_prompt_template(
 def resolve_encoding_context(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
 ) -> EncodingContext:
-    """The setting, else the store's own, which is the first that was used with it."""
+    """The tokens before a chunk while its KV is computed: the setting, else the store's own, else
+    the prefix. ConfigError for an unknown name."""
     recorded = catalog.get_setting("compile")
-    how = encoding_context(settings.compile or recorded or "prefix", engine, template)
+    how = encoding_context(settings.encoding_context or recorded or "prefix", engine, template)
     record_settings(catalog, compile=how.mode)
     return how
 
 
 def resolve_model_name(catalog: Catalog, given: str) -> str:
-    """The name of the model to load: ``given``, else what the store was built with, else the small
-    one that ships. ConfigError where only the store names it: see :mod:`ragcache.models.named`."""
+    """The model to load: ``given``, else the store's own, else the small model of the package.
+
+    Raises ConfigError if only the store names the model: see :mod:`ragcache.models.named`.
+    """
     recorded = catalog.get_setting("model")
     if given or recorded is None or recorded == TINY or was_named(recorded):
         return given or recorded or TINY
@@ -154,8 +164,11 @@ def resolve_model_name(catalog: Catalog, given: str) -> str:
 
 
 def load_embedder(catalog: Catalog, settings: Settings) -> Embedder:
-    """The setting, else the store's own, else the packaged one. ConfigError where only the store
-    names it, as for the model."""
+    """Load the embedder: the setting, else the store's own, else the packaged one.
+
+    Raises ConfigError if only the store names it, as for the model, or if the setting is another
+    embedder than the store's; ModelError if it cannot be loaded.
+    """
     recorded = catalog.get_setting("embedder")
     if not settings.embedder and recorded and recorded != PACKAGED and not was_named(recorded):
         raise ConfigError(
@@ -172,6 +185,6 @@ def load_embedder(catalog: Catalog, settings: Settings) -> Embedder:
         if settings.embedder or not recorded:
             raise
         raise ModelError(
-            f"the store was embedded with {recorded!r}, which cannot be loaded: {error}. If it is "
-            "in another place now, name that: set RAGCACHE_EMBEDDER, or embedder in ragcache.toml"
+            f"the store was embedded with {recorded!r}, which cannot be loaded: {error}. If it has "
+            "been moved, set RAGCACHE_EMBEDDER, or embedder in ragcache.toml, to its new path"
         ) from error

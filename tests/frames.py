@@ -19,7 +19,7 @@ from ragcache import Document, RagCache
 from ragcache.api.service import Service
 from ragcache.core.request import Request
 from ragcache.langchain import ChatRagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from tests.structure import PACKAGE
 
 _QUESTION = "Where does Mira Holt live?"
@@ -70,7 +70,10 @@ def by_service(folder: Path) -> list[str]:
             done.set()
 
     settings = Settings.load(store=folder)
-    with Service.open(settings) as service, watched(_model(service.own)) as stacks:
+    with (
+        Service.open(settings, ServiceSettings.load()) as service,
+        watched(_model(service.own)) as stacks,
+    ):
         service.ask("", Request(_QUESTION), told)
         done.wait()
         return stacks[0]

@@ -27,7 +27,7 @@ from ragcache.api.service import Service
 from ragcache.cli import app
 from ragcache.models import world
 from ragcache.rag import RagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.types import Document
 from tests.api.conftest import serving
 from tests.pages import PAGES, ROOT, Block, blocks, change
@@ -65,9 +65,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the service answers that pages call ``localhost:8000``."""
     folder = tmp_path_factory.mktemp("served")
-    cache = RagCache.open(folder, settings=Settings.load(port=0, ratio=0.15, max_tokens=16))
+    cache = RagCache.open(folder, settings=Settings.load(ratio=0.15, max_tokens=16))
     cache.add([Document("corvex", "Corvex Mills makes clocks.")])
-    with serving(Service(cache, Scheduler()), ()) as running:
+    limits = ServiceSettings.load(port=0)
+    with serving(Service(cache, Scheduler(), settings=limits), ()) as running:
         yield running.url.removeprefix("http://")
 
 
@@ -140,12 +141,17 @@ class Reader:
 
 def copy_checkout(folder: Path) -> None:
     """The package and its tests, without the small model's megabytes: those are linked."""
-    ignored = shutil.ignore_patterns("__pycache__", "models")
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        shutil.copytree(ROOT / name, folder / name, ignore=_without_the_small_model)
     (folder / "ragcache" / "models").symlink_to(ROOT / "ragcache" / "models")
     for name in FILES:
         shutil.copy(ROOT / name, folder)
+
+
+def _without_the_small_model(folder: str, names: list[str]) -> set[str]:
+    """For ``shutil.copytree``: what to leave out."""
+    models = {"models"} if Path(folder) == ROOT / "ragcache" else set()
+    return {"__pycache__", *models} & set(names)
 
 
 def give_documents(folder: Path) -> None:

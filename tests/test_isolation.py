@@ -13,7 +13,7 @@ from ragcache.engine.hf.fingerprint import fingerprint
 from ragcache.store import ChunkKey, DiskStore, Miss
 from ragcache.types import ChunkKV, Fingerprint
 from tests import models
-from tests.engine.test_fingerprint import adapted, changed
+from tests.engine.hf.test_fingerprint import adapted, changed
 
 TOKENS, PREFIX = (5, 6, 7), (1, 2)
 OF_THE_MODEL = ("weights", "other weights", "config", "rope", "tokenizer", "template", "dtype")

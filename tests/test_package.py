@@ -38,7 +38,7 @@ LAYERS = (
     {"rag"},
     {"setup", "vllm"},
     {"core", "sim"},
-    {"planning"},
+    {"planning", "testing"},
     {"blend"},
     {"engine", "retriever", "store"},
     {"models", "settings", "types", "util"},
@@ -101,8 +101,9 @@ def unsafe(path: Path, tree: ast.Module) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("ragcache", ("torch", "transformers", "numpy", "faiss", "pydantic")),
+        ("ragcache", ("torch", "transformers", "numpy", "faiss", "pydantic", "ragcache.testing")),
         ("ragcache.cli", ("torch", "transformers", "numpy", "faiss", "sentence_transformers")),
+        ("ragcache.rag, ragcache.api.app", ("pytest", "ragcache.testing")),
     ],
 )
 def test_import_is_light(module: str, heavy: tuple[str, ...]) -> None:
@@ -111,6 +112,12 @@ def test_import_is_light(module: str, heavy: tuple[str, ...]) -> None:
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert out.stdout.strip() == "[]"
+
+
+def test_without_pytest_the_suites_say_what_to_install() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import ragcache.testing"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and 'pip install "ragcache-fusion[testing]"' in done.stderr
 
 
 def test_every_exported_name_is_there() -> None:
@@ -182,6 +189,16 @@ def test_the_package_is_small_enough_to_see() -> None:
     assert len(room_graph()) <= 24
     assert max(levels(room_graph()).values()) <= 12
     assert len(top_modules(PACKAGE / "store")) <= 12
+
+
+def test_only_tests_import_the_contract_suites() -> None:
+    """They need pytest, which users of the package may not have."""
+    found = [
+        path.relative_to(ROOT)
+        for path in SOURCES
+        if room_of(path) != "testing" and "testing" in rooms_imported(path, parse(path))
+    ]
+    assert found == []
 
 
 def test_nothing_runs_code_that_it_reads() -> None:

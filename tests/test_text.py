@@ -24,7 +24,7 @@ from ragcache.text import whole, whole_in
 from ragcache.types import Chunk, Document, Sampling
 from tests import scene
 from tests.api.conftest import ANN, served
-from tests.test_cli import Run, model, notes, run
+from tests.cli.test_commands import Run, model, notes, run
 
 __all__ = ["model", "notes", "run"]  # fixtures
 

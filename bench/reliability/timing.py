@@ -26,7 +26,7 @@ from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.store import DiskStore
 from ragcache.types import Chunk, Sampling
 
@@ -41,9 +41,9 @@ def run(rounds: int, seed: int) -> Outcome:
     outcome = Outcome(f"{rounds} probes, {CHUNKS} chunks each")
     engine = TransformersEngine.load(model_path(TINY), device="cpu")
     with scratch() as folder:
-        settings = Settings.load(store=folder, mode="fused", ratio=0.15, guard_share=0)
+        settings = Settings.load(store=folder, mode="fused", ratio=0.15)
         own = RagCache(engine, DiskStore(folder), HashEmbedder(), folder, settings)
-        with Service(own, Scheduler()) as service:
+        with Service(own, Scheduler(), settings=ServiceSettings.load()) as service:
             for _ in range(5):  # warms up
                 first_token_s(service, "asks", texts(random.Random(0)))
             across = auc(outcome, service, "another's", "stores", rounds, seed)

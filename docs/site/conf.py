@@ -1,8 +1,8 @@
-"""The site: ``make docs`` builds the pages of docs/, and a reference from the docstrings.
+"""The website: ``make docs`` builds it from the pages of docs/ and the docstrings.
 
-Pages are written to be read on their own, and may link to files that are no pages.
-Some of those become pages of the site; links to others lead to the page that shows them, or are
-text. The site asks no other host for anything.
+Pages can also be read in the repository, and may link to files outside docs/. Some of those files
+become pages of the site (``PAGES``); a link to any other file leads to the page that describes it
+(``SHOWN_BY``), or becomes plain text. The site loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import ragcache.langchain.vectorstore  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
-#: Files of the repository that are pages of the site too, by their names there.
+#: Files outside docs/ that become pages of the site, with their names there.
 PAGES = {
     "README.md": "overview.md",
     "CHANGELOG.md": "changelog.md",
@@ -31,23 +31,29 @@ PAGES = {
     "examples/README.md": "examples.md",
     "ragcache/models/tiny/README.md": "small-model.md",
 }
-SHOWN_BY = {"examples": "examples.md"}  # a folder, and the page that says what is in it
+SHOWN_BY = {"examples": "examples.md"}  # a directory, and the page that describes it
 
-REST = "..."  # every page that is not named
+REST = "..."  # every page that is not listed
 CONTENTS = {
     "Start": ["overview", "quickstart", "concepts", "choosing-a-ratio", "examples"],
     "Use": ["langchain", "serving", REST, "security", "security-policy", "reliability"],
     "Understand": [
         "architecture",
+        "fusion",
         "blenders",
         "choosing-tokens",
+        "engine",
+        "kernels",
+        "storage",
         "codecs",
         "store-format",
+        "service",
+        "quality",
         "benchmarks",
         "small-model",
     ],
     "Extend": ["add-a-blender", "add-a-codec", "add-a-store", "contributing"],
-    "Look up": ["commands", "settings", "reference", "changelog"],
+    "Look up": ["glossary", "commands", "settings", "reference", "changelog"],
 }
 
 project, author, release = "ragcache", "the authors of ragcache", ragcache.__version__
@@ -57,12 +63,12 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
-autodoc_inherit_docstrings = False  # of LangChain: they are not ours
+autodoc_inherit_docstrings = False  # LangChain's docstrings are not part of this project
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 nitpicky = False
-# Titles are sentences, and what is below them may be short.
+# Pages may skip heading levels.
 suppress_warnings = ["myst.header"]
 
 root_doc = "README"
@@ -79,7 +85,7 @@ def setup(app: Sphinx) -> None:
 
 
 def gather(folder: Path) -> None:
-    """What Sphinx reads: the pages, and the files of the repository that are pages too."""
+    """Copy everything that Sphinx reads into ``folder``: the pages, and the files in ``PAGES``."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS, folder, ignore=shutil.ignore_patterns("site"))
     for source, name in PAGES.items():
@@ -87,7 +93,7 @@ def gather(folder: Path) -> None:
 
 
 def _read(_: Sphinx, name: str, content: list[str]) -> None:
-    """Every relative link as it is between pages of the site; fences without their titles."""
+    """Rewrite relative links for the site, and move the titles of code blocks into the text."""
     sources = {page.removesuffix(".md"): source for source, page in PAGES.items()}
     folder = posixpath.dirname(sources.get(name, f"docs/{name}.md"))
     text = _LINK.sub(lambda link: moved(link, folder), content[0])
@@ -97,7 +103,7 @@ def _read(_: Sphinx, name: str, content: list[str]) -> None:
 
 
 def contents() -> str:
-    """The navigation, as tables of contents that are not shown on the page itself."""
+    """The navigation: tables of contents that the page itself does not show."""
     named = {name for names in CONTENTS.values() for name in names} | {root_doc}
     rest = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in named)
     groups = {
@@ -111,7 +117,7 @@ def contents() -> str:
 
 
 def moved(link: re.Match[str], folder: str) -> str:
-    """A link that stands in a file of ``folder``, as it is to be in the site."""
+    """A link in a file of ``folder``, rewritten for the site."""
     target = link["target"]
     if not target or ":" in target:
         return link[0]
@@ -125,5 +131,5 @@ def moved(link: re.Match[str], folder: str) -> str:
     elif (ROOT / path).exists():
         return link["text"]
     else:
-        return link[0]  # Sphinx says that it leads nowhere
+        return link[0]  # Sphinx reports it as broken
     return f"[{link['text']}]({to}{link['anchor'] or ''})"

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from ragcache.api.service import Service
     from ragcache.types import Answer
 
+#: Gauges of the quality monitor. The second is the name of before, for one more release.
+_MONITOR = {
+    "ragcache_quality_monitor": "Answers compared with full prefill",
+    "ragcache_guard": "Deprecated: ragcache_quality_monitor",
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -115,8 +120,10 @@ class _State(Collector):
                 told.add_metric([what], count)
             yield told
         if self.service.guard is not None:
-            guard = GaugeMetricFamily("ragcache_guard", "Of the quality guard", labels=["what"])
-            for name, value in self.service.guard.status().items():
-                if isinstance(value, (int, float)):
-                    guard.add_metric([name], value)
-            yield guard
+            status = self.service.guard.status().items()
+            for name, about in _MONITOR.items():
+                monitor = GaugeMetricFamily(name, about, labels=["what"])
+                for what, value in status:
+                    if isinstance(value, (int, float)):
+                        monitor.add_metric([what], value)
+                yield monitor

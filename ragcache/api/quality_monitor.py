@@ -13,7 +13,7 @@ accident either, the service goes back to it. So it does not go to and fro, and 
 does not return on the evidence of full prefill. "No accident": the whole of Wilson's score interval
 (1927, 99 %) lies on that side of the floor, of at least ``least`` answers.
 
-The guard is in charge of what is left to the service. A mode or a ratio that a client names is used
+The monitor changes only what is left to the service. A mode or a ratio that a client names is used
 as it is, and not counted: whoever asks for ``reuse`` wants to see what that does. Answers for which
 nothing was loaded are not counted either, since those are exact.
 

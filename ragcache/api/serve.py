@@ -19,7 +19,7 @@ from ragcache.api.connections import allowed, connection
 from ragcache.api.middleware.security import Keys, check_bind
 from ragcache.api.service import Service
 from ragcache.errors import ConfigError, RagCacheError
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.tenants import tenant_folder
 
 logger = logging.getLogger(__name__)
@@ -33,16 +33,19 @@ _IN_QUEUE = 2048  # connections that the kernel holds until they are accepted
 _SWITCH_S = 0.0005
 
 
-def serve(settings: Settings, loading: Callable[[str], None] | None = None) -> None:
+def serve(
+    settings: Settings,
+    service_settings: ServiceSettings,
+    loading: Callable[[str], None] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM; then the stores are closed. Raises ConfigError for an address
     that must not be served at, before the model is loaded, and what :meth:`Service.open` raises."""
-    keys = Keys.of(settings)
-    check_bind(settings.host, keys)
-    check_free(settings.host, settings.port)
+    keys = Keys.of(service_settings)
+    check_bind(service_settings.host, keys)
+    check_free(service_settings.host, service_settings.port)
     logs.configure()
     sys.setswitchinterval(_SWITCH_S)
-    queue, streams = settings.queue, settings.streams
-    with Service.open(settings, queue=queue, streams=streams, loading=loading) as service:
+    with Service.open(settings, service_settings, loading=loading) as service:
         for warning in empty_stores(service, keys):
             logger.warning(warning)
         Server(service, keys, lambda url: print(f"the page is at {url}/demo", flush=True)).run()
@@ -50,7 +53,7 @@ def serve(settings: Settings, loading: Callable[[str], None] | None = None) -> N
 
 def empty_stores(service: Service, keys: Keys) -> Iterator[str]:
     """Say whose questions find nothing, and which documents nobody can ask for."""
-    store = service.settings.store
+    store = service.own.settings.store
     for tenant in keys.tenants or [""]:
         try:
             there = tenant_folder(Path(store), tenant).exists()

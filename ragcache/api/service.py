@@ -24,7 +24,7 @@ from ragcache.core.indexing import Added, Split, check_bytes
 from ragcache.core.precompute import Precomputed, precomputing
 from ragcache.core.request import Request
 from ragcache.rag import RagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.key import ChunkKey
 from ragcache.store.tenants import made_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage
@@ -38,11 +38,11 @@ EMBED_BATCH, BATCH_TOKENS = 16, 256
 
 
 class Service:
-    """Tenants' stores below ``settings.store``, and one engine for all. Thread-safe.
+    """Tenants' stores below that of ``own``, and one engine for all. Thread-safe.
 
     The tenant called "" has the store in that folder itself: it is the only one where no keys are
     asked for. Others are called as :mod:`ragcache.store.tenants` says, and made on first use. They
-    stay open, with a tier of ``settings.ram_bytes`` each: there are as many of them as somebody
+    stay open, with a tier of ``ram_bytes`` each: there are as many of them as somebody
     gave keys to.
 
     Nothing is read ahead for a question that waits. Its layers are read while earlier ones compute,
@@ -50,9 +50,14 @@ class Service:
     """
 
     def __init__(
-        self, own: RagCache, scheduler: Scheduler, guard: QualityMonitor | None = None
+        self,
+        own: RagCache,
+        scheduler: Scheduler,
+        guard: QualityMonitor | None = None,
+        settings: ServiceSettings | None = None,
     ) -> None:
-        self.own, self.scheduler, self.settings = own, scheduler, own.settings
+        self.own, self.scheduler = own, scheduler
+        self.settings = settings or ServiceSettings.load()
         #: For what is long and needs no engine: splitting, in turns too.
         self.aside = Scheduler(name="splitter")
         self.guard = guard  # None: nobody compares answers with full prefill
@@ -65,22 +70,18 @@ class Service:
     def open(
         cls,
         settings: Settings,
+        service: ServiceSettings,
         *,
-        queue: int = 64,
-        streams: int = 16,
-        guard_share: float | None = None,
-        guard_floor: float | None = None,
         loading: Callable[[str], None] | None = None,
     ) -> Self:
-        """``loading`` is told the model's name before it is loaded. What the guard is not given
-        comes from the settings; with a share of 0 there is none. Raises what
+        """``loading`` is told the model's name before it is loaded. Raises what
         :meth:`RagCache.open` raises."""
-        share = settings.guard_share if guard_share is None else guard_share
-        floor = settings.guard_floor if guard_floor is None else guard_floor
+        share, floor = service.monitor_share, service.monitor_floor
         own = RagCache.open(settings.store, settings=settings, loading=loading)
         watched = share and settings.engine == "embedded"  # a server hands no logits over
         guard = QualityMonitor(settings, share=share, floor=floor) if watched else None
-        return cls(own, Scheduler(queue=queue, streams=streams), guard)
+        scheduler = Scheduler(queue=service.queue, streams=service.streams)
+        return cls(own, scheduler, guard, service)
 
     def cache(self, tenant: str) -> RagCache:
         """The tenant's own RagCache. ConfigError for a name that is not valid."""
@@ -90,8 +91,8 @@ class Service:
             with self._lock:
                 if (known := self._caches.get(tenant)) is not None:
                     return known
-            path = made_tenant_folder(Path(self.settings.store), tenant)
-            cache = RagCache.open(path, settings=self.settings, beside=self.own, tenant=tenant)
+            path = made_tenant_folder(Path(self.own.settings.store), tenant)
+            cache = RagCache.open(path, settings=self.own.settings, beside=self.own, tenant=tenant)
             with self._lock:
                 self._caches[tenant] = cache
             return cache

@@ -173,8 +173,8 @@ def planning(
     """As :func:`plan`, in steps: how many documents have been read, of how many so far."""
     if cache.indexing.encoding.similar:
         raise ConfigError(
-            f"compile mode {cache.indexing.encoding.mode} computes chunks behind similar ones of "
-            "an index, and there is none here: use `ragcache index`"
+            f"encoding context {cache.indexing.encoding.mode} computes chunks behind similar ones "
+            "of an index, and there is none here: use `ragcache index`"
         )
     given = several(documents, "documents")
     engine, reading = cache.engine, _Reading(cache)

@@ -82,8 +82,8 @@ def main_options(
 
 
 def main() -> None:
-    """Entry point. What goes wrong on purpose is one message and exit code 1, not a traceback; 4
-    where there is nothing to answer from."""
+    """Entry point. A RagCacheError is printed as one message, without a traceback; the exit code is
+    1, or 4 if there are no chunks to answer from."""
     replace_unencodable((sys.stdout, sys.stderr))
     if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

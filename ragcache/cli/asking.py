@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,31 +13,27 @@ from ragcache.cli import render
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
-    Compile,
     Device,
     Dtype,
-    Levels,
+    EncodingContext,
     Model,
     PromptDate,
     Ratio,
     Remote,
+    RemoteCodecs,
     RequireChunks,
     Store,
     Tenant,
     check_free,
-    figures,
-    loading,
     named_if_blank,
     opened,
-    out,
-    progress,
-    tell,
     tell_date,
     tell_size,
 )
+from ragcache.cli.output import figures, loading, out, progress, tell
 from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
 from ragcache.errors import SourceError
-from ragcache.settings import Settings, seconds
+from ragcache.settings import ServiceSettings, Settings, seconds
 
 if TYPE_CHECKING:
     from ragcache.core.origins import RenamedDocuments
@@ -50,43 +46,47 @@ def index(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
-    embedder: Annotated[str | None, typer.Option(help="sentence-transformers model.")] = None,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
-    compile_mode: Compile = None,
+    embedder: Annotated[str | None, typer.Option(help="Sentence-transformers model.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per chunk.")] = None,
+    encoding_context: EncodingContext = None,
     codec: Codec = None,
     prompt_date: PromptDate = None,
     ttl: Annotated[
-        str | None, typer.Option(help="Delete the documents after this long: 90s, 12h, 30d.")
+        str | None, typer.Option(help="Delete the documents after this time: 90s, 12h, 30d.")
     ] = None,
     pin: Annotated[
-        bool | None, typer.Option("--pin/--unpin", help="Whether their KV may not be evicted.")
+        bool | None,
+        typer.Option("--pin/--unpin", help="Whether their KV is protected from eviction."),
     ] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(help="KV that the store may hold, such as 50GB.")
+        str | None, typer.Option(help="Maximum KV in the store, such as 50GB.")
     ] = None,
     skip_errors: Annotated[
-        bool, typer.Option(help="Report documents that cannot be read, and go on.")
+        bool, typer.Option(help="Report documents that cannot be read, and continue.")
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Delete documents that are gone from these folders.")
+        bool,
+        typer.Option("--prune", help="Delete documents whose files are gone from these folders."),
     ] = False,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that ids are paths below; default: the one above each given."),
+        typer.Option(
+            help="Folder that ids are relative to; default: the parent of each given path."
+        ),
     ] = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
 ) -> None:
-    """Split, embed and precompute documents. Run again, it does only what is missing.
+    """Split and embed documents, and compute their KV. A second run does only what is missing.
 
-    Documents whose file is gone stay, which is said, until `ragcache delete` or --prune.
+    Documents whose file is gone stay until `ragcache delete` or --prune.
     """
     from ragcache.core import origins
     from ragcache.retriever.source import find
 
     ttl_s = None if ttl is None else seconds(ttl)
     check_free(Settings.load(store=store).store)
-    errors: list[Any] = []
+    errors: list[SourceError] = []
     try:
         on_error = errors.append if skip_errors else None
         sources = find(paths, root=root, on_error=on_error)
@@ -104,12 +104,12 @@ def index(
         dtype=dtype,
         embedder=embedder,
         chunk_tokens=chunk_tokens,
-        compile=compile_mode,
+        encoding_context=encoding_context,
         codec=codec,
         prompt_date=prompt_date,
         max_bytes=max_bytes,
         remote=remote,
-        levels=levels,
+        remote_codecs=remote_codecs,
     )
     with opened(settings, tenant=tenant) as cache:
         for moved in origins.check_folders(cache.catalog, sources.folders):
@@ -194,31 +194,36 @@ def query(
     tenant: Tenant = None,
     model: Model = None,
     mode: Annotated[
-        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
+        str | None, typer.Option(help="Fusion method, such as full, reuse or cacheblend.")
     ] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of the answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Probability mass of nucleus sampling.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    explain: Annotated[bool, typer.Option(help="Show what was reused, and the cost.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    explain: Annotated[bool, typer.Option(help="Show what was reused, and what it cost.")] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Write a page (.html) that shows it, with all text used.")
+        Path | None,
+        typer.Option(help="Write a page (.html) that shows the prompt and what was reused."),
     ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option(help="Ask in this mode too, with its own ratio.")
+        list[str] | None, typer.Option(help="Also answer with this method, at its default ratio.")
     ] = None,
     require_chunks: RequireChunks = None,
     device: Device = None,
     dtype: Dtype = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
 ) -> None:
-    """Answer a question from the indexed documents; the answer streams.
+    """Answer a question from the indexed documents. The answer is streamed.
 
-    --compare may be given several times. Exit code 4: there was nothing to answer from.
+    --compare and --stop may be repeated. Exit code 4: there were no chunks to answer from.
     """
     from ragcache.api import report_page
     from ragcache.api.serialize import report_json
@@ -239,14 +244,14 @@ def query(
         device=device,
         dtype=dtype,
         remote=remote,
-        levels=levels,
+        remote_codecs=remote_codecs,
     )
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
     )
     request = Request(question, sampling=sampling)
-    ratio = None if settings.ratio == "auto" else settings.ratio
-    blender(settings.mode, ratio)  # before the model is loaded
+    share = None if settings.ratio == "auto" else settings.ratio
+    blender(settings.mode, share)  # before the model is loaded
     for other in compare or ():
         blender(other)
     if report is not None:
@@ -292,9 +297,9 @@ def query(
 
 
 def demo(
-    questions: Annotated[int, typer.Option(help="Held-out questions in the table.")] = 200,
+    questions: Annotated[int, typer.Option(help="Number of held-out questions to ask.")] = 200,
 ) -> None:
-    """Index, precompute, ask in every mode, compare: no GPU, no model hub."""
+    """Index, ask and compare fusion methods on a small world: no GPU, no model hub."""
     from ragcache.cli.demo import run
 
     found = run(out, progress, questions)
@@ -306,34 +311,44 @@ def serve(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
-    host: Annotated[str | None, typer.Option(help="Address; other than loopback: keys.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0: any that is free.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; other than loopback needs keys.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen at; 0 chooses a free one.")
+    ] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="File of API keys: name:key, one a line.")
+        Path | None, typer.Option(help="File of API keys: one name:key per line.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="embedded, or vllm: servers at --base-url.")
+        str | None,
+        typer.Option(
+            help="What runs the model: embedded (this process), or vllm (servers at --base-url)."
+        ),
     ] = None,
     base_url: Annotated[
-        list[str] | None, typer.Option(help="A vLLM server; again for each one more.")
+        list[str] | None, typer.Option(help="URL of a vLLM server; repeat it for several.")
     ] = None,
-    queue: Annotated[int | None, typer.Option(help="Questions of a tenant that may wait.")] = None,
-    streams: Annotated[int | None, typer.Option(help="Answers under way at a time.")] = None,
+    queue: Annotated[
+        int | None, typer.Option(help="Maximum questions of a tenant that wait.")
+    ] = None,
+    streams: Annotated[int | None, typer.Option(help="Maximum answers at the same time.")] = None,
     timeout: Annotated[
-        str | None, typer.Option(help="How long an answer may take: 90s, 5m.")
+        str | None, typer.Option(help="Time that a request may take: 90s, 5m.")
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="A fusion method, such as full, reuse or cacheblend.")
+        str | None, typer.Option(help="Fusion method, such as full, reuse or cacheblend.")
     ] = None,
     ratio: Ratio = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
-        str | None, typer.Option(help="KV of each tenant held in RAM, such as 4GB.")
+        str | None,
+        typer.Option(help="Maximum KV of each tenant that is cached in RAM, such as 4GB."),
     ] = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
 ) -> None:
-    """Serve over HTTP, OpenAI's chat completions among others; docs/serving.md has the routes."""
+    """Serve over HTTP, with OpenAI's chat completions API; docs/serving.md lists the routes."""
     check_free(Settings.load(store=store).store)
     from ragcache.api.serve import serve as run
 
@@ -343,20 +358,22 @@ def serve(
             model=model,
             device=device,
             dtype=dtype,
-            host=host,
-            port=port,
-            keys=keys,
             engine=engine,
             vllm_url=",".join(base_url) if base_url else None,
-            queue=queue,
-            streams=streams,
-            timeout_s=None if timeout is None else seconds(timeout),
             mode=mode,
             ratio=ratio,
             require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,
-            levels=levels,
+            remote_codecs=remote_codecs,
+        ),
+        ServiceSettings.load(
+            host=host,
+            port=port,
+            keys=keys,
+            queue=queue,
+            streams=streams,
+            timeout_s=None if timeout is None else seconds(timeout),
         ),
         loading,
     )

@@ -1,4 +1,4 @@
-"""Commands for whole corpora and lists of questions, and for what they will take."""
+"""Commands for whole corpora and files of questions, and for their costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ByteSize
@@ -18,27 +18,23 @@ from ragcache.cli import render
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
-    Compile,
     Device,
     Dtype,
-    Levels,
+    EncodingContext,
     Model,
     PromptDate,
     Ratio,
     Remote,
+    RemoteCodecs,
     RequireChunks,
     Store,
     Tenant,
-    figures,
     named_if_blank,
     opened,
-    out,
-    progress,
     smaller,
-    tell,
     tell_date,
 )
-from ragcache.cli.output import INTERRUPTED, as_json
+from ragcache.cli.output import INTERRUPTED, as_json, figures, out, progress, tell
 from ragcache.cli.render import corpora
 from ragcache.cli.render.stages import COMPUTING
 from ragcache.errors import ConfigError, SourceError
@@ -51,47 +47,52 @@ if TYPE_CHECKING:
     from ragcache.batch.run import Computing, Done
     from ragcache.rag import RagCache
 
-SKIPPED = 3  # exit code; 0: all that was to be is stored, 1: see the message
+SKIPPED = 3  # exit code: some documents or requests were skipped
 
 
 def precompute(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="Files, folders, data sets on disk; - is JSON Lines from stdin."),
+        typer.Argument(help="Files, folders and data sets on disk; - reads JSON Lines from stdin."),
     ],
     store: Store = None,
     tenant: Tenant = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Longest chunk.")] = None,
-    compile_mode: Compile = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per chunk.")] = None,
+    encoding_context: EncodingContext = None,
     codec: Codec = None,
     prompt_date: PromptDate = None,
     remote: Remote = None,
-    levels: Levels = None,
+    remote_codecs: RemoteCodecs = None,
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of chunks computed in one forward.")
+        int, typer.Option(min=1, help="Maximum tokens that one forward pass computes.")
     ] = 2048,
-    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the work.")] = "1/1",
+    shard: Annotated[str, typer.Option(help="Do the i-th of n parts of the work: i/n.")] = "1/1",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many chunks; no batch is cut.")
+        int | None, typer.Option(min=1, help="Stop after so many chunks, at the end of a batch.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what there is to do, and do nothing.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write plan and outcome here (JSON).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print what there is to do, without doing it.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write plan and result into this file (JSON).")
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Compute in this process, or on Ray.")
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; default: one on this machine.")
+        str | None,
+        typer.Option(help="Address of a Ray cluster; default: start one on this machine."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Workers on Ray.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs of each Ray worker.")] = 0,
 ) -> None:
-    """Compute the KV of documents, without indexing them. Run again, it does only what is missing.
+    """Compute the KV of documents, without indexing them.
 
-    Killed at any moment, nothing is lost but the batches under way. Exit code 3: all is done but
-    documents that were skipped; 130: interrupted.
+    A second run computes only what is missing, and a run that is killed loses only the batches in
+    progress. Exit code 3: some documents were skipped; 130: interrupted.
     """
     from ragcache.batch.plan import Shard, Size, plan
     from ragcache.batch.ray import Cluster
@@ -101,7 +102,7 @@ def precompute(
     part = Shard.parse(shard)
     if dry_run and prompt_date:
         raise ConfigError(
-            "--dry-run changes nothing, and --prompt-date does: leave one of them out"
+            "--dry-run changes nothing, but --prompt-date does: leave one of them out"
         )
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {report}: there is no folder {report.parent}")
@@ -109,14 +110,14 @@ def precompute(
     settings = Settings.load(
         store=store,
         model=model,
-        device="cpu" if on_gpus else device,  # of the driver, which computes nothing
+        device="cpu" if on_gpus else device,  # the driver computes nothing
         dtype=dtype or ("bfloat16" if on_gpus else None),
         chunk_tokens=chunk_tokens,
-        compile=compile_mode,
+        encoding_context=encoding_context,
         codec=codec,
         prompt_date=prompt_date,
         remote=remote,
-        levels=levels,
+        remote_codecs=remote_codecs,
     )
     cluster = Cluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []
@@ -152,30 +153,34 @@ def precompute(
 def batch(
     questions: Annotated[
         Path,
-        typer.Argument(help="Requests (JSON Lines), as OpenAI's and vLLM's batches have them."),
+        typer.Argument(
+            help="File of requests (JSON Lines) in the batch format of OpenAI and vLLM."
+        ),
     ],
-    to: Annotated[Path, typer.Option("--out", help="File of the results, in the same order.")],
+    to: Annotated[
+        Path, typer.Option("--out", help="File for the results, in the order of the requests.")
+    ],
     store: Store = None,
     tenant: Tenant = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
-    mode: Annotated[str | None, typer.Option(help="A fusion method, where none is named.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Fusion method of requests without one.")] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of an answer.")] = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
-        str | None, typer.Option(help="KV held in RAM between questions; default: 1GiB.")
+        str | None, typer.Option(help="KV that is cached in RAM, such as 4GB; default: 1GiB.")
     ] = None,
     reorder: Annotated[
-        bool, typer.Option(help="Answer questions on the same chunks one after another.")
+        bool, typer.Option(help="Answer questions about the same chunks one after another.")
     ] = True,
 ) -> None:
-    """Answer a file of questions. Run again after it was stopped, it answers those that are left.
+    """Answer a file of questions. A second run answers those that are left.
 
-    Exit code 3: some requests cannot be answered; their results say why. 4: all are answered, some
-    of them from nothing.
+    Exit code 3: some requests failed; their results say why. 4: all are answered, but some without
+    chunks.
     """
     from ragcache.api.batch_file import answering, read
     from ragcache.core.precompute import drive
@@ -203,16 +208,16 @@ def batch(
     seconds = time.perf_counter() - began
     out.print(
         f"{done.requests - done.failed:,} of {render.counted(done.requests, 'request')} answered "
-        f"in {render.duration(seconds)}, {done.failed:,} failed, {done.resumed:,} were done before"
-        f"; results in {to}",
+        f"in {render.duration(seconds)}, {done.failed:,} failed, {done.resumed:,} were answered "
+        f"before; results in {to}",
         highlight=False,
         soft_wrap=True,
     )
     if done.without:
         tell(
             "nothing to answer from",
-            f"{done.without} of {done.requests} answers are the model's own: no chunks were found "
-            "for them, or given. Their results say why in ragcache.no_chunks.",
+            f"{done.without} of {done.requests} answers are from the model alone: there were no "
+            "chunks for them. The field ragcache.no_chunks of their results says why.",
         )
     figures({**asdict(done), "seconds": seconds, "out": to})
     if done.failed or done.without:
@@ -221,35 +226,38 @@ def batch(
 
 def plan_corpora(
     model: Annotated[
-        str, typer.Option(help="Folder, name of a model hub, or a shape such as llama-3.1-8b.")
+        str,
+        typer.Option(
+            help="Model: a folder, a name on the model hub, or a shape such as llama-3.1-8b."
+        ),
     ] = "llama-3.1-8b",
     chunks: Annotated[
-        list[float] | None, typer.Option(help="How many; default: 1e4 to 1e9.")
+        list[float] | None, typer.Option(help="Number of chunks; default: 1e4 to 1e9.")
     ] = None,
-    chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a chunk.")] = 256,
+    chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each chunk.")] = 256,
     codec: Annotated[
-        list[str] | None, typer.Option(help="How KV is stored; default: raw and cachegen.")
+        list[str] | None, typer.Option(help="Codec of stored KV; default: raw and cachegen.")
     ] = None,
     link: Annotated[
-        str, typer.Option(help="From the store to a GPU, such as 10Gbit/s or 3GB/s.")
+        str, typer.Option(help="Bandwidth from the store to a GPU, such as 10Gbit/s or 3GB/s.")
     ] = "10Gbit/s",
     ratio: Annotated[
-        float, typer.Option(help="Share that is recomputed of what is loaded.")
+        float, typer.Option(help="Share of the loaded tokens that is recomputed.")
     ] = 0.15,
-    tflops: Annotated[float, typer.Option(help="10^12 FLOPs a second that a GPU reaches.")] = 400,
-    gpu_hour: Annotated[float, typer.Option(help="Price of a GPU for an hour.")] = 2.5,
-    gb_month: Annotated[float, typer.Option(help="Price of 10^9 bytes for a month.")] = 0.023,
+    tflops: Annotated[float, typer.Option(help="Speed of a GPU in TFLOP/s.")] = 400,
+    gpu_hour: Annotated[float, typer.Option(help="Price of a GPU per hour.")] = 2.5,
+    gb_month: Annotated[float, typer.Option(help="Price of storage per GB and month.")] = 0.023,
 ) -> None:
-    """What corpora of some sizes take: bytes, prices, GPU hours, and when keeping KV pays.
+    """Estimate what corpora cost: bytes, prices, GPU hours, and when storing KV pays off.
 
-    --chunks and --codec may be given several times. Nothing is measured here.
+    --chunks and --codec may be repeated. Nothing is measured.
     """
     from ragcache.sim.sizing import Prices, rate, shape, sizing
 
     prices = Prices(tflops * 1e12, gpu_hour, gb_month, rate(link))
     found = shape(model)
     counts = [round(count) for count in chunks or [10**power for power in range(4, 10)]]
-    table: list[dict[str, Any]] = []
+    table: list[dict[str, object]] = []
     for name in codec or ("raw", "cachegen"):
         rows = [
             sizing(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)
@@ -264,7 +272,7 @@ def plan_corpora(
 
 @contextmanager
 def _there(settings: Settings, dry_run: bool) -> Iterator[Settings]:
-    """The same, but for a store that is gone afterwards where there is none and shall be none."""
+    """``settings``; for a dry run without a store, with a temporary one."""
     if not dry_run or settings.store.exists():
         yield settings
         return
@@ -301,7 +309,7 @@ def _computing(
 def _run(
     cache: RagCache, work: Work, computing: Computing, limit: int | None
 ) -> tuple[Done, Literal["done", "limited", "interrupted"]]:
-    """What was done, and how it ended."""
+    """Compute what is missing. Returns what was done, and how it ended."""
     from ragcache.batch.plan import Size
     from ragcache.batch.run import Done, running
 
@@ -322,7 +330,7 @@ def _run(
 
 
 def _rate(cache: RagCache, work: Work, cluster: Cluster | None) -> float | None:
-    """Tokens per second to expect; None where that is not known before it runs."""
+    """Expected tokens per second; None if only a run can tell."""
     from ragcache.batch.run import tokens_per_second
 
     if cluster is not None and cluster.gpus:
@@ -332,11 +340,11 @@ def _rate(cache: RagCache, work: Work, cluster: Cluster | None) -> float | None:
 
 
 def _check_room(settings: Settings, work: Work) -> None:
-    """Raise ConfigError where the store may not hold what the corpus needs: it would evict what
-    has just been computed."""
+    """Raise ConfigError if the corpus exceeds ``max_bytes``: the store would evict what has just
+    been computed."""
     most = settings.max_bytes
     if most is not None and work.wanted.payload_bytes > most:
         raise ConfigError(
-            f"the corpus needs {render.size(work.wanted.payload_bytes)} and max_bytes is "
-            f"{render.size(most)}: raise it, take a smaller codec, or a part with --shard"
+            f"the corpus needs {render.size(work.wanted.payload_bytes)} but max_bytes is "
+            f"{render.size(most)}: raise it, choose a smaller codec, or a part with --shard"
         )

@@ -1,4 +1,4 @@
-"""Commands that measure: modes against full prefill, models, machines, and policies."""
+"""Commands that measure: fusion methods, models, speeds, and eviction policies."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ragcache.cli import render
 from ragcache.cli.options import (
     Codec,
-    Compile,
     Device,
     Dtype,
+    EncodingContext,
     Model,
     Store,
     check_exists,
-    figures,
-    loading,
     opened,
-    out,
-    progress,
-    tell,
-    waiting,
 )
-from ragcache.cli.output import as_json
+from ragcache.cli.output import as_json, figures, loading, out, progress, tell, waiting
 from ragcache.cli.render import corpora, quality
 from ragcache.cli.render.stores import built_for, speed_table, store_table
 from ragcache.errors import ConfigError, NoChunksError, StoreError
@@ -41,31 +35,40 @@ if TYPE_CHECKING:
 def evaluate(
     dataset: Annotated[
         list[Path] | None,
-        typer.Option(help="prompts.jsonl or CacheBlend's JSON; default: the small world."),
+        typer.Option(
+            help="Prompts (.jsonl), or JSON in CacheBlend's format; default: the small world."
+        ),
     ] = None,
-    mode: Annotated[list[str] | None, typer.Option(help="Modes; default: all.")] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="Fusion methods; default: all.")] = None,
     ratio: Annotated[
         list[float] | None, typer.Option(help="Shares of chunk tokens to recompute, 0 to 1.")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="Also show differences to this mode.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per dataset; default: all.")] = None,
-    compile_mode: Compile = None,
+    against: Annotated[
+        str | None, typer.Option(help="Also show differences from this method.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum questions per dataset; default: all.")
+    ] = None,
+    encoding_context: EncodingContext = None,
     codec: Codec = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 32,
     processes: Annotated[
-        int, typer.Option(help="Share the questions out; each process loads the model.")
+        int, typer.Option(help="Processes that share the questions; each loads the model.")
     ] = 1,
-    report: Annotated[Path | None, typer.Option(help="Write the figures here (JSON).")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the figures into this file (JSON).")
+    ] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Draw quality against budget: .png or .svg.")
+        Path | None,
+        typer.Option("--plot", help="Draw quality against budget into this file (.png or .svg)."),
     ] = None,
 ) -> None:
-    """Quality and cost of every mode over questions with given chunks.
+    """Measure the quality and cost of fusion methods on questions with given chunks.
 
-    --dataset, --mode and --ratio may be given several times.
+    --dataset, --mode and --ratio may be repeated.
     """
     from ragcache.eval import plot
     from ragcache.eval.dataset import load_all
@@ -73,7 +76,7 @@ def evaluate(
     from ragcache.models import world
 
     settings = Settings.load(
-        model=model, device=device, dtype=dtype, compile=compile_mode, codec=codec
+        model=model, device=device, dtype=dtype, encoding_context=encoding_context, codec=codec
     )
     chosen = modes(mode, ratio or ())
     datasets = load_all(dataset or [world("prompts.jsonl")], limit)
@@ -111,29 +114,30 @@ def calibrate(
     questions: Annotated[
         Path | None,
         typer.Argument(
-            help="Your questions: a text file, one a line, asked over the store; or a file of "
-            "prompts with chunks (.jsonl, .json). Default: the small world's."
+            help="Questions: a text file with one per line, for which the store is searched; or "
+            "prompts with chunks (.jsonl, .json). Default: those of the small world."
         ),
     ] = None,
     store: Store = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help="Modes to try, at several ratios; default: fused.")
+        list[str] | None,
+        typer.Option(help="Fusion methods to try, at several ratios; default: fused."),
     ] = None,
     keep: Annotated[
-        float, typer.Option(help="Share of full prefill's answers to keep, 0 to 1.")
+        float, typer.Option(help="Share of answers that must equal full prefill's, 0 to 1.")
     ] = 0.95,
-    limit: Annotated[int, typer.Option(help="Questions.")] = 50,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    limit: Annotated[int, typer.Option(help="Maximum questions.")] = 50,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 32,
     processes: Annotated[
-        int, typer.Option(help="Share the questions out; each process loads the model.")
+        int, typer.Option(help="Processes that share the questions; each loads the model.")
     ] = 1,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Find the least ratio that keeps full prefill's answers: needs questions, no answers.
+    """Find the lowest ratio at which answers equal those of full prefill.
 
-    --mode may be given several times.
+    It needs questions, but no answers. --mode may be repeated.
     """
     from ragcache.eval import calibrate as choosing
     from ragcache.eval.dataset import load
@@ -187,9 +191,9 @@ def _check_chunks(contexts: Iterable[Context], name: str, why: str = "none are g
 
 
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:
-    """What a model's KV depends on, what it costs, and what a store has of it and of others.
+    """Show what a model's KV depends on, its size, and how many chunks of a store are usable.
 
-    The model is the one that is named, or else the store's own.
+    The model is the named one, or else the store's own.
     """
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import TINY, model_path
@@ -212,7 +216,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
         model_path(name), device=settings.device, codec=codec, kernels=settings.kernels
     )
     spec, fingerprint = engine.spec, engine.fingerprint
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "model": str(fingerprint),
         **asdict(spec),
         "token_bytes": spec.chunk_bytes(1),
@@ -251,7 +255,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
 def profile(
     store: Store = None, model: Model = None, device: Device = None, dtype: Dtype = None
 ) -> None:
-    """Measure anew how fast the model computes and its KV loads: what `--ratio auto` goes by."""
+    """Measure again how fast the model computes and KV loads, for `--ratio auto`."""
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
     with opened(settings, lazy=True) as cache:
         with waiting("measuring the model and the store"):
@@ -269,19 +273,24 @@ def profile(
 
 def simulate(
     trace: Annotated[
-        str, typer.Argument(help="A file of requests (JSON Lines), or made up: zipf or scans.")
+        str,
+        typer.Argument(help="File of requests (JSON Lines), or a synthetic trace: zipf or scans."),
     ],
     capacity: Annotated[
         list[str] | None,
-        typer.Option(help="Sizes of the store; default: 5, 10 and 25 % of what is asked for twice"),
+        typer.Option(
+            help="Size of the store; default: 5, 10 and 25 % of the chunks requested twice."
+        ),
     ] = None,
     replicas: Annotated[
         list[int] | None,
-        typer.Option(help="Instead: the trace over so many replicas, each with this much RAM."),
+        typer.Option(
+            help="Route the trace over so many replicas instead, each with --capacity as RAM."
+        ),
     ] = None,
     model: Model = None,
 ) -> None:
-    """What stores of some sizes would save, under every eviction policy and at best.
+    """Simulate what stores of several sizes save under each eviction policy, and at best.
 
     A line of a trace: {"chunks": [{"id": "a#0", "tokens": 123}, ...]}
     """

@@ -1,4 +1,4 @@
-"""What several commands have in common: options, and opening a store."""
+"""Options that several commands share, and opening a store."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ragcache.cli import render
-from ragcache.cli.output import err as err
-from ragcache.cli.output import figures as figures
-from ragcache.cli.output import loading as loading
-from ragcache.cli.output import out as out
-from ragcache.cli.output import progress as progress
-from ragcache.cli.output import tell as tell
-from ragcache.cli.output import waiting as waiting
+from ragcache.cli.output import loading, tell
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
@@ -26,88 +20,89 @@ if TYPE_CHECKING:
     from ragcache.rag import RagCache
     from ragcache.types import Document
 
-NO_CHUNKS = 4  # exit code: there was nothing to answer from
+NO_CHUNKS = 4  # exit code: there were no chunks to answer from
 
 Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_default=False)]
 Model = Annotated[
     str | None,
-    typer.Option(help="Model folder or hub name; default: the store's own, or `tiny`."),
+    typer.Option(
+        help="Folder of the model, or its name on a model hub; default: the store's own, or `tiny`."
+    ),
 ]
 Tenant = Annotated[
     str | None,
-    typer.Option(help="Whose store, below that folder: a name among the keys of `serve`."),
+    typer.Option(help="Tenant whose store in this folder is used: a name in the keys of `serve`."),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-
-
-def _ratio(text: str) -> str | float:
-    """A number where it is one; the settings say what may be."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+Device = Annotated[str | None, typer.Option(help="Device of the model: auto, cpu or cuda.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Data type of the model: auto, float32, bfloat16 or float16."),
+]
 
 
 Ratio = Annotated[
-    Any | None,
+    str | None,
     typer.Option(
-        parser=_ratio,
         metavar="SHARE|auto",
-        help="Share of chunk tokens to recompute, 0 to 1; auto suits the machine.",
+        help="Share of chunk tokens to recompute, 0 to 1; auto: chosen by measured speeds.",
     ),
 ]
-Compile = Annotated[
+EncodingContext = Annotated[
     str | None,
-    typer.Option("--compile", help="Compute chunks behind: prefix, bos, link0 or enriched(n)."),
+    typer.Option(
+        help="Tokens that precede a chunk while its KV is computed: prefix, bos, link0 or "
+        "enriched(n)."
+    ),
 ]
 Remote = Annotated[
     str | None,
-    typer.Option(help="Object store that machines share: s3://bucket/prefix or file:///folder."),
+    typer.Option(
+        help="Object store that machines share, such as s3://bucket/prefix or file:///folder."
+    ),
 ]
-Levels = Annotated[
+RemoteCodecs = Annotated[
     str | None,
-    typer.Option(help="Codecs that chunks go there in too, such as int8,cachegen."),
+    typer.Option(help="Further codecs in which the remote has chunks, such as int8,cachegen."),
 ]
 PromptDate = Annotated[
     str | None,
     typer.Option(
         metavar="today|YYYY-MM-DD",
-        help="Set anew the date that a chat template puts into this store's prompts.",
+        help="Change the date that the chat template puts into this store's prompts.",
     ),
 ]
 RequireChunks = Annotated[
     bool | None,
     typer.Option(
         "--require-chunks/--allow-no-chunks",
-        help="Refuse a question that nothing is found for, with exit code 4.",
+        help="Refuse questions for which no chunks are found, with exit code 4.",
     ),
 ]
 Codec = Annotated[
-    str | None, typer.Option(help="How KV is stored, such as raw, bfloat16, int8 or cachegen.")
+    str | None, typer.Option(help="Codec of stored KV, such as raw, bfloat16, int8 or cachegen.")
 ]
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
-    """The same, with a word about each that has no text, a blank file say: it makes no chunk."""
+    """``documents``, with a note about each that has no text, such as a blank file."""
     for document in documents:
         if not document.text.strip():  # a scanned PDF is an error
-            tell("no text", f"{document.id}: it makes no chunk, so no question will find it")
+            tell("no text", f"{document.id}: it has no chunks, so no question will find it")
         yield document
 
 
 def tell_date(cache: RagCache) -> None:
-    """That a store keeps its date, where its prompts have one."""
+    """Say which date the prompts of this store keep, if they have one."""
     if day := cache.template.day:
         tell(
             "note",
-            f"the chat template puts a date into the prompt: {day} is kept for this store. "
-            "--prompt-date today sets it anew, and all KV is computed again.",
+            f"the chat template puts a date into the prompt: this store keeps {day}. "
+            "--prompt-date today changes it, and then all KV is computed again.",
         )
 
 
 def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
-    """About how many bytes the KV of documents will take, before it is computed."""
+    """Say about how many bytes the KV of ``documents`` will take, before it is computed."""
     from ragcache.core.precompute import bytes_per_token
 
     characters = sum(len(document.text) for document in documents)
@@ -119,14 +114,14 @@ def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
     own = dict(cache.engine.fingerprint.fields)["codec"]
     each = bytes_per_token(cache.engine)
     said = (
-        f"the KV of {tokens:,} tokens or so will take about {render.size(round(tokens * each))}: "
+        f"the KV of about {tokens:,} tokens will take about {render.size(round(tokens * each))}: "
         f"{render.size(round(each))} per token, codec {own}"
     )
     tell("note", said + smaller(cache))
 
 
 def smaller(cache: RagCache) -> str:
-    """For a store that has no KV yet, what a codec of fewer bytes would take; else nothing."""
+    """For a store without KV, the size with a smaller codec; else an empty text."""
     from ragcache.core.precompute import bytes_per_token
     from ragcache.store.format.codecs import codec
 
@@ -142,7 +137,7 @@ _SAMPLED = 4000  # characters of a document
 
 
 def check_exists(store: Path, tenant: str | None = None) -> None:
-    """Raise StoreError where there is none, or none of that tenant's below it."""
+    """Raise StoreError if there is no such store, or it has none of that tenant."""
     from ragcache.store.tenants import tenant_folder  # torch comes with it
 
     folder = tenant_folder(store, tenant or "")
@@ -155,7 +150,7 @@ def check_exists(store: Path, tenant: str | None = None) -> None:
 
 
 def check_free(store: Path) -> None:
-    """Raise LockedError, before anything is loaded or read, where another process writes it."""
+    """Raise LockedError if another process writes the store. Loads and reads nothing."""
     from ragcache.store.lmdb.directory import check_free
 
     check_free(store)
@@ -163,8 +158,7 @@ def check_free(store: Path) -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without looking for garbage, which takes a sixth of the time to start and finds none: what is
-    imported and loaded stays."""
+    """Without garbage collection, which takes a sixth of the start and finds nothing to free."""
     gc.disable()
     try:
         yield
@@ -180,9 +174,9 @@ def opened(
     must_exist: bool = False,
     lazy: bool = False,
     tenant: str | None = None,
-) -> Iterator[Any]:
-    """The RagCache of the store, or of a tenant's below it, with its model; ``lazy`` as for
-    :meth:`RagCache.open`."""
+) -> Iterator[RagCache]:
+    """The RagCache of the store, or of a tenant's store in its folder, with its model; ``lazy`` as
+    for :meth:`RagCache.open`."""
     from ragcache.store.tenants import made_tenant_folder, tenant_folder
 
     path = tenant_folder(settings.store, tenant or "")
@@ -208,6 +202,6 @@ def _tell_of_tiny(cache: RagCache) -> None:
     if cache.engine.name == TINY:
         tell(
             "note",
-            "this is the small model that ships: it knows only its own made-up world. Index with "
-            "--model for answers from documents of yours.",
+            "this is the small model that comes with ragcache: it knows only its own made-up "
+            "world. Index with --model to get answers from your own documents.",
         )

@@ -1,4 +1,4 @@
-"""What a command says: results on stdout, for people or as JSON, and all else on stderr."""
+"""Output of commands: results on stdout, as text or JSON, and everything else on stderr."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import logging
 import math
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 from rich.text import Text
 
 from ragcache.cli import render
 from ragcache.errors import RagCacheError
+from ragcache.settings.renamed import RENAMED, RenamedWarning, by_new_names
 
-# Names, questions and messages have brackets of their own: they are no markup.
+# Brackets in names, questions and messages are not markup.
 out, err = render.Screen(markup=False), render.Screen(stderr=True, markup=False)
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
@@ -30,9 +32,9 @@ INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How the command that runs is to speak."""
+    """How the running command prints."""
 
-    json: bool = False  # one JSON object in place of what is printed for people
+    json: bool = False  # one JSON object instead of text
     quiet: bool = False  # no progress and no notes
     verbose: bool = False  # debug logs, and tracebacks of errors
 
@@ -42,19 +44,21 @@ _MANNER: ContextVar[Manner] = ContextVar("manner", default=_PLAIN)
 
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Print results and errors alone: no progress, no notes."),
+    typer.Option("--quiet", "-q", help="Print only results and errors: no progress, no notes."),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print debug logs too, and tracebacks of errors.")
+    bool, typer.Option("--verbose", "-v", help="Also print debug logs, and tracebacks of errors.")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object: docs/scripting.md.")]
-# Either is taken in front of the command, where help shows it, and behind it.
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; docs/scripting.md lists its keys.")
+]
+# Both are accepted before the command, where --help shows them, and after it.
 _QuietToo = Annotated[bool, typer.Option("--quiet", "-q", hidden=True)]
 _VerboseToo = Annotated[bool, typer.Option("--verbose", "-v", hidden=True)]
 
 
 def speak(quiet: bool, verbose: bool) -> None:
-    """How every command speaks that is run from here on."""
+    """Set how every command prints from here on."""
     _MANNER.set(Manner(quiet=quiet, verbose=verbose))
 
 
@@ -65,21 +69,21 @@ def spoken(
     kept: bool = False,
     until_stopped: bool = False,
 ) -> Callable[..., None]:
-    """``command`` with the options that all have: --quiet, --verbose and, if it prints ``figures``,
-    --json. ``kept``: after Ctrl-C, running it again goes on where it was; ``until_stopped``: that
-    is how it ends, and nothing is said of it."""
+    """``command`` with the options of all commands: --quiet, --verbose, --json if it prints
+    ``figures``, and old names of its own options. ``kept``: after Ctrl-C, a second run continues
+    the first; ``until_stopped``: Ctrl-C is the usual end, without a message."""
 
     @wraps(command)
     def run(
-        *, as_json: bool = False, quiet: bool = False, verbose: bool = False, **given: Any
+        *, as_json: bool = False, quiet: bool = False, verbose: bool = False, **given: object
     ) -> None:
         before = _MANNER.get()
         manner = Manner(as_json, quiet or before.quiet, verbose or before.verbose)
         if manner.quiet and manner.verbose:
             raise typer.BadParameter("--quiet and --verbose contradict each other: give one")
-        with _speaking(manner):
+        with _speaking(manner), _renamed_on_stderr():
             try:
-                command(**given)
+                command(**by_new_names(given, plain.parameters, _flag))
             except KeyboardInterrupt:
                 after = "what is done is kept: run the same command again to continue"
                 if not until_stopped:
@@ -97,9 +101,49 @@ def spoken(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in more.items()
     ]
+    options += [
+        inspect.Parameter(
+            old,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(_flag(old), hidden=True)],
+        )
+        for old, new in RENAMED.items()
+        if new in plain.parameters
+    ]
     signature = plain.replace(parameters=[*plain.parameters.values(), *options])
     run.__signature__ = signature  # type: ignore[attr-defined]
     return run
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def _renamed_on_stderr() -> Iterator[None]:
+    """Print warnings of old names of settings as lines on stderr, each once."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, RenamedWarning):
+                show(message, category, filename, lineno, file, line)
+            elif (said := str(message)) not in told:
+                told.add(said)
+                tell("deprecated", said)
+
+        warnings.simplefilter("always", RenamedWarning)
+        warnings.showwarning = shown
+        yield
 
 
 @contextmanager
@@ -118,8 +162,8 @@ def _speaking(manner: Manner) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def figures(found: Mapping[str, Any]) -> None:
-    """Print the results of the command as one JSON object, where --json asks for it."""
+def figures(found: Mapping[str, object]) -> None:
+    """With --json, print the results of the command as one JSON object."""
     if _MANNER.get().json:
         try:
             sys.stdout.write(as_json(found) + "\n")
@@ -128,12 +172,12 @@ def figures(found: Mapping[str, Any]) -> None:
             out.on_broken_pipe()
 
 
-def as_json(found: Mapping[str, Any]) -> str:
-    """JSON in ASCII, whatever is in it; numbers that are none are null."""
+def as_json(found: Mapping[str, object]) -> str:
+    """JSON in ASCII; NaN and infinity are null."""
     return json.dumps(_plain(found), indent=2, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     match value:
         case Mapping():
             return {str(key): _plain(one) for key, one in value.items()}
@@ -148,25 +192,24 @@ def _plain(value: Any) -> Any:
 
 
 def progress() -> AbstractContextManager[render.ProgressReporter]:
-    """How far the work is, on stderr; with --quiet nothing is shown."""
+    """Show progress on stderr, unless --quiet is given."""
     return nullcontext(render.ProgressReporter()) if _MANNER.get().quiet else render.progress(err)
 
 
 def waiting(what: str) -> AbstractContextManager[None]:
-    """Say on stderr ``what`` is under way, whose end nobody can tell."""
+    """Show on stderr that ``what`` is in progress, where its length is unknown."""
     return nullcontext() if _MANNER.get().quiet else render.waiting(err, what)
 
 
 def loading(model: str) -> None:
-    """Say on stderr that a model is being loaded, for that takes a while."""
+    """Print on stderr that a model is being loaded."""
     if not _MANNER.get().quiet:
         err.print(f"loading model {model}", highlight=False, soft_wrap=True)
 
 
 def tell(label: str, text: object, style: str = "yellow") -> None:
-    """A message about the work, beside its results: on stderr, on a line of its own. With --quiet,
-    only what the exit code tells of: errors, that the work was interrupted, and answers from
-    nothing."""
+    """Print a message on stderr, on a line of its own. With --quiet, only what the exit code
+    reports: errors, interruptions, and answers without chunks."""
     if _MANNER.get().quiet and label not in ("error", "interrupted", "nothing to answer from"):
         return
     said = render.plain(str(text))

@@ -1,4 +1,4 @@
-"""Commands for what is stored, here and in a remote."""
+"""Commands for stores and their remotes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ import typer
 
 from ragcache.cli import render
 from ragcache.cli.options import (
-    Levels,
     Model,
     Remote,
+    RemoteCodecs,
     Store,
     Tenant,
     check_exists,
-    figures,
-    loading,
     opened,
-    out,
-    progress,
-    tell,
-    waiting,
 )
+from ragcache.cli.output import figures, loading, out, progress, tell, waiting
 from ragcache.cli.render.stores import (
     built_for,
     document_table,
@@ -52,12 +47,14 @@ def documents(store: Store = None, tenant: Tenant = None) -> None:
 
 
 def delete(
-    ids: Annotated[list[str], typer.Argument(help="Documents, as `ragcache documents` has them.")],
+    ids: Annotated[
+        list[str], typer.Argument(help="Ids of documents, as `ragcache documents` lists them.")
+    ],
     store: Store = None,
     tenant: Tenant = None,
     remote: Remote = None,
 ) -> None:
-    """Delete documents, their chunks, and the KV that no other document uses, there and here."""
+    """Delete documents, their chunks, and KV that no other document uses, also in the remote."""
     from ragcache.store import Catalog
 
     has_remote = Settings.load(remote=remote).remote
@@ -78,7 +75,7 @@ def delete(
 
 
 def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> None:
-    """What a store holds, and what its remote does."""
+    """Show what a store holds, and the size of its remote."""
     from ragcache.setup import PROMPT_DATE
     from ragcache.store import Catalog
 
@@ -112,10 +109,10 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
 def verify(
     store: Store = None,
     repair: Annotated[
-        bool, typer.Option(help="Drop what is damaged: it is computed anew.")
+        bool, typer.Option(help="Delete damaged records; they are computed again when needed.")
     ] = False,
 ) -> None:
-    """Read every record of a store and report what is damaged; exit code 1 if anything is left."""
+    """Read every record of a store and report damage; exit code 1 if any is left."""
     with _store(store, readonly=not repair) as chunks:
         with progress() as told:
             bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
@@ -129,16 +126,20 @@ def verify(
     )
     figures({"chunks": count, "damaged": bad, "repaired": repair, "strays": len(strays)})
     if strays:
-        tell("note", f"{len(strays)} files below kv are none of the store's, such as {strays[0]}")
+        tell(
+            "note", f"{len(strays)} files below kv do not belong to the store, such as {strays[0]}"
+        )
     if bad and not repair:
         raise typer.Exit(1)
 
 
 def convert(
-    layout: Annotated[str, typer.Argument(help="records, files, or auto: by the layers' size.")],
+    layout: Annotated[
+        str, typer.Argument(help="records, files, or auto: as suits the size of a layer.")
+    ],
     store: Store = None,
 ) -> None:
-    """Move every chunk into LMDB, or into a file of its own; what is there stays usable."""
+    """Move every chunk into LMDB (records) or into a file of its own (files)."""
     from ragcache.store.disk.store import as_layout
 
     wanted = as_layout(layout)
@@ -149,15 +150,15 @@ def convert(
 
 
 def compact(store: Store = None) -> None:
-    """Give unused space in a store back to the file system; readers may go on meanwhile."""
-    with _store(store) as chunks, waiting("copying what is in use"):
+    """Return unused space of a store to the file system; readers may continue meanwhile."""
+    with _store(store) as chunks, waiting("copying the data in use"):
         before, after = chunks.compact()
     out.print(f"{render.size(before)} before, {render.size(after)} now", highlight=False)
     figures({"before_bytes": before, "after_bytes": after})
 
 
 def doctor(store: Store = None, model: Model = None) -> None:
-    """Look at a store and the machine under it; exit code 1 if something is bad."""
+    """Check a store and the machine it is on; exit code 1 if something is bad."""
     from ragcache.cli.doctor import inspect_store
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import model_path
@@ -171,7 +172,7 @@ def doctor(store: Store = None, model: Model = None) -> None:
             codec = Catalog(chunks).get_setting("codec") or "raw"
             loading(name)
             engine = TransformersEngine.load(model_path(name), codec=codec)
-        with waiting("trying the disk"):
+        with waiting("measuring the disk"):
             found = list(inspect_store(chunks, engine))
     out.print(finding_table(found))
     bad = any(finding.state == "bad" for finding in found)
@@ -181,20 +182,25 @@ def doctor(store: Store = None, model: Model = None) -> None:
 
 
 def push(
-    store: Store = None, remote: Remote = None, levels: Levels = None, model: Model = None
+    store: Store = None,
+    remote: Remote = None,
+    remote_codecs: RemoteCodecs = None,
+    model: Model = None,
 ) -> None:
-    """Write chunks that are in the store and not in the remote there.
+    """Upload chunks that the remote does not have.
 
-    With --levels, for which the model is loaded, those of documents also in these codecs.
+    With --remote-codecs the model is loaded, and chunks of documents are uploaded in these codecs
+    too.
     """
-    settings = Settings.load(store=store, remote=remote, levels=levels, model=model)
+    settings = Settings.load(store=store, remote=remote, remote_codecs=remote_codecs, model=model)
     from ragcache.store.remote.sync import push as run
 
     with ExitStack() as stack:
         told = stack.enter_context(progress())
-        if settings.levels:
+        if settings.remote_codecs:
             cache = stack.enter_context(opened(settings, lazy=True))
             both, wanted = cache.remote, cache.levels()
+            assert both is not None  # remote_codecs without a remote are refused
         else:
             both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
@@ -207,10 +213,13 @@ def pull(
     store: Store = None,
     remote: Remote = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Of all texts, not of this store's documents alone.")
+        bool,
+        typer.Option(
+            "--all", help="Download chunks of all texts, not only of this store's documents."
+        ),
     ] = False,
 ) -> None:
-    """Bring chunks of the store's documents from the remote, as many as the store may hold."""
+    """Download chunks of the store's documents from the remote, as many as max_bytes allows."""
     from ragcache.store import Catalog
     from ragcache.store.remote.sync import pull as run
 
@@ -237,7 +246,7 @@ def _store(
     bounded: bool = False,
     tenant: str | None = None,
 ) -> DiskStore:
-    """A store without a model, perhaps with its quota; StoreError if there is none."""
+    """A store without a model, with its quota if ``bounded``. StoreError if there is none."""
     from ragcache.store import DiskStore
     from ragcache.store.disk.quota import UNBOUNDED, Quota
     from ragcache.store.tenants import tenant_folder
@@ -264,7 +273,7 @@ def _shared(
     lazy: bool = False,
     bounded: bool = False,
 ) -> RemoteStore:
-    """A store over its remote, without a model; ConfigError where none is set."""
+    """A store and its remote, without a model. ConfigError if no remote is set."""
     url = Settings.load(remote=remote).remote
     if not url:
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")

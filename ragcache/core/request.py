@@ -13,7 +13,7 @@ from ragcache.types import Chunk, Passage, Prompt, Sampling
 
 
 class RequestOptions(TypedDict, total=False):
-    """Options of a :class:`Request`. An option that is absent or None is taken from the settings."""
+    """Options of a :class:`Request`. Absent and None options are taken from the settings."""
 
     #: Chunks to use instead of retrieval, in this order. An empty list: answer without chunks.
     chunks: Sequence[str | Chunk | Passage] | None

@@ -25,7 +25,8 @@ def with_fixed_date(chat_template: str, day: date) -> str:
     midnight = datetime(day.year, day.month, day.day)
     formatted = [("%%", _PERCENT), *((f, midnight.strftime(f)) for f in _FORMATS), (_PERCENT, "%")]
     clock = (
-        f"{{% set made = namespace(text=format) %}}{{% for code, value in {json.dumps(formatted)} %}}"
+        "{% set made = namespace(text=format) %}"
+        f"{{% for code, value in {json.dumps(formatted)} %}}"
         "{% set made.text = made.text | replace(code, value) %}{% endfor %}{{ made.text }}"
     )
     return f"{{% macro {_CLOCK}(format) %}}{clock}{{% endmacro %}}\n{chat_template}"

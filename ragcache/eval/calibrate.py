@@ -54,9 +54,10 @@ def retrieved(path: Path, cache: RagCache) -> list[Context]:
 
 
 def of_store(settings: Settings, cache: RagCache) -> Settings:
-    """``settings`` with the model, codec and compile mode that an open store has."""
-    names = "model", "codec", "compile"
-    known = {name: cache.catalog.get_setting(name) for name in names if not getattr(settings, name)}
+    """``settings`` with the model, codec and encoding context that an open store has."""
+    recorded = {"model": "model", "codec": "codec", "encoding_context": "compile"}
+    missing = {name: key for name, key in recorded.items() if not getattr(settings, name)}
+    known = {name: cache.catalog.get_setting(key) for name, key in missing.items()}
     return settings.model_copy(update={name: value for name, value in known.items() if value})
 
 

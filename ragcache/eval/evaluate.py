@@ -170,7 +170,7 @@ def _evaluate_model(
         codec=codec(settings.codec or "raw").name,
         kernels=settings.kernels,
     )
-    how = encoding_context(settings.compile or "prefix", engine)
+    how = encoding_context(settings.encoding_context or "prefix", engine)
     embedder = None
     if how.similar:
         embedder = SentenceTransformerEmbedder(settings.embedder or PACKAGED)

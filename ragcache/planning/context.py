@@ -55,11 +55,14 @@ def encoding_context(
         return EncodingContext(name, prefix, int(enriched[1]))
     if name not in COMPILE_MODES:
         known = ", ".join(COMPILE_MODES)
-        raise ConfigError(f"compile mode {name!r} is unknown: use one of {known}")
+        raise ConfigError(f"encoding context {name!r} is unknown: use one of {known}")
     if name == "enriched(n)":
-        raise ConfigError("compile mode enriched(n) needs a number of chunks, such as enriched(3)")
+        raise ConfigError(
+            "encoding context enriched(n) needs a number of chunks, such as enriched(3)"
+        )
     if engine.bos is None:
         raise ConfigError(
-            f"compile mode {name} needs a BOS token, which {engine.name} does not have: use prefix"
+            f"encoding context {name} needs a BOS token, which {engine.name} does not have: use "
+            "prefix"
         )
     return EncodingContext(name, (engine.bos,) * (4 if name == "link0" else 1))

@@ -18,7 +18,7 @@ from ragcache.api.scheduler import Busy, Scheduler
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from tests import scene
-from tests.api.scene import NewThreads
+from tests.api.scene import NewThreads, told_apart
 from tests.errors import MET
 
 ANN, BOB = "ann-" + "a" * 32, "bob-" + "b" * 32
@@ -46,10 +46,10 @@ def new_threads() -> NewThreads:
 @contextmanager
 def served(path: Path, keys: Any = KEYS, **settings: Any) -> Iterator[Served]:
     """A server in a thread, at a port that was free."""
-    given = {"store": path, "port": 0, "grace_s": 5.0, **settings}
-    own = scene.small(path, **given)
-    limits = {name: getattr(own.settings, name) for name in ("queue", "streams")}
-    with serving(Service(own, Scheduler(**limits)), keys) as running:
+    limits, rest = told_apart({"port": 0, "grace_s": 5.0, **settings})
+    own = scene.small(path, store=path, **rest)
+    scheduler = Scheduler(queue=limits.queue, streams=limits.streams)
+    with serving(Service(own, scheduler, settings=limits), keys) as running:
         yield running
 
 

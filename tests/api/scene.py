@@ -12,6 +12,7 @@ from ragcache.api.quality_monitor import QualityMonitor
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.core.request import Request
+from ragcache.settings import ServiceSettings
 from ragcache.types import Answer, Chunk
 from tests import scene
 
@@ -85,17 +86,23 @@ def at_once(steps: Generator[object, None, Any], **options: Any) -> Future[Any]:
     return done
 
 
+def told_apart(settings: dict[str, Any]) -> tuple[ServiceSettings, dict[str, Any]]:
+    """Settings of the service, and what is left: those of its stores."""
+    of_service = {key: settings[key] for key in settings if key in ServiceSettings.model_fields}
+    rest = {key: value for key, value in settings.items() if key not in of_service}
+    return ServiceSettings.load(**of_service), rest
+
+
 def small(
     path: Path,
     guard: QualityMonitor | None = None,
-    *,
-    queue: int = 64,
-    streams: int = 16,
     **settings: Any,
 ) -> Service:
-    """A service over a random model, whose answers have 6 tokens."""
-    own = scene.small(path, store=path, **settings)
-    return Service(own, Scheduler(queue=queue, streams=streams, patience_s=0.0), guard)
+    """A service over a random model, whose answers have 6 tokens. ``settings`` of either kind."""
+    limits, rest = told_apart(settings)
+    own = scene.small(path, store=path, **rest)
+    scheduler = Scheduler(queue=limits.queue, streams=limits.streams, patience_s=0.0)
+    return Service(own, scheduler, guard, limits)
 
 
 def asked(service: Service, question: str, *, tenant: str = "", **ask: Any) -> Answer:

@@ -15,7 +15,7 @@ from ragcache.api.service import Service
 from ragcache.models import TINY, world
 from ragcache.rag import RagCache
 from ragcache.retriever.source import read
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from tests.api.conftest import serving
 from tests.api.test_page import CHROMIUM, QUIET
 
@@ -26,13 +26,13 @@ FILE = Path(__file__).parents[2] / "docs" / "figures" / "demo.png"
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        settings = Settings.load(store=folder, port=0, grace_s=5.0)
-        cache = RagCache.open(folder, TINY, settings)
+        cache = RagCache.open(folder, TINY, Settings.load(store=folder))
+        limits = ServiceSettings.load(port=0, grace_s=5.0)
         cache.add(read([world("documents.jsonl")]))
         for mode in MODES:  # the first questions measure and warm up
             cache.ask(QUESTION, mode=mode)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        with serving(Service(cache, Scheduler()), []) as running:
+        with serving(Service(cache, Scheduler(), settings=limits), []) as running:
             page = browser.new_page(viewport={"width": 1100, "height": 800})
             page.goto(f"{running.url}/demo")
             page.get_by_label("Question").fill(QUESTION)

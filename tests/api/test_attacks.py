@@ -23,7 +23,7 @@ from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
 from tests.api.scene import SOON, Heard, small
 from tests.conftest import ROOT
-from tests.store.test_kills import reliability
+from tests.store.disk.test_kills import reliability
 
 MANY = 20_000
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Who?"}]}

@@ -44,7 +44,11 @@ def test_openai_continues_a_chat_with_the_message_it_got(client: openai.OpenAI) 
     with client:
         first = client.chat.completions.create(model="ragcache", messages=ASKED)
         answered: Any = first.choices[0].message
-        client.chat.completions.create(model="ragcache", messages=[*ASKED, answered, *ASKED])
+        more = [*ASKED, answered, *ASKED]
+        second = client.chat.completions.create(model="ragcache", messages=more)
+    assert first.usage is not None and second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens  # the turn before is in it
+    assert second.choices[0].message.content
 
 
 def test_openai_raises_its_own_errors(running: Served, client: openai.OpenAI) -> None:

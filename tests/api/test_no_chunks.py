@@ -16,7 +16,7 @@ from ragcache.errors import NoChunksError
 from ragcache.types import Document
 from tests import scene
 from tests.api.conftest import Served
-from tests.api.test_answers import QUESTION, chat, events
+from tests.api.routes.test_answers import QUESTION, chat, events
 
 WHY = "the store of tenant bob holds no documents"
 

@@ -16,10 +16,12 @@ import httpx
 import pytest
 from opentelemetry import trace
 
+from ragcache.api import report_page
 from ragcache.api.middleware.security import Keys, check_bind
 from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
+from tests import scene
 from tests.api.conftest import ANN, KEYS, Served, served
 
 Clients = Callable[..., httpx.Client]
@@ -76,6 +78,7 @@ def test_documents_chunks_and_jobs(ann: httpx.Client) -> None:
     assert made["encoded"] == 1
     before = ann.get("/v1/chunks", params={"limit": 1000}).json()["data"]
     assert chunk["id"] in [one["id"] for one in before]
+    assert before[0]["encoding_context"] == before[0]["compiled"] == "prefix"
     assert ann.get("/v1/chunks", params={"after": before[-2]["id"]}).json()["data"] == before[-1:]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").json()["deleted"]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").status_code == 404
@@ -109,6 +112,7 @@ def test_ready_version_and_metrics(ann: httpx.Client) -> None:
     ready = ann.get("/ready").json()
     assert ready["check"]["ok"] and ready["check"]["compared"] > 0
     assert ready["check"]["error"] < 1e-4
+    assert ready["quality_monitor"] is ready["guard"] is None
     assert ann.get("/version").json()["context_tokens"] == 512
     text = ann.get("/metrics").text
     for name in (
@@ -185,7 +189,7 @@ def test_a_page_of_another_name_is_refused_where_there_are_no_keys(tmp_path: Pat
 def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may ask\n\nann:{ANN}\n")
-    keys = Keys.of(Settings.load(keys=file, api_keys="bob:" + "b" * 20))
+    keys = Keys.of(ServiceSettings.load(keys=file, api_keys="bob:" + "b" * 20))
     assert keys.tenant(ANN) == "ann" and keys.tenant("b" * 20) == "bob"
     assert keys.tenant("") is None and keys.tenant(ANN + "a") is None and len(keys) == 2
 
@@ -203,7 +207,7 @@ def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
 def test_keys_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        Keys.of(Settings.load(keys=tmp_path / "keys"))
+        Keys.of(ServiceSettings.load(keys=tmp_path / "keys"))
     assert ANN not in str(caught.value)
 
 
@@ -221,4 +225,30 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{port}: .* in use"):
-            serve(Settings.load(port=port, store="nowhere"))
+            serve(Settings.load(store="nowhere"), ServiceSettings.load(port=port))
+
+
+def test_what_is_not_there_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(response: Any) -> tuple[int, str]:
+        return response.status_code, response.json()["error"]["message"]
+
+    with served(tmp_path / "store") as one, one.client(ANN) as ann:
+        status, message = said(ann.get("/demo/nothing.js"))
+        assert status == 404 and "it is at /demo" in message
+        status, message = said(ann.get("/v1/models/gpt"))
+        assert status == 404 and "or 'ragcache'" in message
+        document = {"data": "Oslo", "text": "Bexley"}
+        chat = {"messages": [{"role": "user", "content": "Who?"}], "model": "ragcache"}
+        status, message = said(
+            ann.post("/v1/chat/completions", json=chat | {"documents": [document]})
+        )
+        assert status == 400 and "nothing beside it" in message
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Name a file of lines name:key"):
+        Keys.of(ServiceSettings.load(keys=tmp_path / "none"))
+    with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
+        report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space

@@ -20,7 +20,7 @@ from ragcache.api.middleware.security import Keys
 from ragcache.api.serve import empty_stores, serve
 from ragcache.errors import ConfigError
 from ragcache.rag import RagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from tests import scene
 from tests.api.conftest import ANN, BOB, Served, served
 from tests.api.scene import Held, small
@@ -45,7 +45,7 @@ def test_empty_stores_are_told_of(tmp_path: Path) -> None:
 
 def test_a_key_for_the_store_itself(tmp_path: Path) -> None:
     (file := tmp_path / "keys").write_text(f".:{ITSELF}\nann:{ANN}\n")
-    keys = Keys.of(Settings.load(keys=file))
+    keys = Keys.of(ServiceSettings.load(keys=file))
     assert keys.tenant(ITSELF) == "" and keys.tenants == ["", "ann"]
     with served(tmp_path / "store", keys=[("", ITSELF), ("ann", ANN)]) as one:
         one.service.own.add(scene.DOCUMENTS)
@@ -199,5 +199,5 @@ def test_the_model_is_named_before_it_is_loaded(
     monkeypatch.setattr("ragcache.api.logs.configure", lambda: None)
     monkeypatch.setattr(RagCache, "open", load)
     with pytest.raises(ConfigError, match="not loaded here"):
-        serve(Settings.load(store=tmp_path, port=0), said.append)
+        serve(Settings.load(store=tmp_path), ServiceSettings.load(port=0), said.append)
     assert said == ["the model"]

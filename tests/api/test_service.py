@@ -21,7 +21,7 @@ from ragcache.engine.base import LayerView
 from ragcache.errors import StoreError
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.store import StoredChunk
 from ragcache.types import Answer, Sampling
 from tests import scene
@@ -176,7 +176,7 @@ def test_what_is_wrong_with_a_question_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_share", "share", "floor"), [(None, 0.25, 0.9), (0.5, 0.5, 0.9), (0.0, None, None)]
+    ("given_share", "share", "floor"), [(None, 0.01, 0.9), (0.5, 0.5, 0.9), (0.0, None, None)]
 )
 def test_the_settings_open_it_with_a_guard(
     tmp_path: Path,
@@ -189,10 +189,9 @@ def test_the_settings_open_it_with_a_guard(
     settings = Settings.load(
         store=tmp_path / "store",
         model=str(scene.save_model(tmp_path / "model")),
-        guard_share=0.25,
-        guard_floor=0.9,
     )
-    with Service.open(settings, guard_share=given_share) as service:
+    limits = ServiceSettings.load(monitor_share=given_share, monitor_floor=0.9)
+    with Service.open(settings, limits) as service:
         guard = service.guard
         assert (guard and guard.share, guard and guard.floor) == (share, floor)
         assert service.cache("a").engine is service.own.engine
@@ -235,7 +234,7 @@ def test_every_store_is_closed_whatever_becomes_of_another(
     with pytest.raises(ZeroDivisionError):
         service.close()
     real()
-    with pytest.raises(StoreError, match="closed"):
+    with pytest.raises(StoreError, match="is closed: open it again"):
         service.own.store.stats()
 
 

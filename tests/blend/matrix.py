@@ -16,6 +16,9 @@ from ragcache.blend.prophet import Prophet
 from ragcache.blend.qcfuse import QCFuse
 from ragcache.blend.random import Random
 from ragcache.blend.reuse import Reuse
+from ragcache.testing.blender import label
+
+__all__ = ["AT_ONE", "AT_ZERO", "PARTIAL", "label"]
 
 #: The method with nothing recomputed where it has a ratio: must equal naive reuse.
 AT_ZERO: list[Blender] = [
@@ -74,9 +77,3 @@ PARTIAL: list[Blender] = [
     blender("prophet+windows=4+successors+first=2", 0.3),
     blender("cacheblend:gradual=true+windows=4+full_layers=3", 0.3),
 ]
-
-
-def label(blender: Blender) -> str:
-    """A readable test id."""
-    parameters = ",".join(f"{k}={v}" for k, v in blender.parameters.items())
-    return f"{blender.mode}({parameters})"

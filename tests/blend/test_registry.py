@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 
 import pytest
+import torch
 
 from ragcache.blend import BLENDERS, SHAPES, blender, written
+from ragcache.blend.full import Full
+from ragcache.engine.hf.device import resolve_device
 from ragcache.errors import ConfigError
 from tests import models
-from tests.blend.scene import run
+from tests.blend.scene import PROMPT, run
 
 
 @pytest.mark.parametrize("name", BLENDERS)
@@ -55,4 +58,18 @@ def test_sizes_that_are_none_are_refused(shape: str, size: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_size_beyond_every_chunk_ends(shape: str) -> None:
-    run(models.engine("llama"), blender(f"fused+{shape}={10**18}"))
+    """It chooses what a size that just covers the prompt does."""
+    huge, whole = (
+        run(models.engine("llama"), blender(f"fused+{shape}={size}", 0.3))
+        for size in (10**18, len(PROMPT))
+    )
+    assert all(map(torch.equal, huge.chosen, whole.chosen))
+    assert torch.equal(huge.prefilled.logits, whole.prefilled.logits)
+
+
+def test_a_finished_blender_takes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="a ratio or a finished blender, not both"):
+        blender(Full(), 0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU: use cpu"):
+        resolve_device("cuda")

@@ -186,7 +186,7 @@ def test_what_cannot_be_is_refused(place: dict[str, Any]) -> None:
     model = ChatRagCache(**place)
     with pytest.raises(TypeError, match="logprobs: no option of ChatRagCache"):
         model.invoke(ASKED, logprobs=True)
-    with pytest.raises((ConfigError, PromptError), match="mode"):
+    with pytest.raises((ConfigError, PromptError), match="mode .no-such-mode. is unknown"):
         model.invoke(ASKED, mode="no-such-mode")
     with pytest.raises(NotImplementedError, match="cannot call tools: .* in a step of the chain"):
         model.bind_tools([])
@@ -432,7 +432,7 @@ def test_a_key_that_is_refused(service: stub.Stub) -> None:
     model = ChatRagCache(base_url=service.url, api_key=SecretStr("wrong"))
     with pytest.raises(ConfigError, match="401: no such key. Check api_key"):
         model.invoke(ASKED)
-    with pytest.raises(ConfigError, match="401"):
+    with pytest.raises(ConfigError, match="401: no such key. Check api_key"):
         model.invoke("a text that looks for known chunks")
 
 
@@ -495,3 +495,8 @@ def test_what_nobody_uses_any_more_ends(tmp_path: Path, where: str) -> None:
         for thread in own:
             thread.join(5)
         assert own and not any(thread.is_alive() for thread in own)
+
+
+def test_a_service_that_cannot_be_asked() -> None:
+    with pytest.raises(RagCacheError, match="cannot be asked: .*Check base_url"):
+        ChatRagCache(base_url="ftp://nowhere").invoke("Who?")

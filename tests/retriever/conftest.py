@@ -63,13 +63,6 @@ def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
     return put
 
 
-def unit(generator: np.random.Generator, n: int, dimension: int) -> Vectors:
-    """Random vectors of length 1, (n, dimension)."""
-    rows = generator.standard_normal((n, dimension)).astype(np.float32)
-    made: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return made
-
-
 def pdf(*pages: str) -> bytes:
     """A PDF with one line of Helvetica per page."""
     font = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"

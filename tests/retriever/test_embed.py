@@ -18,6 +18,7 @@ from ragcache.retriever.embed import (
     HashEmbedder,
     QuestionEmbedder,
     SentenceTransformerEmbedder,
+    _normalised,
 )
 
 TEXTS = [
@@ -157,3 +158,8 @@ def test_package_import_is_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_vector_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ModelError, match="Load it in float32"):
+        _normalised(np.array([[1.0, np.nan]], np.float32), "some-model")

@@ -85,12 +85,12 @@ def test_equal_scores_follow_the_catalog(retriever: Retriever) -> None:
 
 @pytest.mark.parametrize("question", ["", " \n\t"])
 def test_empty_question(retriever: Retriever, question: str) -> None:
-    with pytest.raises(PromptError, match="empty"):
+    with pytest.raises(PromptError, match="The question is empty"):
         retriever.retrieve(question, 1)
 
 
 def test_impossible_numbers(retriever: Retriever) -> None:
-    with pytest.raises(ConfigError, match="k is 0"):
+    with pytest.raises(ConfigError, match="^k is 0: ask for at least 1 chunk"):
         retriever.retrieve("river", 0)
     with pytest.raises(ConfigError, match="neighbours is -1"):
         retriever.retrieve("river", 1, neighbours=-1)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pypdf import PdfReader, PdfWriter
@@ -698,3 +699,19 @@ def test_links_that_lead_to_nothing_are_told_of(tmp_path: Path) -> None:
     left: list[Omitted] = []
     assert [one.text for one in read([tmp_path], on_omitted=left.append)] == ["Mira Holt paints."]
     assert (left[0].dropped, left[0].kept) == (1, 1) and "a.md" in left[0].why
+
+
+def test_files_outside_the_root_or_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(SourceError, match="Set root above it"):
+        list(read([tmp_path / "a.txt"], root=tmp_path / "below"))
+
+    def refuse(self: Path, *_: Any, **__: Any) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SourceError, match="Permission denied. Check its permissions"):
+        list(read([tmp_path / "a.txt"]))

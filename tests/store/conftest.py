@@ -14,7 +14,7 @@ from tests.store.samples import ONE, TWO, make_kv
 
 def _remote(path: Path) -> ChunkStore:
     pytest.importorskip("obstore")
-    from tests.store.remote import over
+    from tests.store.remotes import over
 
     return over(path / "store")
 

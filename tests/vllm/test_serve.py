@@ -25,7 +25,7 @@ from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.base import Miss
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Document
@@ -118,7 +118,7 @@ def servers(
 
 
 def settings(store: Path, **changes: Any) -> Settings:
-    given = {"store": store, "port": 0, "max_tokens": 8, "top_k": 2, "ratio": 0.3, **changes}
+    given = {"store": store, "max_tokens": 8, "top_k": 2, "ratio": 0.3, **changes}
     return Settings(**given)
 
 
@@ -132,7 +132,8 @@ def running(tiny_model_dir: Path, servers: tuple[Path, list[Vllm]]) -> Iterator[
     try:
         given = settings(store, engine="vllm")
         own = RagCache(engine, DiskStore(store), HashEmbedder(), store, given)
-        with serving(Service(own, Scheduler()), KEYS) as one:
+        limits = ServiceSettings.load(port=0)
+        with serving(Service(own, Scheduler(), settings=limits), KEYS) as one:
             yield one
     finally:
         engine.close()
@@ -250,7 +251,7 @@ def test_settings_name_the_servers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     urls = ",".join(f"{one.url}/v1" for one in servers[1])
     given = {"engine": "vllm", "vllm_url": urls, "model": str(tiny_model_dir)}
     with pytest.raises(ConfigError, match="needs to know the dtype"):

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ragcache.api.errors import Problem
 from ragcache.errors import ConfigError
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings
 from ragcache.store.tenants import ITSELF, TENANT
 
 _SHORTEST = 16  # characters of a key: it may be guessed at over a network
@@ -44,7 +44,7 @@ class Keys:
             raise ConfigError("one API key is given twice: give every tenant keys of its own")
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: ServiceSettings) -> Self:
         """Keys of the file and of the environment. ConfigError names the line that cannot be
         read."""
         lines: list[tuple[str, str]] = []

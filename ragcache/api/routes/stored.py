@@ -123,7 +123,8 @@ async def list_chunks(
             "object": "ragcache.chunk",
             "tokens": len(header.tokens),
             "bytes": sum(payload.length for payload in header.payloads),
-            "compiled": header.mode,
+            "encoding_context": header.mode,
+            "compiled": header.mode,  # the name of before, for one more release
             "model": header.name,
         }
         for header in found[:limit]

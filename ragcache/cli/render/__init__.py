@@ -1,4 +1,4 @@
-"""What people are shown in a terminal: numbers with units, progress, and, below here, tables."""
+"""Text for terminals: numbers with units, progress, tables, and text without control characters."""
 
 from ragcache.cli.render.screen import Screen, one_line, plain
 from ragcache.cli.render.stages import ProgressReporter, progress, waiting

@@ -32,7 +32,8 @@ class Cast(Codec):
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
         rounded = [plane.to(DTYPES[self.dtype][0]) for plane in (keys, values)]
-        if not all(bool(plane.isfinite().all()) for plane in rounded):
+        back = [plane.to(keys.dtype) for plane in rounded]  # float16's largest, say, may round up
+        if not all(bool(plane.isfinite().all()) for plane in (*rounded, *back)):
             raise ValueError(
                 f"the KV holds NaN, infinities or more than {self.dtype} does: only codec 'raw' "
                 "can store it"
@@ -40,11 +41,11 @@ class Cast(Codec):
         return np.concatenate([to_bytes(plane) for plane in rounded])
 
     def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
-        both = from_bytes(data, self.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
-        keys, values = both.to(DTYPES[spec.dtype][0])
+        stored = from_bytes(data, self.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
+        both = stored.to(DTYPES[spec.dtype][0])
         if not bool(torch.isfinite(both).all()):
             raise ValueError("a number that is NaN or infinite")
-        return keys, values
+        return both[0], both[1]
 
     def layer_bytes(self, spec: KVSpec, tokens: int) -> int:
         return 2 * spec.kv_heads * spec.head_dim * tokens * DTYPES[self.dtype][2].itemsize

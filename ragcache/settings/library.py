@@ -1,0 +1,123 @@
+"""Settings of a :class:`RagCache`: its store, its model, and how it answers questions."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ByteSize, Field, SecretStr
+
+from ragcache.settings.sources import SourcedSettings
+
+#: A share of the chunk tokens; or auto, which depends on the speeds of model and store.
+Ratio = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
+
+
+class Settings(SourcedSettings):
+    """What :meth:`RagCache.open` takes. A key that is not a setting is an error."""
+
+    subject: ClassVar[str] = "a store"
+
+    store: Path = Field(Path("ragcache-store"), description="Folder of the store.")
+    model: str = Field(
+        "",
+        description="Folder of the model, or its name on a model hub. Default: the model that "
+        "the store was built with; for a new store, tiny.",
+    )
+    device: str = Field("auto", description="Device of the model: auto, cpu or cuda.")
+    dtype: str = Field(
+        "auto",
+        description="Data type that the model computes in: auto, float32, bfloat16 or float16.",
+    )
+    kernels: Literal["auto", "torch", "triton", "flex"] = Field(
+        "auto",
+        description="Kernels that place KV and compute attention on a GPU: auto, torch, triton or "
+        "flex.",
+    )
+    embedder: str = Field(
+        "",
+        description="Sentence-transformers model that embeds documents and questions. Default: "
+        "the store's own.",
+    )
+    index: Literal["faiss", "numpy"] = Field("faiss", description="Vector index: faiss or numpy.")
+    chunk_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Maximum tokens of a chunk. Default: the store's own; for a new store, the "
+        "smaller of 256 and 1/32 of the model's context.",
+    )
+    encoding_context: str = Field(
+        "",
+        description="Tokens that precede a chunk while its KV is computed: prefix, bos, link0 or "
+        "enriched(n). Default: the store's own.",
+    )
+    prompt_date: date | Literal["", "today"] = Field(
+        "",
+        description="Date in the prompt, where the chat template puts one there: today, or a date "
+        "such as 2026-11-30. Default: the store's own, which is the date of its first use.",
+    )
+    codec: str = Field(
+        "",
+        description="Codec that KV is stored with, such as raw, bfloat16, int8 or cachegen. "
+        "Default: the store's own; for a new store, the precision that the model is published in.",
+    )
+    layout: Literal["auto", "records", "files"] = Field(
+        "auto",
+        description="Where KV is stored: in LMDB (records), in a file per chunk (files), or as "
+        "suits the size of a layer (auto).",
+    )
+    max_bytes: ByteSize | None = Field(
+        None,
+        description="Maximum KV in the store, such as 50GB. A full store evicts chunks. Default: "
+        "no limit.",
+    )
+    tenant_bytes: ByteSize | None = Field(
+        None, description="Maximum KV of each tenant. Default: no limit."
+    )
+    ram_bytes: ByteSize = Field(
+        ByteSize(0), description="Maximum KV that is cached in RAM, such as 4GB. 0 caches none."
+    )
+    remote: str = Field(
+        "",
+        description="Object store that machines share: s3://bucket/prefix, gs://bucket/prefix, "
+        "az://container/prefix or file:///folder. Default: none.",
+    )
+    remote_codecs: str = Field(
+        "",
+        description="Further codecs in which chunks are stored in the remote, for slow links: "
+        "separated by commas, the most accurate first, such as int8,cachegen.",
+    )
+    eviction: Literal["lru", "pgdsf", "craft"] = Field(
+        "pgdsf", description="Eviction policy of a full store: lru, pgdsf or craft."
+    )
+    engine: Literal["embedded", "vllm"] = Field(
+        "embedded",
+        description="What runs the model: this process (embedded) or vLLM servers (vllm).",
+    )
+    vllm_url: str = Field("", description="URLs of the vLLM servers, separated by commas.")
+    vllm_key: SecretStr | None = Field(
+        None,
+        description="API key of the vLLM servers. Set it as a variable, not in the file.",
+    )
+    mode: str = Field(
+        "fused", description="Fusion method and its parameters, such as full, reuse or cacheblend."
+    )
+    ratio: Ratio = Field(
+        "auto",
+        description="Share of the chunk tokens that are recomputed, 0 to 1. With auto, it is at "
+        "least the method's default, and grows while recomputing takes no longer than loading.",
+    )
+    top_k: int = Field(4, ge=1, le=1000, description="Chunks to retrieve, at most 1000.")
+    neighbours: int = Field(
+        1,
+        ge=0,
+        description="Chunks before and after each retrieved chunk that are added to the prompt.",
+    )
+    require_chunks: bool = Field(
+        False,
+        description="Whether a question is refused if there are no chunks to answer it from.",
+    )
+    max_tokens: int = Field(64, ge=1, description="Maximum tokens of an answer.")
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature. 0 is greedy decoding.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling.")

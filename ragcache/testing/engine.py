@@ -1,0 +1,168 @@
+"""The contract of an engine, as tests: KV, prefill and decoding against the model by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ragcache.engine.base import AttentionCall, Engine, LayerView, PrefillCallbacks
+from ragcache.errors import PromptError
+from ragcache.types import ChunkKV, Sampling, Tokens
+
+IDS: Tokens = tuple(range(3, 43))  # a prompt, longer than the windows of small models
+
+
+class FewFromLayer2(PrefillCallbacks):
+    """Places ``stored`` and computes all rows of :data:`IDS` at first, then 8 scattered ones.
+
+    ``inside``: of layer 1, no more than the KV of the others is computed.
+    """
+
+    rows = torch.tensor([3, 7, 20, 35, 36, 37, 38, 39])
+
+    def __init__(self, stored: ChunkKV, inside: bool) -> None:
+        self.stored, self.inside = stored, inside
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        kv.place(0, [(self.stored.keys[layer], self.stored.values[layer])])
+        return torch.arange(40) if layer < 2 else self.rows
+
+    def narrows(self, layer: int) -> bool:
+        return self.inside and layer == 1
+
+    def narrowed(self, layer: int) -> Tensor:
+        return self.rows
+
+
+class _Taking(PrefillCallbacks):
+    """Computes every row, and takes the KV of some of them."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+        self.taken: list[tuple[Tensor, Tensor]] = []
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        self.view = kv
+        return torch.arange(len(IDS))
+
+    def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.taken.append(self.view.take(self.start, self.stop))
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    """Raise AssertionError unless both are equal up to rounding in float32."""
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def assert_same_kv(got: ChunkKV, want: ChunkKV, start: int = 0) -> None:
+    """Raise AssertionError unless ``got`` is ``want`` from row ``start`` on, in every layer."""
+    for mine, theirs in ((got.keys, want.keys), (got.values, want.values)):
+        for a, b in zip(mine, theirs, strict=True):
+            close(a, b[:, start:])
+
+
+class EngineTests:
+    """What an :class:`~ragcache.engine.base.Engine` promises, of a model of at least 3 layers.
+
+    The model computes in float32 and knows the ids 3 to 42. A subclass overrides :meth:`engine`
+    and :meth:`forward`.
+    """
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Engine:
+        """The engine to test."""
+        raise NotImplementedError("return the engine to test")
+
+    def forward(self, engine: Engine, tokens: Tokens) -> Tensor:
+        """Logits, (vocabulary,), behind ``tokens``, of the model by itself."""
+        raise NotImplementedError("run the model without the engine")
+
+    def test_full_prefill_is_the_models_own_forward(self, engine: Engine) -> None:
+        close(engine.prefill(IDS).logits, self.forward(engine, IDS))
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_stored_kv_and_few_rows_give_the_same_logits(
+        self, engine: Engine, inside: bool
+    ) -> None:
+        walk = FewFromLayer2(engine.encode([IDS])[0], inside)
+        close(engine.prefill(IDS, walk).logits, self.forward(engine, IDS))
+
+    def test_kv_is_as_the_engine_says(self, engine: Engine) -> None:
+        kv = engine.encode([IDS])[0]
+        assert kv.tokens == IDS and kv.spec == engine.spec
+        assert kv.keys[0].shape == (engine.spec.kv_heads, len(IDS), engine.spec.head_dim)
+
+    def test_kv_behind_a_prefix_is_that_of_a_whole_prefill(self, engine: Engine) -> None:
+        whole = engine.encode([IDS])[0]
+        assert_same_kv(engine.encode([IDS[10:]], behind=IDS[:10])[0], whole, 10)
+
+    def test_chunks_are_encoded_together_as_each_by_itself(self, engine: Engine) -> None:
+        chunks = [IDS[10:22], IDS[22:23], IDS[23:40]]
+        for got, chunk in zip(engine.encode(chunks, behind=IDS[:10]), chunks, strict=True):
+            assert got.tokens == chunk
+            assert_same_kv(got, engine.encode([chunk], behind=IDS[:10])[0])
+
+    def test_taken_rows_are_what_was_encoded(self, engine: Engine) -> None:
+        walk = _Taking(10, 30)
+        engine.prefill(IDS, walk)
+        want = engine.encode([IDS[10:30]], behind=IDS[:10])[0]
+        keys, values = zip(*walk.taken, strict=True)
+        assert_same_kv(ChunkKV(IDS[10:30], keys, values), want)
+
+    def test_decoding_goes_on_as_full_prefill_would(self, engine: Engine) -> None:
+        steps = list(engine.decode(engine.prefill(IDS, room=6), Sampling(max_tokens=6)))
+        tokens = [step.token for step in steps]
+        assert 1 <= len(tokens) <= 6
+        assert steps[-1].stopped == ("length" if len(tokens) == 6 else "eos")
+        assert not any(step.stopped for step in steps[:-1])
+        for n, token in enumerate(tokens):
+            assert token == int(engine.prefill((*IDS, *tokens[:n])).logits.argmax())
+
+    def test_a_seed_repeats_a_sample(self, engine: Engine) -> None:
+        def sampled(seed: int) -> list[int]:
+            sampling = Sampling(max_tokens=4, temperature=1.5, seed=seed)
+            steps = engine.decode(engine.prefill(IDS, room=4), sampling)
+            return [step.token for step in steps]
+
+        assert sampled(1) == sampled(1)
+        assert len({tuple(sampled(seed)) for seed in range(4)}) > 1
+
+    def test_a_rule_sees_the_attention_and_may_take_its_place(self, engine: Engine) -> None:
+        if not engine.exposes_attention:
+            pytest.skip("this model's attention cannot be seen")
+        layers: list[int] = []
+
+        def rule(call: AttentionCall) -> Tensor:
+            layers.append(call.layer)
+            weights = call.softmax(call.scores())
+            assert weights.shape[1:] == (len(call.rows), call.keys.shape[1])
+            assert (weights >= 0).all() and (weights.sum(-1) < 1 + 1e-4).all()
+            return call.attend(weights)
+
+        close(engine.prefill(IDS, attend=rule).logits, self.forward(engine, IDS))
+        assert layers == list(range(engine.spec.layers))
+
+    def test_a_probe_stops_early(self, engine: Engine) -> None:
+        if not engine.exposes_attention:
+            pytest.skip("this model's attention cannot be seen")
+        seen: list[int] = []
+        walk = FewFromLayer2(engine.encode([IDS])[0], False)
+        places = range(len(IDS))
+        engine.probe(IDS, walk, lambda call: seen.append(call.layer), positions=places, layers=2)
+        assert seen == [0, 1]
+
+    def test_what_does_not_fit_is_refused(self, engine: Engine) -> None:
+        with pytest.raises(PromptError):
+            engine.encode([()])
+        with pytest.raises(PromptError):
+            engine.prefill(())
+        with pytest.raises(PromptError):
+            engine.prefill(IDS, room=engine.context_tokens)
+
+    def test_pieces_are_the_text(self, engine: Engine) -> None:
+        text = "Mira Holt lives in Ålesund: 3 × 4 = 12 😀."
+        tokens = engine.tokenize(text)
+        pieces = engine.pieces(tokens)
+        assert len(pieces) == len(tokens) and "".join(pieces) == text

@@ -1,0 +1,132 @@
+"""The least work that keeps full prefill's answers, without labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ragcache.blend import blender
+from ragcache.blend.ape import APE
+from ragcache.cli.render.quality import ratio_advice
+from ragcache.errors import ConfigError, SourceError
+from ragcache.eval.bootstrap import Estimate
+from ragcache.eval.calibrate import (
+    RATIOS,
+    ape_grid,
+    calibrate,
+    candidates,
+    least,
+    of_store,
+    retrieved,
+)
+from ragcache.eval.dataset import Context, Question, lines, spread
+from ragcache.eval.summary import Figures
+from ragcache.settings import Settings
+from tests import scene
+
+CONTEXTS = [
+    Context((f"Mira {n} plays the cello.", "She was born in Oslo."), (Question("Who?", ()),))
+    for n in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Figures]:
+    model = scene.save_model(tmp_path_factory.mktemp("model") / "llama")
+    modes = ["reuse", "random", "cacheblend:recompute_ratio=1"]
+    return calibrate(Settings.load(model=str(model)), CONTEXTS, modes, max_tokens=4)
+
+
+def figure(found: list[Figures], mode: str, same: float, charged: float) -> Figures:
+    return replace(found[0], mode=mode, same=Estimate(same, None), charged=charged, kl=1 - same)
+
+
+def test_the_curve_goes_from_reuse_to_full_prefill(found: list[Figures]) -> None:
+    charged = [one.charged for one in found]
+    assert charged == sorted(charged) and (charged[0], charged[-1]) == (0, 1)
+    assert {one.mode for one in found} == {
+        "reuse",
+        "cacheblend:recompute_ratio=1",
+        *(f"random@{ratio:g}" for ratio in RATIOS),
+    }
+    all_of_it = found[-1]
+    assert all_of_it.same is not None and all_of_it.same.value == 1
+    assert all_of_it.kl == pytest.approx(0, abs=1e-6) and (found[0].kl or 0) > 1e-3
+
+
+def test_the_least_that_keeps_enough(found: list[Figures]) -> None:
+    curve = [
+        figure(found, "fused@0.05", 0.90, 0.05),
+        figure(found, "fused@0.1", 0.97, 0.10),
+        figure(found, "fused@0.2", 0.99, 0.20),
+    ]
+    dear = figure(found, "cacheblend@0.1", 1.0, 0.28)
+    chosen = least([*curve, dear], 0.95)
+    assert chosen is not None and chosen.mode == "fused@0.1"
+    assert least([*curve, dear], 1.0) == dear
+    assert least(curve, 1.0) is None
+    with pytest.raises(ConfigError, match="keep is 95"):
+        least(curve, 95)
+
+
+def test_a_ratio_that_keeps_answers_by_luck_is_not_chosen(found: list[Figures]) -> None:
+    lucky = [
+        figure(found, "fused@0.05", 0.96, 0.05),
+        figure(found, "fused@0.1", 0.90, 0.10),
+        figure(found, "fused@0.2", 0.99, 0.20),
+    ]
+    chosen = least(lucky, 0.95)
+    assert chosen is not None and chosen.mode == "fused@0.2"
+
+
+def test_where_the_work_is_the_same_the_nearest_is_chosen(found: list[Figures]) -> None:
+    apes = [figure(found, f"ape:scale={s}", same, 0.0) for s, same in ((0.8, 0.96), (0.9, 0.98))]
+    assert least(apes, 0.95) == apes[1]
+
+
+def test_what_to_set_is_said(found: list[Figures]) -> None:
+    kept = replace(figure(found, "fused@0.1", 0.97, 0.1), same=Estimate(0.97, (0.91, 1.0)))
+    said = ratio_advice(kept, 0.95)
+    assert "--mode fused --ratio 0.1 (97% of full" in said and "down to 91%" in said
+    assert "Use mode full" in ratio_advice(None, 0.95)
+
+
+def test_candidates_are_tried_at_ratios_or_as_they_are() -> None:
+    made = candidates(["fused", "epic", "random:recompute_ratio=0.2", "ape"])
+    assert len(made) == len(RATIOS) + 1 + 1 + 25
+    assert made["fused@0.05"] == blender("fused", 0.05) and made["epic"] == blender("epic")
+    with pytest.raises(ConfigError, match="mode 'fuzed' is unknown"):
+        candidates(["fuzed"])
+
+
+def test_questions_are_asked_over_what_the_store_finds(tmp_path: Path) -> None:
+    asked = tmp_path / "questions.txt"
+    asked.write_text("Who plays the cello?\n\n  Where is the mill?  \n")
+    with scene.small(tmp_path / "store") as cache:
+        cache.add(scene.DOCUMENTS)
+        contexts = retrieved(asked, cache)
+        assert [c.questions[0].text for c in contexts] == lines(asked)
+        found = [tuple(p.chunk.text for p in cache.retrieve(text)) for text in lines(asked)]
+        assert [c.chunks for c in contexts] == found and all(found)
+        cache.catalog.put_setting("model", "a-model")
+        assert of_store(Settings.load(), cache).model == "a-model"
+        assert of_store(Settings.load(model="another"), cache).model == "another"
+    asked.write_text("\n")
+    with pytest.raises(SourceError, match="write one a line"):
+        lines(asked)
+
+
+def test_the_grid_is_the_authors() -> None:
+    grid = ape_grid()
+    assert len(grid) == 25 and set(grid.values()) >= {APE(0.6, 1.0), APE(1.0, 1.0)}
+    assert all(blender(mode) == made for mode, made in grid.items())
+
+
+def test_questions_come_from_many_contexts() -> None:
+    many = [Context(c.chunks, c.questions * 5) for c in CONTEXTS]
+    assert [len(c.questions) for c in spread(many, 4)] == [2, 2]
+    assert [len(c.questions) for c in spread(many, 2)] == [1, 1]
+    with pytest.raises(ConfigError, match="at least 1"):
+        spread(many, 0)
