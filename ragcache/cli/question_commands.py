@@ -154,14 +154,15 @@ def _tell_renamed(renamed: RenamedDocuments) -> None:
         before, now = next(iter(renamed.same.items()))
         tell(
             "renamed",
-            f"{len(renamed.same)} documents, for ids begin with a folder: {now!r} was {before!r}",
+            f"{len(renamed.same)} documents, because ids now begin with a folder: {before!r} is "
+            f"now {now!r}",
         )
     if renamed.other:
         tell(
             "note",
-            f"{len(renamed.other)} documents have an id without a folder, the first is "
-            f"{renamed.other[0]!r}, and other texts than the files of that name. They may be "
-            "versions of before, and questions find them: `ragcache delete` them if they are.",
+            f"{len(renamed.other)} documents, such as {renamed.other[0]!r}, have an id without a "
+            "folder and a text that differs from the file of that name. Questions find them. If "
+            "they are earlier versions, delete them with `ragcache delete`.",
         )
 
 
@@ -170,21 +171,21 @@ def _tell_otherwise_named(others: dict[str, str]) -> None:
         other, now = next(iter(others.items()))
         tell(
             "note",
-            f"{len(others)} of these documents are in the store under other names too, by another "
-            f"folder that was indexed: the first, {now!r}, is {other!r} as well. Questions find "
-            "both, and only these here are up to date: `ragcache delete` the others.",
+            f"{len(others)} of these documents are also stored under the name of another indexed "
+            f"folder: {now!r}, for example, as {other!r}. Questions find both, but only the "
+            "documents named first are up to date: delete the others with `ragcache delete`.",
         )
 
 
 def _tell_gone(lost: list[str], deleted: list[str]) -> None:
     if deleted:
         count = render.counted(len(deleted), "document")
-        tell("deleted", f"{count} whose files are gone, such as {deleted[0]!r}")
+        tell("deleted", f"{count} whose files do not exist any more, such as {deleted[0]!r}")
     elif lost:
         tell(
             "gone",
             f"the files of {render.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
-            "still find what is in the store: delete it with `ragcache delete`, or --prune here.",
+            "still find these documents: delete them with `ragcache delete` or --prune.",
         )
 
 
