@@ -96,7 +96,7 @@ def sensitive() -> Figure:
     with tempfile.TemporaryDirectory() as folder, RagCache.open(folder, TINY) as cache:
         cache.add([Document(f"d{n}", text) for n, text in enumerate(CHUNKS)])
         [key] = cache.indexing.keys("d1")
-        found = cache.store.find(key)
+        found = cache.store.get_header(key)
         assert not isinstance(found, Miss)
         values, names = found.sensitivity, cache.engine.pieces(key.tokens)
     best = sorted(values, reverse=True)[: max(1, round(SHARE * len(values)))]

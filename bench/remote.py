@@ -52,9 +52,9 @@ from ragcache.planning.measure import measure_speeds
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.remote.chunk_objects import ChunkObjects
-from ragcache.store.remote.object_store import Bucket, Got
+from ragcache.store.remote.object_store import Bucket, ObjectRange
 from ragcache.store.remote.store import RemoteStore
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Plan, Prompt, Sampling
@@ -84,11 +84,11 @@ class Paced(Bucket):
         end: int,
         *,
         tag: str | None = None,
-        check: Callable[[Got], Read],
+        check: Callable[[ObjectRange], Read],
     ) -> Read | None:
         size = [0]
 
-        def seen(got: Got) -> Read:
+        def seen(got: ObjectRange) -> Read:
             size[0] = len(memoryview(got.data))
             return check(got)
 
@@ -132,8 +132,10 @@ class At(RamTier):
         super().__init__(below, 0)
         self.level = level
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return self.below.find_all([at_level(key, self.level) for key in keys])
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        return self.below.get_headers([with_codec(key, self.level) for key in keys], count=count)
 
 
 @dataclass
@@ -151,11 +153,11 @@ class Bench:
         folder = Path(opened.enter_context(TemporaryDirectory(prefix="ragcache-")))
         disk = DiskStore(folder / "full")
         objects = ChunkObjects(Bucket((folder / "remote").as_uri()))
-        store = opened.enter_context(RemoteStore(disk, objects, levels=LEVELS))
+        store = opened.enter_context(RemoteStore(disk, objects, remote_codecs=LEVELS))
         answering = LocalGenerator(model, store, encoding_context("prefix", model))
         keys = prepare(answering, given)
         store.flush()
-        found = [one for one in map(store.find, keys) if isinstance(one, StoredChunk)]
+        found = [one for one in map(store.get_header, keys) if isinstance(one, StoredChunk)]
         speeds = measure_speeds(model, store, found)
         assert speeds is not None
         return cls(model, given, disk, folder, speeds)
@@ -165,7 +167,7 @@ class Bench:
         bucket = Paced((self.folder / "remote").as_uri())
         bucket.byte_s = 8e-6 / mbit
         disk = DiskStore(self.folder / f"machine-{mbit}", quota=Quota(0))
-        return opened.enter_context(RemoteStore(disk, ChunkObjects(bucket), levels=LEVELS))
+        return opened.enter_context(RemoteStore(disk, ChunkObjects(bucket), remote_codecs=LEVELS))
 
     def answer(
         self, store: ChunkStore, mode: str = "fused", speeds: Speeds | None = None

@@ -13,7 +13,7 @@ from ragcache.blend import Blender, blender
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, Progress, check_bytes
-from ragcache.core.precompute import Counted, drive
+from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.request import PromptRequest, Request, RequestOptions
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.template import SEPARATOR
@@ -28,17 +28,17 @@ from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
-from ragcache.store.catalog.catalog import Catalog, Entry
-from ragcache.store.disk.outbox import Level
+from ragcache.store.catalog.catalog import Catalog, DocumentEntry
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.format.record import TranscodeTarget
+from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.tiers.ram import RamTier
 from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling
 from ragcache.util.several import several
 
 if TYPE_CHECKING:
-    from ragcache.store.remote.store import Traffic
+    from ragcache.store.remote.store import RemoteTraffic
     from ragcache.vllm.engine import VllmEngine
 
 _MAP_BESIDE = 1 << 37  # bytes of LMDB's map: an address space has room for a thousand such stores
@@ -89,7 +89,9 @@ class RagCache:
         local = engine if isinstance(engine, Engine) else None
         pin = local is not None and local.upload is not None
         self.remote = setup.attach_remote(store, engine, settings, pin=pin)
-        setup.record_kv_shapes(store, engine.fingerprint, self.remote.levels if self.remote else ())
+        setup.record_kv_shapes(
+            store, engine.fingerprint, self.remote.remote_codecs if self.remote else ()
+        )
         #: The store of KV: on disk, with a remote if there is one, and with a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
         if settings.ram_bytes and local is not None:  # vLLM servers have caches of their own
@@ -195,7 +197,7 @@ class RagCache:
         ttl_s: float | None = None,
         pinned: bool | None = None,
         progress: Progress | None = None,
-        tokens: Counted | None = None,
+        tokens: TokenProgress | None = None,
     ) -> Added:
         """Split, embed and store documents, and precompute the KV of their chunks.
 
@@ -210,7 +212,7 @@ class RagCache:
         single document instead of a list.
         """
         given = several(documents, "documents")
-        steps = self.indexing.adding(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
+        steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
@@ -219,7 +221,7 @@ class RagCache:
         given = several(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
-    def documents(self) -> list[Entry]:
+    def documents(self) -> list[DocumentEntry]:
         """All documents, by id. Expired ones are deleted first, or left out if another process
         writes the store."""
         over = self._expire()
@@ -338,7 +340,7 @@ class RagCache:
     def _expire(self) -> list[str]:
         """Delete expired documents. Returns those that another process's lock keeps here."""
         now = time.time()
-        over = self.catalog.over(now)
+        over = self.catalog.expired(now)
         if over and self.catalog.refusal() is None:
             self.catalog.expire(now)
             return []
@@ -354,14 +356,18 @@ class RagCache:
         """Number of stored chunks that the open model can use, and of all stored chunks."""
         return self.store.stats().usable(self.engine.fingerprint)
 
-    def levels(self) -> dict[bytes, list[Level]]:
-        """Key digests of the documents' chunks, and the levels that a remote is sent of each."""
-        names = () if self.remote is None else self.remote.levels
+    def remote_copies(self) -> dict[bytes, list[TranscodeTarget]]:
+        """Key digests of the documents' chunks, and the copies in other codecs that a remote gets
+        of each."""
+        names = () if self.remote is None else self.remote.remote_codecs
         keys = {key for entry in self.catalog.entries() for key in self.indexing.keys(entry.id)}
         keys.add(self.indexing.prefix_key)
-        return {key.digest: [Level.of(at_level(key, name)) for name in names] for key in keys}
+        return {
+            key.digest: [TranscodeTarget.of(with_codec(key, name)) for name in names]
+            for key in keys
+        }
 
-    def traffic(self) -> Traffic | None:
+    def traffic(self) -> RemoteTraffic | None:
         """Counts of what was sent to and received from the remote; None without one."""
         return None if self.remote is None else self.remote.traffic
 

@@ -26,7 +26,7 @@ from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.key import ChunkKey, with_codec
 
 if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteStore
@@ -54,15 +54,15 @@ def record_settings(catalog: Catalog, **settings: str) -> None:
             catalog.put_setting(name, text)
 
 
-def record_kv_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
-    """Record the shapes of KV of the store's model, in its codec and in those of ``levels``."""
-    every = [own, *(at_level(ChunkKey(own, ()), name).fingerprint for name in levels)]
+def record_kv_shapes(store: DiskStore, own: Fingerprint, codecs: Sequence[str]) -> None:
+    """Record the shapes of KV of the store's model, in its own codec and in ``codecs``."""
+    every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in codecs)]
     with store.tables.read() as txn:
-        new = kv_shapes.unnoted(txn, every)
+        new = kv_shapes.unrecorded(txn, every)
     if new and store.refusal() is None:
         with store.tables.write() as txn:
             for fingerprint in new:
-                kv_shapes.note(txn, fingerprint)
+                kv_shapes.record_shape(txn, fingerprint)
 
 
 def attach_remote(
@@ -90,9 +90,9 @@ def attach_remote(
             f"remote_codecs encode what is stored, and codec {own} has lost some of it: leave "
             "remote_codecs out, or begin a store with codec raw, bfloat16 or float16"
         )
-    from ragcache.store.remote.store import shared
+    from ragcache.store.remote.store import open_remote
 
-    return shared(store, settings.remote, settings.remote_codecs, pin=pin)
+    return open_remote(store, settings.remote, settings.remote_codecs, pin=pin)
 
 
 def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:

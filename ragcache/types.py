@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = tuple[int, ...]
+#: Keys and values of the same tokens at one layer, each (kv_heads, tokens, head_dim).
+KVPair = tuple["Tensor", "Tensor"]
 
 #: Why a chunk's KV could not be used. Every miss is counted under one of these.
 MissReason = Literal["absent", "stale", "foreign", "corrupt", "truncated", "unreadable"]
@@ -240,7 +242,7 @@ class Sampling:
 class LayerUpload(Protocol):
     """One layer's stored KV that is being copied to a device in the background."""
 
-    def taken(self) -> list[tuple[Tensor, Tensor]]:
+    def taken(self) -> list[KVPair]:
         """Keys and values of every part on the device. Work that this thread queues on the device
         from now on waits for the copy. To be called once."""
 

@@ -57,4 +57,4 @@ def test_what_was_stored_for_another_is_never_served(
         assert isinstance(missed, Miss) and store.stats().hits == 0
         same_content = what not in ("tenant", "tokens")
         assert missed.reason == ("stale" if same_content else "absent")
-        assert store.variants(asked) == []
+        assert store.variants.find(asked) == []

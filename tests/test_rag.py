@@ -232,7 +232,7 @@ def test_another_models_store_is_refused_and_kept(tmp_path: Path) -> None:
             other.ask(QUESTION)
         assert other.usable() == (0, stored)
         key = other.indexing.keys("holt")[0]
-        miss = other.store.find(key)
+        miss = other.store.get_header(key)
         assert isinstance(miss, Miss) and miss.reason == "stale"
         other.add(scene.DOCUMENTS)  # adds its own KV beside the other's
         assert other.usable() == (stored, 2 * stored)

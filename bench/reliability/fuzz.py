@@ -22,7 +22,7 @@ from bench.reliability.outcome import Outcome, counts
 from bench.reliability.samples import OTHER, chunk_key, chunk_kv
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, Miss
-from ragcache.store.format.checksummed import get_sealed, put_sealed
+from ragcache.store.format.checksummed import get_checksummed, put_checksummed
 from ragcache.store.format.codecs import CODECS
 from ragcache.store.format.header import (
     Header,
@@ -132,7 +132,7 @@ class Sealed:
         self.rows = [(table, bytes([n]) * 8) for table in ("chunks", "vectors") for n in range(4)]
         with self.tables.write() as txn:
             for number, (table, key) in enumerate(self.rows):
-                put_sealed(txn, table, key, f'["document", {number}, "text", {{}}]'.encode())
+                put_checksummed(txn, table, key, f'["document", {number}, "text", {{}}]'.encode())
         with self.tables.read() as txn:
             self.records = [txn.get(*row) or b"" for row in self.rows]
 
@@ -142,7 +142,7 @@ class Sealed:
         with self.tables.read() as txn:  # in place: a write would copy all tables
             txn.put(table, key, damaged(self.records[number], self.records, rng))
             try:
-                get_sealed(txn, table, key)
+                get_checksummed(txn, table, key)
             except StoreError as error:
                 return str(error.reason)
         return "WRONG: accepted"

@@ -27,9 +27,9 @@ from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, DiskStore, Miss
 from ragcache.store.disk import kv_shapes
 from ragcache.store.format.header import Header
-from ragcache.store.format.record import Record, encoded_layers
-from ragcache.store.remote.chunk_objects import ChunkObjects, as_object, name_of
-from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.format.record import Record, encode_layers
+from ragcache.store.remote.chunk_objects import ChunkObjects, encode_object, object_name
+from ragcache.store.remote.object_store import Bucket, RetryPolicy
 from ragcache.store.remote.store import RemoteStore
 from ragcache.store.remote.sync import pull
 from ragcache.types import ChunkKV
@@ -38,7 +38,7 @@ FULL, SHORT = 2000, 60  # objects
 MOST_S, MOST_MIB = 5.0, 256  # for an object; that memory may grow by
 VERSION = 7
 _KNOWN = replace(MODEL, spec=SPEC)
-_HASTY = Patience(first_s=0.001, longest_s=0.005, read_s=0.5, rest_s=0.05)
+_HASTY = RetryPolicy(first_s=0.001, longest_s=0.005, read_s=0.5, rest_s=0.05)
 _CHUNKS = 12
 
 Plant = Callable[[random.Random, ChunkKey, Path], None]
@@ -52,7 +52,7 @@ def run(rounds: int, seed: int) -> Outcome:
         kind = list(_PLANTS)[turn % len(_PLANTS)]
         key = chunk_key(rng.randrange(_CHUNKS), _KNOWN)
         with scratch() as folder:
-            file = folder / "remote" / name_of(key.content, key.digest)
+            file = folder / "remote" / object_name(key.content, key.digest)
             file.parent.mkdir(parents=True)
             _PLANTS[kind](rng, key, file)
             began = time.perf_counter()
@@ -97,7 +97,7 @@ def _pulled(folder: Path, key: ChunkKey) -> str:
 def _know(disk: DiskStore) -> None:
     """As a store is that was opened with the model."""
     with disk.tables.write() as txn:
-        kv_shapes.note(txn, _KNOWN)
+        kv_shapes.record_shape(txn, _KNOWN)
 
 
 def _verdict(found: ChunkKV | Miss, disk: DiskStore, key: ChunkKey) -> str:
@@ -119,7 +119,7 @@ def _object(
     """A record under a key with everything right but what ``change`` does, checksums too."""
     kv = change(chunk_kv(key.tokens, VERSION))
     header = replace(Header.of(key, kv, ()), codec=codec)
-    _, data = as_object(Record(header, tuple(encoded_layers(codec, kv))))
+    _, data = encode_object(Record(header, tuple(encode_layers(codec, kv))))
     return bytearray(data)
 
 

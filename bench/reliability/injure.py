@@ -134,7 +134,7 @@ def compaction_fails(scene: Scene) -> Iterator[None]:
 
     The change itself is committed by then, and must not fail.
     """
-    disk._LOOK_EVERY = 1
+    disk._CHECK_EVERY = 1
     scene.store.is_wasteful = lambda: True  # type: ignore[method-assign]
     refuse([Call("mkdir"), Call("mkdirat")], errno.ENOSPC)
     yield

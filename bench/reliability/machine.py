@@ -78,7 +78,10 @@ class Machine(RuleBasedStateMachine):
         if noted and key in VARIANTS:
             notes = ChunkNotes((), (), (float(self.version),) * len(key.tokens), 0.75)
         for store in self.stores:
-            store.put(key, kv, notes)
+            if notes is None:
+                store.put(key, kv)
+            else:
+                store.variants.put(key, kv, notes)
         self.chunks[key] = kv
         self.notes.pop(key, None)
         if notes is not None:
@@ -101,13 +104,13 @@ class Machine(RuleBasedStateMachine):
         mine = [k for k in self.notes if (k.fingerprint, k.content) == (MODEL, key.content)]
         mine = sorted(mine, key=lambda k: k.digest) if key.fingerprint == MODEL else []
         for store in self.stores:
-            found = [(v.stored.key, v.notes, v.score) for v in store.variants(key)]
+            found = [(v.stored.key, v.notes, v.score) for v in store.variants.find(key)]
             assert found == [(k, *self.notes[k]) for k in mine]
 
     @rule(key=keys, worth=st.integers(1, 9).map(float))
     def credit(self, key: ChunkKey, worth: float) -> None:
         for store in self.stores:
-            store.credit({key: worth})
+            store.variants.add_score({key: worth})
         if key in self.notes:
             notes, score = self.notes[key]
             self.notes[key] = notes, score + worth
@@ -153,7 +156,7 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, uses=contents)
     def use(self, name: str, uses: list[bytes]) -> None:
         for catalog in self.catalogs:
-            catalog.use(name, uses)
+            catalog.add_references(name, uses)
         told = self.documents.get(name)
         if told is not None and len(told.rows) == len(uses):
             for row, content in zip(told.rows, uses, strict=True):
@@ -169,7 +172,9 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, expires=times, pinned=st.none() | st.booleans())
     def keep(self, name: str, expires: float | None, pinned: bool | None) -> None:
         was = name in self.documents
-        found = [catalog.keep(name, expires=expires, pinned=pinned) for catalog in self.catalogs]
+        found = [
+            catalog.set_retention(name, expires=expires, pinned=pinned) for catalog in self.catalogs
+        ]
         assert found == [was] * len(self.stores)
         if was and expires is not None:
             self.documents[name].expires = expires

@@ -20,7 +20,7 @@ from bench.reliability.child import Child, Send
 from bench.reliability.outcome import Outcome, scratch
 from bench.reliability.samples import MODEL, put
 from ragcache.store import ChunkKey, DiskStore
-from ragcache.store.disk.store import _LOOK_EVERY, WORTH_COMPACTING
+from ragcache.store.disk.store import _CHECK_EVERY, WORTH_COMPACTING
 from ragcache.types import ChunkKV
 
 FULL, SHORT = 1000, 60  # cycles
@@ -64,7 +64,7 @@ def cycles(path: Path, rounds: int, rng: random.Random, outcome: Outcome) -> Non
         changes += 1
         size = store.tables.file.stat().st_size
         most = max(most, size)
-        if changes % _LOOK_EVERY == 0 and size > 2 * store.tables.live_bytes() + WORTH_COMPACTING:
+        if changes % _CHECK_EVERY == 0 and size > 2 * store.tables.live_bytes() + WORTH_COMPACTING:
             outcome.violations.append("the file is larger than twice what is live, + 16 MB")
 
     with DiskStore(path, layout="records") as store:

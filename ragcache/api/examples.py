@@ -17,7 +17,7 @@ from ragcache.models import world
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
-    from ragcache.store.catalog.documents import Entry
+    from ragcache.store.catalog.documents import DocumentEntry
 
 _MOST = 4
 
@@ -28,7 +28,7 @@ def examples(cache: RagCache, most: int = _MOST) -> list[str]:
     return list(_of_the_world(cache, entries, most)) or list(_of_titles(entries))[:most]
 
 
-def _of_the_world(cache: RagCache, entries: Iterable[Entry], most: int) -> Iterator[str]:
+def _of_the_world(cache: RagCache, entries: Iterable[DocumentEntry], most: int) -> Iterator[str]:
     """Of each kind in turn: those whose document is stored with the text that the world has."""
     names = {entry.id.rpartition("#")[2]: entry.id for entry in entries}
     texts = {one["id"]: one["text"] for one in _lines("documents.jsonl") if one["id"] in names}
@@ -52,7 +52,7 @@ def _holds(cache: RagCache, name: str, text: str) -> bool:
     return False
 
 
-def _of_titles(entries: Iterable[Entry]) -> Iterator[str]:
+def _of_titles(entries: Iterable[DocumentEntry]) -> Iterator[str]:
     for entry in entries:
         title = entry.metadata.get("title", "").strip() or _spoken(entry.id)
         if re.search(r"[^\W\d_]{2}", title):  # a word, not only a number

@@ -291,7 +291,7 @@ class Jobs:
         if work.promise is None:
             return (yield from planning(cache, given, batch_tokens=BATCH_TOKENS))
         stands = set(cache.catalog.promised(work.promise, work.documents))
-        return (yield from cache.indexing.splitting(d for d in given if d.id in stands))
+        return (yield from cache.indexing.iter_split(d for d in given if d.id in stands))
 
     def _leave(self) -> None:
         """The process ends in order: that is nobody's fault."""
@@ -313,8 +313,10 @@ class Jobs:
             return finished
         texts = cache.catalog.get_text(name)
         if texts is None:
-            return (yield from cache.indexing.computing(work.documents, batch_tokens=BATCH_TOKENS))
-        steps = cache.indexing.adding(
+            return (
+                yield from cache.indexing.iter_compute(work.documents, batch_tokens=BATCH_TOKENS)
+            )
+        steps = cache.indexing.iter_add(
             [Document(*fields) for fields in json.loads(texts)],
             ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
             pinned=work.pinned,

@@ -11,7 +11,7 @@ from ragcache.store.tiers.ram import RamTier
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.store.base import ChunkStore
-    from ragcache.store.remote.store import Traffic
+    from ragcache.store.remote.store import RemoteTraffic
     from ragcache.types import Answer, Passage, Tokens
 
 
@@ -51,7 +51,7 @@ def report_json(
     return found
 
 
-def store_json(store: ChunkStore, traffic: Traffic | None = None) -> dict[str, Any]:
+def store_json(store: ChunkStore, traffic: RemoteTraffic | None = None) -> dict[str, Any]:
     """What a store, or the tier in RAM before it, holds, and how often it had what was asked for.
 
     ``tier`` is None where there is none, and so is ``remote``, what has gone to and fro of it.

@@ -21,12 +21,12 @@ from ragcache.api.futures import chained
 from ragcache.api.quality_monitor import QualityMonitor
 from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
 from ragcache.core.indexing import Added, Split, check_bytes
-from ragcache.core.precompute import Precomputed, precomputing
+from ragcache.core.precompute import Precomputed, iter_precompute
 from ragcache.core.request import Request
 from ragcache.rag import RagCache
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.key import ChunkKey
-from ragcache.store.tenants import made_tenant_folder
+from ragcache.store.tenants import make_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Service:
             with self._lock:
                 if (known := self._caches.get(tenant)) is not None:
                     return known
-            path = made_tenant_folder(Path(self.own.settings.store), tenant)
+            path = make_tenant_folder(Path(self.own.settings.store), tenant)
             cache = RagCache.open(path, settings=self.own.settings, beside=self.own, tenant=tenant)
             with self._lock:
                 self._caches[tenant] = cache
@@ -193,11 +193,11 @@ class Service:
         deadline = None if seconds is None else time.monotonic() + seconds
 
         def splitting() -> Generator[object, None, Split]:
-            return (yield from self.cache(tenant).indexing.splitting(documents))
+            return (yield from self.cache(tenant).indexing.iter_split(documents))
 
         def steps(split: Split) -> Generator[object, None, Added]:
             return (
-                yield from self.cache(tenant).indexing.adding(
+                yield from self.cache(tenant).indexing.iter_add(
                     documents,
                     ttl_s=ttl_s,
                     pinned=pinned,
@@ -232,7 +232,7 @@ class Service:
             keys: list[ChunkKey],
         ) -> Generator[object, None, tuple[list[ChunkKey], Precomputed]]:
             cache = self.cache(tenant)
-            done = yield from precomputing(
+            done = yield from iter_precompute(
                 cache.engine, cache.chunks, keys, batch_tokens=BATCH_TOKENS
             )
             return keys, done

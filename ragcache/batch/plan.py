@@ -15,7 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from ragcache.core.indexing import check_ids
-from ragcache.core.precompute import BATCH_TOKENS, Batch, Filling, drive, incomplete, lacking
+from ragcache.core.precompute import (
+    BATCH_TOKENS,
+    Batch,
+    BatchBuilder,
+    drive,
+    missing_batches,
+    missing_keys,
+)
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
 from ragcache.planning.flops import Model
 from ragcache.store.format.codecs import codec
@@ -188,9 +195,9 @@ def planning(
                 mine.append(_Packed.of(batch))
                 wanted += measure.of(batch)
         yield "plan", reading.documents, reading.documents
-    due = lacking(
+    due = missing_batches(
         (packed.batch for packed in mine),
-        partial(incomplete, cache.chunks),
+        partial(missing_keys, cache.chunks),
         batch_tokens=batch_tokens,
     )
     missing, packed = Size(), list[_Packed]()
@@ -214,7 +221,7 @@ class _Reading:
     def batches(self, documents: Iterable[Document], batch_tokens: int) -> Iterator[Batch | None]:
         """All batches, the prompt's prefix in the first; None whenever so many chunks have been
         cut, between which is time for others."""
-        filling, seen = Filling(batch_tokens), set[bytes]()
+        filling, seen = BatchBuilder(batch_tokens), set[bytes]()
         for document in documents:
             self.documents += 1
             found = list[ChunkKey]()

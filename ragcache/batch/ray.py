@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragcache.core.precompute import Batch, compute
+from ragcache.core.precompute import Batch, compute_batch
 from ragcache.errors import ConfigError, ModelError, RagCacheError
 from ragcache.store.format.codecs.base import from_bytes, to_bytes
 from ragcache.store.key import ChunkKey
@@ -78,7 +78,7 @@ class Worker:
     def compute(self, behind: Tokens, chunks: list[Tokens]) -> list[Sent]:
         engine = self.engine()
         keys = tuple(ChunkKey(engine.fingerprint, tokens, behind) for tokens in chunks)
-        return [_sent(kv) for kv in compute(engine, Batch(behind, keys))]
+        return [_sent(kv) for kv in compute_batch(engine, Batch(behind, keys))]
 
 
 def on_ray(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.batch.plan import Size, Work, planning
-from ragcache.core.precompute import BATCH_TOKENS, Batch, compute, drive, unless_stored
+from ragcache.core.precompute import BATCH_TOKENS, Batch, Steps, compute_batch, drive, skip_stored
 
 if TYPE_CHECKING:
     from ragcache.core.indexing import Progress, Step
@@ -63,13 +63,10 @@ def precomputing(
 
 def finishing(cache: RagCache, work: Work) -> Generator[Step, None, Finished]:
     """The second half of :func:`precomputing`: what was planned."""
-    steps = running(cache.chunks, work, in_process(cache.engine))
-    while True:
-        try:
-            (done,) = next(steps)
-        except StopIteration as end:
-            return Finished(work, end.value)
+    steps = Steps(running(cache.chunks, work, in_process(cache.engine)))
+    for (done,) in steps:
         yield "precompute", done.computed.chunks, work.missing.chunks
+    return Finished(work, steps.result)
 
 
 def precompute(
@@ -88,7 +85,7 @@ def in_process(engine: ChunkEngine) -> Computing:
 
     def computing(every: Iterable[Batch]) -> Computed:
         for batch in every:
-            yield batch, compute(engine, batch)
+            yield batch, compute_batch(engine, batch)
 
     return computing
 
@@ -114,7 +111,7 @@ def running(
 ) -> Generator[tuple[Done], None, Done]:
     """As :func:`run`, a step after every batch."""
     began, computed = time.perf_counter(), Size()
-    due = _limited(unless_stored(store, work.batches), limit)
+    due = _limited(skip_stored(store, work.batches), limit)
     with closing(computing(due)) as results:
         for batch, kvs in results:
             store.put_all(zip(batch.keys, kvs, strict=True))
@@ -147,7 +144,9 @@ def tokens_per_second(engine: ChunkEngine, work: Work) -> float | None:
             break
         keys.append(key)
     tried = Batch(largest.behind, tuple(keys))
-    compute(engine, Batch(largest.behind, tried.keys[:1]))  # what stands before is computed once
+    compute_batch(
+        engine, Batch(largest.behind, tried.keys[:1])
+    )  # what stands before is computed once
     began = time.perf_counter()
-    compute(engine, tried)
+    compute_batch(engine, tried)
     return tried.tokens / (time.perf_counter() - began)

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ragcache.errors import ConfigError
+from ragcache.types import KVPair as KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import AttentionRule
-    from ragcache.types import ChunkNotes, Load, Prompt
+from ragcache.types import ChunkNotes, Load, Prompt
 
 #: What a chunk's stored KV must have been computed behind: what the store's compile mode says (the
 #: prompt's prefix alone, as a rule), everything that stands before the chunk in this prompt, the
@@ -174,9 +175,6 @@ class Selector(ABC):
         loaded, each (kv_heads, len(rows), head_dim).
         """
         raise NotImplementedError
-
-
-KVPair = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True)

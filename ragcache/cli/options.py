@@ -151,9 +151,9 @@ def check_exists(store: Path, tenant: str | None = None) -> None:
 
 def check_free(store: Path) -> None:
     """Raise LockedError if another process writes the store. Loads and reads nothing."""
-    from ragcache.store.lmdb.directory import check_free
+    from ragcache.store.lmdb.directory import check_writer_lock
 
-    check_free(store)
+    check_writer_lock(store)
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def opened(
 ) -> Iterator[RagCache]:
     """The RagCache of the store, or of a tenant's store in its folder, with its model; ``lazy`` as
     for :meth:`RagCache.open`."""
-    from ragcache.store.tenants import made_tenant_folder, tenant_folder
+    from ragcache.store.tenants import make_tenant_folder, tenant_folder
 
     path = tenant_folder(settings.store, tenant or "")
     if lazy:
@@ -192,7 +192,7 @@ def opened(
         if not tenant:
             yield own
             return
-        made_tenant_folder(settings.store, tenant)
+        make_tenant_folder(settings.store, tenant)
         with RagCache.open(path, settings=settings, beside=own, tenant=tenant, lazy=lazy) as cache:
             yield cache
 

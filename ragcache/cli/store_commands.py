@@ -81,7 +81,7 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
 
     with _store(store, readonly=True, tenant=tenant) as chunks:
         catalog = Catalog(chunks)
-        documents, held, waits = len(catalog.entries()), chunks.stats(), chunks.waiting
+        documents, held, waits = len(catalog.entries()), chunks.stats(), chunks.pending_writes
         day = catalog.get_setting(PROMPT_DATE)
         out.print(store_table(held, documents, waits))
         if day:
@@ -140,9 +140,9 @@ def convert(
     store: Store = None,
 ) -> None:
     """Move every chunk into LMDB (records) or into a file of its own (files)."""
-    from ragcache.store.disk.store import as_layout
+    from ragcache.store.disk.store import parse_layout
 
-    wanted = as_layout(layout)
+    wanted = parse_layout(layout)
     with _store(store) as chunks, progress() as told:
         moved = chunks.convert(wanted, progress=partial(told, "convert"))
     out.print(f"{render.counted(moved, 'chunk')} moved", highlight=False)
@@ -199,12 +199,12 @@ def push(
         told = stack.enter_context(progress())
         if settings.remote_codecs:
             cache = stack.enter_context(opened(settings, lazy=True))
-            both, wanted = cache.remote, cache.levels()
+            both, wanted = cache.remote, cache.remote_copies()
             assert both is not None  # remote_codecs without a remote are refused
         else:
             both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
-        done = run(both.disk, both.objects, levels=wanted, progress=partial(told, "push"))
+        done = run(both.disk, both.objects, copies=wanted, progress=partial(told, "push"))
         out.print(transfer_text(done, "pushed"), highlight=False)
         figures(asdict(done))
 
@@ -277,11 +277,11 @@ def _shared(
     url = Settings.load(remote=remote).remote
     if not url:
         raise ConfigError("no remote is set: give --remote, or set RAGCACHE_REMOTE")
-    from ragcache.store.remote.store import shared
+    from ragcache.store.remote.store import open_remote
 
     chunks = _store(path, lazy=lazy, bounded=bounded, tenant=tenant)
     try:
-        return shared(chunks, url)
+        return open_remote(chunks, url)
     except BaseException:
         chunks.close()
         raise

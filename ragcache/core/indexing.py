@@ -15,7 +15,13 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from ragcache.core.embedder_identity import embedder_known_as
-from ragcache.core.precompute import BATCH_TOKENS, Counted, Precomputed, precomputing
+from ragcache.core.precompute import (
+    BATCH_TOKENS,
+    Precomputed,
+    Steps,
+    TokenProgress,
+    iter_precompute,
+)
 from ragcache.errors import ConfigError, ContextError, SourceError, StoreError
 from ragcache.planning.context import EncodingContext
 from ragcache.retriever.search import Retriever
@@ -65,7 +71,7 @@ class Indexing:
     encoding: EncodingContext
     tenant: str
 
-    def adding(
+    def iter_add(
         self,
         documents: Iterable[Document],
         *,
@@ -75,7 +81,7 @@ class Indexing:
         split: Split | None = None,
         embed_batch: int = _EMBED_BATCH,
         batch_tokens: int = BATCH_TOKENS,
-        tokens: Counted | None = None,
+        tokens: TokenProgress | None = None,
     ) -> Generator[Step, None, Added]:
         """As :meth:`RagCache.add`, in steps: what is done, how much of it, out of how much.
 
@@ -85,7 +91,7 @@ class Indexing:
         were committed.
 
         With a ``promise`` (:meth:`Catalog.promise`) only those are added that nobody has written
-        since it was made. ``split``: what :meth:`splitting` gave for them; a document that is not
+        since it was made. ``split``: what :meth:`iter_split` gave for them; a document that is not
         there is split here.
         """
         given = list(documents)
@@ -108,12 +114,12 @@ class Indexing:
             ):
                 unchanged = unchanged - {name}
         written = [d.id for d in mine if d.id in unchanged or d.id in put]
-        done = yield from self.computing(written, batch_tokens=batch_tokens, tokens=tokens)
+        done = yield from self.iter_compute(written, batch_tokens=batch_tokens, tokens=tokens)
         return Added(len(put), len(unchanged), count, done, len(given) - len(put) - len(unchanged))
 
-    def splitting(self, documents: Iterable[Document]) -> Generator[Step, None, Split]:
-        """Split the documents that are new or changed, in steps: for :meth:`adding`. May be done on
-        another thread than that of the engine."""
+    def iter_split(self, documents: Iterable[Document]) -> Generator[Step, None, Split]:
+        """Split the documents that are new or changed, in steps: for :meth:`iter_add`. May be done
+        on another thread than that of the engine."""
         given, split = list(documents), dict[str, list[Chunk]]()
         yield "split", 0, len(given)
         for number, document in enumerate(given, 1):
@@ -138,15 +144,15 @@ class Indexing:
         """Those that are new, or are not stored as they are now."""
         return [d for d in documents if self.catalog.document_digest(d.id) != self.digest(d)]
 
-    def computing(
+    def iter_compute(
         self,
         documents: Iterable[str],
         *,
         batch_tokens: int = BATCH_TOKENS,
-        tokens: Counted | None = None,
+        tokens: TokenProgress | None = None,
     ) -> Generator[Step, None, Precomputed]:
         """Compute what is not stored of the chunks of documents that are indexed, by id: the second
-        half of :meth:`adding`, in steps as that is."""
+        half of :meth:`iter_add`, in steps as that is."""
         names, keyed, digests = list(documents), {}, {}
         looked_up = 0
         for number, name in enumerate(names):
@@ -158,23 +164,27 @@ class Indexing:
                 if looked_up >= _LOOKED_UP:
                     looked_up = 0
                     yield "look up", number, len(names)
-            self.catalog.use(name, [key.content for key, _ in keyed[name]])
+            self.catalog.add_references(name, [key.content for key, _ in keyed[name]])
         self.retriever.refresh()
         chunks_of = {key: chunk for pairs in keyed.values() for key, chunk in pairs}
-        steps = precomputing(
-            self.engine,
-            self.chunks,
-            [self.prefix_key, *chunks_of] if chunks_of else [],
-            company=lambda key: self._company(chunks_of.get(key)),
-            batch_tokens=batch_tokens,
-            tokens=tokens,
+        steps = Steps(
+            iter_precompute(
+                self.engine,
+                self.chunks,
+                [self.prefix_key, *chunks_of] if chunks_of else [],
+                preceding=lambda key: self._preceding(chunks_of.get(key)),
+                batch_tokens=batch_tokens,
+                tokens=tokens,
+            )
         )
         try:
-            return (yield from _named("precompute", steps))
+            for done, total in steps:
+                yield "precompute", done, total
+            return steps.result
         finally:
             with suppress(StoreError):  # closed between two steps: what is left over is evicted
                 gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
-                self.catalog.let_go(key.content for name in gone for key, _ in keyed[name])
+                self.catalog.delete_unused(key.content for name in gone for key, _ in keyed[name])
 
     def keys(self, document: str) -> list[ChunkKey]:
         """Keys of a document's chunks, as precomputed."""
@@ -234,19 +244,14 @@ class Indexing:
         pinned: bool | None,
         promise: int | None,
     ) -> bool:
-        """Commit a document, unless its promise stands no longer."""
+        """Commit a document; False where its promise is no longer valid."""
         was = self.catalog.entry(document.id)
         given = document, chunks, vectors, digests[document.id]
         if was is not None:
             expires = was.expires if expires is None else expires
             pinned = was.pinned if pinned is None else pinned
-        if promise is None:
-            self.catalog.put_document(
-                *given, contents=contents, expires=expires, pinned=bool(pinned)
-            )
-            return True
-        return self.catalog.put_promised(
-            promise, *given, contents=contents, expires=expires, pinned=bool(pinned)
+        return self.catalog.put_document(
+            *given, contents=contents, expires=expires, pinned=bool(pinned), promise=promise
         )
 
     def _batches(
@@ -322,7 +327,7 @@ class Indexing:
         """The same, of a chunk's tokens."""
         return self.encoding.key(self.engine.fingerprint, tokens, self.tenant)
 
-    def _company(self, chunk: Chunk | None) -> Tokens:
+    def _preceding(self, chunk: Chunk | None) -> Tokens:
         """Tokens of the similar chunks that this one is compiled behind; none for the prefix."""
         if chunk is None or not self.encoding.similar:
             return ()
@@ -333,19 +338,6 @@ class Indexing:
     def prefix_key(self) -> ChunkKey:
         """What the KV of the prompt's own prefix is stored under."""
         return ChunkKey(self.engine.fingerprint, self.template.prefix, tenant=self.tenant)
-
-
-def _named(
-    stage: str, steps: Generator[tuple[int, int], None, Precomputed]
-) -> Generator[Step, None, Precomputed]:
-    """The steps, each with the name of what is being done."""
-    while True:
-        try:
-            done, total = next(steps)
-        except StopIteration as end:
-            finished: Precomputed = end.value
-            return finished
-        yield stage, done, total
 
 
 def check_bytes(engine: ChunkEngine, *texts: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragcache.core.precompute import keep, precompute
+from ragcache.core.precompute import precompute, store_captured
 from ragcache.core.prefill import FusedPrefill, PrefillContext
 from ragcache.core.request import PromptRequest
 from ragcache.core.sensitivity import measure_sensitivity
@@ -42,9 +42,9 @@ class MissedChunks:
             lacking = set(store.missing(missed))  # another request may have stored some
             for key, kv, seen in zip(missed, self._captured, notes, strict=True):
                 if seen is not None:
-                    keep(store, key, kv, seen)
+                    store_captured(store, key, kv, seen)
                 elif key in lacking:
-                    keep(store, key, self._measured(key, kv), None)
+                    store_captured(store, key, self._measured(key, kv), None)
         elif found.misses and not self._encoding.similar:
             precompute(engine, store, [found.keys[i] for i in found.misses])
         if not found.layout.prefix_loaded and found.prefix_key.tokens:
@@ -52,7 +52,7 @@ class MissedChunks:
         if self._unmeasured:
             precompute(engine, store, self._unmeasured)
         if found.served:
-            store.credit(self._worth())
+            store.variants.add_score(self._worth())
 
     @property
     def _unmeasured(self) -> list[ChunkKey]:

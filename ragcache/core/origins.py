@@ -111,7 +111,7 @@ def delete_old_names(indexing: Indexing, found: RenamedDocuments) -> None:
     for before, now in found.same.items():
         entry = indexing.catalog.entry(before)
         if entry is not None:
-            indexing.catalog.keep(now, expires=entry.expires, pinned=entry.pinned or None)
+            indexing.catalog.set_retention(now, expires=entry.expires, pinned=entry.pinned or None)
             indexing.catalog.delete_document(before)
 
 

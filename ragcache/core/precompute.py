@@ -1,8 +1,8 @@
-"""Computing the KV of chunks that are not stored yet, a batch at a time, and storing it.
+"""Computes the KV of chunks that are not stored yet, a batch at a time, and stores it.
 
-The last bits of a chunk's KV depend on what is computed with it in one forward. So a batch follows
-from what is wanted and never from what is there already, and is stored in one commit: a run that is
-killed, and one that goes on after it, make the very batches of a run that nobody disturbed.
+The last bits of a chunk's KV depend on what one forward computes with it. So batches depend only on
+the requested keys, never on what is stored, and each is stored in one commit: a run that was killed
+and resumed is bit-identical to one that was not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from ragcache.blend.base import Layout
 from ragcache.blend.cachecraft import CacheCraft
@@ -23,16 +24,17 @@ from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.prefetch import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Prompt, Tokens
 
-T = TypeVar("T")
+_T = TypeVar("_T")
+_Step = TypeVar("_Step")
 Progress = Callable[[int, int], None]  # done, total
-Counted = Callable[[int, int], None]  # tokens done, of how many
+TokenProgress = Callable[[int, int], None]  # tokens done, of how many
 BATCH_TOKENS = 2048  # of chunks, computed at a time
-MOST_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
+MAX_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Chunks that one forward computes, one after another, all behind the same tokens."""
+    """Chunks that one forward computes independently, all behind the same tokens."""
 
     behind: Tokens
     keys: tuple[ChunkKey, ...]
@@ -47,7 +49,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Precomputed:
-    """What a run did. ``stored`` chunks were there before and were left alone."""
+    """What a run did. ``stored`` chunks were stored before and not computed again."""
 
     encoded: int
     stored: int
@@ -61,68 +63,75 @@ def precompute(
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
-    company: Callable[[ChunkKey], Tokens] = lambda _: (),
+    preceding: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Precomputed:
-    """Encode and store every chunk of ``keys`` that is not stored, with its sensitivity. One that
-    is stored without it is encoded anew.
+    """Encode and store every chunk of ``keys`` that is not stored with its sensitivity.
 
-    ``company`` gives the tokens that stand between ``key.behind`` and a chunk (compile mode
-    enriched), which its key does not name.
-    A batch is durable as soon as it is put, so a run that is killed has lost at most one
-    (``batch_tokens`` tokens, or a longer chunk) and the next run does only what is missing.
+    ``preceding`` gives the tokens between ``key.behind`` and a chunk that its key does not name
+    (compile mode enriched). A batch is durable as soon as it is put: a run that is killed loses at
+    most one (``batch_tokens`` tokens, or a longer chunk), and the next run computes only what is
+    missing. ``progress`` is called with (done, total) chunks.
     """
-    steps = precomputing(engine, store, keys, company=company, batch_tokens=batch_tokens)
+    steps = iter_precompute(engine, store, keys, preceding=preceding, batch_tokens=batch_tokens)
     return drive(steps, progress)
 
 
-def drive(steps: Generator[tuple[Any, ...], None, T], told: Callable[..., None] | None) -> T:
-    """Take all ``steps``, tell ``told`` of each, and return what they return."""
-    while True:
-        try:
-            done = next(steps)
-        except StopIteration as end:
-            return cast(T, end.value)
-        if told is not None:
-            told(*done)
+class Steps(Generic[_Step, _T]):
+    """Iterates over the steps of ``generator`` and keeps what it returns, in ``result``."""
+
+    result: _T
+
+    def __init__(self, generator: Generator[_Step, None, _T]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Generator[_Step, None, None]:
+        self.result = yield from self._generator
 
 
-def precomputing(
+def drive(
+    generator: Generator[tuple[Any, ...], None, _T], on_step: Callable[..., None] | None
+) -> _T:
+    """Run ``generator`` to its end, call ``on_step`` with each step, and return what it returns."""
+    steps = Steps(generator)
+    for step in steps:
+        if on_step is not None:
+            on_step(*step)
+    return steps.result
+
+
+def iter_precompute(
     engine: ChunkEngine,
     store: ChunkStore,
     keys: Iterable[ChunkKey],
     *,
-    company: Callable[[ChunkKey], Tokens] = lambda _: (),
+    preceding: Callable[[ChunkKey], Tokens] = lambda _: (),
     batch_tokens: int = BATCH_TOKENS,
-    tokens: Counted | None = None,
+    tokens: TokenProgress | None = None,
 ) -> Generator[tuple[int, int], None, Precomputed]:
-    """As :func:`precompute`, a batch at a time: (done, total) chunks at the start and after each;
-    ``tokens`` is told the same of their tokens, before that.
+    """As :func:`precompute`, a batch at a time: yields (done, total) chunks at the start and after
+    each batch. ``tokens`` is called with (done, total) tokens just before.
 
-    What others have stored between two batches is not computed again.
+    Chunks that were stored by others since the start are not computed again.
     """
     began = time.perf_counter()
     wanted = {key.digest: key for key in keys}
-    missing = {key.digest for key in incomplete(store, list(wanted.values()))}
-    due_tokens = sum(len(key.tokens) for digest, key in wanted.items() if digest in missing)
+    placed = ((key.behind + preceding(key), key) for key in wanted.values())
+    every = make_batches(placed, batch_tokens=batch_tokens)
+    due = list(missing_batches(every, partial(missing_keys, store), batch_tokens=batch_tokens))
+    total, total_tokens = sum(map(len, due)), sum(batch.tokens for batch in due)
     done = done_tokens = encoded = encoded_tokens = 0
     count = tokens or (lambda *_: None)
-    count(0, due_tokens)
-    yield 0, len(missing)
-    placed = ((key.behind + company(key), key) for key in wanted.values())
-    every = batches(placed, batch_tokens=batch_tokens)
-
-    def missing_of(some: Sequence[ChunkKey]) -> list[ChunkKey]:
-        return [key for key in some if key.digest in missing]
-
-    for batch in lacking(every, missing_of, batch_tokens=batch_tokens):
-        for due in unless_stored(store, [batch]):
-            store.put_all(zip(due.keys, compute(engine, due), strict=True))
-            encoded, encoded_tokens = encoded + len(due), encoded_tokens + due.tokens
+    count(0, total_tokens)
+    yield 0, total
+    for batch in due:
+        for left in skip_stored(store, [batch]):
+            store.put_all(zip(left.keys, compute_batch(engine, left), strict=True))
+            encoded, encoded_tokens = encoded + len(left), encoded_tokens + left.tokens
         done, done_tokens = done + len(batch), done_tokens + batch.tokens
-        count(done_tokens, due_tokens)
-        yield done, len(missing)
+        count(done_tokens, total_tokens)
+        yield done, total
     return Precomputed(
         encoded=encoded,
         stored=len(wanted) - encoded,
@@ -133,16 +142,16 @@ def precomputing(
 
 
 def bytes_per_token(engine: ChunkEngine, name: str = "") -> float:
-    """What a token's KV takes in the engine's codec, or in that of a name; of one whose sizes
-    depend on the values, as the engine has it."""
+    """Bytes of a token's KV in the codec called ``name``, by default the engine's. For a codec
+    whose sizes depend on the values, those of the KV in memory."""
     own = dict(engine.fingerprint.fields).get("codec", "raw")
     layer = codec(name or own).layer_bytes(engine.spec, 1000)
     return engine.spec.chunk_bytes(1) if layer is None else engine.spec.layers * layer / 1000
 
 
-class Filling:
-    """Chunks behind the same tokens, in order, as batches of at most ``batch_tokens`` tokens, or of
-    one chunk."""
+class BatchBuilder:
+    """Groups chunks behind the same tokens, in order, into batches of at most ``batch_tokens``
+    tokens, or of one longer chunk."""
 
     def __init__(self, batch_tokens: int = BATCH_TOKENS) -> None:
         self._most = batch_tokens
@@ -150,7 +159,7 @@ class Filling:
         self._sizes: dict[Tokens, int] = {}
 
     def add(self, behind: Tokens, key: ChunkKey) -> Batch | None:
-        """The batch of those before, where this one would be too much for it."""
+        """Add a chunk; the batch that is full, where the chunk no longer fits into it."""
         keys, size = self._filling.setdefault(behind, []), self._sizes.get(behind, 0)
         full = None
         if keys and size + len(key.tokens) > self._most:
@@ -162,33 +171,34 @@ class Filling:
         return full
 
     def rest(self) -> Iterator[Batch]:
+        """The batches that are not full, at the end."""
         for behind, keys in self._filling.items():
             yield Batch(behind, tuple(keys))
 
 
-def batches(
+def make_batches(
     keys: Iterable[tuple[Tokens, ChunkKey]], *, batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[Batch]:
-    """All of them. ``keys`` come with the tokens that they are computed behind."""
-    filling = Filling(batch_tokens)
+    """The batches of ``keys``, each given with the tokens that it is computed behind."""
+    filling = BatchBuilder(batch_tokens)
     for behind, key in keys:
         if (full := filling.add(behind, key)) is not None:
             yield full
     yield from filling.rest()
 
 
-def lacking(
+def missing_batches(
     every: Iterable[Batch],
     missing_of: Callable[[Sequence[ChunkKey]], Sequence[ChunkKey]],
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Batch]:
-    """Batches of what is missing: first those of which nothing is stored, as they are, then what
-    the others lack.
+    """Batches of what is missing: first the batches of which nothing is stored, unchanged, then
+    what is missing of the others.
 
-    That rest is packed anew: of a corpus in which a chunk here and there has changed, a forward for
-    every such chunk would cost many times as much. ``missing_of`` gives those of some keys that are
-    not stored, in order; it is asked once for each batch.
+    These chunks are batched again: where a few chunks of a corpus have changed, one forward for
+    each of them would cost many times as much. ``missing_of`` returns the keys that are not stored,
+    in order; it is called once for each batch.
     """
     rest: list[tuple[Tokens, ChunkKey]] = []
     for batch in every:
@@ -197,34 +207,34 @@ def lacking(
             yield batch
         else:
             rest += [(batch.behind, key) for key in missing]
-    yield from batches(rest, batch_tokens=batch_tokens)
+    yield from make_batches(rest, batch_tokens=batch_tokens)
 
 
-def incomplete(store: ChunkStore, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-    """Those that are not stored, or not with their sensitivity, in order."""
-    found = zip(keys, store.peek_all(keys), strict=True)
+def missing_keys(store: ChunkStore, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+    """The keys that are not stored, or not with their sensitivity, in order."""
+    found = zip(keys, store.get_headers(keys, count=False), strict=True)
     return [key for key, one in found if isinstance(one, Miss) or not one.sensitivity]
 
 
-def unless_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
-    """Batches without what is stored by the time that they are asked for; none that is empty."""
+def skip_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches without the chunks that are stored when each is taken; empty ones left out."""
     for batch in every:
-        if due := incomplete(store, batch.keys):
+        if due := missing_keys(store, batch.keys):
             yield replace(batch, keys=tuple(due))
 
 
-def compute(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:
+def compute_batch(engine: ChunkEngine, batch: Batch) -> list[ChunkKV]:
     """The KV of every chunk of a batch, as it is stored: before RoPE, with its sensitivity."""
     alone = engine.encode([key.tokens for key in batch.keys], behind=batch.behind)
     return measure_sensitivity(engine, alone, batch.behind)
 
 
-def keep_variants(
+def store_variants(
     engine: Engine, store: ChunkStore, prompt: Prompt, wanted: Iterable[int], tenant: str = ""
 ) -> list[ChunkKey]:
-    """Prefill ``prompt`` in full and keep the chunks numbered ``wanted`` as variants.
+    """Prefill ``prompt`` in full and store the chunks numbered ``wanted`` as variants.
 
-    A variant is the KV of a chunk as it came to stand there, with notes on how it attended to the
+    A variant is the KV of a chunk as computed in that prompt, with notes on how it attended to the
     chunks before it: what Cache-Craft serves. Returns their keys.
     """
     chosen = sorted(wanted)
@@ -239,15 +249,17 @@ def keep_variants(
         for number, start in zip(chosen, starts, strict=True)
     ]
     for key, kv, notes in zip(keys, fused.captured, fused.notes, strict=True):
-        keep(store, key, kv, notes)
+        store_captured(store, key, kv, notes)
     return keys
 
 
-def keep(store: ChunkStore, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None) -> None:
-    """Put KV that was cut from a prompt. With notes it is a variant: where a chunk has
-    MOST_VARIANTS of them, those that have been worth least make room."""
-    if notes is not None:
-        kept = sorted(store.variants(key), key=lambda variant: variant.score)
-        for variant in kept[: max(0, len(kept) - MOST_VARIANTS + 1)]:
-            store.delete(variant.stored.key)
-    store.put(key, kv, notes)
+def store_captured(store: ChunkStore, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None) -> None:
+    """Store KV that was captured in a prompt. With notes it is a variant: where a chunk already has
+    MAX_VARIANTS of them, those with the lowest scores are deleted."""
+    if notes is None:
+        store.put(key, kv)
+        return
+    kept = sorted(store.variants.find(key), key=lambda variant: variant.score)
+    for variant in kept[: max(0, len(kept) - MAX_VARIANTS + 1)]:
+        store.delete(variant.stored.key)
+    store.variants.put(key, kv, notes)

@@ -16,7 +16,7 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.key import ChunkKey
-from ragcache.store.prefetch import AHEAD, LayerReader
+from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
 from ragcache.types import Plan
 
 
@@ -71,7 +71,7 @@ def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
             with LayerReader(
                 context.store,
                 found.stored,
-                ahead=AHEAD if chosen is None else chosen.ahead,
+                ahead=LAYERS_AHEAD if chosen is None else chosen.ahead,
                 upload=context.engine.upload,
             ) as source:
                 fused = fuse(
@@ -107,10 +107,10 @@ def _planned(
     to load, and with others in the codecs that it has chosen."""
     store, chunks = context.store, found.chunks
     levels: dict[int, list[StoredChunk]] = {}
-    if far := [one for one in found.stored if one.distant]:
+    if far := [one for one in found.stored if one.is_remote]:
         probe = max(far, key=lambda one: one.payload_bytes)
         speeds = replace(speeds, link=store.link(probe))
-        every = zip(chunks, store.forms(list(chunks.values())), strict=True)
+        every = zip(chunks, store.alternatives(list(chunks.values())), strict=True)
         levels = {i: [f for f in fs if f.key.digest not in failed] for i, fs in every}
     chosen = plan(demand(found, blender, context.engine.spec.layers, levels), speeds)
     better = {i: levels[i][level - 1] for i, level in chosen.levels.items()}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.template import PromptTemplate
-    from ragcache.types import ChunkKV, Fingerprint, KVSpec, LayerUpload, Sampling, Tokens
+    from ragcache.types import ChunkKV, Fingerprint, KVPair, KVSpec, LayerUpload, Sampling, Tokens
 
 
 class LayerView(Protocol):
@@ -21,7 +21,7 @@ class LayerView(Protocol):
 
     all_rows: Tensor  # (rows,), int64: 0, 1, ..., every row of the running forward
 
-    def place(self, start: int, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def place(self, start: int, parts: Sequence[KVPair]) -> None:
         """Write the stored KV of consecutive parts into the rows from ``start`` on.
 
         Each part is keys (before RoPE) and values, both (kv_heads, n, head_dim), on any device; it
@@ -141,7 +141,7 @@ class Prefiller(Encoder):
 
     exposes_attention: bool  # whether an AttentionRule can be used
     #: Begins to copy stored KV to the device; thread-safe. None: the model is in host memory.
-    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], LayerUpload] | None = None
+    upload: Callable[[Sequence[KVPair]], LayerUpload] | None = None
 
     @abstractmethod
     def prefill(

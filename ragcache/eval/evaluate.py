@@ -11,7 +11,7 @@ from torch import Tensor
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import check_ratio
 from ragcache.core.generate import LocalGenerator
-from ragcache.core.precompute import keep_variants, precompute
+from ragcache.core.precompute import precompute, store_variants
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
@@ -236,7 +236,7 @@ def _precompute(
         for key, others in zip(keys, near, strict=True):
             company[key] = tuple(t for other in others for t in tokens[other])
     keys.append(ChunkKey(engine.fingerprint, template.prefix))
-    precompute(engine, store, keys, company=lambda key: company.get(key, ()))
+    precompute(engine, store, keys, preceding=lambda key: company.get(key, ()))
     return keys
 
 
@@ -247,7 +247,7 @@ def _variants(engine: Engine, store: ChunkStore, context: Context) -> list[Chunk
         others = dict.fromkeys((number + step) % count for step in _COMPANY)
         met = [chunks[other] for other in others if other not in (number, number - 1)]
         prompt = engine.template.prompt([*met, chunk], context.questions[0].text)
-        keys += keep_variants(engine, store, prompt, [len(met)])
+        keys += store_variants(engine, store, prompt, [len(met)])
     return keys
 
 

@@ -32,7 +32,7 @@ class EncodingContext:
 
 
 #: name -> what it computes a chunk behind. Variants (``incontext``) come from prompts, see
-#: :func:`ragcache.core.precompute.keep_variants`.
+#: :func:`ragcache.core.precompute.store_variants`.
 COMPILE_MODES = {
     "prefix": "the prompt's own prefix",
     "bos": "one BOS token, as a chunk has it that a serving engine prefilled by itself",

@@ -43,11 +43,11 @@ class Form:
 
     size: int  # bytes, as it is stored
     codec: str = ""  # empty: the store's own
-    distant: bool = False
+    is_remote: bool = False
 
     @classmethod
     def of(cls, stored: StoredChunk, *, level: bool = False) -> Form:
-        return cls(stored.payload_bytes, stored.codec if level else "", stored.distant)
+        return cls(stored.payload_bytes, stored.codec if level else "", stored.is_remote)
 
 
 Loaded = Mapping[int, Form]  # chunks by number, and what they are loaded from
@@ -81,11 +81,11 @@ class Demand:
         return (*(() if self.prefix_form is None else (self.prefix_form,)), *loaded.values())
 
     def link_s(self, speeds: Speeds, loaded: Loaded) -> float:
-        """Seconds for the link to transfer what is distant of it."""
-        distant = [form.size for form in self.read(loaded) if form.distant]
-        if speeds.link is None or not distant:
+        """Seconds for the link to transfer what is remote of it."""
+        remote = [form.size for form in self.read(loaded) if form.is_remote]
+        if speeds.link is None or not remote:
             return 0.0
-        return speeds.link.seconds(self.layers * len(distant), sum(distant))
+        return speeds.link.seconds(self.layers * len(remote), sum(remote))
 
     def read_s(self, speeds: Speeds, loaded: Loaded) -> float:
         """Seconds for this machine to read, check and decode it."""
@@ -209,7 +209,7 @@ def without_dearest(demand: Demand, speeds: Speeds, every: Loaded) -> Loaded:
 
     Greedy: those that save most loading per second of computing first, of equals the last first,
     since the first chunk of a prompt stands where it was computed. Never longer than to load all or
-    to compute all; where nothing is distant, beyond the best set by at most l * c / (l + c), the
+    to compute all; where nothing is remote, beyond the best set by at most l * c / (l + c), the
     largest over the chunks, for a chunk that loads in l and computes in c. For chunks of one size
     it is the best set.
     """
@@ -314,7 +314,7 @@ def _balance(demand: Demand, speeds: Speeds, loaded: Loaded, ratio: float) -> st
     full = f", all of them in {demand.full_layers} layers," if demand.full_layers else ""
     read = demand.read_s(speeds, loaded)
     still = f" ({_time(speeds.stolen * read)} of it standing still)" if speeds.stolen else ""
-    far = sum(form.distant for form in forms)
+    far = sum(form.is_remote for form in forms)
     where = f" ({far} of {parts} parts over the link)" if far else ""
     return (
         f"Loading {size / 1e6:.1f} MB in {demand.layers * parts:,} reads{rate}{where} takes "

@@ -137,7 +137,7 @@ def _find(
     store: ChunkStore, keys: Sequence[ChunkKey], unusable: Collection[bytes]
 ) -> list[StoredChunk | Miss]:
     usable = [key for key in keys if key.digest not in unusable]
-    found = dict(zip(usable, store.find_all(usable), strict=True))
+    found = dict(zip(usable, store.get_headers(usable), strict=True))
     failed = Miss("corrupt", "its record failed its check while being read")
     return [found.get(key, failed) for key in keys]
 
@@ -150,16 +150,18 @@ def _fitting(
     unusable: Collection[bytes],
 ) -> Variant | Miss:
     """The variant of a chunk that costs least behind ``before``; of several, the one worth most."""
-    usable = [v for v in store.variants(key) if v.stored.key.digest not in unusable]
+    usable = [v for v in store.variants.find(key) if v.stored.key.digest not in unusable]
     costs = [(blender.overhead(v.notes, before), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:
         fits = f"none of its {len(usable)} variants fits its company" if usable else "no variant"
-        exact = store.find(key)  # counts the miss; if it is there, its KV or its notes are damaged
+        exact = store.get_header(
+            key
+        )  # counts the miss; if it is there, its KV or its notes are damaged
         reason = exact.reason if isinstance(exact, Miss) else "corrupt"
         return Miss(reason, f"{fits}: computed, and kept as one")
     best = min(fitting)[-1]
-    found = store.find(best.stored.key)
+    found = store.get_header(best.stored.key)
     return found if isinstance(found, Miss) else best
 
 

@@ -22,7 +22,6 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
-from ragcache.store.tiers.ram import RamTier
 from ragcache.types import KVSpec, Load, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def measure_speeds(
     start_s, row_s, pair_s, place_s = fitted(costs, [seconds for *_, seconds in runs])
     if token_s is None:  # the answer ended at once
         token_s = start_s + row_s + pair_s * runs[-1][1]
-    decode_s = {name: _decoding(store, sample, name) for name in store.levels}
+    decode_s = {name: _decoding(store, sample, name) for name in store.remote_codecs}
     speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
     return replace(speeds, stolen=_stolen(engine, store, sample, speeds))
 
@@ -92,7 +91,7 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
         if not batch:
             continue
         try:
-            if isinstance(store, RamTier):
+            if store.description.ram_bytes:
                 _drained(store, batch)
             seconds = _drained(store, batch)
         except StoreError as error:

@@ -20,7 +20,6 @@ from ragcache.planning.measure import measure_speeds
 from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.key import ChunkKey
-from ragcache.store.tiers.ram import RamTier
 
 logger = logging.getLogger(__name__)
 
@@ -84,24 +83,21 @@ class Profile:
         there: list[StoredChunk] = []
         try:
             for key in sample:
-                if isinstance(found := self.store.peek(key), StoredChunk):
+                if isinstance(found := self.store.get_header(key, count=False), StoredChunk):
                     there.append(found)
         except StoreError as error:
             logger.warning("chunks were left out of what is measured: %s", error)
-        if there and all(chunk.distant for chunk in there):
+        if there and all(chunk.is_remote for chunk in there):
             for chunk in there[:_BROUGHT]:
                 self.store.get(chunk.key)
-            again = [self.store.peek(chunk.key) for chunk in there]
+            again = [self.store.get_header(chunk.key, count=False) for chunk in there]
             there = [chunk for chunk in again if isinstance(chunk, StoredChunk)]
-        return [chunk for chunk in there if not chunk.distant] or there
+        return [chunk for chunk in there if not chunk.is_remote] or there
 
 
 def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
     """A digest of everything that the speeds depend on."""
-    below, ram_bytes = store, 0
-    if isinstance(store, RamTier):
-        below, ram_bytes = store.below, store.max_bytes
-    below = getattr(below, "disk", below)  # of a remote, what is measured is here
+    described = store.description
     device = str(getattr(engine, "device", ""))
     on = [
         getattr(engine, "kernel_names", ""),
@@ -111,9 +107,9 @@ def _circumstances(engine: ChunkEngine, store: ChunkStore) -> str:
         torch.get_num_threads(),
         torch.__version__,
         platform.node(),
-        type(below).__name__,
-        getattr(below, "layout", ""),
-        ram_bytes,
-        list(store.levels),
+        described.kind,
+        described.layout,
+        described.ram_bytes,
+        list(store.remote_codecs),
     ]
     return blake3(json.dumps(on).encode()).hexdigest()

@@ -17,7 +17,7 @@ from typing import ClassVar
 from ragcache.errors import ConfigError
 from ragcache.planning.flops import Model
 from ragcache.sim.trace import Trace
-from ragcache.store.eviction import POLICIES, Held, Policy, policy
+from ragcache.store.eviction import POLICIES, CacheEntry, Policy, make_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Farthest(Policy[str]):
             for id, _ in request:
                 self._requests[id].append(number)
 
-    def priority(self, key: str, held: Held) -> float:
+    def priority(self, key: str, held: CacheEntry) -> float:
         requests = self._requests[key]
         later = bisect_right(requests, self.now)
         return -requests[later] if later < len(requests) else -math.inf
@@ -92,7 +92,7 @@ def simulate(trace: Trace, name: str, capacity: int, model: Model) -> Outcome:
         raise ConfigError(f"the capacity is {capacity} bytes: a store needs at least 1")
     if name == "bound":
         return bound(trace, capacity, model)
-    chosen = Farthest(trace) if name == Farthest.name else policy(name)
+    chosen = Farthest(trace) if name == Farthest.name else make_policy(name)
     return _replay(trace, chosen, capacity, model)
 
 

@@ -1,4 +1,4 @@
-"""Where chunks' KV is kept, and the catalog of what was indexed.
+"""Stores for the KV of chunks, and the catalog of indexed documents.
 
 A :class:`ChunkStore` maps a :class:`ChunkKey` to KV; a :class:`LayerReader` streams it.
 """

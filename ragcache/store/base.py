@@ -1,7 +1,7 @@
-"""The contract of a chunk store: where KV is kept, and what a caller may rely on.
+"""The contract of a chunk store: what it stores, and what callers can rely on.
 
-A chunk is there whole or not at all. A record that is corrupt, stale, foreign or truncated is a
-miss with a counted reason: a store never returns KV that is not what was put under that key.
+A chunk is stored whole or not at all. A record that is corrupt, stale, foreign or truncated is a
+miss with a counted reason: a store never returns KV other than what was put under the key.
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 from ragcache.errors import StoreError
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
     from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """A record that exists and whose header is sound. Its payload is checked when it is read."""
+    """A record whose header was read and is valid. Its layers are checked when they are read."""
 
     key: ChunkKey
     spec: KVSpec
     tokens: int
-    layer_sizes: tuple[int, ...]  # bytes of each layer, as it is stored
+    layer_sizes: tuple[int, ...]  # bytes of each layer as stored
     sensitivity: tuple[float, ...] = ()  # as put with the chunk
-    version: int = 0  # another one for every put: what was found is what is there if it is equal
-    distant: bool = field(default=False, compare=False)  # to be read over a network
-    origin: object = field(default=None, compare=False, repr=False)  # for the store that found it
+    version: int = 0  # differs for every put: equal versions are the same record
+    is_remote: bool = field(default=False, compare=False)  # read over a network
+    origin: object = field(default=None, compare=False, repr=False)  # private to the store
 
     @property
     def codec(self) -> str:
@@ -46,52 +45,43 @@ class StoredChunk:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of all layers, as they are stored."""
+        """Bytes of all layers as stored."""
         return sum(self.layer_sizes)
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of a layer's keys and values in memory."""
+        """Bytes of one layer's keys and values in memory."""
         return self.spec.layer_bytes(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """KV of a chunk that was cut from a prompt, and what was seen of it there."""
-
-    stored: StoredChunk
-    notes: ChunkNotes
-    score: float  # what its uses have been worth, see ``ChunkStore.credit``
-
-
-@dataclass(frozen=True, slots=True)
 class Miss:
-    """No usable record, and why. ``detail`` is a sentence for people."""
+    """There is no usable record. ``detail`` says why, in a sentence for people."""
 
     reason: MissReason
     detail: str = ""
 
 
-#: Where nothing is known of the tokens, under any key.
+#: The miss where no key with the same tokens is stored.
 ABSENT = Miss("absent", "these tokens are not stored")
-AT_ONCE = 2  # layers that are asked for at a time, by two threads of a LayerReader
+READ_THREADS = 2  # of a LayerReader by default: each reads one layer at a time
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Counts since the store was opened, and what it holds now."""
+    """Counts since the store was opened, and its contents now."""
 
     chunks: int
     payload_bytes: int
     hits: int
     misses: Counter[MissReason]
     fingerprints: dict[str, int]  # printable fingerprint -> chunks stored for it
-    evictions: int = 0  # chunks that made room for others, since the store was opened
+    evictions: int = 0  # chunks evicted since the store was opened
     #: printable fingerprint -> payload bytes of the chunks stored for it
     fingerprint_bytes: dict[str, int] = field(default_factory=dict)
 
     def usable(self, fingerprint: Fingerprint) -> tuple[int, int]:
-        """Stored chunks that a model of this fingerprint can use, and all stored chunks."""
+        """The number of stored chunks that a model with this fingerprint can use, and of all."""
         mine = str(fingerprint).rpartition("@")[2]
         counts = self.fingerprints.items()
         usable = sum(count for name, count in counts if name.rpartition("@")[2] == mine)
@@ -106,8 +96,8 @@ class HitCounter:
         self._hits = 0
         self._misses: Counter[MissReason] = Counter()
 
-    def count(self, found: Found) -> Found:
-        """Count a Miss under its reason, anything else as a hit, and hand it back."""
+    def count(self, found: _Found) -> _Found:
+        """Count a Miss under its reason, anything else as a hit, and return it."""
         with self._lock:
             if isinstance(found, Miss):
                 self._misses[found.reason] += 1
@@ -121,11 +111,9 @@ class HitCounter:
             return self._hits, self._misses.copy()
 
 
-def stale(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
-    """The miss of ``key`` where the same tokens are stored for another model, mode or prefix.
-
-    ``fingerprint`` (printable) and ``mode`` are those of the record that is there.
-    """
+def stale_miss(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
+    """The miss for ``key`` where the same tokens are stored for another model, mode or prefix:
+    under ``fingerprint`` (printable) and ``mode``."""
     wanted = str(key.fingerprint)
     if fingerprint != wanted:
         return Miss("stale", f"these tokens are stored for {fingerprint}, asked for {wanted}")
@@ -134,8 +122,8 @@ def stale(key: ChunkKey, fingerprint: str, mode: str) -> Miss:
     return Miss("stale", f"these tokens are stored for {wanted}, but behind another prefix")
 
 
-def unusable(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
-    """The StoreError for a record that turned out unusable while it was read."""
+def unusable_error(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
+    """The StoreError for a record that cannot be used, found out while reading a layer."""
     return StoreError(
         f"layer {layer} of chunk {key.digest.hex()[:12]} is {miss.reason}: {miss.detail}. "
         "Count it as a miss and compute the chunk again.",
@@ -145,75 +133,135 @@ def unusable(key: ChunkKey, layer: int, miss: Miss) -> StoreError:
 
 
 def check_layer(layer: int, layers: int) -> None:
-    """Raise ValueError for a layer that a chunk of so many does not have."""
+    """Raise ValueError where a chunk of ``layers`` layers has no layer ``layer``."""
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} of a chunk that has layers 0 to {layers - 1}")
 
 
 class Change(Protocol):
-    """A commit over chunks and over whatever else lives in the store's tables: all or nothing."""
+    """One commit over chunks and the other tables of a store: all or nothing."""
 
     @property
     def txn(self) -> Transaction: ...
 
-    def forget(self, digest: bytes) -> bool:
-        """Take a chunk out; True if it was there."""
+    def delete(self, digest: bytes) -> bool:
+        """Delete a chunk by its key digest; True if it was there."""
 
-    def forget_content(self, content: bytes) -> int:
-        """Take out all KV of these tokens, of every model, mode and variant; how many there were.
-
-        ``content`` is :attr:`ChunkKey.content`.
+    def delete_content(self, content: bytes) -> int:
+        """Delete all KV of the same tokens, of every model, mode and variant; return the number of
+        chunks deleted. ``content`` is :attr:`ChunkKey.content`.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """KV of a chunk that was cut from a prompt, with notes on its attention there."""
+
+    stored: StoredChunk
+    notes: ChunkNotes
+    score: float  # sum of what its uses were worth, see ``VariantStore.add_score``
+
+
+class VariantStore(ABC):
+    """Variants: several KV of one chunk, each cut from another prompt. Thread-safe.
+
+    A variant is also a chunk of the :class:`ChunkStore` it belongs to, which reads and deletes it;
+    putting a chunk there under the same key replaces it. Cache-Craft (arXiv:2502.15734) chooses
+    among variants by their notes.
+    """
+
+    @abstractmethod
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+        """As :meth:`ChunkStore.put`, with notes and a score of 0. ``key`` is a ``variant_key``.
+
+        Raises ValueError also for notes on another number of tokens.
+        """
+
+    @abstractmethod
+    def find(self, key: ChunkKey) -> list[Variant]:
+        """The variants with the tokens, model and tenant of ``key``, in the order of their digests.
+
+        The chunks before ``key`` do not matter. A damaged variant is left out.
+        """
+
+    @abstractmethod
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        """Add to the scores of variants. Variants that no longer exist are skipped."""
+
+
+class NoVariants(VariantStore):
+    """For stores without variants: drops what is put and finds nothing."""
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+        return
+
+    def find(self, key: ChunkKey) -> list[Variant]:
+        return []
+
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDescription:
+    """What the speed of reading from a store depends on. Measurements apply to equal ones."""
+
+    kind: str  # class name of the store that reads from this machine
+    layout: str = ""  # of its files on disk
+    ram_bytes: int = 0  # capacity of the RAM tier in front of it
 
 
 class ChunkStore(ABC):
-    """Keys to KV. Thread-safe; one writer process, any number of readers."""
+    """Maps keys to KV. Thread-safe; one writer process, any number of readers."""
 
-    #: Codecs of :meth:`forms`.
-    levels: Sequence[str] = ()
+    #: Codecs in which a remote holds copies of a chunk besides the store's own, least lossy first.
+    remote_codecs: Sequence[str] = ()
+    #: The chunks' variants. Only Cache-Craft uses them; a store need not keep any.
+    variants: VariantStore = NoVariants()
+
+    @property
+    def description(self) -> StoreDescription:
+        """Identifies what the speed of reading from this store depends on."""
+        return StoreDescription(type(self).__name__)
 
     @abstractmethod
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
         """Store all layers of a chunk, or none. Replaces what was there. Durable on return.
 
-        With ``notes`` it is a variant, of score 0. Raises ValueError where ``kv`` or ``notes``
-        cannot be what ``key`` names (other tokens) or cannot be stored (no tokens, mixed or
-        unsupported dtypes).
+        Raises ValueError where ``kv`` is not the KV that ``key`` names (other tokens) or cannot be
+        stored (no tokens, mixed or unsupported dtypes).
         """
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
-        """:meth:`put` every chunk. A store that can makes it one commit: all of them, or none."""
+        """Put every chunk; in one commit, all or none, where the store supports that."""
         for key, kv in chunks:
             self.put(key, kv)
 
     @abstractmethod
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        """Look at the header only. Counts a hit, or a miss under its reason."""
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        """Read the header of a chunk, without its layers.
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        """:meth:`find` every key, in order. A store that waits for a network waits for all at
-        once."""
-        return [self.find(key) for key in keys]
+        With ``count`` it is a use of the chunk: the hit is counted, or the miss under its reason,
+        and a store that evicts takes note of it. Without, nothing changes.
+        """
 
-    @abstractmethod
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        """What ``find`` would find. Counts nothing, and is no use of the chunk."""
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        """:meth:`peek` every key, in order. A store that waits for a network waits for all at
-        once."""
-        return [self.peek(key) for key in keys]
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        """:meth:`get_header` of every key, in order. A store behind a network sends the requests
+        concurrently."""
+        return [self.get_header(key, count=count) for key in keys]
 
     def has(self, key: ChunkKey) -> bool:
-        """Would ``find`` hit?"""
-        return not isinstance(self.peek(key), Miss)
+        """Whether :meth:`get_header` finds the chunk. Counts nothing."""
+        return not isinstance(self.get_header(key, count=False), Miss)
 
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        """Those that ``has`` denies, in order."""
+        """The keys whose chunks are not stored, in order."""
         return [key for key in keys if not self.has(key)]
 
     @abstractmethod
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         """Keys (before RoPE) and values of one layer, each (kv_heads, tokens, head_dim).
 
         The tensors own their memory. Raises StoreError with ``key`` and ``reason`` set, and
@@ -221,76 +269,66 @@ class ChunkStore(ABC):
         a layer that the chunk does not have.
         """
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
-        """:meth:`layer` of every chunk, in order, to be read only: it may be the store's own.
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
+        """:meth:`layer` of every chunk, in order. Read-only: the tensors may belong to the store.
 
-        Where a chunk was replaced or deleted since it was found, what is handed out is of the old
-        or the new record, or the error says that it is gone.
+        For a chunk that was replaced or deleted since its header was read, returns the old or the
+        new record's layer, or raises StoreError.
         """
         return [self.layer(chunk.key, layer) for chunk in chunks]
 
-    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
-        """Of every chunk, other records of its KV that may be loaded in its place: in codecs that
-        lose more and take fewer bytes, those that lose least first. Counts nothing."""
+    def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
+        """For every chunk, the other records of its KV that can be loaded instead: in lossier
+        codecs of fewer bytes, the least lossy first. Counts nothing."""
         return [()] * len(chunks)
 
     def link(self, probe: StoredChunk) -> LinkEstimate | None:
-        """How fast *distant* chunks come, as they came lately, or as ``probe`` comes now; None
-        where there are none, or it does not come."""
+        """Recent latency and bandwidth of the remote, or those of reading one layer of ``probe``
+        now; None for a store without a remote, or where that read fails."""
         return None
-
-    @abstractmethod
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        """The variants of the tokens, model and tenant of ``key``, in the order of their digests.
-
-        What ``key`` was computed behind plays no part. A damaged one is left out.
-        """
-
-    @abstractmethod
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        """Add to the scores of variants; those that are gone are passed over."""
 
     def refusal(self) -> str | None:
-        """Why nothing can be put or deleted now, another process being the writer; None where it
-        can. It is tried, and not waited for."""
+        """Why this process cannot write now, such as the lock that another one holds; None where it
+        can. Does not wait for the lock."""
         return None
 
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        """These are being read: none of them is evicted while this lasts."""
+    def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        """Keep chunks from being evicted while they are being read, until the context ends."""
         return nullcontext()
 
     @abstractmethod
     def delete(self, key: ChunkKey) -> bool:
-        """Remove a chunk; True if it was there."""
+        """Delete a chunk; True if it was there."""
 
     @abstractmethod
     def change(self) -> AbstractContextManager[Change]:
-        """Change chunks and tables in one commit, durable at the end; nothing if it raises."""
+        """Change chunks and tables in one commit, durable at the end of the context; nothing
+        changes if it raises."""
 
     @abstractmethod
     def keys(self) -> Iterator[bytes]:
         """Digests of all stored chunks, in byte order.
 
-        A chunk that is put or deleted meanwhile may or may not appear.
+        Chunks that are put or deleted during the iteration may or may not appear.
         """
 
     @abstractmethod
     def stats(self) -> StoreStats:
-        """Of the store as a whole."""
+        """Counts and contents of the whole store."""
 
     @abstractmethod
     def verify(self, *, repair: bool = False) -> dict[str, str]:
-        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones."""
+        """Read every record; hex digest -> what is wrong with it. ``repair`` deletes these."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything. Closing twice is allowed; use after it raises StoreError."""
+        """Release all resources. Closing twice is allowed; use after closing raises StoreError."""
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk, every layer verified."""
+        """The whole chunk, every layer checked."""
         from ragcache.types import ChunkKV
 
-        found = self.find(key)
+        found = self.get_header(key)
         if isinstance(found, Miss):
             return found
         try:

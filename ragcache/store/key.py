@@ -1,4 +1,4 @@
-"""What a chunk's KV depends on, and so its name in every store."""
+"""Keys of chunks: everything that a chunk's KV depends on, as one digest."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def digest_tokens(tokens: Tokens) -> bytes:
 
 
 def digest_content(tenant: str, tokens: Tokens) -> bytes:
-    """blake3 over a tenant's name, its length before it, and the digest of the ids, 32 bytes."""
+    """blake3 over the length and name of a tenant and the digest of the ids, 32 bytes."""
     name = tenant.encode()
     return blake3(len(name).to_bytes(4, "little") + name + digest_tokens(tokens)).digest()
 
 
-INCONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
+IN_CONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class ChunkKey:
         ).digest()
 
 
-def at_level(key: ChunkKey, codec: str) -> ChunkKey:
-    """The key of the same KV, stored with another codec."""
+def with_codec(key: ChunkKey, codec: str) -> ChunkKey:
+    """The key of the same KV stored with another codec."""
     fields = {**dict(key.fingerprint.fields), "codec": codec}
     return replace(key, fingerprint=replace(key.fingerprint, fields=tuple(sorted(fields.items()))))
 
@@ -74,10 +74,10 @@ def at_level(key: ChunkKey, codec: str) -> ChunkKey:
 def variant_key(
     fingerprint: Fingerprint, tokens: Tokens, before: Tokens, tenant: str = ""
 ) -> ChunkKey:
-    """The key of KV that was cut from a prompt in which ``tokens`` stood behind ``before``.
+    """The key of the KV of ``tokens`` as captured in a prompt after the tokens ``before``.
 
-    What stood before is named in the mode, and not in ``behind``: whoever finds the record knows
-    its key without those ids.
+    The mode contains a digest of ``before``, so that the key can be made from the stored record,
+    which does not contain these ids.
     """
-    mode = f"{INCONTEXT}:{digest_tokens(before).hex()[:32]}"
+    mode = f"{IN_CONTEXT}:{digest_tokens(before).hex()[:32]}"
     return ChunkKey(fingerprint, tokens, (), mode, tenant)

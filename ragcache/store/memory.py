@@ -18,13 +18,14 @@ from ragcache.store.base import (
     StoredChunk,
     StoreStats,
     Variant,
+    VariantStore,
     check_layer,
-    stale,
-    unusable,
+    stale_miss,
+    unusable_error,
 )
-from ragcache.store.format.record import check_kv
+from ragcache.store.format.record import check_kv, check_notes
 from ragcache.store.lmdb.tables import MemoryTables
-from ragcache.types import ChunkKV, ChunkNotes
+from ragcache.types import ChunkKV, ChunkNotes, KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(ChunkStore):
-    """Chunks in a dict, copied on the way in and on the way out. Lost on close.
+    """Chunks in a dict, copied when they are put and read. Lost on close.
 
-    Its misses are *absent* and *stale*: nothing can damage a record. ``tables`` is where a
-    catalog can live beside it.
+    Misses are *absent* or *stale*. A catalog can share ``tables``.
     """
 
     def __init__(self) -> None:
@@ -46,60 +46,30 @@ class MemoryStore(ChunkStore):
         self._puts = 0
         self._notes: dict[bytes, tuple[ChunkNotes, float]] = {}
         self._lock = threading.Lock()
-        self._tally = HitCounter()
+        self.variants = _MemoryVariants(self)
+        self._hits = HitCounter()
         self._closed = False
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        self._check_open()
-        check_kv(key, kv, notes)
-        copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
-        with self._lock:
-            self._puts += 1
-            sizes = (kv.spec.layer_bytes(len(kv.tokens)),) * kv.spec.layers
-            stored = StoredChunk(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
-            self._chunks[key.digest] = (stored, copy)
-            self._notes.pop(key.digest, None)
-            if notes is not None:
-                self._notes[key.digest] = (notes, 0.0)
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self._put(key, kv, None)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._tally.count(self.peek(key))
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
         self._check_open()
         with self._lock:
             stored, _ = self._chunks.get(key.digest, (None, None))
-        return stored or self._absent(key)
+        found = stored or self._absent(key)
+        return self._hits.count(found) if count else found
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         self._check_open()
         with self._lock:
             _, kv = self._chunks.get(key.digest, (None, None))
         if kv is None:
             miss = self._absent(key)
-            self._tally.count(miss)
-            raise unusable(key, layer, miss)
+            self._hits.count(miss)
+            raise unusable_error(key, layer, miss)
         check_layer(layer, len(kv.keys))
         return _clone(kv.keys[layer]), _clone(kv.values[layer])
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        self._check_open()
-        with self._lock:
-            noted = [(*self._chunks[digest], *notes) for digest, notes in self._notes.items()]
-        found = [
-            Variant(stored, notes, score)
-            for stored, _, notes, score in noted
-            if stored.key.fingerprint == key.fingerprint and stored.key.content == key.content
-        ]
-        return sorted(found, key=lambda variant: variant.stored.key.digest)
-
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        self._check_open()
-        with self._lock:
-            for key, more in worth.items():
-                if key.digest in self._notes:
-                    notes, score = self._notes[key.digest]
-                    self._notes[key.digest] = (notes, score + more)
 
     def delete(self, key: ChunkKey) -> bool:
         self._check_open()
@@ -108,12 +78,12 @@ class MemoryStore(ChunkStore):
             return self._chunks.pop(key.digest, None) is not None
 
     @contextmanager
-    def change(self) -> Iterator[MemoryChange]:
+    def change(self) -> Iterator[_MemoryChange]:
         self._check_open()
         with self.tables.write() as txn:
             with self._lock:
                 contents = {d: stored.key.content for d, (stored, _) in self._chunks.items()}
-            change = MemoryChange(txn, contents)
+            change = _MemoryChange(txn, contents)
             yield change
         with self._lock:
             for digest in change.gone:
@@ -135,7 +105,7 @@ class MemoryStore(ChunkStore):
         return StoreStats(
             len(chunks),
             sum(stored.payload_bytes for stored, _ in chunks),
-            *self._tally.snapshot(),
+            *self._hits.snapshot(),
             dict(Counter(str(stored.key.fingerprint) for stored, _ in chunks)),
             fingerprint_bytes=dict(built_bytes),
         )
@@ -150,6 +120,19 @@ class MemoryStore(ChunkStore):
         self._chunks.clear()
         self._notes.clear()
 
+    def _put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None) -> None:
+        self._check_open()
+        check_kv(key, kv)
+        copy = replace(kv, keys=tuple(map(_clone, kv.keys)), values=tuple(map(_clone, kv.values)))
+        with self._lock:
+            self._puts += 1
+            sizes = (kv.spec.layer_bytes(len(kv.tokens)),) * kv.spec.layers
+            stored = StoredChunk(key, kv.spec, len(kv.tokens), sizes, kv.sensitivity, self._puts)
+            self._chunks[key.digest] = (stored, copy)
+            self._notes.pop(key.digest, None)
+            if notes is not None:
+                self._notes[key.digest] = (notes, 0.0)
+
     def _absent(self, key: ChunkKey) -> Miss:
         with self._lock:
             every = [stored.key for stored, _ in self._chunks.values()]
@@ -158,27 +141,60 @@ class MemoryStore(ChunkStore):
         if not same:
             return ABSENT
         first = min(same, key=lambda other: other.digest)
-        return stale(key, str(first.fingerprint), first.mode)
+        return stale_miss(key, str(first.fingerprint), first.mode)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
 
 
-class MemoryChange:
-    """A :class:`Change` of a store in memory; ``contents`` are those of the chunks that it has."""
+class _MemoryVariants(VariantStore):
+    """The variants of a store in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes) -> None:
+        check_notes(key, kv, notes)
+        self._store._put(key, kv, notes)
+
+    def find(self, key: ChunkKey) -> list[Variant]:
+        self._store._check_open()
+        with self._store._lock:
+            chunks, every = self._store._chunks, self._store._notes.items()
+            noted = [Variant(chunks[digest][0], *notes) for digest, notes in every]
+        found = [
+            variant
+            for variant in noted
+            if variant.stored.key.fingerprint == key.fingerprint
+            and variant.stored.key.content == key.content
+        ]
+        return sorted(found, key=lambda variant: variant.stored.key.digest)
+
+    def add_score(self, scores: Mapping[ChunkKey, float]) -> None:
+        self._store._check_open()
+        with self._store._lock:
+            known = self._store._notes
+            for key, score in scores.items():
+                if key.digest in known:
+                    notes, before = known[key.digest]
+                    known[key.digest] = (notes, before + score)
+
+
+class _MemoryChange:
+    """A :class:`Change` of a store in memory. ``contents``: content digests by key digest."""
 
     def __init__(self, txn: Transaction, contents: dict[bytes, bytes]) -> None:
         self.txn = txn
         self.gone: list[bytes] = []
         self._contents = contents
 
-    def forget(self, digest: bytes) -> bool:
+    def delete(self, digest: bytes) -> bool:
         self.gone.append(digest)
         return self._contents.pop(digest, None) is not None
 
-    def forget_content(self, content: bytes) -> int:
-        return sum(map(self.forget, [d for d, c in self._contents.items() if c == content]))
+    def delete_content(self, content: bytes) -> int:
+        return sum(map(self.delete, [d for d, c in self._contents.items() if c == content]))
 
 
 def _clone(tensor: Tensor) -> Tensor:

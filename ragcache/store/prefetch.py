@@ -1,4 +1,4 @@
-"""Reading ahead: layers l + 1, l + 2 are on their way from the store while layer l computes."""
+"""Prefetching: layers l + 1, l + 2, ... are read from the store while layer l computes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,31 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import StoreError
-from ragcache.store.base import AT_ONCE, ChunkStore, StoredChunk
-from ragcache.types import LayerUpload, Load
+from ragcache.store.base import READ_THREADS, ChunkStore, StoredChunk
+from ragcache.types import KVPair, LayerUpload, Load
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.types import KVSpec
 
-    Pair = tuple[Tensor, Tensor]
 
-
-AHEAD = 4  # layers
-#: Of a chunk's layer, below which one thread reads faster than two, which pass Python's lock to and
-#: fro; with more threads than two, large layers do not come faster either.
-FEW_BYTES = 128 << 10
+LAYERS_AHEAD = 4  # layers read ahead by default
+#: Bytes of a chunk's layer below which one thread reads faster than two, which contend for the GIL.
+#: For large layers, more than two threads are no faster than two.
+_FEW_BYTES = 128 << 10
 
 
 class LayerReader:
     """Loads the layers of several chunks in order, a bounded number of them ahead.
 
-    All chunks must have one ``spec``, by default that of the first. No chunks, no layers to load:
-    every layer is then an empty list.
+    All chunks must have one ``spec``, by default that of the first. Without chunks, every layer is
+    an empty list.
 
-    From :meth:`start` on, at most ``ahead`` layers, and no more than ``ahead_bytes`` of them, are
-    asked for and not yet handed over by :meth:`layer`; one always is. ``pool`` may be shared
-    between readers, which then must not be consumed on its own threads; without one, the reader
-    has ``workers`` threads of its own, each of which reads one layer of all chunks at a time; by
-    default one or two, or as many as layers ahead where chunks are distant.
-    ``upload`` begins to copy a layer to a device; the thread that has read it calls it. One
-    consumer thread.
+    After :meth:`start`, up to ``ahead`` layers of up to ``ahead_bytes`` in all, but at least one,
+    are requested before :meth:`layer` takes them. ``pool`` may be shared between readers; its own
+    threads must then not consume them. Without a pool, the reader has ``workers`` threads, each of
+    which reads one layer of all chunks at a time: by default one or two, or as many as layers ahead
+    where chunks are remote. ``upload`` starts the copy of a layer to a device, and is called by the
+    thread that has read it. For one consumer thread.
     """
 
     def __init__(
@@ -50,9 +45,9 @@ class LayerReader:
         *,
         workers: int | None = None,
         pool: ThreadPoolExecutor | None = None,
-        ahead: int = AHEAD,
+        ahead: int = LAYERS_AHEAD,
         ahead_bytes: int = 256 << 20,
-        upload: Callable[[Sequence[Pair]], LayerUpload] | None = None,
+        upload: Callable[[Sequence[KVPair]], LayerUpload] | None = None,
     ) -> None:
         wanted = spec or (chunks[0].spec if chunks else None)
         for chunk in chunks:
@@ -63,35 +58,35 @@ class LayerReader:
         layer_bytes = sum(chunk.layer_bytes for chunk in self._chunks)
         self._ahead = max(1, min(ahead, ahead_bytes // max(1, layer_bytes)))
         self._upload = upload
-        self._layers: Sequence[int] | None = None  # those to load, once started
-        self._pending: deque[Future[list[Pair] | LayerUpload]] = deque()
-        self._copying: deque[LayerUpload] = deque()  # whose copies may not have been made yet
+        self._layers: Sequence[int] | None = None  # to load, once started
+        self._pending: deque[Future[list[KVPair] | LayerUpload]] = deque()
+        self._copying: deque[LayerUpload] = deque()  # whose copies may not be complete yet
         self._loads: dict[int, Load] = {}
         self._asked = self._given = 0
         self._closed = False
-        self._held = ExitStack()  # what is read here is not evicted
-        self._held.enter_context(store.hold([chunk.key for chunk in self._chunks]))
+        self._held = ExitStack()  # leases: chunks that are read are not evicted
+        self._held.enter_context(store.lease([chunk.key for chunk in self._chunks]))
         if workers is None:
-            small = layer_bytes < FEW_BYTES * len(self._chunks)
-            workers = 1 if small else AT_ONCE
-            if any(chunk.distant for chunk in self._chunks):  # a network is waited for
+            small = layer_bytes < _FEW_BYTES * len(self._chunks)
+            workers = 1 if small else READ_THREADS
+            if any(chunk.is_remote for chunk in self._chunks):  # a network is waited for
                 workers = self._ahead
         self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
         self._pool = pool or self._own
 
     def start(self, layers: Sequence[int]) -> None:
-        """Begin to read: these will be asked for, in this order, once each."""
+        """Start reading the layers that :meth:`layer` will be called with, in this order."""
         if self._layers is not None:
             raise ValueError("the reader has been started")
         self._layers = layers
         self._read_ahead()
 
-    def layer(self, layer: int) -> list[Pair]:
-        """(keys, values) per chunk, in order, each (kv_heads, tokens, head_dim), to be read only.
+    def layer(self, layer: int) -> list[KVPair]:
+        """(keys, values) per chunk, in order, each (kv_heads, tokens, head_dim), read-only.
 
-        Blocks until they are loaded. ValueError for another layer than the next of those that were
-        given to :meth:`start`. Raises StoreError with ``key`` and ``reason`` where a chunk turns
-        out unusable, and closes the reader: make another without that chunk.
+        Blocks until they are loaded. Raises ValueError for a layer other than the next of those
+        given to :meth:`start`; StoreError with ``key`` and ``reason`` where a chunk cannot be used,
+        which closes the reader: make another one without that chunk.
         """
         if self._closed:
             raise StoreError("the reader is closed: make another")
@@ -111,11 +106,12 @@ class LayerReader:
         return loaded if isinstance(loaded, list) else self._taken(loaded)
 
     def load(self, layer: int) -> Load:
-        """How a layer that was handed over came here; on a device, when its copying had begun."""
+        """Bytes and times of loading a layer that :meth:`layer` has returned; on a device, up to
+        the start of its copy."""
         return self._loads[layer]
 
     def close(self) -> None:
-        """Drop what was not handed over; afterwards no read of this reader is running."""
+        """Cancel what is pending, and wait for running reads and copies."""
         self._closed = True
         wait([future for future in self._pending if not future.cancel()])
         if self._own is not None:
@@ -136,7 +132,7 @@ class LayerReader:
             self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1
 
-    def _read(self, layer: int) -> list[Pair] | LayerUpload:
+    def _read(self, layer: int) -> list[KVPair] | LayerUpload:
         began = time.perf_counter()
         pairs = self._store.layers(self._chunks, layer)
         for chunk, (keys, values) in zip(self._chunks, pairs, strict=True):
@@ -153,9 +149,8 @@ class LayerReader:
         self._loads[layer] = Load(size, began, time.perf_counter())
         return loaded
 
-    def _taken(self, copying: LayerUpload) -> list[Pair]:
-        """A layer on its device. Waits until few layers at most are still being copied from host
-        memory."""
+    def _taken(self, copying: LayerUpload) -> list[KVPair]:
+        """A layer on its device. Limits the number of unfinished copies to that of layers ahead."""
         while len(self._copying) >= self._ahead:
             self._copying.popleft().finish()
         self._copying.append(copying)

@@ -1,4 +1,4 @@
-"""Where the stores of tenants are: below the folder of all, each by itself."""
+"""The directories of tenants' stores, below that of the service's own store."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from ragcache.errors import ConfigError
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-ITSELF = "."  # in a file of keys: whose is the store itself, and no tenant's below it
-TENANTS = "tenants"  # the folder, in that of the service's own store
+ROOT_TENANT = "."  # in a file of keys: the owner of the service's own store
+_TENANTS = "tenants"  # directory below the service's own store
 
 
 def tenant_folder(root: Path, tenant: str) -> Path:
-    """The folder of a tenant's store: ``root`` itself for the tenant called "". ConfigError for a
-    name that is not valid."""
+    """The directory of a tenant's store; ``root`` itself for the tenant "". Raises ConfigError for
+    an invalid name."""
     if not tenant:
         return root
     if TENANT.fullmatch(tenant) is None:
         raise ConfigError(f"{tenant!r} cannot be a tenant: give up to 63 of a-z, 0-9, - and _")
-    return root / TENANTS / tenant
+    return root / _TENANTS / tenant
 
 
-def made_tenant_folder(root: Path, tenant: str) -> Path:
-    """The same, with the folder that it is in."""
+def make_tenant_folder(root: Path, tenant: str) -> Path:
+    """As :func:`tenant_folder`; makes its parent directory."""
     path = tenant_folder(root, tenant)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     return path

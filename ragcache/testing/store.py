@@ -33,7 +33,7 @@ def _fill(*stores: ChunkStore, seed: int = 0) -> None:
 
 
 def _found(store: ChunkStore, *keys: ChunkKey) -> list[StoredChunk]:
-    found = [one for one in store.find_all(keys) if isinstance(one, StoredChunk)]
+    found = [one for one in store.get_headers(keys) if isinstance(one, StoredChunk)]
     assert len(found) == len(keys)
     return found
 
@@ -77,7 +77,7 @@ class ChunkStoreTests:
         assert same(store.get(KEYS[0]), reference.get(KEYS[0]))
         assert same(store.get(KEYS[0]), kv)
         for each in (store, reference):
-            assert unversioned(each.find(KEYS[0])) == _stored(KEYS[0], kv)
+            assert unversioned(each.get_header(KEYS[0])) == _stored(KEYS[0], kv)
 
     def test_layers_are_those_that_were_put(
         self, store: ChunkStore, reference: MemoryStore
@@ -97,26 +97,26 @@ class ChunkStoreTests:
 
     def test_every_put_is_another_version(self, store: ChunkStore) -> None:
         _fill(store)
-        first = store.find(KEYS[0])
-        assert store.find(KEYS[0]) == first
+        first = store.get_header(KEYS[0])
+        assert store.get_header(KEYS[0]) == first
         _fill(store)
-        assert store.find(KEYS[0]) != first and unversioned(store.find(KEYS[0])) == unversioned(
-            first
-        )
+        assert store.get_header(KEYS[0]) != first and unversioned(
+            store.get_header(KEYS[0])
+        ) == unversioned(first)
 
     def test_a_peek_finds_and_counts_nothing(self, store: ChunkStore) -> None:
         _fill(store)
         for key in (KEYS[0], make_key(50), replace(KEYS[0], fingerprint=OTHER)):
-            seen = store.peek(key)
+            seen = store.get_header(key, count=False)
             assert (store.stats().hits, store.stats().misses.total()) == (0, 0)
             assert store.has(key) == isinstance(seen, StoredChunk)
-        assert store.peek(KEYS[1]) == store.find(KEYS[1])
+        assert store.get_header(KEYS[1], count=False) == store.get_header(KEYS[1])
 
     def test_all_at_once_is_one_by_one(self, store: ChunkStore) -> None:
         _fill(store)
         keys = [KEYS[2], make_key(50), KEYS[0]]
         assert store.missing(keys) == [make_key(50)] and store.missing([]) == []
-        assert store.find_all(keys) == [store.find(key) for key in keys]
+        assert store.get_headers(keys) == [store.get_header(key) for key in keys]
         assert store.stats().hits == 4 and store.stats().misses == {"absent": 2}
 
     def test_fewer_layers_leave_none_behind(self, store: ChunkStore) -> None:
@@ -139,7 +139,7 @@ class ChunkStoreTests:
         _fill(store)
         assert store.delete(KEYS[1]) and not store.delete(KEYS[1])
         assert not store.has(KEYS[1]) and store.has(KEYS[0])
-        assert store.find(KEYS[1]) == Miss("absent", "these tokens are not stored")
+        assert store.get_header(KEYS[1]) == Miss("absent", "these tokens are not stored")
         assert store.stats().chunks == 3 and store.verify() == {}
 
     def test_keys_are_in_byte_order(self, store: ChunkStore, reference: MemoryStore) -> None:
@@ -159,8 +159,8 @@ class ChunkStoreTests:
         self, store: ChunkStore, reference: MemoryStore, asked: ChunkKey, detail: str
     ) -> None:
         _fill(store, reference)
-        miss = store.find(asked)
-        assert miss == reference.find(asked) == Miss("stale", f"these tokens are {detail}")
+        miss = store.get_header(asked)
+        assert miss == reference.get_header(asked) == Miss("stale", f"these tokens are {detail}")
         assert same(store.get(asked), reference.get(asked))
 
     def test_stale_names_the_same_record_in_every_store(
@@ -171,25 +171,25 @@ class ChunkStoreTests:
                 each.put(replace(KEYS[0], behind=(behind,)), make_kv(KEYS[0]))
                 each.put(replace(KEYS[0], behind=(behind,), mode=f"m{behind}"), make_kv(KEYS[0]))
         asked = replace(KEYS[0], behind=(9,))
-        assert unversioned(store.find(asked)) == unversioned(reference.find(asked))
+        assert unversioned(store.get_header(asked)) == unversioned(reference.get_header(asked))
 
     def test_stale_is_over_with_the_record(self, store: ChunkStore) -> None:
         store.put(KEYS[0], make_kv(KEYS[0]))
         store.delete(KEYS[0])
-        miss = store.find(replace(KEYS[0], fingerprint=OTHER))
+        miss = store.get_header(replace(KEYS[0], fingerprint=OTHER))
         assert isinstance(miss, Miss) and miss.reason == "absent"
 
     def test_another_tenants_tokens_are_absent_not_stale(self, store: ChunkStore) -> None:
         _fill(store)
-        miss = store.find(replace(KEYS[0], tenant="other"))
+        miss = store.get_header(replace(KEYS[0], tenant="other"))
         assert miss == Miss("absent", "these tokens are not stored")
 
     def test_hits_and_misses_are_counted(self, store: ChunkStore, reference: MemoryStore) -> None:
         for each in (store, reference):
             _fill(each)
-            each.find(KEYS[0])
+            each.get_header(KEYS[0])
             each.get(KEYS[1])
-            each.find(make_key(50))
+            each.get_header(make_key(50))
             each.get(replace(KEYS[0], mode="context"))
             each.has(KEYS[0])
             with pytest.raises(StoreError):
@@ -231,7 +231,7 @@ class ChunkStoreTests:
         store.close()
         for call in (
             lambda: store.put(KEYS[0], make_kv(KEYS[0])),
-            lambda: store.find(KEYS[0]),
+            lambda: store.get_header(KEYS[0]),
             lambda: store.has(KEYS[0]),
             lambda: store.layer(KEYS[0], 0),
             lambda: store.get(KEYS[0]),
@@ -264,7 +264,7 @@ class ChunkStoreTests:
     def test_layers_of_several_chunks_are_each_ones_own(self, store: ChunkStore) -> None:
         _fill(store)
         chunks = _found(store, *KEYS)
-        with store.hold(KEYS):
+        with store.lease(KEYS):
             for layer in range(LAYERS):
                 for key, pair in zip(KEYS, store.layers(chunks, layer), strict=True):
                     kv = make_kv(key)
@@ -294,14 +294,14 @@ class ChunkStoreTests:
     def test_a_change_is_one_commit(self, store: ChunkStore) -> None:
         _fill(store)
         with store.change() as change:
-            assert change.forget(KEYS[0].digest) and not change.forget(make_key(50).digest)
-            assert change.forget_content(KEYS[1].content) == 1
+            assert change.delete(KEYS[0].digest) and not change.delete(make_key(50).digest)
+            assert change.delete_content(KEYS[1].content) == 1
         assert store.missing(KEYS) == KEYS[:2] and store.verify() == {}
 
     def test_a_change_that_raises_changes_nothing(self, store: ChunkStore) -> None:
         _fill(store)
         with pytest.raises(ZeroDivisionError), store.change() as change:
-            change.forget(KEYS[0].digest)
+            change.delete(KEYS[0].digest)
             raise ZeroDivisionError
         assert all(same(store.get(key), make_kv(key)) for key in KEYS)
 

@@ -31,7 +31,7 @@ from ragcache.engine.hf.model_info import ModelInfo
 from ragcache.errors import ConfigError, RagCacheError, StoreError
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.key import ChunkKey, at_level
+from ragcache.store.key import ChunkKey, with_codec
 from ragcache.types import Fingerprint
 from ragcache.vllm.handoff import FOLDER, WorkerReplies
 from ragcache.vllm.jobs import JobRunner, Rank, Stores, refusal
@@ -106,7 +106,7 @@ class RagCacheConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Take the codec of a store that was made since the start."""
         if self._codec is None and (codec := _codec_of(self.root)) is not None:
             self._codec = codec
-            self._is(at_level(ChunkKey(self.fingerprint, ()), codec).fingerprint)
+            self._is(with_codec(ChunkKey(self.fingerprint, ()), codec).fingerprint)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int

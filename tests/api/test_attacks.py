@@ -84,10 +84,10 @@ def test_a_long_document_takes_short_steps(
         text = "\n\n".join(f"Sentence {n} is about nothing at all." for n in range(3000))
         document = Document("long", text)
         if what == "index":
-            for _ in service.own.indexing.adding([document]):
+            for _ in service.own.indexing.iter_add([document]):
                 if service.own.catalog.rows_of("long"):  # committed, and nothing is computed yet
                     break
-            steps: Any = indexing.computing(["long"])
+            steps: Any = indexing.iter_compute(["long"])
         else:
             steps = planning(service.own, [document])
         calls, tokenize = [0], engine.tokenize

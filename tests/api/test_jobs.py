@@ -266,10 +266,10 @@ def test_a_failed_one_says_why_and_can_be_taken_up(
         return put
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.own.catalog, "put_promised", fail(StoreError("the disk is full")))
+        patch.setattr(service.own.catalog, "put_document", fail(StoreError("the disk is full")))
         job = jobs.add("", scene.DOCUMENTS)
         assert until(jobs, job, "failed").message == "the disk is full"
-        patch.setattr(service.own.catalog, "put_promised", fail(RuntimeError("secret")))
+        patch.setattr(service.own.catalog, "put_document", fail(RuntimeError("secret")))
         other = jobs.add("", [Document("x", "Another text.")])
         assert until(jobs, other, "failed").message == "an internal error: see the log"
         assert "has failed" in caplog.text

@@ -110,7 +110,7 @@ def test_a_hundred_clients_give_up(tmp_path: Path, new_threads: NewThreads) -> N
         }
         for tenant in "abcd":
             capacity = service.cache(tenant).store._capacity
-            assert capacity is not None and not capacity._held
+            assert capacity is not None and not capacity._leased
             assert asked(service, QUESTION, tenant=tenant).text is not None
     assert not new_threads()  # and all stores could be closed: no transaction was left open
 

@@ -73,7 +73,7 @@ def test_from_standard_input(run: Run, model: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_interrupted(run: Run, notes: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute, calls = core.compute, list[int]()
+    compute, calls = core.compute_batch, list[int]()
 
     def stops(*args: object) -> object:
         calls.append(0)
@@ -82,7 +82,7 @@ def test_interrupted(run: Run, notes: Path, model: Path, monkeypatch: pytest.Mon
         return compute(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "compute", stops)
+        patch.setattr(run_module, "compute_batch", stops)
         code, out, _ = run("precompute", notes, "--model", model, "--report", "r.json")
     assert code == 130 and "are left: run it again (interrupted)" in out
     told = json.loads(Path("r.json").read_text())

@@ -11,7 +11,7 @@ import torch
 
 from ragcache.blend.cachecraft import CacheCraft, leading, overlap
 from ragcache.blend.reuse import Reuse
-from ragcache.core.precompute import MOST_VARIANTS
+from ragcache.core.precompute import MAX_VARIANTS
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.rag import RagCache
 from ragcache.store.key import ChunkKey, digest_tokens
@@ -138,11 +138,11 @@ def test_a_costly_variant_is_renewed_and_the_least_worth_goes(cache: RagCache) -
     mode = CacheCraft(alpha=0.5, renew=0.01)
     tokens = cache.engine.template.chunk(texts[0])
     key = ChunkKey(cache.engine.fingerprint, tokens)
-    for number in range(MOST_VARIANTS + 2):
+    for number in range(MAX_VARIANTS + 2):
         cache.ask(QUESTION, mode=mode, chunks=[f"Company {number} is new here.", texts[0]])
         cache.ask(QUESTION, mode=mode, chunks=["Company 0 is new here.", texts[0]])
-    kept = cache.store.variants(key)
-    assert len(kept) == MOST_VARIANTS
+    kept = cache.store.variants.find(key)
+    assert len(kept) == MAX_VARIANTS
     assert max(variant.score for variant in kept) > 0
     mine = digest_tokens(cache.engine.template.chunk("Company 0 is new here."))
     assert any(variant.notes.before == (mine,) for variant in kept)  # it was worth most
@@ -152,7 +152,7 @@ def test_a_costly_variant_is_renewed_and_the_least_worth_goes(cache: RagCache) -
 def test_a_variant_that_rots_is_computed_again(cache: RagCache) -> None:
     texts = [document.text for document in small.DOCUMENTS]
     first = cache.ask(QUESTION, mode="cachecraft", chunks=texts)
-    [variant] = cache.store.variants(
+    [variant] = cache.store.variants.find(
         ChunkKey(cache.engine.fingerprint, cache.engine.template.chunk(texts[1]))
     )
     with cache.store.tables.write() as txn:
@@ -172,7 +172,7 @@ def test_a_variant_whose_notes_rot_is_a_miss(cache: RagCache) -> None:
     texts = [document.text for document in small.DOCUMENTS]
     first = cache.ask(QUESTION, mode="cachecraft", chunks=texts)
     chunk = ChunkKey(cache.engine.fingerprint, cache.engine.template.chunk(texts[1]))
-    [variant] = cache.store.variants(chunk)
+    [variant] = cache.store.variants.find(chunk)
     with cache.store.tables.write() as txn:
         record = txn.get("variants", variant.stored.key.digest)
         assert record is not None
@@ -180,7 +180,7 @@ def test_a_variant_whose_notes_rot_is_a_miss(cache: RagCache) -> None:
     again = cache.ask(QUESTION, mode="cachecraft", chunks=texts)
     assert [c.miss for c in again.report.chunks] == [None, "corrupt", None]
     assert again.tokens == first.tokens
-    assert len(cache.store.variants(chunk)) == 1
+    assert len(cache.store.variants.find(chunk)) == 1
     cache.close()
 
 
@@ -189,5 +189,8 @@ def test_another_models_variants_are_not_served(cache: RagCache) -> None:
     cache.ask(QUESTION, mode="cachecraft", chunks=texts)
     fingerprint = replace(cache.engine.fingerprint, fields=(("weights", "other"),))
     for text in texts:
-        assert cache.store.variants(ChunkKey(fingerprint, cache.engine.template.chunk(text))) == []
+        assert (
+            cache.store.variants.find(ChunkKey(fingerprint, cache.engine.template.chunk(text)))
+            == []
+        )
     cache.close()

@@ -615,7 +615,7 @@ def test_files_that_two_folders_name_are_told(run: Run, model: Path, tmp_path: P
         assert "note: 2 of these documents are also stored under the name of another" in err, again
         assert "'docs/guide/a.md', for example, as 'guide/a.md'" in err
     _, _, err = run("index", "docs/guide")  # the other way round
-    assert "'guide/a.md', is 'docs/guide/a.md' as well" in err
+    assert "'guide/a.md', for example, as 'docs/guide/a.md'" in err
     run("delete", "guide/a.md", "guide/b.jsonl#x")
     assert "under the name of another" not in run("index", "docs")[2]
 

@@ -28,7 +28,7 @@ def slow(chunks):
     print("put", flush=True)
     time.sleep(0.02)
 cache.store.put_all = slow
-for step in cache.indexing.adding(test_kill.DOCUMENTS, batch_tokens=32):
+for step in cache.indexing.iter_add(test_kill.DOCUMENTS, batch_tokens=32):
     pass
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragcache.core.precompute import Batch, batches, lacking, precompute
+from ragcache.core.precompute import Batch, make_batches, missing_batches, precompute
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from tests import models
@@ -59,7 +59,7 @@ def test_batches_are_filled_in_order_behind_the_same_tokens() -> None:
     fingerprint = models.engine("llama").fingerprint
     keys = [ChunkKey(fingerprint, tuple(range(n)), b) for n in (3, 50, 4, 57) for b in ((), (1, 2))]
     behind = [key.behind + ((7,) if len(key.tokens) == 50 else ()) for key in keys]
-    made = list(batches(zip(behind, keys, strict=True), batch_tokens=61))
+    made = list(make_batches(zip(behind, keys, strict=True), batch_tokens=61))
     assert [(b.behind, [len(key.tokens) for key in b.keys]) for b in made] == [
         ((), [3, 4]),
         ((1, 2), [3, 4]),
@@ -70,17 +70,21 @@ def test_batches_are_filled_in_order_behind_the_same_tokens() -> None:
     ]
     assert {key for batch in made for key in batch.keys} == set(keys)
     long = ChunkKey(fingerprint, tuple(range(500)))
-    assert list(batches([((), long)], batch_tokens=100)) == [Batch((), (long,))]  # however long
+    assert list(make_batches([((), long)], batch_tokens=100)) == [
+        Batch((), (long,))
+    ]  # however long
 
 
 def test_what_is_missing_is_whole_batches_and_then_the_rest_packed_anew() -> None:
     fingerprint = models.engine("llama").fingerprint
     keys = [ChunkKey(fingerprint, (n, n + 1, n + 2), (1,)) for n in range(12)]
-    every = list(batches([((1, 9), key) for key in keys], batch_tokens=9))
+    every = list(make_batches([((1, 9), key) for key in keys], batch_tokens=9))
     assert [len(batch) for batch in every] == [3, 3, 3, 3]
     stored = {keys[0], keys[4], *keys[6:9]}
     left = list(
-        lacking(every, lambda keys: [key for key in keys if key not in stored], batch_tokens=9)
+        missing_batches(
+            every, lambda keys: [key for key in keys if key not in stored], batch_tokens=9
+        )
     )
     assert left == [every[3], Batch((1, 9), (keys[1], keys[2], keys[3])), Batch((1, 9), (keys[5],))]
 

@@ -57,7 +57,7 @@ def test_a_chunk_that_is_stored_without_it_is_computed_anew(engine: Transformers
     store.put(keys[1], replace(whole, sensitivity=()))
     done = precompute(engine, store, keys)
     assert (done.encoded, done.stored) == (1, 1)
-    again = store.find(keys[1])
+    again = store.get_header(keys[1])
     assert isinstance(again, StoredChunk) and again.sensitivity == pytest.approx(whole.sensitivity)
     assert precompute(engine, store, keys).encoded == 0
 
@@ -68,7 +68,7 @@ def test_what_prefix_caching_stores_has_it(tmp_path: Path) -> None:
     with scene.small(tmp_path) as cache:
         cache.ask("Who?", mode="prefix", chunks=texts)
         first = cache.engine.template.chunk(texts[0])
-        found = cache.store.find(cache.indexing.key_of(first))
+        found = cache.store.get_header(cache.indexing.key_of(first))
         assert isinstance(found, StoredChunk) and len(found.sensitivity) == len(first)
         cache.ask("Who?", mode="fused", chunks=texts)  # which stores the others
         answer = cache.ask("Who?", mode="fused", chunks=texts, ratio=0.3)
@@ -100,7 +100,7 @@ def test_a_chunk_of_an_old_store_is_measured_after_its_first_answer(
         second = cache.ask("Who?", chunks=texts)
         assert second.report.fallbacks == ()
         assert all(
-            isinstance(f := cache.store.find(k), StoredChunk) and f.sensitivity for k in keys
+            isinstance(f := cache.store.get_header(k), StoredChunk) and f.sensitivity for k in keys
         )
 
 
@@ -108,6 +108,6 @@ def test_it_is_stored_with_every_chunk_that_is_precomputed(engine: TransformersE
     store = MemoryStore()
     key = ChunkKey(engine.fingerprint, CHUNKS[0], BEHIND)
     precompute(engine, store, [key])
-    found = store.find(key)
+    found = store.get_header(key)
     [want] = measure_sensitivity(engine, engine.encode([CHUNKS[0]], behind=BEHIND), BEHIND)
     assert isinstance(found, StoredChunk) and found.sensitivity == want.sensitivity

@@ -38,8 +38,8 @@ def make(path: Path) -> None:
         store.layout = "records"
         for key in (RECORDS, *CODED.values()):
             store.put(key, make_kv(key))
-        store.put(VARIANT, make_kv(VARIANT, seed=1), NOTES)
-        store.credit({VARIANT: 2.5})
+        store.variants.put(VARIANT, make_kv(VARIANT, seed=1), NOTES)
+        store.variants.add_score({VARIANT: 2.5})
         catalog = Catalog(store)
         contents = [RECORDS.content, FILE.content]
         catalog.put_document(

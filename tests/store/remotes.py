@@ -8,10 +8,10 @@ from pathlib import Path
 from ragcache.store.disk.quota import UNBOUNDED, Quota
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.remote.chunk_objects import ChunkObjects
-from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.remote.object_store import Bucket, RetryPolicy
 from ragcache.store.remote.store import RemoteStore
 
-HASTY = Patience(first_s=0.001, longest_s=0.005, read_s=0.5, rest_s=0.05)
+HASTY = RetryPolicy(first_s=0.001, longest_s=0.005, read_s=0.5, rest_s=0.05)
 
 
 def over(
@@ -19,10 +19,10 @@ def over(
     url: str = "",
     *,
     quota: Quota = UNBOUNDED,
-    patience: Patience = HASTY,
-    levels: Sequence[str] = (),
+    patience: RetryPolicy = HASTY,
+    remote_codecs: Sequence[str] = (),
 ) -> RemoteStore:
     """A store on disk in ``path``, over the remote of that URL, or over a folder beside it."""
     bucket = Bucket(url or (path.parent / "remote").as_uri(), patience)
     disk = DiskStore(path, quota=quota)
-    return RemoteStore(disk, ChunkObjects(bucket), levels=levels, patience_s=5.0)
+    return RemoteStore(disk, ChunkObjects(bucket), remote_codecs=remote_codecs, patience_s=5.0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.store.eviction import POLICIES, Policy, Use, policy
+from ragcache.store.eviction import POLICIES, Policy, Usage, make_policy
 
 
 @dataclass
@@ -95,7 +95,7 @@ def everything(p: Policy[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_victims_are_those_of_the_reference(name: str, seed: int) -> None:
-    mine, reference = policy(name), Listed(name)
+    mine, reference = make_policy(name), Listed(name)
     live(Random(seed), 600, mine, reference)
     assert len(mine) == len(reference.lines)
     assert mine.bytes == sum(line.size for line in reference.lines)
@@ -103,7 +103,7 @@ def test_victims_are_those_of_the_reference(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restart_changes_nothing(name: str, seed: int) -> None:
-    random, one = Random(seed), policy(name)
+    random, one = Random(seed), make_policy(name)
     live(random, 300, one)
     for key in everything(one)[:2]:
         one.evict(key)
@@ -111,16 +111,16 @@ def test_a_restart_changes_nothing(name: str, seed: int) -> None:
     kept = [(key, struct.pack("<4d", *one.held(key).use)) for key in everything(one)]
     sizes = {key: (one.held(key).size, one.held(key).cost) for key, _ in kept}
     random.shuffle(kept)
-    two = policy(name)
+    two = make_policy(name)
     for key, use in kept:
-        two.restore(key, *sizes[key], Use(*struct.unpack("<4d", use)))
+        two.restore(key, *sizes[key], Usage(*struct.unpack("<4d", use)))
     assert everything(two) == everything(one) and two.bytes == one.bytes
     live(random, 300, one, two)
     assert [one.held(k).use for k in everything(one)] == [two.held(k).use for k in everything(two)]
 
 
 def test_a_store_may_change_its_policy() -> None:
-    old, new = policy("lru"), policy("craft")
+    old, new = make_policy("lru"), make_policy("craft")
     for key in "abc":
         old.add(key, 1, 1)
     old.hit("a", 2)
@@ -132,7 +132,7 @@ def test_a_store_may_change_its_policy() -> None:
 
 
 def test_lru() -> None:
-    p = policy("lru")
+    p = make_policy("lru")
     for key in "abc":
         p.add(key, 1, 1)
     p.hit("a")
@@ -140,7 +140,7 @@ def test_lru() -> None:
 
 
 def test_pgdsf_keeps_what_is_dear_for_its_size_until_it_is_old() -> None:
-    p = policy("pgdsf")
+    p = make_policy("pgdsf")
     p.add("dear", 10, 100)  # 10
     p.add("cheap", 10, 40)  # 4
     p.add("large", 20, 100)  # 5
@@ -156,7 +156,7 @@ def test_pgdsf_keeps_what_is_dear_for_its_size_until_it_is_old() -> None:
 
 
 def test_only_what_is_evicted_moves_the_clock() -> None:
-    evicted, deleted = policy("pgdsf"), policy("pgdsf")
+    evicted, deleted = make_policy("pgdsf"), make_policy("pgdsf")
     for p, leave in (evicted, evicted.evict), (deleted, deleted.discard):
         p.add("old", 1, 8)
         leave("old")
@@ -165,7 +165,7 @@ def test_only_what_is_evicted_moves_the_clock() -> None:
 
 
 def test_craft_adds_up_what_hits_were_worth() -> None:
-    p = policy("craft")
+    p = make_policy("craft")
     for key in "abc":
         p.add(key, 1, 1)
     p.hit("a", 4.0)  # CFO 1/4
@@ -177,7 +177,7 @@ def test_craft_adds_up_what_hits_were_worth() -> None:
 
 
 def test_spared_chunks_stay_and_are_not_forgotten(name: str) -> None:
-    p = policy(name)
+    p = make_policy(name)
     for key in range(5):
         p.add(key, 2, 1)
     assert p.victims(4, spared={0, 2}) == [1, 3]
@@ -195,7 +195,7 @@ def test_a_look_that_fails_forgets_nothing(name: str) -> None:
                 raise OSError("no more")
             return True
 
-    p = policy(name)
+    p = make_policy(name)
     for key in range(5):
         p.add(key, 2, 1)
     with pytest.raises(OSError, match="no more"):
@@ -204,7 +204,7 @@ def test_a_look_that_fails_forgets_nothing(name: str) -> None:
 
 
 def test_what_is_gone_is_passed_over(name: str) -> None:
-    p = policy(name)
+    p = make_policy(name)
     p.add("a", 3, 1)
     p.discard("a")
     p.discard("a")
@@ -216,15 +216,15 @@ def test_what_is_gone_is_passed_over(name: str) -> None:
 
 
 def test_added_again_it_starts_over(name: str) -> None:
-    p = policy(name)
+    p = make_policy(name)
     p.add("a", 3, 1)
     p.hit("a", 5)
     p.add("a", 4, 2)
-    assert (p.bytes, p.held("a").use) == (4, Use(3, 1, 0, 0))
+    assert (p.bytes, p.held("a").use) == (4, Usage(3, 1, 0, 0))
 
 
 def test_hits_alone_do_not_fill_memory(name: str) -> None:
-    p = policy(name)
+    p = make_policy(name)
     for key in range(10):
         p.add(key, 1, 1)
     for n in range(5000):
@@ -236,12 +236,12 @@ def test_hits_alone_do_not_fill_memory(name: str) -> None:
     ("size", "cost"), [(0, 1.0), (-1, 1.0), (1, -1.0), (1, math.nan), (1, math.inf)]
 )
 def test_what_cannot_be_ranked_is_refused(name: str, size: int, cost: float) -> None:
-    p = policy(name)
+    p = make_policy(name)
     p.add("a", 1, 1)
     with pytest.raises(ValueError, match="cannot be ranked"):
         p.add("a", size, cost)
     with pytest.raises(ValueError, match="cannot be ranked"):
-        p.restore("b", 1, 1, Use(1, 1, math.nan, 0))
+        p.restore("b", 1, 1, Usage(1, 1, math.nan, 0))
     with pytest.raises(ValueError, match="a hit cannot be worth inf"):
         p.hit("a", math.inf)
     assert (p.bytes, everything(p)) == (1, ["a"])
@@ -249,5 +249,5 @@ def test_what_cannot_be_ranked_is_refused(name: str, size: int, cost: float) -> 
 
 def test_an_unknown_policy() -> None:
     with pytest.raises(ConfigError, match="'mru' is unknown: use one of lru, pgdsf, craft"):
-        policy("mru")
+        make_policy("mru")
     assert {name: cls.name for name, cls in POLICIES.items()} == {name: name for name in POLICIES}

@@ -17,11 +17,11 @@ from bench.reliability.hostile_remote import another_dtype, fewer_layers, more_h
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, DiskStore, MemoryStore, Miss
 from ragcache.store.disk import kv_shapes
-from ragcache.store.disk.layer_storage import Coming
+from ragcache.store.disk.layer_storage import NewChunk
 from ragcache.store.disk.writer import DiskChange
 from ragcache.store.format.header import Header, decode_header, encode_header
-from ragcache.store.format.record import Record, encoded
-from ragcache.store.remote.chunk_objects import ChunkObjects, as_object, name_of
+from ragcache.store.format.record import Record, encode_chunk
+from ragcache.store.remote.chunk_objects import ChunkObjects, encode_object, object_name
 from ragcache.store.remote.object_store import Bucket
 from ragcache.store.remote.store import RemoteStore
 from ragcache.store.remote.sync import pull
@@ -54,11 +54,11 @@ NUMBERS: list[Forgery] = [not_finite, infinite]
 def record_of(key: ChunkKey, forgery: Forgery = lambda kv: kv, codec: str = "raw") -> Record:
     """A record under a key with everything right but what the forgery does, checksums too."""
     kv = forgery(make_kv(key))
-    from ragcache.store.format.record import encoded_layers
+    from ragcache.store.format.record import encode_layers
 
     header = replace(Header.of(key, kv, ()), codec=codec)
-    record = Record(header, tuple(encoded_layers(codec, kv)))
-    header, _ = as_object(record)
+    record = Record(header, tuple(encode_layers(codec, kv)))
+    header, _ = encode_object(record)
     return Record(header, record.raws)
 
 
@@ -67,14 +67,14 @@ def forged(disk: DiskStore, key: ChunkKey, forgery: Forgery, codec: str = "raw")
     record = record_of(key, forgery, codec)
     with disk.tables.write() as txn:
         change = DiskChange(txn)
-        change.forget(key.digest)
-        coming = Coming.of(record.header, record.raws, in_file=False)
-        change.enter(disk._layers.put(txn, coming))
+        change.delete(key.digest)
+        coming = NewChunk.of(record.header, record.raws, in_file=False)
+        change.insert(disk._layers.put(txn, coming))
 
 
 def planted(path: Path, key: ChunkKey, data: bytes | bytearray) -> Path:
     """An object under the right name."""
-    file = path / name_of(key.content, key.digest)
+    file = path / object_name(key.content, key.digest)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
     return file
@@ -98,7 +98,7 @@ def test_another_shape_is_foreign_here(tmp_path: Path, forgery: Forgery) -> None
         refuses(store, A, "foreign")
         assert store.verify() == {}  # nobody has said what the model's shape is
         with store.tables.write() as txn:
-            kv_shapes.note(txn, KNOWN)
+            kv_shapes.record_shape(txn, KNOWN)
         bad = store.verify()
         assert (
             list(bad) == [A.digest.hex()] and "the model's is 3 layers of 2" in bad[A.digest.hex()]
@@ -109,7 +109,7 @@ def test_another_shape_is_foreign_here(tmp_path: Path, forgery: Forgery) -> None
 
 @pytest.mark.parametrize("forgery", SHAPES)
 def test_another_shape_is_foreign_there(tmp_path: Path, forgery: Forgery) -> None:
-    _, data = as_object(record_of(A, forgery))
+    _, data = encode_object(record_of(A, forgery))
     planted(tmp_path / "remote", A, data)
     with over(tmp_path / "one") as store:
         refuses(store, A, "foreign")
@@ -123,12 +123,12 @@ def test_another_shape_is_foreign_there(tmp_path: Path, forgery: Forgery) -> Non
 
 def test_another_codec_is_foreign(tmp_path: Path) -> None:
     record = record_of(A, codec="int8")
-    planted(tmp_path / "remote", A, as_object(record)[1])
+    planted(tmp_path / "remote", A, encode_object(record)[1])
     with over(tmp_path / "one") as store:
         refuses(store, A, "foreign")
     with DiskStore(tmp_path / "disk") as disk:
         with disk.tables.write() as txn:
-            kv_shapes.note(txn, KNOWN)
+            kv_shapes.record_shape(txn, KNOWN)
         forged(disk, A, lambda kv: kv, "int8")
         refuses(disk, A, "foreign")
         assert "its codec is int8, the model's is raw" in disk.verify()[A.digest.hex()]
@@ -145,7 +145,7 @@ def test_what_is_not_finite_is_corrupt(tmp_path: Path, forgery: Forgery, layout:
 
 @pytest.mark.parametrize("forgery", NUMBERS)
 def test_what_is_not_finite_is_not_kept(tmp_path: Path, forgery: Forgery) -> None:
-    planted(tmp_path / "remote", A, as_object(record_of(A, forgery))[1])
+    planted(tmp_path / "remote", A, encode_object(record_of(A, forgery))[1])
     with over(tmp_path / "one") as store:
         found = store.get(A)
         assert isinstance(found, Miss) and found.reason == "corrupt"
@@ -162,7 +162,7 @@ def test_what_is_not_finite_is_not_put(tmp_path: Path, forgery: Forgery) -> None
                 store.put_all([(B, make_kv(B)), (A, forgery(make_kv(A)))])
             assert not store.has(A)
         with pytest.raises(StoreError, match="NaN or infinities, and is not stored"):
-            encoded(A, forgery(make_kv(A)))
+            encode_chunk(A, forgery(make_kv(A)))
 
 
 def test_kv_of_another_shape_than_the_models_is_not_put(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_a_pull_leaves_what_is_foreign_where_it_is(tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     forgeries = [*SHAPES, not_finite]
     for key, forgery in zip(keys, forgeries, strict=False):
-        planted(remote, key, as_object(record_of(key, forgery))[1])
-    planted(remote, keys[4], as_object(record_of(keys[4], codec="int8"))[1])
-    planted(remote, keys[5], as_object(record_of(keys[6]))[1])  # another chunk's
-    planted(remote, keys[6], as_object(record_of(keys[6]))[1])
+        planted(remote, key, encode_object(record_of(key, forgery))[1])
+    planted(remote, keys[4], encode_object(record_of(keys[4], codec="int8"))[1])
+    planted(remote, keys[5], encode_object(record_of(keys[6]))[1])  # another chunk's
+    planted(remote, keys[6], encode_object(record_of(keys[6]))[1])
     with DiskStore(tmp_path / "store") as disk:
         with disk.tables.write() as txn:
-            kv_shapes.note(txn, KNOWN)
+            kv_shapes.record_shape(txn, KNOWN)
         done = pull(disk, ChunkObjects(Bucket(remote.as_uri(), HASTY)))
         assert (done.moved, done.foreign, done.damaged) == (1, 5, 1)
         assert list(disk.keys()) == [keys[6].digest] and disk.verify() == {}
@@ -194,7 +194,7 @@ def enlarged(tokens: int) -> bytes:
     spec = SPEC
     length = spec.layer_bytes(tokens)
     record = record_of(A)
-    from ragcache.store.disk.chunk_files import aligned
+    from ragcache.store.disk.chunk_files import page_aligned
     from ragcache.store.format.header import Payload
 
     blank = replace(
@@ -203,10 +203,10 @@ def enlarged(tokens: int) -> bytes:
         sensitivity=(),
         payloads=(Payload(0, 0, 0),) * LAYERS,
     )
-    at, payloads = aligned(len(encode_header(blank))), []
+    at, payloads = page_aligned(len(encode_header(blank))), []
     for _ in range(LAYERS):
         payloads.append(Payload(at, length, 0))
-        at = aligned(at + length)
+        at = page_aligned(at + length)
     return encode_header(replace(blank, payloads=tuple(payloads)))
 
 
@@ -215,13 +215,13 @@ def test_a_header_that_claims_too_much_makes_nobody_allocate(tmp_path: Path, tok
     file = planted(tmp_path / "remote", A, enlarged(tokens))
     os.truncate(file, 3 << 30)  # sparse: it takes no room
     with over(tmp_path / "one") as store:
-        found = store.find(A)
+        found = store.get_header(A)
         assert isinstance(found, Miss) and found.reason == "foreign"
         assert pull(store.disk, store.objects).foreign == 1
 
 
 def test_layers_that_do_not_follow_each_other_are_foreign(tmp_path: Path) -> None:
-    header, data = as_object(record_of(A))
+    header, data = encode_object(record_of(A))
     far = [p._replace(offset=p.offset + (n << 31)) for n, p in enumerate(header.payloads)]
     file = planted(
         tmp_path / "remote", A, encode_header(replace(header, payloads=tuple(far))) + data[4096:]
@@ -242,7 +242,7 @@ def test_a_codec_without_a_fixed_size_has_a_largest_one() -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link in circles", "link to a device"])
 def test_what_is_no_regular_file_is_opened_by_nobody(tmp_path: Path, kind: str) -> None:
-    place = tmp_path / "remote" / name_of(A.content, A.digest)
+    place = tmp_path / "remote" / object_name(A.content, A.digest)
     place.parent.mkdir(parents=True)
     if kind == "pipe":
         os.mkfifo(place)
@@ -255,7 +255,7 @@ def test_what_is_no_regular_file_is_opened_by_nobody(tmp_path: Path, kind: str) 
     (tmp_path / "remote" / "chunks" / "loop").symlink_to(tmp_path / "remote")
     with over(tmp_path / "one") as store:
         found: list[object] = []
-        asked = threading.Thread(target=lambda: found.append(store.find(A)), daemon=True)
+        asked = threading.Thread(target=lambda: found.append(store.get_header(A)), daemon=True)
         asked.start()
         asked.join(20)
         assert found and isinstance(found[0], Miss)
@@ -269,7 +269,7 @@ def test_what_is_no_regular_file_is_opened_by_nobody(tmp_path: Path, kind: str) 
 
 
 def test_a_preamble_that_claims_gigabytes_is_foreign(tmp_path: Path) -> None:
-    _, data = as_object(record_of(A))
+    _, data = encode_object(record_of(A))
     data[12:16] = struct.pack("<I", 0xF0000000)
     os.truncate(planted(tmp_path / "remote", A, data), 8 << 30)
     with over(tmp_path / "one") as store:

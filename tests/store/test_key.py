@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ragcache.store.key import INCONTEXT, ChunkKey, digest_tokens, variant_key
+from ragcache.store.key import IN_CONTEXT, ChunkKey, digest_tokens, variant_key
 from ragcache.types import Fingerprint
 
 FIELDS = {
@@ -112,6 +112,6 @@ def test_no_such_token_id(token: int) -> None:
 def test_a_variants_key_names_its_company_and_its_tenant() -> None:
     key = variant_key(MODEL, (1, 2), (3, 4), "ann")
     assert (key.fingerprint, key.tokens, key.behind, key.tenant) == (MODEL, (1, 2), (), "ann")
-    assert key.mode == f"{INCONTEXT}:{digest_tokens((3, 4)).hex()[:32]}"
+    assert key.mode == f"{IN_CONTEXT}:{digest_tokens((3, 4)).hex()[:32]}"
     assert key.digest != variant_key(MODEL, (1, 2), (4, 3), "ann").digest
     assert variant_key(MODEL, (1, 2), (3, 4)).tenant == ""

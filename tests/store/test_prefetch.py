@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, StoredChunk
-from ragcache.store.key import at_level
+from ragcache.store.key import with_codec
 from ragcache.types import KVSpec
 from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv, rewrite_layer
 
@@ -52,7 +52,7 @@ def settled(store: Watched, reads: int) -> bool:
 
 
 def resolve(store: ChunkStore, keys: list[ChunkKey] = KEYS) -> list[StoredChunk]:
-    return [found for key in keys if isinstance(found := store.find(key), StoredChunk)]
+    return [found for key in keys if isinstance(found := store.get_header(key), StoredChunk)]
 
 
 def started(
@@ -248,14 +248,14 @@ def test_chunks_of_another_spec_are_refused(watched: Watched) -> None:
 def test_the_bytes_of_a_layer_are_those_that_were_read(tmp_path: Path) -> None:
     """An entropy coder makes other lengths of other layers."""
     pytest.importorskip("constriction")
-    key = at_level(KEYS[0], "cachegen")
+    key = with_codec(KEYS[0], "cachegen")
     kv = make_kv(key)
     flat = replace(
         kv, keys=(kv.keys[0] * 0, *kv.keys[1:]), values=(kv.values[0] * 0, *kv.values[1:])
     )
     with DiskStore(tmp_path / "store") as store:
         store.put(key, flat)
-        found = store.find(key)
+        found = store.get_header(key)
         assert isinstance(found, StoredChunk) and found.layer_sizes[0] < found.layer_sizes[1]
         assert sum(found.layer_sizes) == found.payload_bytes == store.stats().payload_bytes
         with LayerReader(store, [found]) as reader:

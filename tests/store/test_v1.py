@@ -44,7 +44,7 @@ def test_every_codec(store: DiskStore, codec: str, error: float) -> None:
 
 def test_a_variant_with_its_notes(store: DiskStore) -> None:
     with store:
-        [variant] = store.variants(fixture.RECORDS)
+        [variant] = store.variants.find(fixture.RECORDS)
         assert (variant.notes, variant.score) == (fixture.NOTES, 2.5)
         assert same(store.get(variant.stored.key), make_kv(fixture.VARIANT, seed=1))
 

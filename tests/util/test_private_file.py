@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ragcache.api import batch_file, report_page
-from ragcache.store.remote.folder_store import Folder
+from ragcache.store.remote.folder_store import FolderStore
 from ragcache.util.private_file import private
 from tests import scene
 
@@ -59,7 +59,7 @@ def test_a_file_that_is_there_becomes_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_objects_in_a_folder(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "remote")
+    folder = FolderStore(tmp_path / "remote")
     assert folder.write("chunks/aa/bb", b"KV", replacing=False)
     assert not folder.write("chunks/aa/bb", b"other", replacing=False)
     assert folder.read("chunks/aa/bb", 0, 99).data == b"KV"

@@ -13,7 +13,7 @@ from typing import Any
 
 from ragcache.blend import Blender, written
 from ragcache.core.generate import LocalGenerator
-from ragcache.core.precompute import keep_variants, precompute
+from ragcache.core.precompute import precompute, store_variants
 from ragcache.core.request import PromptRequest
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.context import EncodingContext, encoding_context
@@ -171,7 +171,7 @@ class Scene:
             met = Prompt(self.prompt.prefix, (other, chunk), self.prompt.question)
             with DiskStore(self.path) as store:
                 for kept in (store, self.held):
-                    keep_variants(self.engine, kept, met, [1])
+                    store_variants(self.engine, kept, met, [1])
 
     def embedded(self, prompt: Prompt, mode: Blender, tokens: int = TOKENS) -> tuple[Answer, Any]:
         """The embedded engine's answer, and the log probabilities of its first token."""

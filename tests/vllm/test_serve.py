@@ -217,7 +217,10 @@ def test_a_sensitivity_that_is_missing_is_measured(running: Served, ann: httpx.C
         got = ann.post("/v1/query", json=body)
     assert got.status_code == 200, got.text
     until = time.monotonic() + 60
-    while isinstance(found := cache.store.peek_all([key])[0], Miss) or not found.sensitivity:
+    while (
+        isinstance(found := cache.store.get_headers([key], count=False)[0], Miss)
+        or not found.sensitivity
+    ):
         assert time.monotonic() < until, "it was not measured"
         time.sleep(0.1)
     assert found.sensitivity == pytest.approx(kv.sensitivity, rel=1e-3, abs=1e-5)

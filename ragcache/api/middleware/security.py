@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ragcache.api.errors import Problem
 from ragcache.errors import ConfigError
 from ragcache.settings import ServiceSettings
-from ragcache.store.tenants import ITSELF, TENANT
+from ragcache.store.tenants import ROOT_TENANT, TENANT
 
 _SHORTEST = 16  # characters of a key: it may be guessed at over a network
 _HOST = re.compile(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]*)?")
@@ -169,7 +169,7 @@ def _password(basic: str) -> str:
 
 def _pair(line: str, where: str) -> tuple[str, str]:
     name, colon, key = (part.strip() for part in line.partition(":"))
-    if not colon or name != ITSELF and TENANT.fullmatch(name) is None:
+    if not colon or name != ROOT_TENANT and TENANT.fullmatch(name) is None:
         raise ConfigError(
             f"{where} is not name:key, with a name of up to 63 of a-z, 0-9, - and _, or . for "
             "whoever asks the store itself"
@@ -179,7 +179,7 @@ def _pair(line: str, where: str) -> tuple[str, str]:
             f"the key in {where} has {len(key)} characters: give at least {_SHORTEST}, such as "
             "what `openssl rand -hex 32` prints"
         )
-    return "" if name == ITSELF else name, key
+    return "" if name == ROOT_TENANT else name, key
 
 
 def _digest(key: str) -> bytes:

@@ -18,7 +18,7 @@ from ragcache.api.requests import NewChunks, NewDocuments, NewJob
 from ragcache.api.routes import Served, Tenant, in_thread, opened
 from ragcache.api.serialize import store_json
 from ragcache.core.indexing import check_documents
-from ragcache.store.catalog.documents import Entry
+from ragcache.store.catalog.documents import DocumentEntry
 from ragcache.types import Chunk, Document
 
 router = APIRouter()
@@ -152,7 +152,7 @@ async def delete_chunk(id: str, state: Served, tenant: Tenant) -> dict[str, Any]
     """Its KV alone: it is computed anew where it is needed."""
     digest = bytes.fromhex(_digest(id))
     cache = await opened(state, tenant)
-    if not await in_thread(cache.store.forget, digest):
+    if not await in_thread(cache.store.delete_digest, digest):
         raise _missing("chunk", id)
     return {"id": id, "object": "ragcache.chunk", "deleted": True}
 
@@ -203,7 +203,7 @@ def _job(job: Job) -> dict[str, Any]:
     return {"object": "ragcache.job", **found}
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: DocumentEntry) -> dict[str, Any]:
     return {"object": "ragcache.document", **asdict(entry), "metadata": dict(entry.metadata)}
 
 

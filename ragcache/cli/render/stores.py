@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from ragcache.cli.doctor import Finding
     from ragcache.planning.cost_model import Speeds
     from ragcache.store.base import StoreStats
-    from ragcache.store.catalog.catalog import Entry
-    from ragcache.store.remote.sync import Moved
+    from ragcache.store.catalog.catalog import DocumentEntry
+    from ragcache.store.remote.sync import SyncResult
     from ragcache.types import Fingerprint
 
 
-def document_table(entries: Sequence[Entry]) -> Table:
+def document_table(entries: Sequence[DocumentEntry]) -> Table:
     """Documents with their number of chunks, expiry and pin."""
     heads = Column("document", overflow="fold"), Column("chunks", justify="right")
     table = Table(*heads, "kept until", "pinned", box=SIMPLE)
@@ -57,7 +57,7 @@ def built_for(stats: StoreStats) -> dict[str, dict[str, int]]:
     }
 
 
-def transfer_text(done: Moved, what: str) -> str:
+def transfer_text(done: SyncResult, what: str) -> str:
     """One line with the numbers of chunks that were transferred or not, by reason."""
     parts = {
         f"chunks {what}": done.moved,

@@ -1,1 +1,1 @@
-"""What was indexed: documents, the texts and vectors of their chunks, and the KV that they use."""
+"""The catalog: documents, the texts and vectors of their chunks, and the KV that they use."""

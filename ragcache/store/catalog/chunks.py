@@ -1,7 +1,7 @@
-"""Rows: the text and the vector of every indexed chunk, under a number that is never given twice.
+"""Rows: the text and the vector of every indexed chunk, under a number that is never reused.
 
-A row is also the id in the vector index. All vectors are of one dimension: that of the first, as
-long as there are any.
+A row is also the id in the vector index. All vectors have the dimension of the first one, as long
+as there are any.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.format.checksummed import as_json, get_sealed, put_sealed
-from ragcache.store.lmdb.counters import number, set_number
+from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
+from ragcache.store.lmdb.tables import get_counter, set_counter
 from ragcache.types import Chunk
 
 if TYPE_CHECKING:
@@ -26,19 +26,19 @@ _FLOATS = np.dtype("<f4")
 
 
 def add_rows(txn: Transaction, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> range:
-    """Enter chunks with their vectors, (len(chunks), dimension); the rows that they get.
+    """Add chunks with their vectors, (len(chunks), dimension); the rows that they get.
 
-    Raises ConfigError for vectors of another dimension than those that are there.
+    Raises ConfigError for vectors of another dimension than the stored ones.
     """
     if chunks:
         _claim_dimension(txn, vectors.shape[1])
-    first = number(txn, "next_row")
+    first = get_counter(txn, "next_row")
     rows = range(first, first + len(chunks))
-    set_number(txn, "next_row", rows.stop)
+    set_counter(txn, "next_row", rows.stop)
     for row, chunk, vector in zip(rows, chunks, vectors, strict=True):
         fields = [chunk.document, chunk.ordinal, chunk.text, dict(chunk.metadata)]
-        put_sealed(txn, "chunks", row_key(row), as_json(fields))
-        put_sealed(txn, "vectors", row_key(row), vector.astype(_FLOATS).tobytes())
+        put_checksummed(txn, "chunks", row_key(row), json_bytes(fields))
+        put_checksummed(txn, "vectors", row_key(row), vector.astype(_FLOATS).tobytes())
     return rows
 
 
@@ -48,25 +48,28 @@ def remove_row(txn: Transaction, row: int) -> None:
 
 
 def chunk_of(txn: Transaction, row: int) -> Chunk:
-    """Raises KeyError where there is no such row, StoreError where it is damaged."""
-    return Chunk(*json.loads(get_sealed(txn, "chunks", row_key(row))))
+    """The chunk of a row. Raises KeyError where there is no such row, StoreError if it is
+    damaged."""
+    return Chunk(*json.loads(get_checksummed(txn, "chunks", row_key(row))))
 
 
 def rows_after(txn: Transaction, row: int, most: int) -> Iterator[int]:
-    """Up to ``most`` rows behind ``row``, ascending."""
+    """Up to ``most`` rows after ``row``, ascending."""
     for key in islice(txn.keys("chunks", start=row_key(row + 1)), most):
         yield _row_of(key)
 
 
 def vectors_of(txn: Transaction, rows: Iterable[int]) -> NDArray[np.float32]:
-    """Vectors of rows, in the order asked, (rows, dimension). Raises KeyError where there is no
-    such row, StoreError where it is damaged."""
-    found = [get_sealed(txn, "vectors", row_key(row)) for row in rows]
-    return np.frombuffer(b"".join(found), _FLOATS).reshape(len(found), number(txn, "dimension"))
+    """The vectors of rows, in the order given, (rows, dimension). Raises KeyError where there is no
+    such row, StoreError where one is damaged."""
+    found = [get_checksummed(txn, "vectors", row_key(row)) for row in rows]
+    return np.frombuffer(b"".join(found), _FLOATS).reshape(
+        len(found), get_counter(txn, "dimension")
+    )
 
 
 def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """All rows, ascending, (n,), and their vectors, (n, dimension). StoreError where one is
+    """All rows, ascending, (n,), and their vectors, (n, dimension). Raises StoreError where one is
     damaged."""
     length = dimension(txn) or 0
     rows, vectors = [], []
@@ -85,13 +88,13 @@ def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32
 
 
 def dimension(txn: Transaction) -> int | None:
-    """Length of every vector; None while there are none."""
-    return number(txn, "dimension") if txn.count("vectors") else None
+    """The length of every vector; None while there are none."""
+    return get_counter(txn, "dimension") if txn.count("vectors") else None
 
 
 def row_key(row: int) -> bytes:
-    """The key of a row in every table that has rows."""
-    if row < 0:  # what vector indexes give where they found too little
+    """The key of a row in all tables."""
+    if row < 0:  # what vector indexes return in place of missing results
         raise ValueError(f"row {row}: rows count from 0")
     return row.to_bytes(8, "big")
 
@@ -102,8 +105,8 @@ def _row_of(key: bytes) -> int:
 
 def _vector(txn: Transaction, key: bytes) -> bytes:
     try:
-        return get_sealed(txn, "vectors", key)
-    except KeyError as error:  # listed, and not there
+        return get_checksummed(txn, "vectors", key)
+    except KeyError as error:  # its key exists, its value does not
         raise StoreError(
             "the table of vectors is damaged: index the documents again", reason="corrupt"
         ) from error
@@ -116,4 +119,4 @@ def _claim_dimension(txn: Transaction, wanted: int) -> None:
             f"vectors of dimension {wanted}, the catalog holds dimension {known}: use the "
             "embedder it was made with, or index everything again"
         )
-    set_number(txn, "dimension", wanted)
+    set_counter(txn, "dimension", wanted)

@@ -1,7 +1,7 @@
-"""Records of documents, by their ids, and when the next of them expires.
+"""Records of documents by their ids, and when the next of them expires.
 
-``next_expiry`` among the counters is no later than the first time at which a document expires, in
-milliseconds since the epoch; 0 while none ever does.
+The counter ``next_expiry`` is a lower bound of the time at which the next document expires, in
+milliseconds since the epoch; 0 while none does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from ragcache.store.format.checksummed import as_json, get_sealed, put_sealed
-from ragcache.store.lmdb.counters import number, set_number
+from ragcache.store.format.checksummed import get_checksummed, json_bytes, put_checksummed
+from ragcache.store.lmdb.tables import get_counter, set_counter
 from ragcache.text import whole
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What the catalog knows of a document."""
+class DocumentEntry:
+    """A document, as the catalog lists it."""
 
     id: str
     chunks: int
@@ -33,8 +33,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Indexed:
-    """The record of a document: its entry, and where its chunks are."""
+class DocumentRecord:
+    """The stored record of a document: its entry, and the rows of its chunks."""
 
     id: str
     metadata: Mapping[str, str]
@@ -44,16 +44,16 @@ class Indexed:
     pinned: bool
 
     @property
-    def entry(self) -> Entry:
-        return Entry(self.id, len(self.rows), self.metadata, self.expires, self.pinned)
+    def entry(self) -> DocumentEntry:
+        return DocumentEntry(self.id, len(self.rows), self.metadata, self.expires, self.pinned)
 
-    def is_over(self, now: float) -> bool:
-        """Whether its time is over."""
+    def is_expired(self, now: float) -> bool:
+        """Whether it has expired."""
         return self.expires is not None and self.expires <= now
 
 
-def put(txn: Transaction, document: Indexed) -> None:
-    """Replaces the record of that id. The next expiry is afterwards no later than this one's."""
+def put(txn: Transaction, document: DocumentRecord) -> None:
+    """Put the record of a document, replacing the one of its id, and update the next expiry."""
     fields = {
         "id": document.id,
         "metadata": dict(document.metadata),
@@ -62,20 +62,20 @@ def put(txn: Transaction, document: Indexed) -> None:
         "expires": document.expires,
         "pinned": document.pinned,
     }
-    put_sealed(txn, "documents", key_of(document.id), as_json(fields))
-    known = number(txn, "next_expiry")
+    put_checksummed(txn, "documents", document_key(document.id), json_bytes(fields))
+    known = get_counter(txn, "next_expiry")
     if document.expires is not None and (not known or _milliseconds(document.expires) < known):
-        set_number(txn, "next_expiry", _milliseconds(document.expires))
+        set_counter(txn, "next_expiry", _milliseconds(document.expires))
 
 
-def find(txn: Transaction, document_id: str) -> Indexed | None:
-    """None where there is no such document. Raises StoreError where its record is damaged."""
+def find(txn: Transaction, document_id: str) -> DocumentRecord | None:
+    """The record of a document; None where there is none. Raises StoreError if it is damaged."""
     key = _key_of(txn, document_id)
     return None if txn.view("documents", key) is None else _read(txn, key)
 
 
-def every(txn: Transaction) -> Iterator[Indexed]:
-    """All documents, in no order. Raises StoreError where a record is damaged."""
+def all_records(txn: Transaction) -> Iterator[DocumentRecord]:
+    """All records, in no particular order. Raises StoreError where one is damaged."""
     for key in txn.keys("documents"):
         yield _read(txn, key)
 
@@ -84,22 +84,22 @@ def remove(txn: Transaction, document_id: str) -> None:
     txn.delete("documents", _key_of(txn, document_id))
 
 
-def may_be_over(txn: Transaction, now: float) -> bool:
-    """Whether the time of any document may be over: cheap, and never wrongly False."""
-    next_expiry = number(txn, "next_expiry")
+def may_have_expired(txn: Transaction, now: float) -> bool:
+    """Whether any document may have expired: cheap, and never wrongly False."""
+    next_expiry = get_counter(txn, "next_expiry")
     return bool(next_expiry) and next_expiry <= 1000 * now
 
 
-def set_next_expiry(txn: Transaction) -> None:
-    """Find the next expiry among all documents: after some have gone, or were given more time."""
-    left = [document.expires for document in every(txn) if document.expires is not None]
-    set_number(txn, "next_expiry", _milliseconds(min(left)) if left else 0)
+def update_next_expiry(txn: Transaction) -> None:
+    """Compute the next expiry from all documents."""
+    left = [document.expires for document in all_records(txn) if document.expires is not None]
+    set_counter(txn, "next_expiry", _milliseconds(min(left)) if left else 0)
 
 
-def _read(txn: Transaction, key: bytes) -> Indexed:
-    fields = json.loads(get_sealed(txn, "documents", key))
+def _read(txn: Transaction, key: bytes) -> DocumentRecord:
+    fields = json.loads(get_checksummed(txn, "documents", key))
     first, count = fields["rows"]
-    return Indexed(
+    return DocumentRecord(
         fields["id"],
         fields["metadata"],
         bytes.fromhex(fields["digest"]),
@@ -110,14 +110,14 @@ def _read(txn: Transaction, key: bytes) -> Indexed:
 
 
 def _key_of(txn: Transaction, document_id: str) -> bytes:
-    """The key of this very id, which old stores may have with halves of characters; else of the id
-    that a :class:`Document` makes of it."""
-    key = key_of(document_id)
-    return key if txn.view("documents", key) is not None else key_of(whole(document_id))
+    """The key of this exact id, which old stores may have with lone surrogates; else that of the id
+    as a :class:`Document` normalises it."""
+    key = document_key(document_id)
+    return key if txn.view("documents", key) is not None else document_key(whole(document_id))
 
 
-def key_of(document_id: str) -> bytes:
-    """What a document is stored under: a digest, for ids may be longer than a key of LMDB."""
+def document_key(document_id: str) -> bytes:
+    """The key of a document: a digest, since ids may be longer than LMDB's keys."""
     return blake3(document_id.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -1,8 +1,7 @@
-"""Which KV the indexed chunks use, and which of it is pinned: by content, whatever the model.
+"""References from indexed chunks to KV, by content, for all models; and which KV is pinned.
 
-``uses`` and ``pins`` have a row for every content and every indexed chunk that uses it, so that it
-is cheap to tell whether anybody does; ``used`` says the same from the other side, so that it is
-cheap to take a chunk out.
+``uses`` and ``pins`` have a row for every content and every indexed chunk that uses it, to look up
+the chunks of a content; ``used`` is the reverse, to look up the contents of a chunk.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add(txn: Transaction, row: int, content: bytes, *, pinned: bool) -> None:
-    """A row uses this content from now on, too; ``pinned``: as the rest of its document is."""
+    """Record that a row uses this content. ``pinned``: as its document is."""
     if not is_used(txn, row, content):
         txn.put("uses", content + row_key(row), b"")
         txn.put("used", row_key(row), (txn.get("used", row_key(row)) or b"") + content)
@@ -27,18 +26,18 @@ def add(txn: Transaction, row: int, content: bytes, *, pinned: bool) -> None:
 
 
 def is_used(txn: Transaction, row: int, content: bytes) -> bool:
-    """Whether this row uses it."""
+    """Whether the row uses this content."""
     return txn.view("uses", content + row_key(row)) is not None
 
 
 def pin(txn: Transaction, row: int, pinned: bool) -> None:
-    """Pin all that a row uses, or unpin it; it stays pinned where another row pins it."""
+    """Pin or unpin all contents of a row. A content stays pinned where another row pins it."""
     for content in _used_by(txn, row):
         _pin(txn, row, content, pinned)
 
 
 def release(txn: Transaction, row: int) -> list[bytes]:
-    """End all uses of a row; the contents that it used."""
+    """Remove all references of a row; the contents that it used."""
     used = _used_by(txn, row)
     for content in used:
         txn.delete("uses", content + row_key(row))
@@ -47,15 +46,15 @@ def release(txn: Transaction, row: int) -> list[bytes]:
     return used
 
 
-def drop_unused(change: Change, contents: Iterable[bytes]) -> None:
-    """Take out the KV of those ``contents`` that no row uses."""
+def delete_unused(change: Change, contents: Iterable[bytes]) -> None:
+    """Delete the KV of those ``contents`` that no row uses."""
     for content in contents:
         if next(change.txn.keys("uses", content), None) is None:
-            change.forget_content(content)
+            change.delete_content(content)
 
 
 def contents(txn: Transaction) -> set[bytes]:
-    """All contents that are used."""
+    """All contents that any row uses."""
     return {row[:DIGEST] for row in txn.keys("uses")}
 
 

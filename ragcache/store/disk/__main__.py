@@ -1,16 +1,16 @@
-"""``python -m ragcache.store.disk STORE``: exit code 0 where every record of a store is whole."""
+"""``python -m ragcache.store.disk STORE``: exits with 0 if every record of a store is valid."""
 
 from __future__ import annotations
 
 import sys
 
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.format.checksummed import unsealed
+from ragcache.store.format.checksummed import damaged_rows
 
 
 def main() -> None:
     with DiskStore(sys.argv[1], readonly=True) as store:
-        bad = {**store.verify(), **unsealed(store.tables)}
+        bad = {**store.verify(), **damaged_rows(store.tables)}
     sys.exit(1 if bad else 0)
 
 

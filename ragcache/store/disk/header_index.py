@@ -1,6 +1,6 @@
-"""Headers by key, and what follows from them: which keys hold the same tokens, and totals.
+"""Headers by key, and what is derived from them: the keys of each content, and totals.
 
-What follows changes in the same transaction as the headers; ``reindex`` makes it again.
+Derived tables change in the same transaction as the headers; :func:`rebuild_index` rebuilds them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ragcache.store.base import ABSENT, Miss, stale
+from ragcache.store.base import ABSENT, Miss, stale_miss
 from ragcache.store.format.header import Header, decode_header
 from ragcache.store.key import DIGEST
 
@@ -22,9 +22,8 @@ _PAGE = 1000  # digests listed per read transaction
 _TOTAL = struct.Struct("<QQ")
 
 
-def find(txn: Transaction, key: ChunkKey) -> Header | Miss:
-    """The header under ``key``; else a Miss, *stale* where the same tokens are stored under
-    another."""
+def find_header(txn: Transaction, key: ChunkKey) -> Header | Miss:
+    """The header under ``key``, or a Miss: *stale* where the same tokens have another key."""
     record = txn.get("headers", key.digest)
     if record is None:
         return _absent(txn, key)
@@ -34,8 +33,9 @@ def find(txn: Transaction, key: ChunkKey) -> Header | Miss:
     return header.foreign(key) or header
 
 
-def digests(tables: Tables) -> Iterator[bytes]:
-    """Of all chunks, in byte order; one that is put or taken out meanwhile may or may not come."""
+def all_digests(tables: Tables) -> Iterator[bytes]:
+    """Digests of all chunks, in byte order. Chunks that are put or deleted during the iteration may
+    or may not appear."""
     start = b""
     while True:
         with tables.read() as txn:
@@ -46,14 +46,14 @@ def digests(tables: Tables) -> Iterator[bytes]:
         start = page[-1] + b"\0"
 
 
-def digests_of(txn: Transaction, content: bytes) -> Iterator[bytes]:
-    """Of the chunks that hold these tokens, in byte order."""
+def digests_of_content(txn: Transaction, content: bytes) -> Iterator[bytes]:
+    """Key digests of the chunks with this content digest, in byte order."""
     for row in txn.keys("contents", content):
         yield row[DIGEST:]
 
 
-def remove(txn: Transaction, digest: bytes) -> bool:
-    """Take a chunk out, with all that is kept of it, but for its file; True if it was there."""
+def remove_chunk(txn: Transaction, digest: bytes) -> bool:
+    """Remove a chunk from all tables, but not its file; True if it was there."""
     record = txn.get("headers", digest)
     for row in list(txn.keys("layers", digest)):
         txn.delete("layers", row)
@@ -64,14 +64,14 @@ def remove(txn: Transaction, digest: bytes) -> bool:
     txn.delete("headers", digest)
     header = decode_header(record)
     if isinstance(header, Header) and header.key == digest:
-        account(txn, header, -1)
-    else:  # it cannot say what it was counted under
-        reindex(txn)
+        update_index(txn, header, -1)
+    else:  # the header does not say what it was counted under
+        rebuild_index(txn)
     return True
 
 
-def account(txn: Transaction, header: Header, sign: int) -> None:
-    """Enter a chunk into contents and totals (``sign`` 1), or take it out (-1)."""
+def update_index(txn: Transaction, header: Header, sign: int) -> None:
+    """Add a chunk to contents and totals (``sign`` 1), or remove it (-1)."""
     row = header.content + header.key
     if sign > 0:
         txn.put("contents", row, b"")
@@ -88,26 +88,26 @@ def account(txn: Transaction, header: Header, sign: int) -> None:
         txn.delete("totals", header.fingerprint)
 
 
-def totals(txn: Transaction) -> Iterator[tuple[int, int, str]]:
+def read_totals(txn: Transaction) -> Iterator[tuple[int, int, str]]:
     """Chunks, payload bytes and printable name of every fingerprint."""
     for _, record in txn.items("totals"):
         chunks, payload = _TOTAL.unpack_from(record)
         yield chunks, payload, record[_TOTAL.size :].decode(errors="replace")
 
 
-def reindex(txn: Transaction) -> None:
-    """Make contents and totals again from the headers."""
+def rebuild_index(txn: Transaction) -> None:
+    """Rebuild contents and totals from the headers."""
     txn.clear("contents")
     txn.clear("totals")
     for digest in list(txn.keys("headers")):
         header = decode_header(txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.key == digest:
-            account(txn, header, 1)
+            update_index(txn, header, 1)
 
 
 def _absent(txn: Transaction, key: ChunkKey) -> Miss:
-    for digest in digests_of(txn, key.content):
+    for digest in digests_of_content(txn, key.content):
         other = decode_header(txn.get("headers", digest) or b"")
         if isinstance(other, Header):
-            return stale(key, other.name, other.mode)
+            return stale_miss(key, other.name, other.mode)
     return ABSENT

@@ -1,8 +1,8 @@
-"""The shape of the KV that each model makes, as the models said with which a store was opened.
+"""The KV shape of each model that a store was opened with.
 
-A header says itself what shape its KV has, and may be wrong about it: it comes from another
-machine, or somebody has put it there. Where a model is open, its own shape is compared
-(:meth:`Header.foreign`). Without one, as in ``verify`` and ``pull``, what is noted here is.
+The shape in a header may be wrong: the header may come from another machine. With an open model,
+the model's shape is compared (:meth:`Header.foreign`); without one, as in ``verify`` and ``pull``,
+the one recorded here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from ragcache.store.base import Miss
-from ragcache.store.format.header import Header, of_another_shape
+from ragcache.store.format.header import Header, shape_mismatch
 from ragcache.types import Fingerprint, KVSpec
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _TABLE, _NAME = "settings", "shape:"
 
 
-def unnoted(txn: Transaction, fingerprints: Iterable[Fingerprint]) -> list[Fingerprint]:
-    """Those whose shape is known, and not noted, or noted as another."""
+def unrecorded(txn: Transaction, fingerprints: Iterable[Fingerprint]) -> list[Fingerprint]:
+    """The fingerprints with a known shape that is not recorded, or recorded differently."""
     return [
         each
         for each in fingerprints
@@ -31,27 +31,29 @@ def unnoted(txn: Transaction, fingerprints: Iterable[Fingerprint]) -> list[Finge
     ]
 
 
-def note(txn: Transaction, fingerprint: Fingerprint) -> None:
-    """Note the shape of a model whose shape is known."""
+def record_shape(txn: Transaction, fingerprint: Fingerprint) -> None:
+    """Record the shape of a model whose shape is known."""
     txn.put(_TABLE, _key(fingerprint.digest), _value(fingerprint))
 
 
-def foreign(txn: Transaction, header: Header) -> Miss | None:
-    """Why this cannot be KV of the model that the header names, if that is known."""
-    if (noted := noted_of(txn, header.fingerprint)) is None:
+def check_shape(txn: Transaction, header: Header) -> Miss | None:
+    """A miss where the header's KV has another shape or codec than the recorded ones of its model;
+    None where they match, or none are recorded."""
+    if (recorded := recorded_shape(txn, header.fingerprint)) is None:
         return None
-    spec, codec = noted
+    spec, codec = recorded
     if header.codec != codec:
         return Miss("foreign", f"its codec is {header.codec}, the model's is {codec}")
-    return of_another_shape(header.spec, spec)
+    return shape_mismatch(header.spec, spec)
 
 
-def noted_of(txn: Transaction, digest: bytes) -> tuple[KVSpec, str] | None:
-    """Shape and codec of the model whose fingerprint has this digest; None where none is noted."""
+def recorded_shape(txn: Transaction, digest: bytes) -> tuple[KVSpec, str] | None:
+    """The recorded shape and codec of the model with this fingerprint digest; None if there are
+    none."""
     try:
         *spec, codec = json.loads(txn.get(_TABLE, _key(digest)) or b"null")
         return KVSpec(*spec), str(codec)
-    except (TypeError, ValueError):  # nothing, or something that we have not written
+    except (TypeError, ValueError):  # not there, or not written by us
         return None
 
 

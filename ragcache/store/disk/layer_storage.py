@@ -1,8 +1,8 @@
-"""Layers of chunks on disk, in either layout: a record in LMDB for each, or a file of all.
+"""Layers of chunks on disk, in either layout: one LMDB record per layer, or one file per chunk.
 
-The header of a chunk says which: where it names no file, its layers are rows of the table
-``layers``. What the two have in common is here: how layers are written, read, checked and decoded,
-and what becomes of files that no header names.
+The header of a chunk names the file, if there is one; else its layers are rows of the table
+``layers``. This module writes, reads, checks and decodes layers in both layouts, and removes files
+that no header names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragcache.store.base import ABSENT, AT_ONCE, Miss, check_layer
+from ragcache.store.base import ABSENT, READ_THREADS, Miss, check_layer
 from ragcache.store.disk.chunk_files import ChunkFiles, file_digest
 from ragcache.store.format.header import (
     Header,
@@ -27,43 +27,39 @@ from ragcache.store.format.header import (
     layer_checksum,
 )
 from ragcache.store.format.record import Record
-from ragcache.store.lmdb.directory import explained
+from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, KVPair
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.lmdb.tables import Transaction
 
-    Pair = tuple[Tensor, Tensor]
 
-
-EXPECTED_BYTES = 16 << 20  # that a disk is asked for ahead of what is read
+_READAHEAD_BYTES = 16 << 20  # requested from the disk before they are read
 
 
 @dataclass(frozen=True, slots=True)
-class Coming:
-    """A chunk to be written: its header but for the payloads and the file, and its layers."""
+class NewChunk:
+    """A chunk to be written: its layers, and its header without payloads and file name."""
 
     blank: Header
-    raws: Iterable[Bytes]  # per layer; gone through once
+    raws: Iterable[Bytes]  # per layer; iterated once
     in_file: bool
 
     @classmethod
-    def of(cls, header: Header, raws: Iterable[Bytes], *, in_file: bool) -> Coming:
-        """``header`` may say where the layers are elsewhere."""
+    def of(cls, header: Header, raws: Iterable[Bytes], *, in_file: bool) -> NewChunk:
+        """Payloads and file name of ``header`` are dropped."""
         nowhere = (Payload(0, 0, 0),) * header.spec.layers
         return cls(replace(header, file="", payloads=nowhere), raws, in_file)
 
 
 class ChunkLayers:
-    """Layers of the chunks in ``tables``, and the memory that they are read into.
+    """Layers of the chunks in ``tables``, and the memory that they are read into. Thread-safe.
 
-    ``pin``: page-locked memory. Thread-safe. It reads the state that the given transaction sees;
-    only a file may have been removed since, which is a Miss, *truncated*.
+    ``pin``: page-locked memory. Reads see the state of the given transaction, except that a file
+    may have been removed since: a Miss, *truncated*.
     """
 
     def __init__(self, tables: Environment, *, pin: bool = False) -> None:
@@ -71,8 +67,8 @@ class ChunkLayers:
         self._files = ChunkFiles(tables.path / "kv")
         self._blocks = BufferPool(SPARE_BYTES, pin=pin)
 
-    def put(self, txn: Transaction, coming: Coming) -> Header:
-        """Write layers as records; the header that goes with them."""
+    def put(self, txn: Transaction, coming: NewChunk) -> Header:
+        """Write layers as records; return the complete header."""
         blank, payloads = coming.blank, []
         for layer, raw in enumerate(coming.raws):
             txn.put("layers", _layer_key(blank.key, layer), raw.data)
@@ -80,11 +76,11 @@ class ChunkLayers:
         return replace(blank, payloads=tuple(payloads))
 
     @contextmanager
-    def written(self, coming: Iterable[Coming]) -> Iterator[dict[bytes, Header]]:
-        """Files of those chunks that get one, durable, and their headers by key digest.
+    def written(self, coming: Iterable[NewChunk]) -> Iterator[dict[bytes, Header]]:
+        """Write the files of the chunks that get one, durably; their headers by key digest.
 
-        The ``with`` is to commit the headers. Where it raises, the files that no header names are
-        removed again.
+        The caller commits the headers within the context. Where it raises, files that no header
+        names are removed again.
         """
         headers: dict[bytes, Header] = {}
         try:
@@ -98,42 +94,42 @@ class ChunkLayers:
                     self._files.remove(header.file)
             raise
 
-    def hold(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
-        """While this lasts, these chunks are read layer after layer; see ChunkFiles."""
-        return self._files.hold(digests)
+    def keep_open(self, digests: Iterable[bytes]) -> AbstractContextManager[None]:
+        """See :meth:`ChunkFiles.keep_open`."""
+        return self._files.keep_open(digests)
 
     def remove(self, file: str) -> None:
         """Remove a file that no header names any more."""
         self._files.remove(file)
 
     def sweep(self) -> None:
-        """Remove the files that a crash has left: those that no header names."""
+        """Remove files that no header names, which a crash has left."""
         for name in self._files.names():
             if not self._is_named(name):
                 self._files.remove(name)
 
     def strays(self) -> list[str]:
-        """Files among those of chunks that are called otherwise; nobody touches them."""
+        """Files among those of chunks with other names. They are never touched."""
         return list(self._files.strays())
 
     def pair(
         self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
-    ) -> Pair | Miss:
-        """Keys and values of a layer, each (kv_heads, tokens, head_dim), checked; in ``room``, if
-        it is large enough."""
+    ) -> KVPair | Miss:
+        """Keys and values of a layer, each (kv_heads, tokens, head_dim), checked. They are read
+        into ``room`` if it is large enough."""
         raw = self._read(txn, header, layer, room)
         return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
 
-    def pairs(self, headers: Sequence[Header | None], layer: int) -> list[Pair | Miss | None]:
-        """:meth:`pair` of several chunks, in one transaction and one piece of memory; None for
-        None. Bytes that another put has replaced since do not match ``headers``: a Miss."""
+    def pairs(self, headers: Sequence[Header | None], layer: int) -> list[KVPair | Miss | None]:
+        """:meth:`pair` of several chunks, in one transaction and one block of memory; None for
+        None. A layer that was replaced since does not match its header: a Miss."""
         sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))
-        found: list[Pair | Miss | None] = []
+        found: list[KVPair | Miss | None] = []
         coming, expected, ends = _in_files(headers, layer), 0, accumulate(sizes)
         with self._tables.read() as txn:
             for header, end, size in zip(headers, ends, sizes, strict=True):
-                while expected < end + EXPECTED_BYTES and (one := next(coming, None)):
+                while expected < end + _READAHEAD_BYTES and (one := next(coming, None)):
                     self._files.expect(*one)
                     expected += one[1].length
                 room = block[end - size : end]
@@ -143,7 +139,7 @@ class ChunkLayers:
     def chunk(self, txn: Transaction, header: Header) -> ChunkKV | Miss:
         """The whole chunk, every layer checked."""
         pairs = []
-        with self.hold([header.key]):
+        with self.keep_open([header.key]):
             for layer in range(header.spec.layers):
                 pair = self.pair(txn, header, layer)
                 if isinstance(pair, Miss):
@@ -153,14 +149,14 @@ class ChunkLayers:
         return ChunkKV(header.tokens, keys, values, header.sensitivity)
 
     def record(self, txn: Transaction, digest: bytes) -> Record | Miss:
-        """A chunk as it is stored, every layer checked."""
+        """A chunk as stored, every layer checked."""
         if (found := txn.get("headers", digest)) is None:
             return ABSENT
         header = decode_header(found)
         if isinstance(header, Miss):
             return header
         raws = []
-        with self.hold([digest]):
+        with self.keep_open([digest]):
             for layer in range(header.spec.layers):
                 raw = self._read(txn, header, layer)
                 if isinstance(raw, Miss):
@@ -173,7 +169,8 @@ class ChunkLayers:
     def _read(
         self, txn: Transaction, header: Header, layer: int, room: Bytes | None = None
     ) -> Bytes | Miss:
-        """The bytes of a layer, unchecked, in memory of their own: of ``room``, if they fit."""
+        """The bytes of a layer, unchecked, in memory that nothing else uses: ``room``, if it is
+        large enough."""
         check_layer(layer, header.spec.layers)
         record = None if header.file else txn.view("layers", _layer_key(header.key, layer))
         if record is None and not header.file:
@@ -188,12 +185,12 @@ class ChunkLayers:
         raw[:] = np.frombuffer(record, np.uint8)
         return raw
 
-    def _write(self, coming: Coming) -> Header:
-        """The header of a file that now holds the layers, and that nothing names yet."""
+    def _write(self, coming: NewChunk) -> Header:
+        """Write the layers to a new file; return the header, which is not committed yet."""
         blank = replace(coming.blank, file=self._files.new_name(coming.blank.key))
         payloads = []
         path = self._tables.path
-        with explained(path, "write to"), self._files.create(blank.file) as file:
+        with translate_errors(path, "write to"), self._files.create(blank.file) as file:
             file.skip(len(encode_header(blank)))
             for layer, raw in enumerate(coming.raws):
                 checksum = layer_checksum(blank.key, layer, raw)
@@ -209,15 +206,15 @@ class ChunkLayers:
 
 
 def _in_files(headers: Sequence[Header | None], layer: int) -> Iterator[tuple[str, Payload]]:
-    """What is read from files, in order: this layer, then the next that no other thread reads."""
-    for number in (layer, layer + AT_ONCE):
+    """The payloads to read from files, in order: of this layer, then of this thread's next one."""
+    for number in (layer, layer + READ_THREADS):
         for header in headers:
             if header is not None and header.file and number < len(header.payloads):
                 yield header.file, header.payloads[number]
 
 
 def _rounded(size: int) -> int:
-    """``size`` rounded up, so that the next array is aligned as torch's are."""
+    """``size`` rounded up to torch's alignment of 64 bytes."""
     return -(-size // 64) * 64
 
 

@@ -1,13 +1,13 @@
-"""What a remote is still to be told: rows that are committed with what they tell of.
+"""The outbox: pending writes to a remote, committed together with the changes they follow from.
 
-A put, a deletion, or a document that goes changes the store and this table in one commit. So a
-process may be killed at any point, and a remote may be out for any time: what was acknowledged is
-told in the end. Rows are in the order in which they must be carried out, of any tokens:
+A put or a deletion changes the store and this table in one commit. So every acknowledged change
+reaches the remote in the end, even if the process is killed or the remote is down for a while. Rows
+with the same content must be carried out in the order of their keys:
 
-===========================  =======================================================
-content digest               forget all KV of these tokens; the value is drawn anew
-content digest, key digest   nothing: delete this chunk. JSON: send it, and its levels
-===========================  =======================================================
+===========================  =====================================================================
+content digest               delete all KV with this content; the value is random
+content digest, key digest   JSON: send this chunk, and its copies in other codecs; else delete it
+===========================  =====================================================================
 """
 
 from __future__ import annotations
@@ -18,101 +18,91 @@ from collections.abc import Container, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from ragcache.store.format.record import TranscodeTarget
 from ragcache.store.key import DIGEST
 
 if TYPE_CHECKING:
-    from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
 
-TABLE = "outbox"
+_TABLE = "outbox"
 
 
-class Level(NamedTuple):
-    """A chunk in another codec: what its header must say."""
-
-    codec: str
-    key: bytes
-    fingerprint: bytes
-    name: str  # the fingerprint, printable
-
-    @classmethod
-    def of(cls, key: ChunkKey) -> Level:
-        return cls(key.codec, key.digest, key.fingerprint.digest, str(key.fingerprint))
-
-
-class Row(NamedTuple):
-    """One thing to tell."""
+class OutboxRow(NamedTuple):
+    """A pending write."""
 
     content: bytes
-    digest: bytes | None  # None: of all KV of these tokens
-    value: bytes  # another one each time that it is written
+    digest: bytes | None  # of the key; None: all KV with this content
+    value: bytes  # differs each time the row is written
 
     @property
     def sends(self) -> bool:
-        """Whether a chunk is to be sent, and not deleted."""
+        """Whether the chunk is sent, not deleted."""
         return self.digest is not None and self.value.startswith(b"{")
 
     @property
-    def levels(self) -> list[Level]:
+    def copies(self) -> list[TranscodeTarget]:
+        """The copies in other codecs that are sent with the chunk."""
         found = json.loads(self.value)["levels"] if self.sends else []
-        return [Level(c, bytes.fromhex(k), bytes.fromhex(f), n) for c, k, f, n in found]
+        return [TranscodeTarget(c, bytes.fromhex(k), bytes.fromhex(f), n) for c, k, f, n in found]
 
 
 def send(
-    txn: Transaction, content: bytes, digest: bytes, version: int, levels: Sequence[Level]
+    txn: Transaction,
+    content: bytes,
+    digest: bytes,
+    version: int,
+    copies: Sequence[TranscodeTarget],
 ) -> None:
-    """A chunk has been put."""
-    fields = [
-        [level.codec, level.key.hex(), level.fingerprint.hex(), level.name] for level in levels
-    ]
+    """Add that a chunk was put."""
+    fields = [[copy.codec, copy.key.hex(), copy.fingerprint.hex(), copy.name] for copy in copies]
     value = json.dumps({"version": f"{version:x}", "levels": fields}, separators=(",", ":"))
-    txn.put(TABLE, content + digest, value.encode())
+    txn.put(_TABLE, content + digest, value.encode())
 
 
 def delete(txn: Transaction, content: bytes, digest: bytes) -> None:
-    """A chunk has been deleted."""
-    txn.put(TABLE, content + digest, secrets.token_bytes(8).replace(b"{", b"}"))
+    """Add that a chunk was deleted."""
+    txn.put(_TABLE, content + digest, secrets.token_bytes(8).replace(b"{", b"}"))
 
 
-def forget(txn: Transaction, content: bytes) -> None:
-    """No document uses these tokens any more: drop what was still to be told of them."""
-    for row in list(txn.keys(TABLE, content)):
-        txn.delete(TABLE, row)
-    txn.put(TABLE, content, secrets.token_bytes(8))
+def delete_content(txn: Transaction, content: bytes) -> None:
+    """Add that all KV with this content was deleted; drops its other pending writes."""
+    for row in list(txn.keys(_TABLE, content)):
+        txn.delete(_TABLE, row)
+    txn.put(_TABLE, content, secrets.token_bytes(8))
 
 
-def gone(txn: Transaction, content: bytes, digest: bytes) -> bool:
-    """Whether a remote's chunk counts as deleted, though it may not have been told yet."""
-    value = txn.view(TABLE, content + digest)
+def is_deleted(txn: Transaction, content: bytes, digest: bytes) -> bool:
+    """Whether a chunk was deleted, while the remote may still have it."""
+    value = txn.view(_TABLE, content + digest)
     if value is not None:
         return bytes(value[:1]) != b"{"
-    return txn.view(TABLE, content) is not None
+    return txn.view(_TABLE, content) is not None
 
 
-def waits(txn: Transaction, content: bytes, digest: bytes) -> bool:
-    """Whether a chunk is still to be sent: it is nowhere else."""
-    value = txn.view(TABLE, content + digest)
+def is_unsent(txn: Transaction, content: bytes, digest: bytes) -> bool:
+    """Whether a chunk is still to be sent, so that the only copy is here."""
+    value = txn.view(_TABLE, content + digest)
     return value is not None and bytes(value[:1]) == b"{"
 
 
-def first(txn: Transaction, most: int, *, without: Container[bytes] = ()) -> list[Row]:
-    """The first ``most`` rows that are to be told, of other contents than those of ``without``."""
+def first_rows(txn: Transaction, most: int, *, without: Container[bytes] = ()) -> list[OutboxRow]:
+    """The first ``most`` rows whose contents are not in ``without``."""
     found = []
-    keys = (key for key in txn.keys(TABLE) if key[:DIGEST] not in without)
+    keys = (key for key in txn.keys(_TABLE) if key[:DIGEST] not in without)
     for key in islice(keys, most):
-        value = txn.get(TABLE, key)
+        value = txn.get(_TABLE, key)
         assert value is not None
-        found.append(Row(key[:DIGEST], key[DIGEST:] or None, value))
+        found.append(OutboxRow(key[:DIGEST], key[DIGEST:] or None, value))
     return found
 
 
-def told(txn: Transaction, row: Row) -> None:
-    """Remove a row that was told, unless another was written in its place meanwhile."""
+def remove(txn: Transaction, row: OutboxRow) -> None:
+    """Remove a row that was carried out, unless it was written again since."""
     key = row.content + (row.digest or b"")
-    if txn.get(TABLE, key) == row.value:
-        txn.delete(TABLE, key)
+    if txn.get(_TABLE, key) == row.value:
+        txn.delete(_TABLE, key)
 
 
 def depth(txn: Transaction) -> int:
-    """How much is still to be told: rows."""
-    return txn.count(TABLE)
+    """The number of rows."""
+    return txn.count(_TABLE)

@@ -1,4 +1,4 @@
-"""How much a store may hold: quotas, how its chunks have been used, and which of them make room."""
+"""Quotas of a store: how its chunks are used, and which are evicted."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragcache.errors import FullError
-from ragcache.store.eviction import Policy, Use, policy
+from ragcache.store.eviction import Policy, Usage, make_policy
 from ragcache.store.format.header import Header, decode_header
 
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
 
 _ROW = struct.Struct("<4d")  # Use
-_NEVER = Use(0.0, 1.0, 0.0, 0.0)
+_NEVER = Usage(0.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Bytes of KV that a store may hold in all, and of each tenant; None for no bound."""
+    """The bytes of KV that a store may hold in all, and per tenant; None for no limit."""
 
     total: int | None = None
     tenant: int | None = None
@@ -34,27 +34,27 @@ UNBOUNDED = Quota()
 
 
 class Capacity:
-    """The chunks of a store by tenant, in the order in which they would go. Thread-safe.
+    """Orders the chunks of a store for eviction, per tenant. Thread-safe.
 
-    Uses are kept in the table ``usage``, from the put on; those since the last change of the store
-    are lost with the process. A full store takes room from whichever tenant holds most.
+    Uses are stored in the table ``usage``; those since the last change of the store are lost if the
+    process is killed. A full store evicts from the tenant that holds most.
     """
 
     def __init__(self, quota: Quota, policy_name: str) -> None:
-        policy(policy_name)  # raises ConfigError
+        make_policy(policy_name)  # raises ConfigError
         self.quota, self.policy_name = quota, policy_name
         self.evictions = 0
         self._policies: dict[str, Policy[bytes]] = {}
         self._tenants: dict[bytes, str] = {}
-        self._held: Counter[bytes] = Counter()
+        self._leased: Counter[bytes] = Counter()
         self._dirty: set[bytes] = set()
         self._loaded = False
-        self._early: list[tuple[bytes, float]] = []  # uses before anything was loaded
+        self._early: list[tuple[bytes, float]] = []  # uses before :meth:`load`
         self._lock = threading.RLock()
 
     def load(self, txn: Transaction) -> None:
-        """Take up what was there before a restart, and then the uses since; a chunk without a row
-        was never used."""
+        """Load the stored chunks and their uses, then apply those counted before. A chunk without a
+        row was never used."""
         for digest in txn.keys("headers"):
             header = decode_header(txn.get("headers", digest) or b"")
             if isinstance(header, Header):
@@ -68,12 +68,12 @@ class Capacity:
             self.hit(digest, worth)
 
     @property
-    def has_news(self) -> bool:
-        """Whether there are uses that :meth:`save` would write down."""
+    def has_unsaved_uses(self) -> bool:
+        """Whether there are uses for :meth:`save` to write."""
         return bool(self._dirty or self._early)
 
     def save(self, txn: Transaction) -> None:
-        """Write down the uses since the last time."""
+        """Write the uses since the last call."""
         with self._lock:
             for digest in self._dirty:
                 if (tenant := self._tenants.get(digest)) is not None:
@@ -90,24 +90,25 @@ class Capacity:
                 self._dirty.add(digest)
 
     @contextmanager
-    def hold(self, digests: Iterable[bytes]) -> Iterator[None]:
-        """These are being read: none of them makes room meanwhile."""
+    def lease(self, digests: Iterable[bytes]) -> Iterator[None]:
+        """Keep chunks from being evicted until the context ends."""
         held = list(digests)
         with self._lock:
-            self._held.update(held)
+            self._leased.update(held)
         try:
             yield
         finally:
             with self._lock:
-                self._held.subtract(held)
-                self._held += Counter()  # forgets those that nobody reads
+                self._leased.subtract(held)
+                self._leased += Counter()  # drops zeros
 
     @contextmanager
     def making_room(self, header: Header, pinned: Callable[[bytes], bool]) -> Iterator[list[bytes]]:
-        """A chunk is about to come in: what has to go for it, in the same commit.
+        """Choose what to evict for a new chunk, in the same commit.
 
-        Nobody begins to read while this lasts, and once it has ended well the chunk is there and
-        the others are gone. Raises FullError, before anything is changed, where not enough may go.
+        No lease begins while the context lasts. When it ends without an error, the chunk counts as
+        stored and the others as evicted. Raises FullError, before anything changes, where not
+        enough can be evicted.
         """
         with self._lock:
             victims = self._room(header, pinned)
@@ -121,7 +122,7 @@ class Capacity:
             self._dirty.add(header.key)
 
     def discard(self, digest: bytes) -> None:
-        """A chunk was taken out."""
+        """A chunk was deleted."""
         with self._lock:
             if (tenant := self._tenants.pop(digest, None)) is not None:
                 self._of(tenant).discard(digest)
@@ -132,7 +133,7 @@ class Capacity:
         if (mine := self._tenants.get(digest)) is not None:
             sizes[mine] -= self._of(mine).held(digest).size
         sizes[tenant] = sizes.get(tenant, 0) + header.payload_bytes
-        spared = _Spared(self._held, pinned, {digest})
+        spared = _Spared(self._leased, pinned, {digest})
 
         def take(name: str, need: int = 1) -> bool:
             found = self._of(name).victims(need, spared)
@@ -156,24 +157,24 @@ class Capacity:
 
     def _of(self, tenant: str) -> Policy[bytes]:
         if tenant not in self._policies:
-            self._policies[tenant] = policy(self.policy_name)
+            self._policies[tenant] = make_policy(self.policy_name)
         return self._policies[tenant]
 
 
-def _use(row: bytes) -> Use:
-    """What a row of ``usage`` says; a damaged one, or none: never used."""
-    use = Use(*_ROW.unpack(row)) if len(row) == _ROW.size else _NEVER
+def _use(row: bytes) -> Usage:
+    """The use in a row of ``usage``; never used for a damaged or missing row."""
+    use = Usage(*_ROW.unpack(row)) if len(row) == _ROW.size else _NEVER
     return use if all(map(math.isfinite, use)) else _NEVER
 
 
 def _cost(header: Header) -> float:
-    """Of making a chunk again: its tokens, for most of a prefill's FLOPs are in proportion to them
-    as long as a chunk is short beside the model's width."""
+    """The cost of computing a chunk again: its tokens. A prefill's FLOPs are about proportional to
+    them as long as the chunk is short compared with the model's width."""
     return float(len(header.tokens))
 
 
 class _Spared:
-    """The chunks that may not go: read or pinned ones, the one that comes in, and those already
+    """The chunks that must not be evicted: leased and pinned ones, the new one, and those already
     chosen."""
 
     def __init__(

@@ -1,16 +1,16 @@
 """The store on local disk: headers in LMDB, layers in LMDB or in a file for each chunk.
 
-Plain files are read faster than LMDB, cold ones above all (docs/reliability.md has the figures),
-but each costs a few syncs when it is written, which small layers are not worth. So each chunk has
-one of two layouts: *records*, one in LMDB for every layer, or *file* (see layers.py). The header
-says which, and is the truth: what no header names is not there.
+Plain files are read faster than LMDB, cold ones above all (figures in docs/reliability.md), but
+writing one costs a few syncs, which is too much for small layers. So each chunk has one of two
+layouts: *records*, one in LMDB per layer, or *file* (see layer_storage.py). The header says which
+and is authoritative: what no header names does not exist.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
@@ -22,49 +22,48 @@ from ragcache.store.base import (
     HitCounter,
     Miss,
     StoredChunk,
+    StoreDescription,
     StoreStats,
-    Variant,
-    unusable,
+    unusable_error,
 )
-from ragcache.store.disk import kv_shapes, outbox, variants
-from ragcache.store.disk.header_index import digests, find, reindex, totals
-from ragcache.store.disk.layer_storage import ChunkLayers, Coming
+from ragcache.store.disk import kv_shapes, outbox
+from ragcache.store.disk.header_index import all_digests, find_header, read_totals, rebuild_index
+from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import UNBOUNDED, Capacity, Quota
-from ragcache.store.disk.verify import damaged
-from ragcache.store.disk.writer import Changes, DiskChange
+from ragcache.store.disk.variants import DiskVariants
+from ragcache.store.disk.verify import find_damage
+from ragcache.store.disk.writer import ChunkWriter, DiskChange
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.header import Header, decode_header
-from ragcache.store.format.record import Record, check_kv, encoded_layers
-from ragcache.store.key import at_level
-from ragcache.store.lmdb.directory import explained
+from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encode_layers
+from ragcache.store.key import with_codec
+from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
-from ragcache.types import ChunkKV, ChunkNotes
+from ragcache.types import ChunkKV, KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
 
 logger = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 Layout = Literal["auto", "records", "files"]
-FILES_FROM = 256 << 10  # bytes of a layer from which ``auto`` gives a chunk a file
+FILES_FROM = 256 << 10  # bytes of a layer from which layout ``auto`` uses a file
 WORTH_COMPACTING = 1 << 20  # unused bytes
-_LOOK_EVERY = 16  # changes between two looks at what is unused
+_CHECK_EVERY = 16  # changes between two checks for unused space
 
 
 class DiskStore(ChunkStore):
     """Chunks in the directory ``path``, made where it is missing (0700, files 0600).
 
-    ``layout``: of chunks that are put from now on; ``auto`` gives those with layers of
-    :data:`FILES_FROM` bytes and more a file. ``map_size``: bytes that LMDB's part can ever grow to;
-    it reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that it may hold;
-    a ``put`` beyond that takes out what ``policy`` (see evict.py) gives up first, and raises
-    StoreError where not enough may go. ``readonly``: for all processes but the one that writes.
-    ``lazy``: the store is there, and this process becomes its writer with the first change, if no
-    other is by then; else that change raises LockedError.
+    ``layout``: of chunks that are put from now on; ``auto`` uses a file for layers of
+    :data:`FILES_FROM` bytes and more. ``map_size``: the most bytes that LMDB's file can grow to; it
+    reserves addresses, not space, so leave it huge. ``quota``: bytes of layers that the store may
+    hold; a ``put`` beyond that evicts by ``policy`` (see eviction.py), and raises FullError where
+    not enough can be evicted. ``readonly``: for all processes but the writer. ``lazy``: the store
+    must exist, and this process becomes its writer with the first change, which raises LockedError
+    if another process is the writer.
     ``pin``: read into page-locked memory, from which a GPU copies faster and in the background.
     Raises StoreError where the directory cannot be opened. Not usable in a forked child: open it
     there anew, after spawn.
@@ -82,18 +81,19 @@ class DiskStore(ChunkStore):
         policy: str = "pgdsf",
         pin: bool = False,
     ) -> None:
-        self.layout, self.quota = as_layout(layout), quota
-        #: Where puts and deletions are told to a remote: the codecs in which chunks are sent there
-        #: too, beside their own. See outbox.py.
-        self.shared: tuple[str, ...] | None = None
+        self.layout, self.quota = parse_layout(layout), quota
+        #: Set where changes are written back to a remote: the codecs in which it gets copies of
+        #: chunks besides their own. See outbox.py.
+        self.outbox_codecs: tuple[str, ...] | None = None
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
-        self._tally = HitCounter()
-        self._changes = Changes(self.tables, self._layers, self._capacity)
-        self._changed = 0  # times
-        self.tables.claimed = self._begin
+        self._hits = HitCounter()
+        self._writer = ChunkWriter(self.tables, self._layers, self._capacity)
+        self._change_count = 0  # times
+        self.variants = DiskVariants(self.tables, self._put_unsent, self._capacity)
+        self.tables.on_become_writer = self._begin
         try:
             if self.tables.is_writer:
                 self._begin()
@@ -102,8 +102,8 @@ class DiskStore(ChunkStore):
             raise
 
     def _begin(self) -> None:
-        """What a writer does before its first change."""
-        with explained(self.tables.path, "open"):
+        """Prepare for the first change, once this process is the writer."""
+        with translate_errors(self.tables.path, "open"):
             self._layers.sweep()
         if self._capacity is not None:
             with self.tables.read() as txn:
@@ -113,55 +113,51 @@ class DiskStore(ChunkStore):
         return self.tables.refusal()
 
     def strays(self) -> list[str]:
-        """Files in the folder of the chunks' files that are none of ours: left alone."""
+        """Unknown files in the directory of the chunks' files, which are left alone."""
         return self._layers.strays()
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        check_kv(key, kv, notes)
-        coming = self._coming(key, kv)
+    @property
+    def description(self) -> StoreDescription:
+        return StoreDescription(type(self).__name__, self.layout)
 
-        def also(txn: Transaction) -> None:
-            if notes is not None:
-                variants.put(txn, key.digest, notes)
-            else:
-                self._send(txn, key, coming.blank)
-
-        self._place([coming], also)
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        check_kv(key, kv)
+        coming = self._new_chunk(key, kv)
+        self._write([coming], lambda txn: self._add_to_outbox(txn, key, coming.blank))
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
-        """All in one commit; one by one where there is a quota, for each may evict others."""
+        """In one commit; one by one where there is a quota, since each may evict others."""
         if self._capacity is not None:
             super().put_all(chunks)
             return
         given = list(chunks)
         for key, kv in given:
-            check_kv(key, kv, None)
-        coming = [self._coming(key, kv) for key, kv in given]
+            check_kv(key, kv)
+        coming = [self._new_chunk(key, kv) for key, kv in given]
 
         def also(txn: Transaction) -> None:
             for (key, _), one in zip(given, coming, strict=True):
-                self._send(txn, key, one.blank)
+                self._add_to_outbox(txn, key, one.blank)
 
-        self._place(coming, also)
+        self._write(coming, also)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        found = self.peek(key)
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        with self.tables.read() as txn:
+            header = find_header(txn, key)
+        found = header if isinstance(header, Miss) else header.stored(key)
+        if not count:
+            return found
         if self._capacity is not None and isinstance(found, StoredChunk):
             self._capacity.hit(key.digest)
-        return self._tally.count(found)
+        return self._hits.count(found)
 
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        with self.tables.read() as txn:
-            header = find(txn, key)
-        return header if isinstance(header, Miss) else header.stored(key)
-
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         found = self._read(key, lambda txn, header: self._layers.pair(txn, header, layer))
         if isinstance(found, Miss):
-            raise unusable(key, layer, self._tally.count(found))
+            raise unusable_error(key, layer, self._hits.count(found))
         return found
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         headers = [h if isinstance(h := chunk.origin, Header) else None for chunk in chunks]
         return [
             pair if isinstance(pair, tuple) else self.layer(chunk.key, layer)
@@ -169,140 +165,127 @@ class DiskStore(ChunkStore):
         ]
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk, every layer verified, all layers of one ``put``."""
-        return self._tally.count(self._read(key, self._layers.chunk))
-
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        with self.tables.read() as txn:
-            return variants.find(txn, key)
-
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        with self.tables.write() as txn:
-            for key, more in worth.items():
-                variants.credit(txn, key, more)
-        if self._capacity is not None:
-            for key, more in worth.items():
-                self._capacity.hit(key.digest, more)
+        """The whole chunk, every layer checked, all layers of one ``put``."""
+        return self._hits.count(self._read(key, self._layers.chunk))
 
     @contextmanager
-    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+    def lease(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
         digests = [key.digest for key in keys]
-        kept = self._capacity.hold(digests) if self._capacity is not None else nullcontext()
-        with kept, self._layers.hold(digests):
+        kept = self._capacity.lease(digests) if self._capacity is not None else nullcontext()
+        with kept, self._layers.keep_open(digests):
             yield
 
     def delete(self, key: ChunkKey) -> bool:
         with self.change() as change:
-            if self.shared is not None:
+            if self.outbox_codecs is not None:
                 outbox.delete(change.txn, key.content, key.digest)
-            return change.forget(key.digest)
+            return change.delete(key.digest)
 
     @contextmanager
     def change(self) -> Iterator[DiskChange]:
-        with self._changes.begin(shared=self.shared is not None) as change:
+        with self._writer.begin(shared=self.outbox_codecs is not None) as change:
             yield change
-        self._look()
+        self._compact_if_wasteful()
 
-    def _place(
-        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+    def _write(
+        self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
-        self._changes.place(coming, also)
-        self._look()
+        self._writer.write(coming, also)
+        self._compact_if_wasteful()
 
-    def _look(self) -> None:
-        """After every change: compact now and then. What is committed is committed, whatever
-        becomes of this."""
+    def _compact_if_wasteful(self) -> None:
+        """Compact now and then, after a change. A failure is logged: the change is committed."""
         try:
-            with self._changes.alone:
-                self._changed += 1
-                if self._changed % _LOOK_EVERY == 0 and self.is_wasteful():
+            with self._writer.lock:
+                self._change_count += 1
+                if self._change_count % _CHECK_EVERY == 0 and self.is_wasteful():
                     self.compact()
         except (StoreError, OSError) as error:
             logger.warning("compaction of %s was given up: %s", self.tables.path, error)
 
     def is_wasteful(self) -> bool:
-        """Whether LMDB's file is more than twice what is live in it, and worth a compaction."""
+        """Whether LMDB's file is more than twice its live data, by 1 MiB or more."""
         size, live = self.tables.file.stat().st_size, self.tables.live_bytes()
         return size > 2 * live and size - live > WORTH_COMPACTING
 
     def compact(self) -> tuple[int, int]:
-        """Give unused space in LMDB's file back: its bytes before and after. See Environment.
+        """Return unused space of LMDB's file to the file system; its bytes before and after.
 
-        Happens by itself, now and then, where the store :meth:`is_wasteful`. Files of chunks give
-        their space back when they are removed.
+        Runs by itself, now and then, where the store :meth:`is_wasteful`. The files of chunks need
+        no compaction.
         """
-        with self._changes.alone:
+        with self._writer.lock:
             return self.tables.compact()
 
     def convert(self, layout: Layout, *, progress: Callable[[int, int], None] | None = None) -> int:
-        """Give every chunk that ``layout``; the number of those that had another.
+        """Convert every chunk to ``layout``; the number of chunks that had another.
 
-        Each is moved whole, in one commit; killed at any point, a second call does the rest. A
-        damaged chunk stays as it is. Chunks that are put from now on have this layout too.
+        Each chunk is one commit: after a kill, a second call converts the rest. Damaged chunks are
+        skipped. Chunks that are put from now on have this layout too.
         """
         self.layout, moved = layout, 0
         every = list(self.keys())
         for done, digest in enumerate(every, 1):
-            if self._changes.move(digest, self._in_file):
+            if self._writer.rewrite(digest, self._in_file):
                 moved += 1
-                self._look()
+                self._compact_if_wasteful()
             if progress is not None:
                 progress(done, len(every))
         return moved
 
     def keys(self) -> Iterator[bytes]:
-        return digests(self.tables)
+        return all_digests(self.tables)
 
     def headers(self, *, after: bytes = b"", most: int = 1000) -> list[Header]:
-        """Of the chunks behind the digest ``after``, in the order of their digests. One that is
-        damaged is left out."""
+        """Headers of up to ``most`` chunks after the digest ``after``, in the order of their
+        digests, without damaged ones."""
         start = after + b"\0" if after else b""
         with self.tables.read() as txn:
             page = islice(txn.keys("headers", start=start), most)
             found = [decode_header(txn.get("headers", digest) or b"") for digest in page]
         return [header for header in found if isinstance(header, Header)]
 
-    def forget(self, digest: bytes) -> bool:
-        """Remove a chunk by its digest; True if it was there."""
+    def delete_digest(self, digest: bytes) -> bool:
+        """Delete a chunk by its key digest; True if it was there."""
         with self.change() as change:
             header = decode_header(change.txn.get("headers", digest) or b"")
-            if self.shared is not None and isinstance(header, Header):
+            if self.outbox_codecs is not None and isinstance(header, Header):
                 outbox.delete(change.txn, header.content, digest)
-            return change.forget(digest)
+            return change.delete(digest)
 
-    def drop(self, digest: bytes) -> None:
-        """Remove a chunk here; a remote is told nothing."""
+    def drop_local(self, digest: bytes) -> None:
+        """Delete a chunk on this disk only, not in a remote."""
         with self.change() as change:
-            change.forget(digest)
+            change.delete(digest)
 
     def record(self, digest: bytes) -> Record | Miss:
-        """A chunk as it is stored, every layer checked; counts nothing."""
+        """A chunk as stored, every layer checked. Counts nothing."""
         with self.tables.read() as txn:
             return self._layers.record(txn, digest)
 
-    def enter(self, record: Record) -> bool:
-        """Keep a chunk of a remote, every layer of which was checked; True once it is durable.
+    def put_record(self, record: Record) -> bool:
+        """Store a chunk that was read from a remote and checked; True once it is durable.
 
-        False, and nothing is changed, where there is one, or it was deleted and the remote has not
-        been told yet, or it cannot be KV of the model that it names. Raises FullError as ``put``
-        does.
+        False, with nothing changed, where it is stored already, or was deleted here while the
+        remote still has it, or is not of the recorded shape of its model. Raises FullError as
+        ``put`` does.
         """
         header = record.header
-        with self._changes.alone:
+        with self._writer.lock:
             with self.tables.read() as txn:
                 there = isinstance(decode_header(txn.get("headers", header.key) or b""), Header)
-                if there or outbox.gone(txn, header.content, header.key):
+                if there or outbox.is_deleted(txn, header.content, header.key):
                     return False
-                if kv_shapes.foreign(txn, header) is not None:
+                if kv_shapes.check_shape(txn, header) is not None:
                     return False
             in_file = self._in_file(len(record.raws[0]))
-            self._place([Coming.of(header, record.raws, in_file=in_file)])
+            self._write([NewChunk.of(header, record.raws, in_file=in_file)])
         return True
 
     def stats(self) -> StoreStats:
         with self.tables.read() as txn:
             chunks = txn.count("headers")
-            sums = list(totals(txn))
+            sums = list(read_totals(txn))
         fingerprints, built_bytes = Counter[str](), Counter[str]()
         for count, payload, name in sums:
             fingerprints[name] += count
@@ -312,53 +295,53 @@ class DiskStore(ChunkStore):
         return StoreStats(
             chunks,
             payload_bytes,
-            *self._tally.snapshot(),
+            *self._hits.snapshot(),
             dict(fingerprints),
             evictions,
             dict(built_bytes),
         )
 
     @property
-    def waiting(self) -> int:
-        """Changes that a remote is still to be told."""
+    def pending_writes(self) -> int:
+        """The number of changes still to be sent to a remote."""
         with self.tables.read() as txn:
             return outbox.depth(txn)
 
     def verify(
         self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, str]:
-        """Read every record; hex digest -> what is wrong. ``repair`` drops the bad ones.
+        """Read every record; hex digest -> what is wrong with it. ``repair`` deletes these.
 
-        Also finds layers that belong to no chunk. Does not count as hits or misses.
+        Also finds layers that belong to no chunk. Counts no hits or misses. ``progress`` is called
+        with (done, total).
         """
-        bad = damaged(self.tables, self._layers, progress)
+        bad = find_damage(self.tables, self._layers, progress)
         if repair and bad:
             with self.change() as change:
                 for digest in bad:
-                    change.forget(digest)
-                reindex(change.txn)
+                    change.delete(digest)
+                rebuild_index(change.txn)
         return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
 
     def close(self) -> None:
         try:
-            if self._capacity is not None and self._capacity.has_news:
+            if self._capacity is not None and self._capacity.has_unsaved_uses:
                 with suppress(StoreError), self.tables.write() as txn:
                     self._capacity.save(txn)
         finally:
             self.tables.close()
 
     def _read(
-        self, key: ChunkKey, read: Callable[[Transaction, Header], Found | Miss]
-    ) -> Found | Miss:
-        """``read`` what is under ``key``, and again if it was replaced meanwhile.
+        self, key: ChunkKey, read: Callable[[Transaction, Header], _Found | Miss]
+    ) -> _Found | Miss:
+        """Call ``read`` with the header under ``key``, and again if the chunk was replaced.
 
-        A file that another process has just replaced is gone, while records stay to the end of the
-        transaction.
+        Unlike records, a file that another process replaces is gone before the transaction ends.
         """
         before: Header | None = None
         while True:
             with self.tables.read() as txn:
-                header = find(txn, key)
+                header = find_header(txn, key)
                 if isinstance(header, Miss):
                     return header
                 found = read(txn, header)
@@ -369,20 +352,25 @@ class DiskStore(ChunkStore):
     def _in_file(self, layer_bytes: int) -> bool:
         return self.layout == "files" or (self.layout == "auto" and layer_bytes >= FILES_FROM)
 
-    def _coming(self, key: ChunkKey, kv: ChunkKV) -> Coming:
+    def _put_unsent(self, key: ChunkKey, kv: ChunkKV, also: Callable[[Transaction], None]) -> None:
+        """Put a chunk that is not sent to a remote, with ``also`` in the same commit."""
+        check_kv(key, kv)
+        self._write([self._new_chunk(key, kv)], also)
+
+    def _new_chunk(self, key: ChunkKey, kv: ChunkKV) -> NewChunk:
         size = codec(key.codec).layer_bytes(kv.spec, len(kv.tokens))
         in_file = self._in_file(size or kv.spec.layer_bytes(len(kv.tokens)))
-        return Coming.of(Header.of(key, kv, ()), encoded_layers(key.codec, kv), in_file=in_file)
+        return NewChunk.of(Header.of(key, kv, ()), encode_layers(key.codec, kv), in_file=in_file)
 
-    def _send(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
-        """Note, where the store is shared, that a remote is to have this chunk."""
-        if self.shared is not None:
-            levels = [outbox.Level.of(at_level(key, name)) for name in self.shared]
-            outbox.send(txn, key.content, key.digest, header.version, levels)
+    def _add_to_outbox(self, txn: Transaction, key: ChunkKey, header: Header) -> None:
+        """Add the chunk to the outbox, where the store has one."""
+        if self.outbox_codecs is not None:
+            copies = [TranscodeTarget.of(with_codec(key, name)) for name in self.outbox_codecs]
+            outbox.send(txn, key.content, key.digest, header.version, copies)
 
 
-def as_layout(name: str) -> Layout:
-    """``name`` if it is a layout; else ConfigError."""
+def parse_layout(name: str) -> Layout:
+    """``name`` as a layout. Raises ConfigError for any other name."""
     for layout in get_args(Layout):
         if name == layout:
             return cast("Layout", layout)

@@ -1,4 +1,4 @@
-"""What is wrong with the chunks of a store on disk: every one read whole, and layers of none."""
+"""Verifies a store on disk: reads every chunk, and finds layers without a chunk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.store.base import Miss
 from ragcache.store.disk import kv_shapes
-from ragcache.store.disk.header_index import digests
+from ragcache.store.disk.header_index import all_digests
 from ragcache.store.format.header import decode_header
 from ragcache.store.key import DIGEST
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 _AFTER_LAYERS = b"\xff\xff\xff"  # sorts after every u16 layer of a digest
 
 
-def damaged(
+def find_damage(
     tables: Tables, layers: ChunkLayers, progress: Callable[[int, int], None] | None = None
 ) -> dict[bytes, Miss]:
-    """Key digest -> what is wrong, of all chunks and of layers without a header.
+    """Key digest -> what is wrong, for all chunks and for layers without a header.
 
-    ``progress`` is told (done, of how many) before each, and at the end.
+    ``progress`` is called with (done, total) before each, and at the end.
     """
     bad = {}
-    every = [*digests(tables), *_orphans(tables)]
+    every = [*all_digests(tables), *_orphans(tables)]
     for number, digest in enumerate(every):
         if progress is not None:
             progress(number, len(every))
         with tables.read() as txn:
-            miss = damage(txn, layers, digest)
+            miss = check_chunk(txn, layers, digest)
         if miss is not None:
             bad[digest] = miss
     if progress is not None:
@@ -39,8 +39,8 @@ def damaged(
     return bad
 
 
-def damage(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
-    """What is wrong with what is stored under ``digest``; None too where it is gone by now."""
+def check_chunk(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
+    """What is wrong with the chunk under ``digest``; None if nothing, or if it is gone."""
     record = txn.get("headers", digest)
     rows = sum(1 for _ in txn.keys("layers", digest))
     if record is None:
@@ -50,7 +50,7 @@ def damage(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
         return header
     if header.key != digest:
         return Miss("foreign", f"the header names {header.key.hex()[:12]}")
-    if (miss := kv_shapes.foreign(txn, header)) is not None:
+    if (miss := kv_shapes.check_shape(txn, header)) is not None:
         return miss
     chunk = layers.chunk(txn, header)
     if isinstance(chunk, Miss):
@@ -62,7 +62,7 @@ def damage(txn: Transaction, layers: ChunkLayers, digest: bytes) -> Miss | None:
 
 
 def _orphans(tables: Tables) -> Iterator[bytes]:
-    """What layer records are stored under, where there is no header for it."""
+    """Digests with layer records but without a header."""
     start = b""
     while True:
         with tables.read() as txn:

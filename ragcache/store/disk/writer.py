@@ -1,4 +1,4 @@
-"""Changes of the chunks on disk: one at a time, each a commit, with an account of what is gone."""
+"""Writes and deletes chunks on disk, one commit at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from ragcache.store.disk import outbox
-from ragcache.store.disk.header_index import account, digests_of, remove
-from ragcache.store.disk.layer_storage import ChunkLayers, Coming
+from ragcache.store.disk.header_index import digests_of_content, remove_chunk, update_index
+from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import Capacity
-from ragcache.store.disk.verify import damage
+from ragcache.store.disk.verify import check_chunk
 from ragcache.store.format.header import Header, decode_header, encode_header
 from ragcache.store.format.record import Record
 
@@ -20,98 +20,101 @@ if TYPE_CHECKING:
 
 
 class DiskChange:
-    """A :class:`Change` of a store on disk; ``shared``: one whose remote is to be told."""
+    """A :class:`Change` of a store on disk. ``shared``: deletions are added to the outbox."""
 
     def __init__(self, txn: Transaction, *, shared: bool = False) -> None:
         self.txn, self._shared = txn, shared
-        self.unnamed: list[str] = []  # files that nothing names once this is committed
-        self.forgotten: list[bytes] = []  # chunks that were taken out, but for those evicted
+        self.unreferenced: list[str] = []  # files to remove after the commit
+        self.deleted: list[bytes] = []  # chunks that were deleted, not evicted
 
-    def enter(self, header: Header) -> None:
-        """Put in a chunk whose layers are written; there is none under its key."""
+    def insert(self, header: Header) -> None:
+        """Add a chunk whose layers are written; none is stored under its key."""
         self.txn.put("headers", header.key, encode_header(header))
-        account(self.txn, header, 1)
+        update_index(self.txn, header, 1)
 
-    def forget(self, digest: bytes) -> bool:
-        """Take a chunk out; True if it was there."""
-        self.forgotten.append(digest)
+    def delete(self, digest: bytes) -> bool:
+        """Delete a chunk by its key digest; True if it was there."""
+        self.deleted.append(digest)
         return self.evict(digest)
 
     def evict(self, digest: bytes) -> bool:
-        """Take a chunk out that has to make room: its policy knows. True if it was there."""
+        """Delete a chunk that the policy has chosen; True if it was there."""
         header = decode_header(self.txn.get("headers", digest) or b"")
         if isinstance(header, Header) and header.file:
-            self.unnamed.append(header.file)
-        return remove(self.txn, digest)
+            self.unreferenced.append(header.file)
+        return remove_chunk(self.txn, digest)
 
-    def forget_content(self, content: bytes) -> int:
+    def delete_content(self, content: bytes) -> int:
         if self._shared:
-            outbox.forget(self.txn, content)
-        return sum(map(self.forget, list(digests_of(self.txn, content))))
+            outbox.delete_content(self.txn, content)
+        return sum(map(self.delete, list(digests_of_content(self.txn, content))))
 
     def is_pinned(self, digest: bytes) -> bool:
-        """Whether a chunk must not be evicted: a document pins it, or it is nowhere else yet."""
+        """Whether a chunk must not be evicted: a document pins it, or it is not sent yet."""
         header = decode_header(self.txn.get("headers", digest) or b"")
         if not isinstance(header, Header):
             return False
         pinned = next(self.txn.keys("pins", header.content), None) is not None
-        return pinned or outbox.waits(self.txn, header.content, digest)
+        return pinned or outbox.is_unsent(self.txn, header.content, digest)
 
 
-class Changes:
-    """Changes of the chunks in ``tables``, whose layers are in ``layers``. Thread-safe.
+class ChunkWriter:
+    """Writes chunks to ``tables`` and their layers to ``layers``. Thread-safe.
 
-    ``capacity``: who makes room for what comes in, where there is a quota.
+    ``capacity`` chooses what to evict, where there is a quota.
     """
 
     def __init__(self, tables: Tables, layers: ChunkLayers, capacity: Capacity | None) -> None:
         self._tables, self._layers, self._capacity = tables, layers, capacity
-        #: Held from the first look of a change on; by others who want none meanwhile.
-        self.alone = threading.RLock()
+        #: Held during a change, and by others to keep changes out.
+        self.lock = threading.RLock()
 
     @contextmanager
     def begin(self, *, shared: bool = False) -> Iterator[DiskChange]:
-        """See :meth:`ChunkStore.change`; ``shared`` as for DiskChange."""
-        with self.alone:
+        """See :meth:`ChunkStore.change`. ``shared`` as for DiskChange."""
+        with self.lock:
             with self._tables.write() as txn:
                 change = DiskChange(txn, shared=shared)
                 yield change
                 if self._capacity is not None:
                     self._capacity.save(txn)
             if self._capacity is not None:
-                for digest in change.forgotten:
+                for digest in change.deleted:
                     self._capacity.discard(digest)
-            for name in change.unnamed:
+            for name in change.unreferenced:
                 self._layers.remove(name)
 
-    def place(
-        self, coming: Sequence[Coming], also: Callable[[Transaction], None] = lambda _: None
+    def write(
+        self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
     ) -> None:
-        """Write chunks, each in the place of what is there under its key; ``also`` in the same
-        commit. Raises FullError where not enough others may go."""
+        """Write chunks, each replacing the one under its key, and call ``also`` in the same commit.
+        Raises FullError where not enough can be evicted."""
         self._tables.become_writer()  # before any file is written
         written = self._layers.written(coming)
         with written as files, ExitStack() as committed, self.begin() as change:
             for one in coming:
-                change.forget(one.blank.key)
+                change.delete(one.blank.key)
                 header = files.get(one.blank.key) or self._layers.put(change.txn, one)
                 if self._capacity is not None:
                     room = self._capacity.making_room(header, change.is_pinned)
                     for victim in committed.enter_context(room):
                         change.evict(victim)
-                change.enter(header)
+                change.insert(header)
             also(change.txn)
 
-    def move(self, digest: bytes, to_file: Callable[[int], bool]) -> bool:
-        """Write a chunk anew in the layout that ``to_file`` says, of the bytes of a layer; True if
-        it had the other and is whole."""
-        with self.alone:
+    def rewrite(self, digest: bytes, to_file: Callable[[int], bool]) -> bool:
+        """Write a chunk again in the layout that ``to_file`` chooses by the bytes of a layer; True
+        if it had the other layout and is valid."""
+        with self.lock:
             with self._tables.read() as txn:
                 header = decode_header(txn.get("headers", digest) or b"")
                 if not isinstance(header, Header) or header.key != digest:
                     return False
                 in_file = to_file(header.payloads[0].length)
-                if in_file == bool(header.file) or damage(txn, self._layers, digest) is not None:
+                if (
+                    in_file == bool(header.file)
+                    or check_chunk(txn, self._layers, digest) is not None
+                ):
                     return False
                 record = self._layers.record(txn, digest)
                 noted = txn.get("variants", digest)
@@ -122,5 +125,5 @@ class Changes:
 
             if not isinstance(record, Record):
                 return False
-            self.place([Coming.of(header, record.raws, in_file=in_file)], also)
+            self.write([NewChunk.of(header, record.raws, in_file=in_file)], also)
         return True

@@ -1,1 +1,1 @@
-"""How a chunk becomes bytes: header, records of layers, checksums and codecs."""
+"""The format of a stored chunk: header, layers, checksums and codecs."""

@@ -1,4 +1,4 @@
-"""The header of a chunk, version 1: what was stored under a key, and how to tell that it is whole.
+"""The header of a chunk, version 1: what is stored under a key, and the checksums of its layers.
 
 All integers are little-endian.
 
@@ -13,11 +13,11 @@ All integers are little-endian.
 (trailer)          xxh3-64 of everything before, u64
 =================  ====================================================================
 
-``file`` names the file that holds the layers, each from its offset on; where it is empty they are
-records of their own, and offsets are 0. A layer's checksum is xxh3-64 of its bytes, seeded with its
-key digest and layer number, so that a layer under another chunk's or layer's name never passes.
-Every future version keeps the first 16 and the last 8 bytes where they are: a reader can then tell
-a newer header (foreign) from a damaged one (corrupt).
+``file`` names the file that holds the layers, each at its offset; where it is empty, the layers are
+records of their own and offsets are 0. A layer's checksum is xxh3-64 of its bytes, seeded with its
+key digest and layer number, so that a layer stored as another chunk's or layer's does not match.
+All future versions keep the first 16 and the last 8 bytes in place, so that a reader can tell a
+newer header (foreign) from a damaged one (corrupt).
 """
 
 from __future__ import annotations
@@ -36,17 +36,15 @@ from ragcache.errors import ConfigError
 from ragcache.store.base import Miss, StoredChunk
 from ragcache.store.format.codecs import CODECS
 from ragcache.store.format.codecs.base import DTYPES
-from ragcache.types import KVSpec, Tokens
+from ragcache.types import KVPair, KVSpec, Tokens
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV
 
-MAGIC = b"RAGCHUNK"
-VERSION = 1
+_MAGIC = b"RAGCHUNK"
+_VERSION = 1
 
 _PREAMBLE = struct.Struct("<8sII")
 _FIXED = struct.Struct("<32s32s32sQIIII")
@@ -56,7 +54,7 @@ _CHECKSUM = struct.Struct("<Q")
 
 
 class Payload(NamedTuple):
-    """Where the bytes of one layer are, and what they must be."""
+    """Where the bytes of one layer are, and their checksum."""
 
     offset: int
     length: int
@@ -65,12 +63,12 @@ class Payload(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header record says."""
+    """The fields of a header record."""
 
     key: bytes
     fingerprint: bytes
     content: bytes
-    version: int  # drawn anew for every put
+    version: int  # random; differs for every put
     name: str  # the fingerprint, printable
     tenant: str
     mode: str
@@ -106,7 +104,7 @@ class Header:
         return sum(payload.length for payload in self.payloads)
 
     def stored(self, key: ChunkKey) -> StoredChunk:
-        """What a store has found under ``key``; this header is its origin."""
+        """The StoredChunk of this header, found under ``key``."""
         return StoredChunk(
             key,
             self.spec,
@@ -119,7 +117,7 @@ class Header:
 
     def foreign(self, key: ChunkKey) -> Miss | None:
         """A miss where this header, found under ``key``, names something else, or KV of another
-        shape than the model's. Every record that is read or kept for a key has passed this."""
+        shape than the model's. Every record passes this check before it is read or stored."""
         for what, mine, wanted in (
             ("key", self.key, key.digest),
             ("fingerprint", self.fingerprint, key.fingerprint.digest),
@@ -129,11 +127,11 @@ class Header:
         ):
             if mine != wanted:
                 return Miss("foreign", f"the record under this key names another {what}")
-        return of_another_shape(self.spec, key.fingerprint.spec)
+        return shape_mismatch(self.spec, key.fingerprint.spec)
 
 
-def of_another_shape(found: KVSpec, wanted: KVSpec | None) -> Miss | None:
-    """A miss where KV has not the ``wanted`` shape; None means that none is known."""
+def shape_mismatch(found: KVSpec, wanted: KVSpec | None) -> Miss | None:
+    """A miss where KV has another shape than ``wanted``; ``wanted`` is None where it is unknown."""
     if wanted is None or found == wanted:
         return None
     return Miss("foreign", f"its KV is {_shape(found)}, the model's is {_shape(wanted)}")
@@ -164,21 +162,21 @@ def encode_header(header: Header) -> bytes:
     table = b"".join(_PAYLOAD.pack(*payload) for payload in header.payloads)
     body = fixed + strings + tokens + sensitivity + table
     size = _PREAMBLE.size + len(body) + _CHECKSUM.size
-    record = _PREAMBLE.pack(MAGIC, VERSION, size) + body
+    record = _PREAMBLE.pack(_MAGIC, _VERSION, size) + body
     return record + _CHECKSUM.pack(xxh3_64_intdigest(record))
 
 
 def header_size(data: bytes) -> int | None:
-    """How long the header is that ``data`` begins with, if it does; not checked in any way."""
-    if len(data) < _PREAMBLE.size or data[: len(MAGIC)] != MAGIC:
+    """The size of the header at the beginning of ``data``, unchecked; None where there is none."""
+    if len(data) < _PREAMBLE.size or data[: len(_MAGIC)] != _MAGIC:
         return None
     return int(_PREAMBLE.unpack_from(data)[2])
 
 
-@lru_cache(maxsize=512)  # every layer of a chunk is read with its header: the same bytes again
+@lru_cache(maxsize=512)  # each layer of a chunk decodes the same header
 def decode_header(data: bytes) -> Header | Miss:
-    """The header in ``data``, or why there is none. Safe on any bytes."""
-    if not data or data[: len(MAGIC)] != MAGIC[: len(data)]:
+    """The header in ``data``, or a miss that says why there is none. Safe on any bytes."""
+    if not data or data[: len(_MAGIC)] != _MAGIC[: len(data)]:
         return Miss("foreign" if data else "truncated", "no ragcache header record")
     if len(data) < _PREAMBLE.size + _CHECKSUM.size:
         return Miss("truncated", f"{len(data)} bytes are too few for a header")
@@ -188,8 +186,8 @@ def decode_header(data: bytes) -> Header | Miss:
     body = data[: -_CHECKSUM.size]
     if len(data) != size or _CHECKSUM.pack(xxh3_64_intdigest(body)) != data[len(body) :]:
         return Miss("corrupt", "the header does not match its checksum")
-    if version != VERSION:
-        return Miss("foreign", f"record format {version}; this ragcache reads format {VERSION}")
+    if version != _VERSION:
+        return Miss("foreign", f"record format {version}; this ragcache reads format {_VERSION}")
     try:
         header = _parse(body[_PREAMBLE.size :])
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError
@@ -241,7 +239,7 @@ def _parse(body: bytes) -> Header:
 
 
 class _Parts:
-    """Takes a body apart from the front; checked first, so that no count makes us allocate."""
+    """Reads a body from the front. Checks sizes first, so that no false count allocates memory."""
 
     def __init__(self, body: bytes, at: int) -> None:
         self.body, self.at = body, at
@@ -258,13 +256,13 @@ class _Parts:
 
 
 def layer_checksum(digest: bytes, layer: int, raw: Bytes) -> int:
-    """What the bytes of a layer of the chunk under ``digest`` are known by."""
+    """The checksum of a layer of the chunk under ``digest``."""
     seed = xxh3_64_intdigest(digest + _LENGTH.pack(layer))
     return xxh3_64_intdigest(raw.data, seed=seed)
 
 
 def check_layer_bytes(header: Header, layer: int, raw: Bytes) -> Miss | None:
-    """Why these cannot be the bytes of that layer, if they cannot."""
+    """A miss where these are not the bytes of that layer."""
     _, length, checksum = header.payloads[layer]
     if len(raw) < length:
         return Miss("truncated", f"{len(raw)} bytes of {length} in layer {layer}")
@@ -275,10 +273,10 @@ def check_layer_bytes(header: Header, layer: int, raw: Bytes) -> Miss | None:
     return None
 
 
-def decode_layer(header: Header, layer: int, raw: Bytes) -> tuple[Tensor, Tensor] | Miss:
-    """Keys and values of one layer, each (kv_heads, tokens, head_dim), or why they cannot be used.
+def decode_layer(header: Header, layer: int, raw: Bytes) -> KVPair | Miss:
+    """Check and decode one layer: keys and values, each (kv_heads, tokens, head_dim), or a miss.
 
-    ``raw`` is given away: it must belong to the caller alone, so that what was checked is what is
+    Takes ownership of ``raw``: nothing else may write to it, so that what was checked is what is
     returned.
     """
     miss = check_layer_bytes(header, layer, raw)
@@ -286,7 +284,7 @@ def decode_layer(header: Header, layer: int, raw: Bytes) -> tuple[Tensor, Tensor
         return miss
     try:
         return CODECS[header.codec].decode(raw, header.spec, len(header.tokens), layer)
-    except ConfigError:  # something is not installed: the layer may well be whole
+    except ConfigError:  # a package is missing: the layer may be valid
         raise
     except ValueError as error:
         return Miss("corrupt", f"layer {layer} cannot be decoded as {header.codec}: {error}")

@@ -1,12 +1,11 @@
-"""One data file of LMDB (``data.mdb``): opening it with care, its format, transactions in it.
+"""One LMDB data file (``data.mdb``): creating and opening it safely, its format, transactions.
 
 Settings are LMDB's safe ones: every commit is synced, nothing is written through the map
-(``writemap`` turns a stray pointer into damage), the kernel reads ahead (cold reads are 100 times
-slower without). The map never grows: it is one huge sparse reservation of address space, not of
-disk or memory.
+(``writemap`` lets a stray pointer damage data), and the kernel reads ahead (cold reads are 100
+times slower without). The map never grows: it reserves address space, not disk or memory.
 
-A read past the end of the file kills the process. So a file has to cover all pages that LMDB has
-ever given out, which is looked at before anything is read.
+A read past the end of the file kills the process. So before anything is read, the file is checked
+to cover all pages that LMDB has ever allocated.
 """
 
 from __future__ import annotations
@@ -24,31 +23,31 @@ from typing import Any
 import lmdb
 
 from ragcache.errors import StoreError
-from ragcache.store.lmdb.directory import NEW, refuse_links, sync_folder
+from ragcache.store.lmdb.directory import NEW_DATA_FILE, refuse_links, sync_folder
 from ragcache.store.lmdb.tables import TABLES, Transaction
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-_LATER = {"outbox", "promises", "texts"}  # tables that a store of an earlier release may lack
+_FORMAT_VERSION = 1
+_LATER = {"outbox", "promises", "texts"}  # missing in stores of earlier releases
 _FORMAT = struct.Struct("<8sI")
 _MAGIC = b"ragcache"
 
 
-class ShortError(StoreError):
-    """A file that lacks bytes at its end, which a writer may find to be whole."""
+class ShortFileError(StoreError):
+    """The file is shorter than its pages. A writer can find out whether anything is missing."""
 
 
 class DataFile:
-    """The data file in ``folder``, of the store in ``path``; ``env`` is what :func:`opened` gave.
-    ``alone``: this process writes the store.
+    """The data file in ``folder``, of the store in ``path``. ``env`` comes from
+    :func:`open_environment`. ``alone``: this process is the writer.
 
-    Closes ``env`` and raises StoreError where that is no store, or one of a later format.
+    Closes ``env`` and raises StoreError where it is not a store, or has a later format.
     """
 
     def __init__(self, env: lmdb.Environment, folder: Path, path: Path, *, alone: bool) -> None:
         self.env, self.folder = env, folder
-        self.running = 0  # transactions, as its owner counts them
+        self.running = 0  # transactions, counted by the owner
         try:
             self.tables = _tables(env, path, alone)
         except BaseException:
@@ -60,15 +59,15 @@ class DataFile:
         return self.folder / "data.mdb"
 
     def make_tables(self) -> None:
-        """Make what the store of an earlier release lacks; transactions under way do not see it."""
+        """Make the tables that a store of an earlier release lacks. Running transactions do not see
+        them."""
         self.tables = {
             name: self.env.open_db(name.encode()) if db is None else db
             for name, db in self.tables.items()
         }
 
     def begin(self) -> lmdb.Transaction[Any]:
-        """A read transaction. Where all reader slots are taken, those of killed processes are freed
-        first."""
+        """A read transaction. Where all reader slots are used, frees those of killed processes."""
         try:
             return self.env.begin(buffers=True)
         except lmdb.ReadersFullError:
@@ -76,24 +75,23 @@ class DataFile:
             return self.env.begin(buffers=True)
 
     def cover(self) -> None:
-        """After a commit: make the file as long as all of its pages.
+        """Extend the file to all of its pages, after a commit.
 
-        LMDB leaves unused ones at the end unwritten, and the next open is to tell such a file from
-        one that was cut.
+        LMDB does not write unused pages at the end; without this, the next open could not tell such
+        a file from a truncated one.
         """
         needed, size = _extent(self.env, self.folder)
         if size < needed:
             os.truncate(self.file, needed)
 
     def readers(self) -> list[str]:
-        """The read transactions of all processes, without those that were killed: pid, thread and
-        number of each."""
+        """The read transactions of all live processes: pid, thread and number of each."""
         self.env.reader_check()
         lines = self.env.readers().splitlines()[1:]
         return [" ".join(line.split()) for line in lines if not line.rstrip().endswith("-")]
 
     def live_bytes(self) -> int:
-        """Bytes of the pages in use. The file is as large as these ever were."""
+        """Bytes of the pages in use. The file is as large as the most that ever were."""
         with self.env.begin() as txn:
             stats = [txn.stat(db) for db in self.tables.values() if db is not None]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
@@ -104,7 +102,7 @@ class DataFile:
 
 
 class LmdbTransaction(Transaction):
-    """A transaction of LMDB. ``tables``: handles by name, None of a table that is not there."""
+    """A transaction of LMDB. ``tables``: handles by name, None for a missing table."""
 
     def __init__(self, txn: lmdb.Transaction[Any], tables: dict[str, Any]) -> None:
         self.txn = txn
@@ -146,9 +144,9 @@ class LmdbTransaction(Transaction):
         self.txn.drop(self.tables[table], delete=False)
 
 
-def make(path: Path, *, map_size: int) -> None:
-    """Make the data file of a new store: it is there with all its tables, or not at all."""
-    file, lock = path / NEW, path / f"{NEW}-lock"
+def create_data_file(path: Path, *, map_size: int) -> None:
+    """Make the data file of a new store, with all its tables, or no file at all."""
+    file, lock = path / NEW_DATA_FILE, path / f"{NEW_DATA_FILE}-lock"
     for left in (file, lock):
         left.unlink(missing_ok=True)
     env = _open(file, map_size, readonly=False, subdir=False)
@@ -162,13 +160,13 @@ def make(path: Path, *, map_size: int) -> None:
     sync_folder(path)
 
 
-def opened(
+def open_environment(
     folder: Path, path: Path, *, map_size: int, readonly: bool, alone: bool
 ) -> lmdb.Environment:
-    """The LMDB environment in ``folder``, of the store in ``path``, whose file covers its pages.
-    ``alone``: this process writes the store, and may complete the file.
+    """Open the LMDB environment in ``folder``, of the store in ``path``, and check that its file
+    covers all pages. ``alone``: this process is the writer, and may extend the file.
 
-    Raises StoreError where the file was cut; lmdb.Error and OSError where it cannot be opened.
+    Raises StoreError where the file is truncated; lmdb.Error and OSError where it cannot be opened.
     """
     refuse_links(folder, "data.mdb", "lock.mdb")
     file = folder / "data.mdb"
@@ -186,7 +184,7 @@ def opened(
     else:
         env.close()
         if not alone:
-            raise ShortError(
+            raise ShortFileError(
                 f"{file} is {needed - size} bytes short: a writer was killed, or the file was "
                 "cut. Open the store for writing once, with `ragcache verify --repair`, which "
                 "tells the two apart"
@@ -211,12 +209,12 @@ def _open(path: Path, map_size: int, readonly: bool, *, subdir: bool = True) -> 
 
 
 def _complete(file: Path, size: int, needed: int, path: Path) -> None:
-    """Give a file that is too short the bytes that it lacks; StoreError if they were needed.
+    """Extend a file that is shorter than its pages; StoreError if anything is missing.
 
-    LMDB syncs every page that it needs before it commits, but leaves pages at the end that
-    nothing uses unwritten. So such a file may be that of a process that was killed just behind
-    a commit, and whole, or one that was cut. Reading everything tells; in a process of its own,
-    for LMDB ends the process that comes upon a page that is none.
+    LMDB syncs all used pages before it commits, but does not write unused pages at the end. So the
+    process may have been killed just after a commit, and the file is complete, or the file was
+    truncated. Reading everything tells; this happens in another process, since a read of a missing
+    page kills the process.
     """
     _resize(file, needed)
     command = [sys.executable, "-m", "ragcache.store.disk", str(path)]
@@ -237,28 +235,28 @@ def _resize(file: Path, size: int) -> None:
 
 
 def _extent(env: lmdb.Environment, folder: Path) -> tuple[int, int]:
-    """Bytes that all pages take, and bytes of the file: past its end, a read kills the process.
+    """Bytes of all pages, and bytes of the file.
 
-    In this order: another process may be writing, and the file only grows.
+    Read in this order, since another process may be writing and the file only grows.
     """
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     return needed, (folder / "data.mdb").stat().st_size
 
 
 def _make_tables(env: lmdb.Environment) -> dict[str, Any]:
-    """All tables, and the format, in one commit."""
+    """Make all tables, and record the format, in one commit."""
     with env.begin(write=True) as txn:
         tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
-        txn.put(b"format", _FORMAT.pack(_MAGIC, FORMAT), db=tables["meta"])
+        txn.put(b"format", _FORMAT.pack(_MAGIC, _FORMAT_VERSION), db=tables["meta"])
     return tables
 
 
 def _tables(env: lmdb.Environment, path: Path, alone: bool) -> dict[str, Any]:
-    """Handles of all tables. One that an earlier release was killed over before it had any gets
-    them now."""
+    """Handles of all tables. Makes them where an earlier release was killed before it had made
+    any."""
     if not env.stat()["entries"]:
         if not alone:
-            raise no_store(path)
+            raise no_store_error(path)
         return _make_tables(env)
     foreign = StoreError(
         f"{path} holds an LMDB environment that is not a ragcache store: give another directory"
@@ -272,16 +270,16 @@ def _tables(env: lmdb.Environment, path: Path, alone: bool) -> dict[str, Any]:
     if len(record) != _FORMAT.size or not record.startswith(_MAGIC):
         raise foreign
     _, version = _FORMAT.unpack(record)
-    if version > FORMAT:
+    if version > _FORMAT_VERSION:
         raise StoreError(
-            f"the store in {path} has format {version}, this ragcache reads up to {FORMAT}: "
-            "upgrade ragcache, or index into another directory"
+            f"the store in {path} has format {version}, this ragcache reads up to "
+            f"{_FORMAT_VERSION}: upgrade ragcache, or index into another directory"
         )
     return {name: _table(env, name, alone) for name in TABLES}
 
 
 def _table(env: lmdb.Environment, name: str, alone: bool) -> Any:
-    """The handle of a table; None of one that is not there yet, and only read."""
+    """The handle of a table; None for a missing one that cannot be made."""
     later = name in _LATER
     try:
         return env.open_db(name.encode(), create=later and alone)
@@ -291,8 +289,8 @@ def _table(env: lmdb.Environment, name: str, alone: bool) -> Any:
         raise
 
 
-def no_store(path: Path) -> StoreError:
-    """The error for reading a store that was never made."""
+def no_store_error(path: Path) -> StoreError:
+    """The error for opening a store that does not exist."""
     return StoreError(
         f"there is no store in {path}. Make one: ragcache index PATH... --store {path}"
     )

@@ -1,4 +1,4 @@
-"""The directory of a store: making it, being its one writer, saying what went wrong with it."""
+"""The directory of a store: creating it, the writer's lock, and errors with their fixes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ import lmdb
 
 from ragcache.errors import LockedError, StoreError
 
-LOCK = "writer.lock"
-NEW = "data.new"  # a store's first data file while it is made
-_OWN_FILES = {"lock.mdb", LOCK, NEW, f"{NEW}-lock", "lost+found", "mailbox"}
+_LOCK_FILE = "writer.lock"
+NEW_DATA_FILE = "data.new"  # name of a new store's data file until it is complete
+_OWN_FILES = {
+    "lock.mdb",
+    _LOCK_FILE,
+    NEW_DATA_FILE,
+    f"{NEW_DATA_FILE}-lock",
+    "lost+found",
+    "mailbox",
+}
 
-PATIENCE_S = 0.5  # with a process that only writes down what a question has missed
+LOCK_TIMEOUT_S = 0.5  # long enough for a process that only stores the misses of one request
 
-#: What to do about errors that say too little by themselves.
+#: Fixes for errors whose messages have none.
 _OTHERWISE = "Look at the disk and at who may use it: `ragcache doctor` helps."
 _FIXES = {
     errno.ENOSPC: "The disk is full: free some space; what was committed before is intact.",
@@ -37,9 +44,9 @@ _FIXES = {
 }
 
 
-def claim(path: Path, patience_s: float = 0.0) -> IO[bytes]:
-    """Make the directory, and become its one writer. Raises LockedError where another process is
-    that for longer than ``patience_s``."""
+def acquire_writer_lock(path: Path, patience_s: float = 0.0) -> IO[bytes]:
+    """Make the directory, and lock it for this process as its writer. Raises LockedError where
+    another process holds the lock for longer than ``patience_s``."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file: a store is a directory")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,22 +62,22 @@ def claim(path: Path, patience_s: float = 0.0) -> IO[bytes]:
     return file
 
 
-def check_free(path: Path) -> None:
-    """Raise LockedError, at once, where a process writes the store in ``path``: before any work is
-    done that would be in vain. What else may be wrong is left to whoever opens it."""
+def check_writer_lock(path: Path) -> None:
+    """Raise LockedError where another process is the writer of the store in ``path``, before work
+    that would be lost. Other problems are left to the opening of the store."""
     try:
-        file = _locked(path, 0, PATIENCE_S)
+        file = _locked(path, 0, LOCK_TIMEOUT_S)
     except LockedError:
         raise
     except (OSError, StoreError):
         return
-    release(file)
+    release_writer_lock(file)
 
 
 def _locked(path: Path, flags: int, patience_s: float) -> IO[bytes]:
-    """The file of the writer's lock, locked."""
-    refuse_links(path, LOCK)
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    """Open and lock the file of the writer's lock."""
+    refuse_links(path, _LOCK_FILE)
+    handle = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
     file, until = open(handle, "r+b", buffering=0), time.monotonic() + patience_s
     try:
         while True:
@@ -87,7 +94,7 @@ def _locked(path: Path, flags: int, patience_s: float) -> IO[bytes]:
 
 
 def _held(path: Path, file: IO[bytes]) -> str:
-    """Who holds the writer's lock, and since when: they wrote their number when they took it."""
+    """The message that says which process holds the writer's lock, and since when."""
     holder = file.read(32).decode(errors="replace").strip()
     who = "this process" if holder == str(os.getpid()) else f"process {holder or 'unknown'}"
     since = time.strftime("%F %T", time.localtime(os.fstat(file.fileno()).st_mtime))
@@ -99,8 +106,8 @@ def _held(path: Path, file: IO[bytes]) -> str:
 
 
 def refuse_links(folder: Path, *names: str) -> None:
-    """Raise StoreError where one of a store's own files is a link, a pipe or a device: whoever
-    opens it would change what it leads to."""
+    """Raise StoreError where one of a store's own files is a link, a pipe or a device, through
+    which opening it would change something else."""
     for name in names:
         try:
             mode = (folder / name).lstat().st_mode
@@ -113,15 +120,15 @@ def refuse_links(folder: Path, *names: str) -> None:
             )
 
 
-def release(file: IO[bytes]) -> None:
-    """Stop being the writer: closes what ``claim`` returned."""
+def release_writer_lock(file: IO[bytes]) -> None:
+    """Release the lock that :func:`acquire_writer_lock` returned."""
     # Unlocked by name: a forked child may hold the same open file and outlive us.
     fcntl.flock(file, fcntl.LOCK_UN)
     file.close()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was renamed or made in ``folder`` durable."""
+    """Make new and renamed entries of ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -130,8 +137,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path, action: str) -> Iterator[None]:
-    """Turn what LMDB and the file system raise into a StoreError with the fix."""
+def translate_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn exceptions of LMDB and the file system into a StoreError that says the fix."""
     try:
         yield
     except (lmdb.MapFullError, lmdb.TxnFullError) as error:

@@ -1,4 +1,4 @@
-"""The tables on disk: the directory of a store, and whichever LMDB environment in it is current.
+"""The tables on disk: the directory of a store, and its current LMDB environment.
 
 A directory (0700) with ``data.mdb`` and ``lock.mdb`` (LMDB's own) and ``writer.lock`` (which
 process may write), all 0600. An existing store keeps the permissions that its owner gave it.
@@ -6,8 +6,9 @@ Local file systems only: LMDB maps its file and locks through shared memory.
 
 LMDB's file never shrinks. :meth:`Environment.compact` copies what is live into a folder of its own,
 ``data-1``, ``data-2``, ..., and then names that folder, with a checksum, in ``CURRENT``, by an
-atomic rename. Whoever has the store open follows with its next transaction; what ``CURRENT`` does
-not name is rubbish, which the next writer removes once it has opened what is named.
+atomic rename. Processes that have the store open follow with their next transaction; what
+``CURRENT`` does not name is removed by the next writer once it has opened what is
+named.
 """
 
 from __future__ import annotations
@@ -26,22 +27,35 @@ from typing import IO
 import lmdb
 
 from ragcache.errors import StoreError
-from ragcache.store.lmdb.current import CURRENT, clean, copy_into, current, number_of, set_current
+from ragcache.store.lmdb.current import (
+    CURRENT_FILE,
+    compaction_number,
+    copy_compacted,
+    current_folder,
+    remove_old_folders,
+    set_current,
+)
 from ragcache.store.lmdb.data_file import (
     DataFile,
     LmdbTransaction,
-    ShortError,
-    make,
-    no_store,
-    opened,
+    ShortFileError,
+    create_data_file,
+    no_store_error,
+    open_environment,
 )
-from ragcache.store.lmdb.directory import PATIENCE_S, claim, explained, release, sync_folder
+from ragcache.store.lmdb.directory import (
+    LOCK_TIMEOUT_S,
+    acquire_writer_lock,
+    release_writer_lock,
+    sync_folder,
+    translate_errors,
+)
 from ragcache.store.lmdb.tables import Tables, Transaction
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 5.0  # between two looks at who reads
-_LONG_S = 30.0  # from here on a read transaction is worth a word
+_CHECK_S = 5.0  # between two checks for long read transactions
+_LONG_S = 30.0  # read transactions that are open for longer are logged
 
 
 class Environment(Tables):
@@ -64,28 +78,28 @@ class Environment(Tables):
         self.path = Path(os.path.realpath(path))
         self.readonly = readonly
         self.map_size = map_size
-        #: Called once this process has become the writer, before its first change.
-        self.claimed: Callable[[], None] = lambda: None
+        #: Called when this process becomes the writer, before its first change.
+        self.on_become_writer: Callable[[], None] = lambda: None
         self._pid = os.getpid()
         self._idle = threading.Condition()
         self._writing, self._claiming = threading.Lock(), threading.Lock()
         self._closed = False
-        self._left: list[DataFile] = []  # those that were compacted and are still read
-        self._claim: IO[bytes] | None = None
-        self._seen: dict[str, float] = {}  # read transactions, and since when they have been seen
-        self._looked = time.monotonic()
-        with explained(self.path, "open"):
+        self._compacted: list[DataFile] = []  # replaced by a compaction, and still read
+        self._writer_lock: IO[bytes] | None = None
+        self._seen: dict[str, float] = {}  # read transaction -> when it was first seen
+        self._checked = time.monotonic()
+        with translate_errors(self.path, "open"):
             try:
                 if not readonly and not lazy:
-                    self._claim = claim(self.path, PATIENCE_S)
+                    self._writer_lock = acquire_writer_lock(self.path, LOCK_TIMEOUT_S)
                 try:
                     self._opened = self._open()
-                except ShortError:
+                except ShortFileError:
                     if not lazy:
                         raise
-                    self._claim = claim(self.path)
+                    self._writer_lock = acquire_writer_lock(self.path)
                     self._opened = self._open()
-                if self._claim is not None:
+                if self._writer_lock is not None:
                     self._tidy()
             except BaseException:
                 self._release()
@@ -93,31 +107,31 @@ class Environment(Tables):
 
     @property
     def is_writer(self) -> bool:
-        """Whether no other process can write meanwhile."""
-        return self._claim is not None
+        """Whether this process holds the writer's lock."""
+        return self._writer_lock is not None
 
     def become_writer(self) -> None:
-        """From now on no other process writes. Raises LockedError, at once, where one does."""
+        """Become the only writer. Raises LockedError at once where another process is it."""
         if self.readonly:
             raise StoreError(
                 f"the store in {self.path} was opened with readonly=True: open it without"
             )
         with self._claiming:
-            if self._claim is not None:
+            if self._writer_lock is not None:
                 return
             if self._closed:
                 raise self._is_closed()
-            with explained(self.path, "open"):
-                held = claim(self.path)
+            with translate_errors(self.path, "open"):
+                held = acquire_writer_lock(self.path)
                 try:
                     self._follow()
-                    self._claim = held
+                    self._writer_lock = held
                     self._opened.make_tables()
                     self._tidy()
-                    self.claimed()
+                    self.on_become_writer()
                 except BaseException:
-                    self._claim = None
-                    release(held)
+                    self._writer_lock = None
+                    release_writer_lock(held)
                     raise
 
     def refusal(self) -> str | None:
@@ -128,80 +142,80 @@ class Environment(Tables):
         return None
 
     def _tidy(self) -> None:
-        """What a writer does first."""
-        clean(self.path)
+        """Remove leftovers, and make the directory durable, as the new writer."""
+        remove_old_folders(self.path)
         for folder in (self._opened.folder, self.path, self.path.parent):
-            sync_folder(folder)  # a store that was opened is there after a power loss
+            sync_folder(folder)  # so that the store survives a power loss
 
     @property
     def file(self) -> Path:
-        """LMDB's data file at the moment."""
+        """The current data file of LMDB."""
         return self._opened.file
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        with self._entered() as entered, explained(self.path, "read"):
+        with self._entered() as entered, translate_errors(self.path, "read"):
             with entered.begin() as txn:
                 yield LmdbTransaction(txn, entered.tables)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         self.become_writer()
-        with self._writing, self._entered() as entered, explained(self.path, "write to"):
+        with self._writing, self._entered() as entered, translate_errors(self.path, "write to"):
             with entered.env.begin(write=True, buffers=True) as txn:
                 yield LmdbTransaction(txn, entered.tables)
-            try:  # what is committed is committed, whatever becomes of this
+            try:  # a failure here does not undo the commit
                 entered.cover()
-                self._look()
+                self._warn_of_long_readers()
             except (lmdb.Error, OSError) as error:
                 logger.warning("after a commit to %s: %s", self.path, error)
 
     def compact(self) -> tuple[int, int]:
-        """Give unused space back to the file system: bytes of the file before and after.
+        """Return unused space to the file system; bytes of the file before and after.
 
-        Readers go on meanwhile, writers wait. Killed at any point, the store is the old or the new
-        one. Space that another process still has mapped is free once its next transaction begins.
+        Readers continue, writers wait. After a kill at any point, the store is the old or the new
+        one. Space that another process has mapped is freed when its next transaction begins.
         """
         self.become_writer()
-        with self._writing, explained(self.path, "compact"):
+        with self._writing, translate_errors(self.path, "compact"):
             with self._entered() as entered:
-                entered.env.reader_check()  # the copy takes the place of a reader
+                entered.env.reader_check()  # the copy needs a reader slot
                 before = entered.file.stat().st_size
-                folder = self.path / f"data-{number_of(entered.folder) + 1}"
+                folder = self.path / f"data-{compaction_number(entered.folder) + 1}"
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
-                    copy_into(entered.env, folder)
+                    copy_compacted(entered.env, folder)
                     set_current(self.path, folder)
                 except BaseException:
-                    if current(self.path) != folder:
+                    if current_folder(self.path) != folder:
                         shutil.rmtree(folder, ignore_errors=True)
                     raise
             self._follow()
-            clean(self.path)
+            remove_old_folders(self.path)
             return before, self.file.stat().st_size
 
     def live_bytes(self) -> int:
-        """Bytes of the pages in use. The file is as large as these ever were."""
-        with self._entered() as entered, explained(self.path, "read"):
+        """Bytes of the pages in use. The file is as large as the most that ever were."""
+        with self._entered() as entered, translate_errors(self.path, "read"):
             return entered.live_bytes()
 
     def long_readers(self) -> dict[str, float]:
-        """Read transactions of any process that have been open for long: who, and for how many
-        seconds they have been seen. While one is open, freed space cannot be used again: in the
-        file, or on the disk if what it reads was compacted since."""
+        """Read transactions of any process that have been open for 30 s or more, and for how many
+        seconds they have been seen. While one is open, freed space cannot be reused: in the file,
+        or on the disk if the store was compacted since."""
         now = time.monotonic()
-        with self._entered() as entered, explained(self.path, "read"):
+        with self._entered() as entered, translate_errors(self.path, "read"):
             with self._idle:
-                there = [reader for one in (entered, *self._left) for reader in one.readers()]
-                self._let_go()
+                there = [reader for one in (entered, *self._compacted) for reader in one.readers()]
+                self._close_unused()
         self._seen = {reader: self._seen.get(reader, now) for reader in there}
         return {r: now - since for r, since in self._seen.items() if now - since > _LONG_S}
 
-    def _look(self) -> None:
-        """Now and then, say who holds space back, and let go of readers that were killed."""
-        if time.monotonic() - self._looked < _LOOK_S:
+    def _warn_of_long_readers(self) -> None:
+        """Log long read transactions, now and then; also frees the slots of killed readers."""
+        if time.monotonic() - self._checked < _CHECK_S:
             return
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         for reader, seconds in self.long_readers().items():
             logger.warning(
                 "a read transaction (pid, thread, number: %s) on %s has been open for %d s or "
@@ -215,28 +229,28 @@ class Environment(Tables):
         if os.getpid() != self._pid:
             return  # a forked child must leave the parent's environment alone
         with self._idle:
-            self._closed = True  # no new ones; then wait, for closing unmaps what they read
-            every = [self._opened, *self._left]
+            self._closed = True  # no new transactions; closing unmaps what running ones read
+            every = [self._opened, *self._compacted]
             self._idle.wait_for(lambda: not any(one.running for one in every))
         self._release()
 
     def _release(self) -> None:
         if hasattr(self, "_opened"):
-            for one in (self._opened, *self._left):
+            for one in (self._opened, *self._compacted):
                 one.close()
-        if self._claim is not None and not self._claim.closed:
-            release(self._claim)
+        if self._writer_lock is not None and not self._writer_lock.closed:
+            release_writer_lock(self._writer_lock)
 
     @contextmanager
     def _entered(self) -> Iterator[DataFile]:
-        """The current data file, which is not closed meanwhile."""
+        """The current data file, which stays open until the context ends."""
         if os.getpid() != self._pid:
             raise StoreError(
                 f"the store in {self.path} was opened by process {self._pid} and cannot be used "
                 f"in its fork {os.getpid()}: start workers with the spawn method, and open the "
                 "store in each"
             )
-        if self._claim is None:
+        if self._writer_lock is None:
             self._follow()
         with self._idle:
             if self._closed:
@@ -248,48 +262,50 @@ class Environment(Tables):
         finally:
             with self._idle:
                 entered.running -= 1
-                if entered is not self._opened:  # asking who reads is not for every transaction
-                    self._let_go()
+                if (
+                    entered is not self._opened
+                ):  # looking for readers is too slow for every transaction
+                    self._close_unused()
                 self._idle.notify_all()
 
     def _is_closed(self) -> StoreError:
         return StoreError(f"the store in {self.path} is closed: open it again")
 
     def _follow(self) -> None:
-        """Go on with what CURRENT names; the old environment is closed with its last reader."""
-        with explained(self.path, "open"), self._idle:
-            if self._closed or current(self.path) == self._opened.folder:
+        """Open what CURRENT names; the old environment is closed with its last reader."""
+        with translate_errors(self.path, "open"), self._idle:
+            if self._closed or current_folder(self.path) == self._opened.folder:
                 return
             old, self._opened = self._opened, self._open()
-            self._left.append(old)
-            self._let_go()
+            self._compacted.append(old)
+            self._close_unused()
 
-    def _let_go(self) -> None:
-        """Close what was left behind and is not read any more; a writer waits for all processes."""
-        for old in [one for one in self._left if not one.running]:
-            if self._claim is None or not old.readers():
+    def _close_unused(self) -> None:
+        """Close replaced environments without readers; the writer, without any process's."""
+        for old in [one for one in self._compacted if not one.running]:
+            if self._writer_lock is None or not old.readers():
                 old.close()
-                self._left.remove(old)
+                self._compacted.remove(old)
 
     def _open(self) -> DataFile:
         for _ in range(5):
-            folder = current(self.path)
+            folder = current_folder(self.path)
             named = folder != self.path
-            alone = self._claim is not None
+            alone = self._writer_lock is not None
             there = os.path.lexists(folder / "data.mdb")
             if not there and alone and not named:
-                make(self.path, map_size=self.map_size)
+                create_data_file(self.path, map_size=self.map_size)
             elif not there:
-                if folder != current(self.path):
+                if folder != current_folder(self.path):
                     continue  # compacted between the two lines
                 if named:
                     raise StoreError(
-                        f"{self.path / CURRENT} names {folder.name}, which holds no data.mdb: "
+                        f"{self.path / CURRENT_FILE} names {folder.name}, which holds no data.mdb: "
                         "restore it, or name the folder that does"
                     )
-                raise no_store(self.path)
+                raise no_store_error(self.path)
             try:
-                env = opened(
+                env = open_environment(
                     folder,
                     self.path,
                     map_size=self.map_size,
@@ -297,12 +313,12 @@ class Environment(Tables):
                     alone=alone,
                 )
             except (lmdb.Error, OSError) as error:
-                if folder != current(self.path):
+                if folder != current_folder(self.path):
                     continue
                 code = error.code if isinstance(error, lmdb.Error) else error.errno
                 if self.readonly or alone or code not in (errno.EACCES, errno.EROFS, errno.EPERM):
                     raise
-                self.readonly = True  # it may be read, and not be written
+                self.readonly = True  # no permission to write
                 continue
             return DataFile(env, folder, self.path, alone=alone)
-        raise StoreError(f"the store in {self.path} is compacted all the time: try again")
+        raise StoreError(f"the store in {self.path} is compacted again and again: try again later")

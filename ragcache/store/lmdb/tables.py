@@ -1,4 +1,4 @@
-"""Named tables of bytes with transactions: what the KV store and the catalog are written on.
+"""Named tables of bytes with transactions, on which the KV store and the catalog are built.
 
 One directory holds both, so that one commit can change both. :class:`MemoryTables` is the
 reference; :class:`ragcache.store.lmdb.environment.Environment` is the one on disk.
@@ -6,6 +6,7 @@ reference; :class:`ragcache.store.lmdb.environment.Environment` is the one on di
 
 from __future__ import annotations
 
+import struct
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left
@@ -14,26 +15,26 @@ from contextlib import AbstractContextManager, contextmanager
 
 from ragcache.errors import StoreError
 
-#: Every table there is, and its rows. Digests are 32 bytes, numbers in keys big-endian.
+#: All tables: key -> value. Digests are 32 bytes, numbers in keys big-endian.
 TABLES = {
     "meta": "b'format' -> magic, format version of the whole store",
     "headers": "key digest -> header record (see header)",
-    "layers": "key digest, layer u16 -> the layer's bytes, where they are no file (see header)",
+    "layers": "key digest, layer u16 -> the layer's bytes, unless they are in a file (see header)",
     "contents": "content digest, key digest -> nothing: which keys hold the same tokens",
-    "variants": "key digest -> sealed JSON: notes and score of KV that was cut from a prompt",
-    "usage": "key digest -> Use, four float64 (see evict): where there is a quota",
+    "variants": "key digest -> checksummed JSON: score and notes of a variant",
+    "usage": "key digest -> Usage, four float64 (see eviction): where there is a quota",
     "totals": "fingerprint digest -> chunks u64, payload bytes u64, printable fingerprint",
-    "documents": "blake3(document id) -> sealed JSON",
-    "uses": "content digest, row u64 -> nothing: which indexed chunks have these tokens",
+    "documents": "blake3(document id) -> checksummed JSON",
+    "uses": "content digest, row u64 -> nothing: which indexed chunks have this content",
     "pins": "the same, of documents whose KV is not to be evicted",
-    "used": "row u64 -> content digests: what to take out of uses and pins with the row",
-    "chunks": "row u64 -> sealed JSON",
-    "vectors": "row u64 -> sealed float32",
+    "used": "row u64 -> content digests: what to delete from uses and pins with the row",
+    "chunks": "row u64 -> checksummed JSON",
+    "vectors": "row u64 -> checksummed float32",
     "counters": "name -> u64",
     "settings": "name -> text",
-    "promises": "blake3(document id), number u64 -> nothing: what is to be written (see promises)",
-    "texts": "name -> text of any length that is kept for a while, such as a job's documents",
-    "outbox": "content digest, key digest or none -> what a remote is to be told (see outbox)",
+    "promises": "blake3(document id), number u64 -> nothing: pending documents (see promises)",
+    "texts": "name -> temporary text of any length, such as a job's documents",
+    "outbox": "content digest, key digest or none -> a pending write to a remote (see outbox)",
 }
 
 
@@ -45,14 +46,13 @@ class Transaction(ABC):
 
     @abstractmethod
     def view(self, table: str, key: bytes) -> memoryview | bytes | None:
-        """The value without a copy where that is possible.
+        """The value, without a copy where possible.
 
-        It must not be touched after this transaction's next write, nor after its end: the memory
-        then belongs to somebody else.
+        It is only valid until the next write or the end of this transaction.
         """
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """A copy of the value, None where there is none."""
+        """A copy of the value; None where there is no such row."""
         value = self.view(table, key)
         return None if value is None else bytes(value)
 
@@ -65,14 +65,14 @@ class Transaction(ABC):
 
     @abstractmethod
     def keys(self, table: str, prefix: bytes = b"", *, start: bytes = b"") -> Iterator[bytes]:
-        """Keys that begin with ``prefix``, from ``start`` on (inclusive)."""
+        """Keys that begin with ``prefix``, from ``start`` (inclusive) on."""
 
     @abstractmethod
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
 
     @abstractmethod
     def count(self, table: str) -> int:
-        """Rows in the table."""
+        """The number of rows."""
 
     @abstractmethod
     def clear(self, table: str) -> None: ...
@@ -83,34 +83,34 @@ class Tables(ABC):
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Transaction]:
-        """A read transaction, which sees one state. Keep it short: it holds back the reuse of freed
-        space."""
+        """A read transaction, which sees one state. Keep it short: freed space cannot be reused
+        while it is open."""
 
     @abstractmethod
     def write(self) -> AbstractContextManager[Transaction]:
-        """All that is written takes effect at the end, durably, or nothing if it raises.
+        """A write transaction: commits at the end of the context, durably, or nothing if it raises.
 
-        Waits for other writers; a thread must not open one inside another.
+        Waits for other writers. A thread must not nest write transactions.
         """
 
     def become_writer(self) -> None:
-        """From now on nobody else writes. Raises StoreError, at once, where that cannot be."""
+        """Become the only writer. Raises StoreError at once where that is not possible."""
         return
 
     def refusal(self) -> str | None:
-        """Why nothing can be written now; None where it can. It is tried, and not waited for."""
+        """Why this process cannot write now; None where it can. Does not wait."""
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for running transactions, then release everything. Twice is allowed."""
+        """Wait for running transactions, then release all resources. Closing twice is allowed."""
 
 
-Rows = dict[bytes, bytes]
+_Rows = dict[bytes, bytes]
 
 
 class _MemoryTransaction(Transaction):
-    def __init__(self, tables: dict[str, Rows]) -> None:
+    def __init__(self, tables: dict[str, _Rows]) -> None:
         self.tables = tables
 
     def view(self, table: str, key: bytes) -> bytes | None:
@@ -140,11 +140,11 @@ class _MemoryTransaction(Transaction):
 
 
 class MemoryTables(Tables):
-    """Dicts; a write works on copies and swaps them in, so readers keep what they began with."""
+    """Tables as dicts. A write changes copies and swaps them in, so that readers see one state."""
 
     def __init__(self) -> None:
         self._writing = threading.Lock()
-        self._tables: dict[str, Rows] = {name: {} for name in TABLES}
+        self._tables: dict[str, _Rows] = {name: {} for name in TABLES}
         self._closed = False
 
     @contextmanager
@@ -166,3 +166,17 @@ class MemoryTables(Tables):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed: open it again")
+
+
+_COUNTER = struct.Struct("<Q")
+
+
+def get_counter(txn: Transaction, name: str) -> int:
+    """The value of a counter, such as the next row; 0 where none was set."""
+    record = txn.get("counters", name.encode())
+    return int(_COUNTER.unpack(record)[0]) if record else 0
+
+
+def set_counter(txn: Transaction, name: str, value: int) -> None:
+    """Set a counter, to less than 2^64."""
+    txn.put("counters", name.encode(), _COUNTER.pack(value))

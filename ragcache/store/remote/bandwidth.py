@@ -1,4 +1,4 @@
-"""How fast bytes come from a remote: measured from what is read there anyway."""
+"""Estimates latency and bandwidth of a remote from the requests that are made anyway."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite
 
-AT_ONCE = 8  # requests under way together; more only make the layer that is next share the link
-_AGED = 1.25  # how much slower the best time counts, with each megabyte and each latency since
-_FEW = 4.0  # latencies: of a shorter time, what is left without one is mostly noise
+#: Concurrent requests. More would only make the layer that is needed next share the bandwidth.
+MAX_REQUESTS = 8
+_AGED = 1.25  # factor by which the best time ages with each megabyte, and each latency measured
+_FEW = 4.0  # latencies; in shorter busy times, the time without one latency is mostly noise
 
 
 @dataclass(frozen=True, slots=True)
 class LinkEstimate:
-    """A connection to a remote, as it was lately. Seconds, none of them negative."""
+    """Recent latency and bandwidth of a remote, in seconds, not negative."""
 
-    latency_s: float  # of a request, until it is answered
-    byte_s: float  # per byte, with :data:`AT_ONCE` requests under way
+    latency_s: float  # of a request
+    byte_s: float  # per byte, with :data:`MAX_REQUESTS` concurrent requests
 
     def __post_init__(self) -> None:
         if not all(isfinite(s) and s >= 0 for s in (self.latency_s, self.byte_s)):
             raise ValueError(f"{self} cannot be: give 0 or more seconds")
 
     def seconds(self, requests: int, size: int) -> float:
-        """To read ``size`` bytes in so many requests."""
+        """The time to read ``size`` bytes in ``requests`` requests."""
         if not requests:
             return 0.0
-        return self.latency_s + max(self.latency_s * requests / AT_ONCE, self.byte_s * size)
+        return self.latency_s + max(self.latency_s * requests / MAX_REQUESTS, self.byte_s * size)
 
 
 class BandwidthMeter:
-    """Watches requests. Thread-safe.
+    """Measures requests. Thread-safe.
 
-    Bandwidth is that of *busy times*, from the moment that a request is under way to the moment
-    that none is: what several requests share is counted once, and the time in which nobody wanted
-    anything not at all. Requests also wait for each other and for this machine's cores, which is
-    no property of the link: so the best of late times counts, and the later the more.
+    Bandwidth is measured over *busy times*, in which at least one request is running: concurrent
+    requests count once, idle time not at all. Requests also wait for each other and for this
+    machine's cores, which is no property of the link: so the best time counts, and ages.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class BandwidthMeter:
 
     @property
     def link(self) -> LinkEstimate | None:
-        """None before anything has been read."""
+        """The estimate; None before anything was read."""
         with self._lock:
             if self._byte_s == inf:
                 return None
@@ -58,7 +58,7 @@ class BandwidthMeter:
 
     @contextmanager
     def answered(self) -> Iterator[None]:
-        """A request whose answer is so small that only its latency counts."""
+        """Measure a request with a response so small that only its latency counts."""
         began = time.perf_counter()
         yield
         took = time.perf_counter() - began
@@ -67,7 +67,7 @@ class BandwidthMeter:
 
     @contextmanager
     def reading(self, size: int) -> Iterator[None]:
-        """A request for ``size`` bytes; one that fails takes its time and brings nothing."""
+        """Measure a request for ``size`` bytes. A failed one counts its time and no bytes."""
         with self._lock:
             if not self._under_way:
                 self._began, self._bytes = time.perf_counter(), 0
@@ -88,5 +88,5 @@ class BandwidthMeter:
 
     @property
     def _latency(self) -> float:
-        """0 before any was measured."""
+        """The latency; 0 before any was measured."""
         return 0.0 if self._latency_s == inf else self._latency_s

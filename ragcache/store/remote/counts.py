@@ -1,4 +1,4 @@
-"""Counts by name that several threads add to."""
+"""A thread-safe counter of events by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 
 
 class EventCounts:
-    """How often each thing has happened since this was made. Thread-safe."""
+    """Counts of events since this was made. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -18,6 +18,6 @@ class EventCounts:
             self._counts[what] += more
 
     def snapshot(self) -> Counter[str]:
-        """A copy, which is the caller's own."""
+        """A copy of the counts."""
         with self._lock:
             return self._counts.copy()

@@ -1,7 +1,7 @@
-"""Objects in a folder: what a remote with the URL ``file:///folder`` is.
+"""Objects in a directory: a remote with the URL ``file:///directory``.
 
-Only regular files are objects. Whatever else somebody has put there (a pipe, a device, a link that
-leads in circles) is opened by nobody, for it could be waited for without end.
+Only regular files are objects. Anything else (a pipe, a device, a circular link) is never read, for
+a read might block forever.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import NamedTuple
 from ragcache.store.lmdb.directory import sync_folder
 
 
-class NotAnObject(Exception):
-    """There is something under that name, and it is no regular file."""
+class NotAFileError(Exception):
+    """The name is not that of a regular file."""
 
 
-class Read(NamedTuple):
-    """Bytes of a file, and what it was when they were read."""
+class FileRange(NamedTuple):
+    """Bytes of a file, with its size and tag when they were read."""
 
     data: bytes
     size: int  # of the whole file
     tag: str  # changes with every write
 
 
-class Folder:
+class FolderStore:
     """Objects below ``root``, which is made where it is missing (0700, files 0600)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def read(self, name: str, start: int, end: int) -> Read:
+    def read(self, name: str, start: int, end: int) -> FileRange:
         """Bytes ``start`` to ``end``, exclusive; fewer at the file's end. Raises FileNotFoundError,
         NotAnObject, and OSError for a file that cannot be read."""
         try:
@@ -44,12 +44,12 @@ class Folder:
             raise FileNotFoundError(str(error)) from error
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):  # a link in circles, a socket
-                raise NotAnObject(f"{self.root / name} is no regular file") from error
+                raise NotAFileError(f"{self.root / name} is no regular file") from error
             raise
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                raise NotAnObject(f"{self.root / name} is no regular file")
+                raise NotAFileError(f"{self.root / name} is no regular file")
             parts, at, end = [], start, min(end, found.st_size)
             while at < end and (part := os.pread(handle, end - at, at)):
                 parts.append(part)
@@ -57,11 +57,10 @@ class Folder:
         finally:
             os.close(handle)
         tag = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
-        return Read(parts[0] if len(parts) == 1 else b"".join(parts), found.st_size, tag)
+        return FileRange(parts[0] if len(parts) == 1 else b"".join(parts), found.st_size, tag)
 
     def write(self, name: str, data: bytes | bytearray, *, replacing: bool) -> bool:
-        """Write a file whole, durable on return; False where there is one and it is not to be
-        replaced."""
+        """Write a file whole, durable on return. False where it exists, unless ``replacing``."""
         path = self.root / name
         folders = [path.parent, *path.parent.parents]
         for folder in reversed(folders[: folders.index(self.root)]):
@@ -86,11 +85,12 @@ class Folder:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Delete a file, if it exists."""
         (self.root / name).unlink(missing_ok=True)
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
-        """Names and sizes of the regular files below the folder ``prefix``, in no order."""
+        """Names and sizes of the regular files below the directory ``prefix``, in no particular
+        order."""
         found = []
         for folder, _, files in os.walk(self.root / prefix, onerror=_raise):
             for file in files:
@@ -105,6 +105,6 @@ class Folder:
 
 
 def _raise(error: OSError) -> None:
-    """What a walk cannot list is not passed over, but for a folder that is not there."""
+    """Raise what os.walk ignores, except for a directory that does not exist."""
     if not isinstance(error, FileNotFoundError):
         raise error

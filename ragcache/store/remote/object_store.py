@@ -1,9 +1,9 @@
-"""An object store, with everything that a network does to it: time-outs, retries, outages.
+"""An object store with timeouts, retries and a circuit breaker.
 
-obstore speaks to S3 and what is compatible with it, Google Cloud Storage and Azure; a folder is
-read and written here (folder.py). Retries are ours: they are counted, they also follow bytes that
-fail a checksum, and a remote that does not answer is left alone for a while, so that not every
-chunk of a prompt waits for it in vain.
+obstore implements S3 and compatible stores, Google Cloud Storage and Azure; folder_store.py
+implements directories. Retries are made here: they are counted, they cover bytes that fail a
+checksum, and after all attempts have failed the remote is not asked for a while, so that not every
+chunk of a prompt waits for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from ragcache.errors import ConfigError, RemoteError
 from ragcache.store.base import Miss
 from ragcache.store.remote.counts import EventCounts
-from ragcache.store.remote.folder_store import Folder, NotAnObject
+from ragcache.store.remote.folder_store import FolderStore, NotAFileError
 
 try:
     import obstore
@@ -44,41 +44,41 @@ except ImportError:
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 
-SCHEMES = "s3", "gs", "az", "file"
+_SCHEMES = "s3", "gs", "az", "file"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """When to try again, and when to stop trying. Times in seconds."""
+class RetryPolicy:
+    """When to retry, and when to give up. Times in seconds."""
 
     attempts: int = 4
-    first_s: float = 0.05  # before the second attempt at the longest; twice that before the third
+    first_s: float = 0.05  # longest wait before the second attempt; doubles after each
     longest_s: float = 2.0
     read_s: float = 10.0  # of one attempt
     write_s: float = 300.0
     connect_s: float = 5.0
-    give_up_s: float = 20.0  # after which nothing is tried again
-    rest_s: float = 10.0  # during which a remote that failed all attempts is not asked
+    give_up_s: float = 20.0  # no retry after this time
+    rest_s: float = 10.0  # without requests, after all attempts have failed
 
     def wait_s(self, failures: int) -> float:
-        """Full jitter: uniform up to a bound that doubles."""
+        """The wait after so many failures, with full jitter: uniform up to a bound that doubles."""
         return random.uniform(0, min(self.longest_s, self.first_s * 2 ** (failures - 1)))
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
-    """Bytes of an object, and what it was when they were read."""
+class ObjectRange:
+    """Bytes of an object, with its size and tag when they were read."""
 
     data: Any  # a buffer, read-only
     size: int  # bytes of the whole object
     tag: str  # changes with every write
 
 
-class Again(Exception):
-    """Raised for bytes that fail their check: they may have been damaged on the way. What is no
-    object at all is not asked for again."""
+class InvalidObjectError(Exception):
+    """The bytes of an object fail their check, as ``miss`` says. Raised by a check, the read is
+    retried, for they may have been damaged in transit."""
 
     def __init__(self, miss: Miss) -> None:
         super().__init__(miss.detail)
@@ -90,27 +90,27 @@ class Bucket:
 
     Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
     ``AWS_ENDPOINT_URL``, ..., or the role of the machine), never from the URL. Raises ConfigError
-    for a URL that cannot be, or where obstore is not installed. All else raises RemoteError: at
-    once where access is denied, or else after :class:`Patience`.
+    for an invalid URL. Operations raise RemoteError: at once where access is denied, else after the
+    attempts of ``patience``.
     """
 
-    def __init__(self, url: str, patience: Patience = Patience()) -> None:  # noqa: B008
+    def __init__(self, url: str, patience: RetryPolicy = RetryPolicy()) -> None:  # noqa: B008
         self.url, self.patience = url, patience
-        self._reads = opened(url, patience, patience.read_s)
-        self._writes = opened(url, patience, patience.write_s)
+        self._reads = _open_store(url, patience, patience.read_s)
+        self._writes = _open_store(url, patience, patience.write_s)
         self._lock = threading.Lock()
         self._counts = EventCounts()
         self._resting = 0.0  # until when
 
     @property
     def counts(self) -> Counter[str]:
-        """Since it was opened: ``requests``; of them, ``retries``; operations that ``failed`` in
-        the end; and those ``refused`` during a rest."""
+        """``requests``, ``retries`` among them, operations that ``failed`` after all retries, and
+        operations ``refused`` after a failure."""
         return self._counts.snapshot()
 
     @property
     def is_resting(self) -> bool:
-        """Whether it failed moments ago, and is not asked for a while."""
+        """Whether an operation failed within the last seconds, so that none is tried."""
         with self._lock:
             return self._resting > time.monotonic()
 
@@ -121,44 +121,45 @@ class Bucket:
         end: int,
         *,
         tag: str | None = None,
-        check: Callable[[Got], Found],
-    ) -> Found | None:
-        """What ``check`` makes of bytes ``start`` to ``end``, exclusive; fewer at the object's end.
+        check: Callable[[ObjectRange], _Found],
+    ) -> _Found | None:
+        """The result of ``check`` on bytes ``start`` to ``end`` (exclusive), or up to the object's
+        end.
 
-        None where there is no such object, or with ``tag`` no longer that one. ``check`` may raise
-        :class:`Again`: the bytes are then asked for again, and in the end it is raised here.
+        None where there is no such object, or none with this ``tag``. ``check`` may raise
+        :class:`InvalidObjectError`: the read is then retried, and the last error is raised here.
         """
         options: dict[str, Any] = {"range": (start, end)}
         if tag is not None:
             options["if_match"] = tag
 
-        def read() -> Found:
-            if isinstance(self._reads, Folder):
-                return check(Got(*self._in_folder(self._reads, name, start, end, tag)))
+        def read() -> _Found:
+            if isinstance(self._reads, FolderStore):
+                return check(ObjectRange(*self._in_folder(self._reads, name, start, end, tag)))
             try:
                 found = obstore.get(self._reads, name, options=cast(Any, options))
                 data = found.bytes()
             except GenericError as error:
-                # An empty object has no byte to begin with, which has no exception of its own.
+                # A range of an empty object is an error, without an exception of its own.
                 if start or "range" not in str(error).lower():
                     raise
                 if (meta := obstore.head(self._reads, name))["size"]:
                     raise
-                return check(Got(b"", 0, meta["e_tag"] or ""))
-            return check(Got(data, found.meta["size"], found.meta["e_tag"] or ""))
+                return check(ObjectRange(b"", 0, meta["e_tag"] or ""))
+            return check(ObjectRange(data, found.meta["size"], found.meta["e_tag"] or ""))
 
         try:
             return self._tried(f"read {name}", read)
-        except NotAnObject as error:
-            raise Again(Miss("foreign", str(error))) from error
+        except NotAFileError as error:
+            raise InvalidObjectError(Miss("foreign", str(error))) from error
         except (FileNotFoundError, PreconditionError):
             return None
 
     def put(self, name: str, data: bytes | bytearray, *, tag: str | None = None) -> bool:
-        """Write an object whole: a new one, or with ``tag`` in the place of that one.
+        """Write an object whole: a new one, or with ``tag`` a replacement of the one with this tag.
 
-        False where there is one already, or that one is not there any more. A folder knows no such
-        condition: what is there is replaced.
+        False where there is one already, or none with this tag. A directory does not support the
+        latter condition, and replaces any.
         """
         try:
             return self._tried(f"write {name}", lambda: self._put(name, data, tag))
@@ -166,19 +167,19 @@ class Bucket:
             return False
 
     def delete(self, *names: str) -> None:
-        """Remove objects; those that are not there are no error."""
-        for name in names:  # bulk deletion is not what every compatible store can do
-            if isinstance(self._writes, Folder):
+        """Delete objects, if they exist."""
+        for name in names:  # not every compatible store supports bulk deletion
+            if isinstance(self._writes, FolderStore):
                 self._tried(f"delete {name}", partial(self._writes.delete, name))
                 continue
             with suppress(FileNotFoundError):
                 self._tried(f"delete {name}", partial(obstore.delete, self._writes, name))
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
-        """Names and sizes of the objects in the folder ``prefix``, in no order."""
+        """Names and sizes of the objects below ``prefix``, in no particular order."""
 
-        def all_pages() -> list[tuple[str, int]]:  # a listing that failed cannot be gone on with
-            if isinstance(self._reads, Folder):
+        def all_pages() -> list[tuple[str, int]]:  # a failed listing cannot be continued
+            if isinstance(self._reads, FolderStore):
                 return self._reads.list(prefix)
             pages = obstore.list(self._reads, prefix)
             return [(each["path"], each["size"]) for page in pages for each in page]
@@ -186,7 +187,7 @@ class Bucket:
         return self._tried(f"list {prefix}", all_pages)
 
     def _in_folder(
-        self, folder: Folder, name: str, start: int, end: int, tag: str | None
+        self, folder: FolderStore, name: str, start: int, end: int, tag: str | None
     ) -> tuple[bytes, int, str]:
         found = folder.read(name, start, end)
         if tag is not None and found.tag != tag:
@@ -194,7 +195,7 @@ class Bucket:
         return found
 
     def _put(self, name: str, data: bytes | bytearray, tag: str | None) -> bool:
-        if isinstance(self._writes, Folder):
+        if isinstance(self._writes, FolderStore):
             return self._writes.write(name, data, replacing=tag is not None)
         mode: Any = "create" if tag is None else {"e_tag": tag}
         try:
@@ -203,7 +204,7 @@ class Bucket:
             obstore.put(self._writes, name, data, use_multipart=False)
         return True
 
-    def _tried(self, what: str, attempt: Callable[[], Found]) -> Found:
+    def _tried(self, what: str, attempt: Callable[[], _Found]) -> _Found:
         """The result of the first attempt that succeeds."""
         self._check_awake(what)
         began = time.monotonic()
@@ -211,7 +212,7 @@ class Bucket:
             self._counts.add("requests")
             try:
                 return attempt()
-            except (FileNotFoundError, AlreadyExistsError, PreconditionError, NotAnObject):
+            except (FileNotFoundError, AlreadyExistsError, PreconditionError, NotAFileError):
                 raise  # an answer
             except (PermissionDeniedError, UnauthenticatedError) as error:
                 self._counts.add("failed")
@@ -219,7 +220,7 @@ class Bucket:
                     f"{self.url} does not let us {what}: {_short(error)}. Check the credentials "
                     "in the environment (AWS_ACCESS_KEY_ID, ...) and what they may do."
                 ) from error
-            except (BaseError, OSError, Again) as error:
+            except (BaseError, OSError, InvalidObjectError) as error:
                 last: Exception = error
             late = time.monotonic() - began > self.patience.give_up_s
             if late or failures == self.patience.attempts:
@@ -227,7 +228,7 @@ class Bucket:
             self._counts.add("retries")
             time.sleep(self.patience.wait_s(failures))
         self._counts.add("failed")
-        if isinstance(last, Again):
+        if isinstance(last, InvalidObjectError):
             raise last
         with self._lock:
             self._resting = time.monotonic() + self.patience.rest_s
@@ -246,11 +247,11 @@ class Bucket:
             )
 
 
-def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore | Folder:
-    """The store behind a URL. ConfigError where there cannot be one."""
+def _open_store(url: str, patience: RetryPolicy, timeout_s: float) -> ObjectStore | FolderStore:
+    """The store at a URL. Raises ConfigError for an invalid one."""
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not (parts.netloc or parts.path.strip("/")):
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    if parts.scheme not in _SCHEMES or not (parts.netloc or parts.path.strip("/")):
+        known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         raise ConfigError(f"remote is {url!r}: give a bucket or a folder, with one of {known}")
     if parts.username or parts.password or parts.query:
         raise ConfigError(
@@ -261,7 +262,7 @@ def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore | Fold
         if parts.scheme == "file":
             if parts.netloc:
                 raise ConfigError(f"remote is {url!r}: a folder has three slashes, file:///folder")
-            return Folder(Path(parts.path))
+            return FolderStore(Path(parts.path))
         return from_url(
             url,
             client_options={
@@ -279,5 +280,5 @@ def opened(url: str, patience: Patience, timeout_s: float) -> ObjectStore | Fold
 
 
 def _short(error: Exception) -> str:
-    """obstore's messages go on with the whole state of the client."""
+    """The first line: obstore's messages continue with the state of the client."""
     return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Layers that come from a remote, until their chunk is whole and can be kept on disk."""
+"""Read-through caching: chunks that are read from a remote are stored on disk."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ragcache.errors import FullError, LockedError, StoreError
 from ragcache.store.base import Miss
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.header import Header
-from ragcache.store.format.record import Record, undecodable
-from ragcache.store.remote.bandwidth import AT_ONCE
+from ragcache.store.format.record import Record, check_decodable
+from ragcache.store.remote.bandwidth import MAX_REQUESTS
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.counts import EventCounts
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST_BYTES = 1 << 30  # of chunks that have been read and not been written to disk yet
+_MOST_BYTES = 1 << 30  # of chunks that are read and not yet written to disk
 
 
 @dataclass(slots=True)
 class _Arriving:
-    """The layers of an object that have been read so far."""
+    """The layers of an object that were read so far."""
 
     header: Header
     raws: dict[int, Bytes]
 
 
-class Arrivals:
-    """Reads from ``objects``, and keeps on ``disk`` what was read while it was held.
+class ReadThrough:
+    """Reads from ``objects``, and stores on ``disk`` the chunks that were read under a lease.
 
-    While a chunk is held, its layers are gathered as they come; once nobody holds it any more, it
-    is written to disk by a thread of its own, which reads the layers that nobody asked for.
+    While a chunk is leased, its layers are collected as they are read. When its last lease ends, a
+    background thread reads its other layers and writes it to disk.
     """
 
     def __init__(self, disk: DiskStore, objects: ChunkObjects) -> None:
@@ -53,24 +53,25 @@ class Arrivals:
         self._counts = EventCounts()
         self._holders: Counter[bytes] = Counter()
         self._arriving: dict[bytes, _Arriving] = {}
-        self._bytes = 0  # of all that arrives, whole
-        self.pool = ThreadPoolExecutor(AT_ONCE, "ragcache-remote")
+        self._bytes = 0  # of all chunks that are being collected, whole
+        self.pool = ThreadPoolExecutor(MAX_REQUESTS, "ragcache-remote")
         self._writer = ThreadPoolExecutor(1, "ragcache-keep")
 
     @property
     def counts(self) -> Counter[str]:
-        """Since it was made: ``read_bytes``, chunks ``kept`` on disk, and those ``not_kept``,
-        for want of room, because another process writes, or because they cannot be used."""
+        """``read_bytes``, chunks ``kept`` on disk, and chunks ``not_kept`` since there is no space,
+        another process is the writer, or they cannot be used."""
         return self._counts.snapshot()
 
     @contextmanager
-    def hold(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
-        """These are being read."""
+    def lease(self, keys: Iterable[ChunkKey]) -> Iterator[None]:
+        """Collect the layers of these chunks, and keep them from being evicted, until the context
+        ends."""
         held = list(keys)
         with self._lock:
             self._holders.update(key.digest for key in held)
         try:
-            with self._disk.hold(held):
+            with self._disk.lease(held):
                 yield
         finally:
             with self._lock:
@@ -80,11 +81,11 @@ class Arrivals:
                 come = [(k, self._arriving.pop(k.digest, None)) for k in free]
             for key, chunk in come:
                 if chunk is not None:
-                    with suppress(RuntimeError):  # it has been closed
+                    with suppress(RuntimeError):  # closed meanwhile
                         self._writer.submit(self._keep, key, chunk)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
-        """The bytes of a layer, checked, read-only, and the header that they go with."""
+        """The bytes of a layer, checked and read-only, and the header of their object."""
         found = self._objects.layer(key, layer)
         if not isinstance(found, Miss):
             header, raw = found
@@ -93,7 +94,7 @@ class Arrivals:
         return found
 
     def layers(self, key: ChunkKey, layers: Sequence[int]) -> Record | Miss:
-        """Several, at least one, all of one object; not gathered."""
+        """Several layers, at least one, all of the same object; not collected."""
         while True:
             parts = list(self.pool.map(partial(self._objects.layer, key), layers))
             there = [part for part in parts if not isinstance(part, Miss)]
@@ -102,27 +103,27 @@ class Arrivals:
                 if isinstance(part, Miss):
                     return part
             header, _ = there[0]
-            if all(other == header for other, _ in there):  # it was not replaced meanwhile
+            if all(other == header for other, _ in there):  # not replaced meanwhile
                 return Record(header, tuple(raw for _, raw in there))
 
-    def enter(self, record: Record) -> None:
-        """Keep a chunk on disk, where it can be used, and there is room for it."""
-        if (miss := undecodable(record)) is not None:
+    def cache(self, record: Record) -> None:
+        """Store a chunk on disk, if it can be used and there is space."""
+        if (miss := check_decodable(record)) is not None:
             logger.warning("chunk %s is not kept: %s", record.header.key.hex()[:12], miss.detail)
             self._counts.add("not_kept")
             return
         try:
-            if self._disk.enter(record):
+            if self._disk.put_record(record):
                 self._counts.add("kept")
         except (FullError, LockedError):
             self._counts.add("not_kept")
 
     def flush(self) -> None:
-        """Wait until all that has come is on disk."""
+        """Wait until the chunks whose leases have ended are on disk."""
         self._writer.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Write down what is being written, and forget the rest. Twice is allowed."""
+        """Finish the write that is running, and cancel the others. Closing twice is allowed."""
         self._writer.shutdown(cancel_futures=True)
         self.pool.shutdown(cancel_futures=True)
 
@@ -132,7 +133,7 @@ class Arrivals:
             if key.digest not in self._holders or size > self._most:
                 return
             chunk = self._arriving.get(key.digest)
-            if chunk is None or chunk.header != header:  # replaced: the old one is of no use
+            if chunk is None or chunk.header != header:  # replaced
                 self._bytes -= 0 if chunk is None else chunk.header.payload_bytes
                 self._arriving.pop(key.digest, None)
                 if self._bytes + size > _MOST_BYTES:
@@ -147,11 +148,11 @@ class Arrivals:
             more = self.layers(key, left) if left else Record(chunk.header, ())
             if isinstance(more, Record) and more.header == chunk.header:
                 raws = {**chunk.raws, **dict(zip(left, more.raws, strict=True))}
-                self.enter(Record(chunk.header, tuple(raws[n] for n in sorted(raws))))
+                self.cache(Record(chunk.header, tuple(raws[n] for n in sorted(raws))))
         except StoreError as error:
             self._counts.add("not_kept")
             logger.warning("chunk %s is not kept on disk: %s", key.digest.hex()[:12], error)
-        except Exception:  # nobody asks what became of it
+        except Exception:  # no caller to raise to
             self._counts.add("not_kept")
             logger.exception("chunk %s is not kept on disk", key.digest.hex()[:12])
         finally:

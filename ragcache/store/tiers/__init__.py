@@ -1,1 +1,1 @@
-"""Stores that stand in front of another store."""
+"""Tiers: stores in front of another store."""

@@ -1,48 +1,48 @@
-"""A store in front of another: what every tier passes on to the store below."""
+"""The base of tiers: a store in front of another, to which it forwards every call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from ragcache.store.base import Change, ChunkStore, Miss, StoredChunk, StoreStats, Variant
+from ragcache.store.base import Change, ChunkStore, Miss, StoredChunk, StoreDescription, StoreStats
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
     from ragcache.store.remote.bandwidth import LinkEstimate
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 
 class Tier(ChunkStore):
-    """Passes every call on to ``below``.
+    """Forwards every call to ``below``.
 
-    A tier overrides what it does otherwise, and answers as the store below would, which is the
-    truth. Closing it closes ``below``.
+    Subclasses override what they do differently; their results must equal those of the store below.
+    Closing a tier closes ``below``.
     """
 
     def __init__(self, below: ChunkStore) -> None:
-        self.below, self.levels = below, below.levels
+        self.below = below
+        self.remote_codecs, self.variants = below.remote_codecs, below.variants
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        self.below.put(key, kv, notes)
+    @property
+    def description(self) -> StoreDescription:
+        return self.below.description
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self.below.put(key, kv)
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self.below.put_all(chunks)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self.below.find(key)
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        return self.below.get_header(key, count=count)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return self.below.find_all(keys)
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self.below.peek(key)
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return self.below.peek_all(keys)
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        return self.below.get_headers(keys, count=count)
 
     def has(self, key: ChunkKey) -> bool:
         return self.below.has(key)
@@ -50,29 +50,23 @@ class Tier(ChunkStore):
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
         return self.below.missing(keys)
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         return self.below.layer(key, layer)
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         return self.below.layers(chunks, layer)
 
-    def forms(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
-        return self.below.forms(chunks)
+    def alternatives(self, chunks: Sequence[StoredChunk]) -> list[tuple[StoredChunk, ...]]:
+        return self.below.alternatives(chunks)
 
     def link(self, probe: StoredChunk) -> LinkEstimate | None:
         return self.below.link(probe)
 
-    def variants(self, key: ChunkKey) -> list[Variant]:
-        return self.below.variants(key)
-
-    def credit(self, worth: Mapping[ChunkKey, float]) -> None:
-        self.below.credit(worth)
-
     def refusal(self) -> str | None:
         return self.below.refusal()
 
-    def hold(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
-        return self.below.hold(keys)
+    def lease(self, keys: Iterable[ChunkKey]) -> AbstractContextManager[None]:
+        return self.below.lease(keys)
 
     def delete(self, key: ChunkKey) -> bool:
         return self.below.delete(key)
@@ -93,5 +87,5 @@ class Tier(ChunkStore):
         self.below.close()
 
     def get(self, key: ChunkKey) -> ChunkKV | Miss:
-        """The whole chunk from below, where all layers can be read at one moment."""
+        """The whole chunk, from below, which can read all layers in one transaction."""
         return self.below.get(key)

@@ -1,4 +1,4 @@
-"""A store that another process writes, and what this one has computed all the same."""
+"""A tier that holds what cannot be written to the store below."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import TYPE_CHECKING
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.memory import MemoryStore
 from ragcache.store.tiers.base import Tier
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 
 class OverlayStore(Tier):
-    """``below``, which cannot be written now: what is put stays in memory, and is found first."""
+    """``below``, which another process writes: chunks that are put stay in memory, and are found
+    there first."""
 
     def __init__(self, below: ChunkStore) -> None:
         super().__init__(below)
         self._put = MemoryStore()
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
-        self._put.put(key, kv, notes)
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
+        self._put.put(key, kv)
 
     def put_all(self, chunks: Iterable[tuple[ChunkKey, ChunkKV]]) -> None:
         self._put.put_all(chunks)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._put.find(key) if self._put.has(key) else self.below.find(key)
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        store = self._put if self._put.has(key) else self.below
+        return store.get_header(key, count=count)
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
         left = [key for key in keys if not self._put.has(key)]
-        below = iter(self.below.find_all(left))
-        return [self._put.find(key) if self._put.has(key) else next(below) for key in keys]
-
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._put.peek(key) if self._put.has(key) else self.below.peek(key)
+        below = iter(self.below.get_headers(left, count=count))
+        return [
+            self._put.get_header(key, count=count) if self._put.has(key) else next(below)
+            for key in keys
+        ]
 
     def has(self, key: ChunkKey) -> bool:
         return self._put.has(key) or self.below.has(key)
@@ -46,11 +49,11 @@ class OverlayStore(Tier):
     def missing(self, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
         return self.below.missing([key for key in keys if not self._put.has(key)])
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
         store = self._put if self._put.has(key) else self.below
         return store.layer(key, layer)
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         left = [chunk for chunk in chunks if not self._put.has(chunk.key)]
         below = iter(self.below.layers(left, layer) if left else ())
         return [

@@ -1,20 +1,18 @@
-"""A tier in RAM in front of a store: chunks that are used again are not read and checked again.
+"""The RAM tier: holds decoded layers, so that chunks in use are not read and checked again.
 
-What stays and goes is a whole chunk, the least recently used one first. A prompt reads all layers
-of its chunks, layer by layer across the chunks, so half a chunk is no use to the next prompt, and
-single layers would push each other out before their turn comes. So room is set aside for all of a
-chunk when its first layer is read, and at no other time: where a prompt's chunks do not fit
-together, those that lost their room are read below to the end instead of fighting for it at every
-layer. A chunk of more than ``max_bytes`` is never held, not even in part.
+It admits and evicts whole chunks, the least recently used first. A prompt reads all layers of its
+chunks, layer by layer across the chunks, so half a chunk is useless to the next prompt, and single
+layers would evict each other before they are needed. So space for all of a chunk is reserved when
+its first layer is read, and at no other time: where a prompt's chunks do not fit together, those
+that were evicted are read from below to the end. A chunk of more than ``max_bytes`` is never held.
 
-The store below stays the truth: a chunk is held under the :class:`StoredChunk` that was found there
-before its layers were read, and is given to those only who have found the same. Where the record is
-gone, or another is found, the chunk is dropped; what was read while it was replaced goes with it.
+The store below is authoritative: a chunk is held under the :class:`StoredChunk` that was found
+there before its layers were read, and is returned only to callers who found the same one. Where the
+record is gone or was replaced, the chunk is dropped.
 
-:meth:`RamTier.layers` lends what is held; :meth:`RamTier.layer` hands out a copy, since
-torch has no tensors that are read-only. It is made in memory that earlier copies have left: to get
-new memory from the system, zeroed page by page, takes longer than the copy, and as long as the read
-from the page cache that it is to save. For a GPU, what is held is pinned.
+:meth:`RamTier.layers` returns the tensors that are held; :meth:`RamTier.layer` returns copies,
+since torch has no read-only tensors. Copies reuse memory: new memory from the system, zeroed page
+by page, takes longer than the copy. For a GPU, what is held is in pinned memory.
 """
 
 from __future__ import annotations
@@ -26,35 +24,36 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, StoreError
-from ragcache.store.base import ChunkStore, Miss, StoredChunk, check_layer
+from ragcache.store.base import ChunkStore, Miss, StoredChunk, StoreDescription, check_layer
 from ragcache.store.tiers.base import Tier
+from ragcache.types import KVPair
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV
 
 
 @dataclass(frozen=True, slots=True)
 class RamStats:
-    """Counts since the tier was made, and what it holds now."""
+    """Counts since the tier was made, and its contents now."""
 
     hits: int  # layers that came from RAM
     misses: int  # layers that had to be read below
-    evictions: int  # chunks that gave way to others
-    held_bytes: int  # of layers; room that is set aside for layers to come is not counted
+    evictions: int  # chunks
+    held_bytes: int  # of layers, without the space reserved for layers not read yet
 
 
 class RamTier(Tier):
-    """``below``, with up to ``max_bytes`` of decoded layers in RAM; equal to it in all it answers.
+    """``below``, with up to ``max_bytes`` of decoded layers in RAM.
 
     ``pin``: hold page-locked memory, from which a GPU copies faster and in the background. Copies
     in use, and :data:`SPARE_BYTES` for new ones, come on top of ``max_bytes``. Raises ConfigError
-    where ``pin`` cannot be, or ``max_bytes`` is negative. Closing it closes ``below``.
+    where there is no GPU to pin for, or ``max_bytes`` is negative. Closing it closes ``below``.
 
-    Records may be changed below, by this process or another: the next look notices.
+    Changes below, by this process or another, are noticed when a header is read.
     """
 
     def __init__(self, below: ChunkStore, max_bytes: int, *, pin: bool = False) -> None:
@@ -70,9 +69,13 @@ class RamTier(Tier):
     def ram(self) -> RamStats:
         return self._room.stats()
 
-    def put(self, key: ChunkKey, kv: ChunkKV, notes: ChunkNotes | None = None) -> None:
+    @property
+    def description(self) -> StoreDescription:
+        return replace(self.below.description, ram_bytes=self.max_bytes)
+
+    def put(self, key: ChunkKey, kv: ChunkKV) -> None:
         try:
-            self.below.put(key, kv, notes)
+            self.below.put(key, kv)
         finally:
             self._room.drop(key.digest)
 
@@ -84,22 +87,20 @@ class RamTier(Tier):
             for key, _ in given:
                 self._room.drop(key.digest)
 
-    def find(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._without(key, self.below.find(key))
+    def get_header(self, key: ChunkKey, *, count: bool = True) -> StoredChunk | Miss:
+        return self._without(key, self.below.get_header(key, count=count))
 
-    def find_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return list(map(self._without, keys, self.below.find_all(keys)))
+    def get_headers(
+        self, keys: Sequence[ChunkKey], *, count: bool = True
+    ) -> list[StoredChunk | Miss]:
+        return list(map(self._without, keys, self.below.get_headers(keys, count=count)))
 
-    def peek(self, key: ChunkKey) -> StoredChunk | Miss:
-        return self._without(key, self.below.peek(key))
-
-    def peek_all(self, keys: Sequence[ChunkKey]) -> list[StoredChunk | Miss]:
-        return list(map(self._without, keys, self.below.peek_all(keys)))
-
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
-        found = self.peek(key)
+    def layer(self, key: ChunkKey, layer: int) -> KVPair:
+        found = self.get_header(key, count=False)
         if isinstance(found, Miss):
-            pair = self.below.layer(key, layer)  # counts the miss and says why; or it was put since
+            pair = self.below.layer(
+                key, layer
+            )  # raises and counts the miss, unless it was put since
             self._room.missed()
             return pair
         check_layer(layer, found.spec.layers)
@@ -108,7 +109,7 @@ class RamTier(Tier):
         both[0], both[1] = keys, values
         return both[0], both[1]
 
-    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, chunks: Sequence[StoredChunk], layer: int) -> list[KVPair]:
         taken = [self._room.take(chunk, layer) for chunk in chunks]
         missing = [one for one, (_, held) in zip(chunks, taken, strict=True) if held is None]
         try:
@@ -140,18 +141,15 @@ class RamTier(Tier):
         self._blocks.clear()
 
     def _without(self, key: ChunkKey, found: StoredChunk | Miss) -> StoredChunk | Miss:
-        """What was found below. What is gone there is not held here either; what is held here is
-        not distant."""
+        """What was found below. Drops what is gone there; what is held here is not remote."""
         if isinstance(found, Miss):
             self._room.drop(key.digest)
-        elif found.distant and self._room.holds(found):
-            return replace(found, distant=False)
+        elif found.is_remote and self._room.holds(found):
+            return replace(found, is_remote=False)
         return found
 
-    def _entered(
-        self, chunk: _Held | None, layer: int, pair: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """A layer that was read below, held from now on where its chunk has room."""
+    def _entered(self, chunk: _Held | None, layer: int, pair: KVPair) -> KVPair:
+        """A layer that was read from below, and is held from now on where space is reserved."""
         if chunk is None:
             return pair
         both = self._held.tensor((2, *pair[0].shape), pair[0].dtype)
@@ -162,7 +160,7 @@ class RamTier(Tier):
 
 @dataclass(eq=False, slots=True)
 class _Held:
-    """The layers of one record that were read so far, with room for the rest."""
+    """The layers of one record that were read so far, with space reserved for the rest."""
 
     stored: StoredChunk
     layers: dict[int, Tensor] = field(default_factory=dict)  # (2, kv_heads, tokens, head_dim)
@@ -177,21 +175,20 @@ class _Held:
 
 
 class _Room:
-    """The chunks that have room, in the order of their last use. Thread-safe; its lock is held but
-    briefly.
+    """The chunks with reserved space, in the order of their last use. Thread-safe.
 
-    A held tensor is never written to, so that it can be copied without the lock.
+    Held tensors are never written to, so that they can be copied without the lock.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._lock = threading.Lock()
         self._max_bytes = max_bytes
-        self._used = 0  # set aside; the sum over all chunks
+        self._used = 0  # bytes reserved for all chunks
         self._chunks: OrderedDict[bytes, _Held] = OrderedDict()
         self._hits = self._misses = self._evictions = 0
 
     def take(self, stored: StoredChunk, layer: int) -> tuple[_Held | None, Tensor | None]:
-        """The chunk, if it has room, and the layer, if it is held. Counts a hit or a miss."""
+        """The chunk, if space is reserved, and the layer, if it is held. Counts a hit or a miss."""
         digest = stored.key.digest
         with self._lock:
             chunk = self._chunks.get(digest)
@@ -218,16 +215,16 @@ class _Room:
             return len(chunk.layers) == stored.spec.layers
 
     def fill(self, chunk: _Held, layer: int, both: Tensor) -> None:
-        """Hold a layer, but of another size than there is room for: the record was replaced.
+        """Hold a layer, unless its size differs from the reserved one: the record was replaced.
 
-        A chunk that lost its room since it was taken is found by nobody any more.
+        A chunk that was evicted since :meth:`take` is not found any more.
         """
         with self._lock:
             if both.nbytes == chunk.stored.layer_bytes:
                 chunk.layers[layer] = both
 
     def missed(self) -> None:
-        """A layer was read below that :meth:`take` was not asked for."""
+        """Count a layer that was read below without :meth:`take`."""
         with self._lock:
             self._misses += 1
 

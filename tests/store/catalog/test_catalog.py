@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store import Catalog, DiskStore, MemoryStore
 from ragcache.store.catalog.chunks import _vector
-from ragcache.store.format.checksummed import put_sealed
+from ragcache.store.format.checksummed import put_checksummed
 from ragcache.types import Chunk, Document
 from tests import scene
 from tests.store.samples import ONE, make_key, make_kv
@@ -31,7 +31,8 @@ def vectors(count: int, seed: int = 0, dim: int = 4) -> NDArray[np.float32]:
 def add(catalog: Catalog, name: str, count: int, seed: int = 0) -> tuple[list[Chunk], list[int]]:
     document = Document(name, "text", {"source": "here"})
     chunks = [Chunk(name, i, f"{name} {i} é {seed}", {"page": str(i)}) for i in range(count)]
-    rows = catalog.put_document(document, chunks, vectors(count, seed), bytes([seed]))
+    catalog.put_document(document, chunks, vectors(count, seed), bytes([seed]))
+    rows = catalog.rows_of(document.id)
     return chunks, rows
 
 
@@ -203,6 +204,6 @@ def test_a_vector_of_another_length() -> None:
         catalog.put_document(Document("a", "text"), [chunk], vectors, b"", contents=[ONE.content])
         with store.tables.write() as txn:
             (row,) = list(txn.keys("vectors"))
-            put_sealed(txn, "vectors", row, np.ones(3, np.float32).tobytes())
+            put_checksummed(txn, "vectors", row, np.ones(3, np.float32).tobytes())
         with pytest.raises(StoreError, match="has 3 numbers, not 4: index its document again"):
             catalog.vectors()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ragcache.store import Catalog, ChunkKey, ChunkStore
-from ragcache.store.catalog.catalog import HasTables
+from ragcache.store.catalog.catalog import TableStore
 from ragcache.store.key import variant_key
 from ragcache.store.tiers.base import Tier
 from ragcache.types import Chunk, ChunkNotes, Document
@@ -25,7 +25,7 @@ def catalog(store: ChunkStore) -> Catalog:
         store.put(key, make_kv(key))
     while isinstance(store, Tier):
         store = store.below
-    return Catalog(cast("HasTables", store))
+    return Catalog(cast("TableStore", store))
 
 
 def put(
@@ -66,7 +66,7 @@ def test_deleting_takes_all_kv_of_the_tokens(catalog: Catalog, store: ChunkStore
     another, variant = ChunkKey(OTHER, A.tokens, (1,), "bos"), variant_key(MODEL, A.tokens, (7,))
     foreign = ChunkKey(MODEL, A.tokens, tenant="else")
     store.put(another, make_kv(another))
-    store.put(variant, make_kv(variant), ChunkNotes((), (), (0.5,) * 5, 0.6))
+    store.variants.put(variant, make_kv(variant), ChunkNotes((), (), (0.5,) * 5, 0.6))
     store.put(foreign, make_kv(foreign))
     put(catalog, "one", [A])
     assert catalog.delete_document("one") and not catalog.delete_document("one")
@@ -82,10 +82,10 @@ def test_kv_that_no_document_ever_used_stays(catalog: Catalog, store: ChunkStore
 
 def test_another_models_chunks_are_let_go_of_too(catalog: Catalog, store: ChunkStore) -> None:
     put(catalog, "one", [A])
-    catalog.use("one", [B.content])
-    catalog.use("one", [B.content])
-    catalog.use("one", [C.content, C.content])  # another text by now: passed over
-    catalog.use("nobody", [C.content])
+    catalog.add_references("one", [B.content])
+    catalog.add_references("one", [B.content])
+    catalog.add_references("one", [C.content, C.content])  # another text by now: passed over
+    catalog.add_references("nobody", [C.content])
     catalog.delete_document("one")
     assert stored(store) == {C}
 
@@ -96,7 +96,9 @@ def test_expired_documents_are_gone_with_their_kv(catalog: Catalog, store: Chunk
     put(catalog, "kept", [C])
     assert catalog.expire(99.0) == []
     assert catalog.expire(150.0) == ["soon"] and stored(store) == {B, C}
-    assert catalog.keep("late", expires=300.0) and not catalog.keep("soon", expires=300.0)
+    assert catalog.set_retention("late", expires=300.0) and not catalog.set_retention(
+        "soon", expires=300.0
+    )
     assert catalog.expire(250.0) == []
     put(catalog, "late", [B], expires=260.0)
     assert catalog.expire(260.0) == ["late"] and stored(store) == {C}
@@ -109,5 +111,5 @@ def test_entries_say_what_was_put(catalog: Catalog) -> None:
     first, second = catalog.entries()
     assert (first.id, first.chunks, first.expires, first.pinned) == ("a", 0, None, True)
     assert (second.id, second.chunks, second.expires, second.pinned) == ("b", 2, 5.0, False)
-    catalog.keep("b", pinned=True)
+    catalog.set_retention("b", pinned=True)
     assert [e.pinned for e in catalog.entries()] == [True, True]

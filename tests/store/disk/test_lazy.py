@@ -121,7 +121,7 @@ def test_documents_whose_time_is_over_are_left_out(path: Path, holder: tuple[int
     _, do = holder
     with small(path) as cache:
         assert cache.retrieve("Who keeps a parrot?", 1, 0)[0].chunk.document == "holt"
-        do("from ragcache.store import Catalog; Catalog(store).keep('holt', expires=1.0)")
+        do("from ragcache.store import Catalog; Catalog(store).set_retention('holt', expires=1.0)")
         found = cache.retrieve("Who keeps a parrot?", 5, 0)
         assert found and all(passage.chunk.document != "holt" for passage in found)
         assert "holt" not in [entry.id for entry in cache.documents()]
@@ -134,7 +134,7 @@ def test_uses_are_written_down_where_that_can_be(tmp_path: Path) -> None:
         store.put(ONE, make_kv(ONE))
         store.put(TWO, make_kv(TWO))
     with DiskStore(path, quota=quota, lazy=True) as lazy:
-        lazy.find(ONE)
+        lazy.get_header(ONE)
         assert not lazy.tables.is_writer
     with DiskStore(path, quota=quota) as store:
         capacity = store._capacity

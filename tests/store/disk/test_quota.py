@@ -41,7 +41,7 @@ def there(store: DiskStore) -> list[ChunkKey]:
 def test_the_least_recently_used_makes_room(store: Open) -> None:
     with store() as s:
         put(s, A, B, C)
-        s.find(A)
+        s.get_header(A)
         put(s, D)
         assert there(s) == [A, C, D] and s.stats().evictions == 1
         put(s, D, D)  # replacing takes no room
@@ -57,7 +57,7 @@ def test_a_restart_remembers_who_was_used(store: Open) -> None:
         put(s, C, A, B)
         first, second, last = sorted((A, B, C), key=lambda key: key.digest, reverse=True)
         for key in (first, second, last):  # in another order than the digests'
-            s.find(key)
+            s.get_header(key)
     with store() as s:
         put(s, D)
         assert not s.has(first) and s.has(second) and s.has(last)
@@ -80,10 +80,10 @@ def test_frequency_counts_for_pgdsf(store: Open) -> None:
     with store(policy="pgdsf") as s:
         put(s, A, B, C)
         for _ in range(3):
-            s.find(A)
-        s.find(B)
-        s.find(C)
-        s.find(C)
+            s.get_header(A)
+        s.get_header(B)
+        s.get_header(C)
+        s.get_header(C)
         put(s, D)
         assert there(s) == [A, C, D]
 
@@ -91,7 +91,7 @@ def test_frequency_counts_for_pgdsf(store: Open) -> None:
 def test_what_a_use_was_worth_counts_for_craft(store: Open) -> None:
     with store(policy="craft") as s:
         put(s, A, B, C)
-        s.credit({A: 5.0, C: 2.0})
+        s.variants.add_score({A: 5.0, C: 2.0})
         put(s, D)
         assert there(s) == [A, C, D]
 
@@ -99,9 +99,9 @@ def test_what_a_use_was_worth_counts_for_craft(store: Open) -> None:
 def test_a_chunk_that_is_being_read_stays(store: Open) -> None:
     with store() as s:
         put(s, A, B, C)
-        found = s.find(A)
-        s.find(B)
-        s.find(C)
+        found = s.get_header(A)
+        s.get_header(B)
+        s.get_header(C)
         assert isinstance(found, StoredChunk)
         with LayerReader(s, [found]) as reader:
             reader.start(range(3))
@@ -125,7 +125,7 @@ def test_pinned_documents_stay_and_a_store_of_them_is_full(store: Open) -> None:
         with pytest.raises(StoreError, match="all else is pinned or being read. Raise max_bytes"):
             put(s, D)
         assert there(s) == [A, B, C] and s.verify() == {} and s.stats().evictions == 0
-        catalog.keep("b", pinned=False)
+        catalog.set_retention("b", pinned=False)
         put(s, D)
         assert there(s) == [A, C, D]
 

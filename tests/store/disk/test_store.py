@@ -21,7 +21,7 @@ from ragcache.errors import ConfigError, StoreError
 from ragcache.store import ChunkKey, DiskStore, Miss, StoredChunk
 from ragcache.store.disk import chunk_files as files
 from ragcache.store.disk import layer_storage, writer
-from ragcache.store.disk.header_index import account
+from ragcache.store.disk.header_index import update_index
 from ragcache.store.disk.store import FILES_FROM
 from ragcache.store.key import variant_key
 from ragcache.types import ChunkKV, ChunkNotes
@@ -94,7 +94,7 @@ def resealed(record: bytes) -> bytes:
 def test_flipped_bits_in_a_header(two: DiskStore, at: int) -> None:
     rewrite(two, "headers", ONE.digest, lambda r: flip(at % len(r))(r))
     assert reason(two) == ("foreign" if at == 0 else "corrupt")
-    found = two.find(ONE)
+    found = two.get_header(ONE)
     assert isinstance(found, Miss) and not two.has(ONE)
 
 
@@ -146,7 +146,7 @@ def test_a_newer_record_is_foreign_and_says_so(two: DiskStore) -> None:
     newer = struct.pack("<I", 7)
     rewrite(two, "headers", ONE.digest, lambda r: resealed(r[:8] + newer + r[12:]))
     assert reason(two) == "foreign"
-    assert two.find(ONE) == Miss("foreign", "record format 7; this ragcache reads format 1")
+    assert two.get_header(ONE) == Miss("foreign", "record format 7; this ragcache reads format 1")
 
 
 def test_random_damage_is_never_wrong_kv(two: DiskStore) -> None:
@@ -185,12 +185,14 @@ def test_verify_names_all_damage_and_repairs_it(two: DiskStore) -> None:
     assert list(two.keys()) == [TWO.digest]
     assert two.stats().fingerprints == {str(TWO.fingerprint): 1}
     assert two.stats().payload_bytes == CHUNK_BYTES
-    assert two.find(replace(ONE, mode="context")) == Miss("absent", "these tokens are not stored")
+    assert two.get_header(replace(ONE, mode="context")) == Miss(
+        "absent", "these tokens are not stored"
+    )
 
 
 def test_stale_where_the_other_header_is_unreadable_is_absent(two: DiskStore) -> None:
     rewrite(two, "headers", ONE.digest, flip(50))
-    miss = two.find(replace(ONE, fingerprint=OTHER))
+    miss = two.get_header(replace(ONE, fingerprint=OTHER))
     assert miss == Miss("absent", "these tokens are not stored")
 
 
@@ -211,9 +213,9 @@ def test_convert_moves_every_chunk_and_keeps_what_is_noted(
     two: DiskStore, layout: Literal["records", "files"]
 ) -> None:
     noted = variant_key(MODEL, ONE.tokens, (7,))
-    two.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
-    two.credit({noted: 2.0})
-    before = two.variants(ONE), two.stats()
+    two.variants.put(noted, make_kv(noted), ChunkNotes((), (), (0.5,) * 5, 0.6))
+    two.variants.add_score({noted: 2.0})
+    before = two.variants.find(ONE), two.stats()
     told: list[tuple[int, int]] = []
     had_another = (file_of(two, ONE)[0] is None) == (layout == "files")
     assert two.convert(layout, progress=lambda *n: told.append(n)) == 3 * had_another
@@ -221,7 +223,7 @@ def test_convert_moves_every_chunk_and_keeps_what_is_noted(
     for key in (ONE, TWO, noted):
         assert (file_of(two, key)[0] is not None) == (layout == "files")
         assert same(two.get(key), make_kv(key))
-    assert two.variants(ONE) == before[0]  # the versions too: these are the same puts
+    assert two.variants.find(ONE) == before[0]  # the versions too: these are the same puts
     assert two.stats().payload_bytes == before[1].payload_bytes
     assert len(list((two.tables.path / "kv").rglob("*-*"))) == (3 if layout == "files" else 0)
     with two.tables.read() as txn:
@@ -272,7 +274,7 @@ def test_a_put_that_fails_leaves_what_was_there(
         raise StoreError("this fault is injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "account", fails)
+        patch.setattr(writer, "update_index", fails)
         with pytest.raises(StoreError, match="this fault is injected"):
             two.put(ONE, make_kv(ONE, seed=1))
     assert same(two.get(ONE), make_kv(ONE)) and two.verify() == {}
@@ -296,19 +298,19 @@ def test_a_file_that_cannot_be_read_is_unreadable(
 def test_files_that_are_read_stay_open_while_their_chunks_are_held(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [filed.find(key) for key in (ONE, TWO)]
+    found = [filed.get_header(key) for key in (ONE, TWO)]
     stored = [one for one in found if isinstance(one, StoredChunk)]
     filed.layers(stored, 0)
     assert open_files(filed) == 0
-    with filed.hold([ONE, TWO]):
-        with filed.hold([ONE]):
+    with filed.lease([ONE, TWO]):
+        with filed.lease([ONE]):
             filed.layers(stored, 0)
             assert open_files(filed) == 2
         filed.layers(stored, 1)
         assert open_files(filed) == 2
     assert open_files(filed) == 0
-    monkeypatch.setattr(files, "MOST_OPEN", 1)
-    with filed.hold([ONE, TWO]):
+    monkeypatch.setattr(files, "_MAX_OPEN", 1)
+    with filed.lease([ONE, TWO]):
         for layer in range(3):
             pairs = filed.layers(stored, layer)
             for key, pair in zip((ONE, TWO), pairs, strict=True):
@@ -317,7 +319,7 @@ def test_files_that_are_read_stay_open_while_their_chunks_are_held(
     assert open_files(filed) == 0
 
 
-@pytest.mark.skipif(not files.CAN_ADVISE, reason="this system takes no advice on files")
+@pytest.mark.skipif(not files._CAN_ADVISE, reason="this system takes no advice on files")
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch, *, cached: bool
@@ -334,9 +336,9 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
 
     monkeypatch.setattr(files, "_is_cached", lambda *_: cached)
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(layer_storage, "EXPECTED_BYTES", 1)  # one chunk ahead
-    stored = [one for one in map(filed.find, (ONE, TWO)) if isinstance(one, StoredChunk)]
-    with filed.hold([ONE, TWO]):
+    monkeypatch.setattr(layer_storage, "_READAHEAD_BYTES", 1)  # one chunk ahead
+    stored = [one for one in map(filed.get_header, (ONE, TWO)) if isinstance(one, StoredChunk)]
+    with filed.lease([ONE, TWO]):
         for layer in range(3):
             for key, pair in zip((ONE, TWO), filed.layers(stored, layer), strict=True):
                 assert is_layer(pair, key, layer)
@@ -345,9 +347,9 @@ def test_a_disk_is_asked_ahead_and_once_for_what_it_has_to_bring(
 
 
 def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore) -> None:
-    stored = filed.find(ONE)
+    stored = filed.get_header(ONE)
     assert isinstance(stored, StoredChunk)
-    with filed.hold([ONE]):
+    with filed.lease([ONE]):
         filed.layers([stored], 0)
         filed.delete(ONE)
         assert is_layer(filed.layers([stored], 1)[0], ONE, 1)
@@ -360,9 +362,9 @@ def test_what_is_held_is_read_to_its_end_though_it_was_deleted(filed: DiskStore)
 def test_a_file_that_is_read_is_not_closed_under_its_reader(
     filed: DiskStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    stored = filed.find(ONE)
+    stored = filed.get_header(ONE)
     assert isinstance(stored, StoredChunk)
-    held = filed.hold([ONE])
+    held = filed.lease([ONE])
     held.__enter__()
     filed.layers([stored], 0)
     read, others = os.preadv, list[IO[bytes]]()
@@ -402,11 +404,11 @@ def test_put_all_is_all_or_nothing(two: DiskStore, monkeypatch: pytest.MonkeyPat
         calls.append(0)
         if len(calls) > 2:  # what was there is accounted for too
             raise StoreError("this fault is injected")
-        account(*args)  # type: ignore[arg-type]
+        update_index(*args)  # type: ignore[arg-type]
 
     third = make_key(7)
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "account", fails)
+        patch.setattr(writer, "update_index", fails)
         with pytest.raises(StoreError, match="this fault is injected"):
             two.put_all([(key, make_kv(key, seed=1)) for key in (third, ONE, TWO)])
     assert calls and not two.has(third) and two.verify() == {}

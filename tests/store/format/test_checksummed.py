@@ -7,7 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from ragcache.errors import StoreError
-from ragcache.store.format.checksummed import SEALED, get_sealed, put_sealed, unsealed
+from ragcache.store.format.checksummed import (
+    CHECKSUMMED_TABLES,
+    damaged_rows,
+    get_checksummed,
+    put_checksummed,
+)
 from ragcache.store.lmdb.tables import MemoryTables, Transaction
 
 ROW = (7).to_bytes(8, "big")
@@ -41,20 +46,20 @@ def test_what_is_not_as_it_was_put_is_corrupt(
 ) -> None:
     tables = MemoryTables()
     with tables.write() as txn:
-        put_sealed(txn, "chunks", ROW, b"a body")
-        assert bytes(get_sealed(txn, "chunks", ROW)) == b"a body"
+        put_checksummed(txn, "chunks", ROW, b"a body")
+        assert bytes(get_checksummed(txn, "chunks", ROW)) == b"a body"
         damage(txn)
         with pytest.raises(StoreError, match=f"^{row} is damaged: index its document") as caught:
-            get_sealed(txn, table, key)
+            get_checksummed(txn, table, key)
     assert caught.value.reason == "corrupt"
 
 
 def test_every_sealed_row_is_looked_at() -> None:
     tables = MemoryTables()
     with tables.write() as txn:
-        for table in SEALED:
-            put_sealed(txn, table, ROW, b"a body")
+        for table in CHECKSUMMED_TABLES:
+            put_checksummed(txn, table, ROW, b"a body")
         flipped(txn)
-    assert unsealed(tables) == {
+    assert damaged_rows(tables) == {
         f"chunks {ROW.hex()}": "row 7 in chunks is damaged: index its document again"
     }

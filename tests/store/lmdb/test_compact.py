@@ -108,7 +108,7 @@ def test_a_crash_leaves_the_old_store_or_the_new_one(
         elif step == "replace":
             patch.setattr(Path, "replace", crash)
         else:
-            patch.setattr(environment, "clean", crash)
+            patch.setattr(environment, "remove_old_folders", crash)
         with pytest.raises(Crash):
             store.compact()
     assert whole(store)  # it goes on
@@ -169,7 +169,7 @@ def test_a_compaction_that_fails_fails_no_change(
     def fails(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(environment, "copy_into", fails)
+    monkeypatch.setattr(environment, "copy_compacted", fails)
     with wasteful(tmp_path / "store") as store:
         for _ in range(70):
             store.put(ONE, make_kv(ONE))

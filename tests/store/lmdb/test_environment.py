@@ -14,8 +14,8 @@ import pytest
 from ragcache.errors import StoreError
 from ragcache.store import DiskStore, MemoryStore, Miss
 from ragcache.store.lmdb import environment
-from ragcache.store.lmdb.current import current
-from ragcache.store.lmdb.directory import explained
+from ragcache.store.lmdb.current import current_folder
+from ragcache.store.lmdb.directory import translate_errors
 from tests.store.samples import ONE, make_key, make_kv, rewrite, same
 
 
@@ -166,12 +166,12 @@ def test_a_store_may_be_compacted_while_a_reader_opens_it(
 ) -> None:
     with DiskStore(tmp_path / "store") as store:
         store.put(ONE, make_kv(ONE))
-    folders, real = [tmp_path / "store" / "data-7", tmp_path / "store" / "data-8"], current
+    folders, real = [tmp_path / "store" / "data-7", tmp_path / "store" / "data-8"], current_folder
 
     def looked_up(path: Path) -> Path:  # these were current once, and are gone
         return folders.pop(0) if folders else real(path)
 
-    monkeypatch.setattr(environment, "current", looked_up)
+    monkeypatch.setattr(environment, "current_folder", looked_up)
     with DiskStore(tmp_path / "store", readonly=True) as store:
         assert not folders and same(store.get(ONE), make_kv(ONE))
 
@@ -290,7 +290,7 @@ def test_a_directory_of_somebody_else(two: DiskStore) -> None:
     ],
 )
 def test_errors_of_lmdb_say_what_to_do(tmp_path: Path, error: lmdb.Error, fix: str) -> None:
-    with pytest.raises(StoreError, match=fix), explained(tmp_path, "write to"):
+    with pytest.raises(StoreError, match=fix), translate_errors(tmp_path, "write to"):
         raise error
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ragcache.store.remote import bandwidth
-from ragcache.store.remote.bandwidth import AT_ONCE, BandwidthMeter, LinkEstimate
+from ragcache.store.remote.bandwidth import MAX_REQUESTS, BandwidthMeter, LinkEstimate
 
 
 class Clock:
@@ -115,7 +115,9 @@ def test_what_fails_brings_nothing_and_takes_its_time(clock: Clock) -> None:
 def test_seconds() -> None:
     assert LinkEstimate(0.02, 1e-7).seconds(0, 0) == 0
     assert LinkEstimate(0.02, 1e-7).seconds(1, 1_000_000) == pytest.approx(0.12)
-    assert LinkEstimate(0.02, 0).seconds(4 * AT_ONCE, 1_000_000) == pytest.approx(0.1)  # by latency
+    assert LinkEstimate(0.02, 0).seconds(4 * MAX_REQUESTS, 1_000_000) == pytest.approx(
+        0.1
+    )  # by latency
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError):
             LinkEstimate(wrong, 0)

@@ -191,7 +191,7 @@ def test_pull_keeps_to_the_quota_and_to_the_documents(
     with DiskStore(folder) as store:
         payload, digests = store.stats().payload_bytes, list(store.keys())
         for digest in digests:
-            store.drop(digest)
+            store.drop_local(digest)
     monkeypatch.setenv("RAGCACHE_MAX_BYTES", str(payload // 2))
     shown = run("pull", "--store", folder, *remote)
     assert "had no room" in shown

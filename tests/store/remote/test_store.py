@@ -21,9 +21,9 @@ from ragcache.errors import ConfigError, RemoteError, StoreError
 from ragcache.store import Catalog, ChunkKey, ChunkStore, LayerReader, Miss, StoredChunk, StoreStats
 from ragcache.store.disk.quota import Quota
 from ragcache.store.format.header import Header
-from ragcache.store.key import at_level
-from ragcache.store.remote.chunk_objects import ChunkObjects, Seen, digest_of, name_of
-from ragcache.store.remote.object_store import Bucket, Patience
+from ragcache.store.key import with_codec
+from ragcache.store.remote.chunk_objects import ChunkObjects, ObjectHeader, digest_of, object_name
+from ragcache.store.remote.object_store import Bucket, RetryPolicy
 from ragcache.store.remote.store import RemoteStore
 from ragcache.testing.store import ChunkStoreTests
 from ragcache.types import Chunk, ChunkKV, Document
@@ -71,7 +71,7 @@ class Distant(RemoteStore):
 
     def delete(self, key: ChunkKey) -> bool:
         deleted = super().delete(key)
-        self.courier.flush()
+        self.write_back.flush()
         return deleted
 
     def keys(self) -> Iterator[bytes]:
@@ -80,8 +80,8 @@ class Distant(RemoteStore):
 
     def stats(self) -> StoreStats:
         found = super().stats()
-        seen = [self.objects.look(name) for name, _ in self.objects.names()]
-        headers = [one.header for one in seen if isinstance(one, Seen)]
+        seen = [self.objects.fetch_header(name) for name, _ in self.objects.names()]
+        headers = [one.header for one in seen if isinstance(one, ObjectHeader)]
         names = [header.name for header in headers]
         return replace(
             found,
@@ -128,7 +128,7 @@ Machines = Callable[..., RemoteStore]
 
 def read(store: ChunkStore, *keys: ChunkKey, layers: range = range(LAYERS)) -> None:
     """Read chunks as a prompt does, and compare with what was put."""
-    found = store.find_all(keys)
+    found = store.get_headers(keys)
     chunks = [one for one in found if isinstance(one, StoredChunk)]
     assert len(chunks) == len(keys), found
     with LayerReader(store, chunks) as reader:
@@ -149,10 +149,10 @@ def test_what_one_machine_has_put_another_finds(machines: Machines) -> None:
     one, two = machines("one"), machines("two")
     fill(one, *KEYS)
     assert one.traffic.sent == 3 and one.traffic.waiting == 0
-    found = two.find(A)
-    assert isinstance(found, StoredChunk) and found.distant and not two.disk.has(A)
-    assert found == one.find(A) and not one.find(A).distant  # type: ignore[union-attr]
-    assert two.find(make_key(7)) == Miss("absent", "these tokens are not stored")
+    found = two.get_header(A)
+    assert isinstance(found, StoredChunk) and found.is_remote and not two.disk.has(A)
+    assert found == one.get_header(A) and not one.get_header(A).is_remote  # type: ignore[union-attr]
+    assert two.get_header(make_key(7)) == Miss("absent", "these tokens are not stored")
     read(two, *KEYS)
 
 
@@ -201,7 +201,7 @@ def test_a_put_that_finds_no_room_is_in_the_remote_when_it_returns(machines: Mac
 
 def test_what_is_still_to_be_sent_is_not_evicted(tmp_path: Path) -> None:
     with over(tmp_path / "one", quota=Quota(CHUNK_BYTES)) as store:
-        with store.courier._turn:  # the remote is slow
+        with store.write_back._turn:  # the remote is slow
             store.put(A, make_kv(A))
             store.put(B, make_kv(B))  # no room: it goes there at once
             assert store.disk.has(A) and not store.disk.has(B)
@@ -215,7 +215,7 @@ def test_what_was_acknowledged_is_sent_by_the_next_process(tmp_path: Path) -> No
     code = (
         "import os, sys; from pathlib import Path; from tests.store.remotes import over\n"
         "from tests.store.samples import make_key, make_kv\n"
-        "store = over(Path(sys.argv[1])); store.courier._turn.acquire()\n"
+        "store = over(Path(sys.argv[1])); store.write_back._turn.acquire()\n"
         "for n in range(3): store.put(make_key(n), make_kv(make_key(n)))\n"
         "store.disk.delete(make_key(1)); os._exit(9)"
     )
@@ -223,20 +223,20 @@ def test_what_was_acknowledged_is_sent_by_the_next_process(tmp_path: Path) -> No
     assert done.returncode == 9
     with over(tmp_path / "one") as one, over(tmp_path / "two") as two:
         one.flush()
-        assert isinstance(two.find(B), Miss)
+        assert isinstance(two.get_header(B), Miss)
         read(two, A, C)
 
 
 def test_a_deletion_is_one_everywhere(machines: Machines) -> None:
     one, two = machines("one"), machines("two")
     fill(one, A, B)
-    with one.courier._turn:  # before the remote has been told
+    with one.write_back._turn:  # before the remote has been told
         assert one.delete(A)
-        assert isinstance(one.find(A), Miss) and not one.delete(A)
+        assert isinstance(one.get_header(A), Miss) and not one.delete(A)
         with pytest.raises(StoreError):
             one.layer(A, 0)
     one.flush()
-    assert isinstance(two.find(A), Miss) and two.has(B)
+    assert isinstance(two.get_header(A), Miss) and two.has(B)
     one.put(A, make_kv(A))
     one.flush()
     read(two, A)
@@ -251,9 +251,9 @@ def test_a_document_that_goes_takes_its_kv_with_it(machines: Machines) -> None:
         catalog.put_document(document, [chunk], vectors[:1], b"", contents=[key.content])
     fill(one, A, B)
     assert catalog.delete_document("a")
-    assert isinstance(one.find(A), Miss)
-    one.courier.flush()
-    assert isinstance(two.find(A), Miss) and two.has(B)
+    assert isinstance(one.get_header(A), Miss)
+    one.write_back.flush()
+    assert isinstance(two.get_header(A), Miss) and two.has(B)
     one.put(A, make_kv(A))  # and back, in one go with the deletion
     assert catalog.delete_document("b")
     one.put(B, make_kv(B))
@@ -273,7 +273,7 @@ def test_a_chunk_that_is_damaged_here_comes_from_there(machines: Machines) -> No
 
 def test_a_chunk_that_is_damaged_here_and_nowhere_else(machines: Machines) -> None:
     one = machines("one")
-    with one.courier._turn:
+    with one.write_back._turn:
         one.put(A, make_kv(A))
         rewrite_layer(one.disk, A, 1, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]))
         assert one.get(A).reason == "corrupt"  # type: ignore[union-attr]
@@ -284,38 +284,38 @@ def test_a_chunk_that_is_damaged_here_and_nowhere_else(machines: Machines) -> No
     assert one.traffic.sent == 0 and list(one.objects.names()) == []
 
 
-def test_levels_are_sent_and_found(tmp_path: Path) -> None:
-    levels = "int8", "fp8"
+def test_copies_in_other_codecs_are_sent_and_found(tmp_path: Path) -> None:
+    codecs = "int8", "fp8"
     with (
-        over(tmp_path / "one", levels=levels) as one,
-        over(tmp_path / "two", levels=levels) as two,
+        over(tmp_path / "one", remote_codecs=codecs) as one,
+        over(tmp_path / "two", remote_codecs=codecs) as two,
     ):
         fill(one, A, B)
-        found = two.find(A)
+        found = two.get_header(A)
         assert isinstance(found, StoredChunk)
-        ((int8, fp8),) = two.forms([found])
-        assert (int8.codec, fp8.codec) == ("int8", "fp8") and int8.key == at_level(A, "int8")
-        assert int8.payload_bytes < found.payload_bytes and int8.distant
-        with two.hold([int8.key]):
+        ((int8, fp8),) = two.alternatives([found])
+        assert (int8.codec, fp8.codec) == ("int8", "fp8") and int8.key == with_codec(A, "int8")
+        assert int8.payload_bytes < found.payload_bytes and int8.is_remote
+        with two.lease([int8.key]):
             pairs = [two.layers([int8], layer)[0] for layer in range(LAYERS)]
         kv = make_kv(A)
         for (keys, values), k, v in zip(pairs, kv.keys, kv.values, strict=True):
             torch.testing.assert_close(keys, k, atol=0.03, rtol=0)
             torch.testing.assert_close(values, v, atol=0.03, rtol=0)
         two.flush()
-        ((here, _),) = two.forms([found])
-        assert not here.distant
-        assert one.forms([one.find(A)]) == [()]  # type: ignore[list-item]
+        ((here, _),) = two.alternatives([found])
+        assert not here.is_remote
+        assert one.alternatives([one.get_header(A)]) == [()]  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="codec 'int9' is unknown"):
-        RemoteStore(one.disk, one.objects, levels=("int9",))
+        RemoteStore(one.disk, one.objects, remote_codecs=("int9",))
 
 
 def test_an_object_is_the_chunks_file(machines: Machines, tmp_path: Path) -> None:
     one = machines("one")
     fill(one, A)
-    raw = (tmp_path / "remote" / name_of(A.content, A.digest)).read_bytes()
-    seen = one.objects.find(A)
-    assert isinstance(seen, Seen)
+    raw = (tmp_path / "remote" / object_name(A.content, A.digest)).read_bytes()
+    seen = one.objects.get_header(A)
+    assert isinstance(seen, ObjectHeader)
     assert [payload.offset % 4096 for payload in seen.header.payloads] == [0] * LAYERS
     record = one.disk.record(A.digest)
     assert not isinstance(record, Miss)
@@ -346,7 +346,7 @@ def test_a_damaged_object_is_a_miss_and_is_replaced(
     damage, reasons = DAMAGES[what]
     one, two = machines("one"), machines("two")
     fill(one, A)
-    path = tmp_path / "remote" / name_of(A.content, A.digest)
+    path = tmp_path / "remote" / object_name(A.content, A.digest)
     path.write_bytes(damage(path.read_bytes()))
     found = two.get(A)
     assert isinstance(found, Miss) and found.reason in reasons
@@ -361,9 +361,9 @@ def test_another_chunk_under_a_name_is_foreign(machines: Machines, tmp_path: Pat
     one, two = machines("one"), machines("two")
     fill(one, A, B)
     remote = tmp_path / "remote"
-    other = (remote / name_of(B.content, B.digest)).read_bytes()
-    (remote / name_of(A.content, A.digest)).write_bytes(other)
-    found = two.find(A)
+    other = (remote / object_name(B.content, B.digest)).read_bytes()
+    (remote / object_name(A.content, A.digest)).write_bytes(other)
+    found = two.get_header(A)
     assert isinstance(found, Miss) and found.reason == "foreign"
     read(two, B)
 
@@ -371,7 +371,7 @@ def test_another_chunk_under_a_name_is_foreign(machines: Machines, tmp_path: Pat
 def test_a_chunk_that_is_replaced_while_it_is_read(bucket: str, tmp_path: Path) -> None:
     with over(tmp_path / "one", bucket) as one, over(tmp_path / "two", bucket) as two:
         fill(one, A)
-        assert isinstance(two.find(A), StoredChunk)
+        assert isinstance(two.get_header(A), StoredChunk)
         one.put(A, make_kv(A, seed=1))
         one.flush()
         keys, _ = two.layer(A, 0)
@@ -387,7 +387,7 @@ def test_who_puts_first_is_left_alone_by_a_push_and_not_by_a_put(
 
     with over(tmp_path / "one", bucket) as one, over(tmp_path / "two", bucket) as two:
         fill(one, A)
-        two.disk.shared = None
+        two.disk.outbox_codecs = None
         two.disk.put(A, make_kv(A, seed=1))
         record = two.disk.record(A.digest)
         assert not isinstance(record, Miss)
@@ -415,7 +415,7 @@ def test_every_fault_is_tried_again_and_counted(
 def test_bytes_that_stay_wrong_are_a_miss(proxy: Faulty, bucket: str, tmp_path: Path) -> None:
     with over(tmp_path / "one", bucket) as one, over(tmp_path / "two", bucket) as two:
         fill(one, A)
-        found = two.find(A)
+        found = two.get_header(A)
         assert isinstance(found, StoredChunk)
         proxy.kinds, proxy.share, proxy.left = ("wrong bytes",), 1.0, 1000
         with pytest.raises(StoreError) as caught:
@@ -435,9 +435,9 @@ def test_a_remote_that_is_out_is_a_miss_and_left_alone(
         over(tmp_path / "two", bucket, patience=patience) as two,
     ):
         fill(one, *KEYS)
-        assert isinstance(two.find(A), StoredChunk)
+        assert isinstance(two.get_header(A), StoredChunk)
         proxy.kinds, proxy.share, proxy.left = ("500",), 1.0, 1000
-        found = two.find(B)
+        found = two.get_header(B)
         assert isinstance(found, Miss) and found.reason == "unreadable"
         assert "cannot be reached: 4 attempts" in found.detail
         before = len(proxy.requests)
@@ -520,7 +520,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_waits_between_attempts_double_and_end() -> None:
-    patience = Patience(first_s=1.0, longest_s=3.0)
+    patience = RetryPolicy(first_s=1.0, longest_s=3.0)
     longest = [max(patience.wait_s(n) for _ in range(2000)) for n in (1, 2, 3, 4)]
     assert longest == pytest.approx([1, 2, 3, 3], rel=0.01)
 
@@ -532,8 +532,8 @@ def test_a_reader_asks_for_layers_and_not_for_whole_objects(
         fill(one, A)
         proxy.requests.clear()
         read(two, A, layers=range(1, 2))
-        seen = two.objects.find(A)
-        assert isinstance(seen, Seen) and isinstance(seen.header, Header)
+        seen = two.objects.get_header(A)
+        assert isinstance(seen, ObjectHeader) and isinstance(seen.header, Header)
         offset, length, _ = seen.header.payloads[1]
         ranges = [asked for method, _, asked in proxy.requests[:2]]
         assert ranges == ["bytes=0-16383", f"bytes={offset}-{offset + length - 1}"]
@@ -548,7 +548,7 @@ def test_objects_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "chunks").mkdir()
     (tmp_path / "chunks" / "readme.txt").write_text("hello")
     assert list(objects.names()) == []
-    assert isinstance(objects.find(A), Miss)
+    assert isinstance(objects.get_header(A), Miss)
 
 
 def test_kv_is_what_comes_back(machines: Machines) -> None:

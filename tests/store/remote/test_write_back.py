@@ -14,7 +14,7 @@ pytest.importorskip("obstore")
 
 from ragcache.errors import RemoteError, StoreError
 from ragcache.store.format.header import layer_checksum
-from ragcache.store.remote import write_back as couriers
+from ragcache.store.remote import write_back as write_back
 from ragcache.store.remote.store import RemoteStore
 from tests.store.remotes import over
 from tests.store.samples import make_key, make_kv
@@ -33,13 +33,13 @@ def settled(store: RemoteStore, waiting: int = 0) -> None:
 def test_a_record_that_no_level_can_hold_keeps_nothing_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with over(tmp_path / "one", levels=("int8",)) as store:
-        with store.courier._turn:
+    with over(tmp_path / "one", remote_codecs=("int8",)) as store:
+        with store.write_back._turn:
             for key in KEYS:
                 store.put(key, make_kv(key))
             forged(store.disk, KEYS[7], not_finite)
         settled(store)
-        assert store.courier._thread.is_alive()
+        assert store.write_back._thread.is_alive()
         traffic = store.traffic
         assert (traffic.sent, traffic.unsent) == (len(KEYS) - 1, 1)
     assert f"chunk {KEYS[7].digest.hex()[:12]} is not sent" in caplog.text
@@ -50,13 +50,13 @@ def test_a_record_that_no_level_can_hold_keeps_nothing_back(
 def test_what_nobody_expected_is_logged_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(couriers, "_PAUSE_S", (0.01, 0.02))
+    monkeypatch.setattr(write_back, "_PAUSE_S", (0.01, 0.02))
     failures = [KeyError("a fault of ours"), MemoryError()]
     with over(tmp_path / "one") as store:
         real = store.disk.tables.read
 
         def read() -> object:
-            if failures and threading.current_thread() is store.courier._thread:
+            if failures and threading.current_thread() is store.write_back._thread:
                 raise failures.pop()
             return real()
 
@@ -66,18 +66,18 @@ def test_what_nobody_expected_is_logged_and_tried_again(
         while failures and time.monotonic() < until:
             time.sleep(0.01)
         settled(store)
-        assert store.courier._thread.is_alive() and store.traffic.sent == 1
+        assert store.write_back._thread.is_alive() and store.traffic.sent == 1
     assert "Traceback" in caplog.text and "a fault of ours" in caplog.text
 
 
 def test_a_row_that_fails_keeps_no_others_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(couriers, "_AT_A_TIME", 4)
-    monkeypatch.setattr(couriers, "_PAUSE_S", (60.0, 60.0))
+    monkeypatch.setattr(write_back, "_AT_A_TIME", 4)
+    monkeypatch.setattr(write_back, "_PAUSE_S", (60.0, 60.0))
     with over(tmp_path / "one") as store:
         store._patience_s = 0
-        with store.courier._turn:
+        with store.write_back._turn:
             for key in KEYS:
                 store.put(key, make_kv(key))
             first = sorted(KEYS, key=lambda key: key.content)[:6]
@@ -91,9 +91,9 @@ def test_a_row_that_fails_keeps_no_others_back(
             monkeypatch.setattr(store.objects, "delete", delete)
         settled(store, waiting=len(first))
         with pytest.raises(RemoteError, match="denied: look at who may delete"):
-            store.courier.flush()
+            store.write_back.flush()
         monkeypatch.setattr(store.objects, "delete", real)
-        store.courier.flush()
+        store.write_back.flush()
         assert store.traffic.waiting == 0
 
 
@@ -106,12 +106,12 @@ def test_closing_closes_the_disk_whatever_happens(
     def fails(*_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(store.courier, "_carry", fails)
-    monkeypatch.setattr(store._arrivals, "close", fails)
+    monkeypatch.setattr(store.write_back, "_carry", fails)
+    monkeypatch.setattr(store._read_through, "close", fails)
     with pytest.raises(ZeroDivisionError):
         store.close()
     with pytest.raises(StoreError, match="is closed: open it again"):
-        store.disk.find(KEYS[0])
+        store.disk.get_header(KEYS[0])
 
 
 def test_what_cannot_be_kept_is_logged_and_counted(
@@ -125,10 +125,10 @@ def test_what_cannot_be_kept_is_logged_and_counted(
         def fails(record: object) -> bool:
             raise ZeroDivisionError("a fault of ours")
 
-        monkeypatch.setattr(two.disk, "enter", fails)
+        monkeypatch.setattr(two.disk, "put_record", fails)
         with caplog.at_level(logging.ERROR):
             read(two, KEYS[0])
-            two._arrivals.flush()
+            two._read_through.flush()
         assert two.traffic.not_kept == 1 and "a fault of ours" in caplog.text
 
 

@@ -154,7 +154,7 @@ def test_a_prompt_that_was_given_up_is_read_to_the_end_by_the_next(below: Below)
 
 def test_a_reader_with_threads(below: Below) -> None:
     store = RamTier(below, 2 * CHUNK_BYTES)
-    chunks = [found for key in KEYS if isinstance(found := store.find(key), StoredChunk)]
+    chunks = [found for key in KEYS if isinstance(found := store.get_header(key), StoredChunk)]
     for _ in range(5):
         with LayerReader(store, chunks) as reader:
             reader.start(range(LAYERS))
@@ -191,7 +191,7 @@ def delete_and_put(store: RamTier) -> None:
 
 def forget(store: RamTier) -> None:
     with store.change() as change:
-        change.forget(A.digest)
+        change.delete(A.digest)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -255,7 +255,7 @@ def test_a_record_that_is_found_damaged_is_dropped(tmp_path: Path) -> None:
         assert list(store.verify()) == [A.digest.hex()]
         with pytest.raises(StoreError, match="is corrupt: .*checksum"):
             store.layer(A, 1)
-        assert store.verify(repair=True) and isinstance(store.find(A), Miss)
+        assert store.verify(repair=True) and isinstance(store.get_header(A), Miss)
         assert store.ram.held_bytes == 0
 
 
@@ -310,7 +310,7 @@ def test_any_calls_of_many_threads(below: Below, seed: int) -> None:
 
 def test_looks_at_the_header_are_not_counted_as_hits(below: Below) -> None:
     store = RamTier(below, 1 << 20)
-    store.find(A)
+    store.get_header(A)
     walk(store, A, B)
     walk(store, A, B)
     with pytest.raises(StoreError):
@@ -323,7 +323,7 @@ def test_closing_lets_go(below: Below) -> None:
         walk(store, A)
     assert store.ram.held_bytes == 0
     with pytest.raises(StoreError, match="is closed: open it again"):
-        below.find(A)
+        below.get_header(A)
 
 
 def test_settings_that_cannot_be() -> None:
@@ -340,7 +340,7 @@ def test_pinning_needs_cuda() -> None:
 @pytest.mark.gpu
 def test_what_is_lent_is_pinned(below: Below) -> None:
     store = RamTier(below, CHUNK_BYTES, pin=True)
-    found = store.find(A)
+    found = store.get_header(A)
     assert isinstance(found, StoredChunk)
     for _ in range(2):
         assert all(tensor.is_pinned() for tensor in store.layers([found], 0)[0])
@@ -349,7 +349,7 @@ def test_what_is_lent_is_pinned(below: Below) -> None:
 
 def test_what_is_lent_is_what_is_held(below: Below) -> None:
     store = RamTier(below, 1 << 20)
-    found = [one for one in map(store.find, KEYS) if isinstance(one, StoredChunk)]
+    found = [one for one in map(store.get_header, KEYS) if isinstance(one, StoredChunk)]
     first, again = store.layers(found, 0), store.layers(found, 0)
     for key, pair, same in zip(KEYS, first, again, strict=True):
         kv = make_kv(key)
@@ -360,7 +360,7 @@ def test_what_is_lent_is_what_is_held(below: Below) -> None:
 
 def test_what_is_lent_stays_when_its_chunk_goes(below: Below) -> None:
     store = RamTier(below, CHUNK_BYTES)
-    found = store.find(A)
+    found = store.get_header(A)
     assert isinstance(found, StoredChunk)
     keys, _ = store.layers([found], 0)[0]
     store.delete(A)

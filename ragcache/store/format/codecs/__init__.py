@@ -1,4 +1,4 @@
-"""Codecs: one file, one class each. Add a codec by adding its line here."""
+"""Codecs, one file and one class each. To add a codec, add its line in :data:`CODECS`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODECS: dict[str, Codec] = {
 
 
 def codec(name: str) -> Codec:
-    """The codec of that name. Raises ConfigError where there is none, or it cannot be used here."""
+    """The codec called ``name``. Raises ConfigError if there is none, or a package is missing."""
     if name not in CODECS:
         raise ConfigError(f"codec {name!r} is unknown: use one of {', '.join(CODECS)}")
     CODECS[name].check()

@@ -1,4 +1,4 @@
-"""The contract of a codec: how one layer's KV becomes bytes, and comes back."""
+"""The contract of a codec: encodes and decodes the KV of one layer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +30,11 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype, np.dtype[Any]]] = {
 
 
 class Codec(ABC):
-    """Stateless; thread-safe. Its name is part of a model's fingerprint, and so of every key."""
+    """Encodes and decodes layers. Stateless and thread-safe. Its name is part of every key."""
 
     name: ClassVar[str]
-    lossless: ClassVar[bool] = False  # every bit comes back
-    faithful: ClassVar[bool] = False  # it rounds to a model's precision at most
+    lossless: ClassVar[bool] = False  # decodes to the same bits
+    faithful: ClassVar[bool] = False  # rounds at most to the precision of published weights
 
     @abstractmethod
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
@@ -43,32 +45,31 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         """Keys and values, each (kv_heads, tokens, head_dim), in the dtype of ``spec``.
 
-        They may share the memory of ``data``, which is given away. The bytes have passed their
-        checksum. What comes back is finite. Raises ValueError where they cannot be a layer of this
-        shape all the same.
+        They are finite, and may share the memory of ``data``, of which the codec takes ownership.
+        The checksum of ``data`` was checked. Raises ValueError where it still is not a layer of
+        this shape.
         """
 
     def check(self) -> None:
-        """Raise ConfigError where something that the codec needs is not installed."""
+        """Raise ConfigError where a package that the codec needs is not installed."""
         return
 
     def layer_bytes(self, spec: KVSpec, tokens: int) -> int | None:
-        """How many bytes every layer takes; None where that depends on what is in it."""
+        """The size of every layer in bytes; None where it depends on the values."""
         return None
 
     def most_bytes(self, spec: KVSpec, tokens: int) -> int:
-        """How many bytes a layer takes at most: more are not read. A codec that does not know
-        what each layer takes says it by its own bound."""
+        """The most bytes that a layer can take; longer ones are not read. A codec without fixed
+        sizes overrides this."""
         size = self.layer_bytes(spec, tokens)
         return spec.layer_bytes(tokens) if size is None else size
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor that is not empty holds neither NaN nor infinities. As fast as reading it:
-    NaN goes through both bounds."""
+    """Whether a non-empty tensor has no NaN or infinity. One pass: NaN shows in both bounds."""
     return all(bool(bound.isfinite()) for bound in tensor.aminmax())
 
 
@@ -80,7 +81,8 @@ def to_bytes(tensor: Tensor) -> Bytes:
 
 
 def from_bytes(data: Bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor that ``to_bytes`` had; shares the memory of ``data``. ValueError if too short."""
+    """The tensor that ``to_bytes`` encoded; shares the memory of ``data``. Raises ValueError for
+    another size."""
     kind, _, stored = DTYPES[dtype]
     if data.size != stored.itemsize * math.prod(shape):
         raise ValueError(f"{data.size} bytes for shape {shape}")

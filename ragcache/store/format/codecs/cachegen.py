@@ -1,4 +1,4 @@
-"""Few levels for each number, and an entropy coder behind them."""
+"""Quantisation to a few levels, then entropy coding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
-from ragcache.store.format.codecs.entropy import bells, stream
-from ragcache.store.format.codecs.peaks import read_peaks, scaled
+from ragcache.store.format.codecs.entropy import bells, constriction_stream
+from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +35,10 @@ class CacheGen(Codec):
     level / (bins / 2 - 1) * peak, off by at most half a step. Layers count from 0, in models of
     any depth. Two things differ from the paper:
 
-    - No deltas to an anchor token in ten, which the authors' code does not take either. Keys here
-      are those before RoPE: on the small model's, deltas of levels take 15 % more bytes, deltas
-      quantised afresh 36 % more, at an error 14 % lower. With values it is no better.
-    - A channel's distribution is the best of a fixed family (:mod:`.distributions`), named by one
+    - No deltas to every tenth (anchor) token, which the authors' code does not use either. Keys
+      here are those before RoPE: on the small model's, deltas of levels take 15 % more bytes,
+      deltas quantised afresh 36 % more, at an error 14 % lower. With values it is no better.
+    - A channel's distribution is the best of a fixed family (:mod:`.entropy`), named by one
       byte: a chunk has too few tokens to be worth a table for every channel.
 
     Bytes, little-endian: tag, bins of keys and of values, two zeros; peaks of keys, then of
@@ -60,10 +61,10 @@ class CacheGen(Codec):
             _check_bins(bins)
 
     def check(self) -> None:
-        stream()
+        constriction_stream()
 
     def bins(self, layer: int) -> tuple[int, int]:
-        """Of a layer's keys and of its values."""
+        """The bins of a layer's keys and of its values."""
         first_key, first_value = layer < self.key_first_layers, layer < self.value_first_layers
         return (
             self.key_first_bins if first_key else self.key_second_bins,
@@ -71,8 +72,8 @@ class CacheGen(Codec):
         )
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
-        numbers, peaks = scaled(keys, values, (1, 3))
-        coder = stream().stack.AnsCoder()
+        numbers, peaks = scale_by_peaks(keys, values, (1, 3))
+        coder = constriction_stream().stack.AnsCoder()
         chosen = []
         bins = self.bins(layer)
         for plane, each in reversed(list(zip(numbers, bins, strict=True))):  # a stack: last first
@@ -87,7 +88,7 @@ class CacheGen(Codec):
         head = np.frombuffer(_HEAD.pack(_TAG, *bins), np.uint8)
         return np.concatenate([head, to_bytes(peaks), *reversed(chosen), words])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         channels = spec.kv_heads * spec.head_dim
         peaks_end = _HEAD.size + 2 * tokens * spec.itemsize
         bells_end = peaks_end + 2 * channels
@@ -100,7 +101,7 @@ class CacheGen(Codec):
             raise ValueError(f"the bytes do not begin with {_TAG!r}")
         peaks = read_peaks(data[_HEAD.size : peaks_end], spec.dtype, (2, tokens, 1))
         chosen = data[peaks_end:bells_end].reshape(2, channels)
-        coder = stream().stack.AnsCoder(data[bells_end:].view("<u4").astype(np.uint32))
+        coder = constriction_stream().stack.AnsCoder(data[bells_end:].view("<u4").astype(np.uint32))
         both = torch.empty((2, spec.kv_heads, tokens, spec.head_dim), dtype=DTYPES[spec.dtype][0])
         for plane, each, rows, peak in zip(both, bins, chosen, peaks, strict=True):
             _check_bins(each)
@@ -114,7 +115,7 @@ class CacheGen(Codec):
         return keys, values
 
     def most_bytes(self, spec: KVSpec, tokens: int) -> int:
-        """All numbers as symbols of the rarest kind, and the coder's own state."""
+        """The size with every number as the most expensive symbol, and the coder's state."""
         channels = spec.kv_heads * spec.head_dim
         head = _HEAD.size + 2 * tokens * spec.itemsize + 2 * channels
         return head + 2 * channels * tokens * _MOST_PER_NUMBER + 16

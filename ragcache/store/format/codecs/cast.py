@@ -1,4 +1,4 @@
-"""Numbers of a model's published precision, where it computes in another."""
+"""Rounds numbers to a 16-bit dtype, such as that of a model's published weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, from_bytes, to_bytes
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Cast(Codec):
     """Keys, then values, each (kv_heads, tokens, head_dim) in C order, rounded to ``dtype``.
 
-    They come back in KV's own dtype. Raises ValueError for numbers that ``dtype`` does not hold.
+    They are decoded to KV's own dtype. Raises ValueError for numbers out of the range of ``dtype``.
     """
 
     dtype: str
@@ -40,7 +41,7 @@ class Cast(Codec):
             )
         return np.concatenate([to_bytes(plane) for plane in rounded])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         stored = from_bytes(data, self.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
         both = stored.to(DTYPES[spec.dtype][0])
         if not bool(torch.isfinite(both).all()):

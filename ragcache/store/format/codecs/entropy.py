@@ -1,6 +1,6 @@
-"""The distributions that channels are coded with: a fixed family of bells.
+"""The distributions for entropy coding of channels: a fixed family of bell curves.
 
-A bell is known by its place in the family, a byte. On chunks of hundreds of tokens, a channel's
+A byte, the index in the family, names a bell. On chunks of hundreds of tokens, a channel's
 own histogram would take more bytes than it saves over the best of these bells.
 """
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError
 
-SPREADS = (0.4, 0.64, 1.0, 1.6, 2.5, 4.0)  # in levels; centres lie 3/4 of a spread apart
-#: What constriction makes of weights with this sum is the weights themselves, each and 1.
+_SPREADS = (0.4, 0.64, 1.0, 1.6, 2.5, 4.0)  # in levels; centres lie 3/4 of a spread apart
+#: Constriction turns weights with this sum into themselves plus 1.
 TOTAL = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Bells:
+class _Bells:
     """Distributions over the symbols 0 to ``levels`` - 1.
 
     ``weights`` are whole numbers; those of a bell sum to 2^24 - levels, which makes it nothing but
@@ -37,18 +37,18 @@ class Bells:
 
     @cached_property
     def bits(self) -> NDArray[np.float64]:
-        """What each symbol costs, (bells, levels); at least 1/16."""
+        """The bits that each symbol costs, (bells, levels); at least 1/16."""
         costs: NDArray[np.float64] = -np.log2((self.weights.astype(np.float64) + 1) / TOTAL)
         return costs
 
     @cached_property
     def models(self) -> list[Any]:
         """A constriction model for each bell."""
-        categorical = stream().model.Categorical
+        categorical = constriction_stream().model.Categorical
         return [categorical(bell, perfect=False, lazy=False) for bell in self.weights]
 
     def best(self, symbols: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """For each row of ``symbols``, (channels, tokens), the bell that codes it shortest."""
+        """For each row of ``symbols``, (channels, tokens), the bell with the shortest code."""
         channels = len(symbols)
         each = symbols + np.arange(channels, dtype=np.int64)[:, None] * self.levels
         counts = np.bincount(each.reshape(-1), minlength=channels * self.levels)
@@ -58,7 +58,7 @@ class Bells:
 
 
 @lru_cache
-def bells(levels: int) -> Bells:
+def bells(levels: int) -> _Bells:
     """The bells over that many symbols, 3 to 31: at most 256 of them.
 
     Their order and their weights are part of the formats that use them. They come from whole
@@ -67,7 +67,7 @@ def bells(levels: int) -> Bells:
     """
     middle = (levels - 1) / 2
     shapes = []
-    for spread in SPREADS:
+    for spread in _SPREADS:
         reach = int(middle / (0.75 * spread))
         centres = middle + 0.75 * spread * np.arange(-reach, reach + 1)[:, None]
         ratio = 64 / (64 + ((np.arange(levels) - centres) / spread) ** 2)
@@ -78,10 +78,10 @@ def bells(levels: int) -> Bells:
     weights = heights * (TOTAL - levels) // heights.sum(1, keepdims=True)
     rest = TOTAL - levels - weights.sum(1)
     weights[np.arange(len(weights)), weights.argmax(1)] += rest
-    return Bells(weights.astype(np.float32))
+    return _Bells(weights.astype(np.float32))
 
 
-def stream() -> Any:
+def constriction_stream() -> Any:
     """``constriction.stream``. Raises ConfigError where constriction is not installed."""
     try:
         return importlib.import_module("constriction").stream

@@ -1,4 +1,4 @@
-"""Eight bits for each number, in steps that grow with it."""
+"""Eight-bit floats, scaled per token and head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eight bits for each number, in equal steps."""
+"""Eight-bit integers, scaled per token and head."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Peaks, the largest magnitudes: what the lossy codecs scale numbers by.
+"""Peaks, the largest magnitudes, by which the lossy codecs scale numbers.
 
-A peak is one of the numbers that it scales, so KV's own dtype holds it exactly: no huge value
-overflows it, no subnormal vanishes in it, and the number it was taken from comes back unchanged.
+A peak is one of the numbers that it scales, so KV's own dtype holds it exactly: large values do not
+overflow, subnormals do not vanish, and the number itself is decoded unchanged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def scaled(keys: Tensor, values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def scale_by_peaks(keys: Tensor, values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Numbers over their peak, float32 in [-1, 1], and the peaks, in the dtype of ``keys``.
 
     Both are on the CPU; the first is (2, kv_heads, tokens, head_dim), the second has size 1 in
     ``dims``, over which a peak is shared. Where all numbers are 0, so is the peak. Raises
-    ValueError for NaN and infinities, which have no place in any scale.
+    ValueError for NaN and infinities.
     """
     numbers = torch.stack([keys, values]).detach().cpu().float()
     peaks = numbers.abs().amax(dims, keepdim=True)

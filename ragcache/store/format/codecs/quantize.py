@@ -1,4 +1,4 @@
-"""One byte per number, scaled per token and head: what int8 and fp8 have in common."""
+"""The base of codecs with one byte per number, scaled per token and head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
-from ragcache.store.format.codecs.peaks import read_peaks, scaled
+from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +22,8 @@ class ByteQuantizer(Codec):
     """Four bytes ``tag``, then peaks, then codes, each of keys and then of values, in C order.
 
     Peaks are (kv_heads, tokens) in KV's dtype, little-endian; codes are (kv_heads, tokens,
-    head_dim), a byte each. What was decoded encodes to the same bytes again, unless rounding to a
-    subnormal of KV's dtype came between.
+    head_dim), a byte each. Decoded KV encodes to the same bytes again, unless a value was rounded
+    to a subnormal of KV's dtype.
     """
 
     tag: ClassVar[bytes]  # the last byte counts versions
@@ -33,14 +34,14 @@ class ByteQuantizer(Codec):
 
     @abstractmethod
     def from_codes(self, codes: Tensor) -> Tensor:
-        """float32 in [-1, 1] for int8, the bits of codes. ValueError where one is no code."""
+        """float32 in [-1, 1] from codes, given as int8. Raises ValueError for an invalid code."""
 
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
-        numbers, peaks = scaled(keys, values, (-1,))
+        numbers, peaks = scale_by_peaks(keys, values, (-1,))
         codes = self.to_codes(numbers).view(torch.uint8).numpy().reshape(-1)
         return np.concatenate([np.frombuffer(self.tag, np.uint8), to_bytes(peaks), codes])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         if data.size != self.layer_bytes(spec, tokens):
             raise ValueError(f"{data.size} bytes, not {self.layer_bytes(spec, tokens)}")
         if data[:4].tobytes() != self.tag:

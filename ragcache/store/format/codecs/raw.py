@@ -1,4 +1,4 @@
-"""The KV itself, bit for bit."""
+"""The KV as it is, bit for bit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ragcache.store.format.codecs.base import Bytes, Codec, from_bytes, is_finite, to_bytes
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ class Raw(Codec):
     def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
         return np.concatenate([to_bytes(keys), to_bytes(values)])
 
-    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> tuple[Tensor, Tensor]:
+    def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
         both = from_bytes(data, spec.dtype, (2, spec.kv_heads, tokens, spec.head_dim))
         if not is_finite(both):
             raise ValueError("it holds NaN or infinities")
