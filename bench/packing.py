@@ -26,9 +26,9 @@ from bench import results
 from bench.shapes import engine
 from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.engine.hf.layer_hooks import Capture, on_host
+from ragcache.engine.hf.layer_hooks import CaptureKV, copy_to_host
 from ragcache.engine.hf.packing import PackedForward
-from ragcache.engine.hf.rope import rotations
+from ragcache.engine.hf.rope import record_rotary_calls
 from ragcache.models import world_file
 from ragcache.types import ChunkKV, Tokens
 
@@ -48,7 +48,7 @@ class Padded(TransformersEngine):
         for buffers in (kv._keys, kv._values):
             buffers[:] = [t if t is None else t.repeat(len(chunks), 1, 1, 1) for t in buffers]
         kv.begin(width)
-        with rotations(layers.modules[0]) as calls:
+        with record_rotary_calls(layers.modules[0]) as calls:
             self.model(
                 torch.tensor([[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks]),
                 position_ids=torch.arange(start, start + width)[None],
@@ -71,7 +71,7 @@ class Masked(TransformersEngine):
         forward = self._forward
         pack = PackedForward(forward.config, [len(chunk) for chunk in chunks], len(context))
         ids = [token for chunk in chunks for token in chunk]
-        kv, seen = self._continued(context, len(ids)), Capture()
+        kv, seen = self._continued(context, len(ids)), CaptureKV()
         with forward.driven(kv, ids, pack.positions, seen) as arguments:
             self.model(**arguments, attention_mask=block_diagonal(pack))
         capture = [(k[None], v[None]) for k, v in zip(seen.keys, seen.values, strict=True)]
@@ -94,7 +94,7 @@ def cut(chunk: Tokens, layers: Sequence[tuple[Tensor, Tensor]], batch: int, firs
     """Rows of one chunk out of keys and values, (batch, kv_heads, rows, head_dim) per layer."""
     rows = slice(first, first + len(chunk))
     keys, values = (
-        tuple(on_host(tensor[batch, :, rows], tensor.dtype) for tensor in tensors)
+        tuple(copy_to_host(tensor[batch, :, rows], tensor.dtype) for tensor in tensors)
         for tensors in zip(*layers, strict=True)
     )
     return ChunkKV(chunk, keys, values)

@@ -1,4 +1,4 @@
-"""RagCache: documents in, fused answers out. The façade that CLI, API and LangChain call."""
+"""RagCache: index documents and answer questions. CLI, REST API and LangChain use this class."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteTraffic
     from ragcache.vllm.engine import VllmEngine
 
-_MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a process has addresses for a thousand such stores
-_SAMPLE = 24  # documents whose first chunk is read to see how fast that is
+_MAP_BESIDE = 1 << 37  # bytes of LMDB's map: an address space has room for a thousand such stores
+_SAMPLE = 24  # documents whose first chunk is read to measure the speed of loading
 
 
 class RagCache:
-    """A folder of documents, their chunks' KV, and a model that answers from them.
+    """A store of documents with the KV of their chunks, and a model that answers from them.
 
     >>> from ragcache import Document, RagCache
     >>> import tempfile
@@ -69,14 +69,14 @@ class RagCache:
     ) -> None:
         self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
         self._checked = False
-        self._owns_engine = False  # whether :meth:`close` closes the engine too
+        self._owns_engine = False  # whether :meth:`close` closes the engine
         self.catalog = Catalog(store)
-        #: Of the prompts: the engine's, with the store's own date where it has one.
-        self.template = setup.prompt_template(self.catalog, engine, settings)
-        encoding = setup.compile_mode(self.catalog, engine, settings, self.template)
+        #: The chat template of the prompts, with the store's own date if it has one.
+        self.template = setup.resolve_prompt_template(self.catalog, engine, settings)
+        encoding = setup.resolve_encoding_context(self.catalog, engine, settings, self.template)
         splitter = Splitter(
-            lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # as template.chunk does
-            setup.chunk_tokens(self.catalog, engine, settings),
+            lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # see PromptTemplate.chunk
+            setup.resolve_chunk_tokens(self.catalog, engine, settings),
             tokenizer_name=dict(engine.fingerprint.fields)["tokenizer"],
         )
         self.retriever = Retriever(
@@ -88,14 +88,13 @@ class RagCache:
         )
         local = engine if isinstance(engine, Engine) else None
         pin = local is not None and local.upload is not None
-        self.remote = setup.over_remote(store, engine, settings, pin=pin)
-        setup.note_shapes(
+        self.remote = setup.attach_remote(store, engine, settings, pin=pin)
+        setup.record_kv_shapes(
             store, engine.fingerprint, self.remote.remote_codecs if self.remote else ()
         )
-        #: Where KV is put, and what answers read from: the store, over a remote if there is one,
-        #: and behind a tier in RAM.
+        #: The store of KV: on disk, with a remote if there is one, and with a tier in RAM.
         self.chunks: ChunkStore = self.remote or store
-        if settings.ram_bytes and local is not None:  # servers hold what they read
+        if settings.ram_bytes and local is not None:  # vLLM servers have caches of their own
             self.chunks = RamTier(self.chunks, settings.ram_bytes, pin=pin)
         self.indexing = Indexing(
             engine,
@@ -128,18 +127,21 @@ class RagCache:
         loading: Callable[[str], object] | None = None,
         lazy: bool = False,
     ) -> Self:
-        """Open, or make, the store in folder ``path``.
+        """Open the store in folder ``path``, or create it.
 
-        The model and the embedder are those the store was built with unless ``model`` or
-        ``settings`` name others; a new store takes the small model that ships. A store's own are
-        loaded only where this user has named them before, on this machine. Chunks computed by
-        another model are misses, never answers. ``beside``: share the model and embedder of
-        another one. Keys of KV are ``tenant``'s. ``loading`` is told the model's name before it is
-        loaded. ``lazy``: the store is there; become the one process that writes it with the first
-        change, and where another one is that, answer all the same and store nothing: reports say
-        so. Raises StoreError (LockedError without ``lazy``), ModelError or ConfigError.
+        The model and the embedder are those the store was built with, unless ``model`` or
+        ``settings`` name others; a new store uses the small model of the package. A model that
+        only the store names is not loaded unless this user has named it before on this machine.
+        Chunks that another model computed count as missing.
+
+        ``beside``: share the model and the embedder of that instance. ``tenant``: part of the keys
+        of KV. ``loading``: called with the model's name before it is loaded. ``lazy``: the store
+        exists, and is locked for writing only with the first change; if another process has the
+        lock, questions are answered but nothing is stored, which reports say. Raises StoreError
+        (LockedError without ``lazy``), ModelError or ConfigError.
         """
-        from ragcache.engine.hf.engine import TransformersEngine, as_device
+        from ragcache.engine.hf.device import resolve_device
+        from ragcache.engine.hf.engine import TransformersEngine
 
         settings = settings or Settings.load()
         path = Path(path)
@@ -150,7 +152,7 @@ class RagCache:
             map_size=1 << 40 if beside is None else _MAP_BESIDE,
             quota=Quota(settings.max_bytes, settings.tenant_bytes),
             policy=settings.eviction,
-            pin=as_device(settings.device).type == "cuda",
+            pin=resolve_device(settings.device).type == "cuda",
         )
         try:
             catalog = Catalog(store)
@@ -158,26 +160,28 @@ class RagCache:
             if beside is not None:
                 name = named or beside.catalog.get_setting("model") or TINY
             else:
-                name = setup.model_of(catalog, named)
+                name = setup.resolve_model_name(catalog, named)
                 if loading is not None:
                     loading(name)
             engine: Engine | VllmEngine
             if beside is not None:
                 engine = beside.engine
             elif settings.engine == "vllm":
-                engine = _servers(model_path(name), path, settings, catalog)
+                engine = _connect_servers(model_path(name), path, settings, catalog)
             else:
                 engine = TransformersEngine.load(
                     model_path(name),
                     device=settings.device,
                     dtype=settings.dtype,
-                    codec=setup.codec_of(catalog, settings, model_path(name)),
+                    codec=setup.resolve_codec(catalog, settings, model_path(name)),
                     kernels=settings.kernels,
                 )
-            embedder = beside.retriever.embedder if beside else setup.embedder_of(catalog, settings)
+            embedder = (
+                beside.retriever.embedder if beside else setup.load_embedder(catalog, settings)
+            )
             record_embedder(catalog, embedder)
             cache = cls(engine, store, embedder, path, settings, tenant=tenant)
-            setup.record(catalog, model=absolute_name(name))
+            setup.record_settings(catalog, model=absolute_name(name))
             for given in filter(None, (named, settings.embedder)):
                 remember_name(given)
             cache._owns_engine = beside is None
@@ -195,51 +199,52 @@ class RagCache:
         progress: StageProgress | None = None,
         tokens: TokenProgress | None = None,
     ) -> Added:
-        """Split, embed and store documents, and precompute their chunks' KV.
+        """Split, embed and store documents, and precompute the KV of their chunks.
 
-        A document whose id and text are already there is left alone; one whose text changed is
-        replaced, and KV that only its old text used is gone. Killed at any point, a second call
-        does only what is missing: documents are committed a batch at a time, chunks one by one.
+        A document that is stored with the same text is skipped. If its text has changed, it is
+        replaced, and KV that only its old text used is deleted. Documents are committed in batches
+        and chunks one by one, so after a crash a second call does only what is missing.
 
         ``ttl_s``: seconds from now after which the documents are deleted. ``pinned``: their KV is
-        not evicted. What is not given stays as it was; new documents are kept, and not pinned.
-        ``progress`` is told stage, done and total after every batch, and ``tokens`` of how many
-        tokens the KV has been computed, and of how many it will be.
-        ConfigError for one document that is in no list.
+        not evicted. None leaves both as they are; new documents do not expire and are not pinned.
+        ``progress`` is called with stage, done and total after every batch, and ``tokens`` with
+        the number of tokens whose KV was computed, and their total. Raises ConfigError for a
+        single document instead of a list.
         """
         given = require_list(documents, "documents")
         steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
 
     def delete(self, documents: Iterable[str]) -> list[str]:
-        """Delete documents by id, and the KV that no other one uses; the ids that were there.
-        ConfigError for one id that is in no list."""
+        """Delete documents by id, and the KV that no other document uses. Returns the ids that
+        existed. ConfigError for a single id instead of a list."""
         given = require_list(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
     def documents(self) -> list[DocumentEntry]:
-        """All documents, by id; those whose time is over are deleted first, or left out where
-        another process writes the store."""
+        """All documents, by id. Expired ones are deleted first, or left out if another process
+        writes the store."""
         over = self._expire()
         return [entry for entry in self.catalog.entries() if entry.id not in over]
 
     def ask(self, question: str, **options: Unpack[RequestOptions]) -> Answer:
-        """Retrieve, fuse, answer. Options: see :class:`ragcache.core.request.RequestOptions`."""
+        """Answer a question from retrieved chunks. Options:
+        :class:`ragcache.core.request.RequestOptions`. Raises as :meth:`generate`."""
         return self.generate(Request(question, **options)).answer
 
     def stream(self, question: str, **options: Unpack[RequestOptions]) -> GenerationStream:
-        """The same answer piece by piece; ``.answer`` once the pieces are through."""
+        """The same as a stream of pieces of text; ``.answer`` is complete after the last one."""
         return self.generate(Request(question, **options))
 
     def generate(self, request: Request) -> GenerationStream:
-        """Start the answer to a request: nothing is computed until the stream is read.
+        """Retrieve chunks for a request, and prepare its answer, which is computed as it is read.
 
-        Where nothing is found, or no chunk is given, the stream's ``no_chunks`` and the report say
-        why; where the request or the settings require chunks, that is a NoChunksError. The first
-        answer with ``ratio`` auto from a store measures :meth:`speeds`, before its own time begins;
-        a mode that names its ratio, a finished one, and one that has none are used as they are.
-        Raises ConfigError or PromptError before any work is done; ContextError says what there is
-        no room for.
+        Without chunks, the stream's ``no_chunks`` and the report say why; if the request or the
+        settings require chunks, NoChunksError is raised. The first answer of a store with ``ratio``
+        auto measures :meth:`speeds`, before its own time begins. A Blender instance, and a mode
+        with a ratio in its name or without one, are used as they are. Raises ConfigError or
+        PromptError for a wrong request, ContextError if prompt and answer exceed the context, and
+        StoreError if no stored chunk is usable with this model.
         """
         blender, automatic = self._blender(request.mode, request.ratio)
         began = time.perf_counter()
@@ -267,7 +272,7 @@ class RagCache:
         )
 
     def _passages(self, request: Request, blender: Blender) -> list[Passage]:
-        """The chunks that were given, or else those that are found."""
+        """The chunks of the request, or else those that are retrieved."""
         texts = request.question, request.lead
         if request.chunks is None:
             check_bytes(self.engine, *texts)
@@ -279,7 +284,7 @@ class RagCache:
         return passages
 
     def _without(self, request: Request) -> str:
-        """Why there are no chunks. NoChunksError where there must be some."""
+        """Why there are no chunks. NoChunksError if they are required."""
         why = self.no_chunks() if request.chunks is None else "none were given"
         required = request.require_chunks
         if self.settings.require_chunks if required is None else required:
@@ -291,12 +296,12 @@ class RagCache:
 
     @property
     def default_sampling(self) -> Sampling:
-        """What the settings say of sampling."""
+        """The sampling of the settings, for requests without their own."""
         s = self.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
     def no_chunks(self) -> str:
-        """Why no question finds anything here, as far as that is known."""
+        """Why no chunks are retrieved from this store."""
         whose = f"the store of tenant {self.tenant}" if self.tenant else "the store"
         documents, chunks = self.catalog.size
         if not documents:
@@ -306,17 +311,17 @@ class RagCache:
         return f"nothing was retrieved from the {chunks} chunks of {whose}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
-        """How fast this model computes, and loads from this store; None where nothing is stored
-        that it can use. Measured once, or ``anew``."""
+        """How fast this model computes, and loads from this store; None if the store has no chunk
+        that it can use. Measured once and recorded in the store; ``anew`` measures again."""
         return self.profile.measure(self._sample()) if anew else self.profile.speeds(self._sample)
 
     def retrieve(
         self, question: str, top_k: int | None = None, neighbours: int | None = None
     ) -> list[Passage]:
-        """The nearest chunks with their neighbours, chunks of a document in its order.
+        """The ``top_k`` nearest chunks, with ``neighbours`` chunks before and after each.
 
-        Documents whose time is over are deleted first, or left out where another process writes
-        the store.
+        Chunks of one document are in its order. None: as in the settings. Expired documents are
+        deleted first, or left out if another process writes the store.
         """
         check_bytes(self.engine, question)
         over = self._expire()
@@ -325,6 +330,7 @@ class RagCache:
         return self.retriever.retrieve(question, top_k, neighbours=neighbours, without=over)
 
     def close(self) -> None:
+        """Close the store, and the engine unless it is shared with another instance."""
         try:
             self.chunks.close()
         finally:
@@ -332,7 +338,7 @@ class RagCache:
                 self.engine.close()
 
     def _expire(self) -> list[str]:
-        """Delete the documents whose time is over; those that are still there all the same."""
+        """Delete expired documents. Returns those that another process's lock keeps here."""
         now = time.time()
         over = self.catalog.expired(now)
         if over and self.catalog.refusal() is None:
@@ -347,7 +353,7 @@ class RagCache:
         self.close()
 
     def usable(self) -> tuple[int, int]:
-        """Stored chunks that the open model can use, and all stored chunks."""
+        """Number of stored chunks that the open model can use, and of all stored chunks."""
         return self.store.stats().usable(self.engine.fingerprint)
 
     def remote_copies(self) -> dict[bytes, list[TranscodeTarget]]:
@@ -362,11 +368,11 @@ class RagCache:
         }
 
     def traffic(self) -> RemoteTraffic | None:
-        """What has gone to the remote and come from it; None without one."""
+        """Counts of what was sent to and received from the remote; None without one."""
         return None if self.remote is None else self.remote.traffic
 
     def check_usable(self, mode: Blender) -> None:
-        """Refuse to answer from a store that was built with another model altogether."""
+        """Raise StoreError if no stored chunk was computed with the open model."""
         if mode.reuses == "nothing" or self._checked:
             return
         usable, total = self.usable()
@@ -380,7 +386,7 @@ class RagCache:
         self._checked = True
 
     def _sample(self, prompt: Prompt | None = None) -> Iterator[ChunkKey]:
-        """The prefix, and chunks from all over the store; else those of ``prompt``."""
+        """Keys of the prefix and of chunks spread over the store; if it has none, of ``prompt``."""
         yield self.indexing.prefix_key
         entries = self.catalog.entries()
         for entry in entries[:: 1 + len(entries) // _SAMPLE]:
@@ -391,7 +397,7 @@ class RagCache:
             yield from map(self.indexing.key_of, prompt.chunks)
 
     def _blender(self, mode: str | Blender | None, ratio: Ratio | None) -> tuple[Blender, bool]:
-        """The method, and whether its ratio is to be chosen."""
+        """The fusion method, and whether its ratio is chosen by measured speeds."""
         if ratio is None and (mode is None or self.settings.ratio == "auto"):
             ratio = self.settings.ratio
         mode = self.settings.mode if mode is None else mode
@@ -405,7 +411,8 @@ class RagCache:
 def _check_fits(
     engine: ChunkEngine, prompt: Prompt, passages: Sequence[Passage], max_tokens: int
 ) -> None:
-    """Raise ContextError, with the numbers, where there is no room for prompt and answer."""
+    """Raise ContextError, with the number of tokens of each part, if prompt and answer exceed the
+    context."""
     need, have = len(prompt) + max_tokens, engine.context_tokens
     if need <= have:
         return
@@ -430,8 +437,10 @@ def _passage(chunk: str | Chunk | Passage, number: int) -> Passage:
     return Passage(chunk, 0.0)
 
 
-def _servers(name: str | Path, path: Path, settings: Settings, catalog: Catalog) -> VllmEngine:
-    """vLLM servers that were started with the store in ``path``."""
+def _connect_servers(
+    name: str | Path, path: Path, settings: Settings, catalog: Catalog
+) -> VllmEngine:
+    """Connect to vLLM servers that were started with the store in ``path``."""
     try:
         from ragcache.vllm.engine import VllmEngine
     except ModuleNotFoundError as error:
@@ -440,10 +449,10 @@ def _servers(name: str | Path, path: Path, settings: Settings, catalog: Catalog)
         ) from error
     if settings.dtype == "auto":
         raise ConfigError(
-            "engine vllm needs to know the dtype that the servers were started with, for it is in "
+            "engine vllm needs the dtype that the servers were started with, because it is part of "
             "every chunk's key: give --dtype float32, bfloat16 or float16"
         )
     key = settings.vllm_key.get_secret_value() if settings.vllm_key else ""
     urls = [url for url in settings.vllm_url.split(",") if url.strip()]
-    own = setup.codec_of(catalog, settings, name)
+    own = setup.resolve_codec(catalog, settings, name)
     return VllmEngine(name, urls, path, dtype=settings.dtype, codec=own, api_key=key)

@@ -1,6 +1,6 @@
-"""What a store is opened with: what the settings say, or else what it was built with.
+"""Resolve what a store is opened with: a setting, or else the value that the store was built with.
 
-The first value that was used with a store is written down in it, so that it goes on with that.
+The first value that is used with a store is recorded in it, and is the default from then on.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from ragcache.core.embedder_identity import DIGEST, check_same
+from ragcache.core.embedder_identity import EMBEDDER_DIGEST, check_same_embedder
 from ragcache.engine.base import ChunkEngine, Engine
-from ragcache.engine.hf.precision import computed, published
+from ragcache.engine.hf.device import published_dtype, resolve_device, resolve_dtype
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteStore
     from ragcache.types import Fingerprint
 
-PROMPT_DATE = "prompt_date"  # a store's setting: the date in its prompts, in ISO's format
+PROMPT_DATE = "prompt_date"  # setting in the store: the date in its prompts, in ISO format
 
 
-def chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
-    """The setting, else what the store was built with, else what the packaged embedder reads whole,
-    and little enough that 32 chunks fit a context."""
+def resolve_chunk_tokens(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> int:
+    """Maximum tokens per chunk: the setting, else the store's own, else 256 (the window of the
+    packaged embedder), or a 32nd of the model's context if that is less."""
     if settings.chunk_tokens is not None:
         return settings.chunk_tokens
     recorded = catalog.get_setting("chunk_tokens")
     chosen = int(recorded) if recorded else min(256, engine.context_tokens // 32)
-    record(catalog, chunk_tokens=str(chosen))
+    record_settings(catalog, chunk_tokens=str(chosen))
     return chosen
 
 
-def record(catalog: Catalog, **settings: str) -> None:
-    """Write down what a store was first used with, where nothing is, and this process may write."""
+def record_settings(catalog: Catalog, **settings: str) -> None:
+    """Record settings in the store that it does not have yet, if this process may write to it."""
     new = {name: text for name, text in settings.items() if catalog.get_setting(name) is None}
     if new and catalog.refusal() is None:
         for name, text in new.items():
             catalog.put_setting(name, text)
 
 
-def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> None:
-    """Note in a store what KV of its model, and of its levels, must be like; see shapes.py."""
-    every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in levels)]
+def record_kv_shapes(store: DiskStore, own: Fingerprint, codecs: Sequence[str]) -> None:
+    """Record the shapes of KV of the store's model, in its own codec and in ``codecs``."""
+    every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in codecs)]
     with store.tables.read() as txn:
         new = kv_shapes.unrecorded(txn, every)
     if new and store.refusal() is None:
@@ -65,10 +65,13 @@ def note_shapes(store: DiskStore, own: Fingerprint, levels: Sequence[str]) -> No
                 kv_shapes.record_shape(txn, fingerprint)
 
 
-def over_remote(
+def attach_remote(
     store: DiskStore, engine: ChunkEngine, settings: Settings, *, pin: bool
 ) -> RemoteStore | None:
-    """The store over a remote, where the settings have one."""
+    """The store with the remote of the settings; None if they have no remote.
+
+    ``pin``: read into page-locked memory. Raises ConfigError for settings that contradict.
+    """
     if not settings.remote:
         if settings.remote_codecs:
             raise ConfigError(
@@ -78,8 +81,8 @@ def over_remote(
         return None
     if not isinstance(engine, Engine):
         raise ConfigError(
-            "vLLM reads the store in its folder and no remote: leave remote out, and fetch what "
-            "is there with `ragcache pull`"
+            "vLLM reads only the store in its folder: leave remote out, and copy the remote's "
+            "chunks into the store with `ragcache pull`"
         )
     own = dict(engine.fingerprint.fields).get("codec", "raw")
     if settings.remote_codecs and not codec(own).faithful:
@@ -92,33 +95,34 @@ def over_remote(
     return open_remote(store, settings.remote, settings.remote_codecs, pin=pin)
 
 
-def codec_of(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
-    """The setting, else the store's own, which is the first that was used with it.
+def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
+    """The codec of stored KV: the setting, else the store's own, else the published dtype.
 
-    A new store takes the precision that ``model``, a folder or hub name, was published in, where
-    this machine computes in float32: KV of float32 would say no more, in twice the bytes.
+    A new store stores KV in the 16-bit dtype in which ``model`` (a folder or hub name) was
+    published, if this machine computes in float32: float32 would take twice the bytes without
+    more information. Otherwise its codec is raw.
     """
     recorded = catalog.get_setting("codec")
     name = codec(settings.codec or recorded or _own_precision(catalog, settings, model)).name
-    record(catalog, codec=name)
+    record_settings(catalog, codec=name)
     return name
 
 
 def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> str:
-    if not model or catalog.get_setting("model") is not None:  # its KV is there already
+    if not model or catalog.get_setting("model") is not None:  # the store has KV already
         return "raw"
-    from ragcache.engine.hf.engine import as_device
-
-    own = published(model)
-    wide = computed(settings.dtype, as_device(settings.device).type) == "float32"
+    own = published_dtype(model)
+    wide = resolve_dtype(settings.dtype, resolve_device(settings.device).type) == "float32"
     return own if wide and own in ("bfloat16", "float16") else "raw"
 
 
-def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -> PromptTemplate:
-    """The engine's, as of the store's day where its chat template puts a date into the prompt.
+def resolve_prompt_template(
+    catalog: Catalog, engine: ChunkEngine, settings: Settings
+) -> PromptTemplate:
+    """The engine's template; with the store's date if the chat template puts one into the prompt.
 
-    That is the setting, else the store's own, which is the last that was set or else the first day
-    on which it was opened: with another date, nothing that is stored could be used.
+    The date is the setting, else the store's own: the last one that was set, or the day on which
+    the store was first opened. With another date, no stored chunk could be used.
     """
     if engine.template.day is None:
         return engine.template
@@ -132,20 +136,22 @@ def prompt_template(catalog: Catalog, engine: ChunkEngine, settings: Settings) -
     return engine.template_on(day)
 
 
-def compile_mode(
+def resolve_encoding_context(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
 ) -> EncodingContext:
-    """The setting, else the store's own, which is the first that was used with it."""
+    """The tokens before a chunk while its KV is computed: the setting, else the store's own, else
+    the prefix. ConfigError for an unknown name."""
     recorded = catalog.get_setting("compile")
     how = encoding_context(settings.encoding_context or recorded or "prefix", engine, template)
-    record(catalog, compile=how.mode)
+    record_settings(catalog, compile=how.mode)
     return how
 
 
-def model_of(catalog: Catalog, given: str) -> str:
-    """The name of the model to load: ``given``, else what the store was built with, else the small
-    one that ships. ConfigError where only the store names it: see
-    :mod:`ragcache.models.trusted_names`."""
+def resolve_model_name(catalog: Catalog, given: str) -> str:
+    """The model to load: ``given``, else the store's own, else the small model of the package.
+
+    Raises ConfigError if only the store names the model: see :mod:`ragcache.models.trusted_names`.
+    """
     recorded = catalog.get_setting("model")
     if given or recorded is None or recorded == TINY or is_trusted(recorded):
         return given or recorded or TINY
@@ -157,9 +163,12 @@ def model_of(catalog: Catalog, given: str) -> str:
     )
 
 
-def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
-    """The setting, else the store's own, else the packaged one. ConfigError where only the store
-    names it, as for the model."""
+def load_embedder(catalog: Catalog, settings: Settings) -> Embedder:
+    """Load the embedder: the setting, else the store's own, else the packaged one.
+
+    Raises ConfigError if only the store names it, as for the model, or if the setting is another
+    embedder than the store's; ModelError if it cannot be loaded.
+    """
     recorded = catalog.get_setting("embedder")
     if not settings.embedder and recorded and recorded != PACKAGED and not is_trusted(recorded):
         raise ConfigError(
@@ -167,15 +176,15 @@ def embedder_of(catalog: Catalog, settings: Settings) -> Embedder:
             "and a store may come from anybody. If you trust that model, name it once: set "
             f"RAGCACHE_EMBEDDER={quote(recorded)}, or embedder in ragcache.toml"
         )
-    if settings.embedder and recorded and catalog.get_setting(DIGEST) is None:
+    if settings.embedder and recorded and catalog.get_setting(EMBEDDER_DIGEST) is None:
         alike = absolute_name(settings.embedder) == absolute_name(recorded)
-        check_same(alike, settings.embedder, recorded)  # before it is loaded
+        check_same_embedder(alike, settings.embedder, recorded)  # before it is loaded
     try:
         return SentenceTransformerEmbedder(settings.embedder or recorded or PACKAGED)
     except ModelError as error:
         if settings.embedder or not recorded:
             raise
         raise ModelError(
-            f"the store was embedded with {recorded!r}, which cannot be loaded: {error}. If it is "
-            "in another place now, name that: set RAGCACHE_EMBEDDER, or embedder in ragcache.toml"
+            f"the store was embedded with {recorded!r}, which cannot be loaded: {error}. If it has "
+            "been moved, set RAGCACHE_EMBEDDER, or embedder in ragcache.toml, to its new path"
         ) from error

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ragcache.text import replace_surrogates, replace_surrogates_in
 
@@ -253,6 +253,17 @@ class Sampling:
         if isinstance(self.stop, str) or any(not s for s in self.stop):
             raise ValueError("stop must be a list of strings, none of them empty")
         object.__setattr__(self, "stop", tuple(map(replace_surrogates, self.stop)))
+
+
+class LayerUpload(Protocol):
+    """One layer's stored KV that is being copied to a device in the background."""
+
+    def taken(self) -> list[KVPair]:
+        """Keys and values of every part on the device. Work that this thread queues on the device
+        from now on waits for the copy. To be called once."""
+
+    def finish(self) -> None:
+        """Wait until the host memory has been read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,7 +290,7 @@ def test_open_remembers_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from ragcache import setup
     from ragcache.retriever.embed import HashEmbedder
 
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "model")
     with RagCache.open(tmp_path / "store", str(model)) as cache:
         cache.add(scene.DOCUMENTS)
@@ -330,7 +330,9 @@ def test_a_store_of_a_compile_mode_that_is_gone_is_computed_again(tmp_path: Path
         for key in cache.indexing.keys("holt"):
             cache.store.delete(key)
         with pytest.raises(ConfigError, match=r"enriched\(3\) no longer .*-context prefix"):
-            setup.compile_mode(cache.catalog, cache.engine, cache.settings, cache.template)
+            setup.resolve_encoding_context(
+                cache.catalog, cache.engine, cache.settings, cache.template
+            )
     with scene.small(tmp_path, encoding_context="prefix") as cache:
         assert cache.add(scene.DOCUMENTS).precomputed.encoded
         assert not cache.ask(QUESTION).report.fallbacks

@@ -14,7 +14,7 @@ from ragcache.rag import RagCache
 from ragcache.retriever import embed
 from ragcache.retriever.embed import SentenceTransformerEmbedder
 from ragcache.settings import Settings
-from ragcache.setup import embedder_of, over_remote
+from ragcache.setup import attach_remote, load_embedder
 from ragcache.store import Catalog, DiskStore, MemoryStore
 
 
@@ -22,8 +22,10 @@ def test_another_embedder_than_the_stores(monkeypatch: pytest.MonkeyPatch) -> No
     with MemoryStore() as store:
         catalog = Catalog(store)
         catalog.put_setting("embedder", "mine")
-        with pytest.raises(ConfigError, match="Use the store's own, or index into a new folder"):
-            embedder_of(catalog, Settings.load(embedder="yours"))
+        with pytest.raises(
+            ConfigError, match="Use the store's own embedder, or index into a new folder"
+        ):
+            load_embedder(catalog, Settings.load(embedder="yours"))
     mute = torch.nn.Linear(1, 1)
     mute.get_embedding_dimension = lambda: None  # type: ignore[assignment]
     monkeypatch.setattr(embed, "_load", lambda *_: mute)
@@ -37,12 +39,12 @@ def test_a_store_cannot_be_opened_in_ways_that_do_not_go_together(tmp_path: Path
         RagCache.open(
             tmp_path / "s", settings=Settings.load(**where, remote_codecs="fp8", codec="int8")
         )
-    with pytest.raises(ConfigError, match="engine vllm needs to know the dtype"):
+    with pytest.raises(ConfigError, match="engine vllm needs the dtype"):
         RagCache.open(
             tmp_path / "v",
             settings=Settings.load(store=tmp_path / "v", engine="vllm", vllm_url="http://[::1]:1"),
         )
-    with pytest.raises(ConfigError, match="reads the store in its folder and no remote"):
-        over_remote(
+    with pytest.raises(ConfigError, match="reads only the store in its folder"):
+        attach_remote(
             cast(DiskStore, None), cast(Engine, object()), Settings.load(**where), pin=False
         )

@@ -71,7 +71,7 @@ def fuse(
         if capture and blender.reuses == "variant"
         else None
     )
-    if (probe or attend or blender.reuses == "variant") and not engine.watchable:
+    if (probe or attend or blender.reuses == "variant") and not engine.exposes_attention:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use cacheblend, reuse or full."
@@ -79,19 +79,21 @@ def fuse(
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     if probe is not None:
         source = _ReplaySource(source)
-        walk = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
-        engine.probe(tokens, walk, probe.see, positions=positions, layers=probe.layers)
-    walk = FusionCallbacks(selector, layout, source, capture, check)
-    prefilled = engine.prefill(tokens, walk, positions=positions, room=room, attend=noted or attend)
+        callbacks = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
+        engine.probe(tokens, callbacks, probe.see, positions=positions, layers=probe.layers)
+    callbacks = FusionCallbacks(selector, layout, source, capture, check)
+    prefilled = engine.prefill(
+        tokens, callbacks, positions=positions, room=room, attend=noted or attend
+    )
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
     return FusedPrompt(
         prefilled,
         layout,
-        walk.finish(),
-        tuple(walk.chosen),
-        walk.computed,
-        walk.captured(),
+        callbacks.finish(),
+        tuple(callbacks.chosen),
+        callbacks.computed,
+        callbacks.captured(),
         tuple(map(noted.notes, capture)) if noted is not None else (),
         len(layout.fresh) * probe.layers if probe is not None else 0,
     )

@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 import ragcache
-from ragcache.cli import asking, bulk, measuring, stores
+from ragcache.cli import (
+    corpus_commands,
+    evaluation_commands,
+    question_commands,
+    store_commands,
+)
 from ragcache.cli.options import NO_CHUNKS
 from ragcache.cli.output import Quiet, Verbose, out, speak, spoken, tell
-from ragcache.cli.render.screen import show_everything
+from ragcache.cli.render.screen import replace_unencodable
 from ragcache.errors import NoChunksError, RagCacheError
 
 app = typer.Typer(
@@ -27,31 +32,31 @@ app = typer.Typer(
 #: In the order of ``ragcache --help``.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Documents and questions": {
-        "index": spoken(asking.index, kept=True),
-        "query": spoken(asking.query),
-        "serve": spoken(asking.serve, figures=False, until_stopped=True),
-        "precompute": spoken(bulk.precompute, kept=True),
-        "batch": spoken(bulk.batch, kept=True),
-        "demo": spoken(asking.demo),
+        "index": spoken(question_commands.index, kept=True),
+        "query": spoken(question_commands.query),
+        "serve": spoken(question_commands.serve, figures=False, until_stopped=True),
+        "precompute": spoken(corpus_commands.precompute, kept=True),
+        "batch": spoken(corpus_commands.batch, kept=True),
+        "demo": spoken(question_commands.demo),
     },
     "Quality and speed": {
-        "eval": spoken(measuring.evaluate),
-        "calibrate": spoken(measuring.calibrate),
-        "profile": spoken(measuring.profile),
-        "models": spoken(measuring.models),
-        "plan": spoken(bulk.plan_corpora),
-        "simulate": spoken(measuring.simulate),
+        "eval": spoken(evaluation_commands.evaluate),
+        "calibrate": spoken(evaluation_commands.calibrate),
+        "profile": spoken(evaluation_commands.profile),
+        "models": spoken(evaluation_commands.models),
+        "plan": spoken(corpus_commands.plan_corpora),
+        "simulate": spoken(evaluation_commands.simulate),
     },
     "The store": {
-        "documents": spoken(stores.documents),
-        "delete": spoken(stores.delete, kept=True),
-        "stats": spoken(stores.stats),
-        "verify": spoken(stores.verify),
-        "convert": spoken(stores.convert, kept=True),
-        "compact": spoken(stores.compact),
-        "doctor": spoken(stores.doctor),
-        "push": spoken(stores.push, kept=True),
-        "pull": spoken(stores.pull, kept=True),
+        "documents": spoken(store_commands.documents),
+        "delete": spoken(store_commands.delete, kept=True),
+        "stats": spoken(store_commands.stats),
+        "verify": spoken(store_commands.verify),
+        "convert": spoken(store_commands.convert, kept=True),
+        "compact": spoken(store_commands.compact),
+        "doctor": spoken(store_commands.doctor),
+        "push": spoken(store_commands.push, kept=True),
+        "pull": spoken(store_commands.pull, kept=True),
     },
 }
 for panel, commands in COMMANDS.items():
@@ -84,7 +89,7 @@ def main_options(
 def main() -> None:
     """Entry point. A RagCacheError is printed as one message, without a traceback; the exit code is
     1, or 4 if there are no chunks to answer from."""
-    show_everything((sys.stdout, sys.stderr))
+    replace_unencodable((sys.stdout, sys.stderr))
     if not sys.stderr.isatty():  # keep other libraries' progress bars out of logs and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

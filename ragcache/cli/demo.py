@@ -1,4 +1,7 @@
-"""The first run: the small world indexed, asked and compared, in a folder that goes again."""
+"""`ragcache demo`: index the small world, ask questions, and compare all fusion methods.
+
+It needs no GPU and no model hub, and works in a temporary directory.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +25,35 @@ from ragcache.models import TINY, world_file
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 
-#: Shows progress for as long as its ``with`` lasts.
-Showing = Callable[[], AbstractContextManager[render.Told]]
+#: Makes a context in which progress is shown.
+_ShowProgress = Callable[[], AbstractContextManager[render.ProgressReporter]]
 _KINDS = """\
-direct: the fact names its subject. local: a pronoun, its subject named earlier
-in the chunk. split: a pronoun whose subject is named only in the chunk before,
-so chunks that never saw each other (reuse) cannot know it. hop: two facts.
-random: pays what cacheblend pays and chooses blindly. charged: the share of
-chunk tokens computed, mean over layers; a layer in full counts in full. More
-modes: ragcache eval --mode reuse:positions=overlapping --mode prophet ...
+direct: the fact names its subject. local: it has a pronoun whose subject is
+named earlier in the chunk. split: it has a pronoun whose subject is named only
+in the chunk before, so chunks without attention to each other (reuse) lack it.
+hop: the question needs two facts. random: recomputes as many tokens as
+cacheblend, chosen at random. charged: share of chunk tokens that are computed,
+mean over layers. More fusion methods:
+  ragcache eval --mode reuse:positions=overlapping --mode prophet ...
 """
-_PAGES = "quickstart.md", "concepts.md", "security.md", "langchain.md"  # of the checkout's docs/
+_PAGES = "quickstart.md", "concepts.md", "security.md", "langchain.md"  # in docs/ of a checkout
 _ABOUT = """\
 This model ({model}) was trained on a small made-up world of people, companies
-and towns. It knows nothing else: ask it about your documents and it will answer
-nonsense. For those, where a hub is reachable or with a model in a folder:
+and towns, and knows nothing else. For your own documents, use a model from a
+hub or from a folder:
   ragcache index DOCS --model Qwen/Qwen2.5-0.5B-Instruct
   ragcache index DOCS --model /path/to/a/model/folder
   ragcache query "..."
-Single times above are of one run each, and the first of a mode also warms it up.
-docs/quickstart.md goes on from here.
+The times above are of single runs; the first run of a mode includes its warm-up.
+docs/quickstart.md shows the next steps.
 """
 
 
-def run(out: Console, progress: Showing, questions: int) -> list[ModeSummary]:
-    """Index, precompute, ask, compare; print what each step did and how long all took. Gives the
-    figures of every mode."""
+def run(out: Console, progress: _ShowProgress, questions: int) -> list[ModeSummary]:
+    """Run the demo with ``questions`` held-out questions, and print the result of every step.
+
+    Returns the figures of every mode.
+    """
     began = time.perf_counter()
     contexts = first_questions(load_dataset(world_file("prompts.jsonl")), questions)
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
@@ -72,7 +78,7 @@ def run(out: Console, progress: Showing, questions: int) -> list[ModeSummary]:
     return figures
 
 
-def _index_and_ask(out: Console, progress: Showing, folder: Path) -> None:
+def _index_and_ask(out: Console, progress: _ShowProgress, folder: Path) -> None:
     from ragcache.retriever.source import read
 
     docs = [path for name in _PAGES if (path := Path("docs", name)).is_file()]

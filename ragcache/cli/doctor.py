@@ -1,4 +1,4 @@
-"""What a store and the machine under it are like: what to know before trouble, and after it."""
+"""Checks of a store and of the machine it is on, for `ragcache doctor`."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ _NETWORK = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. ``detail`` says what was found and, if not good, what to do."""
+    """The result of one check. ``detail`` says what was found and, unless good, what to do."""
 
     what: str
     state: State
     detail: str
 
 
-def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]:
-    """Look at a store, its disk, and what ``engine`` can use of it. Slow: it reads and writes."""
+def inspect_store(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]:
+    """Check a store, its disk, and how much of it ``engine`` can use. It writes a file of 64 MiB
+    to measure the disk, unless another process writes the store."""
     path = store.tables.path
     yield _file_system(path)
     yield _readahead(path)
@@ -62,7 +63,7 @@ def examine(store: DiskStore, engine: Engine | None = None) -> Iterator[Finding]
         yield _fingerprints(store, engine)
         if engine.template.day is not None:
             kept = Catalog(store).get_setting(PROMPT_DATE)
-            yield Finding("prompt date", "good", f"{kept or 'none yet'}: kept, so that KV stays")
+            yield Finding("prompt date", "good", f"{kept or 'none yet'}: kept, so KV stays usable")
         yield Finding("kernels", "good", engine.kernels)
     yield _faiss()
 
@@ -77,7 +78,7 @@ def _file_system(path: Path) -> Finding:
 
 
 def _mount(path: Path) -> str:
-    """The type of the file system that holds ``path``; empty where the system does not say."""
+    """The type of the file system that holds ``path``; "" if the system does not tell."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
@@ -113,7 +114,8 @@ def _space(store: DiskStore) -> Finding:
 
 
 def _speed(path: Path) -> Finding:
-    """Sequential writing, synced, and reading back past the page cache where that can be had."""
+    """Speed of sequential writes with fsync, and of reading back, if possible without the page
+    cache."""
     file = path / "writer.probe"
     data = os.urandom(1 << 20)
     try:
@@ -145,10 +147,10 @@ def _strays(store: DiskStore) -> Finding:
         return Finding(
             "strays",
             "look",
-            f"{len(strays)} files in {store.tables.path / 'kv'} are none of the store's, such as "
-            f"{strays[0]}: they are left alone, and may be removed",
+            f"{len(strays)} files in {store.tables.path / 'kv'} do not belong to the store, such "
+            f"as {strays[0]}: they are not used, and may be removed",
         )
-    return Finding("strays", "good", "none among the files of chunks")
+    return Finding("strays", "good", "no other files among those of chunks")
 
 
 def _map(store: DiskStore) -> Finding:
@@ -163,7 +165,7 @@ def _unused(store: DiskStore) -> Finding:
     held, live = store.tables.file.stat().st_size, store.tables.live_bytes()
     detail = f"{size(max(0, held - live))} of {size(held)} in LMDB's file"
     if store.is_wasteful():
-        return Finding("unused", "look", f"{detail}: `ragcache compact` gives it back")
+        return Finding("unused", "look", f"{detail}: `ragcache compact` frees it")
     return Finding("unused", "good", detail)
 
 
@@ -174,7 +176,7 @@ def _readers(store: DiskStore) -> Finding:
         return Finding(
             "readers", "look", f"{who} (pid, thread, number): while they read, the file grows"
         )
-    return Finding("readers", "good", "none that hold space back")
+    return Finding("readers", "good", "none that keep deleted data from being freed")
 
 
 def _fingerprints(store: DiskStore, engine: Engine) -> Finding:
@@ -193,5 +195,5 @@ def _faiss() -> Finding:
 
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if torch.cuda.is_available() and not gpus:
-        return Finding("faiss", "look", "built without a GPU, which is here: searches use the CPU")
+        return Finding("faiss", "look", "built without GPU support: searches use the CPU")
     return Finding("faiss", "good", f"{faiss.__version__}, {gpus} GPUs")

@@ -170,7 +170,6 @@ def _uncollected() -> Iterator[None]:
 def opened(
     settings: Settings,
     *,
-    must_exist: bool = False,
     lazy: bool = False,
     tenant: str | None = None,
 ) -> Iterator[RagCache]:
@@ -179,7 +178,7 @@ def opened(
     from ragcache.store.tenants import make_tenant_folder, tenant_folder
 
     path = tenant_folder(settings.store, tenant or "")
-    if must_exist or lazy:
+    if lazy:
         check_exists(settings.store, tenant)
     if not lazy:
         check_free(settings.store)

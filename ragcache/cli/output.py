@@ -191,9 +191,9 @@ def _plain(value: object) -> object:
             return value
 
 
-def progress() -> AbstractContextManager[render.Told]:
+def progress() -> AbstractContextManager[render.ProgressReporter]:
     """Show progress on stderr, unless --quiet is given."""
-    return nullcontext(render.Told()) if _MANNER.get().quiet else render.progress(err)
+    return nullcontext(render.ProgressReporter()) if _MANNER.get().quiet else render.progress(err)
 
 
 def waiting(what: str) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Which embedder made the vectors of a store, known by a digest of its files: it may be moved."""
+"""Which embedder made the vectors of a store, identified by a digest of its files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from ragcache.models.trusted_names import absolute_name
 from ragcache.retriever.embed import DigestedEmbedder, Embedder
 from ragcache.store.catalog.catalog import Catalog
 
-_FIRST = "embedder_first"  # a store's setting: what its embedder was called before it was moved
-DIGEST = "embedder_digest"  # a store's setting: of the embedder that made its vectors
+_FIRST = "embedder_first"  # setting in the store: the embedder's first name, before it was moved
+EMBEDDER_DIGEST = "embedder_digest"  # setting in the store: digest of the embedder's files
 
 
 def record_embedder(catalog: Catalog, embedder: Embedder) -> None:
-    """Write down whose vectors a store has. ConfigError where it has those of another embedder.
+    """Record the embedder in its store. ConfigError if the store has vectors of another one.
 
-    They are told apart by their digests, so that a model may be moved, and not be exchanged; a
-    store that has none, of an earlier release, knows its embedder by name, and is given one.
+    Embedders are compared by digest, so the files may be moved but not changed. A store of an
+    earlier release has no digest: embedders are compared by name, and the digest is added.
     """
     name = absolute_name(embedder.name)
-    recorded, known = catalog.get_setting("embedder"), catalog.get_setting(DIGEST)
+    recorded, known = catalog.get_setting("embedder"), catalog.get_setting(EMBEDDER_DIGEST)
     digest = embedder.digest if isinstance(embedder, DigestedEmbedder) else None
     new: dict[str, str] = {}
     if recorded is None:
@@ -26,29 +26,29 @@ def record_embedder(catalog: Catalog, embedder: Embedder) -> None:
     else:
         by_name = digest is None or known is None
         same = name == absolute_name(recorded) if by_name else digest == known
-        check_same(same, embedder.name, recorded)
-        if name != absolute_name(recorded):  # it was moved
+        check_same_embedder(same, embedder.name, recorded)
+        if name != absolute_name(recorded):  # same files in another place
             if catalog.get_setting(_FIRST) is None:
                 new[_FIRST] = recorded
             new["embedder"] = name
     if known is None and digest is not None:
-        new[DIGEST] = digest
+        new[EMBEDDER_DIGEST] = digest
     if new and catalog.refusal() is None:
         for setting, text in new.items():
             catalog.put_setting(setting, text)
 
 
 def embedder_known_as(catalog: Catalog, embedder: Embedder) -> str:
-    """What the records of documents call the embedder of their vectors, wherever it lies by now."""
+    """The name of the embedder in the records of documents: the first one, if it was moved."""
     first = catalog.get_setting(_FIRST) or catalog.get_setting("embedder")
     return first or embedder.name
 
 
-def check_same(same: bool, name: str, recorded: str) -> None:
+def check_same_embedder(same: bool, name: str, recorded: str) -> None:
+    """Raise ConfigError unless the embedder called ``name`` is the ``same`` as the recorded one."""
     if not same:
-        changed = " as it was then" if name == recorded else ""
+        changed = " before its files changed" if name == recorded else ""
         raise ConfigError(
-            f"the store was embedded with {recorded!r}{changed}, and vectors of {name!r}"
-            f"{' as it is now' if changed else ''} cannot be compared with those. Use the store's "
-            "own, or index into a new folder."
+            f"the store was embedded with {recorded!r}{changed}, and vectors of {name!r} cannot be "
+            "compared with those. Use the store's own embedder, or index into a new folder."
         )

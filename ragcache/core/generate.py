@@ -1,4 +1,4 @@
-"""An answer to one request: prefill, decode, report, and what is stored for next time."""
+"""Generate the answer to one request: prefill, decode, report, and store missing chunks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Generator(Protocol):
-    """Generates answers: in this process, or by a server."""
+    """Generates answers, in this process or with a server."""
 
     def stream(self, request: PromptRequest) -> GenerationStream:
-        """Start an answer. Nothing runs until the stream is read. Raises ConfigError for a mode
-        that cannot be used here."""
+        """Prepare an answer. Nothing is computed until the stream is read. Raises ConfigError for
+        a mode that this generator does not support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class LocalGenerator(PrefillContext):
     """Generates answers with an engine of this process."""
 
     engine: Engine
-    store_misses: bool = True  # store the KV of chunks that were not stored, for next time
+    store_misses: bool = True  # store the KV of chunks that are missing
 
     def stream(self, request: PromptRequest) -> GenerationStream:
-        return LocalStream(self, request)
+        return _LocalStream(self, request)
 
 
 class GenerationStream(ABC):
-    """Pieces of the answer's text as they come; ``answer`` once they are through."""
+    """An iterator over the pieces of the answer's text; afterwards ``answer`` is complete."""
 
     def __init__(self, request: PromptRequest) -> None:
         self.request = request
@@ -50,16 +50,17 @@ class GenerationStream(ABC):
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
-        """What is still to come; a second loop goes on where the first one stopped."""
+        """The remaining pieces. A second loop continues where the first one stopped."""
         return self._pieces
 
     def steps(self) -> Iterator[str | None]:
-        """The same for a caller that must not block: None while no piece has come yet."""
+        """The remaining pieces, for a caller that must not block: None if none has arrived yet."""
         return self._pieces
 
     @property
     def answer(self) -> Answer:
-        """The finished answer; reads the rest of the stream first."""
+        """The finished answer; reads the rest of the stream first. RuntimeError if the stream was
+        closed or has failed."""
         for _ in self._pieces:
             pass
         if self._answer is None:
@@ -68,31 +69,31 @@ class GenerationStream(ABC):
 
     @property
     def no_chunks(self) -> str | None:
-        """Why the prompt has no chunks, as the report says too; None where it has some."""
+        """Why the prompt has no chunks, as in the report; None if it has some."""
         return self.request.no_chunks
 
     @property
     @abstractmethod
     def first_logits(self) -> Tensor:
-        """Logits (vocabulary,), float32, that the answer's first token was taken from: those of
-        the prompt's last row. RuntimeError before the first piece was read."""
+        """Logits (vocabulary,), float32, of the prompt's last row, from which the first token was
+        sampled. RuntimeError before the first piece was read."""
 
     @property
     @abstractmethod
     def misses(self) -> bool:
-        """Whether :meth:`keep` has anything to do; False before the stream is through."""
+        """Whether :meth:`keep` has anything to do; False before the stream has ended."""
 
     @abstractmethod
     def keep(self) -> None:
-        """Compute and store what this answer missed, once it is finished. A second call does
-        nothing."""
+        """Compute and store what was missing for this answer, after the stream has ended. A second
+        call does nothing. Raises StoreError."""
 
     @abstractmethod
     def _run(self) -> Iterator[str]:
-        """Generate the answer, piece by piece, and leave it in ``_answer``."""
+        """Generate the answer piece by piece, and pass it to :meth:`_finish`."""
 
     def _finish(self, answer: Answer, store: ChunkStore) -> None:
-        """Leave the answer, and store what it missed where the request says so."""
+        """Set the answer, and store what was missing if the request says so."""
         report = replace(
             answer.report,
             retrieval_s=self.request.retrieval_s,
@@ -100,11 +101,11 @@ class GenerationStream(ABC):
         )
         self._answer = replace(answer, report=report)
         if self.request.keep and self.misses:
-            self._answer = _kept(self._answer, store, self.keep)
+            self._answer = _keep_missing(self._answer, store, self.keep)
 
 
-class LocalStream(GenerationStream):
-    """An answer that this process computes."""
+class _LocalStream(GenerationStream):
+    """An answer that an engine of this process computes."""
 
     def __init__(self, generator: LocalGenerator, request: PromptRequest) -> None:
         self._generator = generator
@@ -156,7 +157,7 @@ class LocalStream(GenerationStream):
         )
         if generator.store_misses:
             self._missed = MissedChunks(generator.engine, generator, done)
-        del done  # the prompt's own KV is freed: what is stored was copied out of it
+        del done  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(
                 text="".join(step.text for step in steps),
@@ -170,9 +171,9 @@ class LocalStream(GenerationStream):
         )
 
 
-def _kept(answer: Answer, store: ChunkStore, keep: Callable[[], None]) -> Answer:
-    """Have what an answer missed stored, by ``keep``, if this process may write. The answer is
-    there, whatever becomes of that: its report says what was not stored, and why."""
+def _keep_missing(answer: Answer, store: ChunkStore, keep: Callable[[], None]) -> Answer:
+    """Call ``keep`` if this process may write to the store. If it may not, or ``keep`` fails, the
+    answer's report says so."""
     why = store.refusal()
     if why is None:
         try:

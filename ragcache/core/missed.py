@@ -1,4 +1,4 @@
-"""Chunks that an answer needed and that were not stored: computed and stored for next time."""
+"""Store the KV of chunks that a request needed and that were not in the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ragcache.types import ChunkKV
 
 
 class MissedChunks:
-    """What one answer leaves to be stored. It holds copies of KV, none of the prompt's own."""
+    """What is to be stored after one answer. It holds copies of KV, and not the prompt's KV."""
 
     def __init__(self, engine: Engine, context: PrefillContext, done: FusedPrefill) -> None:
         self._engine, self._store = engine, context.store
@@ -22,14 +22,15 @@ class MissedChunks:
         self._captured, self._notes = done.fused.captured, done.fused.notes
 
     def __bool__(self) -> bool:
-        """Whether there is anything to store, or a variant's use to be noted."""
+        """Whether anything is to be stored, deleted or scored."""
         found = self._found
         missing = found.misses or not found.layout.prefix_loaded or found.served
         changes = missing or self._unreadable or self._unmeasured
         return self._blender.reuses != "nothing" and bool(changes)
 
     def store(self) -> None:
-        """Store the KV of the chunks, and of the prefix, that were not stored."""
+        """Store the missing KV of chunks and prefix, delete unreadable records, and update the
+        scores of the variants that were used. Raises StoreError."""
         engine, store, found = self._engine, self._store, self._found
         if self._blender.reuses == "nothing":
             return
@@ -38,7 +39,7 @@ class MissedChunks:
         if self._captured:
             missed = [found.keys[i] for i in sorted(found.misses)]
             notes = self._notes or [None] * len(missed)
-            lacking = set(store.missing(missed))  # another answer may have stored the others
+            lacking = set(store.missing(missed))  # another request may have stored some
             for key, kv, seen in zip(missed, self._captured, notes, strict=True):
                 if seen is not None:
                     store_captured(store, key, kv, seen)
@@ -55,22 +56,22 @@ class MissedChunks:
 
     @property
     def _unmeasured(self) -> list[ChunkKey]:
-        """Keys of chunks that are stored as they are encoded, but without their sensitivity."""
+        """Keys of stored chunks that have no sensitivity yet, in the store's own codec."""
         if self._blender.reuses != "encoded":
             return []
         every = self._found.unmeasured.values()
         return [one.key for one in every if one.codec == self._found.prefix_key.codec]
 
     def _measured(self, key: ChunkKey, kv: ChunkKV) -> ChunkKV:
-        """With its sensitivity where this is KV that is encoded after the prefix: it is found
-        under the same key by methods that ask for it."""
+        """``kv`` with its sensitivity if its context is the prefix alone: other methods, which
+        need the sensitivity, find it under the same key."""
         if key.context != self._found.prefix_key.tokens:
             return kv
         [kv] = measure_sensitivity(self._engine, [kv], key.context)
         return kv
 
     def _worth(self) -> dict[ChunkKey, float]:
-        """What each variant's use was worth: 1 / CFO, at least 1 and at most 100."""
+        """The score of each variant that was used: 1 / CFO (Cache-Craft), at most 100."""
         names, worth = self._found.layout.names, {}
         for number, variant in self._found.served.items():
             cost = self._blender.overhead(variant.notes, names[:number])
@@ -79,8 +80,12 @@ class MissedChunks:
 
 
 def encode_missing(engine: Engine, context: PrefillContext, request: PromptRequest) -> list[str]:
-    """Encode and store the missing chunks of a prompt whose chunks share positions: those cannot be
-    computed in place. What there is to say of it, as fallbacks."""
+    """Encode and store the missing chunks of a prompt with overlapping positions, because these
+    cannot be computed within the prompt. Returns messages for the report.
+
+    Raises ConfigError if a layer's sliding window is shorter than the prompt, or if the chunks'
+    encoding context needs the documents.
+    """
     prompt, blender = request.prompt, request.blender
     _check_window(engine, request)
     keys = chunk_keys(prompt, engine.fingerprint, blender.reuses, context.encoding, context.tenant)
@@ -89,7 +94,8 @@ def encode_missing(engine: Engine, context: PrefillContext, request: PromptReque
 
 
 def _check_window(engine: Engine, request: PromptRequest) -> None:
-    """Raise ConfigError where overlapping positions would fool a sliding window."""
+    """Raise ConfigError if a sliding window is shorter than a prompt with overlapping positions:
+    the window counts rows, not positions."""
     window, tokens = engine.sliding_window, len(request.prompt)
     if window is not None and tokens > window:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Where a store's documents came from: folders, files that are gone, and names of before.
+"""Where a store's documents came from: their folders, deleted files, and earlier ids.
 
-Ids of files begin with the name of their folder (:mod:`ragcache.retriever.source`). Which folder
-that was is recorded beside the documents, so that another one of that name cannot replace them.
+Ids of documents begin with the name of a folder (:mod:`ragcache.retriever.source`). The path of
+that folder is recorded in the store, so that another folder of that name cannot replace them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from ragcache.retriever.source import Sources
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.types import Document
 
-_FOLDER = "folder "  # and its name: the absolute path that was given
+_FOLDER = "folder "  # setting "folder NAME" in the store: the folder's absolute path
 
 
 def check_folders(catalog: Catalog, folders: Mapping[str, Path]) -> list[str]:
-    """Raise SourceError where documents came from another folder of a name that is still there; the
-    names of those that are not: they are taken to have moved."""
+    """Raise SourceError if stored documents came from another folder of the same name.
+
+    If that folder does not exist any more, it is assumed to have been moved: returns a message for
+    each such folder. ``folders`` maps names to absolute paths.
+    """
     moved = []
     for name, folder in folders.items():
         before = catalog.get_setting(_FOLDER + name)
@@ -30,29 +33,30 @@ def check_folders(catalog: Catalog, folders: Mapping[str, Path]) -> list[str]:
             continue
         if not Path(before).exists():
             moved.append(
-                f"{name} was indexed from {before}, which is gone: taken to be {folder} now"
+                f"{name} was indexed from {before}, which does not exist any more: it is assumed "
+                f"to be {folder} now"
             )
         elif not Path(before).samefile(folder):
             raise SourceError(
-                f"documents named {name}/... came from {before}, and those of {folder} would "
-                "replace them where their files have the same names. Index the common folder "
-                "instead, or name them by another one with --root."
+                f"documents named {name}/... came from {before}, and files of the same names in "
+                f"{folder} would replace them. Index a folder that contains both, or set the "
+                "folder that ids are relative to with --root."
             )
     return moved
 
 
 def record_folders(catalog: Catalog, folders: Mapping[str, Path]) -> None:
-    """From now on these are the folders that names begin with."""
+    """Record the paths of these folders, by name."""
     for name, folder in folders.items():
         if catalog.get_setting(_FOLDER + name) != str(folder):
             catalog.put_setting(_FOLDER + name, str(folder))
 
 
-def otherwise_named(catalog: Catalog, sources: Sources) -> dict[str, str]:
-    """Ids of stored documents that are from these files under other names, and the names now.
+def find_other_names(catalog: Catalog, sources: Sources) -> dict[str, str]:
+    """Stored ids of these files under another folder, mapped to their ids now.
 
-    They were named by a folder inside of the one that is given now, or around it: indexing the one
-    leaves those of the other as they were.
+    They come from an earlier index of a folder inside or around the one that is given now, and are
+    not updated with it.
     """
     recorded = catalog.settings(_FOLDER)
     here = {name: Path(os.path.abspath(path)) for name, path in sources.files}
@@ -72,15 +76,17 @@ def otherwise_named(catalog: Catalog, sources: Sources) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Renamed:
-    """Documents that are stored under names of before, without their folder."""
+class RenamedDocuments:
+    """Documents with ids of an earlier release, which began below the folder."""
 
-    same: dict[str, str]  # ids of before, and now, where nothing else has changed
-    other: list[str]  # ids of before that may be of these files or of another folder's
+    same: dict[str, str]  # earlier id -> id now, of documents that have not changed
+    other: list[str]  # earlier ids whose text differs, which may be of other files
 
 
-def renamed(indexing: Indexing, sources: Sources, documents: Iterable[Document]) -> Renamed:
-    """What earlier versions named by the path below the folder that was given."""
+def find_renamed(
+    indexing: Indexing, sources: Sources, documents: Iterable[Document]
+) -> RenamedDocuments:
+    """Find stored documents with ids of an earlier release, relative to the given folder."""
     same: dict[str, str] = {}
     other: list[str] = []
     known = {entry.id for entry in indexing.catalog.entries()}
@@ -89,19 +95,19 @@ def renamed(indexing: Indexing, sources: Sources, documents: Iterable[Document])
         if folder not in sources.folders or before not in known or document.id in known:
             continue
         if indexing.catalog.get_setting(_FOLDER + before.partition("/")[0]) is not None:
-            continue  # a folder's own name
+            continue  # the id begins with a recorded folder
         source = document.metadata["source"].removeprefix(f"{folder}/")
         old = replace(document, id=before, metadata=dict(document.metadata) | {"source": source})
         if indexing.catalog.document_digest(before) == indexing.digest(old):
             same[before] = document.id
         else:
             other.append(before)
-    return Renamed(same, other)
+    return RenamedDocuments(same, other)
 
 
-def rename(indexing: Indexing, found: Renamed) -> None:
-    """Delete documents under their names of before, now that they are stored under the new ones,
-    which are kept as long, and pinned, as those were."""
+def delete_old_names(indexing: Indexing, found: RenamedDocuments) -> None:
+    """Delete documents under their earlier ids, after they were stored under the new ones, which
+    inherit expiry and pin."""
     for before, now in found.same.items():
         entry = indexing.catalog.entry(before)
         if entry is not None:
@@ -109,25 +115,25 @@ def rename(indexing: Indexing, found: Renamed) -> None:
             indexing.catalog.delete_document(before)
 
 
-def gone(catalog: Catalog, sources: Sources, read: Iterable[str]) -> list[str]:
-    """Ids of stored documents that came from what was read now, and are no longer there.
+def find_deleted(catalog: Catalog, sources: Sources, read: Iterable[str]) -> list[str]:
+    """Ids of stored documents from these sources that were not among the documents ``read`` now.
 
-    Documents of a file that is there, and of which nothing was read, are not gone.
+    Documents of a file that exists but of which nothing could be read are not included.
     """
-    there = set(read)
+    present = set(read)
     names = {name for name, _ in sources.files}
-    unread = names - {name for id in there for name in _files(id, names)}
+    unread = names - {name for id in present for name in _files(id, names)}
     return [
         entry.id
         for entry in catalog.entries()
-        if entry.id not in there
+        if entry.id not in present
         and (entry.id.startswith(sources.given) or any(_files(entry.id, names)))
         and not any(_files(entry.id, unread))
     ]
 
 
 def _files(id: str, names: set[str]) -> Iterator[str]:
-    """Those of ``names`` that a document of this id may be from: its own, or one that it is a
-    record of."""
+    """Files among ``names`` that a document with this id may come from: a file of that name, or
+    one of which it is a record (``file#record``, ``file:record``)."""
     ends = [at for at, sign in enumerate(id) if sign in "#:"] + [len(id)]
     return (id[:end] for end in ends if id[:end] in names)

@@ -1,4 +1,4 @@
-"""The prefill of one request: look up, plan, fuse, and begin again without what cannot be read."""
+"""Prefill of one request: look up chunks, plan, and fuse; again if a record cannot be read."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from ragcache.types import Plan
 
 @dataclass(frozen=True, slots=True)
 class PrefillContext:
-    """What prefills have in common: a model, its chunks' KV, and the tenant that they belong to."""
+    """What all prefills share: the engine, the store, and whose chunks are used."""
 
     engine: Prefiller
     store: ChunkStore
     encoding: EncodingContext
     tenant: str = ""
-    store_misses: bool = False  # copy the KV of chunks that were not stored out of the prompt
+    store_misses: bool = False  # copy the KV of missing chunks from the prompt, to store it
 
 
 @dataclass(frozen=True, slots=True)
 class FusedPrefill:
-    """A prefilled prompt, and what went otherwise than it was asked for."""
+    """A prefilled prompt, and what differed from the request."""
 
     fused: FusedPrompt
     found: PromptLookup
     blender: Blender  # with the ratio that was used
     plan: Plan | None  # None: the request had no speeds
-    fallbacks: tuple[str, ...]
-    unreadable: tuple[ChunkKey, ...]  # records that failed while they were read
+    fallbacks: tuple[str, ...]  # messages for the report
+    unreadable: tuple[ChunkKey, ...]  # of records that could not be read
 
 
 def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
-    """Fuse the prompt of ``request`` with what the store has of it.
+    """Prefill the prompt of ``request`` with the stored KV of its chunks.
 
-    Rows for ``request.sampling.max_tokens`` tokens are reserved. A record that fails while it is
-    read is left out, and the fusion begins again. Raises what ``request.check`` raises,
-    ContextError for a prompt that is too long, and StoreError where the store itself fails.
+    Rows for ``request.sampling.max_tokens`` tokens are reserved. If a record cannot be read, the
+    prefill starts again without it. Raises what ``request.check`` raises, ContextError for a
+    prompt that is too long, and StoreError if the store fails.
     """
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
@@ -103,7 +103,8 @@ def _planned(
     speeds: Speeds,
     failed: Collection[bytes],
 ) -> tuple[Plan, PromptLookup]:
-    """The ratio, what is not loaded though it is stored, and levels for the rest."""
+    """The plan, and ``found`` with what it loads: without chunks that are cheaper to compute than
+    to load, and with others in the codecs that it has chosen."""
     store, chunks = context.store, found.chunks
     levels: dict[int, list[StoredChunk]] = {}
     if far := [one for one in found.stored if one.is_remote]:

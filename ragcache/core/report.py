@@ -1,4 +1,4 @@
-"""The account of a fused prompt: what was reused of every chunk, and what it cost."""
+"""Build the report of a prefill: what was reused of every chunk, and what was computed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ragcache.types import ChunkReport, Passage, Report
 def make_report(
     done: FusedPrefill, passages: Sequence[Passage] = (), fallbacks: Sequence[str] = ()
 ) -> Report:
-    """A Report without times. A chunk has the id of its passage, or else its number.
+    """A Report whose times are 0. Chunks have the ids of their passages, or else numbers from 1.
 
-    ``fallbacks`` are of before the prefill.
+    ``fallbacks``: messages from before the prefill.
     """
-    fused, resolved, blender = done.fused, done.found, done.blender
+    fused, found, blender = done.fused, done.found, done.blender
     layout, prompt = fused.layout, fused.layout.prompt
     names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
     layers = _rows_by_chunk(fused)
-    in_part = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
-    recomputed = round(fmean(map(sum, in_part)))
+    partial = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
+    recomputed = round(fmean(map(sum, partial)))
     return Report(
         mode=blender.mode,
         parameters=blender.parameters,
@@ -41,52 +41,53 @@ def make_report(
         ttft_s=0.0,
         total_s=0.0,
         chunks=tuple(
-            _chunk(resolved, i, name, [rows[i] for rows in layers], [rows[i] for rows in in_part])
+            _chunk(found, i, name, [rows[i] for rows in layers], [rows[i] for rows in partial])
             for i, name in enumerate(names[: len(prompt.chunks)])
         ),
         layers=fused.layers,
         probe_rows=fused.probed,
-        fallbacks=(*fallbacks, *done.fallbacks, *_told(resolved, blender)),
+        fallbacks=(*fallbacks, *done.fallbacks, *_fallbacks(found, blender)),
         computed=tuple(fused.computed.tolist()),
     )
 
 
 def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
-    """Per layer, how many loaded rows of every chunk it computed."""
+    """Per layer and loaded chunk, the number of the chunk's rows that were computed."""
     layout = fused.layout
     chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in fused.chosen]
     return [torch.bincount(chunk, minlength=len(layout.loaded)).tolist() for chunk in chunks]
 
 
 def _chunk(
-    resolved: PromptLookup, index: int, name: str, rows: Sequence[int], in_part: Sequence[int]
+    found: PromptLookup, index: int, name: str, rows: Sequence[int], partial: Sequence[int]
 ) -> ChunkReport:
-    tokens = len(resolved.layout.prompt.chunks[index])
-    if (miss := resolved.misses.get(index)) is not None:
+    """``rows``: its computed rows per layer; ``partial``: those of layers not computed in full."""
+    tokens = len(found.layout.prompt.chunks[index])
+    if (miss := found.misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
-    if index in resolved.cheaper:
+    if index in found.cheaper:
         return ChunkReport(name, tokens, tokens, 1.0, cheaper=True)
-    return ChunkReport(name, tokens, round(fmean(in_part)), fmean(rows) / tokens)
+    return ChunkReport(name, tokens, round(fmean(partial)), fmean(rows) / tokens)
 
 
-def _told(resolved: PromptLookup, blender: Blender) -> list[str]:
-    """One sentence per reason why chunks of this prompt were computed and not loaded, and one where
-    loaded ones could not be ranked."""
+def _fallbacks(found: PromptLookup, blender: Blender) -> list[str]:
+    """A message for each reason why chunks were computed instead of loaded, and one if loaded
+    chunks could not be ranked by sensitivity."""
     if blender.reuses == "nothing":
         return []
-    known = zip(resolved.layout.loaded, resolved.layout.sensitivities, strict=True)
+    known = zip(found.layout.loaded, found.layout.sensitivities, strict=True)
     unmeasured = sum(here and not each for here, each in known) if blender.by_sensitivity else 0
-    misses = list(resolved.misses.values())
+    misses = list(found.misses.values())
     first = {miss.reason: miss for miss in reversed(misses)}
     count = Counter(miss.reason for miss in misses)
-    said = [
-        f"{count[reason]} of {len(resolved.keys)} chunks computed, not loaded: {reason}"
+    messages = [
+        f"{count[reason]} of {len(found.keys)} chunks computed, not loaded: {reason}"
         + (f" ({miss.detail})" if miss.detail else "")
         for reason, miss in first.items()
     ]
     if unmeasured:
-        said.append(
-            f"{unmeasured} of {len(resolved.keys)} chunks are stored without their tokens' "
+        messages.append(
+            f"{unmeasured} of {len(found.keys)} chunks are stored without their tokens' "
             "sensitivity: those were ranked as average"
         )
-    return said
+    return messages

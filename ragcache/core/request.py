@@ -1,4 +1,4 @@
-"""One question with everything that was asked for, made once where it comes in."""
+"""Requests: a question and its options, made once where it enters, by CLI, REST or library."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from ragcache.types import Chunk, Passage, Prompt, Sampling
 
 
 class RequestOptions(TypedDict, total=False):
-    """What a :class:`Request` may ask for besides its question. What is left out, or None, comes
-    from the settings."""
+    """Options of a :class:`Request`. Absent and None options are taken from the settings."""
 
-    #: Instead of retrieval, which goes by the question alone. An empty list: no chunks at all.
+    #: Chunks to use instead of retrieval, in this order. An empty list: answer without chunks.
     chunks: Sequence[str | Chunk | Passage] | None
-    #: Stands between the chunks and the question, such as instructions or earlier turns. It is
-    #: computed for every prompt.
+    #: Text between the chunks and the question, such as instructions or earlier turns. It is
+    #: computed for every prompt, and not used for retrieval.
     lead: str
     mode: str | Blender | None  # the fusion method
-    ratio: Ratio | None  # of the rows to recompute; "auto" suits the machine
-    top_k: int | None  # chunks to retrieve
-    neighbours: int | None  # chunks to add before and after each of these
-    require_chunks: bool | None  # raise NoChunksError where there is no chunk to answer from
+    ratio: Ratio | None  # share of rows to recompute; "auto": chosen by measured speeds
+    top_k: int | None  # number of chunks to retrieve
+    neighbours: int | None  # number of chunks to add before and after each of these
+    require_chunks: bool | None  # raise NoChunksError if there are no chunks
     sampling: Sampling | None
-    #: Called before every layer and token. What it raises ends the answer there: a deadline that
-    #: has passed, a client that has gone.
+    #: Called before every layer and token. If it raises, the answer ends with that exception:
+    #: after a deadline, or when the client has disconnected.
     check: Callable[[], None] | None
-    #: Whether the chunks that were not stored are computed and stored at the end of the answer;
-    #: else call :meth:`ragcache.core.generate.GenerationStream.keep`.
+    #: Whether missing chunks are computed and stored at the end of the answer. If not, call
+    #: :meth:`ragcache.core.generate.GenerationStream.keep`.
     keep: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A question, and how it is to be answered: see :class:`RequestOptions`."""
+    """A question, with the options of :class:`RequestOptions`."""
 
     question: str
     chunks: Sequence[str | Chunk | Passage] | None = None
@@ -54,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """A request whose chunks were found and whose settings are known: what is generated from."""
+    """A request with its prompt, after retrieval, and with all settings resolved."""
 
     prompt: Prompt
     blender: Blender
@@ -62,9 +61,9 @@ class PromptRequest:
     passages: tuple[Passage, ...] = ()  # of the prompt's chunks, for the report
     retrieval_s: float = 0.0
     no_chunks: str | None = None  # why the prompt has no chunks; None where it has some
-    #: What is loaded, and at what ratio the rest is recomputed, suits these (see
-    #: :mod:`ragcache.planning.controller`). ``blender`` must then be one that the controller can
-    #: set, and its own ratio is the least. None: all that is stored is loaded.
+    #: With speeds, :mod:`ragcache.planning.controller` chooses which chunks are loaded, and the
+    #: ratio. ``blender`` must then be one that the controller can set; its own ratio is the
+    #: minimum. None: all stored chunks are loaded.
     speeds: Speeds | None = None
     check: Callable[[], None] | None = None
     keep: bool = True

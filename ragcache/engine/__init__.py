@@ -1,1 +1,1 @@
-"""Engines run the model: they encode chunks, walk a prompt's layers, and decode."""
+"""Engines run the model: they encode chunks, prefill prompts, and decode."""

@@ -1,4 +1,4 @@
-"""The contract of an engine: what fusion needs of whatever runs the model."""
+"""The contract of engines: encode chunks, prefill with callbacks, and decode."""
 
 from __future__ import annotations
 
@@ -13,112 +13,106 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.template import PromptTemplate
-    from ragcache.types import ChunkKV, Fingerprint, KVSpec, Sampling, Tokens
+    from ragcache.types import ChunkKV, Fingerprint, KVPair, KVSpec, LayerUpload, Sampling, Tokens
 
 
 class LayerView(Protocol):
-    """One layer's KV of the prompt, while :class:`PrefillCallbacks` are called for that layer."""
+    """KV of one layer of the prompt, which :class:`PrefillCallbacks` receive for that layer."""
 
-    all_rows: Tensor  # 0, 1, ...: every row of the running forward, int64
+    all_rows: Tensor  # (rows,), int64: 0, 1, ..., every row of the running forward
 
-    def place(self, start: int, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Write stored KV, part after part, into the rows from ``start`` on.
+    def place(self, start: int, parts: Sequence[KVPair]) -> None:
+        """Write the stored KV of consecutive parts into the rows from ``start`` on.
 
-        Keys (before RoPE) and values of a part are (kv_heads, n, head_dim), on any device, and are
-        only read; keys are rotated to the positions of their rows, in float32, and cast once.
+        Each part is keys (before RoPE) and values, both (kv_heads, n, head_dim), on any device; it
+        is not changed. Keys are rotated to the positions of their rows in float32, and cast once.
         """
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of keys (after RoPE) and values of ``rows``, each (kv_heads, n, head_dim)."""
+        """Copies of keys (after RoPE) and values of ``rows``, each (kv_heads, n, head_dim), on the
+        device."""
 
     def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The inverse of ``place``: keys before RoPE and values of rows ``start:stop``, on the
-        host. Fresh rows are there once ``PrefillCallbacks.after`` is called."""
-
-
-class Uploaded(Protocol):
-    """One layer's stored KV on its way to the device."""
-
-    def taken(self) -> list[tuple[Tensor, Tensor]]:
-        """The layer on the device. What this thread computes there from now on waits for it."""
-
-    def finish(self) -> None:
-        """Wait until the host's memory has been read."""
+        """The inverse of ``place``: keys (before RoPE) and values of rows ``start:stop``, each
+        (kv_heads, n, head_dim), in host memory. Computed rows are available from
+        ``PrefillCallbacks.after`` on."""
 
 
 class PrefillCallbacks:
-    """Decides which rows are computed. An engine calls it around every layer, in order."""
+    """Decides which rows are computed. An engine calls these methods for every layer, in order."""
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
-        """Place what is known of this layer; return the rows to compute, by default every one.
+        """Place stored KV of this layer, and return the rows to compute; by default all.
 
-        Rows are a sorted int64 tensor on any device, a subset of those of the layer before, and
-        end with the prompt's last row. Every row that is not returned must have been placed.
+        Rows are a sorted int64 tensor on any device. They are a subset of those of the layer
+        before, and include the prompt's last row. All other rows must have been placed.
         """
         return kv.all_rows
 
     def narrows(self, layer: int) -> bool:
-        """Whether some of those rows need no more of this layer than their fresh KV."""
+        """Whether ``narrowed`` is to be called: some rows need only their KV of this layer, not
+        its output."""
         return False
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Fresh keys (after RoPE) and values of those rows, each (kv_heads, n, head_dim).
+        """Receive the keys (after RoPE) and values of the computed rows, (kv_heads, n, head_dim).
 
-        Called before attention; they are in the layer's KV already.
+        Called before the layer's attention. They are already written into the layer's KV.
         """
 
     def narrowed(self, layer: int) -> Tensor:
-        """The rows that the rest of a layer that ``narrows`` is computed for: a subset.
+        """The rows whose output the layer computes: a subset of those of ``before``.
 
-        As those of ``before``. Called behind ``after``.
+        Called after ``after``, for layers that ``narrows`` names.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall(ABC):
-    """The attention of one layer, for the rows that are computed there."""
+    """The attention of one layer for the rows that it computes."""
 
     layer: int
-    rows: Tensor  # (n,), sorted int64: rows of the prompt that the queries stand at
+    rows: Tensor  # (n,), sorted int64: rows of the prompt that the queries belong to
     queries: Tensor  # (heads, n, head_dim), after RoPE
-    keys: Tensor  # (kv_heads, keys, head_dim), after RoPE: those of all rows up to the last
+    keys: Tensor  # (kv_heads, keys, head_dim), after RoPE, of all rows up to the last
     values: Tensor  # same shape
 
     @abstractmethod
     def scores(self, queries: slice = slice(None)) -> Tensor:
-        """Scaled scores before the softmax, (heads, n, keys), float32; -inf where not seen.
+        """Scaled scores before the softmax, (heads, n, keys), float32; -inf for masked keys.
 
-        A model's soft cap, window and mask are in them. ``queries`` cuts ``n`` down.
+        They include the model's soft cap, sliding window and mask. ``queries`` selects some of the
+        ``n`` queries.
         """
 
     @abstractmethod
     def softmax(self, scores: Tensor) -> Tensor:
-        """Attention weights of scores, same shape; a model's sinks take their part of the sum."""
+        """Attention weights of scores, same shape. With attention sinks they sum to less than 1."""
 
     @abstractmethod
     def attend(self, weights: Tensor) -> Tensor:
         """Weights times values, (heads, n, head_dim), in the model's dtype."""
 
 
-#: Sees the attention of every layer, after ``PrefillCallbacks.after``. It may return the
-#: attention's output, (heads, n, head_dim), which then takes the place of the model's own.
+#: Called with the attention of every layer, after ``PrefillCallbacks.after``. It returns the
+#: attention's output, (heads, n, head_dim), or None for the model to compute it.
 AttentionRule = Callable[[AttentionCall], "Tensor | None"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt that is ready to be continued. Used up by one ``decode``."""
+    """A prompt after its prefill. It can be decoded once."""
 
     logits: Tensor  # (vocabulary,), float32, of the prompt's last row
-    kv: Any  # the engine's own; rows for the answer are reserved in it
+    kv: Any  # in the engine's own format, with rows reserved for the answer
     next_position: int  # of the first generated token
-    attend: AttentionRule | None = None  # to be applied to generated tokens too
+    attend: AttentionRule | None = None  # applied to generated tokens too
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decoded token. ``text`` may be empty while a character or stop string is open."""
+    """One decoded token. ``text`` is empty while a character or a stop string is incomplete."""
 
     token: int
     text: str
@@ -126,7 +120,7 @@ class Step:
 
 
 class Encoder(ABC):
-    """Makes the KV of chunks."""
+    """Computes the KV of chunks."""
 
     name: str
     spec: KVSpec
@@ -134,106 +128,110 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
-        """KV of every chunk, each computed behind ``context`` alone, whose rows are dropped.
+        """KV of every chunk, computed after the tokens ``context`` only, whose KV is left out.
 
-        Keys are before RoPE. Chunks may be computed together, so a caller bounds their tokens.
-        Raises PromptError for an empty chunk or one beyond the context.
+        Keys are before RoPE. Chunks may be computed in one forward, so the caller limits their
+        number of tokens. Raises PromptError for an empty chunk, and ContextError for one that
+        exceeds the context with ``behind``.
         """
 
 
 class Prefiller(Encoder):
-    """Layers that a Walk can drive: what fusion needs."""
+    """A model whose layers PrefillCallbacks can drive: what fusion needs."""
 
-    watchable: bool  # whether an AttentionRule sees this model's attention
-    #: Begins to copy stored KV to the device, from any thread; None where that is host memory.
-    upload: Callable[[Sequence[tuple[Tensor, Tensor]]], Uploaded] | None = None
+    exposes_attention: bool  # whether an AttentionRule can be used
+    #: Begins to copy stored KV to the device; thread-safe. None: the model is in host memory.
+    upload: Callable[[Sequence[KVPair]], LayerUpload] | None = None
 
     @abstractmethod
     def prefill(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks | None = None,
+        callbacks: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
     ) -> Prefilled:
-        """Run the prompt through the model; ``walk=None`` computes every row (full prefill).
+        """Run the prompt through the model. Without ``callbacks``, every row is computed (full
+        prefill).
 
         ``positions`` (one per token, default 0, 1, ...) must not decrease over computed rows.
-        ``room`` rows are reserved for the answer. ``attend`` sees the attention of every layer
-        of an engine that is ``watchable``, here and while the answer is decoded. Raises
-        PromptError when the prompt and ``room`` do not fit the context.
+        ``room`` rows are reserved for the answer. ``attend`` is called for every layer, here and
+        while the answer is decoded; it needs ``exposes_attention``. Raises PromptError for an
+        empty prompt, and ContextError if the prompt and ``room`` exceed the context.
         """
 
     @abstractmethod
     def probe(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
         layers: int,
     ) -> None:
-        """As ``prefill``, but stop behind layer ``layers - 1``: only what was seen remains."""
+        """As ``prefill``, but only the first ``layers`` layers, and without a result: it serves
+        ``callbacks`` and ``attend``."""
 
 
 class ChunkEngine(Encoder):
-    """Makes chunks and prompts of texts, and their KV: what a store is filled with."""
+    """Tokenises texts into chunks and prompts, and computes the KV of chunks for a store."""
 
-    template: PromptTemplate  # of the day on which it was loaded, where it has a date
-    bos: int | None  # the token that begins a text, if the model has one
-    context_tokens: int  # longest prompt and answer together
+    template: PromptTemplate  # its date, if any, is that of the day on which the engine was loaded
+    bos: int | None  # id of the beginning-of-text token; None if the model has none
+    context_tokens: int  # maximum length of prompt and answer together
 
     @property
     @abstractmethod
     def parameters(self) -> int:
-        """How many weights the model has."""
+        """Number of the model's parameters."""
 
     @property
     @abstractmethod
     def heads(self) -> int:
-        """Query heads of a layer."""
+        """Number of query heads of a layer."""
 
     @property
     @abstractmethod
     def token_bytes(self) -> int:
-        """No token has more bytes of text: a longer text than ``context_tokens`` of them cannot
-        fit, and need not be tokenised to know it."""
+        """Maximum bytes of text of one token: a text of more than ``context_tokens`` times as many
+        exceeds the context, without tokenising it."""
 
     @abstractmethod
     def template_on(self, day: date) -> PromptTemplate:
-        """The template as it is on another day."""
+        """The template with the date of another day."""
 
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
-        """Ids of ``text`` alone: no BOS, no EOS, nothing added.
+        """Ids of ``text`` without BOS or EOS.
 
-        The names of control tokens in it are plain text unless ``control``: a document that says
-        ``<|im_end|>`` must not end its turn.
+        Names of control tokens in the text are plain text unless ``control`` is set: a document
+        that contains ``<|im_end|>`` must not end the turn.
         """
 
     @abstractmethod
     def pieces(self, tokens: Tokens) -> list[str]:
-        """The text of every token; together they are the text of ``tokens``.
+        """The text of every token; joined, they are the text of ``tokens``.
 
-        Control tokens are called by their names. A token whose bytes end inside a character has no
-        text, and the one that completes it has all of it; bytes at the end that make no character
-        are U+FFFD.
+        The text of a control token is its name. If a character has the bytes of several tokens,
+        the last of them has its text, and the others have none. Incomplete bytes at the end are
+        U+FFFD.
         """
 
     def close(self) -> None:
-        """Give up what is held besides memory, such as connections."""
+        """Release resources other than memory, such as connections. By default there are none."""
 
 
 class Engine(ChunkEngine, Prefiller):
     """A loaded model."""
 
-    sliding_window: int | None  # tokens a windowed layer sees; None if every layer sees all
-    kernels: str = ""  # what KV is placed and a few rows attend with, for people
-    kernel_names: str = ""  # the same without times, to compare
+    sliding_window: int | None  # tokens that layers with a window see; None: no layer has one
+    kernels: str = ""  # kernels in use for placing KV and attention, with measured times
+    kernel_names: str = ""  # the same without times
 
     @abstractmethod
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
-        """Generate until EOS, a stop string or ``sampling.max_tokens``; the last step says why."""
+        """Generate until EOS, a stop string or ``sampling.max_tokens``. The last step has
+        ``stopped`` set."""

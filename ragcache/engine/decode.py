@@ -1,4 +1,4 @@
-"""Streaming decode from a prefilled prompt: sampling, stop strings, whole characters."""
+"""Decode a prefilled prompt token by token: sampling, stop strings and incomplete characters."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ from torch import Tensor
 from ragcache.engine.base import Prefilled, Step
 from ragcache.types import Sampling, Tokens
 
-#: Logits (vocabulary,) behind one more token at a position.
-Next = Callable[[Prefilled, int, int], Tensor]
+#: Returns the logits (vocabulary,) after one more token: the prompt, the token, its position.
+_NextLogits = Callable[[Prefilled, int, int], Tensor]
 
 
 def decode(
-    following: Next, tokenizer: Any, ends: Collection[int], prefilled: Prefilled, sampling: Sampling
+    following: _NextLogits,
+    tokenizer: Any,
+    ends: Collection[int],
+    prefilled: Prefilled,
+    sampling: Sampling,
 ) -> Iterator[Step]:
-    """See :meth:`Engine.decode`; ``ends`` as for :class:`Speller`."""
-    pick, speller = _Sampler(sampling), Speller(tokenizer, ends, sampling)
+    """See :meth:`Engine.decode`; ``ends`` as for :class:`IncrementalDetokenizer`."""
+    sample, detokenizer = _Sampler(sampling), IncrementalDetokenizer(tokenizer, ends, sampling)
     logits, position = prefilled.logits, prefilled.next_position
     while True:
-        step = speller.push(pick(logits))
+        step = detokenizer.push(sample(logits))
         yield step
         if step.stopped:
             return
         logits, position = following(prefilled, step.token, position), position + 1
 
 
-class Speller:
-    """Gives an answer's tokens their text, up to the end that ``sampling`` sets.
+class IncrementalDetokenizer:
+    """Turns the tokens of an answer into steps, until ``sampling`` ends it.
 
-    ``ends`` are the tokens that end an answer; the one that does is a step without text. Bytes that
-    do not make a whole character by the end are left out.
+    ``ends`` are the tokens that end an answer; such a token has no text. Bytes of an incomplete
+    character at the end are left out.
     """
 
     def __init__(self, tokenizer: Any, ends: Collection[int], sampling: Sampling) -> None:
         self._ends = ends
-        self._texts = TokenTexts(tokenizer, control=False)
+        self._texts = _TokenTexts(tokenizer, control=False)
         self._stops = StopStrings(tuple(sampling.stop))
         self._left = sampling.max_tokens
 
     def push(self, token: int) -> Step:
-        """The next token's step; nothing may follow one that has ``stopped``."""
+        """The step of the next token. No token may follow a step that has ``stopped`` set."""
         self._left -= 1
         if token in self._ends:
             return Step(token, self._stops.flush(), "eos")
@@ -56,48 +60,48 @@ class Speller:
         return Step(token, text)
 
 
-class TokenTexts:
-    """The text of every token of a sequence, in order; empty while a character is open.
+class _TokenTexts:
+    """The text of every token of a sequence, in order; empty while a character is incomplete.
 
-    ``control``: whether control tokens have their names as their text, or none.
+    ``control``: whether the text of a control token is its name; otherwise it is empty.
 
-    A decoder with byte tokens spells a run of them anew with each: bytes that were a character are
-    none with one more behind them. What was given stays given then, and the tokens that have had no
-    text yet are spelled by themselves.
+    Decoders with byte tokens decode a run of them as a whole: with a further byte, bytes that were
+    a character before may become invalid. Text that was returned is not taken back; the tokens
+    that have had no text yet are then decoded by themselves.
     """
 
     def __init__(self, tokenizer: Any, *, control: bool) -> None:
         self._backend, self._control = tokenizer.backend_tokenizer, control
         self._stream = DecodeStream(skip_special_tokens=not control)
-        self._open: list[int] = []  # tokens that have had no text yet
+        self._pending: list[int] = []  # tokens that have had no text yet
 
     def push(self, token: int) -> str:
-        self._open.append(token)
+        self._pending.append(token)
         try:
             text = self._stream.step(self._backend, token)
-        except Exception as error:  # tokenizers has no class of its own for it
-            if not str(error).startswith(_RESPELLED):
+        except Exception as error:  # tokenizers raises a plain Exception
+            if not str(error).startswith(_INVALID_PREFIX):
                 raise
             self._stream = DecodeStream(skip_special_tokens=not self._control)
-            steps = [self._stream.step(self._backend, token) for token in self._open]
+            steps = [self._stream.step(self._backend, token) for token in self._pending]
             text = "".join(filter(None, steps))
         if text:
-            self._open.clear()
+            self._pending.clear()
         return text or ""
 
 
-_RESPELLED = "Invalid prefix encountered"
-_COLDEST = 1e-5  # below it, logits that are divided by it are too large to compare
+_INVALID_PREFIX = "Invalid prefix encountered"
+_MIN_TEMPERATURE = 1e-5  # logits divided by a lower temperature overflow
 
 
 class _Sampler:
-    """Greedy at temperature 0 or next to it; else temperature, then top-p, then a seeded draw."""
+    """Greedy below the minimum temperature; else temperature, top-p and a seeded draw."""
 
     def __init__(self, sampling: Sampling) -> None:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
         self.warpers: list[Any] = []
-        self.greedy = sampling.temperature < _COLDEST
+        self.greedy = sampling.temperature < _MIN_TEMPERATURE
         if not self.greedy:
             self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_p < 1:
@@ -118,14 +122,14 @@ class _Sampler:
 
 
 class StopStrings:
-    """Lets text through until a stop string appears; holds back what may be the start of one."""
+    """Passes text on until a stop string appears, holding back a possible beginning of one."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
         self.held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string ended it (it is not shown)."""
+        """The text that can be shown, and whether a stop string, which is left out, ended it."""
         self.held += text
         hits = [at for s in self.stops if (at := self.held.find(s)) >= 0]
         if hits:
@@ -137,29 +141,29 @@ class StopStrings:
         return shown, False
 
     def flush(self) -> str:
-        """What was held back, when no more text will come."""
+        """The text that was held back, at the end of the answer."""
         shown, self.held = self.held, ""
         return shown
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next(
         (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
     )
 
 
 def pieces(tokenizer: Any, tokens: Tokens) -> list[str]:
-    """See :meth:`Engine.pieces`."""
-    texts = TokenTexts(tokenizer, control=True)
-    made = [texts.push(token) for token in tokens]
-    if made and not made[-1]:
-        made[-1] = "\ufffd"
-    return made
+    """See :meth:`ragcache.engine.base.ChunkEngine.pieces`."""
+    decoder = _TokenTexts(tokenizer, control=True)
+    texts = [decoder.push(token) for token in tokens]
+    if texts and not texts[-1]:
+        texts[-1] = "\ufffd"
+    return texts
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """End tokens of the generation config and the tokenizer."""
+    """Ids of the end tokens in the model's generation config and in the tokenizer."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = set(ids) if isinstance(ids, (list, tuple)) else {ids}
     ends.add(tokenizer.eos_token_id)

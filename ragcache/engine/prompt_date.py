@@ -1,4 +1,4 @@
-"""Chat templates that put the day's date into the prompt: on which day they are rendered."""
+"""Render chat templates that put a date into the prompt as of a given day."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import json
 from datetime import date, datetime
 from string import ascii_letters
 
-_CLOCK = "strftime_now"  # what transformers calls its clock in templates
+_CLOCK = "strftime_now"  # the function for the current date that transformers offers to templates
 _FORMATS = [f"%{flag}{letter}" for letter in ascii_letters for flag in ("", *"-_0^#")]
-_PERCENT = "%\ue000"  # a %% while the others are written
+_PERCENT = "%\ue000"  # stands for %% while the other codes are replaced
 
 
-def asks(chat_template: str) -> bool:
-    """Whether a template may ask for the date."""
+def uses_date(chat_template: str) -> bool:
+    """Whether a chat template may use the current date."""
     return _CLOCK in chat_template
 
 
-def on(chat_template: str, day: date) -> str:
-    """The same template, with its clock standing at the beginning of ``day``.
+def with_fixed_date(chat_template: str, day: date) -> str:
+    """The same template, for which it is the beginning of ``day``.
 
-    transformers takes no clock from its caller, so the template gets one of its own: a macro that
-    writes what ``strftime`` writes. The newline behind it belongs to its tag and is not rendered.
+    transformers has no parameter for the date, so a macro replaces its function: it formats the
+    date as ``strftime`` does. The newline after the macro belongs to its tag and is not rendered.
     """
     midnight = datetime(day.year, day.month, day.day)
-    written = [("%%", _PERCENT), *((f, midnight.strftime(f)) for f in _FORMATS), (_PERCENT, "%")]
+    formatted = [("%%", _PERCENT), *((f, midnight.strftime(f)) for f in _FORMATS), (_PERCENT, "%")]
     clock = (
-        f"{{% set made = namespace(text=format) %}}{{% for said, meant in {json.dumps(written)} %}}"
-        "{% set made.text = made.text | replace(said, meant) %}{% endfor %}{{ made.text }}"
+        "{% set made = namespace(text=format) %}"
+        f"{{% for code, value in {json.dumps(formatted)} %}}"
+        "{% set made.text = made.text | replace(code, value) %}{% endfor %}{{ made.text }}"
     )
     return f"{{% macro {_CLOCK}(format) %}}{clock}{{% endmacro %}}\n{chat_template}"

@@ -1,9 +1,9 @@
-"""A chat template is a program that comes with a model: it is tried where it can be stopped.
+"""Try out a model's chat template in a subprocess, with limits on time and memory.
 
-A template may loop for ever or fill the memory, and neither can be ended from within the process
-that renders it. So a template that was never rendered here is rendered once in a process of its
-own, by the same function, and only one that was through in time is rendered in this process.
-``python -m ragcache.engine.rendering`` is that process: JSON on standard input, nothing out.
+A chat template is a program that comes with a model. It may loop for ever or fill the memory, which
+the process that renders it cannot stop. So a template that is new on this machine is first rendered
+in a process of its own, by the same function, and only if that ends in time it is rendered in this
+process. ``python -m ragcache.engine.rendering`` is that process: it reads JSON from standard input.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from typing import Any
 from ragcache.errors import ModelError
 from ragcache.models.file_cache import cached_text
 
-_FIX = (
-    "Give the tokenizer another (chat_template.jinja in the model's folder), or use another model."
-)
-#: Seconds of computing, and bytes, that a template may take on top of importing transformers.
+_FIX = "Change chat_template.jinja in the model's folder, or use another model."
+#: Limits of CPU seconds and bytes, in addition to importing transformers.
 _SECONDS, _BYTES = 5, 1 << 30
-_WAIT_S = 120  # at most, on a busy machine, in all
-_REFUSED, _TOO_MUCH = 3, 4  # exit status: the template says no to these messages; it ends nowhere
+_WAIT_S = 120  # limit of elapsed time, for a busy machine
+_REFUSED, _TOO_MUCH = 3, 4  # exit status: the template refuses the messages; it exceeds a limit
 
 
 def check_rendering(tokenizer: Any, source: str, messages: list[dict[str, str]]) -> None:
-    """Raise ModelError unless the chat template ``source`` is through with ``messages`` in time.
+    """Raise ModelError unless the chat template ``source`` renders ``messages`` within the limits.
 
-    One that refuses them by an error is through too.
+    A template that refuses the messages with an error passes too.
     """
     given = {
         "conversations": [messages],
@@ -41,11 +39,11 @@ def check_rendering(tokenizer: Any, source: str, messages: list[dict[str, str]])
     }
     text = json.dumps(given, sort_keys=True)
     versions = [f"{name} {version(name)}" for name in ("transformers", "jinja2")]
-    cached_text("template", [text, *versions], lambda: _tried(text))
+    cached_text("template", [text, *versions], lambda: _render_in_subprocess(text))
 
 
-def _tried(text: str) -> str:
-    """Render in a process of its own; raise ModelError where that does not end well."""
+def _render_in_subprocess(text: str) -> str:
+    """Render in a process of its own. Raises ModelError for a broken or unbounded template."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "ragcache.engine.rendering"],
@@ -57,9 +55,9 @@ def _tried(text: str) -> str:
         raise ModelError(_unbounded()) from error
     if done.returncode in (0, _REFUSED):
         return "rendered"
-    if done.returncode == 1:  # an exception: what jinja or Python say of it
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ModelError(f"the chat template is broken ({said[:300]}). {_FIX}")
+    if done.returncode == 1:  # an exception of jinja or Python
+        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ModelError(f"the chat template is broken ({message[:300]}). {_FIX}")
     raise ModelError(_unbounded())
 
 
@@ -88,8 +86,10 @@ def _main() -> int:
 
 
 def _limit() -> None:
-    """On top of what this process has taken already; where the system knows no limits, the process
-    that waits for this one still does."""
+    """Limit CPU time and memory of this process, in addition to what it has used so far.
+
+    On a system without such limits, the parent process still limits the elapsed time.
+    """
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -101,7 +101,7 @@ def _limit() -> None:
 
 
 def _mapped() -> int:
-    """Bytes of addresses that this process has."""
+    """Bytes of this process's address space."""
     import resource
 
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -1,8 +1,8 @@
-"""The self-check at load: an architecture nobody tried is refused, not got silently wrong."""
+"""The self-test at load: a model whose KV ragcache would get wrong is refused with an error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ from ragcache.engine.base import (
     Prefiller,
 )
 from ragcache.errors import ModelError
-from ragcache.types import ChunkKV
+from ragcache.types import ChunkKV, Tokens
 
-#: Largest error accepted, relative to the norm of what is compared.
+#: Largest error that is accepted, relative to the norm of the expected tensor.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
-#: The same of a key that was moved, and nothing else: (4 + 2 ** 0.5) / 2 of the dtype's epsilon,
-#: for each rounding is off by half of it at most. A model that rotates in its own precision rounds
-#: two products and their sum; storing, placing and a factor on cos and sin, such as YaRN's, round
-#: once each. Float32 is allowed more, for kernels' sake: a thousandth of what a wrong angle does.
-_MOVED = {"float32": 1e-5, "bfloat16": 2.11e-2, "float16": 2.64e-3}
-_LENGTH, _BEHIND, _TOKENS = 24, 8, 2
-_FAR = 5, 7919  # positions that single keys are moved to, besides the end of the context
+#: Largest relative error of a key that was moved: (4 + 2 ** 0.5) / 2 of the dtype's epsilon, since
+#: a rounding is off by at most half an epsilon. A model that rotates in its own precision rounds
+#: two products and their sum; storing, placing, and a factor on cos and sin, such as YaRN's, round
+#: once each. Float32 gets more because kernels differ: still a thousandth of a wrong angle's error.
+_ROPE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.11e-2, "float16": 2.64e-3}
+_LENGTH, _FEW_ROWS, _TOKENS = 24, 8, 2
+_POSITIONS = 5, 7919  # that single keys are moved to, besides the end of the context
 
 _Pair = tuple[Tensor, Tensor]  # as placed, and as computed
 
@@ -33,64 +33,69 @@ _Pair = tuple[Tensor, Tensor]  # as placed, and as computed
 def check_engine(engine: Prefiller, vocabulary: int, context: int) -> None:
     """Raise ModelError unless, on a few random tokens below ``vocabulary``,
 
-    1. in every layer by itself, keys stored before RoPE and placed anywhere in ``context``
-       (tokens) equal those computed there,
-    2. walking all rows gives the plain forward's logits,
-    3. a later token changes no earlier row's KV (causal),
-    4. KV of several tokens placed a little further on equals KV computed there, and
-    5. computing only a few rows from some layer on, the rest placed, gives the plain logits.
+    1. in every layer by itself, keys stored before RoPE and placed at several positions up to
+       ``context`` (tokens) equal keys computed there,
+    2. a prefill of all rows with callbacks gives the logits of the plain forward,
+    3. a later token changes no earlier row's KV (causal attention),
+    4. KV of several tokens placed a few positions further equals KV computed there, and
+    5. computing only a few rows from a middle layer on, with the rest placed, gives the logits of
+       the plain forward.
     """
     limit = _TOLERANCE[engine.spec.dtype]
     generator = torch.Generator().manual_seed(0)
     ids = tuple(torch.randint(1, vocabulary, (_LENGTH,), generator=generator).tolist())
     for token in ids[:_TOKENS]:
-        _check_moves(engine, token, context)
+        _check_rope(engine, token, context)
     want = engine.prefill(ids).logits
     stored = engine.encode([ids])[0]
     changed = engine.encode([(*ids[:-1], ids[0])])[0]
     checks = {
-        "walking all rows does not give the model's own logits": _error(
+        "a prefill with callbacks does not give the model's own logits": _error(
             engine.prefill(ids, _Replay(stored, _LENGTH)).logits, want
         ),
-        "a later token changes earlier rows (it does not attend causally)": _worst(
+        "a later token changes earlier rows (it does not attend causally)": _largest(
             _error(a[:, :-1], b[:, :-1]) for a, b in zip(changed.keys, stored.keys, strict=True)
         ),
-        "its keys cannot be moved to other positions": _worst(
-            _error(placed, fresh) for layer in _moved(engine, stored, 5) for placed, fresh in layer
+        "its keys cannot be moved to other positions": _largest(
+            _error(placed, fresh)
+            for layer in _placed_and_computed(engine, stored, 5)
+            for placed, fresh in layer
         ),
         "computing a few rows among placed ones does not give the model's own logits": _error(
-            engine.prefill(ids, _Replay(stored, _BEHIND)).logits, want
+            engine.prefill(ids, _Replay(stored, _FEW_ROWS)).logits, want
         ),
     }
     for what, error in checks.items():
-        _hold(engine, what, error, limit)
+        _check_error(engine, what, error, limit)
 
 
-def _check_moves(engine: Prefiller, token: int, context: int) -> None:
-    """Move the keys of one token over the context, and hold each to its own norm.
+def _check_rope(engine: Prefiller, token: int, context: int) -> None:
+    """Move the keys of one token over the context, and compare each with a key computed there.
 
-    The token attends to itself alone, in the model's place, so that its keys differ from position
-    to position by their rotation and by nothing else: no layer's error is hidden by what layers
-    before it do, and the limit can be that of rounding. At the end of the context a layer's keys
-    have turned far, even where a theta of a million leaves neighbours all but equal.
+    A rule lets the token attend to itself alone, so that its keys differ between positions by
+    their rotation only. No layer's error is then hidden by the layers before it, and the tolerance
+    can be that of rounding. At the end of the context, keys are rotated far even with a theta of a
+    million, with which keys at neighbouring positions are almost equal.
     """
-    taking = _Taking()
+    taking = _TakeRow()
     engine.prefill((token,), taking, attend=_alone)
     stored = ChunkKV((token,), *zip(*taking.taken, strict=True))
     end = max(1, context - _LENGTH)
-    for position in (*(at for at in _FAR if at < end), end):
-        for layer, ((placed, fresh), _) in enumerate(_moved(engine, stored, position, _alone)):
-            error = _worst(_error(a, b) for a, b in zip(placed, fresh, strict=True))
+    for position in (*(at for at in _POSITIONS if at < end), end):
+        for layer, ((placed, fresh), _) in enumerate(
+            _placed_and_computed(engine, stored, position, _alone)
+        ):
+            error = _largest(_error(a, b) for a, b in zip(placed, fresh, strict=True))
             what = f"the keys of layer {layer} cannot be moved to position {position}"
-            _hold(engine, what, error, _MOVED[engine.spec.dtype])
+            _check_error(engine, what, error, _ROPE_TOLERANCE[engine.spec.dtype])
 
 
 def _alone(call: AttentionCall) -> Tensor:
-    """What the attention of a single token gives, were there no attention sinks."""
+    """Attention of a single token to itself, without attention sinks: its values."""
     return call.values.repeat_interleave(len(call.queries) // len(call.values), 0)
 
 
-def _hold(engine: Prefiller, what: str, error: float, limit: float) -> None:
+def _check_error(engine: Prefiller, what: str, error: float, limit: float) -> None:
     if not error <= limit:  # NaN fails too
         raise ModelError(
             f"{engine.name} cannot be used: {what} (relative error {error:.1e}, allowed "
@@ -98,11 +103,10 @@ def _hold(engine: Prefiller, what: str, error: float, limit: float) -> None:
         )
 
 
-def watchable(engine: Prefiller) -> bool:
-    """Whether an AttentionRule sees every layer's attention and can compute it as the model does.
+def supports_attention_rules(engine: Prefiller) -> bool:
+    """Whether an AttentionRule sees the attention of every layer, and can compute it.
 
-    Tried on a few random tokens, all rows and then few rows among placed ones, and one token of
-    the answer.
+    Tested on a few random tokens, with all rows and with a few rows among placed ones.
     """
     generator = torch.Generator().manual_seed(1)
     ids = tuple(torch.randint(1, 64, (_LENGTH,), generator=generator).tolist())
@@ -113,7 +117,7 @@ def watchable(engine: Prefiller) -> bool:
         layers.append(call.layer)
         return call.attend(call.softmax(call.scores()))
 
-    for rows in (_LENGTH, _BEHIND):
+    for rows in (_LENGTH, _FEW_ROWS):
         want = engine.prefill(ids, _Replay(stored, rows)).logits
         got = engine.prefill(ids, _Replay(stored, rows), attend=rule).logits
         if not _error(got, want) <= _TOLERANCE[engine.spec.dtype]:
@@ -121,37 +125,40 @@ def watchable(engine: Prefiller) -> bool:
     return layers == 2 * list(range(engine.spec.layers))
 
 
-def packable(engine: Prefiller) -> bool:
-    """Whether chunks that are encoded together come out as each of them by itself.
+def supports_packing(
+    encode_together: Callable[[Sequence[Tokens], Tokens], list[ChunkKV]], dtype: str
+) -> bool:
+    """Whether chunks that are encoded in one forward get the same KV as each of them by itself.
 
-    Tried on a few random tokens, in two chunks of unlike length, by themselves and behind others.
+    ``encode_together`` takes chunks and their context. Tested on a few random tokens, in two
+    chunks of different lengths, with and without a context.
     """
     generator = torch.Generator().manual_seed(2)
     ids = tuple(torch.randint(1, 64, (_LENGTH,), generator=generator).tolist())
-    behind, chunks = ids[: _BEHIND // 2], (ids[_BEHIND // 2 : _BEHIND], ids[_BEHIND:])
+    prefix, chunks = ids[: _FEW_ROWS // 2], (ids[_FEW_ROWS // 2 : _FEW_ROWS], ids[_FEW_ROWS:])
     errors = [
         _error(a, b)
-        for before in ((), behind)
-        for chunk, together in zip(chunks, engine.encode(chunks, context=before), strict=True)
-        for alone in engine.encode([chunk], context=before)
+        for context in ((), prefix)
+        for chunk, together in zip(chunks, encode_together(chunks, context), strict=True)
+        for alone in encode_together([chunk], context)
         for a, b in zip(together.keys + together.values, alone.keys + alone.values, strict=True)
     ]
-    return all(error <= _TOLERANCE[engine.spec.dtype] for error in errors)
+    return all(error <= _TOLERANCE[dtype] for error in errors)
 
 
-def _moved(
+def _placed_and_computed(
     engine: Prefiller, stored: ChunkKV, position: int, attend: AttentionRule | None = None
 ) -> list[tuple[_Pair, _Pair]]:
-    """Of each layer, keys and then values, as placed at ``position`` and as computed there."""
-    probe = _Shifted(stored)
+    """Per layer, pairs of keys and of values: as placed at ``position``, and as computed there."""
+    probe = _PlaceThenCompute(stored)
     tokens = stored.tokens
     positions = range(position, position + len(tokens))
     engine.prefill(tokens, probe, positions=positions, attend=attend)
     return probe.pairs
 
 
-def _worst(errors: Iterable[float]) -> float:
-    """The largest; NaN if any is."""
+def _largest(errors: Iterable[float]) -> float:
+    """The largest error; NaN if any is NaN."""
     return float(torch.tensor([*errors]).max())
 
 
@@ -161,10 +168,10 @@ def _error(got: Tensor, want: Tensor) -> float:
 
 
 class _Replay(PrefillCallbacks):
-    """Computes all rows at first; from the middle layer on only some, the others placed.
+    """Computes all rows in the first half of the layers, and ``rows`` of them in the second half.
 
-    Those are one early row, all by itself, and the last ``rows - 1``. The layer before the middle
-    computes the KV of all rows, and the rest for those only.
+    These are one row near the beginning and the last ``rows - 1``; the others are placed. The last
+    layer of the first half computes the KV of all rows, and its output for those rows only.
     """
 
     def __init__(self, stored: ChunkKV, rows: int) -> None:
@@ -187,8 +194,8 @@ class _Replay(PrefillCallbacks):
         return self.few
 
 
-class _Taking(PrefillCallbacks):
-    """Computes a single row and takes its KV."""
+class _TakeRow(PrefillCallbacks):
+    """Computes a single row and collects its KV."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[Tensor, Tensor]] = []
@@ -201,8 +208,8 @@ class _Taking(PrefillCallbacks):
         self.taken.append(self.view.take(0, 1))
 
 
-class _Shifted(PrefillCallbacks):
-    """Places stored KV, reads it back after RoPE, and keeps it with what the model computes."""
+class _PlaceThenCompute(PrefillCallbacks):
+    """Places stored KV, and collects it, after RoPE, with the KV that the model computes."""
 
     def __init__(self, stored: ChunkKV) -> None:
         self.stored = stored

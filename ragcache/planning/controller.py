@@ -126,7 +126,7 @@ def controls(blender: Blender) -> bool:
 
 
 def prefill_cost(
-    resolved: PromptLookup,
+    found: PromptLookup,
     blender: Blender,
     layers: int,
     remote_codecs: Mapping[int, Sequence[StoredChunk]] | None = None,
@@ -136,8 +136,8 @@ def prefill_cost(
 
     ``remote_codecs``: by chunk number, records of other codecs that may be loaded instead.
     """
-    prompt, others = resolved.layout.prompt, remote_codecs or {}
-    prefix, chunks = resolved.prefix, resolved.chunks
+    prompt, others = found.layout.prompt, remote_codecs or {}
+    prefix, chunks = found.prefix, found.chunks
     numbers = range(len(prompt.chunks))
     return PrefillCost(
         len(prompt.prefix),

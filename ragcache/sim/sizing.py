@@ -64,12 +64,12 @@ def model_shape(name: str) -> ModelShape:
     """
     if name in MODEL_SHAPES:
         return MODEL_SHAPES[name]
-    from ragcache.engine.hf.loading import outline
+    from ragcache.engine.hf.loading import build_without_weights
     from ragcache.models import model_path
     from ragcache.models.checkpoint import ModelConfig
 
     try:
-        made = outline(ModelConfig.read(model_path(name)))
+        made = build_without_weights(ModelConfig.read(model_path(name)))
     except ModelError as error:
         raise ModelError(
             f"{name!r} is none of {', '.join(MODEL_SHAPES)}, whose shapes are known, and: {error}"

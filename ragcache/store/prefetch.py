@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import READ_THREADS, ChunkStore, StoredChunk
-from ragcache.types import KVPair, LayerLoad
+from ragcache.types import KVPair, LayerLoad, LayerUpload
 
 if TYPE_CHECKING:
     from ragcache.types import KVSpec
@@ -21,17 +21,6 @@ LAYERS_AHEAD = 4  # layers read ahead by default
 #: Bytes of a chunk's layer below which one thread reads faster than two, which contend for the GIL.
 #: For large layers, more than two threads are no faster than two.
 _FEW_BYTES = 128 << 10
-
-
-class LayerUpload(Protocol):
-    """A layer that is being copied to a device in the background."""
-
-    def taken(self) -> list[KVPair]:
-        """The layer on the device. Kernels that this thread launches from now on wait for the
-        copy."""
-
-    def finish(self) -> None:
-        """Block until the copy is complete."""
 
 
 class LayerReader:

@@ -218,7 +218,7 @@ class _Watched(Prefiller):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.name, self.spec, self.fingerprint = engine.name, engine.spec, engine.fingerprint
-        self.watchable, self.upload = engine.watchable, engine.upload
+        self.exposes_attention, self.upload = engine.exposes_attention, engine.upload
         self.rows: list[list[int]] = []
         self.kv: list[KVPair] = []  # keys before RoPE and values, each (kv_heads, rows, head_dim)
 
@@ -226,37 +226,37 @@ class _Watched(Prefiller):
         return self.engine.encode(chunks, context=context)
 
     def prefill(
-        self, tokens: Tokens, walk: PrefillCallbacks | None = None, **options: Any
+        self, tokens: Tokens, callbacks: PrefillCallbacks | None = None, **options: Any
     ) -> Prefilled:
-        if walk is not None:
-            walk = _Noting(walk, self, len(tokens))
-        return self.engine.prefill(tokens, walk, **options)
+        if callbacks is not None:
+            callbacks = _Noting(callbacks, self, len(tokens))
+        return self.engine.prefill(tokens, callbacks, **options)
 
     def probe(
-        self, tokens: Tokens, walk: PrefillCallbacks, attend: AttentionRule, **options: Any
+        self, tokens: Tokens, callbacks: PrefillCallbacks, attend: AttentionRule, **options: Any
     ) -> None:
-        self.engine.probe(tokens, walk, attend, **options)
+        self.engine.probe(tokens, callbacks, attend, **options)
 
 
 class _Noting(PrefillCallbacks):
-    def __init__(self, walk: PrefillCallbacks, seen: _Watched, rows: int) -> None:
-        self.walk, self.seen, self.count = walk, seen, rows
+    def __init__(self, callbacks: PrefillCallbacks, seen: _Watched, rows: int) -> None:
+        self.callbacks, self.seen, self.count = callbacks, seen, rows
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
         self.view = kv
-        rows = self.walk.before(layer, kv)
+        rows = self.callbacks.before(layer, kv)
         self.seen.rows.append(rows.tolist())
         return rows
 
     def narrows(self, layer: int) -> bool:
-        return self.walk.narrows(layer)
+        return self.callbacks.narrows(layer)
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.walk.after(layer, keys, values)
+        self.callbacks.after(layer, keys, values)
         self.seen.kv.append(self.view.take(0, self.count))
 
     def narrowed(self, layer: int) -> Tensor:
-        return self.walk.narrowed(layer)
+        return self.callbacks.narrowed(layer)
 
 
 @dataclass(frozen=True)

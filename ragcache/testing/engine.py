@@ -130,7 +130,7 @@ class EngineTests:
         assert len({tuple(sampled(seed)) for seed in range(4)}) > 1
 
     def test_a_rule_sees_the_attention_and_may_take_its_place(self, engine: Engine) -> None:
-        if not engine.watchable:
+        if not engine.exposes_attention:
             pytest.skip("this model's attention cannot be seen")
         layers: list[int] = []
 
@@ -145,7 +145,7 @@ class EngineTests:
         assert layers == list(range(engine.spec.layers))
 
     def test_a_probe_stops_early(self, engine: Engine) -> None:
-        if not engine.watchable:
+        if not engine.exposes_attention:
             pytest.skip("this model's attention cannot be seen")
         seen: list[int] = []
         walk = FewFromLayer2(engine.encode([IDS])[0], False)

@@ -81,7 +81,7 @@ class VllmEngine(TokenizerEngine):
         longest = max(map(len, chunks), default=0) + len(context) + 1
         if longest > self.context_tokens:
             raise ContextError(
-                f"a chunk with its prefix needs {longest} tokens, but {self.name} has a context "
+                f"a chunk and its context need {longest} tokens, but {self.name} has a context "
                 f"of {self.context_tokens}. Make chunks smaller."
             )
         with ThreadPoolExecutor(_MAX_CONCURRENT, "ragcache-encode") as pool:

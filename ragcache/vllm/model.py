@@ -21,12 +21,12 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ragcache.engine.base import AttentionRule, LayerView, PrefillCallbacks, Prefilled, Prefiller
-from ragcache.engine.hf.attention_hook import Call
-from ragcache.engine.hf.layer_hooks import Layers, View
+from ragcache.engine.hf.attention_hook import EagerAttentionCall
+from ragcache.engine.hf.layer_hooks import DecoderLayers, PlacedLayerView
 from ragcache.engine.hf.prompt_cache import PlacedKV, StopAfterKV
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.hf.rope_scaling import refuse_length_dependent_rope
-from ragcache.engine.self_test import check_engine, watchable
+from ragcache.engine.self_test import check_engine, supports_attention_rules
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import ChunkKV, KVSpec, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
@@ -70,7 +70,7 @@ class VllmModel(Prefiller):
             )
         width = None if partial.rotary_dim == partial.head_size else int(partial.rotary_dim)
         rope = Rope(apply_rotary_pos_emb, width, halves=True)
-        self._rope = Layers(self.layers, rope, [r is not None for r in rotary])
+        self._rope = DecoderLayers(self.layers, rope, [r is not None for r in rotary])
         heads, dim = self.attention[0].num_kv_heads, self.attention[0].head_size
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.spec = KVSpec(len(self.layers), heads, dim, dtype)
@@ -89,7 +89,7 @@ class VllmModel(Prefiller):
                 model = self.config.model_config
                 angles = [len(cache) for cache in self._angles if cache is not None]
                 check_engine(self, model.get_vocab_size(), min([model.max_model_len, *angles]))
-                self.watchable = watchable(self)
+                self.exposes_attention = supports_attention_rules(self)
             except (TypeError, AttributeError, RuntimeError) as error:
                 raise ModelError(
                     f"{self.name} cannot be used: its layers cannot be driven ({error}). "
@@ -112,26 +112,28 @@ class VllmModel(Prefiller):
         return [self._encode(chunk, context) for chunk in chunks]
 
     def _encode(self, chunk: Tokens, context: Tokens) -> ChunkKV:
-        walk = _CollectKV(len(context), len(context) + len(chunk))
-        self.prefill(context + chunk, walk)
-        keys, values = zip(*walk.taken, strict=True)
+        callbacks = _CollectKV(len(context), len(context) + len(chunk))
+        self.prefill(context + chunk, callbacks)
+        keys, values = zip(*callbacks.taken, strict=True)
         return ChunkKV(chunk, keys, values)
 
     @torch.inference_mode()
     def prefill(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks | None = None,
+        callbacks: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
     ) -> Prefilled:
         positions = range(len(tokens)) if positions is None else positions
-        if walk is None and attend is None:
+        if callbacks is None and attend is None:
             hidden = self._forward(tokens, positions)
         else:
-            hidden = self._prefill_layers(tokens, walk or PrefillCallbacks(), positions, attend)
+            hidden = self._prefill_layers(
+                tokens, callbacks or PrefillCallbacks(), positions, attend
+            )
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
 
@@ -139,13 +141,13 @@ class VllmModel(Prefiller):
     def probe(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
         layers: int,
     ) -> None:
-        self._prefill_layers(tokens, walk, positions, attend, until=layers)
+        self._prefill_layers(tokens, callbacks, positions, attend, until=layers)
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
         """The model's own forward pass over all rows; returns hidden states (n, width)."""
@@ -159,13 +161,13 @@ class VllmModel(Prefiller):
     def _prefill_layers(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         positions: Sequence[int],
         attend: AttentionRule | None,
         until: int | None = None,
     ) -> Tensor:
         """Hidden states behind the last norm of the rows that the last layer was computed for; none
-        where the walk ends in front of layer ``until``."""
+        if the forward stops in front of layer ``until``."""
         assert self.decoder is not None
         state = _HiddenState(
             torch.arange(len(tokens), device=self.device),
@@ -173,7 +175,7 @@ class VllmModel(Prefiller):
         )
         place = self._to_tensor(positions)
         for index in range(len(self.layers) if until is None else until):
-            state = self._layer(index, state, walk, place, attend)
+            state = self._layer(index, state, callbacks, place, attend)
         if until is not None:
             return state.hidden
         hidden, _ = self.decoder.norm(state.hidden, state.residual)
@@ -183,21 +185,21 @@ class VllmModel(Prefiller):
         self,
         index: int,
         state: _HiddenState,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         place: Tensor,
         attend: AttentionRule | None,
     ) -> _HiddenState:
-        """Compute one layer for the rows that ``walk`` chooses among those of ``state``."""
+        """Compute one layer for the rows that ``callbacks`` choose among those of ``state``."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
         kv.begin(len(place))
-        view = View(self._rope, kv, index, self._rope_angles(index, place))
-        kv.on_fresh = walk.after
-        state = state.select(walk.before(index, view))
+        view = PlacedLayerView(self._rope, kv, index, self._rope_angles(index, place))
+        kv.on_fresh = callbacks.after
+        state = state.select(callbacks.before(index, view))
         self._write_rows(index, kv, _complement(state.rows, len(place)))
         call = _AttentionHooks(index, kv, attend)
-        if walk.narrows(index):
+        if callbacks.narrows(index):
             self._run_until_kv(index, state, place, call)
-            state, all_rows = state.select(walk.narrowed(index)), state.rows
+            state, all_rows = state.select(callbacks.narrowed(index)), state.rows
             self._write_rows(index, kv, all_rows[~torch.isin(all_rows, state.rows)])
         kv.rows = state.rows
         with call.hooked(self.attention[index], state.rows), self._forward_context(state.rows):
@@ -208,7 +210,7 @@ class VllmModel(Prefiller):
         self, index: int, state: _HiddenState, place: Tensor, call: _AttentionHooks
     ) -> None:
         """Run a layer until its new KV is known, and pass it on; other results are discarded."""
-        call.kv.rows, call.kv.ends_there = state.rows, True
+        call.kv.rows, call.kv.stop_after_kv = state.rows, True
         residual = None if state.residual is None else state.residual.clone()
         try:
             with call.hooked(self.attention[index], state.rows), self._forward_context(state.rows):
@@ -216,7 +218,7 @@ class VllmModel(Prefiller):
         except StopAfterKV:
             pass
         finally:
-            call.kv.ends_there, call.kv.on_fresh = False, None
+            call.kv.stop_after_kv, call.kv.on_fresh = False, None
 
     def _write_rows(self, index: int, kv: PlacedKV, rows: Tensor) -> None:
         """Write rows that are not computed into their pages."""
@@ -325,9 +327,9 @@ class _AttentionHooks:
                 stack.callback(handle.remove)
             yield
 
-    def _call(self, module: Any, queries: Tensor, rows: Tensor) -> Call:
+    def _call(self, module: Any, queries: Tensor, rows: Tensor) -> EagerAttentionCall:
         keys, values = self.kv.buffers(self.layer)
-        return Call(
+        return EagerAttentionCall(
             layer=self.layer,
             rows=rows,
             queries=queries,

@@ -13,7 +13,7 @@ from ragcache.core.generate import GenerationStream
 from ragcache.core.precompute import precompute
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Step
-from ragcache.engine.decode import Speller
+from ragcache.engine.decode import IncrementalDetokenizer
 from ragcache.errors import ModelError
 from ragcache.planning.context import EncodingContext
 from ragcache.planning.lookup import PromptLookup, look_up
@@ -115,7 +115,7 @@ class _VllmStream(GenerationStream):
         )
         steps: list[Step] = []
         ttft = 0.0
-        speller = Speller(self._engine.tokenizer, self._engine.ends, self._sampling)
+        speller = IncrementalDetokenizer(self._engine.tokenizer, self._engine.ends, self._sampling)
         with closing(self._tokens()) as tokens:
             for token in tokens:
                 if self.request.check is not None:

@@ -185,7 +185,7 @@ def test_the_settings_open_it_with_a_guard(
     share: float | None,
     floor: float | None,
 ) -> None:
-    monkeypatch.setattr(opening, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(opening, "load_embedder", lambda *_: HashEmbedder())
     settings = Settings.load(
         store=tmp_path / "store",
         model=str(scene.save_model(tmp_path / "model")),

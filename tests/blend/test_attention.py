@@ -190,7 +190,7 @@ def test_ape_tempers_the_answer_too(engine: TransformersEngine) -> None:
 def test_an_engine_that_hides_its_attention_is_refused(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "watchable", False)
+    monkeypatch.setattr(engine, "exposes_attention", False)
     for blender in (Prophet(), InfoFlow(), KVShare(), QCFuse(), APE(), CacheCraft()):
         with pytest.raises(ConfigError, match="looks at attention weights, which llama does not"):
             scene.run(engine, blender)

@@ -9,7 +9,7 @@ import torch
 
 from ragcache.blend import BLENDERS, blender, written
 from ragcache.blend.full import Full
-from ragcache.engine.hf.engine import as_device
+from ragcache.engine.hf.device import resolve_device
 from ragcache.errors import ConfigError
 
 
@@ -58,4 +58,4 @@ def test_a_finished_blender_takes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> N
         blender(Full(), 0.5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no GPU: use cpu"):
-        as_device("cuda")
+        resolve_device("cuda")

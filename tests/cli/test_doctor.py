@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from ragcache.cli import doctor
-from ragcache.cli.doctor import Finding, examine
+from ragcache.cli.doctor import Finding, inspect_store
 from ragcache.engine.base import Engine
 from ragcache.store import DiskStore
 from tests import models
@@ -28,11 +28,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiskStore
 
 
 def found(store: DiskStore, what: str, engine: Engine | None = None) -> Finding:
-    return next(finding for finding in examine(store, engine) if finding.what == what)
+    return next(finding for finding in inspect_store(store, engine) if finding.what == what)
 
 
 def test_a_healthy_store(store: DiskStore) -> None:
-    states = {f.what: f.state for f in examine(store)}
+    states = {f.what: f.state for f in inspect_store(store)}
     assert "bad" not in states.values()
     assert {"file system", "disk speed", "LMDB map", "unused", "readers", "faiss"} <= set(states)
     assert found(store, "kernels", models.engine()).detail == "torch, on a CPU"
@@ -73,7 +73,7 @@ def test_a_disk_that_cannot_be_written_is_bad(
 
 def test_waste_is_told_with_the_command(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "is_wasteful", lambda: True)
-    assert "`ragcache compact` gives it back" in found(store, "unused").detail
+    assert "`ragcache compact` frees it" in found(store, "unused").detail
 
 
 def test_a_reader_that_stays_is_named(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,15 +89,15 @@ def test_strays_are_worth_a_look(store: DiskStore) -> None:
     folder = store.tables.path / "kv"
     folder.mkdir(exist_ok=True)
     (folder / ".DS_Store").write_text("not ours")
-    finding = next(f for f in examine(store) if f.what == "strays")
+    finding = next(f for f in inspect_store(store) if f.what == "strays")
     assert finding.state == "look" and ".DS_Store" in finding.detail
 
 
 def test_a_store_of_another_model_is_bad(store: DiskStore) -> None:
     engine = models.engine("llama")
-    finding = next(f for f in examine(store, engine) if f.what == "model")
+    finding = next(f for f in inspect_store(store, engine) if f.what == "model")
     assert finding.state == "bad" and "can use 0 of 1 chunks: they are for tiny@" in finding.detail
     shapeless = replace(engine.fingerprint, spec=None)
     store.put(mine := make_key(3, shapeless), make_kv(mine))
-    finding = next(f for f in examine(store, engine) if f.what == "model")
+    finding = next(f for f in inspect_store(store, engine) if f.what == "model")
     assert finding.state == "good" and "can use 1 of 2 chunks" in finding.detail

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from ragcache.engine.decode import Speller, StopStrings, pieces
+from ragcache.engine.decode import IncrementalDetokenizer, StopStrings, pieces
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.types import Sampling
 from tests import models
@@ -84,7 +84,7 @@ def with_bytes() -> Any:
 
 def test_bytes_that_undo_a_character_lose_nothing_that_comes_behind(with_bytes: Any) -> None:
     tokens = [3 + byte for byte in BYTES] + [1, 2]
-    speller = Speller(with_bytes, (), Sampling(max_tokens=9))
+    speller = IncrementalDetokenizer(with_bytes, (), Sampling(max_tokens=9))
     assert [speller.push(token).text for token in tokens] == ["", "\u01e2", "", "\ufffd sea", "sea"]
     assert pieces(with_bytes, tuple(tokens)) == ["", "\u01e2", "", "\ufffd sea", "sea"]
 

@@ -76,7 +76,7 @@ def test_it_is_what_transformers_renders_today(template: str) -> None:
     messages = [{"role": "user", "content": "Who?"}]
     ours, theirs = (
         with_template(source).apply_chat_template(messages, tokenize=False)
-        for source in (module.on(template, date.today()), template)
+        for source in (module.with_fixed_date(template, date.today()), template)
     )
     assert ours == theirs
 

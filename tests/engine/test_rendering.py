@@ -53,12 +53,16 @@ def test_a_process_that_says_nothing_is_stopped(monkeypatch: pytest.MonkeyPatch)
     [("{% if %}", "TemplateSyntaxError: Expected"), ("{{ messages + 1 }}", "TypeError: can only")],
 )
 def test_a_broken_template_is_said_to_be(template: str, error: str) -> None:
-    with pytest.raises(ModelError, match=rf"the chat template is broken \(.*{error}.*Give the"):
+    with pytest.raises(
+        ModelError, match=rf"the chat template is broken \(.*{error}.*Change chat_template"
+    ):
         rendered(template)
 
 
 def test_a_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
     first = rendered(template)
-    monkeypatch.setattr(rendering, "_tried", lambda text: pytest.fail("it is tried again"))
+    monkeypatch.setattr(
+        rendering, "_render_in_subprocess", lambda text: pytest.fail("it is tried again")
+    )
     assert (rendered(template).before, first.after) == (first.before, "|")

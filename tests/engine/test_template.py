@@ -134,7 +134,7 @@ def test_a_vocabulary_that_has_control_tokens_as_words_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     assert PlainText(tokenizer, "words").tokens("say what") == (1, 0)
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
-    with pytest.raises(ModelError, match="makes the control token '<tool_call>' of plain text"):
+    with pytest.raises(ModelError, match="makes the control token '<tool_call>' from plain text"):
         PlainText(tokenizer, "words")
 
 
@@ -152,7 +152,7 @@ def test_added_tokens_whose_ids_leave_gaps_are_refused() -> None:
 
 @pytest.mark.parametrize("template", [TWICE, SHOUTS])
 def test_templates_that_change_the_text_are_refused(template: str) -> None:
-    with pytest.raises(ModelError, match="does not carry the user's text unchanged"):
+    with pytest.raises(ModelError, match="changes, drops or repeats the user's text"):
         split_chat_template(*with_template(template))
 
 
@@ -168,7 +168,7 @@ def test_prompts_beyond_the_context_are_refused() -> None:
     engine = models.engine("llama", max_position_embeddings=64)
     with pytest.raises(PromptError, match="70 tokens, but llama has a context of 64"):
         engine.prefill(tuple(range(3, 63)), room=10)
-    with pytest.raises(PromptError, match="a chunk behind its prefix"):
+    with pytest.raises(PromptError, match="a chunk and its context"):
         engine.encode([tuple(range(3, 73))])
     with pytest.raises(PromptError, match="no tokens"):
         engine.encode([()])

@@ -9,7 +9,7 @@ import pytest
 
 from ragcache.blend import blender
 from ragcache.blend.ape import APE
-from ragcache.cli.render.quality import choice
+from ragcache.cli.render.quality import ratio_advice
 from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.bootstrap import Estimate
 from ragcache.eval.calibrate import (
@@ -88,9 +88,9 @@ def test_where_the_work_is_the_same_the_nearest_is_chosen(found: list[ModeSummar
 
 def test_what_to_set_is_said(found: list[ModeSummary]) -> None:
     kept = replace(figure(found, "fused@0.1", 0.97, 0.1), same=Estimate(0.97, (0.91, 1.0)))
-    said = choice(kept, 0.95)
+    said = ratio_advice(kept, 0.95)
     assert "--mode fused --ratio 0.1 (97% of full" in said and "down to 91%" in said
-    assert "Use mode full" in choice(None, 0.95)
+    assert "Use mode full" in ratio_advice(None, 0.95)
 
 
 def test_candidates_are_tried_at_ratios_or_as_they_are() -> None:

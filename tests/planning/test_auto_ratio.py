@@ -58,7 +58,7 @@ def test_a_fast_store_leaves_the_ratio_at_its_floor(cache: RagCache) -> None:
 def test_a_prediction_that_is_far_off_says_what_to_do(cache: RagCache) -> None:
     """This machine is made up to take seconds for a row, and takes milliseconds."""
     *_, last = explanation(cache.ask(QUESTION, chunks=[LONG, SHORT]))
-    assert last.startswith("- Those are far apart: `ragcache profile` measures anew")
+    assert last.startswith("- These differ widely: `ragcache profile` measures again")
 
 
 def test_a_slow_store_raises_the_ratio(cache: RagCache) -> None:

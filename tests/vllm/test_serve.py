@@ -254,7 +254,7 @@ def test_settings_name_the_servers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     urls = ",".join(f"{one.url}/v1" for one in servers[1])
     given = {"engine": "vllm", "vllm_url": urls, "model": str(tiny_model_dir)}
     with pytest.raises(ConfigError, match="needs to know the dtype"):

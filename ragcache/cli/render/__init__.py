@@ -1,12 +1,12 @@
-"""What people are shown in a terminal: numbers with units, progress, and, below here, tables."""
+"""Text for terminals: numbers with units, progress, tables, and text without control characters."""
 
 from ragcache.cli.render.screen import Screen, one_line, plain
-from ragcache.cli.render.stages import Told, progress, waiting
+from ragcache.cli.render.stages import ProgressReporter, progress, waiting
 from ragcache.cli.render.units import counted, decimal, duration, number, percent, size
 
 __all__ = [
     "Screen",
-    "Told",
+    "ProgressReporter",
     "counted",
     "decimal",
     "duration",

@@ -1,4 +1,4 @@
-"""Answers and their reports, as text and tables."""
+"""Render answers and their reports as text and tables."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ if TYPE_CHECKING:
     from ragcache.types import Answer, Report
 
 READING, PLACING, COMPUTING = "░▒█"
-_FAR = 3  # times: a prediction that is off by more is of another state of the machine
+_FAR = 3  # factor between predicted and measured time from which the speeds are out of date
 
 
 def summary(answer: Answer) -> str:
-    """One line: what was reused, what it cost, how long it took."""
+    """One line with the numbers of reused and recomputed tokens, bytes and times."""
     r = answer.report
     return (
         f"{r.mode}: {len(answer.passages)} chunks, {r.chunk_tokens} tokens; "
         f"{r.reused_tokens} reused, {r.chunk_tokens - r.reused_tokens} recomputed, "
         f"charged {r.charged_share:.0%}, {size(r.bytes_loaded)} loaded; "
-        f"first token after {duration(r.ttft_s)}, all after {duration(r.total_s)}"
+        f"first token after {duration(r.ttft_s)}, last after {duration(r.total_s)}"
     )
 
 
 def explanation(answer: Answer) -> Iterator[str]:
-    """Why that ratio, where it was chosen to suit the machine, and whether it came out so."""
+    """Lines that say how the ratio was chosen, and the predicted and measured times; no lines if
+    it was not chosen by measured speeds."""
     r, plan = answer.report, answer.report.plan
     if plan is None:
         return
@@ -47,11 +48,11 @@ def explanation(answer: Answer) -> Iterator[str]:
         f"waiting{decoded}."
     )
     if max(r.ttft_s, plan.prefill_s) > _FAR * min(r.ttft_s, plan.prefill_s):
-        yield "- Those are far apart: `ragcache profile` measures anew how fast this machine is."
+        yield "- These differ widely: `ragcache profile` measures again how fast this machine is."
 
 
 def answer_table(answers: dict[str, Answer]) -> Table:
-    """The same question in several modes: answer, TTFT, shares computed, bytes loaded."""
+    """Answers to one question in several modes: text, TTFT, shares of computed tokens, bytes."""
     table = Table("mode", "answer", "TTFT", "recomputed", "charged", "loaded", box=SIMPLE)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -69,7 +70,7 @@ def answer_table(answers: dict[str, Answer]) -> Table:
 
 
 def chunk_table(answer: Answer) -> Table:
-    """Per chunk: where it is from, its score, and what became of its KV."""
+    """Per chunk: id, retrieval score, tokens, shares computed, and whether its KV was stored."""
     table = Table(Column("chunk", overflow="fold"), title="chunks", box=SIMPLE)
     for head in ("score", "tokens", "recomputed", "charged"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -87,8 +88,8 @@ def chunk_table(answer: Answer) -> Table:
 
 
 def layer_table(report: Report, columns: int = 120) -> Table:
-    """Per layer: rows computed, bytes loaded, where the time went, and when that was; for a
-    terminal of so many ``columns``."""
+    """Per layer: rows computed, bytes loaded, times, and a timeline, for a terminal that is
+    ``columns`` wide."""
     times = [(one.read_s, one.wait_s, one.place_s, one.compute_s) for one in report.layers]
     unit, scale = ("s", 1.0) if max(map(max, times), default=0.0) >= 1 else ("ms", 1e3)
     heads = ("layer", "rows", "of chunks", "loaded", f"read {unit}", "wait", "place", "compute")
@@ -112,9 +113,9 @@ def layer_table(report: Report, columns: int = 120) -> Table:
 
 
 def waterfall(report: Report, width: int = 48) -> list[str]:
-    """A line per layer, from the beginning of the fusion to its end: what was done with it when.
+    """A timeline for each layer, from the beginning of the prefill to its end.
 
-    Blank behind ``READING`` is a layer that was there and whose turn had not come.
+    A gap after ``READING`` means that the layer was loaded before the forward came to it.
     """
     if not report.layers:
         return []

@@ -1,4 +1,4 @@
-"""Work on corpora, and what it takes: as text and tables, and as JSON."""
+"""Render plans, results and estimates for corpora as text, tables and JSON."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 
 
 def plan_text(work: PrecomputePlan, rate: float | None) -> str:
-    """What is there, what is missing, and how long it takes at ``rate`` tokens a second."""
+    """Numbers of stored and missing chunks, and the time at ``rate`` tokens per second."""
     missing = work.missing
     part = "" if work.shard.of == 1 else f", shard {work.shard}"
-    said = (
+    text = (
         f"{work.documents} documents{part}: {work.wanted.chunks} chunks of {work.wanted.tokens} "
         f"tokens, {work.stored.chunks} of them are there; {missing.chunks} to compute: "
         f"{missing.tokens} tokens, {size(missing.payload_bytes)}, {missing.flops:.3g} FLOPs"
     )
-    return said + (f", about {duration(missing.tokens / rate)}" if rate else "")
+    return text + (f", about {duration(missing.tokens / rate)}" if rate else "")
 
 
-def done_text(done: RunProgress, state: str) -> str:
-    """What a run has done, and whether anything is left."""
+def result_text(done: RunProgress, state: str) -> str:
+    """What a run has computed, and how much is left."""
     one, left = done.computed, (done.planned - done.computed).chunks
     rate = f", {one.tokens / done.seconds:.0f} tokens/s" if one.tokens else ""
-    said = (
+    text = (
         f"KV of {one.chunks} chunks computed ({one.tokens} tokens, "
         f"{size(one.payload_bytes)}) in {duration(done.seconds)}{rate}"
     )
-    return said if state == "done" else f"{said}; {left} are left: run it again ({state})"
+    return text if state == "done" else f"{text}; {left} are left: run it again ({state})"
 
 
-def report_json(
+def precompute_json(
     work: PrecomputePlan, rate: float | None, done: RunProgress, state: str, skipped: Sequence[str]
 ) -> dict[str, Any]:
-    """Plan and outcome of a precompute, for machines."""
+    """Plan and result of `ragcache precompute`, for JSON."""
     sizes: dict[str, WorkSize] = {
         "wanted": work.wanted,
         "stored": work.stored,
@@ -64,21 +64,21 @@ def report_json(
 
 
 def sizing_text(one: CorpusEstimate, model: str, codec: str, tokens: int, ratio: float) -> str:
-    """What a chunk takes, and when its KV pays."""
+    """Bytes and times of one chunk, and from how many uses on storing its KV pays off."""
     from ragcache.sim.sizing import break_even_bandwidth  # torch comes with it
 
     each = decimal(one.bytes / one.chunks / tokens)
     return (
-        f"{model}, {codec}: {each} a token. A chunk of {tokens} is loaded in "
+        f"{model}, {codec}: {each} per token. A chunk of {tokens} tokens is loaded in "
         f"{duration(one.load_s)} over the link, or computed in {duration(one.prefill_s)}; "
-        f"loading is no slower than computing what it saves from "
-        f"{decimal(break_even_bandwidth(one, ratio))}/s on. Its KV pays from {one.reuses:.1f} uses "
-        f"a month on, {one.first_reuses:.1f} in the first month."
+        f"loading is at least as fast as computing what it saves from "
+        f"{decimal(break_even_bandwidth(one, ratio))}/s on. Its KV pays off from {one.reuses:.1f} "
+        f"uses per month on, {one.first_reuses:.1f} in the first month."
     )
 
 
 def sizing_table(rows: Sequence[CorpusEstimate]) -> Table:
-    """What corpora take."""
+    """Bytes, prices and times of corpora of several sizes."""
     heads = "chunks", "bytes", "a month", "GPU time", "GPU price", "over the link"
     table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
     for row in rows:
@@ -94,7 +94,7 @@ def sizing_table(rows: Sequence[CorpusEstimate]) -> Table:
 
 
 def routing_table(rows: Sequence[RoutingOutcome]) -> Table:
-    """What replicas that share a trace serve from RAM, and how evenly."""
+    """Share of tokens that replicas serve from RAM, and how evenly they are loaded."""
     heads = "replicas", "policy", "served from RAM", "most requests / mean", "most loaded / mean"
     table = Table(*(Column(head, justify="right") for head in heads), box=SIMPLE)
     for row in rows:
@@ -105,13 +105,14 @@ def routing_table(rows: Sequence[RoutingOutcome]) -> Table:
 
 
 def simulation_table(rows: Sequence[PolicyComparison], working_set: int) -> Table:
-    """What each policy would have served, in percent; ``working_set`` in bytes."""
+    """Hit rates of each eviction policy, in percent. ``working_set``: bytes of chunks that are
+    requested at least twice."""
     table = Table(
         "store",
         "policy",
         *(Column(head, justify="right") for head in ("chunks", "tokens", "FLOPs", "of Belady's")),
         Column("evictions", justify="right"),
-        title=f"served of the trace, in percent; asked for twice and more: {size(working_set)}",
+        title=f"hits in percent; requested at least twice: {size(working_set)}",
         box=SIMPLE,
     )
     for row in rows:
@@ -122,13 +123,13 @@ def simulation_table(rows: Sequence[PolicyComparison], working_set: int) -> Tabl
     return table
 
 
-def row_json(row: PolicyComparison) -> dict[str, Any]:
-    """What a policy would have served of a trace; rates are in [0, 1]."""
+def simulation_json(row: PolicyComparison) -> dict[str, Any]:
+    """Result of a policy on a trace, for JSON; rates are in [0, 1]."""
     o = row.outcome
     rates = {"chunk_rate": o.hit_rate, "token_rate": o.token_rate, "saved_flops_rate": o.saved}
     return {**asdict(o), **rates, "of_belady": row.of_belady}
 
 
-def routed_json(routed: RoutingOutcome) -> dict[str, Any]:
-    """What replicas would have served of a trace from RAM, and how evenly."""
+def routing_json(routed: RoutingOutcome) -> dict[str, Any]:
+    """Result of routing a trace over replicas, for JSON."""
     return {**asdict(routed), "token_rate": routed.hit_rate, "imbalance": routed.imbalance}

@@ -1,4 +1,4 @@
-"""What modes get right, how near they are to full prefill, and what they cost, as tables."""
+"""Render the quality of fusion methods, their agreement with full prefill, and their cost."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 
 def score_tables(figures: Sequence[ModeSummary], title: str) -> Iterator[ModeTable]:
-    """What every mode got right; how that differs from one of them, if so asked; what it cost."""
-    yield score_table(figures, title)
-    yield nearness_table(figures, "how near to full prefill")
+    """Tables of scores, of agreement with full prefill, of differences to a mode (if ``against``
+    was given), and of costs."""
+    yield _score_table(figures, title)
+    yield _agreement_table(figures, "agreement with full prefill")
     if figures[0].against is not None:
-        yield difference_table(figures)
-    yield cost_table(figures)
+        yield _difference_table(figures)
+    yield _cost_table(figures)
 
 
-def score_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
-    """Mode x (exact match by kind, F1, Rouge-L), in percent.
+def _score_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
+    """Exact match by kind of question, F1 and Rouge-L of each mode, in percent.
 
-    A column that no mode has a figure for is left out.
+    A column without any figure is left out.
     """
     first = figures[0]
     columns = [
@@ -42,8 +43,8 @@ def score_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
     return _mode_table(figures, columns, title, _resampled(first))
 
 
-def difference_table(figures: Sequence[ModeSummary]) -> ModeTable:
-    """Mode x exact match by kind minus that of the mode ``against``, in points."""
+def _difference_table(figures: Sequence[ModeSummary]) -> ModeTable:
+    """Exact match by kind of each mode minus that of the mode ``against``, in points."""
     first = figures[0]
     columns = [
         (_head(first, kind), [percent(f.difference[kind], "+.1f") for f in figures])
@@ -52,8 +53,8 @@ def difference_table(figures: Sequence[ModeSummary]) -> ModeTable:
     return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
 
 
-def cost_table(figures: Sequence[ModeSummary]) -> ModeTable:
-    """Mode x (TTFT, how much faster than full, recomputed and charged shares, bytes loaded)."""
+def _cost_table(figures: Sequence[ModeSummary]) -> ModeTable:
+    """TTFT, speedup over full prefill, recomputed and charged shares, and bytes of each mode."""
     columns = [
         ("TTFT", [duration(f.ttft_s) for f in figures]),
         ("faster\nthan full", [number(f.speedup, ".2f", "x") for f in figures]),
@@ -61,11 +62,11 @@ def cost_table(figures: Sequence[ModeSummary]) -> ModeTable:
         ("charged", [f"{f.charged:.1%}" for f in figures]),
         ("loaded", [size(f.bytes_loaded) for f in figures]),
     ]
-    return _mode_table(figures, columns, "what it cost")
+    return _mode_table(figures, columns, "cost")
 
 
-def nearness_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
-    """Mode x (recovery by kind and agreement in percent, KL in nats, charged share)."""
+def _agreement_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
+    """Recovery by kind and agreement in percent, KL divergence in nats, and charged share."""
     columns = [
         *(
             (f"{kind}\nrecovered", [percent(f.recovery[kind]) for f in figures])
@@ -79,9 +80,9 @@ def nearness_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
 
 
 def curve_table(figures: Sequence[ModeSummary]) -> ModeTable:
-    """Mode x (share of full prefill's answers, as a bar and in percent; nearness; cost).
+    """Share of answers that equal full prefill's, agreement and cost of each mode.
 
-    80 columns wide at most, but for the names of modes, which fold.
+    At most 80 columns wide; long names of modes are folded.
     """
     columns = [
         ("same\nanswer", [_bar(f.same.value if f.same else 0.0) for f in figures]),
@@ -91,23 +92,26 @@ def curve_table(figures: Sequence[ModeSummary]) -> ModeTable:
         ("charged", [f"{f.charged:.1%}" for f in figures]),
         ("faster", [number(f.speedup, ".2f", "x") for f in figures]),
     ]
-    return _mode_table(figures, columns, "what is kept of full prefill", _resampled(figures[0]))
+    return _mode_table(
+        figures, columns, "answers that equal full prefill's", _resampled(figures[0])
+    )
 
 
-def choice(chosen: ModeSummary | None, keep: float) -> str:
-    """What to set, in a sentence or two."""
+def ratio_advice(chosen: ModeSummary | None, keep: float) -> str:
+    """The options to use, in one or two sentences. ``chosen``: None if no mode keeps the share
+    ``keep`` of full prefill's answers."""
     if chosen is None or chosen.same is None:
         return (
             f"None of these keeps {keep:.0%} of full prefill's answers. Use mode full or prefix, "
-            "try another mode, or ask for less with --keep."
+            "try another mode, or lower --keep."
         )
     name, _, ratio = chosen.mode.partition("@")
     flags = f"--mode {name}" + (f" --ratio {ratio}" if ratio else "")
     kept = f"{chosen.same.value:.0%} of full prefill's answers"
     low = chosen.same.interval[0] if chosen.same.interval else 0.0
-    unsure = f" The 95 % interval goes down to {low:.0%}: ask more questions to be surer."
+    uncertain = f" The 95 % interval begins at {low:.0%}: more questions would narrow it."
     return f"Least that keeps {keep:.0%}: {flags} ({kept}, {chosen.charged:.0%} computed)." + (
-        unsure if low < keep else ""
+        uncertain if low < keep else ""
     )
 
 
@@ -118,7 +122,7 @@ def _bar(share: float, width: int = 8) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModeTable:
-    """A row for each mode. Where it is too wide for the terminal, intervals go on second lines."""
+    """A table with a row for each mode. In a narrow terminal, intervals are on second lines."""
 
     modes: Sequence[str]
     columns: Sequence[tuple[str, list[str]]]
@@ -126,12 +130,12 @@ class ModeTable:
     caption: str | None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = self._made(lambda cell: cell)
+        wide = self._build(lambda cell: cell)
         natural = console.measure(wide, options=options.update(max_width=1000)).maximum
         narrow = natural > options.max_width
-        yield self._made(lambda cell: cell.replace(" ±", "\n±")) if narrow else wide
+        yield self._build(lambda cell: cell.replace(" ±", "\n±")) if narrow else wide
 
-    def _made(self, cell: Callable[[str], str]) -> Table:
+    def _build(self, cell: Callable[[str], str]) -> Table:
         table = Table(title=self.title, caption=self.caption, box=SIMPLE)
         table.add_column("mode", overflow="fold", min_width=12)
         for head, _ in self.columns:

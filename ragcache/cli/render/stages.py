@@ -1,4 +1,4 @@
-"""How far work is: a bar for each stage in a terminal, lines now and then where there is none."""
+"""Show the progress of stages: a bar for each in a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from rich.text import Text
 
 from ragcache.cli.render.units import duration
 
-EVERY_S = 5.0  # between plain lines, at first; later a 20th of the time that has gone by
-COMPUTING = "precompute"  # the stage in which tokens are counted
+EVERY_S = 5.0  # least time between lines; later it is a 20th of the elapsed time
+COMPUTING = "precompute"  # the stage whose progress is also counted in tokens
 
 
 @dataclass(slots=True)
 class _Count:
-    """How much of something is done, and since when."""
+    """The progress of one stage. Times are of a monotonic clock, in seconds."""
 
     began: float
-    first: int  # done before anybody counted
+    first: int  # items that were done when counting began
     done: int
     total: int
-    at: float  # when that was told
+    at: float  # time of the latest update
 
     @property
     def rate(self) -> float | None:
-        """A second; None until some of it is done."""
+        """Items per second; None before the first item."""
         spent = self.at - self.began
         return (self.done - self.first) / spent if self.done > self.first and spent > 0 else None
 
     def left_s(self, now: float) -> float | None:
+        """Expected seconds until the end; None before the first item."""
         rate = self.rate
         if rate is None:
             return None
@@ -42,17 +43,17 @@ class _Count:
 
 
 @dataclass(slots=True)
-class Told:
-    """What work tells of itself: stages by name, each so much done of so much, and tokens."""
+class ProgressReporter:
+    """Receives the progress of named stages, and of tokens, from the functions that do the work."""
 
     now: Callable[[], float] = time.monotonic
-    stage: str = ""  # the latest
+    stage: str = ""  # the latest one
     _counts: dict[str, _Count] = field(default_factory=dict)
     _tokens: _Count | None = None
     _changed: Callable[[str, int, int], None] = lambda *_: None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` in this stage. One that has nothing to do is not shown."""
+        """``done`` of ``total`` items of a stage. A stage without items is not shown."""
         if total == 0:
             return
         self.stage = stage
@@ -60,11 +61,11 @@ class Told:
         self._changed(stage, done, total)
 
     def tokens(self, done: int, total: int) -> None:
-        """Tokens whose KV was computed, of how many."""
+        """``done`` of ``total`` tokens whose KV is computed."""
         self._tokens = self._count(self._tokens, done, total)
 
-    def said(self, stage: str) -> str:
-        """``12 of 87, 310 tokens/s, 42 s left``; at the end, how long it took."""
+    def text(self, stage: str) -> str:
+        """Such as ``12 of 87, 310 tokens/s, 42 s left``; at the end, with the time it took."""
         count = self._counts[stage]
         parts = [f"{count.done:,} of {count.total:,}"]
         pace = self._tokens if stage == COMPUTING and self._tokens else count
@@ -85,15 +86,17 @@ class Told:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Told]:
-    """Show what is told for as long as the ``with`` lasts; hand what it yields to the work."""
-    told = Told()
+def progress(console: Console) -> Iterator[ProgressReporter]:
+    """Show the progress that the yielded reporter receives, while the context lasts."""
+    reporter = ProgressReporter()
     if not console.is_terminal:
-        with _lines(console, lambda: told.stage and f"{told.stage}: {told.said(told.stage)}"):
-            yield told
+        with _lines(
+            console, lambda: reporter.stage and f"{reporter.stage}: {reporter.text(reporter.stage)}"
+        ):
+            yield reporter
         return
     stage = TextColumn("{task.description:>10}", markup=False)
-    with Progress(stage, BarColumn(16), _Said(told), console=console) as bars:
+    with Progress(stage, BarColumn(16), _ProgressText(reporter), console=console) as bars:
         tasks = {}
 
         def changed(name: str, done: int, total: int) -> None:
@@ -101,14 +104,14 @@ def progress(console: Console) -> Iterator[Told]:
                 tasks[name] = bars.add_task(name, total=total)
             bars.update(tasks[name], completed=done, total=total)
 
-        told._changed = changed
-        yield told
+        reporter._changed = changed
+        yield reporter
 
 
 @contextmanager
 def waiting(console: Console, what: str) -> Iterator[None]:
-    """Say ``what`` is under way, whose end nobody can tell: at once in a terminal, and after some
-    seconds where there is none."""
+    """Show that ``what``, whose length is unknown, is in progress: at once in a terminal, else
+    with a line every few seconds."""
     if console.is_terminal:
         with console.status(Text(what)):
             yield
@@ -119,13 +122,13 @@ def waiting(console: Console, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(console: Console, said: Callable[[], str]) -> Iterator[None]:
-    """Print what is ``said``, unless it is empty, every few seconds until the ``with`` ends."""
+def _lines(console: Console, text: Callable[[], str]) -> Iterator[None]:
+    """Print ``text()``, unless it is empty, every few seconds while the context lasts."""
     over, began = threading.Event(), time.monotonic()
 
     def run() -> None:
         while not over.wait(max(EVERY_S, (time.monotonic() - began) / 20)):
-            if line := said():
+            if line := text():
                 console.print(line, highlight=False, soft_wrap=True)
 
     thread = threading.Thread(target=run, name="progress", daemon=True)
@@ -137,10 +140,10 @@ def _lines(console: Console, said: Callable[[], str]) -> Iterator[None]:
         thread.join()
 
 
-class _Said(ProgressColumn):
-    def __init__(self, told: Told) -> None:
+class _ProgressText(ProgressColumn):
+    def __init__(self, reporter: ProgressReporter) -> None:
         super().__init__()
-        self.told = told
+        self.reporter = reporter
 
     def render(self, task: Task) -> Text:
-        return Text(self.told.said(task.description))
+        return Text(self.reporter.text(task.description))

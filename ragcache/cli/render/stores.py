@@ -1,4 +1,4 @@
-"""What is stored, what became of it, and how fast the machine under it is."""
+"""Render stores, transfers, findings of `ragcache doctor`, and measured speeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def document_table(entries: Sequence[DocumentEntry]) -> Table:
-    """Documents, how many chunks each has, and how long it is kept."""
+    """Documents with their number of chunks, expiry and pin."""
     heads = Column("document", overflow="fold"), Column("chunks", justify="right")
     table = Table(*heads, "kept until", "pinned", box=SIMPLE)
     for entry in entries:
@@ -34,7 +34,8 @@ def document_table(entries: Sequence[DocumentEntry]) -> Table:
 def store_table(
     stats: StoreStats, documents: int, waiting: int = 0, own: Fingerprint | None = None
 ) -> Table:
-    """What a store holds, for whom, ``own`` marked, and what its remote is still to be told."""
+    """Chunks and bytes by the model that they were computed with; ``own`` is marked. ``waiting``:
+    number of pending remote writes."""
     numbers = Column("chunks", justify="right"), Column("of KV", justify="right")
     table = Table("built for", *numbers, "", box=SIMPLE)
     mine = "" if own is None else str(own).rpartition("@")[2]
@@ -44,23 +45,23 @@ def store_table(
     held = f"{stats.chunks:,} chunks, {size(stats.payload_bytes)} of KV"
     table.title = f"{documents:,} documents; {held}"
     if waiting:
-        table.caption = f"{waiting:,} changes are still to be told to the remote"
+        table.caption = f"{waiting:,} pending remote writes"
     return table
 
 
 def built_for(stats: StoreStats) -> dict[str, dict[str, int]]:
-    """Chunks and payload bytes by printable fingerprint, for JSON."""
+    """Numbers of chunks and payload bytes by printable fingerprint, for JSON."""
     return {
         name: {"chunks": count, "payload_bytes": stats.fingerprint_bytes.get(name, 0)}
         for name, count in stats.fingerprints.items()
     }
 
 
-def moved(done: SyncResult, what: str) -> str:
-    """One line: what became of chunks that were to be moved."""
+def transfer_text(done: SyncResult, what: str) -> str:
+    """One line with the numbers of chunks that were transferred or not, by reason."""
     parts = {
         f"chunks {what}": done.moved,
-        "were there": done.there,
+        "were there already": done.there,
         "damaged": done.damaged,
         "foreign (see the log)": done.foreign,
         "had no room": done.no_room,
@@ -70,7 +71,7 @@ def moved(done: SyncResult, what: str) -> str:
 
 
 def finding_table(findings: Sequence[Finding]) -> Table:
-    """What was looked at, and what to do about it."""
+    """What was checked, its state, and what to do about it."""
     colours = {"good": "green", "look": "yellow", "bad": "bold red"}
     table = Table("what", "", "found", box=SIMPLE)
     for finding in findings:
@@ -80,20 +81,20 @@ def finding_table(findings: Sequence[Finding]) -> Table:
 
 
 def speed_table(speeds: Speeds) -> Table:
-    """What was measured, in units for people."""
-    rate = f"{1e-9 / speeds.byte_s:.2f} GB/s" if speeds.byte_s else "too fast to tell"
+    """Measured speeds as times and rates."""
+    rate = f"{1e-9 / speeds.byte_s:.2f} GB/s" if speeds.byte_s else "too fast to measure"
     rows = {
-        "any prefill": duration(speeds.start_s),
-        "a computed token": duration(speeds.row_s),
-        "more for each 1,000 tokens of its prompt": duration(1e3 * speeds.pair_s),
-        "a loaded token, to place it": duration(speeds.place_s),
-        "a layer of a chunk, to read it": duration(speeds.read_s),
-        "more for its bytes": rate,
-        "delay of computing, of the reading time": f"{speeds.overlap_penalty:.0%}",
-        "a token of the answer": duration(speeds.token_s),
+        "start of a prefill": duration(speeds.start_s),
+        "computing a token": duration(speeds.row_s),
+        "additionally, per 1,000 tokens of its prompt": duration(1e3 * speeds.pair_s),
+        "placing a loaded token": duration(speeds.place_s),
+        "reading a layer of a chunk": duration(speeds.read_s),
+        "bandwidth of reading": rate,
+        "computing loses, of the time of reading": f"{speeds.overlap_penalty:.0%}",
+        "decoding a token of the answer": duration(speeds.token_s),
     }
     for codec, seconds in speeds.decode_s.items():
-        rows[f"to decode {codec}"] = f"{1e-6 / seconds:,.0f} MB/s" if seconds else "nothing"
+        rows[f"decompressing {codec}"] = f"{1e-6 / seconds:,.0f} MB/s" if seconds else "nothing"
     title = f"speeds, measured {speeds.measured}"
     table = Table("what", Column("takes", justify="right"), title=title, box=SIMPLE)
     for what, takes in rows.items():

@@ -1,4 +1,4 @@
-"""Numbers with units, for people."""
+"""Format numbers with units."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def size(count: float) -> str:
-    """Bytes for people, in powers of 1024."""
+    """Bytes in powers of 1024, such as ``1.5 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if count < 1024 or unit == "TiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -19,7 +19,7 @@ def size(count: float) -> str:
 
 
 def decimal(count: float) -> str:
-    """Bytes for people, in powers of 1000, as prices and links have them."""
+    """Bytes in powers of 1000, such as ``1.5 MB``, as for prices and bandwidths."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -33,7 +33,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: in two units, in seconds, or in parts of one."""
+    """A time, such as ``2 h 5 min``, ``12 s``, ``3.4 ms`` or ``5.6 µs``."""
     units = ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)
     for (unit, length), (next_unit, next_length) in pairwise(units):
         if seconds >= length:
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: Estimate | float | None, form: str = ".1f") -> str:
-    """``93.2 ±2.1``: a share in percent, with half its interval where it has one."""
+    """A share in percent, with half of its interval if it has one, such as ``93.2 ±2.1``."""
     if share is None or isinstance(share, (int, float)):
         return number(None if share is None else 100 * share, form)
     text, half = number(100 * share.value, form), share.half_width

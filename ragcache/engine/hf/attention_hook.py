@@ -1,10 +1,11 @@
-"""What a model's attention is about to compute, and a way to watch it or to take its place.
+"""Replace or observe a model's attention for the duration of one forward.
 
-transformers dispatches attention by name. For the length of a detour the model's configuration
-names the function below, which brings each layer's call to the detour. A driven forward is one: it
-shows the call to a rule, if there is one, and then, unless the rule has answered it, hands it on to
-the implementation that the model uses otherwise; rows that are cut go by groups.py on a CPU, and by
-what kernels.py has chosen on a GPU.
+transformers looks attention functions up by name (``AttentionInterface``). While an
+:class:`AttentionOverride` is installed, the model's configuration names :func:`_dispatch`, which
+passes every layer's call to it. :class:`PartialForward` shows the call to an
+:data:`~ragcache.engine.base.AttentionRule`, if there is one. Unless the rule computes the output,
+the model's own implementation does, or, if only some rows are computed, ``grouped_attention`` on a
+CPU and the kernel that :mod:`ragcache.engine.kernels.choose` has chosen on a GPU.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragcache.engine.base import AttentionCall, AttentionRule
-from ragcache.engine.hf.grouped_attention import Groups
+from ragcache.engine.hf.grouped_attention import GroupedAttention
 from ragcache.engine.kernels.row_attention import RowAttention, without_cudnn
 
-_NAME = "ragcache_detour"
+_NAME = "ragcache_override"
 
 #: What an attention function of transformers returns: (batch, n, heads, d), and weights or None.
-Attended = tuple[Tensor, Tensor | None]
+AttentionOutput = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Call(AttentionCall):
-    """An AttentionCall with its queries, keys, values and mask at hand."""
+class EagerAttentionCall(AttentionCall):
+    """An AttentionCall that computes scores, softmax and output with plain torch operations."""
 
-    mask: Tensor | None  # (n, keys), bool or added to the scores; None: causal over all keys
+    mask: Tensor | None  # (n, keys), bool or added to the scores; None: causal
     scale: float
     softcap: float | None
-    sinks: Tensor | None  # (heads,): a score that takes weight and gives no value
+    sinks: Tensor | None  # (heads,): score of each head's attention sink, which has no value
 
     def scores(self, queries: slice = slice(None)) -> Tensor:
-        asked = self.queries[:, queries].float()
+        selected = self.queries[:, queries].float()
         groups = len(self.queries) // len(self.keys)
         keys = self.keys.float().repeat_interleave(groups, 0)
-        scores = asked @ keys.transpose(1, 2) * self.scale
+        scores = selected @ keys.transpose(1, 2) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         mask = self._mask()[queries]
@@ -72,27 +73,29 @@ class Call(AttentionCall):
 
 
 class AttentionOverride(ABC):
-    """A forward during which every layer's attention comes here instead of to the model's own."""
+    """Computes the attention of every layer during one forward, instead of the model's own."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.implementation: str = config._attn_implementation
 
-    def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
-        """Say which rows of the forward are computed next; from here on attention comes here.
+    def begin_layer(self, layer: int, rows: Tensor, *, partial: bool) -> None:
+        """Announce ``rows`` (sorted int64) of the forward that ``layer`` computes next.
 
-        ``cut``: some are left out. Masks were made before this, by the model's own implementation.
+        From here on, attention is computed here. ``partial``: some rows are left out. The model
+        makes its masks before this, for its own implementation.
         """
         self.config._attn_implementation = _NAME
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        AttentionInterface.register(_NAME, _detoured)
-        token = _DETOUR.set(self)
+    def installed(self) -> Iterator[None]:
+        """Receive the attention calls of the model while the context lasts."""
+        AttentionInterface.register(_NAME, _dispatch)
+        token = _ACTIVE.set(self)
         try:
             yield
         finally:
-            _DETOUR.reset(token)
+            _ACTIVE.reset(token)
             self.config._attn_implementation = self.implementation
 
     @abstractmethod
@@ -104,31 +107,35 @@ class AttentionOverride(ABC):
         value: Tensor,
         attention_mask: Tensor | None,
         **kwargs: Any,
-    ) -> Attended:
+    ) -> AttentionOutput:
         """transformers' attention interface: (batch, heads, n, d) in, (batch, n, heads, d) out."""
 
-    def own(self, module: nn.Module) -> Callable[..., Attended]:
-        """What the model computes the attention of ``module`` with otherwise."""
+    def model_attention(self, module: nn.Module) -> Callable[..., AttentionOutput]:
+        """The attention function that the model itself would use for ``module``."""
         eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, cast(Any, eager))
-        return cast("Callable[..., Attended]", attend)
+        return cast("Callable[..., AttentionOutput]", attend)
 
 
-_DETOUR: ContextVar[AttentionOverride] = ContextVar("detour")
+_ACTIVE: ContextVar[AttentionOverride] = ContextVar("attention_override")
 
 
-def _detoured(module: nn.Module, *args: Any, **kwargs: Any) -> Attended:
-    return _DETOUR.get().attend(module, *args, **kwargs)
+def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> AttentionOutput:
+    return _ACTIVE.get().attend(module, *args, **kwargs)
 
 
-def _special(kwargs: dict[str, Any]) -> bool:
-    """Whether attention is more than softmax, scale and mask."""
+def _has_extras(kwargs: dict[str, Any]) -> bool:
+    """Whether a call asks for more than scaled, masked softmax attention."""
     more = "softcap", "s_aux", "position_bias"
     return bool(kwargs.get("dropout")) or any(kwargs.get(name) is not None for name in more)
 
 
-class Driven(AttentionOverride):
-    """One forward whose rows a driver names: the rule that watches it, if there is one."""
+class PartialForward(AttentionOverride):
+    """A forward that computes only some rows, or whose attention a rule observes.
+
+    ``start`` is the first row of the forward in the prompt. ``selected`` computes the attention of
+    some rows on a GPU; None: the model's own implementation does.
+    """
 
     def __init__(
         self,
@@ -138,21 +145,22 @@ class Driven(AttentionOverride):
         selected: type[RowAttention] | None = None,
     ) -> None:
         super().__init__(config)
-        self.selected = selected  # for rows that are cut, on a GPU
+        self.selected = selected
         self.rule = rule
-        self.start = start  # first row of the forward
+        self.start = start
         self.layer, self.rows = 0, torch.empty(0, dtype=torch.int64)
-        self.cut: Groups | RowAttention | None = None  # how rows that are cut attend
+        self.partial: GroupedAttention | RowAttention | None = None  # attention of some rows
 
-    def at(self, layer: int, rows: Tensor, *, cut: bool) -> None:
-        make = self.selected or (Groups if rows.device.type == "cpu" else None)
-        if not cut or make is None:
-            self.cut = None
-        elif self.cut is None or len(rows) != len(self.cut.rows):  # a subset: the same rows
-            self.cut = make(rows)
+    def begin_layer(self, layer: int, rows: Tensor, *, partial: bool) -> None:
+        make = self.selected or (GroupedAttention if rows.device.type == "cpu" else None)
+        if not partial or make is None:
+            self.partial = None
+        elif self.partial is None or len(rows) != len(self.partial.rows):
+            # rows only become fewer, so as many rows are the same rows
+            self.partial = make(rows)
         self.layer, self.rows = layer, rows + self.start
-        if self.rule is not None or cut:
-            super().at(layer, rows, cut=cut)
+        if self.rule is not None or partial:
+            super().begin_layer(layer, rows, partial=partial)
 
     def attend(
         self,
@@ -162,18 +170,18 @@ class Driven(AttentionOverride):
         value: Tensor,
         attention_mask: Tensor | None,
         **kwargs: Any,
-    ) -> Attended:
+    ) -> AttentionOutput:
         if self.rule is not None:
             answer = self.rule(self._call(module, query, key, value, attention_mask, kwargs))
             if answer is not None:
                 return answer.transpose(0, 1)[None].contiguous(), None
-        if self.cut is not None and self.implementation == "sdpa" and not _special(kwargs):
-            assert attention_mask is not None, "rows that are cut have a mask"
-            out = self.cut.sdpa(query, key, value, attention_mask, kwargs.get("scaling"))
+        if self.partial is not None and self.implementation == "sdpa" and not _has_extras(kwargs):
+            assert attention_mask is not None, "a partial forward has a mask"
+            out = self.partial.sdpa(query, key, value, attention_mask, kwargs.get("scaling"))
             if out is not None:
                 return out, None
         with without_cudnn() if query.is_cuda else nullcontext():
-            return self.own(module)(module, query, key, value, attention_mask, **kwargs)
+            return self.model_attention(module)(module, query, key, value, attention_mask, **kwargs)
 
     def _call(
         self,
@@ -183,10 +191,10 @@ class Driven(AttentionOverride):
         value: Tensor,
         mask: Tensor | None,
         kwargs: dict[str, Any],
-    ) -> Call:
+    ) -> EagerAttentionCall:
         scale = kwargs.get("scaling")
         sinks = kwargs.get("s_aux")
-        return Call(
+        return EagerAttentionCall(
             layer=self.layer,
             rows=self.rows,
             queries=query[0],

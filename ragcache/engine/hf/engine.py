@@ -1,9 +1,9 @@
-"""The embedded engine: any Hugging Face RoPE decoder, driven through its own forward.
+"""The embedded engine: any decoder of transformers with RoPE, run through its own forward.
 
-No model code is copied and nothing stays patched. For the length of one prefill, pre-hooks on
-the decoder layers cut hidden states, positions, rotary embeddings and mask down to the rows that
-a ``PrefillCallbacks`` names, and a ``Cache`` scatters their fresh KV among the placed rows.
-Embedding scales, per-layer RoPE, windows and soft caps stay the model's business.
+No model code is copied, and nothing stays patched. For the duration of one prefill, pre-hooks on
+the decoder layers reduce hidden states, positions, rotary embeddings and mask to the rows that
+``PrefillCallbacks`` return, and a ``Cache`` scatters their fresh KV among the placed rows.
+Embedding scales, RoPE per layer, sliding windows and soft caps remain the model's own.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from torch import Tensor, nn
 
 from ragcache.engine.base import AttentionRule, Engine, PrefillCallbacks, Prefilled, Step
 from ragcache.engine.decode import decode, end_tokens
+from ragcache.engine.hf.device import resolve_device, resolve_dtype
 from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hf.forward import Forward
 from ragcache.engine.hf.host_to_device import Uploader
-from ragcache.engine.hf.layer_hooks import (
-    Capture,
-    StopForward,
-    on_host,
-)
+from ragcache.engine.hf.layer_hooks import CaptureKV, StopForward, copy_to_host
 from ragcache.engine.hf.loading import load_model, load_tokenizer
 from ragcache.engine.hf.packing import PackedForward
 from ragcache.engine.hf.prompt_cache import PlacedKV
 from ragcache.engine.hf.rope_probe import probe_layers
-from ragcache.engine.hf.rope_scaling import context_tokens, refuse_length_dependent_rope, unfit
+from ragcache.engine.hf.rope_scaling import (
+    context_tokens,
+    refuse_length_dependent_rope,
+    unsupported_model,
+)
 from ragcache.engine.hf.tokenizing import TokenizerEngine
 from ragcache.engine.kernels.choose import AttentionShape, choose
 from ragcache.engine.plain_text import PlainText
-from ragcache.engine.self_test import check_engine, packable, watchable
+from ragcache.engine.self_test import check_engine, supports_attention_rules, supports_packing
 from ragcache.engine.template import split_chat_template
 from ragcache.errors import ConfigError, ContextError, ModelError, PromptError
 from ragcache.models.checkpoint import Checkpoint
@@ -48,14 +49,18 @@ from ragcache.models.memory import copy_to_memory, ensure_unchanged
 from ragcache.types import ChunkKV, Sampling, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
+_ATTENTION, _PACKING = "attention", "packing"  # optional features that the self-test finds
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: Behind how many beginnings packs go on by turns: what a chunk is stored behind, and what it is
-#: seen behind to measure its sensitivity.
-_KEPT = 2
+#: KV of contexts that are kept for the next chunks: the one that chunks are stored with, and the
+#: one that their sensitivity is measured with.
+_CONTEXTS_KEPT = 2
 
 
 class TransformersEngine(TokenizerEngine, Engine):
-    """A model and tokenizer of the transformers library. Not thread-safe: one prompt at a time."""
+    """A model and tokenizer of the transformers library.
+
+    One prompt or batch of chunks at a time; only tokenising is thread-safe.
+    """
 
     def __init__(
         self,
@@ -68,12 +73,12 @@ class TransformersEngine(TokenizerEngine, Engine):
         kernels: str = "auto",
         stock: bool = False,
     ) -> None:
-        """Take a loaded causal language model; raise ModelError if it would be got wrong.
+        """Take a loaded causal language model, and test that it can be used.
 
-        ``codec`` names how its KV is to be stored, ``weights`` their digest if it is known.
-        ``kernels`` as for :func:`ragcache.engine.kernels.choose`. ``stock``: the model computes as
-        its class does, unpatched, so that it is checked once for what it is known by, and what was
-        found is kept for the next process.
+        ``codec``: how its KV is stored. ``weights``: their digest; "" to compute it. ``kernels``:
+        see :func:`ragcache.engine.kernels.choose.choose`. ``stock``: the model is an unmodified one
+        of transformers, so the result of the self-test is cached on disk. Raises ModelError if
+        ragcache cannot compute with the model.
         """
         self.model, self.tokenizer = model.eval(), tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -85,18 +90,19 @@ class TransformersEngine(TokenizerEngine, Engine):
         chosen = choose(kernels, shape, layers.rope)
         self.kernels, self.kernel_names = chosen.about, chosen.names
         self._forward = Forward(model, replace(layers, kernels=chosen), BufferPool(SPARE_BYTES))
-        self._contexts: dict[Tokens, PlacedKV] = {}  # KV that the last packs went on after
+        self._contexts: dict[Tokens, PlacedKV] = {}  # of the last chunks, the latest last
         self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.bos: int | None = tokenizer.bos_token_id
         self.context_tokens = context_tokens(model.config)
         self.sliding_window = _sliding_window(model.config.get_text_config())
         self.plain_text = PlainText(tokenizer, self.name)
         self.template = split_chat_template(tokenizer, self.tokenize)
-        self.packs = True  # whether several chunks are encoded in one forward
         own = fingerprint(model, tokenizer, self.name, codec=codec, weights=weights)
         self.fingerprint = replace(own, spec=self.spec)
-        found = cached_text("check", self._known_by(), self._checked) if stock else self._checked()
-        self.watchable, self.packs = (what in found.split() for what in ("watchable", "packable"))
+        key = self._self_test_key()
+        found = cached_text("check", key, self._self_test) if stock else self._self_test()
+        self.exposes_attention = _ATTENTION in found.split()
+        self.packs_chunks = _PACKING in found.split()  # several chunks in one forward
 
     @classmethod
     def load(
@@ -108,14 +114,14 @@ class TransformersEngine(TokenizerEngine, Engine):
         codec: str = "raw",
         kernels: str = "auto",
     ) -> TransformersEngine:
-        """Load a model by hub name or local folder. ModelError says what is wrong and the fix.
+        """Load a model by its hub name or from a local folder.
 
-        ``device`` auto: CUDA where there is one. ``dtype`` auto: float32 on a CPU, bfloat16 on
-        CUDA. ``codec`` and ``kernels`` as for the constructor.
+        ``device`` and ``dtype`` as in :mod:`ragcache.engine.hf.device`; ``codec`` and ``kernels``
+        as for the constructor. Raises ConfigError for unknown ones, and ModelError if the model
+        cannot be loaded or used.
         """
-        where = as_device(device)
-        if dtype == "auto":
-            dtype = "bfloat16" if where.type == "cuda" else "float32"
+        resolved = resolve_device(device)
+        dtype = resolve_dtype(dtype, resolved.type)
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
         checkpoint = Checkpoint.of(name)
@@ -123,7 +129,7 @@ class TransformersEngine(TokenizerEngine, Engine):
             tokenizer = load_tokenizer(checkpoint)
             model = load_model(checkpoint, _DTYPES[dtype])
             weights = cached_weights_digest(model, identity)
-            model = model.to(device=where)
+            model = model.to(device=resolved)
             copy_to_memory(model)
         return cls(
             model,
@@ -135,25 +141,31 @@ class TransformersEngine(TokenizerEngine, Engine):
             stock=True,
         )
 
-    def _checked(self) -> str:
-        """What the model was seen to be able to do. Raises ModelError if it cannot be used."""
+    def _self_test(self) -> str:
+        """Names of the optional features that the model supports, separated by spaces.
+
+        Raises ModelError if the model cannot be used.
+        """
         vocabulary = self.model.get_input_embeddings().num_embeddings
         check_engine(self, vocabulary, self.context_tokens)
-        found = {"watchable": watchable(self), "packable": packable(self)}
-        return " ".join(what for what, can in found.items() if can)
+        supported = {
+            _ATTENTION: supports_attention_rules(self),
+            _PACKING: supports_packing(self._encode, self.spec.dtype),
+        }
+        return " ".join(feature for feature, works in supported.items() if works)
 
-    def _known_by(self) -> list[str]:
-        """Everything that the outcome of the self-check depends on."""
-        where = self.device
-        device = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor()
+    def _self_test_key(self) -> list[str]:
+        """Everything that the result of the self-test depends on."""
+        on = self.device
+        name = torch.cuda.get_device_name(on) if on.type == "cuda" else platform.processor()
         return [
             self.fingerprint.digest.hex(),
             _code_digest(),
             *(f"{name} {version(name)}" for name in ("torch", "transformers")),
             f"{type(self.model).__module__}.{type(self.model).__qualname__}",
             f"attention {self._forward.config._attn_implementation}",
-            f"{where.type} {platform.machine()} {device}",
-            re.sub(r" \([^)]*\)", "", self.kernels),  # without the times that they took
+            f"{on.type} {platform.machine()} {name}",
+            re.sub(r" \([^)]*\)", "", self.kernels),  # without measured times
         ]
 
     @property
@@ -168,34 +180,35 @@ class TransformersEngine(TokenizerEngine, Engine):
     def heads(self) -> int:
         return int(self.model.config.get_text_config().num_attention_heads)
 
-    @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
         if not all(chunks):
             raise PromptError("a chunk has no tokens: leave it out")
         longest = max(map(len, chunks), default=0)
-        self._check_length(len(context) + longest, "a chunk behind its prefix")
-        packs = [chunks] if self.packs else [[chunk] for chunk in chunks]
-        return [kv for pack in packs if pack for kv in self._encode(pack, context)]
+        self._check_length(len(context) + longest, "a chunk and its context")
+        together = len(chunks) > 1 and self.packs_chunks
+        batches = [chunks] if together else [[chunk] for chunk in chunks]
+        return [kv for batch in batches for kv in self._encode(batch, context)]
 
+    @torch.inference_mode()
     def _encode(self, chunks: Sequence[Tokens], context: Tokens) -> list[ChunkKV]:
-        """KV of chunks from one forward. One chunk alone just goes on after ``context``."""
+        """KV of chunks, computed in one forward after the context ``context``."""
         pack = PackedForward(self._forward.config, [len(chunk) for chunk in chunks], len(context))
         ids = [token for chunk in chunks for token in chunk]
-        kv, capture, dtype = self._continued(context, len(ids)), Capture(), self.model.dtype
+        kv, capture, dtype = self._continued(context, len(ids)), CaptureKV(), self.model.dtype
         override = pack if len(chunks) > 1 else None
         with self._forward.driven(kv, ids, pack.positions, capture, override=override) as arguments:
             self.model(**arguments)
         return [
             ChunkKV(
                 chunk,
-                tuple(on_host(k[:, first:end], dtype) for k in capture.keys),
-                tuple(on_host(v[:, first:end], dtype) for v in capture.values),
+                tuple(copy_to_host(k[:, first:end], dtype) for k in capture.keys),
+                tuple(copy_to_host(v[:, first:end], dtype) for v in capture.values),
             )
             for chunk, (first, end) in zip(chunks, pack.spans, strict=True)
         ]
 
     def _continued(self, context: Tokens, room: int) -> PlacedKV:
-        """KV of ``context`` with ``room`` for more rows; computed once, not for every pack."""
+        """KV of ``context``, which is cached, with ``room`` for more rows."""
         if not context:
             return self._forward.cache(room)
         kv = self._contexts.pop(context, None)
@@ -203,8 +216,8 @@ class TransformersEngine(TokenizerEngine, Engine):
             kv = self._forward.cache(len(context))
             with self._forward.driven(kv, context, range(len(context))) as arguments:
                 self.model(**arguments)
-        self._contexts[context] = kv  # as the latest
-        for earlier in list(self._contexts)[:-_KEPT]:
+        self._contexts[context] = kv
+        for earlier in list(self._contexts)[:-_CONTEXTS_KEPT]:
             del self._contexts[earlier]
         return kv.continued(room)
 
@@ -212,7 +225,7 @@ class TransformersEngine(TokenizerEngine, Engine):
     def prefill(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks | None = None,
+        callbacks: PrefillCallbacks | None = None,
         *,
         positions: Sequence[int] | None = None,
         room: int = 1,
@@ -222,10 +235,10 @@ class TransformersEngine(TokenizerEngine, Engine):
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        if walk is None and attend is not None:
-            walk = PrefillCallbacks()
+        if callbacks is None and attend is not None:
+            callbacks = PrefillCallbacks()
         kv = self._forward.cache(len(tokens) + room)
-        with self._forward.driven(kv, tokens, positions, walk, attend=attend) as arguments:
+        with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
         return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1, attend)
 
@@ -233,7 +246,7 @@ class TransformersEngine(TokenizerEngine, Engine):
     def probe(
         self,
         tokens: Tokens,
-        walk: PrefillCallbacks,
+        callbacks: PrefillCallbacks,
         attend: AttentionRule,
         *,
         positions: Sequence[int],
@@ -244,7 +257,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         with (
             suppress(StopForward),
             self._forward.driven(
-                kv, tokens, positions, walk, attend=attend, until=layers
+                kv, tokens, positions, callbacks, attend=attend, until=layers
             ) as arguments,
         ):
             self.model(**arguments)
@@ -255,10 +268,10 @@ class TransformersEngine(TokenizerEngine, Engine):
 
     @torch.inference_mode()
     def _next(self, prefilled: Prefilled, token: int, position: int) -> Tensor:
-        """Logits (vocabulary,) after one more token."""
-        walk = PrefillCallbacks() if prefilled.attend is not None else None
+        """Logits (vocabulary,), float32, after ``token`` at ``position``."""
+        callbacks = PrefillCallbacks() if prefilled.attend is not None else None
         with self._forward.driven(
-            prefilled.kv, [token], [position], walk, attend=prefilled.attend
+            prefilled.kv, [token], [position], callbacks, attend=prefilled.attend
         ) as arguments:
             logits = self.model(**arguments).logits
         return cast(Tensor, logits[0, -1].float())
@@ -273,7 +286,7 @@ class TransformersEngine(TokenizerEngine, Engine):
 
 
 def _code_digest() -> str:
-    """blake3 over the sources that drive a model: another one with every change of them."""
+    """blake3 over the source files that compute with a model."""
     package = Path(__file__).parents[2]
     others = package / "util" / "buffer_pool.py", package / "types.py"
     h = blake3()
@@ -286,7 +299,7 @@ def _decoder_layers(model: Any, name: str) -> Sequence[nn.Module]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     layers = getattr(decoder, "layers", None)
     if not layers:
-        raise ModelError(unfit(name, "its decoder layers cannot be found"))
+        raise ModelError(unsupported_model(name, "its decoder layers cannot be found"))
     return cast(Sequence[nn.Module], layers)
 
 
@@ -295,16 +308,3 @@ def _sliding_window(config: Any) -> int | None:
         return None
     window = getattr(config, "sliding_window", None)
     return int(window) if window else None
-
-
-def as_device(device: str) -> torch.device:
-    """The device that a setting names. ConfigError if there is none, or it is not here."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device {device!r} is unknown: use auto, cpu or cuda") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch finds no GPU: use cpu")
-    return where

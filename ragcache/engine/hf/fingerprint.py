@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.metadata import version as version_of
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -15,10 +15,10 @@ from ragcache.types import Fingerprint
 if TYPE_CHECKING:
     from torch import nn
 
-version = version_of("transformers")
-FORMAT = "1"  # raised when the meaning of stored KV changes
+_TRANSFORMERS = version("transformers")
+_FORMAT = "1"  # increased when the meaning of stored KV changes
 
-#: Config entries that do not touch the KV.
+#: Entries of the configuration that do not affect the KV.
 _IGNORED = {
     "_name_or_path",
     "architectures",
@@ -34,9 +34,9 @@ _IGNORED = {
 
 
 def weights_digest(model: nn.Module) -> str:
-    """blake3 over every parameter and persistent buffer: name, shape, dtype and bytes, as loaded.
+    """blake3 over name, shape, dtype and bytes of every parameter and persistent buffer, in hex.
 
-    Other buffers, such as RoPE's frequencies, are made from the configuration.
+    Other buffers, such as RoPE's frequencies, follow from the configuration.
     """
     import torch
 
@@ -51,15 +51,15 @@ def weights_digest(model: nn.Module) -> str:
 def cached_weights_digest(
     model: nn.Module, identity: Sequence[str], load: Callable[[], nn.Module] | None = None
 ) -> str:
-    """The digest of a model, computed once for the files that it is loaded from.
+    """:func:`weights_digest`, cached on disk by the files, class and dtype of the model.
 
-    ``identity`` is :func:`ragcache.models.file_cache.file_identity` of these, before they were
-    read; ValueError where it is empty. What loading makes of them (class and dtype) counts too.
-    With ``load``, ``model`` is an outline, and the model is loaded where its digest is not known.
+    ``identity`` is :func:`ragcache.models.file_cache.file_identity` the files, taken before they
+    were read; ValueError if it is empty. With ``load``, ``model`` has no weights, and the model is
+    loaded if its digest is not in the cache.
     """
     if not identity:
         raise ValueError("the files that the model was loaded from are not known")
-    loaded = f"{type(model).__qualname__}|{next(model.parameters()).dtype}|{version}"
+    loaded = f"{type(model).__qualname__}|{next(model.parameters()).dtype}|{_TRANSFORMERS}"
     return cached_text(
         "weights",
         [loaded, *identity],
@@ -67,21 +67,21 @@ def cached_weights_digest(
     )
 
 
-def config_digest(config: Any) -> str:
-    """blake3 over the configuration (heads, layers, RoPE, windows, ...), order-free."""
+def _config_digest(config: Any) -> str:
+    """blake3 over the configuration (heads, layers, RoPE, windows, ...), independent of order."""
     fields = {k: v for k, v in config.to_dict().items() if k not in _IGNORED}
-    return blake3(json.dumps(fields, sort_keys=True, default=_plainly).encode()).hexdigest()
+    return blake3(json.dumps(fields, sort_keys=True, default=_to_json).encode()).hexdigest()
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def _tokenizer_digest(tokenizer: Any) -> str:
     """blake3 over the fast tokenizer's whole definition."""
     return blake3(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def adapters_digest(model: Any) -> str:
-    """blake3 over the adapters of peft: their names and settings (rank, what they are put on), and
-    of each module that they are put on, which are active there, at what scale. Their tensors are
-    among the weights. "" without any."""
+def _adapters_digest(model: Any) -> str:
+    """blake3 over PEFT adapters: names, settings such as rank and target modules, and, for each
+    target module, which adapters are active at which scale. Their tensors are part of the weights.
+    "" without adapters."""
     adapters = getattr(model, "peft_config", None)
     if not adapters:
         return ""
@@ -99,30 +99,30 @@ def adapters_digest(model: Any) -> str:
             if hasattr(module, "merged_adapters")
         },
     }
-    return blake3(json.dumps(fields, sort_keys=True, default=_plainly).encode()).hexdigest()
+    return blake3(json.dumps(fields, sort_keys=True, default=_to_json).encode()).hexdigest()
 
 
-def _plainly(value: Any) -> Any:
-    """A set in one order in every process."""
+def _to_json(value: Any) -> Any:
+    """A value as JSON; sets in the same order in every process."""
     return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def fingerprint(
     model: Any, tokenizer: Any, name: str, *, codec: str = "raw", weights: str = ""
 ) -> Fingerprint:
-    """Fingerprint of a loaded model. Adapters must be merged, or active, when it is taken.
+    """Fingerprint of a loaded model, with its adapters in their current state.
 
-    ``codec``: how its KV is stored. ``weights``: their digest, where it is known.
+    ``codec``: how its KV is stored. ``weights``: their digest; "" to compute it.
     """
     template = getattr(tokenizer, "chat_template", None) or ""
     fields = {
         "weights": weights or weights_digest(model),
-        "config": config_digest(model.config),
-        "tokenizer": tokenizer_digest(tokenizer),
+        "config": _config_digest(model.config),
+        "tokenizer": _tokenizer_digest(tokenizer),
         "template": blake3(str(template).encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "codec": codec,
-        "adapter": adapters_digest(model),
-        "format": FORMAT,
+        "adapter": _adapters_digest(model),
+        "format": _FORMAT,
     }
     return Fingerprint(tuple(sorted(fields.items())), name)

@@ -1,4 +1,4 @@
-"""A forward of the model, whose layers may be driven by callbacks while it lasts."""
+"""One forward of the model, with or without callbacks that drive its layers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from ragcache.engine.base import AttentionRule, PrefillCallbacks
-from ragcache.engine.hf.attention_hook import AttentionOverride, Driven
-from ragcache.engine.hf.layer_hooks import Layers
+from ragcache.engine.hf.attention_hook import AttentionOverride, PartialForward
+from ragcache.engine.hf.layer_hooks import DecoderLayers
 from ragcache.engine.hf.prompt_cache import PlacedKV
 from ragcache.util.buffer_pool import BufferPool
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """What forwards of one model have in common."""
+    """What all forwards of one model share. ``pool`` holds the memory of their KV."""
 
     model: Any
-    layers: Layers
+    layers: DecoderLayers
     pool: BufferPool
 
     @property
@@ -30,7 +30,7 @@ class Forward:
         return self.model.get_decoder().config
 
     def cache(self, rows: int) -> PlacedKV:
-        """Empty KV with room for ``rows``."""
+        """An empty cache with room for ``rows`` rows."""
         return PlacedKV(len(self.layers.modules), rows, self.pool)
 
     @contextmanager
@@ -45,20 +45,20 @@ class Forward:
         override: AttentionOverride | None = None,
         until: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """While this lasts, ``model(**arguments)``, with what is yielded, goes on after the rows of
-        ``kv`` with ``tokens`` at ``positions``. Its logits are (1, 1, vocabulary), of the last row.
+        """Prepare a forward over ``tokens`` at ``positions`` that continues ``kv``.
 
-        ``callbacks`` drive the layers; None: the model computes every row by itself. Of a forward
-        that is driven, ``attend`` sees the attention, or else ``override`` computes it, and layers
-        from ``until`` on are not computed: the forward raises StopForward there.
+        Yields the arguments of ``model(**arguments)``, whose logits are (1, 1, vocabulary), of the
+        last row. Without ``callbacks``, the model computes every row and the other options have no
+        effect. ``override`` computes the attention; by default the model does, and ``attend``
+        observes it. The forward raises StopForward before layer ``until``.
         """
         kv.begin(len(tokens))
         ids = torch.tensor([tokens], device=self.model.device)
         with ExitStack() as stack:
             if callbacks is not None:
                 selected = self.layers.kernels.attention
-                override = override or Driven(attend, self.config, kv.start, selected)
-                stack.enter_context(override.taken())
+                override = override or PartialForward(attend, self.config, kv.start, selected)
+                stack.enter_context(override.installed())
                 stack.enter_context(
                     self.layers.hooked(kv, callbacks, len(tokens), override, until=until)
                 )

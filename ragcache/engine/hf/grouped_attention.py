@@ -1,9 +1,9 @@
-"""Attention of a few rows out of many, on a CPU.
+"""Attention of some rows of a prompt, on a CPU.
 
-Rows that are spread over a prompt see half of its keys on average, but a kernel that is given their
-mask computes all of them and then hides the half. So the rows, which are sorted, go through it some
-at a time, each group with the keys up to its last row. With 64 rows a group, this took 0.6 times as
-long for 646 of 4,096 rows; with far fewer rows in it, a group has too little work for its overhead.
+Rows that are spread over a prompt see half of its keys on average, but a masked kernel computes the
+scores of all keys. So the sorted rows are split into groups, and each group is computed with the
+keys up to its last row. For 646 of 4,096 rows, groups of 64 rows took 0.6 times as long as one
+call; much smaller groups have too little work for their overhead.
 """
 
 from __future__ import annotations
@@ -15,32 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 64  # a group
-_KEPT_BYTES = 256 << 20  # of masks
+_ROWS = 64  # of a group
+_KEPT_BYTES = 256 << 20  # most bytes of masks that are kept for further layers
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    start: int
-    stop: int  # of the rows
-    keys: int  # that are before its last row, or at it
-    mask: Tensor  # (heads for each KV head * rows, keys), to be added to the scores
+class _RowGroup:
+    start: int  # of its rows among all
+    stop: int
+    keys: int  # up to and with its last row
+    mask: Tensor  # (query heads per KV head * rows, keys), added to the scores
 
 
-class Groups:
-    """Groups of ``rows``, sorted int64, of the prompt. Its masks are made once for all layers."""
+class GroupedAttention:
+    """Attention of ``rows`` (sorted int64) of a prompt, in groups.
+
+    Masks are cut once for all layers that share one.
+    """
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
-        self._masks: dict[int, tuple[Tensor, list[_Group]]] = {}  # by id; the tensor keeps it
+        #: By id of a mask: the mask, whose reference keeps the id unique, and its groups.
+        self._masks: dict[int, tuple[Tensor, list[_RowGroup]]] = {}
 
     def sdpa(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
     ) -> Tensor:
-        """Scaled dot-product attention; (1, heads, rows, d) in, (1, rows, heads, d) out.
+        """Scaled dot-product attention: (1, heads, rows, d) in, (1, rows, heads, d) out.
 
-        ``mask``: (1, 1, rows, keys), bool or to be added; it must hide every key behind a row.
-        The query heads that share a KV head are taken for more rows of one head.
+        ``mask`` is (1, 1, rows, keys), bool or added to the scores, and must be causal. Query heads
+        that share a KV head are computed as further rows of one head.
         """
         _, heads, rows, dim = query.shape
         kv_heads = key.shape[1]
@@ -57,19 +61,19 @@ class Groups:
             out[:, span] = got.view(1, heads, -1, value.shape[3]).transpose(1, 2)
         return out
 
-    def _groups(self, mask: Tensor, share: int, dtype: torch.dtype) -> Iterator[_Group]:
+    def _groups(self, mask: Tensor, share: int, dtype: torch.dtype) -> Iterator[_RowGroup]:
         if id(mask) in self._masks:
             yield from self._masks[id(mask)][1]
             return
         fits = mask.shape[2] * mask.shape[3] * share * dtype.itemsize // 2 <= _KEPT_BYTES
         made = []
-        for start in range(0, len(self.rows), ROWS):
-            stop = min(start + ROWS, len(self.rows))
+        for start in range(0, len(self.rows), _ROWS):
+            stop = min(start + _ROWS, len(self.rows))
             keys = int(self.rows[stop - 1]) + 1
             seen = mask[0, 0, start:stop, :keys]
             if seen.dtype == torch.bool:
                 seen = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-            group = _Group(start, stop, keys, seen.repeat(share, 1))
+            group = _RowGroup(start, stop, keys, seen.repeat(share, 1))
             if fits:
                 made.append(group)
             yield group

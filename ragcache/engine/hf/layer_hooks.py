@@ -1,4 +1,4 @@
-"""Hooks that let callbacks drive a model's own layers, for the length of one forward."""
+"""Forward pre-hooks that let PrefillCallbacks drive a model's own decoder layers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels.choose import Kernels, place_by_torch
 from ragcache.types import KVPair
 
-_SMALL_BYTES = 128 << 10  # of keys
+_SMALL_BYTES = 128 << 10  # of keys: smaller parts are joined before they are placed
 
 
 @dataclass(frozen=True)
-class Layers:
-    """A model's decoder layers, and how each of them rotates its keys."""
+class DecoderLayers:
+    """A model's decoder layers, and how they rotate their keys."""
 
     modules: Sequence[nn.Module]
-    rope: Rope
-    rotates: Sequence[bool]  # some architectures have layers without RoPE
+    rope: Rope  # of every layer that has RoPE
+    rotates: Sequence[bool]  # whether each layer has RoPE
     kernels: Kernels = Kernels()
 
     @contextmanager
@@ -39,14 +39,15 @@ class Layers:
         *,
         until: int | None = None,
     ) -> Iterator[None]:
-        """While this lasts, a forward over ``total`` rows computes those that ``callbacks`` name.
+        """While this lasts, a forward over ``total`` rows computes only those that ``callbacks``
+        return.
 
-        ``override`` is told of every layer before it is computed. The forward ends with
-        :class:`StopForward` in front of layer ``until``.
+        Every layer is announced to ``override`` before it is computed. The forward raises
+        :class:`StopForward` before layer ``until``; None: it computes all layers.
         """
-        cutter = _Cutter(self, kv, callbacks, total, override, until)
+        pruner = _RowPruner(self, kv, callbacks, total, override, until)
         handles = [
-            module.register_forward_pre_hook(cutter.hook(index), with_kwargs=True)
+            module.register_forward_pre_hook(pruner.hook(index), with_kwargs=True)
             for index, module in enumerate(self.modules)
         ]
         try:
@@ -61,15 +62,15 @@ class StopForward(Exception):
     """Stops a forward pass early."""
 
 
-class Capture(PrefillCallbacks):
-    """Computes every row and keeps every layer's fresh KV, keys before RoPE."""
+class CaptureKV(PrefillCallbacks):
+    """Computes every row, and collects the KV of every layer, with keys before RoPE."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []  # per layer, (kv_heads, n, head_dim)
         self.values: list[Tensor] = []
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
-        self.view = cast(View, kv)
+        self.view = cast(PlacedLayerView, kv)
         return kv.all_rows
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -77,32 +78,36 @@ class Capture(PrefillCallbacks):
         self.values.append(values)
 
 
-class View:
-    """A LayerView: one layer's buffers with that layer's own cos and sin."""
+class PlacedLayerView:
+    """A :class:`~ragcache.engine.base.LayerView` of one layer of a :class:`PlacedKV`.
+
+    ``angles``: the layer's own cos and sin of all rows, each (1, rows, rotary_dim), float32.
+    """
 
     def __init__(
-        self, layers: Layers, kv: PlacedKV, layer: int, angles: tuple[Tensor, Tensor]
+        self, layers: DecoderLayers, kv: PlacedKV, layer: int, angles: tuple[Tensor, Tensor]
     ) -> None:
         self._rope = layers.rope if layers.rotates[layer] else None
         self._kv, self._layer = kv, layer
         self._by_kernel = layers.kernels.place
-        self.angles = self._cos, self._sin = angles  # (1, rows, rotary_dim), float32
+        self.angles = self._cos, self._sin = angles
         self.all_rows = torch.arange(angles[0].shape[1], device=angles[0].device)
 
     def place(self, start: int, parts: Sequence[KVPair]) -> None:
         if not parts:
             return
-        here = [(self._moved(keys), self._moved(values)) for keys, values in parts]
-        k, v = self._kv.allocated(self._layer, (here[0][0][None], here[0][1][None]))
-        span = slice(start, start + sum(keys.shape[1] for keys, _ in here))
+        on_device = [(self._to_device(keys), self._to_device(values)) for keys, values in parts]
+        first_keys, first_values = on_device[0]
+        k, v = self._kv.allocated(self._layer, (first_keys[None], first_values[None]))
+        span = slice(start, start + sum(keys.shape[1] for keys, _ in on_device))
         angles = None if self._rope is None else (self._cos[0, span], self._sin[0, span])
         out = k[0, :, span], v[0, :, span]
         if self._by_kernel is not None:
-            self._by_kernel(here, angles, out)
+            self._by_kernel(on_device, angles, out)
         else:
-            place_by_torch(self._rope, _few(here), angles, out)
+            place_by_torch(self._rope, _joined(on_device), angles, out)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._cos.device, non_blocking=True)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,22 +117,22 @@ class View:
 
     def take(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         k, v = (t[0, :, start:stop] for t in self._kv.buffers(self._layer))
-        return on_host(self.unrotate(k, start), v.dtype), on_host(v, v.dtype)
+        return copy_to_host(self.unrotate(k, start), v.dtype), copy_to_host(v, v.dtype)
 
     def unrotate(self, keys: Tensor, start: int = 0) -> Tensor:
-        """Keys of the rows from ``start`` on, (kv_heads, n, head_dim), before RoPE."""
+        """Undo RoPE: ``keys`` (kv_heads, n, head_dim) of the rows from ``start`` on."""
         if self._rope is None:
             return keys
         span = slice(start, start + keys.shape[1])
         return self._rope.unrotate(keys[None], self._cos[:, span], self._sin[:, span])[0]
 
 
-class _Cutter:
-    """Pre-hooks that cut a layer's inputs down to the rows that callbacks name."""
+class _RowPruner:
+    """Forward pre-hooks that reduce the inputs of layers to the rows that callbacks return."""
 
     def __init__(
         self,
-        layers: Layers,
+        layers: DecoderLayers,
         kv: PlacedKV,
         callbacks: PrefillCallbacks,
         total: int,
@@ -136,10 +141,10 @@ class _Cutter:
     ) -> None:
         self.layers, self.kv, self.callbacks, self.total = layers, kv, callbacks, total
         self.override, self.until = override, until
-        self.rows: Tensor | None = None  # that hidden states are of; None: of all
-        self._cuts: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what was cut, and to what
-        self._floats: dict[int, tuple[Tensor, Tensor]] = {}  # the same of cos and sin
-        self._causal: Tensor | None = None
+        self.rows: Tensor | None = None  # rows of the hidden states; None: all
+        self._selected_rows: dict[int, tuple[Tensor, Tensor]] = {}  # see :func:`_once`
+        self._floats: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin, see :func:`_once`
+        self._causal: Tensor | None = None  # mask of ``rows``, if the model makes none
 
     def hook(self, layer: int) -> Any:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -148,42 +153,42 @@ class _Cutter:
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
             cos, sin = (_once(self._floats, t, t.float) for t in kwargs["position_embeddings"])
-            view = View(self.layers, self.kv, layer, (cos, sin))
+            view = PlacedLayerView(self.layers, self.kv, layer, (cos, sin))
             self.kv.on_fresh = self.callbacks.after
             hidden = self._narrow(self.callbacks.before(layer, view), hidden)
             if self.callbacks.narrows(layer):
-                self._run_to_kv(module, (hidden, *args[1:]), self._cut(rest))
+                self._run_to_kv(module, (hidden, *args[1:]), self._reduced(rest))
                 hidden = self._narrow(self.callbacks.narrowed(layer), hidden)
-            every = view.all_rows if self.rows is None else self.rows
-            self.override.at(layer, every, cut=self.rows is not None)
-            return (hidden, *args[1:]), self._cut(rest)
+            rows = view.all_rows if self.rows is None else self.rows
+            self.override.begin_layer(layer, rows, partial=self.rows is not None)
+            return (hidden, *args[1:]), self._reduced(rest)
 
         return before
 
     def _run_to_kv(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Run a layer until its fresh KV is known, and its driver was told; the rest of it, which
-        will be run for fewer rows, does not tell again."""
-        self.kv.ends_there = True
+        """Run a layer up to its fresh KV, which the callbacks receive. The rest of the layer then
+        runs for fewer rows, without calling them again."""
+        self.kv.stop_after_kv = True
         try:
             module.forward(*args, **kwargs)
         except StopAfterKV:
             self.kv.on_fresh = None
         finally:
-            self.kv.ends_there = False
+            self.kv.stop_after_kv = False
 
     def _narrow(self, rows: Tensor, hidden: Tensor) -> Tensor:
-        """``hidden``, which holds the rows so far, cut down to ``rows``: a subset of them."""
+        """``hidden`` (1, n, width) of the current rows, reduced to ``rows``, a subset of them."""
         if len(rows) == (self.total if self.rows is None else len(self.rows)):
             return hidden
         rows = rows.to(hidden.device)
         local = rows if self.rows is None else torch.searchsorted(self.rows, rows)
         self.rows = self.kv.rows = rows
-        self._cuts.clear()
+        self._selected_rows.clear()
         self._causal = None
         return hidden.index_select(1, local)
 
-    def _cut(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a layer is given beside hidden states, cut down to the same rows."""
+    def _reduced(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's other arguments, reduced to the same rows as the hidden states."""
         if self.rows is None:
             return kwargs
         out = dict(kwargs)
@@ -196,33 +201,33 @@ class _Cutter:
         if mask is not None:
             out["attention_mask"] = self._selected(mask, 2)
             return out
-        if self._causal is None:  # the model left causality to its kernel: say it for these rows
-            every = torch.arange(self.total, device=self.rows.device)
-            self._causal = (every[None] <= self.rows[:, None])[None, None]
+        if self._causal is None:  # the model relies on its kernel's causality, as of all rows
+            keys = torch.arange(self.total, device=self.rows.device)
+            self._causal = (keys[None] <= self.rows[:, None])[None, None]
         out["attention_mask"] = self._causal
         return out
 
-    def _selected(self, whole: Tensor, dim: int) -> Tensor:
-        """The rows of one tensor."""
+    def _selected(self, tensor: Tensor, dim: int) -> Tensor:
+        """The current rows of ``tensor`` along ``dim``."""
         rows = self.rows
         assert rows is not None
-        return _once(self._cuts, whole, lambda: whole.index_select(dim, rows))
+        return _once(self._selected_rows, tensor, lambda: tensor.index_select(dim, rows))
 
 
 def _once(
-    made: dict[int, tuple[Tensor, Tensor]], given: Tensor, make: Callable[[], Tensor]
+    results: dict[int, tuple[Tensor, Tensor]], tensor: Tensor, compute: Callable[[], Tensor]
 ) -> Tensor:
-    """What ``make`` makes of a tensor, made once: layers are given the same ones again and again.
+    """The result of ``compute`` for a tensor, cached: many layers receive the same tensor.
 
-    ``made``: by id, what it was made of, which keeps the id its own, and what it became.
+    ``results``: by id of a tensor, the tensor, whose reference keeps the id unique, and its result.
     """
-    if id(given) not in made:
-        made[id(given)] = given, make()
-    return made[id(given)][1]
+    if id(tensor) not in results:
+        results[id(tensor)] = tensor, compute()
+    return results[id(tensor)][1]
 
 
-def _few(parts: Sequence[KVPair]) -> Iterator[KVPair]:
-    """The same KV in fewer parts: small ones are joined, for each costs some calls."""
+def _joined(parts: Sequence[KVPair]) -> Iterator[KVPair]:
+    """The same KV in fewer parts: small parts are joined, because each costs several calls."""
     at = 0
     while at < len(parts):
         end, size = at + 1, parts[at][0].nbytes
@@ -237,6 +242,6 @@ def _few(parts: Sequence[KVPair]) -> Iterator[KVPair]:
         at = end
 
 
-def on_host(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy in host memory."""
+def copy_to_host(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous copy of ``rows`` in host memory, in ``dtype``."""
     return rows.to(device="cpu", dtype=dtype, copy=True).contiguous()

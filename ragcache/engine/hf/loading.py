@@ -1,7 +1,7 @@
-"""From a checkpoint to a tokenizer and a model of the transformers library.
+"""Load the tokenizer and the model of a checkpoint with the transformers library.
 
-Nothing that comes with a model is run or unpickled, nothing is asked on standard input, and every
-file is on this machine already. What a model lacks is an error, never a random number.
+No code of a model is run and nothing is unpickled, nothing is read from standard input, and nothing
+is downloaded. A missing tensor is an error, and is never initialised at random.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ragcache.models.silence import silence_transformers
 
 logger = logging.getLogger(__name__)
 
-_PLAIN = {"F64", "F32", "F16", "BF16"}  # as safetensors name them
+_PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of dtypes that are not quantised
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -40,10 +40,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """The model, on the CPU, every one of its tensors from the checkpoint. Raises ModelError."""
+    """The model on the CPU, with all tensors from the checkpoint. Raises ModelError."""
     from transformers import AutoModelForCausalLM
 
-    described = dict(outline(checkpoint, dtype).named_parameters())
+    described = dict(build_without_weights(checkpoint, dtype).named_parameters())
     _check_tensors(checkpoint, set(described))
     _check_size(checkpoint, sum(weight.numel() for weight in described.values()))
     with _refusing(checkpoint, "model"), silence_transformers(bar=sys.stderr.isatty()):
@@ -52,7 +52,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are told, and refused below
+            ignore_mismatched_sizes=True,  # refused below, with a clearer error
             output_loading_info=True,
             local_files_only=True,
         )
@@ -61,32 +61,34 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if wrong:
         raise ModelError(
             f"{checkpoint.folder} lacks {len(wrong)} of the model's tensors, or has them in "
-            f"another shape, {wrong[0]} for one: they would be random numbers. Get the model's "
-            "files anew."
+            f"another shape, such as {wrong[0]}: they would be random numbers. Download the "
+            "model's files again."
         )
     if unused := sorted(found["unexpected_keys"]):
         logger.warning(
-            "%d tensors of %s are no part of the model and are left out, %s for one.",
+            "%d tensors of %s are not part of the model and are not loaded, such as %s.",
             *(len(unused), checkpoint.name, unused[0]),
         )
     return model
 
 
-def outline(described: ModelConfig, dtype: torch.dtype | None = None) -> Any:
-    """The model without its weights: it takes no memory, and cannot run. Raises ModelError."""
+def build_without_weights(described: ModelConfig, dtype: torch.dtype | None = None) -> Any:
+    """The model on torch's meta device: without weights, it takes no memory and cannot run.
+
+    ``dtype``: None for that of the configuration. Raises ModelError.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _refusing(described, "configuration"), silence_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(
             str(described.folder), trust_remote_code=False, local_files_only=True
         )
-        given = {} if dtype is None else {"dtype": dtype}  # else the configuration's own
+        given = {} if dtype is None else {"dtype": dtype}
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **given)
 
 
 def _check_tensors(checkpoint: Checkpoint, parameters: set[str]) -> None:
-    """Raise ModelError for weights that are no plain numbers, and mean nothing without the scales
-    beside them, whether or not the configuration says that they are quantised."""
+    """Raise ModelError for quantised weights, whether or not the configuration declares them."""
     from safetensors import safe_open
 
     for file in checkpoint.weights:
@@ -94,16 +96,16 @@ def _check_tensors(checkpoint: Checkpoint, parameters: set[str]) -> None:
             for name in sorted(parameters.intersection(opened.keys())):
                 if (kind := opened.get_slice(name).get_dtype()) not in _PLAIN:
                     raise ModelError(
-                        f"{file} has quantised weights ({name} is {kind}), which ragcache does not "
-                        "compute with. Take the model's own weights in bfloat16, float16 or "
-                        "float32; --codec int8 makes the stored KV small."
+                        f"{file} has quantised weights ({name} is {kind}), which ragcache cannot "
+                        "compute with. Use the model's weights in bfloat16, float16 or float32; "
+                        "--codec int8 makes the stored KV small."
                     )
 
 
 def _check_size(checkpoint: Checkpoint, described: int) -> None:
-    """Raise ModelError where the configuration needs memory for far more than the files hold.
+    """Raise ModelError if the configuration describes over twice the parameters of the files.
 
-    Tensors that a model makes for itself are no half of any.
+    Tensors that are not in the files, such as tied weights, are fewer than half of any model's.
     """
     from safetensors import safe_open
 
@@ -114,14 +116,15 @@ def _check_size(checkpoint: Checkpoint, described: int) -> None:
             there += sum(torch.Size(shape).numel() for shape in shapes)
     if described > 2 * there:
         raise ModelError(
-            f"{checkpoint.folder / CONFIG} describes {described:,} parameters, and the files of "
-            f"weights have {there:,}: they do not belong together. Get the model's files anew."
+            f"{checkpoint.folder / CONFIG} describes {described:,} parameters, but the files of "
+            f"weights have {there:,}: they do not belong together. Download the model's files "
+            "again."
         )
 
 
 @contextmanager
 def _refusing(checkpoint: ModelConfig, what: str) -> Iterator[None]:
-    """Whatever goes wrong within is a ModelError: libraries raise all kinds for damaged files."""
+    """Turn every exception into a ModelError: libraries raise any kind for damaged files."""
     try:
         yield
     except MemoryError as error:
@@ -129,25 +132,24 @@ def _refusing(checkpoint: ModelConfig, what: str) -> Iterator[None]:
             f"the {what} of {checkpoint.name} does not fit this machine's memory: use a smaller "
             "model"
         ) from error
-    except Exception as error:  # of a damaged or foreign file: it may be of any kind
-        said = " ".join(str(error).split()) or type(error).__name__
-        if code := _own_code(checkpoint, what, said):
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if code := _custom_code(checkpoint, what, reason):
             raise ModelError(
-                f"{checkpoint.name} brings code of its own (auto_map in {code}), which ragcache "
-                "never runs, and transformers cannot load it without. Use a model that "
-                "transformers knows."
+                f"{checkpoint.name} needs code of its own (auto_map in {code}), which ragcache "
+                "never runs. Use a model of an architecture that transformers has."
             ) from error
         raise ModelError(
-            f"cannot load the {what} in {checkpoint.folder}: {said[:300]}. Get the model's files "
-            "anew, or use another model."
+            f"cannot load the {what} in {checkpoint.folder}: {reason[:300]}. Download the model's "
+            "files again, or use another model."
         ) from error
 
 
-def _own_code(checkpoint: ModelConfig, what: str, said: str) -> str:
-    """The file that names code of the model's own, if that code is what was missed."""
+def _custom_code(checkpoint: ModelConfig, what: str, reason: str) -> str:
+    """The file that names the model's custom code, if loading failed for lack of it, else ""."""
     from transformers import CONFIG_MAPPING
 
-    if checkpoint.config.get("model_type") in CONFIG_MAPPING and "trust_remote_code" not in said:
+    if checkpoint.config.get("model_type") in CONFIG_MAPPING and "trust_remote_code" not in reason:
         return ""
     names = [CONFIG, "tokenizer_config.json"]
     for name in reversed(names) if what == "tokenizer" else names:

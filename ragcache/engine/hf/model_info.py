@@ -1,4 +1,4 @@
-"""What is known of a model without running it: where another process does that."""
+"""What is known of a model without running it, for when another process runs it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ragcache.engine.decode import end_tokens
 from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
-from ragcache.engine.hf.loading import load_model, load_tokenizer, outline
+from ragcache.engine.hf.loading import build_without_weights, load_model, load_tokenizer
 from ragcache.engine.hf.rope_scaling import context_tokens
 from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.memory import ensure_unchanged
@@ -16,7 +16,7 @@ from ragcache.types import Fingerprint, KVSpec
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model's names: two processes that find the same can use each other's KV."""
+    """A model's shape and fingerprint. Equal fingerprints mean interchangeable KV."""
 
     tokenizer: Any
     spec: KVSpec
@@ -28,9 +28,9 @@ class ModelInfo:
 
     @classmethod
     def of(cls, name: str, dtype: str, codec: str = "raw") -> ModelInfo:
-        """Of a model's folder or hub name, as the embedded engine would load it.
+        """The info of a model's folder or hub name, as the embedded engine would load it.
 
-        The weights are read once, for their digest, which is kept for next time. Raises ModelError.
+        The weights are read once, for their digest, which is cached on disk. Raises ModelError.
         """
         import torch
         from transformers import GenerationConfig
@@ -39,7 +39,7 @@ class ModelInfo:
         checkpoint = Checkpoint.of(name)
         with ensure_unchanged(checkpoint.folder, checkpoint.files) as identity:
             tokenizer = load_tokenizer(checkpoint)
-            model = outline(checkpoint, kind)
+            model = build_without_weights(checkpoint, kind)
             digest = cached_weights_digest(model, identity, lambda: load_model(checkpoint, kind))
         folder = checkpoint.folder
         if (folder / "generation_config.json").is_file():  # a model need not have one

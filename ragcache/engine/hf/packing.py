@@ -1,4 +1,4 @@
-"""Chunks of unlike length in one forward, one after another in a single row, without padding."""
+"""Chunks of different lengths in one forward: one sequence without padding."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ragcache.engine.hf.attention_hook import Attended, AttentionOverride
+from ragcache.engine.hf.attention_hook import AttentionOutput, AttentionOverride
 
 
 class PackedForward(AttentionOverride):
-    """One forward over chunks that all stand behind the same rows, none of which sees another.
+    """One forward over several chunks that follow the same context and do not see each other.
 
-    Prepacking (Zhao et al., arXiv:2404.09529): positions start again with every chunk, and every
-    product over rows is computed for tokens only. Where the paper masks the attention of the whole
-    row block by block, which costs as much as one text of that length, here each chunk's call is
-    cut out and given to the model's own attention.
+    Prepacking (Zhao et al., arXiv:2404.09529): positions start again with every chunk, and no
+    padding is computed. The paper masks the attention of the whole sequence, which costs as much
+    as one text of that length. Here the attention of each chunk is computed by itself, with the
+    model's own attention function.
 
-    The model makes its masks as if the row were one text. What it says there of the first ``n``
-    rows holds for any chunk of ``n`` tokens: windows and the like count from the chunk's own start.
+    The model makes its mask as if the sequence were one text. The mask of its first ``n`` rows
+    holds for any chunk of ``n`` tokens: sliding windows count from the chunk's own start.
     """
 
     def __init__(self, config: Any, lengths: Sequence[int], start: int) -> None:
         super().__init__(config)
-        self.start = start  # rows before the forward, which every chunk sees
+        self.start = start  # rows of the context, which every chunk sees
         self.spans = list(pairwise(accumulate(lengths, initial=0)))
 
     @property
     def positions(self) -> list[int]:
-        """Of every row: each chunk goes on behind the rows that all of them see."""
+        """Position of every row: each chunk continues after the context."""
         return [self.start + at for first, end in self.spans for at in range(end - first)]
 
     def attend(
@@ -42,8 +42,8 @@ class PackedForward(AttentionOverride):
         value: Tensor,
         attention_mask: Tensor | None,
         **kwargs: Any,
-    ) -> Attended:
-        own, outputs = self.own(module), []
+    ) -> AttentionOutput:
+        attend, outputs = self.model_attention(module), []
         positions = kwargs.pop("position_ids", None)
         for first, end in self.spans:
             seen = self.start + end - first
@@ -51,7 +51,7 @@ class PackedForward(AttentionOverride):
             if positions is not None:
                 kwargs["position_ids"] = positions[:, first:end]
             keys, values = (self._seen(t, first, end) for t in (key, value))
-            outputs.append(own(module, query[:, :, first:end], keys, values, mask, **kwargs)[0])
+            outputs.append(attend(module, query[:, :, first:end], keys, values, mask, **kwargs)[0])
         return torch.cat(outputs, 1), None
 
     def _seen(self, rows: Tensor, first: int, end: int) -> Tensor:

@@ -12,42 +12,42 @@ from transformers.cache_utils import Cache
 from ragcache.types import KVPair as KVPair
 from ragcache.util.buffer_pool import BufferPool
 
-#: Of a layer, its fresh keys (after RoPE) and values, each (kv_heads, n, head_dim).
-Fresh = Callable[[int, Tensor, Tensor], None]
+#: Called with a layer's number, its fresh keys (after RoPE) and values, (kv_heads, n, head_dim).
+_OnFreshKV = Callable[[int, Tensor, Tensor], None]
 
 
 class StopAfterKV(Exception):
-    """Ends a layer's forward where nothing but its fresh KV was wanted."""
+    """Stops a layer's forward once its fresh KV is written."""
 
 
 class PlacedKV(Cache):
-    """A Hugging Face cache whose rows have their place before they are computed.
+    """A transformers cache with a preallocated buffer per layer, whose rows are written in place.
 
-    Per layer one buffer of ``capacity`` rows. ``rows`` names the rows that the running forward
-    computes (None: the last ones, in order); ``update`` scatters their KV there and hands the
-    attention all ``length`` rows. Nothing is copied between prefill and decode. Buffers in host
-    memory are used again, through ``blocks``: the system would zero new ones.
+    Each buffer has ``capacity`` rows. ``rows`` are the rows that the running forward computes
+    (None: the last ones, in order). ``update`` scatters their KV into the buffer and returns all
+    ``length`` rows to the attention. Nothing is copied between prefill and decode. Buffers in host
+    memory come from ``blocks``, which reuses memory: the system zeroes the pages of new memory.
     """
 
     def __init__(self, layers: int, capacity: int, blocks: BufferPool) -> None:
         super().__init__(layers=[])
         self.capacity = capacity
         self.blocks = blocks
-        self.length = 0  # rows that attention sees
+        self.length = 0  # rows that the attention sees
         self.start = 0  # first row of the running forward
-        self.rows: Tensor | None = None
-        self.on_fresh: Fresh | None = None
-        self.ends_there = False  # whether ``update`` raises StopAfterKV when all is written
+        self.rows: Tensor | None = None  # sorted int64
+        self.on_fresh: _OnFreshKV | None = None
+        self.stop_after_kv = False  # whether ``update`` raises StopAfterKV after writing
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
 
     def begin(self, tokens: int) -> None:
-        """Open a forward over the next ``tokens`` rows."""
+        """Begin a forward over the next ``tokens`` rows."""
         assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
         self.start, self.length = self.length, self.length + tokens
 
     def continued(self, room: int) -> PlacedKV:
-        """A copy with ``room`` for more rows; this one stays as it is, to be continued again."""
+        """A copy with ``room`` for more rows. This cache is unchanged, and may be copied again."""
         copy = PlacedKV(len(self._keys), self.length + room, self.blocks)
         copy.length = self.length
         for layer in range(len(self._keys)):
@@ -57,13 +57,13 @@ class PlacedKV(Cache):
         return copy
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values, each (batch, kv_heads, capacity, head_dim)."""
+        """The layer's keys (after RoPE) and values, each (1, kv_heads, capacity, head_dim)."""
         keys, values = self._keys[layer], self._values[layer]
         assert keys is not None and values is not None, "rows are written before they are read"
         return keys, values
 
     def allocated(self, layer: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same, made on first use to hold rows ``like`` these keys and values."""
+        """As :meth:`buffers`, allocated on first use with heads, dtype and device of ``like``."""
         if self._keys[layer] is None:
             self._keys[layer], self._values[layer] = map(self._empty, like)
         return self.buffers(layer)
@@ -92,7 +92,7 @@ class PlacedKV(Cache):
             values.index_copy_(2, self.rows, value_states)
         if self.on_fresh is not None:
             self.on_fresh(layer_idx, key_states[0], value_states[0])
-        if self.ends_there:
+        if self.stop_after_kv:
             raise StopAfterKV
         return keys[:, :, : self.length], values[:, :, : self.length]
 

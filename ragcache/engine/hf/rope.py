@@ -1,4 +1,4 @@
-"""Undo and redo a model's rotary position embedding with the model's own function."""
+"""Undo and apply a model's rotary position embedding (RoPE) with the model's own function."""
 
 from __future__ import annotations
 
@@ -17,39 +17,44 @@ from torch import Tensor, nn
 
 from ragcache.errors import ModelError
 
-Apply = Callable[..., tuple[Tensor, Tensor]]
-Turn = Callable[[Tensor, slice, Tensor], None]  # keys, their rows, where to write them
+RotaryFunction = Callable[..., tuple[Tensor, Tensor]]
+#: Rotates keys (heads, n, head_dim) of some rows into a tensor of the same shape: keys, rows, out.
+RotateInto = Callable[[Tensor, slice, Tensor], None]
 
 _NAME, _TAKES = "apply_rotary_pos_emb", ["q", "k", "cos", "sin"]
-_WATCHING = threading.Lock()  # one at a time puts the function back that it found
+_RECORDING = threading.Lock()  # two recordings must not restore each other's function
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
-    """One call of a model's rotary function, by one of its layers."""
+class RotaryCall:
+    """One call of a model's rotary function by one of its layers."""
 
-    keys: Tensor  # (batch, kv_heads, n, as many head dimensions as the layer lets turn)
+    keys: Tensor  # (batch, kv_heads, n, head_dim, or only the dimensions that are rotated)
     cos: Tensor  # (batch, n, rotary_dim)
     sin: Tensor  # same shape
-    turned: Tensor  # the keys that it gave back
+    rotated: Tensor  # the keys that it returned, same shape as ``keys``
 
 
 @dataclass(frozen=True)
 class Rope:
-    """RoPE as one architecture applies it: half or interleaved pairs, whole or partial heads.
+    """RoPE (Su et al., arXiv:2104.09864) as one architecture applies it.
 
-    ``cos`` and ``sin`` are those the model hands its layers, (batch, n, rotary_dim). A scaling
-    factor on them (YaRN's attention factor f, cos^2 + sin^2 = f^2) is taken out by ``unrotate``
-    and put in once by ``rotate``. Everything in float32.
+    Architectures pair dimensions in halves or interleaved, and rotate whole heads or a part.
+    ``cos`` and ``sin`` are those that the model passes to its layers, (batch, n, rotary_dim). A
+    scaling factor f on them (YaRN's attention factor, cos^2 + sin^2 = f^2) is applied by
+    ``rotate`` and removed by ``unrotate``. Both compute in float32.
     """
 
-    apply: Apply
+    apply: RotaryFunction
     width: int | None = None  # leading head dimensions that ``apply`` takes; None: all
-    halves: bool = False  # dimension i is known to turn with i + rotary_dim / 2, as in Llama
+    halves: bool = False  # dimensions i and i + rotary_dim / 2 are a pair, as in Llama
 
     @classmethod
     def of(cls, layer: nn.Module) -> Rope:
-        """Find the rotary function of the module that defines ``layer``."""
+        """RoPE with the rotary function of the module that defines ``layer``.
+
+        Raises ModelError if that module has none with the usual signature.
+        """
         module = _defining(layer)
         apply = getattr(module, _NAME, None)
         if apply is None or list(inspect.signature(apply).parameters)[:4] != _TAKES:
@@ -61,80 +66,82 @@ class Rope:
         return cls(apply)
 
     @classmethod
-    def seen(cls, apply: Apply, call: Rotation, head_dim: int) -> Rope:
-        """What a layer with heads of ``head_dim`` was seen to do with its keys.
+    def from_call(cls, apply: RotaryFunction, call: RotaryCall, head_dim: int) -> Rope:
+        """RoPE as a layer with heads of ``head_dim`` dimensions applied it in ``call``.
 
-        A layer with partial RoPE may give its function the part that turns, or whole heads.
+        A layer with partial RoPE passes either the rotated dimensions or whole heads.
         """
-        given = call.keys.shape[-1]
-        halves = _turns_halves(apply, given, call.cos.shape[-1])
-        return cls(apply, None if given == head_dim else given, halves)
+        width = call.keys.shape[-1]
+        halves = _rotates_halves(apply, width, call.cos.shape[-1])
+        return cls(apply, None if width == head_dim else width, halves)
 
     def rotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Keys (batch, heads, n, head_dim) moved to the positions of ``cos`` and ``sin``."""
+        """Rotate keys (batch, heads, n, head_dim) to the positions of ``cos`` and ``sin``."""
         return self._applied(keys.float(), cos.float(), sin.float())
 
-    def turning(self, cos: Tensor, sin: Tensor) -> Turn:
-        """What :meth:`rotate` does with any rows of these (rows, rotary_dim), in few passes.
+    def rotator(self, cos: Tensor, sin: Tensor) -> RotateInto:
+        """:meth:`rotate` for any rows of ``cos`` and ``sin``, each (rows, rotary_dim).
 
-        It takes keys (heads, n, head_dim), the rows they belong to, and where to write them, in
-        any dtype.
+        The result writes into a tensor of any dtype, in fewer passes than :meth:`rotate`.
         """
         if self.halves:
             cos, sin = cos.float(), _signed(sin.float())
-            return lambda keys, rows, out: _turn_halves(keys, cos[rows], sin[rows], out)
+            return lambda keys, rows, out: _rotate_halves(keys, cos[rows], sin[rows], out)
 
-        def turn(keys: Tensor, rows: slice, out: Tensor) -> None:
+        def rotate_into(keys: Tensor, rows: slice, out: Tensor) -> None:
             out.copy_(self.rotate(keys[None], cos[None, rows], sin[None, rows])[0])
 
-        return turn
+        return rotate_into
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The inverse of :meth:`rotate`: the inverse rotation is (cos, -sin) / f^2."""
+        """The inverse of :meth:`rotate`, same shapes: a rotation by (cos, -sin) / f^2."""
         cos, sin = cos.float(), sin.float()
         norm = cos.square() + sin.square()
         return self._applied(keys.float(), cos / norm, -sin / norm)
 
     def _applied(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self.width is None:  # no queries: their half of the work is left out
+        if self.width is None:  # queries of no heads cost nothing
             return self.apply(keys[:, :0], keys, cos, sin)[1]
         head, tail = keys[..., : self.width], keys[..., self.width :]
         return torch.cat([self.apply(head[:, :0], head, cos, sin)[1], tail], dim=-1)
 
 
 @contextmanager
-def rotations(layer: nn.Module) -> Iterator[list[Rotation]]:
-    """Every call of the rotary function of ``layer``'s module by this thread, while this lasts."""
-    module, thread, calls = _defining(layer), threading.get_ident(), list[Rotation]()
-    with _WATCHING:
-        own = getattr(module, _NAME)
-        takes = inspect.signature(own)
+def record_rotary_calls(layer: nn.Module) -> Iterator[list[RotaryCall]]:
+    """Record the calls of the rotary function of ``layer``'s module by this thread.
 
-        @wraps(own)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            turned = own(*args, **kwargs)
+    The function is replaced while the context lasts, one context at a time.
+    """
+    module, thread, calls = _defining(layer), threading.get_ident(), list[RotaryCall]()
+    with _RECORDING:
+        original = getattr(module, _NAME)
+        signature = inspect.signature(original)
+
+        @wraps(original)
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            rotated = original(*args, **kwargs)
             if threading.get_ident() == thread:
-                given = takes.bind(*args, **kwargs).arguments
-                calls.append(Rotation(given["k"], given["cos"], given["sin"], turned[1]))
-            return turned
+                given = signature.bind(*args, **kwargs).arguments
+                calls.append(RotaryCall(given["k"], given["cos"], given["sin"], rotated[1]))
+            return rotated
 
-        setattr(module, _NAME, watched)
+        setattr(module, _NAME, recording)
         try:
             yield calls
         finally:
-            setattr(module, _NAME, own)
+            setattr(module, _NAME, original)
 
 
 def _defining(layer: nn.Module) -> ModuleType:
     return sys.modules[type(layer).__module__]
 
 
-def _turns_halves(apply: Apply, dim: int, rotary: int) -> bool:
-    """Whether ``apply`` is the very function that ``_turn_halves`` is, for keys of ``dim``.
+def _rotates_halves(apply: RotaryFunction, dim: int, rotary: int) -> bool:
+    """Whether ``apply`` computes what :func:`_rotate_halves` does, for keys of ``dim`` dimensions.
 
-    Both are polynomials of degree two in keys, cos and sin, and two of those that differ agree at
-    random points of 129 values with a probability of at most 2/129. They are compared at 16 points
-    for every dimension, small integers, on which float32 is exact: so nothing but equality counts.
+    Both are polynomials of degree two in keys, cos and sin. Two different ones agree at a random
+    point of 129 values per variable with a probability of at most 2/129 (Schwartz-Zippel). They are
+    compared at 16 points per dimension, small integers on which float32 is exact.
     """
     if rotary % 2 or rotary > dim:
         return False
@@ -144,27 +151,27 @@ def _turns_halves(apply: Apply, dim: int, rotary: int) -> bool:
         for shape in ((1, 4, 4, dim), (1, 4, rotary), (1, 4, rotary))
     )
     want, got = apply(keys[:, :0], keys, cos, sin)[1], torch.empty_like(keys)
-    _turn_halves(keys, cos[0], _signed(sin[0]), got)
+    _rotate_halves(keys, cos[0], _signed(sin[0]), got)
     return torch.equal(got, want)
 
 
 def _signed(sin: Tensor) -> Tensor:
-    """``sin`` for the keys with their halves exchanged: the first half is taken off."""
+    """``sin`` as it multiplies keys whose halves are swapped: its first half is negated."""
     low, high = sin.chunk(2, dim=-1)
     return torch.cat([-low, high], dim=-1)
 
 
-def _turn_halves(keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of the first rotary_dim.
+def _rotate_halves(keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Rotate (a, b) to (a cos - b sin, b cos + a sin): the halves of the first rotary_dim.
 
-    cos and :func:`_signed` sin are (n, rotary_dim), float32, as what is computed.
+    cos and :func:`_signed` sin are (n, rotary_dim), float32. Computes in float32.
     """
     width = cos.shape[-1]
-    straight = keys[..., :width].float()
-    crossed = straight.roll(width // 2, dims=-1).mul_(sin)
+    halves = keys[..., :width].float()
+    swapped = halves.roll(width // 2, dims=-1).mul_(sin)
     if out.dtype == torch.float32:
-        torch.addcmul(crossed, straight, cos, out=out[..., :width])
+        torch.addcmul(swapped, halves, cos, out=out[..., :width])
     else:
-        out[..., :width] = crossed.addcmul_(straight, cos)
+        out[..., :width] = swapped.addcmul_(halves, cos)
     if width < keys.shape[-1]:
         out[..., width:] = keys[..., width:]

@@ -1,4 +1,4 @@
-"""Texts to tokens and back, with a tokenizer of the transformers library."""
+"""Tokenise and detokenise with a tokenizer of the transformers library."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ragcache.types import Tokens
 
 
 class TokenizerEngine(ChunkEngine):
-    """A ChunkEngine with such a tokenizer. Any number of threads may tokenise."""
+    """A ChunkEngine with a tokenizer of transformers. Tokenising is thread-safe."""
 
     tokenizer: Any
     plain_text: PlainText  # of the same tokenizer
-    #: What is tokenised and how is a state of the tokenizer, which engines may share.
+    #: A tokenizer keeps options of a call in its own state, and engines may share one.
     _tokenizing: ClassVar[threading.Lock] = threading.Lock()
 
     def template_on(self, day: date) -> PromptTemplate:
@@ -34,7 +34,7 @@ class TokenizerEngine(ChunkEngine):
                 replace_surrogates(text),
                 add_special_tokens=False,
                 split_special_tokens=False,
-                verbose=False,  # of texts that are longer than a context: they are split
+                verbose=False,  # a document longer than the context is no problem: it is split
             )
         return tuple(encoded["input_ids"])
 

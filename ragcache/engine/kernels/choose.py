@@ -111,7 +111,7 @@ def place_by_torch(
     rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
     """The reference of ``triton_place.place``, on any device; same arguments."""
-    turn = None if rope is None or angles is None else rope.turning(*angles)
+    turn = None if rope is None or angles is None else rope.rotator(*angles)
     start = 0
     for keys, values in parts:
         span = slice(start, start + keys.shape[1])

@@ -11,8 +11,8 @@ import pytest
 from rich.table import Table
 
 from ragcache.cli.render import (
+    ProgressReporter,
     Screen,
-    Told,
     counted,
     duration,
     one_line,
@@ -23,7 +23,7 @@ from ragcache.cli.render import (
 )
 from ragcache.cli.render.answers import waterfall
 from ragcache.cli.render.quality import ModeTable
-from ragcache.cli.render.screen import show_everything
+from ragcache.cli.render.screen import replace_unencodable
 from ragcache.types import LayerTrace, Report
 
 
@@ -98,7 +98,7 @@ def test_answers_keep_their_lines_and_names_have_one() -> None:
 def test_every_encoding_can_show_everything(encoding: str) -> None:
     raw = io.BytesIO()
     text = io.TextIOWrapper(raw, encoding=encoding)
-    show_everything((text, object()))
+    replace_unencodable((text, object()))
     screen(text).print("█░ 25 µs ±1, 漢 and \udce9", highlight=False)
     text.flush()
     said = raw.getvalue().decode(encoding)
@@ -110,10 +110,12 @@ def test_every_encoding_can_show_everything(encoding: str) -> None:
 # -- work under way -------------------------------------------------------------------------------
 
 
-def told(*steps: tuple[float, int, int], tokens: Sequence[tuple[int, int]] = ()) -> Told:
+def told(
+    *steps: tuple[float, int, int], tokens: Sequence[tuple[int, int]] = ()
+) -> ProgressReporter:
     """Work that told of chunks (and tokens) at these times; now is the last of them."""
     clock = {"now": 0.0}
-    one = Told(now=lambda: clock["now"])
+    one = ProgressReporter(now=lambda: clock["now"])
     for number, (at, done, total) in enumerate(steps):
         clock["now"] = at
         if tokens:
@@ -124,15 +126,15 @@ def told(*steps: tuple[float, int, int], tokens: Sequence[tuple[int, int]] = ())
 
 def test_tokens_per_second_and_the_time_left_are_known_from_the_first_batch() -> None:
     begun = told((5.0, 0, 40), tokens=[(0, 10_000)])
-    assert begun.said("precompute") == "0 of 40"
+    assert begun.text("precompute") == "0 of 40"
     one = told((5.0, 0, 40), (15.0, 30, 40), tokens=[(0, 10_000), (2_000, 10_000)])
-    assert one.said("precompute") == "30 of 40, 200 tokens/s, 40 s left"
+    assert one.text("precompute") == "30 of 40, 200 tokens/s, 40 s left"
     end = told((5, 0, 40), (15, 40, 40), tokens=[(0, 10_000), (10_000, 10_000)])
-    assert end.said("precompute") == "40 of 40, 1,000 tokens/s, 10 s"
+    assert end.text("precompute") == "40 of 40, 1,000 tokens/s, 10 s"
 
 
 def test_without_tokens_the_time_left_follows_from_what_is_done() -> None:
-    assert told((0, 10, 40), (10, 20, 40)).said("precompute") == "20 of 40, 20 s left"
+    assert told((0, 10, 40), (10, 20, 40)).text("precompute") == "20 of 40, 20 s left"
     assert told((0, 0, 0)).stage == ""  # nothing to do, nothing to show
 
 
@@ -195,7 +197,7 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
             raise BrokenPipeError
 
     hushed: list[object] = []
-    monkeypatch.setattr("ragcache.cli.render.screen.hush", hushed.append)
+    monkeypatch.setattr("ragcache.cli.render.screen.discard_output", hushed.append)
     with pytest.raises(SystemExit, match="141"):
         screen(Closed()).print("nobody reads this")
     assert hushed == [sys.stdout]

@@ -64,7 +64,7 @@ class TestEveryArchitecture(EngineTests):
         except ValueError as error:  # transformers refuses SDPA for some architectures
             assert attention == "sdpa" and "scaled_dot_product_attention" in str(error)
             pytest.skip(f"{architecture} has no SDPA")
-        assert made.watchable
+        assert made.exposes_attention
         return made
 
     def forward(self, engine: Engine, tokens: Tokens) -> Tensor:

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor missing": (lack, "lacks 1 of the model's tensors.*layers.1.mlp.up_proj"),
     "a tensor of another shape": (
         reshape,
-        "lacks 1 of the model's tensors, or has them in another shape, model.norm",
+        "lacks 1 of the model's tensors, or has them in another shape, such as model.norm",
     ),
     "weights cut off": (lambda f: cut(f, "model.safetensors"), "model.safetensors is damaged or"),
     "a shard missing": (lambda f: shard(f, lose=True), "lacks 1 of 2 weight files"),
@@ -146,7 +146,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a million wide": (
         lambda f: change(f / "config.json", intermediate_size=10**6),
-        r"describes [\d,]+ parameters, and the files of weights have [\d,]+:",
+        r"describes [\d,]+ parameters, but the files of weights have [\d,]+:",
     ),
     "its own code": (
         own_code,
@@ -285,16 +285,20 @@ def test_tensors_of_nothing_are_said(folder: Path, caplog: pytest.LogCaptureFixt
     weights = load_file(folder / "model.safetensors") | {"vision.weight": torch.ones(2)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     TransformersEngine.load(folder)
-    assert "1 tensors of llama are no part of the model" in caplog.text
+    assert "1 tensors of llama are not part of the model" in caplog.text
 
 
 def test_the_self_check_is_done_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = TransformersEngine.load(folder)
     monkeypatch.setattr(
-        TransformersEngine, "_checked", lambda engine: pytest.fail("it is checked again")
+        TransformersEngine, "_self_test", lambda engine: pytest.fail("it is checked again")
     )
     again = TransformersEngine.load(folder)
-    assert (again.watchable, again.packs) == (first.watchable, first.packs) == (True, True)
+    assert (
+        (again.exposes_attention, again.packs_chunks)
+        == (first.exposes_attention, first.packs_chunks)
+        == (True, True)
+    )
     for changed in (scene.save_model(folder, seed=1), folder):
         with pytest.raises(pytest.fail.Exception, match="checked again"):
             TransformersEngine.load(changed)  # other weights

@@ -43,7 +43,7 @@ def test_together_as_alone(architecture: str, attention: str) -> None:
     except ValueError as error:  # transformers refuses SDPA for some architectures
         assert attention == "sdpa" and "scaled_dot_product_attention" in str(error)
         pytest.skip(f"{architecture} has no SDPA")
-    assert engine.packs
+    assert engine.packs_chunks
     for behind in ((), (5,), BEHIND):
         assert_same(engine.encode(CHUNKS, context=behind), alone(engine, behind))
     assert engine.model.config._attn_implementation == attention
@@ -68,7 +68,7 @@ def test_attention_that_does_not_come_by_is_not_packed() -> None:
     attention = model.model.layers[2].self_attn
     attention.config = copy.deepcopy(attention.config)
     engine = TransformersEngine(model, models.tokenizer(), name="llama")
-    assert not engine.packs
+    assert not engine.packs_chunks
     for behind in ((), BEHIND):
         assert_same(engine.encode(CHUNKS, context=behind), alone(models.engine("llama"), behind))
 

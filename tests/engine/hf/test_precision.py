@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragcache import setup
-from ragcache.engine.hf.precision import computed, published
+from ragcache.engine.hf.device import published_dtype, resolve_dtype
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY
 from ragcache.rag import RagCache
@@ -26,7 +26,7 @@ ON_CPU = {"device": "cpu", "ratio": 0.15, "max_tokens": 3}
 
 @pytest.fixture(autouse=True)
 def hashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
 
 
 def opened(path: Path, model: str | Path = TINY, **settings: object) -> RagCache:
@@ -92,8 +92,10 @@ def test_which_precision_that_is(
         (tmp_path / "config.json").write_text(json.dumps(config))
     settings = Settings.load(device="cpu", dtype=dtype)
     with DiskStore(tmp_path / "store") as store:
-        assert setup.codec_of(Catalog(store), settings, tmp_path) == codec
-    assert computed("auto", "cuda") == "bfloat16" and published(tmp_path / "none") is None
+        assert setup.resolve_codec(Catalog(store), settings, tmp_path) == codec
+    assert (
+        resolve_dtype("auto", "cuda") == "bfloat16" and published_dtype(tmp_path / "none") is None
+    )
 
 
 def test_bytes_are_told_before_they_are_there(run: Run, notes: Path, model: Path) -> None:

@@ -22,7 +22,7 @@ from ragcache.engine.base import LayerView, PrefillCallbacks
 from ragcache.engine.hf import layer_hooks
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.forward import Forward
-from ragcache.engine.hf.rope import Apply, Rope, Rotation, rotations
+from ragcache.engine.hf.rope import Rope, RotaryCall, RotaryFunction, record_rotary_calls
 from ragcache.engine.hf.rope_probe import _Probe
 from ragcache.engine.self_test import check_engine
 from ragcache.errors import ModelError
@@ -189,7 +189,7 @@ def placed_at_other_angles(
         at[:] = [torch.tensor(positions)[None, :, None]]
         return driven(forward, kv, tokens, positions, *args, **kw)
 
-    def place(view: layer_hooks.View, start: int, parts: list[KVPair]) -> None:
+    def place(view: layer_hooks.PlacedLayerView, start: int, parts: list[KVPair]) -> None:
         right = view._cos, view._sin
         if view._layer == broken:
             angles, copies = at[0] * inv_freq, right[0].shape[-1] // len(inv_freq)
@@ -201,16 +201,16 @@ def placed_at_other_angles(
         own(view, start, parts)
         view._cos, view._sin = right
 
-    own = layer_hooks.View.place
+    own = layer_hooks.PlacedLayerView.place
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Forward, "driven", noting)
-        patch.setattr(layer_hooks.View, "place", place)
+        patch.setattr(layer_hooks.PlacedLayerView, "place", place)
         yield
 
 
-def turned_in_halves(apply: Apply, dim: int, rotary: int) -> bool:
+def turned_in_halves(apply: RotaryFunction, dim: int, rotary: int) -> bool:
     keys, cos = torch.zeros(1, 2, 3, dim), torch.zeros(1, 3, rotary)
-    return Rope.seen(apply, Rotation(keys, cos, cos, keys), dim).halves
+    return Rope.from_call(apply, RotaryCall(keys, cos, cos, keys), dim).halves
 
 
 def test_halves_are_told_from_pairs() -> None:
@@ -231,10 +231,10 @@ def test_the_function_is_put_back() -> None:
     model = models.model("llama")
     layer = model.model.layers[0]
     before = Rope.of(layer).apply
-    with rotations(layer) as calls:
+    with record_rotary_calls(layer) as calls:
         model(torch.tensor([[1, 2, 3]]))
     assert len(calls) == 4 and Rope.of(layer).apply is before
-    assert calls[0].keys.shape == calls[0].turned.shape == (1, 2, 3, 16)
+    assert calls[0].keys.shape == calls[0].rotated.shape == (1, 2, 3, 16)
 
 
 def test_a_rotary_function_of_another_kind_is_refused() -> None:
@@ -247,7 +247,7 @@ def test_a_rotary_function_of_another_kind_is_refused() -> None:
 
 def test_keys_that_are_changed_behind_rope_are_refused() -> None:
     """HunYuan normalises keys when they have turned."""
-    with pytest.raises(ModelError, match="layer 0 changes keys behind its RoPE"):
+    with pytest.raises(ModelError, match="layer 0 changes keys after its RoPE"):
         models.engine("hunyuan_v1_dense")
 
 
@@ -260,7 +260,7 @@ def test_angles_of_a_layers_own_are_refused() -> None:
         return args, kwargs | {"position_embeddings": (sin, cos)}
 
     attention.register_forward_pre_hook(other, with_kwargs=True)
-    with pytest.raises(ModelError, match="layer 2 .* turns them by angles of its own"):
+    with pytest.raises(ModelError, match="layer 2 .* rotates them by angles of its own"):
         TransformersEngine(model, models.tokenizer(), name="llama")
 
 
@@ -269,8 +269,8 @@ def test_layers_that_turn_unlike_parts_are_refused() -> None:
     for dim in (8, 16):
         keys, cos = torch.zeros(1, 2, 3, dim), torch.zeros(1, 3, dim)
         probe.keys.append(torch.zeros(1, 2, 3, 16))
-        probe.calls.append(Rotation(keys, cos, cos, keys))
-    with pytest.raises(ModelError, match="unlike parts of their keys"):
+        probe.calls.append(RotaryCall(keys, cos, cos, keys))
+    with pytest.raises(ModelError, match="different parts of their keys"):
         probe.rope(Rope(by_halves))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ragcache.engine.hf.attention_hook import Driven
+from ragcache.engine.hf.attention_hook import PartialForward
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels import choose as kernels
@@ -135,11 +135,11 @@ def test_only_a_mask_that_is_causal_is_taken() -> None:
 @pytest.mark.parametrize("more", ["softcap", "s_aux", "position_bias", "dropout"])
 def test_attention_that_is_more_stays_with_the_model(more: str) -> None:
     model = models.model("llama", attention="sdpa")
-    driven = Driven(None, model.config, selected=Noted)
-    driven.own = lambda module: lambda *args, **kwargs: ("the model's own", None)  # type: ignore
+    driven = PartialForward(None, model.config, selected=Noted)
+    driven.model_attention = lambda module: lambda *args, **kwargs: ("the model's own", None)  # type: ignore
     query, key, value, rows = drawn(4, 2, 16, [1, 5, 9], torch.float32, CPU, keys=10)
     mask = (torch.arange(10) <= rows[:, None])[None, None]
-    driven.at(0, rows, cut=True)
+    driven.begin_layer(0, rows, partial=True)
     module = model.model.layers[0].self_attn
     out, _ = driven.attend(module, query, key, value, mask, **{more: 0.5})
     assert out == "the model's own"

@@ -183,7 +183,7 @@ def test_commands_beside_a_writer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pid, _ = holder
-    monkeypatch.setattr(setup, "embedder_of", lambda *_: HashEmbedder())
+    monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     model = scene.save_model(tmp_path / "llama")
 
     def run(*args: object) -> tuple[int, str, str]:
@@ -250,7 +250,7 @@ def test_a_service_and_a_question(path: Path, tmp_path: Path) -> None:
         "import sys, pathlib\n"
         "from ragcache import setup\n"
         "from ragcache.retriever.embed import HashEmbedder\n"
-        "setup.embedder_of = lambda *_: HashEmbedder()\n"
+        "setup.load_embedder = lambda *_: HashEmbedder()\n"
         "from ragcache.cli import main\n"
         "main()\n"
     )

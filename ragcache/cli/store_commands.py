@@ -21,7 +21,13 @@ from ragcache.cli.options import (
     opened,
 )
 from ragcache.cli.output import figures, loading, out, progress, tell, waiting
-from ragcache.cli.render.stores import built_for, document_table, finding_table, moved, store_table
+from ragcache.cli.render.stores import (
+    built_for,
+    document_table,
+    finding_table,
+    store_table,
+    transfer_text,
+)
 from ragcache.errors import ConfigError, StoreError
 from ragcache.settings import Settings
 
@@ -153,21 +159,21 @@ def compact(store: Store = None) -> None:
 
 def doctor(store: Store = None, model: Model = None) -> None:
     """Check a store and the machine it is on; exit code 1 if something is bad."""
-    from ragcache.cli.doctor import examine
+    from ragcache.cli.doctor import inspect_store
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import model_path
-    from ragcache.setup import model_of
+    from ragcache.setup import resolve_model_name
     from ragcache.store import Catalog
 
     with _store(store, lazy=True) as chunks:
         engine = None
         if model or Catalog(chunks).get_setting("model"):
-            name = model_of(Catalog(chunks), model or "")
+            name = resolve_model_name(Catalog(chunks), model or "")
             codec = Catalog(chunks).get_setting("codec") or "raw"
             loading(name)
             engine = TransformersEngine.load(model_path(name), codec=codec)
         with waiting("measuring the disk"):
-            found = list(examine(chunks, engine))
+            found = list(inspect_store(chunks, engine))
     out.print(finding_table(found))
     bad = any(finding.state == "bad" for finding in found)
     figures({"findings": [asdict(finding) for finding in found], "bad": bad})
@@ -199,7 +205,7 @@ def push(
             both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
         both.flush(partial(told, "send"))
         done = run(both.disk, both.objects, copies=wanted, progress=partial(told, "push"))
-        out.print(moved(done, "pushed"), highlight=False)
+        out.print(transfer_text(done, "pushed"), highlight=False)
         figures(asdict(done))
 
 
@@ -228,7 +234,7 @@ def pull(
             room=None if limit is None else limit - both.stats().payload_bytes,
             progress=partial(told, "pull"),
         )
-    out.print(moved(done, "pulled"), highlight=False)
+    out.print(transfer_text(done, "pulled"), highlight=False)
     figures(asdict(done))
 
 

@@ -138,8 +138,8 @@ def precompute(
         done, state = RunProgress(WorkSize(), work.missing, 0.0), "planned"
         if not dry_run:
             done, state = _run(cache, work, computing, limit)
-            out.print(corpora.done_text(done, state), highlight=False, soft_wrap=True)
-    found = corpora.report_json(work, rate, done, state, skipped)
+            out.print(corpora.result_text(done, state), highlight=False, soft_wrap=True)
+    found = corpora.precompute_json(work, rate, done, state, skipped)
     if report is not None:
         with open_private(report, "wb") as file:
             file.write((as_json(found) + "\n").encode())

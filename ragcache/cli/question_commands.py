@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ from ragcache.errors import SourceError
 from ragcache.settings import ServiceSettings, Settings, seconds
 
 if TYPE_CHECKING:
-    from ragcache.core.origins import Renamed
+    from ragcache.core.origins import RenamedDocuments
 
 
 def index(
@@ -86,7 +86,7 @@ def index(
 
     ttl_s = None if ttl is None else seconds(ttl)
     check_free(Settings.load(store=store).store)
-    errors: list[Any] = []
+    errors: list[SourceError] = []
     try:
         on_error = errors.append if skip_errors else None
         sources = find_files(paths, root=root, on_error=on_error)
@@ -114,7 +114,7 @@ def index(
     with opened(settings, tenant=tenant) as cache:
         for moved in origins.check_folders(cache.catalog, sources.folders):
             tell("moved", moved)
-        renamed = origins.renamed(cache.indexing, sources, documents)
+        renamed = origins.find_renamed(cache.indexing, sources, documents)
         tell_date(cache)
         tell_size(cache, cache.indexing.changed(documents))
         with progress() as told:
@@ -122,11 +122,11 @@ def index(
             if cache.remote is not None:
                 cache.remote.flush(partial(told, "send"))
         origins.record_folders(cache.catalog, sources.folders)
-        origins.rename(cache.indexing, renamed)
+        origins.delete_old_names(cache.indexing, renamed)
         _tell_renamed(renamed)
-        lost = origins.gone(cache.catalog, sources, [document.id for document in documents])
+        lost = origins.find_deleted(cache.catalog, sources, [document.id for document in documents])
         _tell_gone(lost, cache.delete(lost) if prune else [])
-        _tell_otherwise_named(origins.otherwise_named(cache.catalog, sources))
+        _tell_otherwise_named(origins.find_other_names(cache.catalog, sources))
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
     tokens, took = render.counted(done.tokens, "token"), render.duration(done.seconds)
@@ -149,19 +149,20 @@ def index(
     )
 
 
-def _tell_renamed(renamed: Renamed) -> None:
+def _tell_renamed(renamed: RenamedDocuments) -> None:
     if renamed.same:
         before, now = next(iter(renamed.same.items()))
         tell(
             "renamed",
-            f"{len(renamed.same)} documents, for ids begin with a folder: {now!r} was {before!r}",
+            f"{len(renamed.same)} documents, because ids now begin with a folder: {before!r} is "
+            f"now {now!r}",
         )
     if renamed.other:
         tell(
             "note",
-            f"{len(renamed.other)} documents have an id without a folder, the first is "
-            f"{renamed.other[0]!r}, and other texts than the files of that name. They may be "
-            "versions of before, and questions find them: `ragcache delete` them if they are.",
+            f"{len(renamed.other)} documents, such as {renamed.other[0]!r}, have an id without a "
+            "folder and a text that differs from the file of that name. Questions find them. If "
+            "they are earlier versions, delete them with `ragcache delete`.",
         )
 
 
@@ -170,21 +171,21 @@ def _tell_otherwise_named(others: dict[str, str]) -> None:
         other, now = next(iter(others.items()))
         tell(
             "note",
-            f"{len(others)} of these documents are in the store under other names too, by another "
-            f"folder that was indexed: the first, {now!r}, is {other!r} as well. Questions find "
-            "both, and only these here are up to date: `ragcache delete` the others.",
+            f"{len(others)} of these documents are also stored under the name of another indexed "
+            f"folder: {now!r}, for example, as {other!r}. Questions find both, but only the "
+            "documents named first are up to date: delete the others with `ragcache delete`.",
         )
 
 
 def _tell_gone(lost: list[str], deleted: list[str]) -> None:
     if deleted:
         count = render.counted(len(deleted), "document")
-        tell("deleted", f"{count} whose files are gone, such as {deleted[0]!r}")
+        tell("deleted", f"{count} whose files do not exist any more, such as {deleted[0]!r}")
     elif lost:
         tell(
             "gone",
             f"the files of {render.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
-            "still find what is in the store: delete it with `ragcache delete`, or --prune here.",
+            "still find these documents: delete them with `ragcache delete` or --prune.",
         )
 
 

@@ -165,7 +165,7 @@ def calibrate(
         )
     least = choosing.cheapest(found, keep)
     out.print(quality.curve_table(found))
-    out.print(quality.choice(least, keep), highlight=False, soft_wrap=True)
+    out.print(quality.ratio_advice(least, keep), highlight=False, soft_wrap=True)
     figures(
         {
             "keep": keep,
@@ -197,7 +197,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
     """
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.models import TINY, model_path
-    from ragcache.setup import model_of
+    from ragcache.setup import resolve_model_name
     from ragcache.store import Catalog, DiskStore
 
     settings = Settings.load(model=model, store=store, device=device)
@@ -209,7 +209,7 @@ def models(model: Model = None, store: Store = None, device: Device = None) -> N
             chunks = stack.enter_context(DiskStore(settings.store, readonly=True))
             catalog = Catalog(chunks)
             stats, documents = chunks.stats(), len(catalog.entries())
-            name = model_of(catalog, settings.model)
+            name = resolve_model_name(catalog, settings.model)
             codec = settings.codec or catalog.get_setting("codec") or "raw"
     loading(name)
     engine = TransformersEngine.load(
@@ -320,10 +320,10 @@ def simulate(
                 ]
             out.print(f"{render.size(ram)} in RAM each", highlight=False)
             out.print(corpora.routing_table(routed))
-            shared += [{"ram_bytes": ram, **corpora.routed_json(one)} for one in routed]
+            shared += [{"ram_bytes": ram, **corpora.routing_json(one)} for one in routed]
         figures({"working_set_bytes": whole, "replicas": shared})
         return
     with waiting("replaying the trace under every policy"):
         rows = compare_policies(asked, costs, sizes)
     out.print(corpora.simulation_table(rows, whole))
-    figures({"working_set_bytes": whole, "stores": [corpora.row_json(row) for row in rows]})
+    figures({"working_set_bytes": whole, "stores": [corpora.simulation_json(row) for row in rows]})
