@@ -60,7 +60,7 @@ class QueryShape:
         ]
         return {
             **self.common,
-            "object": "ragcache.core.generate",
+            "object": "ragcache.answer",
             "answer": answer.text,
             "finish_reason": finish_reason(answer),
             "passages": passages,

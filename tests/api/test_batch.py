@@ -93,7 +93,7 @@ def test_answers_are_those_of_questions_asked_one_by_one(tmp_path: Path, questio
     assert [one["custom_id"] for one in results(out)] == ["request-1", "chat", "q", "again"]
     assert texts(out)[1:3] == wanted
     first = results(out)[0]["response"]["body"]
-    assert first["usage"]["completion_tokens"] == 3 and first["object"] == "ragcache.core.generate"
+    assert first["usage"]["completion_tokens"] == 3 and first["object"] == "ragcache.answer"
     assert results(out)[1]["response"]["body"]["object"] == "chat.completion"
     assert not (tmp_path / "out.jsonl.part").exists()
 
