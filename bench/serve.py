@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bench import results
-from ragcache.api.middleware.security import Keys
+from ragcache.api.middleware.auth import ApiKeys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from ragcache.models import world
@@ -58,8 +58,10 @@ def questions() -> list[str]:
 def serving(folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.Client]]:
     """A server at a free port of loopback, and a client of it."""
     given = Settings.load(store=folder, port=0, model="tiny", **settings)
-    with Service.open(given, queue=given.queue, streams=given.streams, guard_share=0.0) as service:
-        server = Server(service, Keys([(TENANT, KEY)]))
+    with Service.open(
+        given, queue=given.queue, streams=given.streams, monitor_share=0.0
+    ) as service:
+        server = Server(service, ApiKeys([(TENANT, KEY)]))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -70,8 +70,8 @@ def by_service(folder: Path) -> list[str]:
             done.set()
 
     settings = Settings.load(store=folder)
-    with Service.open(settings) as service, watched(_model(service.own)) as stacks:
-        service.ask("", Request(_QUESTION), told)
+    with Service.open(settings) as service, watched(_model(service.default_cache)) as stacks:
+        service.submit("", Request(_QUESTION), told)
         done.wait()
         return stacks[0]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ragcache.api import batch_file, report_page
-from ragcache.api.middleware.security import Keys
+from ragcache.api.middleware.auth import ApiKeys
 from ragcache.blend import blender
 from ragcache.blend.full import Full
 from ragcache.cli import app
@@ -59,7 +59,7 @@ def test_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with served(tmp_path / "store") as one, one.client(ANN) as ann:
         status, message = said(ann.get("/demo/nothing.js"))
-        assert status == 404 and "it is at /demo" in message
+        assert status == 404 and "the page is at /demo" in message
         status, message = said(ann.get("/v1/models/gpt"))
         assert status == 404 and "or 'ragcache'" in message
         document = {"data": "Oslo", "text": "Bexley"}
@@ -67,7 +67,7 @@ def test_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         status, message = said(
             ann.post("/v1/chat/completions", json=chat | {"documents": [document]})
         )
-        assert status == 400 and "nothing beside it" in message
+        assert status == 400 and "no other fields beside it" in message
 
 
 def test_a_chunk_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_a_chunk_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
             assert isinstance(kv, ChunkKV)
             cache.store.put(key, replace(kv, values=tuple(value + 1 for value in kv.values)))
         answer = ann.get("/ready")
-        assert answer.status_code == 503 and "Ask again later" in answer.json()["error"]["message"]
+        assert answer.status_code == 503 and "Try again later" in answer.json()["error"]["message"]
 
 
 def test_keys_and_reports(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name a file of lines name:key"):
-        Keys.of(Settings.load(keys=tmp_path / "none"))
+        ApiKeys.of(Settings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
-        report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
+        report_page.write_report(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
 
 
 def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_simulated_stores() -> None:
 
 
 def test_a_service_that_cannot_be_asked() -> None:
-    with pytest.raises(RagCacheError, match="cannot be asked: .*Check base_url"):
+    with pytest.raises(RagCacheError, match="request to the service failed: .*Check base_url"):
         ChatRagCache(base_url="ftp://nowhere").invoke("Who?")
 
 
@@ -242,5 +242,5 @@ def test_a_trace_draws_no_more_than_there_is() -> None:
 def test_a_line_of_a_batch_has_known_fields(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text('{"body": {"question": "Who?"}, "colour": "red"}\n', encoding="utf-8")
-    (request,) = batch_file.read(file)
-    assert "colour: no field of a request: leave it out" in str(request.asked)
+    (request,) = batch_file.read_batch(file)
+    assert "colour: unknown field: leave it out" in str(request.body)

@@ -61,7 +61,7 @@ class Held:
             self._stands.set()
             assert self._go.wait(SOON)
 
-        scheduler.later(wait)
+        scheduler.submit_idle(wait)
         assert self._stands.wait(SOON)
 
     def let_go(self) -> None:
@@ -75,7 +75,7 @@ class Held:
 
 
 def at_once(steps: Generator[object, None, Any], **options: Any) -> Future[Any]:
-    """As :meth:`Scheduler.background`, here and now."""
+    """As :meth:`Scheduler.submit_background`, here and now."""
     done: Future[Any] = Future()
     try:
         while True:
@@ -95,13 +95,13 @@ def small(
 ) -> Service:
     """A service over a random model, whose answers have 6 tokens."""
     own = scene.small(path, store=path, **settings)
-    return Service(own, Scheduler(queue=queue, streams=streams, patience_s=0.0), guard)
+    return Service(own, Scheduler(queue=queue, streams=streams, background_delay_s=0.0), guard)
 
 
 def asked(service: Service, question: str, *, tenant: str = "", **ask: Any) -> Answer:
     """The answer, once what it left to do later is done."""
     heard = Heard(question)
-    service.ask(tenant, Request(question, **ask), heard)
+    service.submit(tenant, Request(question, **ask), heard)
     assert heard.end() == "done", heard.ends
     settle(service)
     answer = heard.pieces[-1]
@@ -117,5 +117,5 @@ def settle(service: Service) -> None:
     """Wait until nothing is left that the scheduler would finish before it closes."""
     scheduler = service.scheduler
     with scheduler._lock:
-        assert scheduler._idle.wait_for(scheduler._is_idle, SOON)
+        assert scheduler._drained.wait_for(scheduler._is_idle, SOON)
     scheduler.call(lambda: None).result(SOON)  # what was begun is over, too

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from opentelemetry import trace
 
-from ragcache.api.middleware.security import Keys, check_bind
+from ragcache.api.middleware.auth import ApiKeys, check_bind
 from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
 from ragcache.settings import Settings
@@ -185,7 +185,7 @@ def test_a_page_of_another_name_is_refused_where_there_are_no_keys(tmp_path: Pat
 def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may ask\n\nann:{ANN}\n")
-    keys = Keys.of(Settings.load(keys=file, api_keys="bob:" + "b" * 20))
+    keys = ApiKeys.of(Settings.load(keys=file, api_keys="bob:" + "b" * 20))
     assert keys.tenant(ANN) == "ann" and keys.tenant("b" * 20) == "bob"
     assert keys.tenant("") is None and keys.tenant(ANN + "a") is None and len(keys) == 2
 
@@ -196,23 +196,23 @@ def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
         ("Ann:" + "a" * 20, "line 1 of .* is not name:key"),
         ("ann " + "a" * 20, "is not name:key"),
         ("ann:short", "has 5 characters: give at least 16"),
-        ("# nobody", "none is given"),
-        (f"ann:{ANN}\nbob:{ANN}", "one API key is given twice"),
+        ("# nobody", "but there are none"),
+        (f"ann:{ANN}\nbob:{ANN}", "the same API key is given twice"),
     ],
 )
 def test_keys_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        Keys.of(Settings.load(keys=tmp_path / "keys"))
+        ApiKeys.of(Settings.load(keys=tmp_path / "keys"))
     assert ANN not in str(caught.value)
 
 
 def test_a_public_address_needs_keys() -> None:
-    with pytest.raises(ConfigError, match="no API keys are given: anybody could"):
-        check_bind("0.0.0.0", Keys())
-    check_bind("0.0.0.0", Keys(KEYS))
+    with pytest.raises(ConfigError, match="there are no API keys: anybody could"):
+        check_bind("0.0.0.0", ApiKeys())
+    check_bind("0.0.0.0", ApiKeys(KEYS))
     for host in ("127.0.0.1", "::1", "localhost"):
-        check_bind(host, Keys())
+        check_bind(host, ApiKeys())
 
 
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
