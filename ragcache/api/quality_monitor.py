@@ -105,12 +105,8 @@ class QualityMonitor:
         min_samples: int = 20,
         seed: int | None = None,
     ) -> None:
-        self.share, self.floor, self.window, self.min_samples = (
-            share,
-            floor,
-            window,
-            min_samples,
-        )
+        self.share, self.floor = share, floor
+        self.window, self.min_samples = window, min_samples
         self._mode = settings.mode
         self._random = random.Random(seed)
         self._lock = threading.Lock()

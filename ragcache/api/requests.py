@@ -98,7 +98,7 @@ class StrictModel(BaseModel):
         return whole_in(given)
 
 
-class SamplingOptions(StrictModel):
+class _SamplingOptions(StrictModel):
     """How to decode; the settings give the values of absent fields."""
 
     max_tokens: int | None = Field(None, ge=1, le=1 << 31)
@@ -117,7 +117,7 @@ class SamplingOptions(StrictModel):
         )
 
 
-class FusionOptions(StrictModel):
+class _FusionOptions(StrictModel):
     """How to retrieve and fuse; the settings give the values of absent fields."""
 
     mode: str | None = Field(None, max_length=200)
@@ -152,12 +152,12 @@ class Tokenize(StrictModel):
         return self
 
 
-class Query(SamplingOptions, FusionOptions):
+class Query(_SamplingOptions, _FusionOptions):
     question: str
     stream: bool = False
 
 
-class Options(FusionOptions):
+class Options(_FusionOptions):
     """The ``ragcache`` object of a chat."""
 
     retrieve: bool | None = Field(
@@ -211,7 +211,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Chat(SamplingOptions):
+class Chat(_SamplingOptions):
     model: str
     messages: _LimitedList[Message] = Field(min_length=1)
     documents: _LimitedList[str | dict[str, Any]] | None = None

@@ -38,9 +38,7 @@ class BackendConnection(BaseModel):
     base_url: str | None = None
     api_key: SecretStr | None = None
     model: str = ""  # for a store that is not open yet; or the model name sent to the service
-    settings: Settings | None = Field(
-        default=None, exclude=True
-    )  # for a store that is not open yet
+    settings: Settings | None = Field(default=None, exclude=True)  # for a store not open yet
     max_retries: int = 2  # if the service is busy or unreachable
 
     _backend: Backend | None = PrivateAttr(default=None)

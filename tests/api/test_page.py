@@ -258,12 +258,12 @@ def test_a_person_asks_by_keyboard(browser: Browser, address: str, width: int, d
     answers = [text.strip() for text in runs.locator(".text").all_inner_texts()]
     marks = runs.locator(".mark").all_inner_texts()
     agrees = {True: "✓ same answer as full", False: "✗ differs from full"}
-    assert marks == [*(agrees[a == answers[2]] for a in answers[:2]), "the answer to match"]
+    assert marks == [*(agrees[a == answers[2]] for a in answers[:2]), "the reference answer"]
     headline = see.locator("#headline").inner_text()
     said = (
         r"fused: (\d+(\.\d)? times (sooner|later) than|as soon as) full prefill; \d+ % computed; "
     )
-    assert re.fullmatch(f"{said}(same|another) answer\\.", headline), headline
+    assert re.fullmatch(f"{said}(same|different) answer\\.", headline), headline
     assert headline.endswith("same answer.") is (answers[0] == answers[2])
     assert all(runs.locator(".about").all_inner_texts())
     assert not see.locator("#nothing").is_visible()
@@ -340,9 +340,9 @@ def test_files_are_added(browser: Browser, tmp_path: Path) -> None:
         see.set_input_files("#files", [tmp_path / name for name in given])
         see.get_by_label("Name of mill.md").fill("the mill")
         see.get_by_role("button", name="Add 6 files").click()
-        see.get_by_text("the service takes 2 KiB").wait_for()
+        see.get_by_text("more than the limit of 2 KiB").wait_for()
         told = see.locator("#chosen li").all_inner_texts()
-        says = ["added: ", "only plain text", "no text in UTF-8", "is empty", "no text in", "2.9"]
+        says = ["added: ", "only plain text", "not UTF-8 text", "is empty", "UTF-8 text", "3 KiB"]
         assert [say in text for say, text in zip(says, told, strict=True)] == [True] * 6, told
         assert see.locator("#chosen .bad").count() == 5
         see.locator("#documents").get_by_text("the mill").wait_for()
@@ -411,7 +411,7 @@ def test_times_are_as_people_say_them(saved_page: Page, given: float, says: str)
         (
             (0.1, 0.05),
             ("a", "b"),
-            "2.0 times later than full prefill; 15 % computed; another answer",
+            "2.0 times later than full prefill; 15 % computed; different answer",
         ),
         ((1.0, 1.02), ("a", "a"), "as soon as full prefill; 15 % computed; same answer"),
         (
