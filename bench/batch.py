@@ -24,7 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench import results
-from ragcache.api.batch_file import answering, read
+from ragcache.api.batch_file import iter_answer_batch, read_batch
 from ragcache.batch.order import loaded_bytes, order_by_chunks
 from ragcache.core.precompute import drive, precompute
 from ragcache.engine.hf.engine import TransformersEngine
@@ -124,8 +124,8 @@ def _timed(engine: TransformersEngine, root: Path, ram: int, order: str) -> floa
     with _opened(engine, root / "store", ram) as cache:
         out = root / f"{order}.jsonl"
         began = time.perf_counter()
-        asked = read(root / "q.jsonl")
-        done = drive(answering(cache, asked, out, reorder=order == "by chunks"), None)
+        asked = read_batch(root / "q.jsonl")
+        done = drive(iter_answer_batch(cache, asked, out, reorder=order == "by chunks"), None)
         took = time.perf_counter() - began
     assert done.answered == len(asked) and not done.failed
     return took

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bench import results
-from ragcache.api.middleware.security import Keys
+from ragcache.api.middleware.auth import ApiKeys
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
 from ragcache.models import world_file
@@ -61,7 +61,7 @@ def serving(folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.C
     given = Settings.load(store=folder, model="tiny", **settings)
     limits = ServiceSettings.load(port=0, monitor_share=0.0, **own)
     with Service.open(given, limits) as service:
-        server = Server(service, Keys([(TENANT, KEY)]))
+        server = Server(service, ApiKeys([(TENANT, KEY)]))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

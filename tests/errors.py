@@ -20,8 +20,8 @@ LIST = Path(__file__).with_name("errors.txt")
 
 #: Classes whose messages people read: our own, and what the service answers.
 CLASSES = {name for name, kind in vars(errors).items() if inspect.isclass(kind)} | {
-    "Problem",
-    "Busy",
+    "ApiError",
+    "QueueFull",
 }
 
 _NOT_MET = "  not met: "
@@ -63,7 +63,7 @@ def _in(path: Path) -> Iterator[Site]:
     for call in sorted(calls, key=lambda node: node.lineno):
         kind = ast.unparse(call.func)
         if kind in kinds:
-            message = call.args[1 if kind == "Problem" else 0]
+            message = call.args[1 if kind == "ApiError" else 0]
             yield Site(
                 path.relative_to(ROOT).as_posix(), call.lineno, kind, _text(message), _own(message)
             )

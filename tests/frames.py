@@ -72,9 +72,9 @@ def by_service(folder: Path) -> list[str]:
     settings = Settings.load(store=folder)
     with (
         Service.open(settings, ServiceSettings.load()) as service,
-        watched(_model(service.own)) as stacks,
+        watched(_model(service.default_cache)) as stacks,
     ):
-        service.ask("", Request(_QUESTION), told)
+        service.submit("", Request(_QUESTION), told)
         done.wait()
         return stacks[0]
 

@@ -32,7 +32,7 @@ def key_with(what: str, monkeypatch: pytest.MonkeyPatch) -> ChunkKey:
     if what in ("codec", "adapter", "format"):
         model = adapted() if what == "adapter" else models.model("llama")
         if what == "format":
-            monkeypatch.setattr(module, "FORMAT", "next")
+            monkeypatch.setattr(module, "_FORMAT", "next")
         codec = "int8" if what == "codec" else "raw"
         return replace(key, fingerprint=fingerprint(model, models.tokenizer(), "m", codec=codec))
     return {

@@ -14,7 +14,7 @@ import pytest
 from langchain_core.documents import Document as LangChainDocument
 
 from ragcache import cli
-from ragcache.api.batch_file import answering, read
+from ragcache.api.batch_file import iter_answer_batch, read_batch
 from ragcache.core.precompute import drive
 from ragcache.langchain import ChatRagCache, RagCacheVectorStore, rag_messages
 from ragcache.langchain.documents import from_document
@@ -163,7 +163,7 @@ def test_batch_goes_on_behind_them(cache: RagCache, tmp_path: Path) -> None:
     ]
     file, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = drive(answering(cache, read(file), out), None)
+    done = drive(iter_answer_batch(cache, read_batch(file), out), None)
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert done.requests == len(results) == len(lines)
     refused = [bool(result["error"]) for result in results]

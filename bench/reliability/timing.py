@@ -63,7 +63,7 @@ def auc(
     rng.shuffle(stored)
     for chunks, is_stored in zip(prompts, stored, strict=True):
         if is_stored:
-            service.compute(stores, chunks).result()
+            service.precompute(stores, chunks).result()
     took = np.array([first_token_s(service, "asks", chunks) for chunks in prompts])
     there = np.array(stored)
     value = area(took[there], took[~there])
@@ -97,7 +97,7 @@ def first_token_s(service: Service, tenant: str, chunks: Sequence[Chunk]) -> flo
             ended.set()
 
     began = time.perf_counter()
-    service.ask(tenant, Request("Where is it?", chunks=chunks, sampling=_TOKEN), told)
+    service.submit(tenant, Request("Where is it?", chunks=chunks, sampling=_TOKEN), told)
     ended.wait()
     service.scheduler.call(lambda: None).result()  # behind what was left to do
     return times[0] - began

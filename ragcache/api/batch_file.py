@@ -1,13 +1,13 @@
-"""Questions from a file, answered offline: ``ragcache batch``.
+"""Offline answers to a file of requests: ``ragcache batch``.
 
-A line is a request as OpenAI's batch files and vLLM's ``run-batch`` have it, ``{"custom_id",
+A line is a request of OpenAI's batch API, which vLLM's ``run-batch`` also reads, ``{"custom_id",
 "method": "POST", "url", "body"}``, with ``url`` /v1/chat/completions or /v1/query; or the body of
-/v1/query alone, with a ``custom_id`` if it likes. A result is ``{"id", "custom_id", "response":
+/v1/query alone, which may have a ``custom_id``. A result is ``{"id", "custom_id", "response":
 {"status_code", "request_id", "body"}, "error"}``, and results are in the order of the requests.
 
-Requests are answered in another order (see :mod:`ragcache.batch.order`). Each result is kept in
-``OUT.part`` as it is made, under its line's number and digest; whoever runs the same again goes on
-from there. ``OUT`` is written at the end, whole.
+Requests are answered in an order that reuses loaded chunks (see :mod:`ragcache.batch.order`). Each
+result is appended to ``OUT.part`` with its line's number and digest, and a run with the same file
+continues from there. ``OUT`` is written at the end, in one piece.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from xxhash import xxh3_128_hexdigest
 
-from ragcache.api import chat_request
-from ragcache.api.errors import Problem, invalid, problem
+from ragcache.api.chat_request import chat_request, query_request
+from ragcache.api.errors import ApiError, as_api_error, validation_error
 from ragcache.api.requests import Chat, Query
-from ragcache.api.responses import CompletionShape, QueryShape
+from ragcache.api.responses import ChatCompletionResponse, QueryResponse
 from ragcache.batch.order import order_by_chunks
 from ragcache.blend import blender
 from ragcache.core.request import Request
@@ -38,45 +38,47 @@ from ragcache.util.private_file import open_private
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
 
-_KEYS = {"custom_id", "method", "url", "body"}
+_FIELDS = {"custom_id", "method", "url", "body"}
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """A line of the file, which may be none that can be answered."""
+    """A line of the file. ``body`` is the error of a line that is no valid request."""
 
     number: int  # of the line, from 1
     digest: str  # of the line
     custom_id: str
-    asked: Query | Chat | Problem
+    body: Query | Chat | ApiError
 
     @classmethod
     def parse(cls, number: int, line: bytes) -> BatchLine:
         digest, name = xxh3_128_hexdigest(line), f"request-{number}"
         try:
-            given = replace_surrogates_in(json.loads(line))
-            if not isinstance(given, dict):
-                raise ValueError("it is no object")
+            fields = replace_surrogates_in(json.loads(line))
+            if not isinstance(fields, dict):
+                raise ValueError("it is not an object")
         except (ValueError, RecursionError) as error:
-            wrong = Problem(400, f"line {number} is no JSON: {error}. Give one request a line.")
+            wrong = ApiError(
+                400, f"line {number} is not valid JSON: {error}. Write one request per line."
+            )
             return cls(number, digest, name, wrong)
-        name = str(given.get("custom_id") or name)
-        return cls(number, digest, name, _asked(given))
+        name = str(fields.get("custom_id") or name)
+        return cls(number, digest, name, _parse_body(fields))
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run did."""
+class BatchSummary:
+    """The outcome of a run."""
 
     requests: int
     answered: int  # by this run
     resumed: int
-    failed: int  # of all: their results have an error
-    without: int  # of all: answered, and no chunks to answer from
+    failed: int  # of all requests: their results have an error
+    without: int  # of all requests: answered without any chunks
 
 
-def read(path: Path) -> list[BatchLine]:
-    """All requests of a file. Raises SourceError where it cannot be read, or two have one id."""
+def read_batch(path: Path) -> list[BatchLine]:
+    """The requests of a file. Raises SourceError if it cannot be read, or two have the same id."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -84,110 +86,113 @@ def read(path: Path) -> list[BatchLine]:
             f"cannot read the questions in {path}: {error.strerror}. Name a file that this user "
             "may read."
         ) from error
-    requests = [BatchLine.parse(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    parsed = [BatchLine.parse(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     seen: dict[str, int] = {}
-    for request in requests:
-        if (first := seen.setdefault(request.custom_id, request.number)) != request.number:
+    for line in parsed:
+        if (first := seen.setdefault(line.custom_id, line.number)) != line.number:
             raise SourceError(
-                f"{path}: lines {first} and {request.number} have one custom_id, "
-                f"{request.custom_id!r}: give each its own"
+                f"{path}: lines {first} and {line.number} have the same custom_id, "
+                f"{line.custom_id!r}: give each its own"
             )
-    return requests
+    return parsed
 
 
-def answering(
-    cache: RagCache, requests: list[BatchLine], out: Path, *, reorder: bool = True
-) -> Generator[tuple[str, int, int], None, Summary]:
-    """Answer what is not answered yet, in steps, and write ``out``.
+def iter_answer_batch(
+    cache: RagCache, lines: list[BatchLine], out: Path, *, reorder: bool = True
+) -> Generator[tuple[str, int, int], None, BatchSummary]:
+    """Answer the requests that have no result yet, in steps, and write ``out``.
 
-    Without ``reorder``, in the order of the file. What is wrong with a request is its result; what
-    is wrong with the store, or with us, raises, and what was answered is kept.
+    Yields (step, done, total). Without ``reorder``, requests are answered in the order of the file.
+    An error of a request is its result; an error of the store, or an internal one, is raised, and
+    the results so far are kept.
     """
     part = out.with_name(f"{out.name}.part")
-    results = _kept(part, requests)
+    results = _read_results(part, lines)
     resumed = len(results)
-    left = [request for request in requests if request.number not in results]
-    asks = dict[int, Request]()
-    with open_private(part, "ab") as kept:
+    left = [line for line in lines if line.number not in results]
+    requests = dict[int, Request]()
+    with open_private(part, "ab") as file:
 
-        def keep(request: BatchLine, result: dict[str, Any]) -> None:
-            results[request.number] = result
-            row = [request.number, request.digest, result]
-            kept.write(json.dumps(row).encode() + b"\n")
-            kept.flush()
+        def save(line: BatchLine, result: dict[str, Any]) -> None:
+            results[line.number] = result
+            row = [line.number, line.digest, result]
+            file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
 
-        for at, request in enumerate(left):
+        for at, line in enumerate(left):
             yield "retrieve", at, len(left)
             try:
-                asks[request.number] = _found(cache, request)
-            except (Problem, RagCacheError) as error:
-                keep(request, _result(request, _its_own(error)))
+                requests[line.number] = _retrieve(cache, line)
+            except (ApiError, RagCacheError) as error:
+                save(line, _result(line, _request_error(error)))
         yield "retrieve", len(left), len(left)
-        todo = [request for request in left if request.number in asks]
-        for done, number in enumerate(_order(cache, [asks[r.number] for r in todo], reorder)):
+        todo = [line for line in left if line.number in requests]
+        for done, at in enumerate(_order(cache, [requests[one.number] for one in todo], reorder)):
             yield "answer", done, len(todo)
-            request = todo[number]
-            keep(request, _answered(cache, request, asks.pop(request.number)))
+            line = todo[at]
+            save(line, _answer(cache, line, requests.pop(line.number)))
         yield "answer", len(todo), len(todo)
-        os.fsync(kept.fileno())
-    _write(out, [results[request.number] for request in requests])
+        os.fsync(file.fileno())
+    _write(out, [results[line.number] for line in lines])
     part.unlink()
     failed = sum(result["error"] is not None for result in results.values())
-    without = sum(_without(result) for result in results.values())
-    return Summary(len(requests), len(left), resumed, failed, without)
+    without = sum(_has_no_chunks(result) for result in results.values())
+    return BatchSummary(len(lines), len(left), resumed, failed, without)
 
 
-def _asked(given: dict[str, Any]) -> Query | Chat | Problem:
-    """What a line asks, or what is wrong with it."""
-    body, url = given.get("body"), given.get("url", "/v1/query")
-    if "body" not in given:
-        body = {key: value for key, value in given.items() if key != "custom_id"}
-    elif unknown := given.keys() - _KEYS:
-        return Problem(400, f"{', '.join(sorted(unknown))}: no field of a request: leave it out")
-    kinds: dict[str, type[Query] | type[Chat]] = {
+def _parse_body(fields: dict[str, Any]) -> Query | Chat | ApiError:
+    """The request's body, or its error."""
+    body, url = fields.get("body"), fields.get("url", "/v1/query")
+    if "body" not in fields:
+        body = {key: value for key, value in fields.items() if key != "custom_id"}
+    elif unknown := fields.keys() - _FIELDS:
+        return ApiError(400, f"{', '.join(sorted(unknown))}: unknown field: leave it out")
+    models: dict[str, type[Query] | type[Chat]] = {
         "/v1/query": Query,
         "/v1/chat/completions": Chat,
     }
-    if given.get("method", "POST") != "POST" or url not in kinds:
-        return Problem(400, f"url is {url!r}: POST to {' or '.join(kinds)}", param="url")
+    if fields.get("method", "POST") != "POST" or url not in models:
+        return ApiError(400, f"url is {url!r}: POST to {' or '.join(models)}", param="url")
     try:
-        asked = kinds[url].model_validate(body)
+        parsed = models[url].model_validate(body)
     except ValidationError as error:
-        return invalid(error.errors())
-    if asked.stream:
-        return Problem(400, "stream: a batch has no streams: leave it out", param="stream")
-    return asked
+        return validation_error(error.errors())
+    if parsed.stream:
+        return ApiError(400, "stream: a batch has no streams: leave it out", param="stream")
+    return parsed
 
 
-def _found(cache: RagCache, request: BatchLine) -> Request:
-    """The question with its chunks. Raises Problem and RagCacheError."""
-    asked, default = request.asked, cache.default_sampling
-    if isinstance(asked, Problem):
-        raise asked
-    if isinstance(asked, Query):
-        ask = chat_request.ask_query(asked, default)
+def _retrieve(cache: RagCache, line: BatchLine) -> Request:
+    """The line's request with its chunks. Raises ApiError and RagCacheError."""
+    body, default = line.body, cache.default_sampling
+    if isinstance(body, ApiError):
+        raise body
+    if isinstance(body, Query):
+        request = query_request(body, default)
     else:
         names = {cache.engine.name, "ragcache", cache.catalog.get_setting("model")}
-        if not {asked.model, absolute_name(asked.model)} & names:
-            raise Problem(
+        if not {body.model, absolute_name(body.model)} & names:
+            raise ApiError(
                 404,
-                f"there is no model {asked.model!r} here: name {cache.engine.name!r}",
+                f"there is no model {body.model!r} here: use {cache.engine.name!r}",
                 code="model_not_found",
                 param="model",
             )
-        ask = chat_request.ask(asked, default)
-    if ask.chunks is None:
-        cache.check_usable(blender(cache.settings.mode if ask.mode is None else ask.mode))
-        found = cache.retrieve(ask.question, ask.top_k, ask.neighbours)
-        ask = replace(ask, chunks=found or None)  # where it is none, the answer says why
-    return ask
+        request = chat_request(body, default)
+    if request.chunks is None:
+        mode = cache.settings.mode if request.mode is None else request.mode
+        cache.check_usable(blender(mode))
+        passages = cache.retrieve(request.question, request.top_k, request.neighbours)
+        # Without passages the chunks stay None, so that the report says why there are none.
+        request = replace(request, chunks=passages or None)
+    return request
 
 
-def _order(cache: RagCache, asks: list[Request], reorder: bool) -> list[int]:
+def _order(cache: RagCache, requests: list[Request], reorder: bool) -> list[int]:
     if not reorder:
-        return list(range(len(asks)))
+        return list(range(len(requests)))
     sizes = dict[str, int]()
-    used = [[_text(chunk) for chunk in ask.chunks or ()] for ask in asks]
+    used = [[_text(chunk) for chunk in request.chunks or ()] for request in requests]
     for text in {text for texts in used for text in texts}:
         tokens = len(cache.template.chunk(text)) if text.strip() else 0
         sizes[text] = cache.engine.spec.chunk_bytes(tokens)
@@ -200,75 +205,73 @@ def _text(chunk: str | Chunk | Passage) -> str:
     return chunk.chunk.text if isinstance(chunk, Passage) else chunk.text
 
 
-def _answered(cache: RagCache, request: BatchLine, ask: Request) -> dict[str, Any]:
-    shape = CompletionShape if isinstance(request.asked, Chat) else QueryShape
-    trace = request.asked.ragcache.trace if isinstance(request.asked, Chat) else False
-    if isinstance(request.asked, Query):
-        trace = request.asked.trace
+def _answer(cache: RagCache, line: BatchLine, request: Request) -> dict[str, Any]:
+    response_type = ChatCompletionResponse if isinstance(line.body, Chat) else QueryResponse
+    trace = line.body.ragcache.trace if isinstance(line.body, Chat) else False
+    if isinstance(line.body, Query):
+        trace = line.body.trace
     try:
-        answer = cache.generate(ask).answer
+        answer = cache.generate(request).answer
     except RagCacheError as error:
-        return _result(request, _its_own(error))
-    body = shape(cache.engine, _id(request), trace).whole(answer)
-    return _result(request, body)
+        return _result(line, _request_error(error))
+    return _result(line, response_type(cache.engine, _id(line), trace).body(answer))
 
 
-def _without(result: dict[str, Any]) -> bool:
-    """Whether an answer was made from no chunks."""
+def _has_no_chunks(result: dict[str, Any]) -> bool:
     return bool(result["response"]["body"].get("ragcache", {}).get("no_chunks"))
 
 
-def _its_own(error: Problem | RagCacheError) -> Problem:
-    """What is wrong with a request. Raises what is not its fault: the next would fare no better."""
-    found = problem(error)
-    if found.status >= 500:
+def _request_error(error: ApiError | RagCacheError) -> ApiError:
+    """The error of a request. Raises ``error`` if the request is not at fault, since every other
+    request would then fail too."""
+    api_error = as_api_error(error)
+    if api_error.status >= 500:
         raise error
-    return found
+    return api_error
 
 
-def _id(request: BatchLine) -> str:
-    return f"{request.number}-{request.digest[:12]}"
+def _id(line: BatchLine) -> str:
+    return f"{line.number}-{line.digest[:12]}"
 
 
-def _result(request: BatchLine, found: dict[str, Any] | Problem) -> dict[str, Any]:
-    wrong = isinstance(found, Problem)
-    body = found.body() if isinstance(found, Problem) else found
+def _result(line: BatchLine, outcome: dict[str, Any] | ApiError) -> dict[str, Any]:
+    failed = isinstance(outcome, ApiError)
+    body = outcome.body() if isinstance(outcome, ApiError) else outcome
     return {
-        "id": f"batch-{_id(request)}",
-        "custom_id": request.custom_id,
+        "id": f"batch-{_id(line)}",
+        "custom_id": line.custom_id,
         "response": {
-            "status_code": found.status if isinstance(found, Problem) else 200,
-            "request_id": _id(request),
+            "status_code": outcome.status if isinstance(outcome, ApiError) else 200,
+            "request_id": _id(line),
             "body": body,
         },
-        "error": {k: body["error"][k] for k in ("code", "message")} if wrong else None,
+        "error": {k: body["error"][k] for k in ("code", "message")} if failed else None,
     }
 
 
-def _kept(part: Path, requests: list[BatchLine]) -> dict[int, dict[str, Any]]:
-    """Results of an earlier run for the very same lines. What was being written when it ended is
-    cut off."""
+def _read_results(part: Path, lines: list[BatchLine]) -> dict[int, dict[str, Any]]:
+    """The results of an earlier run for the same lines. An incomplete last row is cut off."""
     if not part.exists():
         return {}
-    wanted = {(request.number, request.digest) for request in requests}
-    results, whole = dict[int, dict[str, Any]](), 0
-    with part.open("rb") as lines:
-        for line in lines:
+    wanted = {(line.number, line.digest) for line in lines}
+    results, complete = dict[int, dict[str, Any]](), 0
+    with part.open("rb") as rows:
+        for row in rows:
             try:
-                number, digest, result = json.loads(line)
+                number, digest, result = json.loads(row)
             except ValueError:
                 break
-            if not line.endswith(b"\n"):
+            if not row.endswith(b"\n"):
                 break
-            whole += len(line)
+            complete += len(row)
             if (number, digest) in wanted:
                 results[number] = result
-    os.truncate(part, whole)
+    os.truncate(part, complete)
     return results
 
 
 def _write(out: Path, results: list[dict[str, Any]]) -> None:
-    """All results, in the place of what was there, in one go."""
+    """Replace ``out`` by a file of all results, atomically."""
     new = out.with_name(f"{out.name}.new")
     with open_private(new, "wb") as file:
         file.writelines(_lines(results))

@@ -1,4 +1,4 @@
-"""Between an event loop, where clients wait, and the engine's thread, where answers are made."""
+"""Connects the event loop, where HTTP handlers wait, to the engine's thread, which generates."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from ragcache.api.errors import ClientGone
-from ragcache.api.scheduler import TooLate
+from ragcache.api.errors import ClientDisconnected
 from ragcache.api.service import Service
+from ragcache.api.ticket_queue import DeadlineExceeded
 from ragcache.core.request import Request
 from ragcache.types import Answer
 
-T = TypeVar("T")
-_LATE_S = 0.5  # a step may hold the engine beyond a deadline; its asker waits no longer
+_T = TypeVar("_T")
+_GRACE_S = 0.5  # a step may occupy the engine beyond a deadline; the client waits this much longer
 
 
-class Asked:
-    """A submitted question, as its HTTP handler sees it. Raises Busy or Closing.
+class AnswerStream:
+    """The answer to a submitted request, as its HTTP handler reads it.
 
-    Whoever stops reading :meth:`pieces` early, in whatever way, gives the question up: call
-    :meth:`give_up` where they may never be read.
+    Raises QueueFull or ShuttingDown. Ending the iteration over :meth:`pieces` early, for whatever
+    reason, cancels the request; call :meth:`cancel` if the pieces may never be read.
     """
 
-    def __init__(self, service: Service, tenant: str, ask: Request, seconds: float) -> None:
+    def __init__(self, service: Service, tenant: str, request: Request, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._first: tuple[str, Any] | None = None
-        self._until = loop.time() + seconds + _LATE_S
+        self._until = loop.time() + seconds + _GRACE_S
         self.answer: Answer | None = None
-        self.no_chunks: str | None = None  # why there are none, known once it has begun
+        self.no_chunks: str | None = None  # why the prompt has no chunks; set by :meth:`started`
 
-        def told(kind: str, value: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+        def on_event(kind: str, value: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
 
-        self.ticket = service.ask(tenant, ask, told, seconds=seconds, without=self._without)
+        self.ticket = service.submit(
+            tenant, request, on_event, seconds=seconds, on_no_chunks=self._set_no_chunks
+        )
 
-    def _without(self, why: str) -> None:
-        self.no_chunks = why
+    def _set_no_chunks(self, reason: str) -> None:
+        self.no_chunks = reason
 
-    def give_up(self) -> None:
-        self.ticket.give_up()
+    def cancel(self) -> None:
+        self.ticket.cancel()
 
     @property
     def queued_s(self) -> float:
-        """How long it waited for its turn."""
-        return (self.ticket.begun or self.ticket.queued) - self.ticket.queued
+        """Seconds that the request waited for the engine."""
+        return (self.ticket.started_at or self.ticket.queued_at) - self.ticket.queued_at
 
-    async def begun(self) -> None:
-        """Wait for the first piece. Raises what is wrong with the question, while the answer can
-        still be an error."""
+    async def started(self) -> None:
+        """Wait for the first piece. Raises the request's error while the HTTP status can still be
+        that of an error."""
         try:
             self._first = await self._next()
         except BaseException:
-            self.give_up()
+            self.cancel()
             raise
 
     async def pieces(self) -> AsyncGenerator[str]:
-        """The answer's text as it comes; ``answer`` once it is through. Raises what ended it."""
+        """The answer's text as it is generated; ``answer`` is set afterwards. Raises the error that
+        ended the request."""
         try:
             while True:
                 kind, value = self._first or await self._next()
@@ -74,10 +77,10 @@ class Asked:
                 else:
                     yield value
         finally:
-            self.give_up()
+            self.cancel()
 
-    async def whole(self) -> Answer:
-        """The finished answer."""
+    async def collect(self) -> Answer:
+        """Wait for the whole answer."""
         async for _ in self.pieces():
             pass
         assert self.answer is not None
@@ -88,33 +91,34 @@ class Asked:
             async with asyncio.timeout_at(self._until):
                 kind, value = await self._events.get()
         except TimeoutError:
-            raise TooLate from None
+            raise DeadlineExceeded from None
         if kind == "failed":
             raise value
         return kind, value
 
 
-async def awaited(receive: Receive, work: Future[T]) -> T:
-    """Wait for work on the engine's thread; cancel it if the client hangs up
-    (:func:`unless_gone`)."""
+async def wait_for_future(receive: Receive, future: Future[_T]) -> _T:
+    """Wait for the engine's thread; if the client disconnects, cancel the future and raise
+    ClientDisconnected."""
 
-    async def done() -> T:
-        return await asyncio.wrap_future(work)
+    async def result() -> _T:
+        return await asyncio.wrap_future(future)
 
-    return await unless_gone(receive, done())
+    return await cancel_on_disconnect(receive, result())
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` gives. If the client hangs up first, cancel it and raise ClientGone.
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of ``work``. If the client disconnects first, cancel it and raise
+    ClientDisconnected.
 
     The request's body must have been read.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(receive))
+    leaving = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientDisconnected
         return working.result()
     finally:
         for task in (working, leaving):
@@ -122,6 +126,6 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((working, leaving))
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

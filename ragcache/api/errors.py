@@ -1,17 +1,17 @@
-"""What goes wrong, as OpenAI's error objects: ``{"error": {message, type, param, code}}``.
+"""Errors as OpenAI's error objects: ``{"error": {message, type, param, code}}``.
 
 | status | code | when |
 |---|---|---|
-| 400 | ``invalid_request``, ``context_length_exceeded`` | a request that cannot be answered |
-| 401, 403 | ``invalid_api_key``, ``forbidden_host`` | see security.py |
-| 404, 405 | ``not_found``, ``model_not_found``, ``method_not_allowed`` | nothing is there |
-| 413 | ``body_too_large`` | the body is longer than the service takes |
-| 422 | ``no_chunks`` | there is nothing to answer from, and that was required |
-| 429 | ``queue_full`` | the tenant's queue is full; ``Retry-After`` says when to come again |
-| 499 | | the client has hung up: nobody reads it |
-| 500 | ``store_error``, ``internal_error`` | the service's fault; the log says more |
-| 503 | ``closing``, ``not_ready`` | it is shutting down, or see /ready |
-| 504 | ``deadline_exceeded`` | the answer took longer than the service gives it |
+| 400 | ``invalid_request``, ``context_length_exceeded`` | the request cannot be answered |
+| 401, 403 | ``invalid_api_key``, ``forbidden_host`` | see middleware/auth.py |
+| 404, 405 | ``not_found``, ``model_not_found``, ``method_not_allowed`` | no such resource |
+| 413 | ``body_too_large`` | the body is longer than the limit |
+| 422 | ``no_chunks`` | chunks are required, and there are none |
+| 429 | ``queue_full`` | the tenant's queue is full; ``Retry-After`` says when to try again |
+| 499 | | the client has disconnected |
+| 500 | ``store_error``, ``internal_error`` | the service is at fault; its log has the details |
+| 503 | ``closing``, ``not_ready`` | the service is shutting down, or not ready (``/ready``) |
+| 504 | ``deadline_exceeded`` | the answer took longer than the timeout |
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from ragcache.api.scheduler import Busy, Closing, GivenUp, TooLate
+from ragcache.api.ticket_queue import (
+    DeadlineExceeded,
+    QueueFull,
+    RequestCancelled,
+    ShuttingDown,
+)
 from ragcache.errors import ContextError, ModelError, NoChunksError, RagCacheError, StoreError
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-_UNION = re.compile(r".*[-\[].*|str|int|float|dict")  # what pydantic calls a union's types
-_CLOSING = "the service is shutting down: ask again, here or another replica"
+_UNION = re.compile(r".*[-\[].*|str|int|float|dict")  # pydantic's names of a union's types
+_SHUTTING_DOWN = "the service is shutting down: try again, here or at another replica"
 
 
-class Problem(Exception):
-    """What a route answers instead of what was asked for. ``param`` names the field at fault."""
+class ApiError(Exception):
+    """An error response. ``param`` names the request's field at fault."""
 
     def __init__(
         self,
@@ -60,85 +65,93 @@ class Problem(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-class ClientGone(Exception):
-    """The client has hung up."""
+class ClientDisconnected(Exception):
+    """The client has disconnected before it had its answer."""
 
 
-def problem(error: Exception) -> Problem:
-    """The answer to an exception. That to an error of our own gives no details away."""
+def as_api_error(error: Exception) -> ApiError:
+    """The error response to an exception. That to an internal error gives no details."""
     match error:
-        case Problem():
+        case ApiError():
             return error
-        case Busy():
+        case QueueFull():
             wait = str(math.ceil(error.retry_after_s))
-            message = f"{error}: ask again in {wait} s"
-            return Problem(429, message, code="queue_full", headers={"Retry-After": wait})
-        case Closing() | GivenUp():
-            return Problem(503, _CLOSING, code="closing", headers={"Retry-After": "1"})
-        case TooLate() | TimeoutError():
-            message = "the time that an answer may take is over: ask for a shorter one, or later"
-            return Problem(504, message, code="deadline_exceeded")
+            message = f"{error}: try again in {wait} s"
+            return ApiError(429, message, code="queue_full", headers={"Retry-After": wait})
+        case ShuttingDown() | RequestCancelled():
+            return ApiError(503, _SHUTTING_DOWN, code="closing", headers={"Retry-After": "1"})
+        case DeadlineExceeded() | TimeoutError():
+            message = "the answer took longer than the timeout: ask for a shorter one, or try later"
+            return ApiError(504, message, code="deadline_exceeded")
         case ContextError():
-            return Problem(400, str(error), code="context_length_exceeded")
+            return ApiError(400, str(error), code="context_length_exceeded")
         case NoChunksError():
-            return Problem(422, str(error), code="no_chunks")
+            return ApiError(422, str(error), code="no_chunks")
         case StoreError():
-            return Problem(500, str(error), code="store_error")
-        case ModelError():  # of servers that run the model: they are gone, or refuse what is asked
-            return Problem(502, str(error), code="model_error")
+            return ApiError(500, str(error), code="store_error")
+        case ModelError():  # of vLLM servers that are unreachable, or refuse the request
+            return ApiError(502, str(error), code="model_error")
         case RagCacheError():
-            return Problem(400, str(error))
+            return ApiError(400, str(error))
         case _:
             message = "something went wrong in the service: its log has this request's id"
-            return Problem(500, message, code="internal_error")
+            return ApiError(500, message, code="internal_error")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` with a :class:`Problem`."""
-    for kind in (Problem, Busy, Closing, GivenUp, TooLate, RagCacheError):
+def add_exception_handlers(app: FastAPI) -> None:
+    """Have ``app`` answer every error as an :class:`ApiError`."""
+    for kind in (
+        ApiError,
+        QueueFull,
+        ShuttingDown,
+        RequestCancelled,
+        DeadlineExceeded,
+        RagCacheError,
+    ):
         app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(ClientDisconnected, _disconnected)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
 
 async def _answer(_: Request, error: Exception) -> Response:
-    return problem(error).response()
+    return as_api_error(error).response()
 
 
-async def _gone(_: Request, error: Exception) -> Response:
+async def _disconnected(_: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return invalid(error.errors(), behind=1).response()
+    return validation_error(error.errors(), skip=1).response()
 
 
-def invalid(errors: Sequence[Any], behind: int = 0) -> Problem:
-    """What is wrong with a request, by pydantic's errors. The field's name begins behind so many
-    parts of its place, such as ``body``."""
-    # Of a union, there is one for every type: what we say ourselves is clearer.
+def validation_error(errors: Sequence[Any], skip: int = 0) -> ApiError:
+    """The response to pydantic's errors about a request. The first ``skip`` parts of a location,
+    such as ``body``, are no part of the field's name."""
+    # A union has one error for every type; our own message is clearer than any of these.
     first = next((one for one in errors if one["type"] == "value_error"), errors[0])
-    where = [str(part) for part in first["loc"][behind:] if not _UNION.fullmatch(str(part))]
+    where = [str(part) for part in first["loc"][skip:] if not _UNION.fullmatch(str(part))]
     if (field := getattr(first.get("ctx", {}).get("error"), "field", None)) is not None:
         where.append(field)
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "this field is unknown here"
+        message = "this field is unknown"
     if first["type"] == "json_invalid":
-        message, param = f"the body is no JSON: {first['ctx']['error']}", None
+        message, param = f"the body is not valid JSON: {first['ctx']['error']}", None
     if first["type"] == "model_attributes_type" and not where:
         message = (
-            "the body is no JSON object: send one, with the header Content-Type: application/json"
+            "the body is not a JSON object: send one, with the header "
+            "Content-Type: application/json"
         )
-    said = f"{param}: {message}" if param else message
-    return Problem(400, said.encode(errors="replace").decode(), param=param)
+    full = f"{param}: {message}" if param else message
+    return ApiError(400, full.encode(errors="replace").decode(), param=param)
 
 
 async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_request")
     headers = dict(error.headers or {})
-    return Problem(error.status_code, error.detail, code=code, headers=headers).response()
+    return ApiError(error.status_code, error.detail, code=code, headers=headers).response()

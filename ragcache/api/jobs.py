@@ -1,21 +1,20 @@
-"""Documents that are added, or whose KV is computed, in the background: a batch between questions.
+"""Jobs that add documents, or compute their KV, in the background, one batch between requests.
 
-A job's documents are split aside, and then it takes its steps on the engine's thread: one batch of
-chunks is embedded, or computed, then whatever waits goes first again. So it delays no first token
-by more than a batch, and cancelling it takes effect at the next one. Tenants take turns, batch by
-batch; of one tenant's jobs the oldest is done first.
+A job's documents are split on the splitter's thread. Then it takes its steps on the engine's
+thread: one batch of chunks is embedded or computed, then waiting requests go first again. So a job
+delays a first token by at most one batch, and cancelling it takes effect at the next batch. Tenants
+take turns batch by batch, and each tenant's oldest job is done first.
 
-What a job needs to be taken up again, by this process or the next, is in its tenant's own store: a
-record, and the texts of its documents until all of them are committed there; of a job that indexes
-nothing, until it is done. Chunks that have been
-computed need no record, since what is stored is not computed again. Which tenants have something to
-take up is noted in the service's own store.
+All that is needed to continue a job, in this process or the next, is in its tenant's store: a
+record, and the texts of its documents until all of them are committed, or, if the job indexes
+nothing, until it is done. Computed chunks need no record, since stored KV is not computed again.
+The default store lists the tenants that have unfinished jobs.
 
-A job's documents are written, in the order of writes, when it is taken: what is put or deleted
-after that stands, whenever the job comes to it, by :meth:`Catalog.promise`.
+In the order of writes a job's documents come when the job is accepted: a later put or delete of the
+same documents wins, whenever the job reaches them (:meth:`Catalog.promise`).
 
-A job that was under way when the process ended, without getting anywhere, is tried
-:data:`ATTEMPTS` times in all, and then parked: the next process would end too.
+A job that was running when the process ended, and had made no progress, is tried :data:`ATTEMPTS`
+times in all and then parked, since it may be what ends the process.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ragcache.api.scheduler import Busy, Closing, GivenUp
 from ragcache.api.service import BATCH_TOKENS, EMBED_BATCH, Service
-from ragcache.batch.plan import PrecomputePlan as OfflineWork
+from ragcache.api.ticket_queue import QueueFull, RequestCancelled, ShuttingDown
+from ragcache.batch.plan import PrecomputePlan as BatchPlan
 from ragcache.batch.plan import iter_plan
 from ragcache.batch.run import PrecomputeResult, iter_run_locally
 from ragcache.core.indexing import Added, Split, Step, check_documents
@@ -45,40 +44,40 @@ logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "cancelled", "failed", "parked"]
 
-KEPT = 100  # jobs of a tenant that have ended and are still listed
-MOST = 100  # jobs of a tenant that have not ended; their texts are on the disk
+MAX_ENDED = 100  # ended jobs of a tenant that are still listed
+MAX_OPEN = 100  # unfinished jobs of a tenant, whose texts are on disk
 ATTEMPTS = 3
-_AGAIN_S = 10.0  # after which one more may have ended
+_RETRY_AFTER_S = 10.0  # where a tenant has too many jobs
 _RECORD, _TEXTS, _UNFINISHED = "job:", "job-texts:", "jobs-of:"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Where a job is. ``done`` of ``total`` documents while they are indexed, then of chunks that
-    are computed; times are seconds since the epoch."""
+    """The state of a job. ``done`` of ``total`` counts documents while they are indexed, then
+    chunks while they are computed; times are seconds since the epoch."""
 
     id: str
     tenant: str
     state: State
     done: int = 0
     total: int = 0
-    message: str = ""  # what is being done, or what was, or what went wrong
+    message: str = ""  # the current step, the result, or the error
     created: float = 0.0
     finished: float | None = None
 
 
 @dataclass(eq=False, slots=True)
-class _Work:
-    """A job, and what it takes to do it."""
+class _JobRecord:
+    """A job with its inputs and its progress."""
 
     job: Job
     documents: list[str]  # ids
     expires: float | None
     pinned: bool | None
-    index: bool  # else their KV is computed, and nothing more
-    promise: int | None  # to write the documents; None where nothing is indexed
-    attempts: int = 0  # of processes to get anywhere with it, this one included
-    before: Future[Split | OfflineWork | None] | None = field(default=None, repr=False)
+    index: bool  # false: only compute their KV
+    promise: int | None  # its place in the order of writes; None if nothing is indexed
+    attempts: int = 0  # processes that began it without progress, this one included
+    preparation: Future[Split | BatchPlan | None] | None = field(default=None, repr=False)
     steps: Generator[Step, None, Added | Precomputed | PrecomputeResult] | None = field(
         default=None, repr=False
     )
@@ -89,25 +88,26 @@ class _Work:
 
 
 class Jobs:
-    """The jobs of all tenants of a service; those that an earlier process left go on. Thread-safe.
+    """The jobs of all tenants of a service. Those that an earlier process left are continued.
+    Thread-safe.
 
-    They stop with the service's scheduler, and are not lost.
+    Jobs stop with the service's scheduler and continue in the next process.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._lock = threading.RLock()
-        self._tenants: dict[str, dict[str, _Work]] = {}  # in the order of their turns
-        self._going = False
-        self._at: _Work | None = None  # whose step is being taken
-        service.ends.append(self._leave)
-        for name in service.own.catalog.settings(_UNFINISHED):
+        self._tenants: dict[str, dict[str, _JobRecord]] = {}  # in the order of their turns
+        self._scheduled = False
+        self._running: _JobRecord | None = None  # the job whose step is running
+        service.on_drained.append(self._reset_attempts)
+        for name in service.default_cache.catalog.settings(_UNFINISHED):
             tenant = name.removeprefix(_UNFINISHED)
             try:
                 self._of(tenant)
             except RagCacheError:
-                logger.exception("jobs of tenant %r cannot be taken up", tenant)
-        self._go()
+                logger.exception("the jobs of tenant %r cannot be continued", tenant)
+        self._schedule()
 
     def add(
         self,
@@ -118,18 +118,19 @@ class Jobs:
         *,
         index: bool = True,
     ) -> Job:
-        """Add documents, as :meth:`RagCache.add` does; durable on return, done later.
+        """Create a job that adds documents as :meth:`RagCache.add` does. The job is durable on
+        return.
 
-        Without ``index`` their chunks' KV is computed as ``ragcache precompute`` does, for those
-        who find chunks by other means; nothing is kept of the documents.
-        Raises SourceError and ConfigError as that does, StoreError, and Busy where :data:`MOST` of
-        the tenant's have not ended.
+        Without ``index`` it only computes their chunks' KV, as ``ragcache precompute`` does, for
+        clients with a retriever of their own; the documents are not kept. Raises SourceError and
+        ConfigError as :meth:`RagCache.add` does, StoreError, and QueueFull if :data:`MAX_OPEN` of
+        the tenant's jobs have not ended.
         """
         check_documents(documents, ttl_s)
         if not index and (ttl_s is not None or pinned is not None):
             raise ConfigError(
-                "ttl_s and pinned are kept with documents, and none are kept without index: leave "
-                "them out"
+                "ttl_s and pinned apply to documents, and without index no documents are kept: "
+                "leave them out"
             )
         now = time.time()
         job = Job(uuid.uuid4().hex[:16], tenant, "queued", total=len(documents), created=now)
@@ -137,24 +138,24 @@ class Jobs:
         names = [d.id for d in documents]
         texts = json.dumps([[d.id, d.text, dict(d.metadata)] for d in documents])
         with self._lock:
-            works = self._of(tenant)
-            if (waiting := sum(other.open for other in works.values())) >= MOST:
-                raise Busy(waiting, _AGAIN_S, "jobs")
+            records = self._of(tenant)
+            if (waiting := sum(other.open for other in records.values())) >= MAX_OPEN:
+                raise QueueFull(waiting, _RETRY_AFTER_S, "jobs")
             catalog = self._service.cache(tenant).catalog
             promise = catalog.promise(names) if index else None
-            work = _Work(job, names, expires, pinned, index, promise)
+            record = _JobRecord(job, names, expires, pinned, index, promise)
             catalog.put_text(_TEXTS + job.id, texts)
-            self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
-            self._record(work)
-            works[job.id] = work
-            self._forget_old(tenant)
-            self._go()
+            self._service.default_cache.catalog.put_setting(_UNFINISHED + tenant, "")
+            self._save(record)
+            records[job.id] = record
+            self._delete_old(tenant)
+            self._schedule()
         return job
 
     def list(self, tenant: str) -> list[Job]:
-        """The oldest first. Of those that have ended, the last :data:`KEPT`."""
+        """A tenant's jobs, the oldest first; of ended ones, the last :data:`MAX_ENDED`."""
         with self._lock:
-            return [work.job for work in self._of(tenant).values()]
+            return [record.job for record in self._of(tenant).values()]
 
     def get(self, tenant: str, id: str) -> Job:
         """Raises KeyError."""
@@ -162,166 +163,171 @@ class Jobs:
             return self._of(tenant)[id].job
 
     def cancel(self, tenant: str, id: str) -> Job:
-        """End it at the next batch; what is done stays. One that has ended is left as it is. Raises
-        KeyError."""
+        """Stop a job at its next batch; what it has done is kept. A job that has ended is left as
+        it is. Raises KeyError."""
         with self._lock:
-            work = self._of(tenant)[id]
-            if work.open:
-                self._end(work, "cancelled", work.job.message)
-            return work.job
+            record = self._of(tenant)[id]
+            if record.open:
+                self._end(record, "cancelled", record.job.message)
+            return record.job
 
     def resume(self, tenant: str, id: str) -> Job:
-        """Go on with one that was cancelled, has failed or was parked; any other is left as it is.
+        """Continue a job that was cancelled, has failed or was parked; any other is left as it is.
         Raises KeyError."""
         with self._lock:
-            work = self._of(tenant)[id]
-            if work.job.state in ("cancelled", "failed", "parked"):
-                work.attempts = 0
-                work.job = replace(work.job, state="queued", message="", finished=None)
-                self._service.own.catalog.put_setting(_UNFINISHED + tenant, "")
-                self._record(work)
-                self._go()
-            return work.job
+            record = self._of(tenant)[id]
+            if record.job.state in ("cancelled", "failed", "parked"):
+                record.attempts = 0
+                record.job = replace(record.job, state="queued", message="", finished=None)
+                self._service.default_cache.catalog.put_setting(_UNFINISHED + tenant, "")
+                self._save(record)
+                self._schedule()
+            return record.job
 
-    def _of(self, tenant: str) -> dict[str, _Work]:
-        """A tenant's jobs by id, the oldest first, read from its store at the first time."""
+    def _of(self, tenant: str) -> dict[str, _JobRecord]:
+        """A tenant's jobs by id, the oldest first; read from its store on first use."""
         if tenant not in self._tenants:
             catalog = self._service.cache(tenant).catalog
-            works = [_from_json(text) for text in catalog.settings(_RECORD).values()]
-            works.sort(key=lambda work: work.job.created)
-            catalog.withdraw_others({work.promise for work in works if work.promise is not None})
-            for work in works:  # of an earlier release
-                if work.index and work.promise is None and work.job.state != "done":
-                    work.promise = catalog.promise(work.documents)
-                    self._record(work)
-            self._tenants[tenant] = {work.job.id: work for work in works}
-            for work in works:
-                if work.open and work.attempts >= ATTEMPTS:
+            records = [_from_json(text) for text in catalog.settings(_RECORD).values()]
+            records.sort(key=lambda record: record.job.created)
+            catalog.withdraw_others(
+                {record.promise for record in records if record.promise is not None}
+            )
+            for record in records:  # written by an earlier release
+                if record.index and record.promise is None and record.job.state != "done":
+                    record.promise = catalog.promise(record.documents)
+                    self._save(record)
+            self._tenants[tenant] = {record.job.id: record for record in records}
+            for record in records:
+                if record.open and record.attempts >= ATTEMPTS:
                     self._end(
-                        work,
+                        record,
                         "parked",
-                        f"the process has ended {work.attempts} times while this was under way: "
-                        "see its log; resume the job to try once more",
+                        f"the process ended {record.attempts} times while this job was running: "
+                        "see its log, and resume the job to try again",
                     )
         return self._tenants[tenant]
 
-    def _go(self) -> None:
-        if not self._going and self._next() is not None:
-            self._going = True
-            self._service.scheduler.meanwhile(self._step)
+    def _schedule(self) -> None:
+        if not self._scheduled and self._next() is not None:
+            self._scheduled = True
+            self._service.scheduler.submit_recurring(self._step)
 
-    def _next(self) -> _Work | None:
-        """The oldest job of the tenant whose turn it is, of those that wait for nothing else."""
+    def _next(self) -> _JobRecord | None:
+        """The oldest job of the next tenant whose oldest job is ready for a step."""
         for one in self._tenants.values():
-            work = next((work for work in one.values() if work.open), None)
-            if work is not None and (work.before is None or work.before.done()):
-                return work
+            record = next((record for record in one.values() if record.open), None)
+            if record is not None and (record.preparation is None or record.preparation.done()):
+                return record
         return None
 
     def _step(self) -> bool:
-        """One batch; whether there is more to do."""
+        """Run one batch; returns whether there is more to do."""
         with self._lock:
-            work = self._next()
-            self._going = work is not None
-            if work is None:
+            record = self._next()
+            self._scheduled = record is not None
+            if record is None:
                 return False
-            tenant = work.job.tenant
-            self._tenants[tenant] = self._tenants.pop(tenant)  # its next turn is after all others'
-            work.job = replace(work.job, state="running")
-            self._at = work
+            tenant = record.job.tenant
+            self._tenants[tenant] = self._tenants.pop(
+                tenant
+            )  # its next turn comes after all others'
+            record.job = replace(record.job, state="running")
+            self._running = record
         try:
-            if work.before is None:
-                self._begin(work)
+            if record.preparation is None:
+                self._begin(record)
                 return True
-            if work.steps is None:
-                work.steps = self._steps(work, work.before.result())
-            what, done, total = next(work.steps)
+            if record.steps is None:
+                record.steps = self._steps(record, record.preparation.result())
+            what, done, total = next(record.steps)
         except StopIteration as end:
-            self._ended(work, "done", _summary(end.value))
-        except (Closing, GivenUp, CancelledError) as error:  # all ends; or it was cancelled
+            self._ended(record, "done", _summary(end.value))
+        except (ShuttingDown, RequestCancelled, CancelledError) as error:  # or the job was
             with self._lock:
-                self._at = work.before = None
-                self._going = isinstance(error, CancelledError)
-            return self._going
+                self._running = record.preparation = None
+                self._scheduled = isinstance(error, CancelledError)
+            return self._scheduled
         except RagCacheError as error:
-            self._ended(work, "failed", str(error))
+            self._ended(record, "failed", str(error))
         except Exception:
-            logger.exception("job %s has failed", work.job.id)
-            self._ended(work, "failed", "an internal error: see the log")
+            logger.exception("job %s failed", record.job.id)
+            self._ended(record, "failed", "an internal error: see the service's log")
         else:
             with self._lock:
-                self._at = None
-                if work.open:
-                    work.job = replace(work.job, done=done, total=total, message=what)
-                    if done and work.attempts and what in ("index", "precompute"):
-                        work.attempts = 0  # it got somewhere
-                        self._record(work)
+                self._running = None
+                if record.open:
+                    record.job = replace(record.job, done=done, total=total, message=what)
+                    if done and record.attempts and what in ("index", "precompute"):
+                        record.attempts = 0  # it made progress
+                        self._save(record)
                 else:  # cancelled meanwhile
-                    work.steps = work.before = None
+                    record.steps = record.preparation = None
         return True
 
-    def _begin(self, work: _Work) -> None:
-        """Have the documents split, or what is to be computed planned."""
+    def _begin(self, record: _JobRecord) -> None:
+        """Start the preparation: splitting the documents, or planning the computation."""
         with self._lock:
-            self._at = None
-            if not work.open:  # cancelled meanwhile
+            self._running = None
+            if not record.open:  # cancelled meanwhile
                 return
-            work.before = before = self._service.aside.background(
-                self._before(work), tenant=work.job.tenant, most=sys.maxsize
+            record.preparation = preparation = self._service.split_scheduler.submit_background(
+                self._prepare(record), tenant=record.job.tenant, limit=sys.maxsize
             )
-        before.add_done_callback(self._split)
+        preparation.add_done_callback(self._on_prepared)
 
-    def _split(self, _: object) -> None:
+    def _on_prepared(self, _: object) -> None:
         with self._lock:
-            self._go()
+            self._schedule()
 
-    def _before(self, work: _Work) -> Generator[Step, None, Split | OfflineWork | None]:
-        """On the thread aside: see :meth:`_begin`. None where the texts are not needed any more.
+    def _prepare(self, record: _JobRecord) -> Generator[Step, None, Split | BatchPlan | None]:
+        """Runs on the splitter's thread: see :meth:`_begin`. Returns None if the texts are no
+        longer needed.
 
-        An attempt is counted here, and not of what only waits while another ends the process.
+        Attempts are counted here, so that a job does not count one while it only waits.
         """
         with self._lock:
-            work.attempts += 1
-            self._record(work)
-        cache = self._service.cache(work.job.tenant)
-        texts = cache.catalog.get_text(_TEXTS + work.job.id)
-        if texts is None and work.index:
+            record.attempts += 1
+            self._save(record)
+        cache = self._service.cache(record.job.tenant)
+        texts = cache.catalog.get_text(_TEXTS + record.job.id)
+        if texts is None and record.index:
             return None
-        given = [Document(*fields) for fields in json.loads(texts or "[]")]
-        if work.promise is None:
-            return (yield from iter_plan(cache, given, batch_tokens=BATCH_TOKENS))
-        stands = set(cache.catalog.promised(work.promise, work.documents))
-        return (yield from cache.indexing.iter_split(d for d in given if d.id in stands))
+        documents = [Document(*fields) for fields in json.loads(texts or "[]")]
+        if record.promise is None:
+            return (yield from iter_plan(cache, documents, batch_tokens=BATCH_TOKENS))
+        current = set(cache.catalog.promised(record.promise, record.documents))
+        return (yield from cache.indexing.iter_split(d for d in documents if d.id in current))
 
-    def _leave(self) -> None:
-        """The process ends in order: that is nobody's fault."""
+    def _reset_attempts(self) -> None:
+        """The process ends in order, so no job is to blame for it."""
         with self._lock:
             for one in self._tenants.values():
-                for work in one.values():
-                    if work.open and work.attempts:
-                        work.attempts = 0
-                        self._record(work)
+                for record in one.values():
+                    if record.open and record.attempts:
+                        record.attempts = 0
+                        self._save(record)
 
     def _steps(
-        self, work: _Work, before: Split | OfflineWork | None
+        self, record: _JobRecord, prepared: Split | BatchPlan | None
     ) -> Generator[Step, None, Added | Precomputed | PrecomputeResult]:
-        """Index the documents, unless that was done, or is not to be; then compute."""
-        cache, name = self._service.cache(work.job.tenant), _TEXTS + work.job.id
-        if isinstance(before, OfflineWork):
-            finished = yield from iter_run_locally(cache, before)
+        """Index the documents, unless that is done or not wanted; then compute their KV."""
+        cache, name = self._service.cache(record.job.tenant), _TEXTS + record.job.id
+        if isinstance(prepared, BatchPlan):
+            finished = yield from iter_run_locally(cache, prepared)
             cache.catalog.drop_text(name)
             return finished
         texts = cache.catalog.get_text(name)
         if texts is None:
             return (
-                yield from cache.indexing.iter_compute(work.documents, batch_tokens=BATCH_TOKENS)
+                yield from cache.indexing.iter_compute(record.documents, batch_tokens=BATCH_TOKENS)
             )
         steps = cache.indexing.iter_add(
             [Document(*fields) for fields in json.loads(texts)],
-            ttl_s=None if work.expires is None else max(1e-3, work.expires - time.time()),
-            pinned=work.pinned,
-            promise=work.promise,
-            split=before,
+            ttl_s=None if record.expires is None else max(1e-3, record.expires - time.time()),
+            pinned=record.pinned,
+            promise=record.promise,
+            split=prepared,
             embed_batch=EMBED_BATCH,
             batch_tokens=BATCH_TOKENS,
         )
@@ -336,59 +342,59 @@ class Jobs:
                 indexed = cache.catalog.drop_text(name)
             yield step
 
-    def _ended(self, work: _Work, state: State, message: str) -> None:
+    def _ended(self, record: _JobRecord, state: State, message: str) -> None:
         with self._lock:
-            self._at = work.steps = work.before = None
-            if work.open or state == "done":
+            self._running = record.steps = record.preparation = None
+            if record.open or state == "done":
                 try:
-                    self._end(work, state, message)
+                    self._end(record, state, message)
                 except RagCacheError:
-                    logger.exception("the end of job %s is not recorded", work.job.id)
+                    logger.exception("the end of job %s could not be recorded", record.job.id)
 
-    def _end(self, work: _Work, state: State, message: str) -> None:
-        tenant, own = work.job.tenant, self._service.own.catalog
-        work.job = replace(work.job, state=state, message=message, finished=time.time())
-        if work.before is not None:
-            work.before.cancel()
-        if work is not self._at:
-            work.steps = work.before = None
-        self._record(work)
+    def _end(self, record: _JobRecord, state: State, message: str) -> None:
+        tenant, catalog = record.job.tenant, self._service.default_cache.catalog
+        record.job = replace(record.job, state=state, message=message, finished=time.time())
+        if record.preparation is not None:
+            record.preparation.cancel()
+        if record is not self._running:
+            record.steps = record.preparation = None
+        self._save(record)
         if not any(other.open for other in self._of(tenant).values()):
-            own.drop_setting(_UNFINISHED + tenant)
+            catalog.drop_setting(_UNFINISHED + tenant)
 
-    def _record(self, work: _Work) -> None:
+    def _save(self, record: _JobRecord) -> None:
         known = {
-            "job": asdict(work.job),
-            "documents": work.documents,
-            "expires": work.expires,
-            "pinned": work.pinned,
-            "index": work.index,
-            "promise": work.promise,
-            "attempts": work.attempts,
+            "job": asdict(record.job),
+            "documents": record.documents,
+            "expires": record.expires,
+            "pinned": record.pinned,
+            "index": record.index,
+            "promise": record.promise,
+            "attempts": record.attempts,
         }
-        catalog = self._service.cache(work.job.tenant).catalog
-        catalog.put_setting(_RECORD + work.job.id, json.dumps(known))
+        catalog = self._service.cache(record.job.tenant).catalog
+        catalog.put_setting(_RECORD + record.job.id, json.dumps(known))
 
-    def _forget_old(self, tenant: str) -> None:
-        ended = [id for id, work in self._of(tenant).items() if not work.open]
-        for id in ended[: max(0, len(ended) - KEPT)]:
-            work = self._of(tenant)[id]
+    def _delete_old(self, tenant: str) -> None:
+        ended = [id for id, record in self._of(tenant).items() if not record.open]
+        for id in ended[: max(0, len(ended) - MAX_ENDED)]:
+            record = self._of(tenant)[id]
             catalog = self._service.cache(tenant).catalog
-            if work.promise is not None:
-                catalog.withdraw(work.promise, work.documents)
+            if record.promise is not None:
+                catalog.withdraw(record.promise, record.documents)
             catalog.drop_text(_TEXTS + id)
             catalog.drop_setting(_RECORD + id)
             del self._of(tenant)[id]
 
 
-def _from_json(text: str) -> _Work:
+def _from_json(text: str) -> _JobRecord:
     known: dict[str, Any] = json.loads(text)
-    return _Work(
+    return _JobRecord(
         Job(**known["job"]),
         known["documents"],
         known["expires"],
         known["pinned"],
-        known.get("index", True),  # of an earlier release, as the next
+        known.get("index", True),  # absent in records of earlier releases, as the next two
         known.get("promise"),
         known.get("attempts", 0),
     )
@@ -398,8 +404,8 @@ def _summary(done: Added | Precomputed | PrecomputeResult) -> str:
     if isinstance(done, PrecomputeResult):
         return done.summary()
     computed = done.precomputed if isinstance(done, Added) else done
-    kv = f"KV of {computed.encoded} chunks computed, {computed.stored} were there"
+    kv = f"KV of {computed.encoded} chunks computed, {computed.stored} were stored already"
     if isinstance(done, Precomputed):
         return kv
-    overtaken = f", {done.overtaken} left out: written or deleted since" if done.overtaken else ""
+    overtaken = f", {done.overtaken} skipped: written or deleted since" if done.overtaken else ""
     return f"{done.documents} documents indexed, {done.unchanged} unchanged{overtaken}; {kv}"

@@ -1,7 +1,7 @@
-"""Logs of a service: one JSON object a line, on standard error.
+"""Logs of the service: one JSON object per line, on standard error.
 
-What fails again and again, such as requests without a key, is said once a minute, with how often it
-happened meanwhile: nobody who sends it can fill a disk.
+A failure that repeats, such as requests without an API key, is logged once a minute with the number
+of repetitions, so that no client can fill the disk.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import threading
 import time
 from typing import Any
 
-_EVERY_S = 60.0
-_MOST = 1000  # kinds of failures that are told apart
+_INTERVAL_S = 60.0
+_MAX_KINDS = 1000  # of failures that are distinguished
 
 
-class Once(logging.Filter):
-    """Lets a failure through once in ``seconds``; ``record.repeated`` says how often it has been
-    kept back since.
+class RepeatFilter(logging.Filter):
+    """Passes each failure once in ``seconds``; ``record.repeated`` is how often it was suppressed
+    since it last passed.
 
-    Failures are warnings and errors, alike where logger, message before its values are filled in,
-    and exception are; and records that have a ``failure``, alike where that is.
+    Failures are warnings and errors, which are the same if their logger, their message template and
+    their exception type are; and records with an attribute ``failure``, which are the same if that
+    is.
     """
 
-    def __init__(self, seconds: float = _EVERY_S) -> None:
+    def __init__(self, seconds: float = _INTERVAL_S) -> None:
         super().__init__()
         self._seconds, self._lock = seconds, threading.Lock()
-        self._told: dict[Any, tuple[float, int]] = {}  # when, and how often since
+        self._passed: dict[Any, tuple[float, int]] = {}  # when, and how often suppressed since
 
     def filter(self, record: logging.LogRecord) -> bool:
         failure = getattr(record, "failure", None)
@@ -37,20 +38,20 @@ class Once(logging.Filter):
         kind = record.exc_info[0] if record.exc_info else None
         key = (record.name, failure or record.msg, kind)
         with self._lock:
-            at, repeated = self._told.get(key, (-self._seconds, 0))
+            at, repeated = self._passed.get(key, (-self._seconds, 0))
             if (now := time.monotonic()) - at < self._seconds:
-                self._told[key] = at, repeated + 1
+                self._passed[key] = at, repeated + 1
                 return False
-            if len(self._told) >= _MOST:
-                self._told.clear()
-            self._told[key] = now, 0
+            if len(self._passed) >= _MAX_KINDS:
+                self._passed.clear()
+            self._passed[key] = now, 0
         record.repeated = repeated
         return True
 
 
-class Lines(logging.Formatter):
-    """A line of ``ragcache.access`` as it is; any other with its time, level and logger; both with
-    how often they were kept back before, if they were."""
+class JsonFormatter(logging.Formatter):
+    """Formats records as JSON. The logger ``ragcache.access`` has JSON messages already; others get
+    their time, level and logger. Both get the number of suppressed repetitions, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         repeated = getattr(record, "repeated", 0)
@@ -71,10 +72,10 @@ class Lines(logging.Formatter):
 
 
 def configure() -> None:
-    """Log so, from the whole process: info of ours, warnings of others."""
+    """Configure this process's logging: INFO for ragcache and uvicorn, WARNING for all else."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines())
-    handler.addFilter(Once())
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RepeatFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("ragcache", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""What Prometheus is told: of the whole service, never of a tenant."""
+"""Prometheus metrics of the whole service; none of them names a tenant."""
 
 from __future__ import annotations
 
@@ -25,50 +25,58 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """A registry of its own, so that a process may have several apps."""
+    """The metrics of one app, in a registry of its own, so that a process may have several apps."""
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
-        told = self.registry
+        registry = self.registry
         self.requests = Counter(
-            "ragcache_requests", "Requests that were answered", ["route", "status"], registry=told
+            "ragcache_requests",
+            "HTTP requests by route and status",
+            ["route", "status"],
+            registry=registry,
         )
         self.ttft = Histogram(
             "ragcache_ttft_seconds",
-            "From the question's arrival to its first token, waiting included",
+            "Seconds from a request's arrival to its first token, waiting included",
             ["mode"],
             buckets=_SECONDS,
-            registry=told,
+            registry=registry,
         )
         self.queued = Histogram(
-            "ragcache_queued_seconds", "Waiting for the engine", buckets=_SECONDS, registry=told
+            "ragcache_queued_seconds",
+            "Seconds that requests waited for the engine",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.tokens = Counter(
             "ragcache_tokens",
-            "cached: of chunks, loaded and not computed; computed: the rest of the prompt; answer",
+            "cached: of chunks with loaded KV; computed: the rest of the prompts; answer",
             ["kind"],
-            registry=told,
+            registry=registry,
         )
         self.misses = Counter(
             "ragcache_chunk_misses",
-            "Chunks of prompts that had to be computed",
+            "Chunks of prompts whose KV was not usable and was computed",
             ["reason"],
-            registry=told,
+            registry=registry,
         )
         self.no_chunks = Counter(
-            "ragcache_no_chunks", "Answers to prompts without chunks", registry=told
+            "ragcache_no_chunks", "Answers to prompts without chunks", registry=registry
         )
         self.given_up = Counter(
             "ragcache_given_up",
-            "Answers whose client hung up or whose time was over",
-            registry=told,
+            "Requests whose client disconnected or whose deadline passed",
+            registry=registry,
         )
         self.registry.register(_State(service))
 
-    def answered(self, answer: Answer, queued_s: float) -> None:
+    def record_answer(self, answer: Answer, queued_s: float) -> None:
         """Count a finished answer."""
         report = answer.report
-        mode = report.mode.partition("+")[0].partition(":")[0]  # parameters would be endless
+        mode = report.mode.partition("+")[0].partition(":")[
+            0
+        ]  # without parameters: labels must be few
         self.ttft.labels(mode).observe(queued_s + report.retrieval_s + report.ttft_s)
         self.queued.observe(queued_s)
         if report.no_chunks is not None:
@@ -86,18 +94,20 @@ class Metrics:
 
 
 class _State(Collector):
-    """Gauges whose values are looked up at every scrape."""
+    """Gauges whose values are read at every scrape."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     def describe(self) -> Iterator[Metric]:
-        return iter(())  # or registering would look everything up
+        return iter(())  # otherwise registering would call collect
 
     def collect(self) -> Iterator[Metric]:
         waiting, active = self.service.scheduler.depth()
-        yield GaugeMetricFamily("ragcache_queue_depth", "Questions that wait", waiting)
-        yield GaugeMetricFamily("ragcache_streams", "Answers under way", active)
+        yield GaugeMetricFamily(
+            "ragcache_queue_depth", "Requests that wait for their first token", waiting
+        )
+        yield GaugeMetricFamily("ragcache_streams", "Answers being generated", active)
         chunks = held = evictions = 0
         remote: dict[str, int] = {}
         for cache in self.service.caches():
@@ -112,18 +122,20 @@ class _State(Collector):
                 if isinstance(value, int):
                     remote[what] = remote.get(what, 0) + value
         yield GaugeMetricFamily("ragcache_store_chunks", "Chunks whose KV is stored", chunks)
-        yield GaugeMetricFamily("ragcache_store_bytes", "Bytes of KV that is stored", held)
-        yield CounterMetricFamily("ragcache_evictions", "Chunks that made room", evictions)
+        yield GaugeMetricFamily("ragcache_store_bytes", "Bytes of stored KV", held)
+        yield CounterMetricFamily("ragcache_evictions", "Chunks evicted to make room", evictions)
         if remote:
-            told = GaugeMetricFamily("ragcache_remote", "To and from the remote", labels=["what"])
+            traffic_metric = GaugeMetricFamily(
+                "ragcache_remote", "Traffic with the remote store", labels=["what"]
+            )
             for what, count in remote.items():
-                told.add_metric([what], count)
-            yield told
-        if self.service.guard is not None:
-            status = self.service.guard.status().items()
+                traffic_metric.add_metric([what], count)
+            yield traffic_metric
+        if (monitor := self.service.quality_monitor) is not None:
+            status = monitor.status().items()
             for name, about in _MONITOR.items():
-                monitor = GaugeMetricFamily(name, about, labels=["what"])
+                quality = GaugeMetricFamily(name, about, labels=["what"])
                 for what, value in status:
                     if isinstance(value, (int, float)):
-                        monitor.add_metric([what], value)
-                yield monitor
+                        quality.add_metric([what], value)
+                yield quality

@@ -1,24 +1,25 @@
-"""Are the answers still those of full prefill? A share of them is asked once more to find out.
+"""Compares a share of the answers with full prefill, and recomputes more if quality falls.
 
-Nothing else tells: an answer from reused KV looks like any other, and how much must be recomputed
-depends on the model and the questions. So a share of the answers is computed in full too, in the
-background, as far as the first token. How often both have the same most likely first token
-(agreement), and the KL divergence between the two, are figures for the operator.
+An answer from reused KV looks like any other, and how much must be recomputed depends on the model
+and on the questions. So for a share of the answers the first token is also computed by full
+prefill, in the background. How often both have the same most likely first token (agreement), and
+the KL divergence of the two distributions, are reported to the operator.
 
-Where agreement is below the floor, and that is no accident, the service recomputes more: the ratio
-rises to the next of :data:`RATIOS` above what was used, and then to full prefill. A mode without a
-ratio gives way to ``fused``, at the first of them. From there on it is also tried, in the
-background, what the level below would answer; once that is at or above the floor, and that is no
-accident either, the service goes back to it. So it does not go to and fro, and from full prefill it
-does not return on the evidence of full prefill. "No accident": the whole of Wilson's score interval
-(1927, 99 %) lies on that side of the floor, of at least ``least`` answers.
+If the agreement is significantly below the floor, the service recomputes more: the ratio rises to
+the next of :data:`RATIOS` above the one in use, and finally to full prefill. A mode without a ratio
+is replaced by ``fused`` at the first of them. From then on the monitor also computes, in the
+background, what the level below would answer; once that is significantly at or above the floor, the
+service returns to it. So the level does not oscillate, and full prefill is not left on the evidence
+of full prefill. Significantly means that the whole of Wilson's score interval (1927, 99 %) over at
+least ``min_samples`` answers lies on that side of the floor.
 
-The monitor changes only what is left to the service. A mode or a ratio that a client names is used
-as it is, and not counted: whoever asks for ``reuse`` wants to see what that does. Answers for which
-nothing was loaded are not counted either, since those are exact.
+The monitor adjusts only requests that leave mode and ratio to the service. A request that names a
+mode or a ratio is answered with it and not counted, since a client that asks for ``reuse`` wants
+its effect. Answers for which no KV was loaded are not counted either, since they are exact.
 
-What is known is known of all tenants together, and nothing of it names or quotes one. A tenant sees
-in its reports that the ratio was raised, and no more. A restart begins at the settings.
+The comparisons of all tenants are counted together, and the status names and quotes no tenant. A
+tenant's reports only say that the ratio was raised. After a restart the service uses the settings
+again.
 """
 
 from __future__ import annotations
@@ -49,25 +50,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RATIOS = 0.15, 0.3, 0.5
-_Z = 2.576  # of the normal distribution, for 99 %
-_TOKEN = Sampling(max_tokens=1)
+_Z = 2.576  # quantile of the normal distribution for a 99 % interval
+_ONE_TOKEN = Sampling(max_tokens=1)
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorLevel:
-    """How the service asks the questions that do not say it themselves."""
+    """Mode and ratio of requests that leave them to the service."""
 
     name: str
-    mode: str | None = None  # None: as the settings say
+    mode: str | None = None  # None: that of the settings
     ratio: float | None = None
 
-    def applied(self, ask: Request) -> Request:
-        return ask if self.mode is None else replace(ask, mode=self.mode, ratio=self.ratio)
+    def applied(self, request: Request) -> Request:
+        return request if self.mode is None else replace(request, mode=self.mode, ratio=self.ratio)
 
 
 @dataclass(slots=True)
-class _Seen:
-    """The last comparisons with full prefill, of one level."""
+class _Comparisons:
+    """The last ``window`` comparisons of one level with full prefill."""
 
     window: int
     agreed: deque[bool] = field(init=False)
@@ -80,17 +81,18 @@ class _Seen:
         self.agreed.append(bool(full.argmax() == other.argmax()))
         self.kl.append(first_token_kl(full, other))
 
-    def interval(self, least: int) -> tuple[float, float]:
-        """The interval of the agreement; (0, 1) where fewer than ``least`` comparisons were
-        seen."""
-        few = len(self.agreed) < least
-        return (0.0, 1.0) if few else wilson(sum(self.agreed), len(self.agreed))
+    def interval(self, min_samples: int) -> tuple[float, float]:
+        """The confidence interval of the agreement; (0, 1) for fewer than ``min_samples``
+        comparisons."""
+        few = len(self.agreed) < min_samples
+        return (0.0, 1.0) if few else wilson_interval(sum(self.agreed), len(self.agreed))
 
 
 class QualityMonitor:
-    """Compares a ``share`` of a service's answers, and raises what it recomputes where agreement is
-    below ``floor``. The last ``window`` comparisons count. Thread-safe; comparing is for the
-    engine's thread.
+    """Compares a ``share`` of a service's answers with full prefill, and has the service recompute
+    more if their agreement is below ``floor``. Only the last ``window`` comparisons count.
+
+    Thread-safe; the comparisons run on the engine's thread.
     """
 
     def __init__(
@@ -100,10 +102,11 @@ class QualityMonitor:
         share: float = 0.01,
         floor: float = 0.95,
         window: int = 200,
-        least: int = 20,
+        min_samples: int = 20,
         seed: int | None = None,
     ) -> None:
-        self.share, self.floor, self.window, self.least = share, floor, window, least
+        self.share, self.floor = share, floor
+        self.window, self.min_samples = window, min_samples
         self._mode = settings.mode
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -115,116 +118,122 @@ class QualityMonitor:
     def level(self) -> MonitorLevel:
         return self._levels[-1]
 
-    def adjust(self, ask: Request) -> Request:
-        """The question as it is to be asked now."""
-        return self.level.applied(ask) if _left_to_us(ask) else ask
+    def adjust(self, request: Request) -> Request:
+        """The request with the current level's mode and ratio, if it leaves them to the
+        service."""
+        return self.level.applied(request) if _is_default(request) else request
 
-    def sentence(self, ask: Request) -> str | None:
-        """For the report of the answer to ``ask``, where :meth:`adjust` has changed it."""
-        if self.level.mode is None or not _left_to_us(ask):
+    def note(self, request: Request) -> str | None:
+        """A sentence for the answer's report if :meth:`adjust` changes ``request``."""
+        if self.level.mode is None or not _is_default(request):
             return None
         return f"answers fell short of full prefill's, so the service uses {self.level.name}"
 
     def sample(
-        self, cache: RagCache, ask: Request, stream: GenerationStream
+        self, cache: RagCache, request: Request, stream: GenerationStream
     ) -> Callable[[], None] | None:
-        """What is to be done in the background about the answer to ``ask``, as it was adjusted and
-        has been given; None where nothing is."""
+        """The comparison of a finished answer, to be run in the background; None if the answer is
+        not compared. ``request`` is the adjusted one."""
         level, report = self.level, stream.answer.report
         exact = report.reused_tokens == 0 and len(self._levels) == 1
-        if exact or not _same(ask, level) or self._random.random() >= self.share:
+        if exact or not _uses_level(request, level) or self._random.random() >= self.share:
             return None
         chunks = [passage.chunk for passage in stream.answer.passages]
-        given, logits = replace(ask, chunks=chunks), stream.first_logits
+        same, logits = replace(request, chunks=chunks), stream.first_logits
         ratio = float(report.parameters.get("recompute_ratio", 0.0))
-        return lambda: self._compare(cache, given, level, logits, ratio)
+        return lambda: self._compare(cache, same, level, logits, ratio)
 
     def status(self) -> dict[str, Any]:
-        """For the operator: of the level in use since ``since`` (seconds since the epoch)."""
+        """The current level and its comparisons since ``since`` (seconds since the epoch)."""
         with self._lock:
-            here = self._here
+            current = self._current
             return {
                 "level": len(self._levels) - 1,
                 "name": self.level.name,
                 "share": self.share,
                 "floor": self.floor,
-                "agreement": mean(here.agreed) if here.agreed else None,
-                "kl": mean(here.kl) if here.kl else None,
-                "window": len(here.agreed),
+                "agreement": mean(current.agreed) if current.agreed else None,
+                "kl": mean(current.kl) if current.kl else None,
+                "window": len(current.agreed),
                 "sampled": self._sampled,
                 "since": self._since,
             }
 
     def _compare(
-        self, cache: RagCache, ask: Request, level: MonitorLevel, logits: Tensor, ratio: float
+        self, cache: RagCache, request: Request, level: MonitorLevel, logits: Tensor, ratio: float
     ) -> None:
-        """Ask in full, and as the level below would, and draw the conclusions."""
-        full = logits if level.mode == "full" else _first(cache, replace(ask, mode="full"))
+        """Compute the first token by full prefill and at the level below, count both, and change
+        the level if that is due."""
+        full = (
+            logits if level.mode == "full" else _first_logits(cache, replace(request, mode="full"))
+        )
         below = None
         if len(self._levels) > 1:
-            plain = replace(ask, mode=None, ratio=None)
-            below = _first(cache, self._levels[-2].applied(plain))
+            plain = replace(request, mode=None, ratio=None)
+            below = _first_logits(cache, self._levels[-2].applied(plain))
         with self._lock:
             if level is not self.level:
                 return  # it has changed since the answer was given
             self._sampled += 1
-            self._here.add(full, logits)
+            self._current.add(full, logits)
             self._ratios.append(ratio)
             if below is not None:
                 self._below.add(full, below)
-            if self._here.interval(self.least)[1] < self.floor:
-                self._change([*self._levels, self._above(mean(self._ratios))], self._here)
-            elif below is not None and self._below.interval(self.least)[0] >= self.floor:
+            if self._current.interval(self.min_samples)[1] < self.floor:
+                self._change([*self._levels, self._above(mean(self._ratios))], self._current)
+            elif below is not None and self._below.interval(self.min_samples)[0] >= self.floor:
                 self._change(self._levels[:-1], self._below)
 
     def _above(self, ratio: float) -> MonitorLevel:
-        """The next level up from one that used this ratio."""
+        """The level above one that used this ratio."""
         higher = next((r for r in RATIOS if r > ratio + 1e-9), None)
         if higher is None:
             return MonitorLevel("full prefill", "full")
         mode = self._mode if blender(self._mode).ratio is not None else "fused"
         return MonitorLevel(f"mode {mode} at ratio {higher}", mode, higher)
 
-    def _change(self, levels: list[MonitorLevel], seen: _Seen) -> None:
+    def _change(self, levels: list[MonitorLevel], comparisons: _Comparisons) -> None:
         rises = len(levels) > len(self._levels)
         logger.warning(
-            "%d of %d answers had the first token of full prefill, the floor is %g: the service "
-            "%s from %s to %s",
-            *(sum(seen.agreed), len(seen.agreed), self.floor),
-            *("rises" if rises else "goes back", self.level.name, levels[-1].name),
+            "%d of %d answers had the first token of full prefill, the floor is %g: the quality "
+            "monitor %s the level from %s to %s",
+            *(sum(comparisons.agreed), len(comparisons.agreed), self.floor),
+            *("raises" if rises else "lowers", self.level.name, levels[-1].name),
         )
         self._levels = levels
         self._begin()
 
     def _begin(self) -> None:
-        self._here, self._below = _Seen(self.window), _Seen(self.window)
+        self._current, self._below = _Comparisons(self.window), _Comparisons(self.window)
         self._ratios: deque[float] = deque(maxlen=self.window)
         self._since = time.time()
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The score interval of a share (Wilson, 1927), at 99 %."""
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 99 % score interval of a proportion (Wilson, 1927)."""
     share, z2 = successes / trials, _Z**2 / trials
     middle = share + z2 / 2
     half = _Z * sqrt(share * (1 - share) / trials + z2 / (4 * trials))
     return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
 
 
-def _left_to_us(ask: Request) -> bool:
-    return ask.mode is None and ask.ratio in (None, "auto")
+def _is_default(request: Request) -> bool:
+    """Whether the request leaves mode and ratio to the service."""
+    return request.mode is None and request.ratio in (None, "auto")
 
 
-def _same(ask: Request, level: MonitorLevel) -> bool:
-    """Whether it was asked as the level says."""
+def _uses_level(request: Request, level: MonitorLevel) -> bool:
     if level.mode is None:
-        return _left_to_us(ask)
-    return (ask.mode, ask.ratio) == (level.mode, level.ratio)
+        return _is_default(request)
+    return (request.mode, request.ratio) == (level.mode, level.ratio)
 
 
-def _first(cache: RagCache, ask: Request) -> Tensor:
-    """Logits of the first token over the chunks that the answer was given from."""
-    ratio = None if ask.mode == "full" else ask.ratio
-    stream = cache.generate(replace(ask, ratio=ratio, sampling=_TOKEN, check=None, keep=False))
+def _first_logits(cache: RagCache, request: Request) -> Tensor:
+    """Logits of the first token, (vocabulary,)."""
+    ratio = None if request.mode == "full" else request.ratio
+    stream = cache.generate(
+        replace(request, ratio=ratio, sampling=_ONE_TOKEN, check=None, keep=False)
+    )
     for _ in stream:
         pass
     return stream.first_logits

@@ -1,7 +1,7 @@
-"""An answer as one HTML file: the code of the page at ``/demo``, with what it shows inside.
+"""A report as one HTML file: the code of the page at ``/demo`` together with the data it shows.
 
-The file asks no host for anything. Its Content-Security-Policy lets it run its own script and
-nothing else, whatever is in the documents.
+The file makes no network requests. Its Content-Security-Policy lets it run its own script and
+nothing else, whatever the documents contain.
 """
 
 from __future__ import annotations
@@ -24,28 +24,27 @@ if TYPE_CHECKING:
     from ragcache.rag import RagCache
     from ragcache.types import Answer
 
-STATIC = files("ragcache.api") / "static"  # what is served below /demo; index.html is the page
-#: Of its scripts, those that draw, in their order: the others ask the service.
+STATIC = files("ragcache.api") / "static"  # served at /demo; index.html is the page
+#: The scripts that draw, in loading order; the others call the service.
 DRAWING = "dom.js", "words.js", "prompt.js", "layers.js", "draw.js"
 _TAG = re.compile(r'<script src="/demo/([a-z]+\.js)" defer></script>\n')
 
 
-def check(path: Path) -> None:
-    """Raise ConfigError, before any work, if :func:`write` could not write ``path``."""
+def check_report_path(path: Path) -> None:
+    """Raise ConfigError, before any work, if :func:`write_report` could not write ``path``."""
     if path.is_dir():
         raise ConfigError(f"cannot write the report to {path}: it is a folder. Name a file in it.")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"cannot write the report to {path}: there is no folder {path.parent}")
 
 
-def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
+def write_report(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
     """Write the page with the answers of ``cache`` to a question, by label; the first is shown.
 
-    The file has the text of all chunks that were used, so nobody but its owner may read it: its
-    mode is 0600, whatever the umask, and whatever it was before. Raises ConfigError if it cannot
-    be written.
+    The file has the text of all chunks in the prompts, so its mode is 0600, whatever the umask and
+    whatever its mode was before. Raises ConfigError if it cannot be written.
     """
-    check(path)
+    check_report_path(path)
     data = {
         "question": replace_surrogates(question),
         "runs": [
@@ -60,7 +59,7 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
     }
     try:
         with open_private(path, "wb") as file:
-            file.write(html(data).encode())
+            file.write(report_html(data).encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the report to {path}: {error.strerror}. Name a file in a folder that "
@@ -68,8 +67,8 @@ def write(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCa
         ) from error
 
 
-def html(data: Mapping[str, Any]) -> str:
-    """The page with its style, script and ``data`` in it."""
+def report_html(data: Mapping[str, Any]) -> str:
+    """The page with its style, scripts and ``data`` inlined."""
     style, script = _text("demo.css"), "\n".join(map(_text, DRAWING))
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
@@ -77,7 +76,7 @@ def html(data: Mapping[str, Any]) -> str:
     )
     icon = b64encode(_text("icon.svg").encode()).decode()
     page, tags = _TAG.subn("", _text("index.html"))
-    assert tags > len(DRAWING), "index.html has its scripts in other words"
+    assert tags > len(DRAWING), "index.html loads its scripts in another form"
     found = page.split('content="', 1)[1].split('"', 1)[0]
     for old, new in (
         (found, policy),
@@ -89,13 +88,13 @@ def html(data: Mapping[str, Any]) -> str:
         page = page.replace(old, new)
     body, end = page.split("</body>")
     return (
-        f'{body}<script type="application/json" id="ragcache-data">{_inside(data)}</script>\n'
+        f'{body}<script type="application/json" id="ragcache-data">{_inline_json(data)}</script>\n'
         f"<script>{script}</script>\n</body>{end}"
     )
 
 
-def _inside(data: Mapping[str, Any]) -> str:
-    """JSON that ends no script element and begins no comment, wherever it comes from."""
+def _inline_json(data: Mapping[str, Any]) -> str:
+    """JSON that cannot end its script element or begin a comment, whatever the data."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,5 +1,5 @@
-"""What requests may say. A field that nobody knows is an error, and so is one whose effect we do
-not have; fields of OpenAI's that change no answer are accepted and ignored."""
+"""Request bodies. An unknown field is an error, and so is a field of OpenAI's API that is not
+supported; fields of it that do not affect answers are accepted and ignored."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from ragcache.settings import Ratio
 from ragcache.text import replace_surrogates_in
 from ragcache.types import Sampling, invalid_id_reason
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _TEN_YEARS = 10 * 365 * 86400
-_MOST_STOPS, _LONGEST_STOP = 16, 1000
-_MOST_METADATA, _LONGEST_METADATA = 100, 16 << 10
-_MOST = 10_000  # of a request's messages, texts or documents
+_MAX_STOPS, _MAX_STOP_LENGTH = 16, 1000
+_MAX_METADATA, _MAX_METADATA_LENGTH = 100, 16 << 10
+_MAX_ITEMS = 10_000  # messages, texts or documents of a request
 
-#: A list of which the first wrong item is told of: there may be a million.
-Many = Annotated[list[T], Field(fail_fast=True, max_length=_MOST)]
+#: A list that is only validated up to its first invalid item.
+_LimitedList = Annotated[list[_T], Field(fail_fast=True, max_length=_MAX_ITEMS)]
 
 
 def _stop(given: Any) -> Any:
-    """Texts that end an answer, of one or a list. Raises ValueError."""
+    """A list of stop strings, from one string or a list. Raises ValueError."""
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("give a text, or a list of texts, that end the answer")
-    if len(texts) > _MOST_STOPS:
-        raise ValueError(f"{len(texts)} texts are given, and {_MOST_STOPS} may be: leave some out")
-    if not all(0 < len(text) <= _LONGEST_STOP for text in texts):
-        raise ValueError(f"give texts of 1 to {_LONGEST_STOP} characters each")
+        raise ValueError("give a text, or a list of texts, at which the answer ends")
+    if len(texts) > _MAX_STOPS:
+        raise ValueError(
+            f"{len(texts)} texts are more than the limit of {_MAX_STOPS}: leave some out"
+        )
+    if not all(0 < len(text) <= _MAX_STOP_LENGTH for text in texts):
+        raise ValueError(f"give texts of 1 to {_MAX_STOP_LENGTH} characters each")
     return texts
 
 
-Stop = Annotated[list[str], BeforeValidator(_stop)]
+_Stop = Annotated[list[str], BeforeValidator(_stop)]
 
-#: What would change an answer's meaning, and the values with which it does not.
+#: Unsupported fields, each with the values that have no effect and are accepted.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "tools": ([],),
@@ -69,8 +71,8 @@ _UNSUPPORTED_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
 }
 
 
-class WrongField(ValueError):
-    """What is wrong with one ``field``, found where all of them are known."""
+class _FieldError(ValueError):
+    """An error of one ``field``, found by a validator of the whole model."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -81,10 +83,10 @@ def _check_supported(model: BaseModel, table: dict[str, tuple[Any, ...]]) -> Non
     for name, harmless in table.items():
         value = getattr(model, name)
         if value is not None and value not in harmless:
-            raise WrongField(name, f"{name} is not supported: leave it out")
+            raise _FieldError(name, f"{name} is not supported: leave it out")
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -92,17 +94,17 @@ class Strict(BaseModel):
     def _whole(cls, given: Any) -> Any:
         if isinstance(given, dict) and len(given) > len(cls.model_fields):
             unknown = next(name for name in given if name not in cls.model_fields)
-            raise WrongField(unknown, "this field is unknown here")
+            raise _FieldError(unknown, "this field is unknown")
         return replace_surrogates_in(given)
 
 
-class Sampled(Strict):
-    """How to decode; what is not given comes from the settings."""
+class _SamplingOptions(StrictModel):
+    """How to decode; the settings give the values of absent fields."""
 
     max_tokens: int | None = Field(None, ge=1, le=1 << 31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: Stop | None = None
+    stop: _Stop | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
 
     def sampling(self, default: Sampling, most: int | None = None) -> Sampling:
@@ -115,51 +117,51 @@ class Sampled(Strict):
         )
 
 
-class Fusion(Strict):
-    """How to fuse; what is not given comes from the settings."""
+class _FusionOptions(StrictModel):
+    """How to retrieve and fuse; the settings give the values of absent fields."""
 
     mode: str | None = Field(None, max_length=200)
     ratio: Ratio | None = None
     top_k: int | None = Field(None, ge=1, le=1000)
     neighbours: int | None = Field(None, ge=0, le=100)
     require_chunks: bool | None = Field(
-        None, description="answer 422 where there are no chunks to answer from"
+        None, description="respond with 422 if there are no chunks to answer from"
     )
     trace: bool = Field(False, description="report every token")
 
 
-class Search(Strict):
+class Search(StrictModel):
     question: str
     top_k: int | None = Field(None, ge=1, le=1000)
     neighbours: int | None = Field(None, ge=0, le=100)
 
 
-class Tokenize(Strict):
-    """A text, or a question and the documents that come with it."""
+class Tokenize(StrictModel):
+    """A text, or a question and the documents of its prompt."""
 
     text: str | None = None
     question: str | None = None
-    documents: Many[str | dict[str, Any]] | None = None
+    documents: _LimitedList[str | dict[str, Any]] | None = None
 
     @model_validator(mode="after")
-    def _one_thing(self) -> Tokenize:
+    def _text_or_question(self) -> Tokenize:
         if (self.text is None) == (self.question is None):
-            raise ValueError("give a text, or a question with the documents of its prompt")
+            raise ValueError("give either a text, or a question with the documents of its prompt")
         if self.text is not None and self.documents is not None:
-            raise ValueError("documents come with a question: leave out text, or documents")
+            raise ValueError("documents belong to a question: leave out text, or documents")
         return self
 
 
-class Query(Sampled, Fusion):
+class Query(_SamplingOptions, _FusionOptions):
     question: str
     stream: bool = False
 
 
-class Options(Fusion):
+class Options(_FusionOptions):
     """The ``ragcache`` object of a chat."""
 
     retrieve: bool | None = Field(
-        None, description="look for chunks; default: where the request brings none"
+        None, description="retrieve chunks; by default, if the request has no documents"
     )
 
 
@@ -176,9 +178,9 @@ class Part(BaseModel):
         return self
 
 
-class Message(Strict):
+class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Many[Part] | None = None
+    content: str | _LimitedList[Part] | None = None
     name: str | None = None
     tool_calls: Any = None
     function_call: Any = None
@@ -190,7 +192,7 @@ class Message(Strict):
     def _supported(self) -> Message:
         _check_supported(self, _UNSUPPORTED_IN_MESSAGES)
         if self.content is None:
-            raise WrongField(
+            raise _FieldError(
                 "content", "the message has no content: give its text, or leave the message out"
             )
         return self
@@ -209,10 +211,10 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Chat(Sampled):
+class Chat(_SamplingOptions):
     model: str
-    messages: Many[Message] = Field(min_length=1)
-    documents: Many[str | dict[str, Any]] | None = None
+    messages: _LimitedList[Message] = Field(min_length=1)
+    documents: _LimitedList[str | dict[str, Any]] | None = None
     ragcache: Options = Options.model_validate({})
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31)
     stream: bool | None = None
@@ -233,7 +235,7 @@ class Chat(Sampled):
     audio: Any = None
     web_search_options: Any = None
 
-    user: Any = Field(None, description="ignored, as all that follows")
+    user: Any = Field(None, description="ignored, like the fields that follow")
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
@@ -257,41 +259,41 @@ def _id(given: str) -> str:
     return given
 
 
-Id = Annotated[str, AfterValidator(_id)]
+_DocumentId = Annotated[str, AfterValidator(_id)]
 
 
 def _metadata(given: Any) -> Any:
-    """Raises ValueError for more than is kept with every chunk of a document."""
+    """Raises ValueError for more metadata than the store keeps with every chunk."""
     if isinstance(given, dict):
-        if len(given) > _MOST_METADATA:
-            raise ValueError(f"{len(given)} entries are given, and {_MOST_METADATA} may be")
+        if len(given) > _MAX_METADATA:
+            raise ValueError(f"{len(given)} entries are more than the limit of {_MAX_METADATA}")
         length = sum(len(text) for pair in given.items() for text in pair if isinstance(text, str))
-        if length > _LONGEST_METADATA:
+        if length > _MAX_METADATA_LENGTH:
             raise ValueError(
-                f"{length} characters are given, and {_LONGEST_METADATA} may be, for every chunk "
-                "of the document has them: put what is long into the text"
+                f"{length} characters are more than the limit of {_MAX_METADATA_LENGTH}, as every "
+                "chunk of the document has its metadata: put long values into the text"
             )
     return given
 
 
-Metadata = Annotated[dict[str, str], BeforeValidator(_metadata)]
+_Metadata = Annotated[dict[str, str], BeforeValidator(_metadata)]
 
 
-class NewDocument(Strict):
-    id: Id
+class NewDocument(StrictModel):
+    id: _DocumentId
     text: Annotated[str, Field(min_length=1)]
-    metadata: Metadata = Field(default_factory=dict)
+    metadata: _Metadata = Field(default_factory=dict)
 
 
-class NewDocuments(Strict):
-    documents: Many[NewDocument] = Field(min_length=1)
+class NewDocuments(StrictModel):
+    documents: _LimitedList[NewDocument] = Field(min_length=1)
     ttl_s: float | None = Field(None, gt=0, le=_TEN_YEARS)
     pinned: bool | None = None
 
 
 class NewJob(NewDocuments):
-    index: bool = Field(True, description="false: compute KV alone, and keep no documents")
+    index: bool = Field(True, description="false: compute KV only, and keep no documents")
 
 
-class NewChunks(Strict):
-    chunks: Many[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+class NewChunks(StrictModel):
+    chunks: _LimitedList[Annotated[str, Field(min_length=1)]] = Field(min_length=1)

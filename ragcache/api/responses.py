@@ -1,4 +1,4 @@
-"""Answers in the shapes of ``/v1/query`` and of OpenAI's chat completions, whole or as events."""
+"""Response bodies and stream events of ``/v1/query`` and of OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ragcache.api.serialize import report_json
 
 if TYPE_CHECKING:
-    from ragcache.api.bridge import Asked
+    from ragcache.api.bridge import AnswerStream
     from ragcache.engine.base import ChunkEngine
     from ragcache.types import Answer
 
 
 def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
-    """Tokens as OpenAI counts them. Cached: of chunks, loaded from the store and not computed.
-    ``chunks``: how many the prompt had."""
+    """OpenAI's ``usage`` object, with the number of ``chunks`` in the prompt. Cached tokens are
+    those of chunks whose KV was loaded from the store and not computed. ``flat``: the counts that
+    the access log has."""
     report = answer.report
     prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
     counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(answer.tokens)}
@@ -30,24 +31,24 @@ def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
     }
 
 
-def finish_reason(answer: Answer) -> str:
+def _finish_reason(answer: Answer) -> str:
     return "length" if answer.stopped == "length" else "stop"
 
 
-class QueryShape:
-    """The answers of ``/v1/query``."""
+class QueryResponse:
+    """Shapes answers of ``/v1/query``."""
 
-    kind = "query"
+    id_prefix = "query"
 
     def __init__(self, engine: ChunkEngine, id: str, trace: bool = False) -> None:
         self.engine, self.trace = engine, trace
         self.common = {
-            "id": f"{self.kind}-{id}",
+            "id": f"{self.id_prefix}-{id}",
             "created": int(time.time()),
             "model": engine.name,
         }
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def body(self, answer: Answer) -> dict[str, Any]:
         passages = [
             {
                 "id": passage.chunk.id,
@@ -60,9 +61,9 @@ class QueryShape:
         ]
         return {
             **self.common,
-            "object": "ragcache.core.generate",
+            "object": "ragcache.answer",
             "answer": answer.text,
-            "finish_reason": finish_reason(answer),
+            "finish_reason": _finish_reason(answer),
             "passages": passages,
             "usage": usage(answer),
             "ragcache": self.report(answer),
@@ -71,20 +72,20 @@ class QueryShape:
     def report(self, answer: Answer) -> dict[str, Any]:
         return report_json(answer, self.engine, trace=self.trace)
 
-    async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
-        async with aclosing(asked.pieces()) as pieces:
-            if asked.no_chunks is not None:  # before anything that is made of nothing
-                yield {"delta": "", "no_chunks": asked.no_chunks}
+    async def events(self, stream: AnswerStream) -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(stream.pieces()) as pieces:
+            if stream.no_chunks is not None:  # before any piece of such an answer
+                yield {"delta": "", "no_chunks": stream.no_chunks}
             async for piece in pieces:
                 yield {"delta": piece}
-        assert asked.answer is not None
-        yield self.whole(asked.answer)
+        assert stream.answer is not None
+        yield self.body(stream.answer)
 
 
-class CompletionShape(QueryShape):
-    """The answers of ``/v1/chat/completions``."""
+class ChatCompletionResponse(QueryResponse):
+    """Shapes answers of ``/v1/chat/completions``."""
 
-    kind = "chatcmpl"
+    id_prefix = "chatcmpl"
 
     def __init__(
         self, engine: ChunkEngine, id: str, trace: bool = False, *, include_usage: bool = False
@@ -93,12 +94,12 @@ class CompletionShape(QueryShape):
         self.include_usage = include_usage
         self.common["system_fingerprint"] = self.engine.fingerprint.digest.hex()[:16]
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def body(self, answer: Answer) -> dict[str, Any]:
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": None,
-            "finish_reason": finish_reason(answer),
+            "finish_reason": _finish_reason(answer),
         }
         return {
             **self.common,
@@ -108,17 +109,17 @@ class CompletionShape(QueryShape):
             "ragcache": self.report(answer),
         }
 
-    async def events(self, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
+    async def events(self, stream: AnswerStream) -> AsyncGenerator[dict[str, Any]]:
         first = self._chunk({"role": "assistant", "content": "", "refusal": None})
-        if asked.no_chunks is not None:
-            first["ragcache"] = {"no_chunks": asked.no_chunks}
+        if stream.no_chunks is not None:
+            first["ragcache"] = {"no_chunks": stream.no_chunks}
         yield first
-        async with aclosing(asked.pieces()) as pieces:
+        async with aclosing(stream.pieces()) as pieces:
             async for piece in pieces:
                 yield self._chunk({"content": piece})
-        answer = asked.answer
+        answer = stream.answer
         assert answer is not None
-        yield self._chunk({}, finish_reason(answer)) | {"ragcache": self.report(answer)}
+        yield self._chunk({}, _finish_reason(answer)) | {"ragcache": self.report(answer)}
         if self.include_usage:
             yield self._chunk(None) | {"usage": usage(answer)}
 

@@ -1,26 +1,26 @@
-"""One engine, many questions: who is next.
+"""Schedules all work of one engine on one thread.
 
-The engine runs one thing at a time, so one thread does all of its work. A question is an iterator:
-its first step looks up, loads, fuses and gives the first token; every further one decodes. Between
-two steps, whatever waits is looked at anew:
+The engine runs one thing at a time, so one thread does all of its work. A request is an iterator:
+its first step looks up, loads, fuses and gives the first token; every further step decodes one.
+Before each step the scheduler chooses again what to run:
 
-1. what was given up, or whose time is over, is ended: that costs nothing and makes room;
-2. a question that waits for its first token goes first, unless ``streams`` answers are under way;
-   tenants take turns, and of one tenant the oldest goes first;
-3. else the answers that are under way take a step each, in turns;
-4. else what can wait is done: work that somebody waits for, such as adding documents, in which
-   tenants take turns piece by piece; work that nobody waits for, such as storing what an answer
-   missed; and, where there is none of either or every tenth time, long work.
+1. Requests that are cancelled or past their deadline are ended: that costs nothing and makes room.
+2. A request that waits for its first token goes next, unless ``streams`` answers are being
+   generated. Tenants take turns, and each tenant's oldest request goes first.
+3. Otherwise the answers that are being generated take one step each, in turns.
+4. Otherwise other work takes a step: background work that a caller waits for, such as adding
+   documents, where tenants take turns step by step; idle work that no caller waits for, such as
+   storing the chunks that an answer missed; and recurring work, such as jobs, at every tenth such
+   step or where there is nothing else.
 
-So a long answer keeps no new question from its first token. Nor does a flood of questions by one
-tenant: each has a queue of its own, the others have their turns, and a tenant with nothing under
-way finds a place beside ``streams`` answers of others. What can wait gets a tenth of the engine's
-time even where there is never nothing else to do: one piece of it then goes before a first token,
-and no more than one.
+So a long answer delays no new request's first token, and neither does one tenant's flood of
+requests: each tenant has its own queue and its turns, and a tenant without an answer in progress
+may start one beside ``streams`` answers of others. Other work gets a tenth of the engine's time
+even under constant load: at most one step of it then goes before a first token.
 
-What a step has begun is not interrupted, but ``check`` is called between layers and tokens, and
-ends a question that was given up or whose time is over. One that still waits is ended by a second
-thread, so that it is told in time however long the engine is at its step.
+A step that has begun is not interrupted, but it calls ``check`` between layers and tokens, which
+ends a request that is cancelled or past its deadline. Requests that still wait are ended by a
+second thread, so their callers learn it in time however long the engine's current step takes.
 """
 
 from __future__ import annotations
@@ -34,50 +34,61 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from ragcache.api.ticket_queue import Busy, Closing, GivenUp, Ticket, Told, TooLate, Waiting
+from ragcache.api.ticket_queue import (
+    DeadlineExceeded,
+    EventCallback,
+    QueueFull,
+    RequestCancelled,
+    ShuttingDown,
+    Ticket,
+    TicketQueue,
+)
 from ragcache.errors import RagCacheError
-
-__all__ = ["Busy", "Closing", "GivenUp", "WAITS", "Scheduler", "Ticket", "Told", "TooLate"]
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
-WAITS = object()  # a step that came to nothing yet
-_LONG = 10  # of so many pieces of what can wait, one is of long work
-_SHARE = 0.1  # of the engine's time for what can wait, at the least
-_PATIENCE_S = 1.0  # that it waits at the least, where there is anything else to do
-_AGAIN_S = 5.0  # after which a piece of work may be through
-_RETRY_S = 1.0, 60.0  # the least and the most that is said
-_STUCK_S = 10.0  # for what is given up to end
+PENDING = object()  # a step that waits for another machine and has no piece yet
+_RECURRING_EVERY = 10  # one in so many steps of other work is of recurring work
+_BACKGROUND_SHARE = 0.1  # minimum engine share of background, idle and recurring work
+_BACKGROUND_DELAY_S = 1.0  # before this work may go before requests
+_WORK_RETRY_AFTER_S = 5.0  # Retry-After where the queue of background work is full
+_RETRY_AFTER_BOUNDS_S = 1.0, 60.0  # of Retry-After where the queue of requests is full
+_CANCEL_TIMEOUT_S = 10.0  # for cancelled work to end
 
 
 class Scheduler:
-    """Runs what is submitted on a thread of its own. ``queue``: questions of a tenant that may
-    wait, pieces of its work, and pieces of work that nobody waits for; ``streams``: answers under
-    way at a time, up to twice as many where tenants would have none otherwise."""
+    """Runs submitted work on a thread of its own.
+
+    ``queue`` is the number of waiting requests of one tenant, of waiting background work of one
+    tenant, and of waiting idle work. ``streams`` is the number of answers that are generated at a
+    time; tenants that would otherwise have none may raise it to twice as many.
+    ``background_delay_s`` is how long background, idle and recurring work waits at most before it
+    takes a step between requests.
+    """
 
     def __init__(
         self,
         *,
         queue: int = 64,
         streams: int = 16,
-        patience_s: float = _PATIENCE_S,
+        background_delay_s: float = _BACKGROUND_DELAY_S,
         name: str = "engine",
     ) -> None:
-        self.queue, self.streams, self.patience_s = queue, streams, patience_s
+        self.queue, self.streams, self.background_delay_s = queue, streams, background_delay_s
         lock = threading.RLock()
-        self._work, self._clock, self._idle = (threading.Condition(lock) for _ in range(3))
+        self._work, self._clock, self._drained = (threading.Condition(lock) for _ in range(3))
         self._lock = lock
-        self._waiting = Waiting()
+        self._waiting = TicketQueue()
         self._active: deque[Ticket] = deque()
-        self._works = Waiting()
-        self._at: Ticket | None = None  # whose piece of work is being done
-        self._pieces = 0  # of what can wait, that were done
-        self._later: deque[Callable[[], object]] = deque()
-        self._meanwhile: deque[Callable[[], object]] = deque()
-        self._due = 0.0  # when what can wait has waited long enough
-        self._question_s = 0.1  # of the engine's time for a question, a running mean
+        self._background = TicketQueue()
+        self._running: Ticket | None = None  # the background work whose step is running
+        self._other_steps = 0  # of background, idle and recurring work
+        self._idle: deque[Callable[[], object]] = deque()
+        self._recurring: deque[Callable[[], object]] = deque()
+        self._due = 0.0  # when other work may go before requests
+        self._request_s = 0.1  # engine time per request, a running mean
         self._draining = self._ending = self._closed = False
         self._threads = [
             threading.Thread(target=self._loop, name=f"ragcache-{name}", daemon=True),
@@ -90,216 +101,230 @@ class Scheduler:
         self,
         tenant: str,
         run: Callable[[Callable[[], None]], Iterator[Any]],
-        told: Told,
+        on_event: EventCallback,
         *,
         seconds: float | None = None,
     ) -> Ticket:
-        """Queue a question; ``run(check)`` iterates over its pieces, and over WAITS where it waits
-        for another machine: it is then told nothing. ``seconds``: from now on
-        until TooLate. Raises Busy where the tenant's queue is full, Closing where all ends."""
+        """Queue a request.
+
+        ``run(check)`` iterates over the pieces of its answer, and over PENDING while it waits for
+        another machine, which ``on_event`` does not receive. After ``seconds`` it ends with
+        DeadlineExceeded. Raises QueueFull if the tenant's queue is full, and ShuttingDown.
+        """
         deadline = None if seconds is None else time.monotonic() + seconds
-        ticket = Ticket(tenant, run, told, deadline, _look=self._look)
+        ticket = Ticket(tenant, run, on_event, deadline, _wake=self._wake)
         with self._lock:
             self.check_open()
-            if (waiting := self._waiting.of(tenant)) >= self.queue:
-                least, most = _RETRY_S  # those of all tenants are to be through
-                seconds = len(self._waiting) * self._question_s
-                raise Busy(waiting, min(most, max(least, seconds)))
+            if (waiting := self._waiting.count(tenant)) >= self.queue:
+                lower, upper = _RETRY_AFTER_BOUNDS_S
+                seconds = len(self._waiting) * self._request_s  # until all tenants' have ended
+                raise QueueFull(waiting, min(upper, max(lower, seconds)))
             self._waiting.add(ticket)
-            self._look()
+            self._wake()
         return ticket
 
-    def later(self, work: Callable[[], None]) -> bool:
-        """Do this when nothing else waits; its errors are logged. Returns False, and does not take
-        it, where ``queue`` of these wait already, or all ends."""
+    def submit_idle(self, work: Callable[[], None]) -> bool:
+        """Run ``work`` when nothing else waits; its errors are logged. Returns False, and does not
+        accept it, if ``queue`` pieces of idle work wait already or the scheduler shuts down."""
         with self._lock:
-            if self._draining or len(self._later) >= self.queue:
+            if self._draining or len(self._idle) >= self.queue:
                 return False
-            self._put_off(self._later, lambda: None if self._ending else work())
+            self._enqueue(self._idle, lambda: None if self._ending else work())
         return True
 
-    def background(
+    def submit_background(
         self,
-        steps: Generator[object, None, Result],
+        steps: Generator[object, None, _Result],
         *,
         tenant: str = "",
         seconds: float | None = None,
-        most: int | None = None,
-    ) -> Future[Result]:
-        """Run ``steps`` as what can wait, one at a time, in turns with other tenants'; of one
-        tenant's the oldest is done first. The future has what they return.
+        limit: int | None = None,
+    ) -> Future[_Result]:
+        """Run ``steps`` as background work, one step at a time, in turns with other tenants' work;
+        each tenant's oldest work goes first. The future has the generator's return value.
 
-        To cancel it ends them between two steps; so does the end of all, with GivenUp, and the end
-        of ``seconds`` from now, with TooLate. Raises Closing, and Busy where ``most`` (else
-        ``queue``) of the tenant's wait.
+        Cancelling the future ends the work between two steps. Shutting down ends it with
+        RequestCancelled, and ``seconds`` from now it ends with DeadlineExceeded. Raises
+        ShuttingDown, and QueueFull if ``limit`` (``queue`` by default) pieces of the tenant's
+        background work wait.
         """
-        future: Future[Result] = Future()
+        future: Future[_Result] = Future()
         deadline = None if seconds is None else time.monotonic() + seconds
 
-        def told(how: str, what: Any) -> None:
+        def on_event(kind: str, value: Any) -> None:
             if future.set_running_or_notify_cancel():
-                if how == "failed":
-                    future.set_exception(what)
+                if kind == "failed":
+                    future.set_exception(value)
                 else:
-                    future.set_result(what)
+                    future.set_result(value)
 
-        ticket = Ticket(tenant, lambda check: steps, told, deadline, _look=self._look)
+        ticket = Ticket(tenant, lambda check: steps, on_event, deadline, _wake=self._wake)
         with self._lock:
             self.check_open()
-            if (waiting := self.works_of(tenant)) >= (self.queue if most is None else most):
-                raise Busy(waiting, _AGAIN_S, "pieces of work")
-            self._put_off(self._works, ticket)
-        future.add_done_callback(lambda done: ticket.give_up() if done.cancelled() else None)
+            waiting = self.count_background(tenant)
+            if waiting >= (self.queue if limit is None else limit):
+                raise QueueFull(waiting, _WORK_RETRY_AFTER_S, "pieces of work")
+            self._enqueue(self._background, ticket)
+        future.add_done_callback(lambda done: ticket.cancel() if done.cancelled() else None)
         return future
 
-    def works_of(self, tenant: str) -> int:
-        """How many of a tenant's pieces of work wait, or are under way."""
+    def count_background(self, tenant: str) -> int:
+        """The number of a tenant's pieces of background work, waiting or running."""
         with self._lock:
-            return self._works.of(tenant) + (self._at is not None and self._at.tenant == tenant)
+            running = self._running is not None and self._running.tenant == tenant
+            return self._background.count(tenant) + running
 
-    def call(self, work: Callable[[], Result], *, tenant: str | None = None) -> Future[Result]:
-        """Do this on the engine's thread, in one step: behind what nobody waits for, or, for a
-        ``tenant``, as ``background`` does."""
+    def call(self, work: Callable[[], _Result], *, tenant: str | None = None) -> Future[_Result]:
+        """Run ``work`` on the engine's thread in one step: as idle work, or as the background work
+        of a ``tenant``."""
 
-        def once() -> Generator[object, None, Result]:
+        def once() -> Generator[object, None, _Result]:
             yield from ()
             return work()
 
         if tenant is not None:
-            return self.background(once(), tenant=tenant)
-        future: Future[Result] = Future()
+            return self.submit_background(once(), tenant=tenant)
+        future: Future[_Result] = Future()
 
-        def do() -> None:
+        def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
                 if self._ending:
-                    raise GivenUp
+                    raise RequestCancelled
                 future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
 
         with self._lock:
             self.check_open()
-            self._put_off(self._later, do)
+            self._enqueue(self._idle, run)
         return future
 
-    def meanwhile(self, step: Callable[[], bool]) -> None:
-        """Repeat this step, behind all other work, as long as it returns True: for long work in
-        small pieces. Closing does not wait for it."""
+    def submit_recurring(self, step: Callable[[], bool]) -> None:
+        """Repeat ``step``, after all other work, as long as it returns True. Closing does not wait
+        for it."""
         with self._lock:
-            self._put_off(self._meanwhile, step)
+            self._enqueue(self._recurring, step)
 
     def depth(self) -> tuple[int, int]:
-        """(waiting, under way)."""
+        """(requests that wait, requests that are being answered)."""
         with self._lock:
             return len(self._waiting), len(self._active)
 
     def close(self, seconds: float = 30.0) -> None:
-        """Take nothing more, finish what there is within ``seconds``, and give the rest up. Every
-        ticket has been told its end when this returns. A second call does nothing. Not for a thread
-        of the scheduler."""
+        """Accept no more work, finish the accepted work within ``seconds``, and cancel the rest.
+
+        Every ticket's callback has received its end when this returns. A second call does nothing.
+        Must not be called on a thread of the scheduler.
+        """
         with self._lock:
             self._draining = True
-            for ticket in self._works:
-                if ticket.begun is None:
-                    ticket.give_up()
-            if not self._idle.wait_for(self._is_idle, seconds):
+            for ticket in self._background:
+                if ticket.started_at is None:
+                    ticket.cancel()
+            if not self._drained.wait_for(self._is_idle, seconds):
                 self._ending = True
-                at = [] if self._at is None else [self._at]
-                for ticket in (*self._active, *self._waiting, *self._works, *at):
-                    ticket.give_up()
-                self._idle.wait_for(self._is_idle, _STUCK_S)
+                running = [] if self._running is None else [self._running]
+                for ticket in (*self._active, *self._waiting, *self._background, *running):
+                    ticket.cancel()
+                self._drained.wait_for(self._is_idle, _CANCEL_TIMEOUT_S)
             self._closed = True
-            self._look()
+            self._wake()
         for thread in self._threads:
-            thread.join(_STUCK_S)
+            thread.join(_CANCEL_TIMEOUT_S)
 
     def _is_idle(self) -> bool:
         return not (
-            self._active or self._later or self._waiting or self._works or self._at is not None
+            self._active
+            or self._idle
+            or self._waiting
+            or self._background
+            or self._running is not None
         )
 
-    def _goes_on(self) -> bool:
-        """Whether there is long work, and time for it."""
-        return bool(self._meanwhile) and not self._draining
+    def _has_recurring(self) -> bool:
+        """Whether there is recurring work that may still run."""
+        return bool(self._recurring) and not self._draining
 
-    def _look(self) -> None:
-        """Something has changed that either thread may have to act upon."""
+    def _wake(self) -> None:
+        """Have both threads look at the state again."""
         with self._lock:
             self._work.notify()
             self._clock.notify()
 
     def check_open(self) -> None:
-        """Raise Closing where nothing more is taken."""
+        """Raise ShuttingDown if no more work is accepted."""
         if self._draining:
-            raise Closing
+            raise ShuttingDown
 
-    def _put_off(self, queue: deque[Callable[[], object]] | Waiting, work: Any) -> None:
-        if not (self._later or self._meanwhile or self._works):
-            self._due = max(self._due, time.monotonic() + self.patience_s)
-        if isinstance(queue, Waiting):
+    def _enqueue(self, queue: deque[Callable[[], object]] | TicketQueue, work: Any) -> None:
+        if not (self._idle or self._recurring or self._background):
+            self._due = max(self._due, time.monotonic() + self.background_delay_s)
+        if isinstance(queue, TicketQueue):
             queue.add(work)
         else:
             queue.append(work)
-        self._look()
+        self._wake()
 
     def _loop(self) -> None:
         while True:
             with self._lock:
                 if self._is_idle():
-                    self._idle.notify_all()
-                self._work.wait_for(lambda: self._closed or not self._is_idle() or self._goes_on())
+                    self._drained.notify_all()
+                self._work.wait_for(
+                    lambda: self._closed or not self._is_idle() or self._has_recurring()
+                )
                 if self._closed:
                     break
-                do = self._next()
+                step = self._next()
             try:
-                do()
-            except BaseException:  # whatever it was, all who wait would wait for ever
-                logger.exception("a step of the engine has failed")
-            del do  # what it holds is memory
+                step()
+            except BaseException:  # without this thread every caller would wait for ever
+                logger.exception("a step of the scheduler failed")
+            del step  # it may hold memory
         while self._active:  # a step did not end in time
-            self._end(self._active[0], "failed", GivenUp())
-        for ticket in list(self._works):
-            self._end_work(ticket, "failed", GivenUp())
-        while self._later:
-            self._later.popleft()()
+            self._end(self._active[0], "failed", RequestCancelled())
+        for ticket in list(self._background):
+            self._end_background(ticket, "failed", RequestCancelled())
+        while self._idle:
+            self._idle.popleft()()
 
     def _watch(self) -> None:
-        """Tell their end to those that wait in vain: too late, or given up."""
+        """End waiting work that is cancelled or past its deadline."""
         while True:
             with self._lock:
-                over = self._waiting.over() + self._works.over()
+                ended = self._waiting.take_ended() + self._background.take_ended()
                 if self._is_idle():
-                    self._idle.notify_all()
-                if not over:
+                    self._drained.notify_all()
+                if not ended:
                     if self._closed:
                         return
-                    next_ = self._waiting.next_deadline(), self._works.next_deadline()
-                    deadline = min((one for one in next_ if one is not None), default=None)
+                    deadlines = self._waiting.next_deadline(), self._background.next_deadline()
+                    deadline = min((one for one in deadlines if one is not None), default=None)
                     left = None if deadline is None else deadline - time.monotonic()
                     self._clock.wait(left if left is None else max(0.001, left))
-            for ticket, error in over:
-                self._tell(ticket, "failed", error)
+            for ticket, error in ended:
+                self._notify(ticket, "failed", error)
 
     def _next(self) -> Callable[[], None]:
-        """What to do now, taken out of where it waits; there is something."""
-        over = next((t for t in self._active if t.over() is not None), None)
-        if over is not None:
-            return partial(self._step, over)
-        if gone := self._works.over(begun=True):
-            return partial(self._end_works, gone)
-        can_wait = self._later or self._works or self._goes_on()
-        if can_wait and time.monotonic() >= self._due:
-            return self._spare()
-        ticket = self._question()
+        """The step to run now, removed from its queue. There must be one."""
+        ended = next((t for t in self._active if t.end_reason() is not None), None)
+        if ended is not None:
+            return partial(self._step, ended)
+        if ended_work := self._background.take_ended(started=True):
+            return partial(self._end_all_background, ended_work)
+        other = self._idle or self._background or self._has_recurring()
+        if other and time.monotonic() >= self._due:
+            return self._next_other()
+        ticket = self._next_waiting()
         if ticket is None and self._active:
             ticket = self._active[0]
             self._active.rotate(-1)
-        return self._spare() if ticket is None else partial(self._step, ticket)
+        return self._next_other() if ticket is None else partial(self._step, ticket)
 
-    def _question(self) -> Ticket | None:
-        """One that waits for its first token; from now on it counts as under way."""
+    def _next_waiting(self) -> Ticket | None:
+        """A request that waits for its first token; from now on it is an active one."""
         busy, active = {ticket.tenant for ticket in self._active}, len(self._active)
         ticket = self._waiting.take(
             lambda tenant: active < (self.streams if tenant in busy else 2 * self.streams)
@@ -308,21 +333,21 @@ class Scheduler:
             self._active.append(ticket)
         return ticket
 
-    def _spare(self) -> Callable[[], None]:
-        self._pieces += 1
-        long = self._goes_on() and self._pieces % _LONG == 0
-        if long or not (self._later or self._works):
-            return partial(self._do, self._meanwhile.popleft(), True)
-        if self._later and (not self._works or self._pieces % 2):
-            return partial(self._do, self._later.popleft(), False)
-        ticket = self._works.take(lambda tenant: True)
+    def _next_other(self) -> Callable[[], None]:
+        """A step of background, idle or recurring work."""
+        self._other_steps += 1
+        recurring = self._has_recurring() and self._other_steps % _RECURRING_EVERY == 0
+        if recurring or not (self._idle or self._background):
+            return partial(self._call, self._recurring.popleft(), True)
+        if self._idle and (not self._background or self._other_steps % 2):
+            return partial(self._call, self._idle.popleft(), False)
+        ticket = self._background.take(lambda tenant: True)
         assert ticket is not None
-        self._at = ticket
-        ticket.begun = ticket.begun or time.monotonic()
-        return partial(self._piece, ticket)
+        self._running = ticket
+        ticket.started_at = ticket.started_at or time.monotonic()
+        return partial(self._step_background, ticket)
 
-    def _piece(self, ticket: Ticket) -> None:
-        """A step of work that somebody waits for."""
+    def _step_background(self, ticket: Ticket) -> None:
         began = time.monotonic()
         try:
             ticket.check()
@@ -330,83 +355,84 @@ class Scheduler:
                 ticket._steps = iter(ticket.run(ticket.check))
             next(ticket._steps)
         except StopIteration as end:
-            self._end_work(ticket, "done", end.value)
+            self._end_background(ticket, "done", end.value)
         except BaseException as error:
-            self._end_work(ticket, "failed", error)
+            self._end_background(ticket, "failed", error)
         else:
             with self._lock:
-                self._at = None
-                self._works.put_back(ticket)
+                self._running = None
+                self._background.put_back(ticket)
         with self._lock:
-            self._due = began + (time.monotonic() - began) / _SHARE
+            self._due = began + (time.monotonic() - began) / _BACKGROUND_SHARE
 
-    def _end_works(self, gone: list[tuple[Ticket, Exception]]) -> None:
-        for ticket, error in gone:
-            self._end_work(ticket, "failed", error)
+    def _end_all_background(self, ended: list[tuple[Ticket, Exception]]) -> None:
+        for ticket, error in ended:
+            self._end_background(ticket, "failed", error)
 
-    def _end_work(self, ticket: Ticket, how: str, what: Any) -> None:
+    def _end_background(self, ticket: Ticket, kind: str, value: Any) -> None:
         self._close_steps(ticket)
-        self._tell(ticket, how, what)
+        self._notify(ticket, kind, value)
         with self._lock:
-            if self._at is ticket:
-                self._at = None
+            if self._running is ticket:
+                self._running = None
 
-    def _do(self, work: Callable[[], object], again: bool) -> None:
-        began = time.monotonic()
+    def _call(self, work: Callable[[], object], recurring: bool) -> None:
+        """Run idle work, or a step of recurring work."""
+        began, again = time.monotonic(), False
         try:
-            again = work() is True and again
+            again = work() is True and recurring
         except BaseException:
-            logger.exception("work that nobody waits for has failed")
-            again = False
+            logger.exception("idle or recurring work failed")
         took = time.monotonic() - began
         with self._lock:
             if again:
-                self._meanwhile.append(work)
-            self._due = began + took / _SHARE
+                self._recurring.append(work)
+            self._due = began + took / _BACKGROUND_SHARE
 
     def _step(self, ticket: Ticket) -> None:
         began = time.monotonic()
         try:
             ticket.check()
             if ticket._steps is None:
-                ticket.begun = began
+                ticket.started_at = began
                 ticket._steps = iter(ticket.run(ticket.check))
             piece = next(ticket._steps)
         except StopIteration:
-            spent = ticket._spent_s + time.monotonic() - began
-            self._question_s += 0.2 * (spent - self._question_s)
+            spent = ticket._engine_s + time.monotonic() - began
+            self._request_s += 0.2 * (spent - self._request_s)
             self._end(ticket, "done", None)
-        except (GivenUp, TooLate, RagCacheError) as error:
+        except (RequestCancelled, DeadlineExceeded, RagCacheError) as error:
             self._end(ticket, "failed", error)
         except Exception as error:
-            logger.exception("a question has failed")
+            logger.exception("a request failed")
             self._end(ticket, "failed", error)
-        except BaseException as error:  # a panic of a library in Rust, say: the thread goes on
-            logger.exception("a question has failed")
+        except BaseException as error:  # such as a panic of a Rust library: the thread continues
+            logger.exception("a request failed")
             self._end(ticket, "failed", RuntimeError(f"{type(error).__name__}: {error}"))
         else:
-            ticket._spent_s += time.monotonic() - began
-            if piece is not WAITS:
-                self._tell(ticket, "piece", piece)
+            ticket._engine_s += time.monotonic() - began
+            if piece is not PENDING:
+                self._notify(ticket, "piece", piece)
 
-    def _end(self, ticket: Ticket, how: str, error: Exception | None) -> None:
+    def _end(self, ticket: Ticket, kind: str, error: Exception | None) -> None:
         self._close_steps(ticket)
         with self._lock:
             self._active.remove(ticket)
-        self._tell(ticket, how, error)
+        self._notify(ticket, kind, error)
 
     def _close_steps(self, ticket: Ticket) -> None:
         steps, ticket._steps = ticket._steps, iter(())
         try:
-            if (close := getattr(steps, "close", None)) is not None:
-                close()
+            if isinstance(steps, Generator):
+                steps.close()
         except BaseException:
-            logger.exception("a question could not be closed")
+            logger.exception("a request could not be closed")
 
-    def _tell(self, ticket: Ticket, how: str, what: Any) -> None:
-        """Tell, and log what the listener raises: it must not end the thread that all share."""
+    def _notify(self, ticket: Ticket, kind: str, value: Any) -> None:
+        """Call the ticket's callback. Its errors are logged: they must not end the thread that all
+        requests share."""
         try:
-            ticket.told(how, what)
+            ticket.on_event(kind, value)
         except BaseException:
-            logger.exception("a question could not be told of its %s", how)
-            ticket.give_up()
+            logger.exception("the callback of a request failed at its event %r", kind)
+            ticket.cancel()

@@ -1,4 +1,4 @@
-"""A Report as JSON: what the API answers in its ``ragcache`` field, and what the page draws."""
+"""Answers and stores as JSON: the ``ragcache`` field of the API, which the page also draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def passage_json(passage: Passage) -> dict[str, Any]:
-    """A chunk that was found, with its text."""
+    """A retrieved chunk with its text."""
     chunk = passage.chunk
     return {
         "id": chunk.id,
@@ -30,15 +30,15 @@ def passage_json(passage: Passage) -> dict[str, Any]:
 def report_json(
     answer: Answer, engine: ChunkEngine | None = None, *, trace: bool = False
 ) -> dict[str, Any]:
-    """What was reused for an answer and what it cost, in values that JSON has.
+    """An answer's report in JSON types.
 
-    The fields of :class:`ragcache.types.Report` but ``computed``, and ``passages``: id and score of
-    every chunk. No text of documents, unless with ``trace``, which needs the ``engine`` that
-    answered: then ``prompt`` has the prompt's parts, in order. A part's ``kind`` is prefix, chunk
-    or question; ``loaded`` says whether its KV came from the store; its ``tokens`` are
-    ``[text, share]``, where the share of the layers in which KV was computed goes from 0 (reused)
-    to 1. Tokens that only together make a character are one, with the mean of their shares, and
-    the texts of a part, joined, are its text.
+    It has the fields of :class:`ragcache.types.Report` except ``computed``, and ``passages``: the
+    id and score of every chunk. With ``trace``, which needs the ``engine`` that answered, it also
+    has document text: ``prompt`` lists the prompt's parts, in order. A part's ``kind`` is prefix,
+    chunk or question; ``loaded`` says whether its KV came from the store; its ``tokens`` are
+    ``[text, share]``, where share is the share of layers at which the token's KV was computed,
+    from 0 (reused) to 1. Tokens that only together form a character are merged into one, with the
+    mean of their shares, so the texts of a part, joined, are its text.
     """
     found = asdict(answer.report)
     del found["computed"]
@@ -46,16 +46,14 @@ def report_json(
     found["passages"] = [{"id": p.chunk.id, "score": p.score} for p in answer.passages]
     if trace:
         if engine is None:
-            raise ValueError("a trace has the text of tokens: give the engine that answered")
+            raise ValueError("a trace needs the text of tokens: give the engine that answered")
         found["prompt"] = _parts(answer, engine)
     return found
 
 
 def store_json(store: ChunkStore, traffic: RemoteTraffic | None = None) -> dict[str, Any]:
-    """What a store, or the tier in RAM before it, holds, and how often it had what was asked for.
-
-    ``tier`` is None where there is none, and so is ``remote``, what has gone to and fro of it.
-    """
+    """A store's size, hits and misses. ``tier`` has those of its RAM tier and ``remote`` the
+    traffic with its remote store; each is None if there is none."""
     stats = store.stats()
     return {
         "chunks": stats.chunks,
@@ -71,26 +69,26 @@ def _parts(answer: Answer, engine: ChunkEngine) -> list[dict[str, Any]]:
     prompt, report = answer.prompt, answer.report
     layers = len(report.layers)
     shares = [count / layers for count in report.computed]
-    prefix, asked = shares[: len(prompt.prefix)], shares[prompt.question_start :]
+    prefix, question = shares[: len(prompt.prefix)], shares[prompt.question_start :]
     loaded = any(share < 1 for share in prefix)
     parts = [_part("prefix", "instructions", loaded, prompt.prefix, prefix, engine)]
     for chunk, tokens, (start, stop) in zip(
         report.chunks, prompt.chunks, prompt.spans, strict=True
     ):
-        here = chunk.miss is None and not chunk.cheaper
-        parts.append(_part("chunk", chunk.id, here, tokens, shares[start:stop], engine))
-    parts.append(_part("question", "question", False, prompt.question, asked, engine))
+        loaded_chunk = chunk.miss is None and not chunk.cheaper
+        parts.append(_part("chunk", chunk.id, loaded_chunk, tokens, shares[start:stop], engine))
+    parts.append(_part("question", "question", False, prompt.question, question, engine))
     return parts
 
 
 def _part(
     kind: str, name: str, loaded: bool, tokens: Tokens, shares: Sequence[float], engine: ChunkEngine
 ) -> dict[str, Any]:
-    made: list[list[Any]] = []
-    open_: list[float] = []  # shares of tokens whose character is not whole yet
+    merged: list[list[Any]] = []
+    pending: list[float] = []  # shares of tokens whose character is still incomplete
     for text, share in zip(engine.pieces(tokens), shares, strict=True):
-        open_.append(share)
+        pending.append(share)
         if text:
-            made.append([text, sum(open_) / len(open_)])
-            open_ = []
-    return {"kind": kind, "name": name, "loaded": loaded, "tokens": made}
+            merged.append([text, sum(pending) / len(pending)])
+            pending = []
+    return {"kind": kind, "name": name, "loaded": loaded, "tokens": merged}

@@ -1,8 +1,8 @@
-"""What is behind the routes: one model, a store for every tenant, and the scheduler between them.
+"""The service behind the routes: one model, one store per tenant, and their scheduler.
 
-A tenant is a store of its own, below the folder of all: its documents, KV, vector index and tier in
-RAM are shared with nobody, and so nothing that it can ask or time depends on another's. The model
-and the embedder are loaded once.
+Each tenant has a store of its own, below the folder of the service's store. Its documents, KV,
+vector index and RAM tier are shared with no other tenant, so neither its answers nor their timing
+depend on another tenant's data. The model and the embedder are loaded once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from ragcache.api.futures import chained
+from ragcache.api.future_chain import chain_futures
 from ragcache.api.quality_monitor import QualityMonitor
-from ragcache.api.scheduler import WAITS, Scheduler, Ticket, Told
+from ragcache.api.scheduler import PENDING, Scheduler
+from ragcache.api.ticket_queue import EventCallback, Ticket
 from ragcache.core.indexing import Added, Split, check_bytes
 from ragcache.core.precompute import Precomputed, iter_precompute
 from ragcache.core.request import Request
@@ -29,41 +30,41 @@ from ragcache.store.key import ChunkKey
 from ragcache.store.tenants import make_tenant_folder
 from ragcache.types import Answer, Chunk, Document, Passage
 
-T = TypeVar("T")
-R = TypeVar("R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
-#: A step of adding documents: chunks that are embedded, tokens whose KV is computed. A question
-#: waits for one such step at most.
+#: Chunks to embed, and tokens whose KV is computed, in one step of adding documents. A request
+#: waits for at most one such step.
 EMBED_BATCH, BATCH_TOKENS = 16, 256
 
 
 class Service:
-    """Tenants' stores below that of ``own``, and one engine for all. Thread-safe.
+    """The tenants' stores below that of ``default_cache``, and one engine for all. Thread-safe.
 
-    The tenant called "" has the store in that folder itself: it is the only one where no keys are
-    asked for. Others are called as :mod:`ragcache.store.tenants` says, and made on first use. They
-    stay open, with a tier of ``ram_bytes`` each: there are as many of them as somebody
-    gave keys to.
+    The tenant "" owns the store in that folder itself (``default_cache``); without API keys it is
+    the only tenant. :mod:`ragcache.store.tenants` says which names others may have. Their stores
+    are made on first use and stay open, with a RAM tier of ``ram_bytes`` each: there are
+    as many of them as tenants have API keys.
 
-    Nothing is read ahead for a question that waits. Its layers are read while earlier ones compute,
-    by threads that share Python's lock with the answer that is under way.
+    Nothing is prefetched for a request that waits. Its layers are read while earlier layers
+    compute; reading sooner would compete for Python's lock with the answer in progress.
     """
 
     def __init__(
         self,
-        own: RagCache,
+        default_cache: RagCache,
         scheduler: Scheduler,
-        guard: QualityMonitor | None = None,
+        quality_monitor: QualityMonitor | None = None,
         settings: ServiceSettings | None = None,
     ) -> None:
-        self.own, self.scheduler = own, scheduler
+        self.default_cache, self.scheduler = default_cache, scheduler
         self.settings = settings or ServiceSettings.load()
-        #: For what is long and needs no engine: splitting, in turns too.
-        self.aside = Scheduler(name="splitter")
-        self.guard = guard  # None: nobody compares answers with full prefill
-        self.ends: list[Callable[[], None]] = []  # told when nothing is done any more
-        self._caches = {"": own}
-        self._lock = threading.Lock()  # of what is known; never held while a store is opened
+        #: For long work that needs no engine: splitting documents.
+        self.split_scheduler = Scheduler(name="splitter")
+        self.quality_monitor = quality_monitor  # None: answers are not compared with full prefill
+        self.on_drained: list[Callable[[], None]] = []  # called once all work has ended
+        self._caches = {"": default_cache}
+        self._lock = threading.Lock()  # of the two dicts; never held while a store is opened
         self._opening: dict[str, threading.Lock] = {}
 
     @classmethod
@@ -74,61 +75,65 @@ class Service:
         *,
         loading: Callable[[str], None] | None = None,
     ) -> Self:
-        """``loading`` is told the model's name before it is loaded. Raises what
-        :meth:`RagCache.open` raises."""
+        """Open the default store, and with it the model.
+
+        ``loading`` is called with the model's name before it is loaded. With a ``monitor_share`` of
+        0 there is no quality monitor. Raises what :meth:`RagCache.open` raises.
+        """
         share, floor = service.monitor_share, service.monitor_floor
-        own = RagCache.open(settings.store, settings=settings, loading=loading)
-        watched = share and settings.engine == "embedded"  # a server hands no logits over
-        guard = QualityMonitor(settings, share=share, floor=floor) if watched else None
+        cache = RagCache.open(settings.store, settings=settings, loading=loading)
+        monitored = share and settings.engine == "embedded"  # a vLLM server returns no logits
+        monitor = QualityMonitor(settings, share=share, floor=floor) if monitored else None
         scheduler = Scheduler(queue=service.queue, streams=service.streams)
-        return cls(own, scheduler, guard, service)
+        return cls(cache, scheduler, monitor, service)
 
     def cache(self, tenant: str) -> RagCache:
-        """The tenant's own RagCache. ConfigError for a name that is not valid."""
+        """The tenant's RagCache, opened on first use. Raises ConfigError for an invalid name."""
         with self._lock:
             opening = self._opening.setdefault(tenant, threading.Lock())
         with opening:
             with self._lock:
                 if (known := self._caches.get(tenant)) is not None:
                     return known
-            path = make_tenant_folder(Path(self.own.settings.store), tenant)
-            cache = RagCache.open(path, settings=self.own.settings, beside=self.own, tenant=tenant)
+            settings = self.default_cache.settings
+            path = make_tenant_folder(Path(settings.store), tenant)
+            cache = RagCache.open(path, settings=settings, beside=self.default_cache, tenant=tenant)
             with self._lock:
                 self._caches[tenant] = cache
             return cache
 
-    def ask(
+    def submit(
         self,
         tenant: str,
-        ask: Request,
-        told: Told,
+        request: Request,
+        on_event: EventCallback,
         *,
         seconds: float | None = None,
-        without: Callable[[str], None] | None = None,
+        on_no_chunks: Callable[[str], None] | None = None,
     ) -> Ticket:
-        """Queue a question. It is told pieces of the answer's text, and the Answer last.
+        """Queue a request. ``on_event`` receives the pieces of the answer's text, then the Answer.
 
-        ``without`` is called before the first piece, on the engine's thread, where the prompt has
-        no chunks, and told why.
-        Raises Busy or Closing, and nothing else: what is wrong with the question is told.
+        If the prompt has no chunks, ``on_no_chunks`` is called with the reason before the first
+        piece, on the engine's thread. Raises QueueFull or ShuttingDown; every other error is an
+        event.
         """
 
         def run(check: Callable[[], None]) -> Iterator[object]:
-            cache, guard = self.cache(tenant), self.guard
-            given = ask if guard is None else guard.adjust(ask)
-            note = None if guard is None else guard.sentence(ask)
-            stream = cache.generate(replace(given, check=check, keep=False))
-            if stream.no_chunks is not None and without is not None:
-                without(stream.no_chunks)
+            cache, monitor = self.cache(tenant), self.quality_monitor
+            adjusted = request if monitor is None else monitor.adjust(request)
+            note = None if monitor is None else monitor.note(request)
+            stream = cache.generate(replace(adjusted, check=check, keep=False))
+            if stream.no_chunks is not None and on_no_chunks is not None:
+                on_no_chunks(stream.no_chunks)
             for piece in stream.steps():
-                yield WAITS if piece is None else piece
+                yield PENDING if piece is None else piece
             if stream.misses:
-                self.scheduler.later(stream.keep)
-            if guard is not None and (compare := guard.sample(cache, given, stream)):
-                self.scheduler.later(compare)
-            yield stream.answer if note is None else _noted(stream.answer, note)
+                self.scheduler.submit_idle(stream.keep)
+            if monitor is not None and (compare := monitor.sample(cache, adjusted, stream)):
+                self.scheduler.submit_idle(compare)
+            yield stream.answer if note is None else _with_note(stream.answer, note)
 
-        return self.scheduler.submit(tenant, run, told, seconds=seconds)
+        return self.scheduler.submit(tenant, run, on_event, seconds=seconds)
 
     def search(
         self,
@@ -139,40 +144,41 @@ class Service:
         neighbours: int | None = None,
         seconds: float | None = None,
     ) -> Future[list[tuple[Passage, int]]]:
-        """:meth:`RagCache.retrieve` in its turn among the questions; each passage with the number
-        of its document's chunks. Future and errors as for :meth:`turn`.
+        """Queue :meth:`RagCache.retrieve` among the requests; each passage comes with the number of
+        its document's chunks. Future and errors as for :meth:`call`.
         """
 
-        def found(cache: RagCache) -> list[tuple[Passage, int]]:
+        def search(cache: RagCache) -> list[tuple[Passage, int]]:
             passages = cache.retrieve(question, top_k, neighbours)
             return [(p, len(cache.catalog.rows_of(p.chunk.document))) for p in passages]
 
-        return self.turn(tenant, found, seconds=seconds)
+        return self.call(tenant, search, seconds=seconds)
 
-    def turn(
-        self, tenant: str, work: Callable[[RagCache], T], *, seconds: float | None = None
-    ) -> Future[T]:
-        """Do this with the tenant's own RagCache, in one step, in its turn among the questions.
+    def call(
+        self, tenant: str, work: Callable[[RagCache], _T], *, seconds: float | None = None
+    ) -> Future[_T]:
+        """Queue ``work``, which is called with the tenant's RagCache, as one step among the
+        requests.
 
-        The future raises what ``work`` raises, or TooLate; cancelled, it gives the work up. Raises
-        Busy or Closing.
+        The future raises what ``work`` raises, or DeadlineExceeded; cancelling it cancels the
+        work. Raises QueueFull or ShuttingDown.
         """
-        future: Future[T] = Future()
-        made: list[T] = []
+        future: Future[_T] = Future()
+        results: list[_T] = []
 
         def run(check: Callable[[], None]) -> Iterator[object]:
-            made.append(work(self.cache(tenant)))
+            results.append(work(self.cache(tenant)))
             yield from ()
 
-        def told(kind: str, value: Any) -> None:
+        def on_event(kind: str, value: Any) -> None:
             if future.set_running_or_notify_cancel():
                 if kind == "failed":
                     future.set_exception(value)
                 else:
-                    future.set_result(made[0])
+                    future.set_result(results[0])
 
-        ticket = self.scheduler.submit(tenant, run, told, seconds=seconds)
-        future.add_done_callback(lambda done: ticket.give_up() if done.cancelled() else None)
+        ticket = self.scheduler.submit(tenant, run, on_event, seconds=seconds)
+        future.add_done_callback(lambda done: ticket.cancel() if done.cancelled() else None)
         return future
 
     def add(
@@ -184,15 +190,16 @@ class Service:
         pinned: bool | None = None,
         seconds: float | None = None,
     ) -> Future[Added]:
-        """:meth:`RagCache.add` in small steps, between which others' questions are answered, and
-        others' documents are added. Documents are split aside from the engine.
+        """Queue :meth:`RagCache.add` as background work, in small steps between which requests are
+        answered and other tenants' documents are added. Splitting does not occupy the engine.
 
-        The future raises what that raises, or TooLate after ``seconds``; cancelled, it leaves what
-        was committed. Raises Closing, and Busy where as many of the tenant's wait as may.
+        The future raises what that raises, or DeadlineExceeded after ``seconds``; cancelling it
+        keeps what is committed. Raises ShuttingDown, and QueueFull if the tenant's queue of
+        background work is full.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
 
-        def splitting() -> Generator[object, None, Split]:
+        def split_steps() -> Generator[object, None, Split]:
             return (yield from self.cache(tenant).indexing.iter_split(documents))
 
         def steps(split: Split) -> Generator[object, None, Added]:
@@ -207,21 +214,22 @@ class Service:
                 )
             )
 
-        return self._work(tenant, splitting(), steps, deadline)
+        return self._submit_background(tenant, split_steps(), steps, deadline)
 
-    def compute(
+    def precompute(
         self, tenant: str, chunks: Sequence[Chunk], *, seconds: float | None = None
     ) -> Future[tuple[list[ChunkKey], Precomputed]]:
-        """Compute and store the KV of chunks that no document has, each whole; their keys.
+        """Queue the computation of the KV of chunks that belong to no document, without splitting
+        them; the future has their keys.
 
-        In small steps, as :meth:`add`, and it raises what that raises. ContextError for a chunk
-        that cannot fit.
+        Runs in small steps and raises the same errors as :meth:`add`; also ContextError for a
+        chunk that does not fit the context.
         """
         for chunk in chunks:
-            check_bytes(self.own.engine, chunk.text)
+            check_bytes(self.default_cache.engine, chunk.text)
         deadline = None if seconds is None else time.monotonic() + seconds
 
-        def tokenizing() -> Generator[object, None, list[ChunkKey]]:
+        def tokenize_steps() -> Generator[object, None, list[ChunkKey]]:
             keys, cache = list[ChunkKey](), self.cache(tenant)
             for chunk in chunks:
                 keys.append(cache.indexing.key(chunk))
@@ -237,52 +245,55 @@ class Service:
             )
             return keys, done
 
-        return self._work(tenant, tokenizing(), steps, deadline)
+        return self._submit_background(tenant, tokenize_steps(), steps, deadline)
 
-    def _work(
+    def _submit_background(
         self,
         tenant: str,
-        before: Generator[object, None, T],
-        steps: Callable[[T], Generator[object, None, R]],
+        preparation: Generator[object, None, _T],
+        steps: Callable[[_T], Generator[object, None, _R]],
         deadline: float | None,
-    ) -> Future[R]:
-        """Work whose first part needs no engine. Raises Busy or Closing."""
+    ) -> Future[_R]:
+        """Queue background work whose ``preparation`` needs no engine. Raises QueueFull or
+        ShuttingDown."""
 
         def left() -> float | None:
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-        def then(found: T) -> Future[R]:
-            return self.scheduler.background(
-                steps(found), tenant=tenant, seconds=left(), most=sys.maxsize
+        def then(prepared: _T) -> Future[_R]:
+            return self.scheduler.submit_background(
+                steps(prepared), tenant=tenant, seconds=left(), limit=sys.maxsize
             )
 
-        room = self.scheduler.queue - self.scheduler.works_of(tenant)
+        room = self.scheduler.queue - self.scheduler.count_background(tenant)
         self.scheduler.check_open()
-        first = self.aside.background(before, tenant=tenant, seconds=left(), most=room)
-        return chained(first, then)
+        first = self.split_scheduler.submit_background(
+            preparation, tenant=tenant, seconds=left(), limit=room
+        )
+        return chain_futures(first, then)
 
     def drain(self, seconds: float) -> None:
-        """Take nothing more, and finish within ``seconds`` what the engine has begun. Documents
-        that are being split are left."""
-        self.aside.close(0.0)
+        """Accept no more work, and finish within ``seconds`` what the engine has begun. Splitting
+        is cancelled."""
+        self.split_scheduler.close(0.0)
         self.scheduler.close(seconds)
-        for end in self.ends:
-            end()
-        self.ends.clear()
+        for callback in self.on_drained:
+            callback()
+        self.on_drained.clear()
 
     def caches(self) -> list[RagCache]:
-        """Those that are open."""
+        """The RagCaches that are open."""
         with self._lock:
             return list(self._caches.values())
 
     def close(self, seconds: float = 30.0) -> None:
-        """Finish what was begun, for so long; then close all stores."""
+        """Drain for up to ``seconds``, then close all stores."""
         try:
             self.drain(seconds)
         finally:
-            with ExitStack() as every:  # each is closed whatever becomes of the others
+            with ExitStack() as stack:  # each is closed even if another fails
                 for cache in self.caches():
-                    every.callback(cache.close)
+                    stack.callback(cache.close)
 
     def __enter__(self) -> Self:
         return self
@@ -291,7 +302,7 @@ class Service:
         self.close()
 
 
-def _noted(answer: Answer, note: str) -> Answer:
-    """The answer, with one more sentence in its report."""
+def _with_note(answer: Answer, note: str) -> Answer:
+    """The answer, with ``note`` among its report's fallbacks."""
     report = answer.report
     return replace(answer, report=replace(report, fallbacks=(*report.fallbacks, note)))

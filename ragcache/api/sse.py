@@ -1,4 +1,4 @@
-"""Server-sent events, as OpenAI's clients read them."""
+"""Server-sent events in the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ragcache.api.bridge import unless_gone
-from ragcache.api.errors import ClientGone, problem
+from ragcache.api.bridge import cancel_on_disconnect
+from ragcache.api.errors import ClientDisconnected, as_api_error
 
 
 class EventStream(Response):
-    """One event for each thing that ``events`` gives, then ``[DONE]``.
+    """Sends one event for each item of ``events``, then ``[DONE]``.
 
-    What they raise is an event too, with an error object, and the last: the status has gone out
-    by then. ``ended`` is called in any case, with that error, or ClientGone, or None: a client that
-    hangs up stops the events where they are.
+    An exception of ``events`` is sent as a last event with an error object, since the HTTP status
+    has been sent by then. If the client disconnects, ``events`` is closed. ``on_end`` is always
+    called: with that exception, with ClientDisconnected, or with None.
     """
 
     media_type = "text/event-stream"
@@ -27,20 +27,20 @@ class EventStream(Response):
     def __init__(
         self,
         events: AsyncGenerator[dict[str, Any]],
-        ended: Callable[[Exception | None], None],
+        on_end: Callable[[Exception | None], None],
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._ended = events, ended
+        self._events, self._on_end = events, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        failed: Exception | None = ClientGone()  # until it is known to have gone otherwise
+        failed: Exception | None = ClientDisconnected()  # unless it ends otherwise
         try:
-            failed = await unless_gone(receive, self._send(send))
-        except ClientGone:
+            failed = await cancel_on_disconnect(receive, self._send(send))
+        except ClientDisconnected:
             pass
         finally:
-            self._ended(failed)
+            self._on_end(failed)
 
     async def _send(self, send: Send) -> Exception | None:
         head = {"status": self.status_code, "headers": self.raw_headers}
@@ -52,7 +52,7 @@ class EventStream(Response):
                     await _send(send, json.dumps(event, ensure_ascii=False))
             except Exception as error:
                 failed = error
-                await _send(send, json.dumps(problem(error).body()))
+                await _send(send, json.dumps(as_api_error(error).body()))
         if failed is None:
             await _send(send, "[DONE]")
         await send({"type": "http.response.body", "body": b""})

@@ -1,4 +1,4 @@
-"""Questions and work that wait, and whose turn it is."""
+"""Submitted work that waits for the engine, in one queue per tenant."""
 
 from __future__ import annotations
 
@@ -9,69 +9,70 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Closing(Exception):
-    """The scheduler takes nothing more."""
+class ShuttingDown(Exception):
+    """The scheduler accepts no more work."""
 
 
-class Busy(Exception):
-    """A tenant's queue is full. ``retry_after_s``: when there should be room."""
+class QueueFull(Exception):
+    """A tenant's queue is full. ``retry_after_s``: seconds until there should be room."""
 
     def __init__(self, waiting: int, retry_after_s: float, what: str = "questions") -> None:
         super().__init__(f"{waiting} {what} are waiting already")
         self.retry_after_s = retry_after_s
 
 
-class GivenUp(Exception):
-    """Nobody waits for this answer any more."""
+class RequestCancelled(Exception):
+    """The client no longer waits for this answer, or the service shut down first."""
 
 
-class TooLate(Exception):
-    """The time that a question was given is over."""
+class DeadlineExceeded(Exception):
+    """The request's timeout is over."""
 
 
-#: Told of every step: ("piece", text), then once ("done", None) or ("failed", the exception).
-#: Called on a thread of the scheduler, for one question never on two at a time. It must not block.
-Told = Callable[[str, Any], None]
+#: Receives every event of a ticket: ("piece", text) for each step, then once ("done", result) or
+#: ("failed", the exception). It is called on a thread of the scheduler, never on two at a time for
+#: one ticket, and must not block.
+EventCallback = Callable[[str, Any], None]
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A question that was handed in."""
+    """A submitted request, or a submitted piece of background work."""
 
     tenant: str
     run: Callable[[Callable[[], None]], Iterator[Any]]
-    told: Told
+    on_event: EventCallback
     deadline: float | None = None  # of time.monotonic
-    queued: float = field(default_factory=time.monotonic)
-    begun: float | None = None
-    _look: Callable[[], None] = lambda: None  # has the scheduler look at it
-    _given_up: bool = False
+    queued_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    _wake: Callable[[], None] = lambda: None  # wakes the scheduler's threads
+    _cancelled: bool = False
     _steps: Iterator[Any] | None = None
-    _spent_s: float = 0.0  # of the engine's time
+    _engine_s: float = 0.0  # engine time spent so far
 
-    def give_up(self) -> None:
-        """End it at the next layer or token; may be called from any thread. It is told ("failed",
-        GivenUp), unless it has ended."""
-        self._given_up = True
-        self._look()
+    def cancel(self) -> None:
+        """End it at the next layer or token; any thread may call this. Its callback then receives
+        ("failed", RequestCancelled), unless it has ended already."""
+        self._cancelled = True
+        self._wake()
 
     def check(self) -> None:
-        """Raise GivenUp or TooLate where it should go on no longer."""
-        if (error := self.over()) is not None:
+        """Raise RequestCancelled or DeadlineExceeded if it must not continue."""
+        if (error := self.end_reason()) is not None:
             raise error
 
-    def over(self) -> Exception | None:
-        """What :meth:`check` would raise."""
-        if self._given_up:
-            return GivenUp()
+    def end_reason(self) -> Exception | None:
+        """The exception that :meth:`check` would raise."""
+        if self._cancelled:
+            return RequestCancelled()
         late = self.deadline is not None and time.monotonic() > self.deadline
-        return TooLate() if late else None
+        return DeadlineExceeded() if late else None
 
 
-class Waiting:
-    """Tickets by tenant: tenants take turns, and of one tenant the oldest comes first.
+class TicketQueue:
+    """Tickets by tenant: tenants take turns, and each tenant's oldest ticket comes first.
 
-    It remembers nobody who has nothing in it. Not thread-safe.
+    Tenants without tickets take no memory. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -88,14 +89,14 @@ class Waiting:
         self._queues.setdefault(ticket.tenant, deque()).append(ticket)
 
     def put_back(self, ticket: Ticket) -> None:
-        """One that was taken, and is not through: the first of its tenant, whose turn is after the
-        others'."""
+        """Return a ticket that was taken and has not finished: it stays the first of its tenant,
+        and that tenant's next turn comes after the other tenants'."""
         self._queues.setdefault(ticket.tenant, deque()).appendleft(ticket)
 
-    def take(self, may: Callable[[str], bool]) -> Ticket | None:
-        """Take the ticket whose turn it is, of the tenants that ``may``; that tenant is last in
-        turn then."""
-        tenant = next(filter(may, self._queues), None)
+    def take(self, allowed: Callable[[str], bool]) -> Ticket | None:
+        """Remove and return the next ticket among the tenants that are ``allowed``; its tenant
+        moves to the end of the turns."""
+        tenant = next(filter(allowed, self._queues), None)
         if tenant is None:
             return None
         queue = self._queues.pop(tenant)
@@ -104,25 +105,26 @@ class Waiting:
             self._queues[tenant] = queue
         return ticket
 
-    def of(self, tenant: str) -> int:
-        """How many of one tenant's there are."""
+    def count(self, tenant: str) -> int:
+        """The number of one tenant's tickets."""
         return len(self._queues.get(tenant, ()))
 
-    def over(self, *, begun: bool = False) -> list[tuple[Ticket, Exception]]:
-        """Take out those that are too late or given up, each with the reason; those that were
-        ``begun`` only where that is asked for."""
-        gone = [
+    def take_ended(self, *, started: bool = False) -> list[tuple[Ticket, Exception]]:
+        """Remove the tickets that are cancelled or past their deadline, each with the reason.
+        Tickets that have started are included only if ``started`` is true."""
+        ended = [
             (ticket, error)
             for ticket in self
-            if (begun or ticket.begun is None) and (error := ticket.over()) is not None
+            if (started or ticket.started_at is None) and (error := ticket.end_reason()) is not None
         ]
-        for ticket, _ in gone:
+        for ticket, _ in ended:
             self._queues[ticket.tenant].remove(ticket)
             if not self._queues[ticket.tenant]:
                 del self._queues[ticket.tenant]
-        return gone
+        return ended
 
     def next_deadline(self) -> float | None:
-        """Of those that were not begun, of time.monotonic; None where there is none."""
-        waiting = (t.deadline for t in self if t.deadline is not None and t.begun is None)
+        """The earliest deadline of the tickets that have not started, of time.monotonic; None
+        where there is none."""
+        waiting = (t.deadline for t in self if t.deadline is not None and t.started_at is None)
         return min(waiting, default=None)

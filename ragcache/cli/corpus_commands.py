@@ -182,7 +182,7 @@ def batch(
     Exit code 3: some requests failed; their results say why. 4: all are answered, but some without
     chunks.
     """
-    from ragcache.api.batch_file import answering, read
+    from ragcache.api.batch_file import iter_answer_batch, read_batch
     from ragcache.core.precompute import drive
 
     if not to.absolute().parent.is_dir():
@@ -201,10 +201,10 @@ def batch(
     )
     if not settings.ram_bytes:
         settings = settings.model_copy(update={"ram_bytes": ByteSize(1 << 30)})
-    requests = read(questions)
+    requests = read_batch(questions)
     began = time.perf_counter()
     with opened(settings, lazy=True, tenant=tenant) as cache, progress() as told:
-        done = drive(answering(cache, requests, to, reorder=reorder), told)
+        done = drive(iter_answer_batch(cache, requests, to, reorder=reorder), told)
     seconds = time.perf_counter() - began
     out.print(
         f"{done.requests - done.failed:,} of {render.counted(done.requests, 'request')} answered "

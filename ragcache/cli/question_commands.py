@@ -256,7 +256,7 @@ def query(
     for other in compare or ():
         blender(other)
     if report is not None:
-        report_page.check(report)
+        report_page.check_report_path(report)
     with opened(settings, lazy=True, tenant=tenant) as cache:
         stream = cache.generate(request)
         if stream.no_chunks is not None:
@@ -277,7 +277,7 @@ def query(
         for other in compare or ():
             answers[other] = cache.generate(replace(request, mode=other)).answer
         if report is not None:
-            report_page.write(report, question, answers, cache)
+            report_page.write_report(report, question, answers, cache)
     if compare:
         out.print(answer_table(answers))
     for note in answer.report.fallbacks:

@@ -1,4 +1,4 @@
-"""ragcache in LangChain: a chat model, a vector store, a retriever, and what joins them.
+"""LangChain components of ragcache: a chat model, a vector store, a retriever, and message helpers.
 
 ::
 
@@ -6,7 +6,7 @@
     RagCacheRetriever   ─┼─ Documents ─ rag_messages() ─ messages ─ ChatRagCache ─ answer, report
     any other retriever ─┘              one content block per chunk
 
-Needs ``pip install "ragcache-fusion[langchain]"``. Names are resolved when they are first used.
+Needs ``pip install "ragcache-fusion[langchain]"``. Names are imported on first use.
 """
 
 from __future__ import annotations

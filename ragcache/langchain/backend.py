@@ -1,4 +1,4 @@
-"""What chat model and retriever ask of what answers: a store in this process, or the service."""
+"""The interface of chat model and retriever to a store in this process or to a service."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Literal, Protocol
 
 from langchain_core.documents import Document
 
-from ragcache.langchain.chunk_parsing import Given, KnownTexts
+from ragcache.langchain.chunk_parsing import InputChunk, KnownTexts
 from ragcache.settings import Ratio
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A question over given chunks. What is None is left to the other side's settings."""
+    """A question with its chunks. For fields that are None the backend's settings apply."""
 
     question: str
-    chunks: tuple[Given, ...] = ()
-    model: str = ""  # the one that is asked for; empty: whichever answers there
+    chunks: tuple[InputChunk, ...] = ()
+    model: str = ""  # empty: whichever model the backend has
     mode: str | None = None
     ratio: Ratio | None = None
     max_tokens: int | None = None
@@ -30,60 +30,60 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """What is known of an answer when its last piece is through."""
+class AnswerMetadata:
+    """What a backend reports about a finished answer."""
 
     model: str
     finish_reason: Literal["stop", "length"]
     input_tokens: int
-    cached_tokens: int  # of these, taken from the store and not computed
+    cached_tokens: int  # of these, with KV loaded from the store
     output_tokens: int
     report: dict[str, Any]  # as ragcache.api.serialize.report_json
 
 
 class Backend(Protocol):
-    """Where questions are answered. Any number of threads and event loops may ask at once."""
+    """Answers questions. Any number of threads and event loops may use it at once.
 
-    def known(self) -> KnownTexts:
-        """Texts of the chunks that are stored there."""
+    The ``a...`` methods do the same as their counterparts and never block the event loop.
+    """
+
+    def known_texts(self) -> KnownTexts:
+        """The texts of the stored chunks."""
         ...
 
-    async def aknown(self) -> KnownTexts: ...
+    async def aknown_texts(self) -> KnownTexts: ...
 
     def model_name(self) -> str:
-        """What the model is called that answers there; empty where nobody says."""
+        """The name of the backend's model; empty if it is unknown."""
         ...
 
     async def amodel_name(self) -> str: ...
 
     def token_ids(self, text: str) -> list[int]:
-        """A text's tokens, by the tokenizer of the model that answers."""
+        """A text's tokens, by the tokenizer of the backend's model."""
         ...
 
-    def count(self, question: str, chunks: Sequence[Given]) -> int:
-        """Tokens of the prompt that these make; a blank question has none."""
+    def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
+        """Tokens of the prompt of a question and chunks; a blank question has none."""
         ...
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        """The chunks that are nearest to a question, as :meth:`RagCache.retrieve` finds them."""
+        """The chunks nearest to a question, as :meth:`RagCache.retrieve` finds them."""
         ...
 
-    async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        """The same; the event loop is never blocked."""
+    async def asearch(
+        self, question: str, k: int | None, neighbours: int | None
+    ) -> list[Document]: ...
+
+    def ask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
+        """The answer's text and its metadata."""
         ...
 
-    def ask(self, request: ChatRequest) -> tuple[str, Finished]:
-        """The answer's text, and what became of it."""
+    async def aask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]: ...
+
+    def stream(self, request: ChatRequest) -> Generator[str | AnswerMetadata, None, None]:
+        """Pieces of the answer's text, then its metadata. Closing the generator early cancels the
+        request."""
         ...
 
-    async def aask(self, request: ChatRequest) -> tuple[str, Finished]:
-        """The same; the event loop is never blocked."""
-        ...
-
-    def stream(self, request: ChatRequest) -> Generator[str | Finished, None, None]:
-        """Pieces of the answer's text, then what became of it. Closed early, it is given up."""
-        ...
-
-    def astream(self, request: ChatRequest) -> AsyncGenerator[str | Finished, None]:
-        """The same; the event loop is never blocked."""
-        ...
+    def astream(self, request: ChatRequest) -> AsyncGenerator[str | AnswerMetadata, None]: ...

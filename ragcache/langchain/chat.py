@@ -1,4 +1,4 @@
-"""The chat model: answers over chunks whose KV is stored, with a report of what was reused."""
+"""The chat model: answers from chunks whose KV is stored, and reports what was reused."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import ConfigDict, PrivateAttr
 
 from ragcache.errors import PromptError
-from ragcache.langchain.backend import ChatRequest, Finished
-from ragcache.langchain.chunk_parsing import MATCHED, Turn, read
-from ragcache.langchain.connection import Place, check_options
+from ragcache.langchain.backend import AnswerMetadata, ChatRequest
+from ragcache.langchain.chunk_parsing import MATCHED, ParsedMessages, parse_messages
+from ragcache.langchain.connection import BackendConnection, check_options
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
 from ragcache.settings import Ratio
 from ragcache.util.list_argument import require_list
 
-#: What is asked of the model: a call may set it, and ``bind`` before it.
+#: Options of the model that a call or ``bind`` may set.
 _OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
-#: Everything that a call may set.
-_CALL = _OPTIONS | {"documents", "require_chunks", "stop"}
-#: What LangChain binds for its traces.
-_LANGCHAINS = {"ls_structured_output_format", "structured_output_format"}
+#: All options of a call.
+_CALL_OPTIONS = _OPTIONS | {"documents", "require_chunks", "stop"}
+#: Options that LangChain binds for its traces.
+_TRACE_OPTIONS = {"ls_structured_output_format", "structured_output_format"}
 
 _NO_TOOLS = (
-    "ChatRagCache cannot {what}: a prompt is a prefix, chunks and a question, so that stored KV "
-    "fits, and has no room for tools or schemas. {instead}"
+    "ChatRagCache cannot {what}: so that stored KV fits, a prompt is a prefix, chunks and a "
+    "question, without tools or schemas. {instead}"
 )
 
 
-class ChatRagCache(Place, BaseChatModel):
-    """A model that answers from chunks, over a store in this process or a running service.
+class ChatRagCache(BackendConnection, BaseChatModel):
+    """A chat model that answers from chunks, with a store in this process or a running service.
 
-    ``store=`` or ``base_url=`` says where, as :class:`Place` has them.
+    ``store=`` or ``base_url=`` says which one, see :class:`BackendConnection`.
 
-    The last human message is the question. Chunks come from ``text-plain`` blocks
-    (:func:`rag_messages` makes them), from several text parts of the last human message, from
-    ``ToolMessage.artifact``, and from ``documents=`` at call or ``bind``; without any of these,
-    texts of stored chunks are found in what was said, which the report then says. A chunk that is
-    not stored yet is computed with its first question, and stored before the answer ends.
+    The last human message is the question. Chunks are ``text-plain`` blocks (:func:`rag_messages`
+    makes them), all but the last of several text parts of the last human message, documents in
+    ``ToolMessage.artifact``, and ``documents=`` of the call or of ``bind``. Without any of these,
+    the texts of stored chunks are searched for in the messages, and the report says so. A chunk
+    that is not stored yet is computed with its first question, and stored before the answer ends.
 
-    An empty list of documents says that there are none: nothing is looked for, and the question is
-    answered by itself, which the report's ``fallbacks`` say. ``require_chunks`` refuses a
-    question without any, with PromptError.
+    An empty list of documents means that there are none: no chunks are searched for, and the
+    question is answered without any, as the report's ``fallbacks`` say. With ``require_chunks`` a
+    question without chunks raises PromptError.
 
-    What else was said is not dropped: instructions, earlier turns and results of tools go before
-    the question, as :attr:`ragcache.langchain.chunk_parsing.Turn.text` says. They are computed for
-    every prompt; only chunks are reused. Tools cannot be called, nor images be seen.
+    Other messages are not dropped: instructions, earlier turns and tool results go before the
+    question (:attr:`ragcache.langchain.chunk_parsing.ParsedMessages.text`). They are computed for
+    every prompt; only chunks are reused. Tools and images are not supported.
 
     An answer's ``response_metadata["ragcache"]`` has the report: mode, TTFT, what was reused of
-    each chunk, and by which ways their ``boundaries`` came. Options that are None are left to the
-    settings of the store or service.
+    each chunk, and in ``boundaries`` the sources of the chunks. The settings of the store or
+    service give the values of options that are None.
     """
 
     mode: str | None = None
@@ -67,11 +67,11 @@ class ChatRagCache(Place, BaseChatModel):
     stop: list[str] | None = None
     timeout: float | None = None  # seconds
     streaming: bool = False
-    require_chunks: bool = False  # a question over none is refused, not answered by itself
+    require_chunks: bool = False  # refuse a question without chunks
 
     model_config = ConfigDict(extra="forbid")
 
-    _name: str = PrivateAttr(default="")  # what the model that answers calls itself
+    _name: str = PrivateAttr(default="")  # the name of the backend's model
 
     @property
     def _llm_type(self) -> str:
@@ -79,8 +79,10 @@ class ChatRagCache(Place, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        place = {"store": str(self.store)} if self.base_url is None else {"base_url": self.base_url}
-        return {**place, **{name: getattr(self, name) for name in _OPTIONS}}
+        connection = (
+            {"store": str(self.store)} if self.base_url is None else {"base_url": self.base_url}
+        )
+        return {**connection, **{name: getattr(self, name) for name in _OPTIONS}}
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -96,14 +98,14 @@ class ChatRagCache(Place, BaseChatModel):
         params["ls_model_name"] = kwargs.get("model") or self._name or self.model or "ragcache"
         return params
 
-    # What is traced of a call is said before its answer, so that the model's name must be known by
-    # then: these open what answers first.
+    # LangChain reads the parameters of a trace before the answer, so these methods first open the
+    # backend to know its model's name.
     def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
         self._name = self.backend.model_name()
         return super().generate(*args, **kwargs)
 
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
-        self._name = await (await self.opened()).amodel_name()
+        self._name = await (await self.aopen_backend()).amodel_name()
         return await super().agenerate(*args, **kwargs)
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[AIMessageChunk]:
@@ -111,33 +113,33 @@ class ChatRagCache(Place, BaseChatModel):
         yield from super().stream(*args, **kwargs)
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[AIMessageChunk]:
-        self._name = await (await self.opened()).amodel_name()
+        self._name = await (await self.aopen_backend()).amodel_name()
         async with aclosing(super().astream(*args, **kwargs)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece
 
     def bind(self, **kwargs: Any) -> Any:
-        """With these options at every call. TypeError for an unknown one."""
-        check_options(kwargs, _CALL | _LANGCHAINS, type(self))
+        """Bind options to every call. Raises TypeError for an unknown one."""
+        check_options(kwargs, _CALL_OPTIONS | _TRACE_OPTIONS, type(self))
         return super().bind(**kwargs)
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
-        """NotImplementedError: tools cannot be called."""
+        """Raises NotImplementedError: tools are not supported."""
         instead = (
-            "Call the tool in a step of the chain or graph, and give its documents to this model "
-            "(examples/langchain/agent.py does), or choose tools with another model."
+            "Call the tool in a step of the chain or graph and pass its documents to this model "
+            "(examples/langchain/agent.py), or let another model choose tools."
         )
         raise NotImplementedError(_NO_TOOLS.format(what="call tools", instead=instead))
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
-        """NotImplementedError: an answer is text."""
-        instead = "Parse its text with an output parser, or give it to another model to shape."
+        """Raises NotImplementedError: an answer is text."""
+        instead = "Parse its text with an output parser, or pass it to another model."
         raise NotImplementedError(_NO_TOOLS.format(what="follow a schema", instead=instead))
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The text's tokens, by the tokenizer of the model that answers: nothing is added to it.
+        """The text's tokens, by the tokenizer of the backend's model, without special tokens.
 
-        Over a service, PromptError for a text that is longer than the service counts.
+        A service raises PromptError for a text that is too long to count.
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
@@ -150,19 +152,18 @@ class ChatRagCache(Place, BaseChatModel):
         *,
         documents: Iterable[Any] | None = None,
     ) -> int:
-        """Tokens of the prompt that a call with these messages would make: its ``input_tokens``.
+        """The number of tokens of the prompt of these messages: the ``input_tokens`` of a call.
 
-        Messages that do not end with a question are counted as far as they go. Tools cannot be
-        given.
+        Messages without a question are counted as they are. Tools are not supported.
         """
         if tools:
             self.bind_tools(tools)
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages)
-        turn = read(messages, documents)
-        if not turn.ways:
-            turn = turn.matched(self.backend.known())
-        return self.backend.count(turn.wording, turn.chunks)
+        parsed = parse_messages(messages, documents)
+        if not parsed.sources:
+            parsed = parsed.match_known(self.backend.known_texts())
+        return self.backend.count(parsed.text_or_blank, parsed.chunks)
 
     def _generate(
         self,
@@ -171,10 +172,10 @@ class ChatRagCache(Place, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turn = _turn(messages, kwargs)
-        if not turn.ways:
-            turn = turn.matched(self.backend.known())
-        return _result(turn, *self.backend.ask(self._request(turn, stop, kwargs)))
+        parsed = _parse(messages, kwargs)
+        if not parsed.sources:
+            parsed = parsed.match_known(self.backend.known_texts())
+        return _result(parsed, *self.backend.ask(self._request(parsed, stop, kwargs)))
 
     async def _agenerate(
         self,
@@ -183,10 +184,10 @@ class ChatRagCache(Place, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        turn, backend = _turn(messages, kwargs), await self.opened()
-        if not turn.ways:
-            turn = turn.matched(await backend.aknown())
-        return _result(turn, *await backend.aask(self._request(turn, stop, kwargs)))
+        parsed, backend = _parse(messages, kwargs), await self.aopen_backend()
+        if not parsed.sources:
+            parsed = parsed.match_known(await backend.aknown_texts())
+        return _result(parsed, *await backend.aask(self._request(parsed, stop, kwargs)))
 
     def _stream(
         self,
@@ -195,12 +196,12 @@ class ChatRagCache(Place, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        turn = _turn(messages, kwargs)
-        if not turn.ways:
-            turn = turn.matched(self.backend.known())
-        with closing(self.backend.stream(self._request(turn, stop, kwargs))) as pieces:
+        parsed = _parse(messages, kwargs)
+        if not parsed.sources:
+            parsed = parsed.match_known(self.backend.known_texts())
+        with closing(self.backend.stream(self._request(parsed, stop, kwargs))) as pieces:
             for piece in pieces:
-                chunk = _piece(turn, piece)
+                chunk = _piece(parsed, piece)
                 if run_manager and chunk.text:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -212,66 +213,66 @@ class ChatRagCache(Place, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        turn, backend = _turn(messages, kwargs), await self.opened()
-        if not turn.ways:
-            turn = turn.matched(await backend.aknown())
-        async with aclosing(backend.astream(self._request(turn, stop, kwargs))) as pieces:
+        parsed, backend = _parse(messages, kwargs), await self.aopen_backend()
+        if not parsed.sources:
+            parsed = parsed.match_known(await backend.aknown_texts())
+        async with aclosing(backend.astream(self._request(parsed, stop, kwargs))) as pieces:
             async for piece in pieces:
-                chunk = _piece(turn, piece)
+                chunk = _piece(parsed, piece)
                 if run_manager and chunk.text:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
     def _request(
-        self, turn: Turn, stop: Sequence[str] | None, given: dict[str, Any]
+        self, parsed: ParsedMessages, stop: Sequence[str] | None, options: dict[str, Any]
     ) -> ChatRequest:
-        """What is asked: this call's options before the model's own. TypeError for unknown ones,
-        PromptError for a question over no documents where some are required."""
-        check_options(given, _CALL, type(self))
-        required = given.get("require_chunks")
-        if not turn.chunks and (self.require_chunks if required is None else required):
+        """The request of a call, whose options take precedence over the model's. Raises TypeError
+        for unknown options, and PromptError if chunks are required and there are none."""
+        check_options(options, _CALL_OPTIONS, type(self))
+        required = options.get("require_chunks")
+        if not parsed.chunks and (self.require_chunks if required is None else required):
             raise PromptError(
-                f"{_without(turn)}, and require_chunks refuses to answer from the question "
-                "alone: give documents, or leave it out"
+                f"{_no_chunks(parsed)}, and require_chunks refuses a question without chunks: give "
+                "documents, or leave require_chunks out"
             )
-        own = {name: getattr(self, name) for name in _OPTIONS}
-        called = {name: value for name, value in given.items() if name in _OPTIONS}
-        wanted = own | {name: value for name, value in called.items() if value is not None}
-        stops = self.stop if stop is None else stop
-        ends = () if stops is None else tuple(require_list(stops, "stop"))
-        return ChatRequest(turn.text, turn.chunks, stop=ends, **wanted)
+        fields = {name: getattr(self, name) for name in _OPTIONS}
+        called = {name: value for name, value in options.items() if name in _OPTIONS}
+        fields |= {name: value for name, value in called.items() if value is not None}
+        stop = self.stop if stop is None else stop
+        stop = () if stop is None else tuple(require_list(stop, "stop"))
+        return ChatRequest(parsed.text, parsed.chunks, stop=stop, **fields)
 
 
-def _turn(messages: Sequence[BaseMessage], given: dict[str, Any]) -> Turn:
-    return read(messages, given.get("documents"))
+def _parse(messages: Sequence[BaseMessage], options: dict[str, Any]) -> ParsedMessages:
+    return parse_messages(messages, options.get("documents"))
 
 
-def _without(turn: Turn) -> str:
-    """Of a turn without chunks: who says that there are none."""
-    if turn.ways:
-        return f"there are no documents: {' and '.join(turn.ways)} held none that has text"
-    return "there are no documents: no message brought any, and none was found in what was said"
+def _no_chunks(parsed: ParsedMessages) -> str:
+    """Why there are no chunks."""
+    if parsed.sources:
+        return f"there are no documents: {' and '.join(parsed.sources)} had none with text"
+    return "there are no documents: no message has any, and none was found in the messages' texts"
 
 
-def _result(turn: Turn, text: str, finished: Finished) -> ChatResult:
-    metadata = _metadata(turn, finished)
+def _result(parsed: ParsedMessages, text: str, metadata: AnswerMetadata) -> ChatResult:
+    response_metadata = _response_metadata(parsed, metadata)
     message = RagCacheMessage(
-        content=text, response_metadata=metadata, usage_metadata=_usage(finished)
+        content=text, response_metadata=response_metadata, usage_metadata=_usage(metadata)
     )
-    information = {"finish_reason": finished.finish_reason}
-    output = {name: metadata[name] for name in ("model_name", "ragcache")}
+    information = {"finish_reason": metadata.finish_reason}
+    output = {name: response_metadata[name] for name in ("model_name", "ragcache")}
     return ChatResult(
         generations=[ChatGeneration(message=message, generation_info=information)],
         llm_output=output,
     )
 
 
-def _piece(turn: Turn, piece: str | Finished) -> ChatGenerationChunk:
+def _piece(parsed: ParsedMessages, piece: str | AnswerMetadata) -> ChatGenerationChunk:
     if isinstance(piece, str):
         return ChatGenerationChunk(message=RagCacheMessageChunk(content=piece))
     last = RagCacheMessageChunk(
         content="",
-        response_metadata=_metadata(turn, piece),
+        response_metadata=_response_metadata(parsed, piece),
         usage_metadata=_usage(piece),
         chunk_position="last",
     )
@@ -279,38 +280,38 @@ def _piece(turn: Turn, piece: str | Finished) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=last, generation_info=information)
 
 
-def _usage(finished: Finished) -> UsageMetadata:
+def _usage(metadata: AnswerMetadata) -> UsageMetadata:
     return UsageMetadata(
-        input_tokens=finished.input_tokens,
-        output_tokens=finished.output_tokens,
-        total_tokens=finished.input_tokens + finished.output_tokens,
-        input_token_details=InputTokenDetails(cache_read=finished.cached_tokens),
+        input_tokens=metadata.input_tokens,
+        output_tokens=metadata.output_tokens,
+        total_tokens=metadata.input_tokens + metadata.output_tokens,
+        input_token_details=InputTokenDetails(cache_read=metadata.cached_tokens),
     )
 
 
-def _metadata(turn: Turn, finished: Finished) -> dict[str, Any]:
-    """The report calls chunks as their givers do, and says how their boundaries came."""
-    report = dict(finished.report)
+def _response_metadata(parsed: ParsedMessages, metadata: AnswerMetadata) -> dict[str, Any]:
+    """The message's metadata. Its report has the caller's ids of chunks, and their sources."""
+    report = dict(metadata.report)
     for name in ("chunks", "passages"):
-        if len(entries := report.get(name, ())) == len(turn.chunks):
+        if len(entries := report.get(name, ())) == len(parsed.chunks):
             report[name] = [
-                {**entry, "id": entry["id"] if given.id is None else given.id}
-                for entry, given in zip(entries, turn.chunks, strict=True)
+                {**entry, "id": entry["id"] if chunk.id is None else chunk.id}
+                for entry, chunk in zip(entries, parsed.chunks, strict=True)
             ]
     notes = []
-    if MATCHED in turn.ways:
+    if MATCHED in parsed.sources:
         notes.append(
-            f"{len(turn.chunks)} chunks were found by their texts in what was said, as no message "
-            "said where chunks begin: use rag_messages, or give documents="
+            f"{len(parsed.chunks)} chunks were found by their texts in the messages, as no message "
+            "marks its chunks: use rag_messages, or give documents="
         )
-    if turn.blank and turn.chunks:
-        notes.append(f"{turn.blank} of the documents given had no text, and were left out")
-    if not turn.chunks:
-        notes.append(f"{_without(turn)}, so the answer comes from the question alone")
+    if parsed.blank and parsed.chunks:
+        notes.append(f"{parsed.blank} of the documents had no text, and were left out")
+    if not parsed.chunks:
+        notes.append(f"{_no_chunks(parsed)}, so the answer comes from the question alone")
     report["fallbacks"] = [*report.get("fallbacks", ()), *notes]
     return {
-        "model_name": finished.model,
+        "model_name": metadata.model,
         "model_provider": "ragcache",
-        "finish_reason": finished.finish_reason,
-        "ragcache": {**report, "boundaries": list(turn.ways)},
+        "finish_reason": metadata.finish_reason,
+        "ragcache": {**report, "boundaries": list(parsed.sources)},
     }

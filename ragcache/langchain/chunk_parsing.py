@@ -1,10 +1,10 @@
-"""Where chunks begin and end in a list of messages, and what is asked about them.
+"""Finds the chunks and the question in a list of messages.
 
-Chunks come, in this order, from ``text-plain`` content blocks of any message, from several text
-parts of the last human message, from the artifacts of tool messages, and from documents that are
-given beside the messages. The same text is taken once, where it comes first. A list of documents
-that is empty says that there are none. Only where nothing says what the chunks are, texts of known
-chunks are looked for in what was said, and taken out of it.
+Chunks are, in this order, the ``text-plain`` content blocks of all messages, all but the last of
+several text parts of the last human message, the artifacts of tool messages, and the documents that
+are passed beside the messages. A text that occurs repeatedly is one chunk, at its first place. An
+empty list of documents means that there are no chunks. Only if none of these sources is present,
+the texts of known chunks are searched for in the messages, and removed from them.
 """
 
 from __future__ import annotations
@@ -29,95 +29,102 @@ from langchain_core.messages import (
 from ragcache.errors import PromptError
 from ragcache.util.list_argument import require_list
 
-#: The ways by which boundaries come, as reports name them.
+#: The sources of chunks, as reports name them in ``boundaries``.
 BLOCKS, PARTS, ARTIFACTS = "content blocks", "text parts", "tool artifacts"
 DOCUMENTS, MATCHED = "documents", "matched text"
 
-#: Blocks of a model's own messages that say how it came to its text, and no part of that.
-_OWN = {"reasoning", "thinking", "redacted_thinking", "tool_call", "tool_use", "tool_call_chunk"}
-#: In the ``additional_kwargs`` of a question that :func:`rag_messages` has made over no documents.
+#: Content blocks of a model's messages that are no part of its text.
+_SKIPPED_BLOCKS = {
+    "reasoning",
+    "thinking",
+    "redacted_thinking",
+    "tool_call",
+    "tool_use",
+    "tool_call_chunk",
+}
+#: Key in the ``additional_kwargs`` of a question that :func:`rag_messages` made without documents.
 NO_DOCUMENTS = "ragcache_no_documents"
-_HEAD = 16  # characters of a chunk that are looked up; shorter texts turn up by chance
+_HEAD = 16  # leading characters of a chunk that are looked up; shorter texts match by chance
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A chunk as it came. ``id``: what its giver calls it, if anything."""
+class InputChunk:
+    """A chunk of the messages or documents. ``id``: the caller's, if it has one."""
 
     text: str
     id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """The text of one message. ``speaker`` is empty for instructions."""
+class ContextMessage:
+    """The text of an instruction, an earlier turn or a tool result. ``role`` is empty for
+    instructions."""
 
-    speaker: str
+    role: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What is asked, over which chunks, and what was said besides."""
+class ParsedMessages:
+    """A question, its chunks, and the other messages."""
 
     question: str
-    besides: tuple[Said, ...]  # instructions, earlier turns, results of tools, in their order
-    chunks: tuple[Given, ...]
-    ways: tuple[str, ...]  # by which it was said what the chunks are, also that there are none
-    blank: int = 0  # chunks that were given without text, and left out
+    context: tuple[ContextMessage, ...]  # instructions, earlier turns and tool results, in order
+    chunks: tuple[InputChunk, ...]
+    sources: tuple[str, ...]  # of the chunks, or of the information that there are none
+    blank: int = 0  # chunks without text, which are left out
 
     @property
     def text(self) -> str:
-        """The question, behind a line for everything that was said besides.
+        """The other messages' texts, one per line, and then the question.
 
-        Instructions stand as they are, other lines begin with who said it: ``User:``,
-        ``Assistant:``, ``Tool:``, followed by the name where a message has one. Raises PromptError
-        where nothing is asked.
+        Lines begin with the role, ``User:``, ``Assistant:`` or ``Tool:``, and the name if a message
+        has one; instructions have no role. Raises PromptError if there is no question.
         """
         if not self.question.strip():
             raise PromptError(
-                "there is no question: end with a human message that has text of its own"
+                "there is no question: end with a human message that has text besides chunks"
             )
-        return self.wording
+        return self.text_or_blank
 
     @property
-    def wording(self) -> str:
-        """The same of messages that may end without a question."""
-        lines = [f"{s.speaker}: {s.text}" if s.speaker else s.text for s in self.besides]
+    def text_or_blank(self) -> str:
+        """The same for messages that may have no question."""
+        lines = [f"{m.role}: {m.text}" if m.role else m.text for m in self.context]
         return "\n\n".join(filter(None, ("\n".join(lines), self.question)))
 
-    def matched(self, known: KnownTexts) -> Turn:
-        """With the known chunks that its texts contain taken out of them."""
-        found: list[Given] = []
-        besides = []
-        for said in self.besides:
-            rest, chunks = known.cut(said.text)
+    def match_known(self, known: KnownTexts) -> ParsedMessages:
+        """Take known chunks out of the texts that contain them."""
+        found: list[InputChunk] = []
+        context = []
+        for message in self.context:
+            rest, chunks = known.cut(message.text)
             found += chunks
             if rest:
-                besides.append(replace(said, text=rest))
+                context.append(replace(message, text=rest))
         question, chunks = known.cut(self.question)
         found += chunks
         if not found:
             return self
-        return Turn(question, tuple(besides), tuple(_once(found)), (MATCHED,))
+        return ParsedMessages(question, tuple(context), tuple(_unique(found)), (MATCHED,))
 
 
 class KnownTexts:
-    """Texts of stored chunks, to be found in longer ones."""
+    """The texts of stored chunks, to be found in longer texts."""
 
-    def __init__(self, chunks: Iterable[Given] = ()) -> None:
-        self._by_head: dict[str, list[Given]] = {}
+    def __init__(self, chunks: Iterable[InputChunk] = ()) -> None:
+        self._by_head: dict[str, list[InputChunk]] = {}
         for chunk in chunks:
             text = chunk.text.strip()
             if len(text) >= _HEAD:
-                self._by_head.setdefault(text[:_HEAD], []).append(Given(text, chunk.id))
+                self._by_head.setdefault(text[:_HEAD], []).append(InputChunk(text, chunk.id))
         for same in self._by_head.values():
             same.sort(key=lambda chunk: -len(chunk.text))
 
-    def cut(self, text: str) -> tuple[str, list[Given]]:
-        """What is left of a text, and the chunks that stand in it whole, the longest first where
-        one begins as another does."""
-        found: list[Given] = []
+    def cut(self, text: str) -> tuple[str, list[InputChunk]]:
+        """Take known chunks out of a text: the rest of the text, and the chunks. Where several
+        chunks match at one place, the longest is taken."""
+        found: list[InputChunk] = []
         left: list[str] = []
         at = kept = 0
         while at <= len(text) - _HEAD:
@@ -135,29 +142,31 @@ class KnownTexts:
         return re.sub(r"\s*\n\s*\n\s*", "\n\n", rest).strip(), found
 
 
-def read(messages: Sequence[BaseMessage], documents: Iterable[Any] | None = None) -> Turn:
-    """The last human message is the question; everything else that was said is kept beside it.
+def parse_messages(
+    messages: Sequence[BaseMessage], documents: Iterable[Any] | None = None
+) -> ParsedMessages:
+    """Parse messages: the last human message is the question, and the others become its context.
 
-    A ``text-plain`` block's id is its chunk's; its title and context name it and are not shown to
-    the model. A tool message with documents as its artifact stands for these, so its content is
-    not repeated; nor is the call it answers. ``documents`` that are None were not given. Raises
-    PromptError for content of another kind, such as an image, and ConfigError for one document
-    that is in no list.
+    A ``text-plain`` block's id is its chunk's id; its title and context are not shown to the model.
+    If the artifact of a tool message is a list of documents, these are used in place of the
+    message's content; the tool call is dropped. ``documents`` may be None, which means that none
+    were passed. Raises PromptError for content of another type, such as an image, and ConfigError
+    for a single document that is not in a list.
     """
     last = max((n for n, m in enumerate(messages) if isinstance(m, HumanMessage)), default=None)
-    chunks: list[Given] = []
-    ways: list[str] = []
-    besides: list[Said] = []
+    chunks: list[InputChunk] = []
+    sources: list[str] = []
+    context: list[ContextMessage] = []
     question = ""
     for number, message in enumerate(messages):
         blocks, texts = _content(message)
         chunks += blocks
-        ways += [BLOCKS] * bool(blocks)
+        sources += [BLOCKS] * bool(blocks)
         if number == last:
-            ways += [BLOCKS] * (NO_DOCUMENTS in message.additional_kwargs)
+            sources += [BLOCKS] * (NO_DOCUMENTS in message.additional_kwargs)
             if len(texts) > 1 and not blocks:
-                chunks += map(Given, texts[:-1])
-                ways.append(PARTS)
+                chunks += map(InputChunk, texts[:-1])
+                sources.append(PARTS)
                 texts = texts[-1:]
             question = "\n".join(texts)
             if message.name:
@@ -165,25 +174,27 @@ def read(messages: Sequence[BaseMessage], documents: Iterable[Any] | None = None
             continue
         if isinstance(message, ToolMessage):
             found = _documents(message.artifact)
-            nothing_found = message.artifact == [] and not texts
-            ways += [ARTIFACTS] * bool(found or nothing_found)
+            empty = message.artifact == [] and not texts
+            sources += [ARTIFACTS] * bool(found or empty)
             if found:
                 chunks += found
                 continue
         if text := "\n".join(texts).strip():
-            besides.append(Said(_speaker(message), text))
+            context.append(ContextMessage(_role(message), text))
     if documents is not None:
-        chunks += map(_given, require_list(documents, "documents", Document))
-        ways.append(DOCUMENTS)
+        chunks += map(_input_chunk, require_list(documents, "documents", Document))
+        sources.append(DOCUMENTS)
     blank = sum(not chunk.text.strip() for chunk in chunks)
-    return Turn(question, tuple(besides), tuple(_once(chunks)), tuple(dict.fromkeys(ways)), blank)
+    return ParsedMessages(
+        question, tuple(context), tuple(_unique(chunks)), tuple(dict.fromkeys(sources)), blank
+    )
 
 
-def _content(message: BaseMessage) -> tuple[list[Given], list[str]]:
-    """Chunks and texts of one message."""
+def _content(message: BaseMessage) -> tuple[list[InputChunk], list[str]]:
+    """The chunks and the texts of one message."""
     if isinstance(message.content, str):
         return [], [message.content] if message.content.strip() else []
-    chunks: list[Given] = []
+    chunks: list[InputChunk] = []
     texts: list[str] = []
     for block in message.content:
         kind = "text" if isinstance(block, str) else block.get("type")
@@ -191,8 +202,8 @@ def _content(message: BaseMessage) -> tuple[list[Given], list[str]]:
             text = block if isinstance(block, str) else str(block.get("text", ""))
             texts += [text] if text.strip() else []
         elif kind == "text-plain":
-            chunks.append(_plain(block))
-        elif not (isinstance(message, AIMessage) and kind in _OWN):
+            chunks.append(_text_plain(block))
+        elif not (isinstance(message, AIMessage) and kind in _SKIPPED_BLOCKS):
             raise PromptError(
                 f"a message has content of type {kind!r}, which this model cannot read: give it "
                 "text, and chunks as text-plain blocks"
@@ -200,62 +211,64 @@ def _content(message: BaseMessage) -> tuple[list[Given], list[str]]:
     return chunks, texts
 
 
-def _plain(block: Mapping[str, Any]) -> Given:
+def _text_plain(block: Mapping[str, Any]) -> InputChunk:
     text = block.get("text")
     if text is None and "base64" in block:
         try:
             text = base64.b64decode(block["base64"], validate=True).decode()
         except (binascii.Error, UnicodeDecodeError) as error:
             raise PromptError(
-                f"a text-plain block's base64 is no text: {error}. Encode UTF-8, or give text."
+                f"a text-plain block's base64 is not text: {error}. Encode UTF-8, or give text."
             ) from error
     if not isinstance(text, str):
-        raise PromptError("a text-plain block has no text: nothing is fetched from URLs or files")
-    return Given(text, block.get("id"))
+        raise PromptError(
+            "a text-plain block has no text: give text or base64, since URLs and files are not read"
+        )
+    return InputChunk(text, block.get("id"))
 
 
-def _documents(artifact: Any) -> list[Given]:
-    """Those of a retriever tool's artifact; none where it is something else."""
+def _documents(artifact: Any) -> list[InputChunk]:
+    """The documents of a retriever tool's artifact; empty if it is something else."""
     if not isinstance(artifact, (list, tuple)):
         return []
     documents = [entry for entry in artifact if _is_document(entry)]
-    return list(map(_given, documents)) if len(documents) == len(artifact) else []
+    return list(map(_input_chunk, documents)) if len(documents) == len(artifact) else []
 
 
 def _is_document(entry: Any) -> bool:
-    # What was saved and loaded, as checkpoints of agents are, may have become a dictionary.
+    # A document that was saved and loaded, as in checkpoints of agents, may be a dictionary.
     return isinstance(entry, Document) or (isinstance(entry, Mapping) and "page_content" in entry)
 
 
-def _given(document: Any) -> Given:
+def _input_chunk(document: Any) -> InputChunk:
     if isinstance(document, str):
-        return Given(document)
+        return InputChunk(document)
     if isinstance(document, Document):
-        return Given(document.page_content, document.id)
+        return InputChunk(document.page_content, document.id)
     if isinstance(document, Mapping):
         text = document.get("text", document.get("page_content"))
         if isinstance(text, str):
-            return Given(text, document.get("id"))
+            return InputChunk(text, document.get("id"))
     raise PromptError(
-        f"{type(document).__name__} is no document: give Documents, strings, or "
+        f"{type(document).__name__} is not a document: give Documents, strings, or "
         'dictionaries with "text" and "id"'
     )
 
 
-def _once(chunks: Iterable[Given]) -> list[Given]:
-    """Those that have text, each text where it comes first."""
-    first: dict[str, Given] = {}
+def _unique(chunks: Iterable[InputChunk]) -> list[InputChunk]:
+    """The chunks that have text, each text at its first place."""
+    first: dict[str, InputChunk] = {}
     for chunk in chunks:
         if text := chunk.text.strip():
             first.setdefault(text, chunk)
     return list(first.values())
 
 
-def _speaker(message: BaseMessage) -> str:
+def _role(message: BaseMessage) -> str:
     if isinstance(message, SystemMessage):
         return ""
     kinds = {HumanMessage: "User", AIMessage: "Assistant", ToolMessage: "Tool"}
-    speaker = next((name for kind, name in kinds.items() if isinstance(message, kind)), "")
+    role = next((name for kind, name in kinds.items() if isinstance(message, kind)), "")
     if isinstance(message, ChatMessage):
-        speaker = message.role.capitalize()
-    return " ".join(filter(None, (speaker or message.type.capitalize(), message.name)))
+        role = message.role.capitalize()
+    return " ".join(filter(None, (role or message.type.capitalize(), message.name)))

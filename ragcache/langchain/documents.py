@@ -1,7 +1,7 @@
-"""LangChain's documents and ours: ids, and metadata that holds more than strings.
+"""Converts between LangChain's documents and the store's.
 
-A document of LangChain is one of ours, under the same id. Metadata that are strings are kept as
-they are, for whoever else reads the store; the rest is kept as JSON beside them.
+A LangChain document is stored under its own id. Metadata values that are strings are stored as they
+are, so that other readers of the store see them; all others are stored together as JSON.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ragcache.retriever.split import WHOLE
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.text import replace_surrogates_in
 from ragcache.types import Chunk
-from ragcache.types import Document as OurDocument
+from ragcache.types import Document as StoreDocument
 from ragcache.util.list_argument import require_list
 
-_JSON = "langchain"  # the key of what is no string
+_JSON = "langchain"  # the key of the values that are not strings
 _RESERVED = {_JSON, *WHOLE}
 
 
-def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
-    """Ours, called ``name``; ``whole``: one chunk, however long. SourceError for metadata that JSON
-    cannot hold."""
+def from_document(document: Document, name: str, *, whole: bool) -> StoreDocument:
+    """The document to store under the id ``name``. ``whole``: it is stored as one chunk, whatever
+    its length. Raises SourceError for metadata that JSON cannot represent."""
     plain: dict[str, str] = {}
     other: dict[str, Any] = {}
     for key, value in document.metadata.items():
@@ -40,40 +40,39 @@ def from_document(document: Document, name: str, *, whole: bool) -> OurDocument:
             plain[_JSON] = json.dumps(replace_surrogates_in(other), allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as error:
             raise SourceError(
-                f"the metadata of {name} cannot be kept: {error}. Give strings, numbers, lists "
-                "and dictionaries."
+                f"the metadata of {name} cannot be stored as JSON: {error}. Give strings, numbers, "
+                "lists and dictionaries."
             ) from error
-    return OurDocument(name, document.page_content, plain | (WHOLE if whole else {}))
+    return StoreDocument(name, document.page_content, plain | (WHOLE if whole else {}))
 
 
-def from_documents(documents: Iterable[Document]) -> Iterator[OurDocument]:
-    """What a loader gives, as documents that may be split: for ``RagCache.add`` and for
-    :mod:`ragcache.batch`.
+def from_documents(documents: Iterable[Document]) -> Iterator[StoreDocument]:
+    """A loader's documents for ``RagCache.add`` and :mod:`ragcache.batch`, which may split them.
 
-    One without an id is called by its ``source`` and its place among those of that source. Raises
-    SourceError for metadata that JSON cannot hold.
+    A document without an id gets its ``source`` and its number among the documents of that source
+    as its id. Raises SourceError for metadata that JSON cannot represent.
     """
-    places = Counter[str]()
+    numbers = Counter[str]()
     for document in require_list(documents, "documents", Document):
         source = str(document.metadata.get("source", "document"))
-        name = f"{source}#{places[source]}" if document.id is None else document.id
-        places[source] += 1
+        name = f"{source}#{numbers[source]}" if document.id is None else document.id
+        numbers[source] += 1
         yield from_document(document, name, whole=False)
 
 
 def as_document(catalog: Catalog, chunk: Chunk) -> Document:
-    """A chunk. One that is all of its document has its document's id; others are called
-    ``document#ordinal``."""
+    """A chunk as a LangChain document. The only chunk of a document has the document's id; other
+    chunks have the id ``document#ordinal``."""
     alone = len(catalog.rows_of(chunk.document)) == 1
     return Document(
         chunk.text,
         id=chunk.document if alone else chunk.id,
-        metadata=metadata(chunk.metadata),
+        metadata=langchain_metadata(chunk.metadata),
     )
 
 
-def metadata(kept: Mapping[str, str]) -> dict[str, Any]:
-    """LangChain's, of what :func:`from_document` has made of it."""
-    plain = {key: value for key, value in kept.items() if key not in _RESERVED}
-    other: dict[str, Any] = json.loads(kept.get(_JSON, "{}"))
+def langchain_metadata(stored: Mapping[str, str]) -> dict[str, Any]:
+    """The LangChain metadata that :func:`from_document` has stored."""
+    plain = {key: value for key, value in stored.items() if key not in _RESERVED}
+    other: dict[str, Any] = json.loads(stored.get(_JSON, "{}"))
     return plain | other

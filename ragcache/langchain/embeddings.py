@@ -1,31 +1,31 @@
-"""A store's embedder, as LangChain asks for one."""
+"""A store's embedder as LangChain's Embeddings."""
 
 from __future__ import annotations
 
 from langchain_core.embeddings import Embeddings
 
-from ragcache.langchain.local_backend import Local
+from ragcache.langchain.local_backend import LocalBackend
 from ragcache.rag import RagCache
 from ragcache.util.list_argument import require_list
 
 
 class StoreEmbeddings(Embeddings):
-    """The vectors that a store compares, of length 1."""
+    """The unit vectors that a store's index compares."""
 
-    def __init__(self, local: Local) -> None:
-        self.local = local
+    def __init__(self, backend: LocalBackend) -> None:
+        self.backend = backend
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return self.local.do(lambda cache: _embed(cache, texts))
+        return self.backend.run(lambda cache: _embed(cache, texts))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        return await self.local.ado(lambda cache: _embed(cache, texts))
+        return await self.backend.arun(lambda cache: _embed(cache, texts))
 
     def embed_query(self, text: str) -> list[float]:
-        return self.local.do(lambda cache: _question(cache, text))
+        return self.backend.run(lambda cache: _embed_query(cache, text))
 
     async def aembed_query(self, text: str) -> list[float]:
-        return await self.local.ado(lambda cache: _question(cache, text))
+        return await self.backend.arun(lambda cache: _embed_query(cache, text))
 
 
 def _embed(cache: RagCache, texts: list[str]) -> list[list[float]]:
@@ -34,6 +34,6 @@ def _embed(cache: RagCache, texts: list[str]) -> list[list[float]]:
     return vectors
 
 
-def _question(cache: RagCache, text: str) -> list[float]:
+def _embed_query(cache: RagCache, text: str) -> list[float]:
     vector: list[float] = cache.retriever.embed_question(text).tolist()
     return vector

@@ -1,4 +1,4 @@
-"""A running ragcache service, asked over HTTP."""
+"""The backend of a running ragcache service, over HTTP."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ import httpx
 from langchain_core.documents import Document
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
-from ragcache.langchain.backend import ChatRequest, Finished
-from ragcache.langchain.chunk_parsing import Given, KnownTexts
-from ragcache.langchain.documents import metadata
+from ragcache.langchain.backend import AnswerMetadata, ChatRequest
+from ragcache.langchain.chunk_parsing import InputChunk, KnownTexts
+from ragcache.langchain.documents import langchain_metadata
 from ragcache.text import replace_surrogates_in
 
-_WAIT_S = 60.0  # for an answer, where no timeout is given
-_BRIEFLY_S = 5.0  # for the model's name, which an answer can do without
-_KNOWN_S = 30.0  # for which a list of known chunks is taken for up to date
-_PAGE = 1000  # texts asked for at a time
-_AGAIN = {429, 503}  # busy: the service says when to come again
+_TIMEOUT_S = 60.0  # for an answer, by default
+_MODEL_TIMEOUT_S = 5.0  # for the model's name, which an answer does not need
+_TEXTS_TTL_S = 30.0  # of a list of known texts
+_PAGE = 1000  # texts per request
+_RETRY_STATUS = {429, 503}  # the service is busy; Retry-After says for how long
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
 
 
@@ -41,115 +41,117 @@ def _routes(base_url: str) -> str:
     return f"{url}/" if urlsplit(url).path else f"{url}/v1/"
 
 
-class Service:
+class HttpBackend:
     """A client of the service at ``base_url``, such as ``http://localhost:8000/v1``.
 
-    Where that has no path, ``/v1`` is added.
-
-    See :class:`ragcache.langchain.backend.Backend`. A service that is busy, or that cannot be
-    reached, is asked ``max_retries`` times more, when it says so or after a second. Raises
-    PromptError for a question that it refuses, ConfigError for a key that it does, TimeoutError,
-    and RagCacheError for whatever else keeps it from answering.
+    If the URL has no path, ``/v1`` is added. See :class:`ragcache.langchain.backend.Backend`. If
+    the service is busy or unreachable, a request is retried up to ``max_retries`` times, after the
+    time in Retry-After or one second. Raises PromptError for a question that the service refuses,
+    ConfigError for an API key that it refuses, TimeoutError, and RagCacheError for all other
+    failures.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, *, max_retries: int = 2) -> None:
         self.max_retries = max_retries
-        self._ssl = httpx.create_ssl_context()  # slow to make, so that clients share it
+        self._ssl = httpx.create_ssl_context()  # slow to create, so all clients share it
         self._options: dict[str, Any] = {
             "base_url": _routes(base_url),
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "verify": self._ssl,
-            "timeout": _WAIT_S,
+            "timeout": _TIMEOUT_S,
         }
         self._client = httpx.Client(**self._options)
         weakref.finalize(self, self._client.close)
-        self._known: tuple[float, KnownTexts] | None = None
+        self._texts: tuple[float, KnownTexts] | None = None
         self._model: str | None = None
 
-    def known(self) -> KnownTexts:
-        """A list of at most half a minute ago."""
-        if (known := self._fresh()) is None:
+    def known_texts(self) -> KnownTexts:
+        """See :class:`Backend`; cached for half a minute."""
+        if (known := self._cached_texts()) is None:
             pages: list[httpx.Response] = []
-            with _explained():
-                while more := _next(pages):
+            with _map_errors():
+                while more := _next_page(pages):
                     pages.append(self._client.get("texts", params=more))
-            known = self._keep(pages)
+            known = self._cache_texts(pages)
         return known
 
-    async def aknown(self) -> KnownTexts:
-        if (known := self._fresh()) is None:
+    async def aknown_texts(self) -> KnownTexts:
+        if (known := self._cached_texts()) is None:
             pages: list[httpx.Response] = []
-            with _explained():
+            with _map_errors():
                 async with httpx.AsyncClient(**self._options) as client:
-                    while more := _next(pages):
+                    while more := _next_page(pages):
                         pages.append(await client.get("texts", params=more))
-            known = self._keep(pages)
+            known = self._cache_texts(pages)
         return known
 
     def model_name(self) -> str:
-        """Asked once, and not again where the service does not say."""
+        """See :class:`Backend`; requested once, also if the service gives no name."""
         if self._model is None:
             with suppress(httpx.HTTPError):
-                self._model = _first_model(self._client.get("models", timeout=_BRIEFLY_S))
+                self._model = _first_model(self._client.get("models", timeout=_MODEL_TIMEOUT_S))
         return self._model or ""
 
     async def amodel_name(self) -> str:
         if self._model is None:
             with suppress(httpx.HTTPError):
                 async with httpx.AsyncClient(**self._options) as client:
-                    self._model = _first_model(await client.get("models", timeout=_BRIEFLY_S))
+                    self._model = _first_model(await client.get("models", timeout=_MODEL_TIMEOUT_S))
         return self._model or ""
 
     def token_ids(self, text: str) -> list[int]:
-        with self._asked(_Post("tokenize", {"text": text})) as response:
+        with self._post(_PostRequest("tokenize", {"text": text})) as response:
             tokens: list[int] = response.json()["tokens"]
             return tokens
 
-    def count(self, question: str, chunks: Sequence[Given]) -> int:
-        body = {"question": question, "documents": [given.text for given in chunks]}
-        with self._asked(_Post("tokenize", body)) as response:
+    def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
+        body = {"question": question, "documents": [chunk.text for chunk in chunks]}
+        with self._post(_PostRequest("tokenize", body)) as response:
             return int(response.json()["count"])
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        with self._asked(_search(question, k, neighbours)) as response:
+        with self._post(_search(question, k, neighbours)) as response:
             return _documents(response.json())
 
     async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        async with self._aasked(_search(question, k, neighbours)) as response:
+        async with self._apost(_search(question, k, neighbours)) as response:
             return _documents(json.loads(await response.aread()))
 
-    def ask(self, request: ChatRequest) -> tuple[str, Finished]:
-        """The whole answer at once."""
-        with self._asked(_chat(request, stream=False)) as response:
-            return _whole(response.json())
+    def ask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
+        """See :class:`Backend`; the answer comes as one response."""
+        with self._post(_chat(request, stream=False)) as response:
+            return _parse_completion(response.json())
 
-    async def aask(self, request: ChatRequest) -> tuple[str, Finished]:
-        async with self._aasked(_chat(request, stream=False)) as response:
-            return _whole(json.loads(await response.aread()))
+    async def aask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
+        async with self._apost(_chat(request, stream=False)) as response:
+            return _parse_completion(json.loads(await response.aread()))
 
-    def stream(self, request: ChatRequest) -> Generator[str | Finished, None, None]:
+    def stream(self, request: ChatRequest) -> Generator[str | AnswerMetadata, None, None]:
         events = _Events()
-        with self._asked(_chat(request, stream=True)) as response:
+        with self._post(_chat(request, stream=True)) as response:
             for line in response.iter_lines():
                 yield from events.read(line)
-        yield events.finished()
+        yield events.metadata()
 
-    async def astream(self, request: ChatRequest) -> AsyncGenerator[str | Finished, None]:
+    async def astream(self, request: ChatRequest) -> AsyncGenerator[str | AnswerMetadata, None]:
         events = _Events()
-        async with self._aasked(_chat(request, stream=True)) as response:
+        async with self._apost(_chat(request, stream=True)) as response:
             async for line in response.aiter_lines():
                 for piece in events.read(line):
                     yield piece
-        yield events.finished()
+        yield events.metadata()
 
     @contextmanager
-    def _asked(self, post: _Post) -> Iterator[httpx.Response]:
+    def _post(self, post: _PostRequest) -> Iterator[httpx.Response]:
         for left in range(self.max_retries, -1, -1):
             try:
-                with _explained(post.timeout), self._client.stream("POST", **post.args) as response:
+                with (
+                    _map_errors(post.timeout),
+                    self._client.stream("POST", **post.args) as response,
+                ):
                     if response.is_error:
                         response.read()
-                    if not (left and response.status_code in _AGAIN):
+                    if not (left and response.status_code in _RETRY_STATUS):
                         _check(response)
                         if not post.stream:
                             response.read()
@@ -163,16 +165,16 @@ class Service:
             time.sleep(pause)
 
     @asynccontextmanager
-    async def _aasked(self, post: _Post) -> AsyncIterator[httpx.Response]:
-        # A client belongs to one event loop, and LangChain asks from any: each has its own.
+    async def _apost(self, post: _PostRequest) -> AsyncIterator[httpx.Response]:
+        # An AsyncClient belongs to one event loop, and LangChain uses several: one for each call.
         async with httpx.AsyncClient(**self._options) as client:
             for left in range(self.max_retries, -1, -1):
                 try:
-                    with _explained(post.timeout):
+                    with _map_errors(post.timeout):
                         async with client.stream("POST", **post.args) as response:
                             if response.is_error:
                                 await response.aread()
-                            if not (left and response.status_code in _AGAIN):
+                            if not (left and response.status_code in _RETRY_STATUS):
                                 _check(response)
                                 yield response
                                 return
@@ -183,24 +185,24 @@ class Service:
                     pause = 1.0
                 await asyncio.sleep(pause)
 
-    def _fresh(self) -> KnownTexts | None:
-        if self._known is None or time.monotonic() - self._known[0] > _KNOWN_S:
+    def _cached_texts(self) -> KnownTexts | None:
+        if self._texts is None or time.monotonic() - self._texts[0] > _TEXTS_TTL_S:
             return None
-        return self._known[1]
+        return self._texts[1]
 
-    def _keep(self, pages: list[httpx.Response]) -> KnownTexts:
+    def _cache_texts(self, pages: list[httpx.Response]) -> KnownTexts:
         entries = [entry for page in pages for entry in page.json()["data"]]
-        known = KnownTexts(Given(entry["text"], entry["id"]) for entry in entries)
-        self._known = time.monotonic(), known
+        known = KnownTexts(InputChunk(entry["text"], entry["id"]) for entry in entries)
+        self._texts = time.monotonic(), known
         return known
 
 
 class _Unreachable(RagCacheError):
-    """There is nobody at that address."""
+    """No service listens at that address."""
 
 
 class _Events:
-    """Reads server-sent events: pieces as they come, the rest when they are through."""
+    """Parses server-sent events: pieces of text as they come, and the metadata at the end."""
 
     def __init__(self) -> None:
         self._last: dict[str, Any] = {}
@@ -211,7 +213,7 @@ class _Events:
             return
         event = json.loads(data)
         if "error" in event:
-            raise RagCacheError(f"the service gave up: {_message(event)}. Ask again")
+            raise RagCacheError(f"the service ended the answer: {_message(event)}. Try again")
         for name in ("model", "usage", "ragcache"):
             if event.get(name):
                 self._last[name] = event[name]
@@ -220,17 +222,17 @@ class _Events:
             if piece := (choice.get("delta") or {}).get("content"):
                 yield piece
 
-    def finished(self) -> Finished:
-        return _finished(self._last, self._reason)
+    def metadata(self) -> AnswerMetadata:
+        return _answer_metadata(self._last, self._reason)
 
 
 @dataclass(frozen=True, slots=True)
-class _Post:
+class _PostRequest:
     """A request to one of the service's routes."""
 
     url: str
     json: dict[str, Any]
-    timeout: float = _WAIT_S
+    timeout: float = _TIMEOUT_S
     stream: bool = False
 
     @property
@@ -239,31 +241,34 @@ class _Post:
 
 
 def _first_model(response: httpx.Response) -> str:
-    """The one that a list of models has; empty where it is no such list."""
+    """The first name in a list of models; empty if the response is no such list."""
     try:
         return "" if response.is_error else str(response.json()["data"][0]["id"])
     except (ValueError, LookupError, TypeError):
         return ""
 
 
-def _search(question: str, k: int | None, neighbours: int | None) -> _Post:
-    wanted = {"question": question, "top_k": k, "neighbours": neighbours}
-    return _Post("search", {name: value for name, value in wanted.items() if value is not None})
+def _search(question: str, k: int | None, neighbours: int | None) -> _PostRequest:
+    fields = {"question": question, "top_k": k, "neighbours": neighbours}
+    return _PostRequest(
+        "search", {name: value for name, value in fields.items() if value is not None}
+    )
 
 
 def _documents(body: Mapping[str, Any]) -> list[Document]:
-    """Named as :func:`ragcache.langchain.documents.as_document` does."""
+    """Passages as documents, with ids as :func:`ragcache.langchain.documents.as_document` makes
+    them."""
     return [
         Document(
             found["text"],
             id=found["document"] if found["chunks"] == 1 else found["id"],
-            metadata=metadata(found["metadata"]),
+            metadata=langchain_metadata(found["metadata"]),
         )
         for found in body["data"]
     ]
 
 
-def _chat(request: ChatRequest, *, stream: bool) -> _Post:
+def _chat(request: ChatRequest, *, stream: bool) -> _PostRequest:
     body: dict[str, Any] = {
         "model": request.model or "ragcache",
         "messages": [{"role": "user", "content": request.question}],
@@ -278,15 +283,15 @@ def _chat(request: ChatRequest, *, stream: bool) -> _Post:
     body |= {name: v for name in _SAMPLING if (v := getattr(request, name)) is not None}
     if request.stop:
         body["stop"] = list(request.stop)
-    wanted = {"mode": request.mode, "ratio": request.ratio}
-    if wanted := {name: value for name, value in wanted.items() if value is not None}:
-        body["ragcache"] = wanted
-    timeout = _WAIT_S if request.timeout is None else request.timeout
-    return _Post("chat/completions", body, timeout, stream)
+    options = {"mode": request.mode, "ratio": request.ratio}
+    if options := {name: value for name, value in options.items() if value is not None}:
+        body["ragcache"] = options
+    timeout = _TIMEOUT_S if request.timeout is None else request.timeout
+    return _PostRequest("chat/completions", body, timeout, stream)
 
 
 @contextmanager
-def _explained(seconds: float = _WAIT_S) -> Iterator[None]:
+def _map_errors(seconds: float = _TIMEOUT_S) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
@@ -296,11 +301,13 @@ def _explained(seconds: float = _WAIT_S) -> Iterator[None]:
             f"no service answers at {error.request.url}: {error}. Start one, or check base_url."
         ) from error
     except httpx.HTTPError as error:
-        raise RagCacheError(f"the service cannot be asked: {error}. Check base_url") from error
+        raise RagCacheError(
+            f"the request to the service failed: {error}. Check base_url"
+        ) from error
 
 
-def _next(pages: list[httpx.Response]) -> dict[str, int] | None:
-    """What to ask for behind these pages of texts; None behind the last. Raises as ``_check``."""
+def _next_page(pages: list[httpx.Response]) -> dict[str, int] | None:
+    """The query of the page of texts after these; None after the last. Raises as ``_check``."""
     if not pages:
         return {"limit": _PAGE}
     _check(pages[-1])
@@ -309,19 +316,19 @@ def _next(pages: list[httpx.Response]) -> dict[str, int] | None:
 
 
 def _check(response: httpx.Response) -> None:
-    """Raise what a status says; the body of an error has been read."""
+    """Raise the exception for an error response, whose body has been read."""
     if not response.is_error:
         return
     try:
         message = _message(response.json())
     except ValueError:
         message = response.text[:200]
-    said = f"the service answered {response.status_code}: {message}"
+    full = f"the service answered {response.status_code}: {message}"
     if response.status_code in {401, 403}:
-        raise ConfigError(f"{said}. Check api_key.")
+        raise ConfigError(f"{full}. Check api_key.")
     if response.status_code in {400, 413, 422}:
-        raise PromptError(said)
-    raise RagCacheError(said)
+        raise PromptError(full)
+    raise RagCacheError(full)
 
 
 def _message(body: Any) -> str:
@@ -331,17 +338,17 @@ def _message(body: Any) -> str:
 
 def _pause(response: httpx.Response) -> float:
     after = response.headers.get("Retry-After", "")
-    return min(float(after), _WAIT_S) if after.isdecimal() else 1.0
+    return min(float(after), _TIMEOUT_S) if after.isdecimal() else 1.0
 
 
-def _whole(body: dict[str, Any]) -> tuple[str, Finished]:
+def _parse_completion(body: dict[str, Any]) -> tuple[str, AnswerMetadata]:
     (choice,) = body["choices"]
-    return choice["message"]["content"] or "", _finished(body, choice.get("finish_reason"))
+    return choice["message"]["content"] or "", _answer_metadata(body, choice.get("finish_reason"))
 
 
-def _finished(body: Mapping[str, Any], reason: str | None) -> Finished:
+def _answer_metadata(body: Mapping[str, Any], reason: str | None) -> AnswerMetadata:
     usage = body.get("usage") or {}
-    return Finished(
+    return AnswerMetadata(
         model=body.get("model") or "ragcache",
         finish_reason="length" if reason == "length" else "stop",
         input_tokens=usage.get("prompt_tokens", 0),

@@ -1,7 +1,7 @@
-"""A store in this process: one thread for all of its work, whoever asks.
+"""The backend of a store in this process: all of its work is done on one thread.
 
-The engine, its tokenizer and the embedder take one thing at a time, while LangChain asks from pools
-of threads and from event loops. So everything that needs them is handed to a scheduler's thread.
+The engine, its tokenizer and the embedder are not thread-safe, while LangChain calls from thread
+pools and event loops. So all work that needs them runs on a scheduler's thread.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 
 from langchain_core.documents import Document
 
-from ragcache.api.counting import prompt_counts
-from ragcache.api.scheduler import Scheduler, TooLate
+from ragcache.api.scheduler import Scheduler
 from ragcache.api.serialize import report_json
+from ragcache.api.ticket_queue import DeadlineExceeded
+from ragcache.api.token_counts import count_prompt
 from ragcache.core.request import Request
 from ragcache.errors import ConfigError
-from ragcache.langchain.backend import ChatRequest, Finished
-from ragcache.langchain.chunk_parsing import Given, KnownTexts
+from ragcache.langchain.backend import AnswerMetadata, ChatRequest
+from ragcache.langchain.chunk_parsing import InputChunk, KnownTexts
 from ragcache.langchain.documents import as_document
 from ragcache.models.trusted_names import absolute_name
 from ragcache.rag import RagCache
@@ -32,79 +33,79 @@ from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.types import Answer, Chunk, Sampling
 
-Result = TypeVar("Result")
-Run = Callable[[Callable[[], None]], Iterator[Any]]
+_Result = TypeVar("_Result")
+_Run = Callable[[Callable[[], None]], Iterator[Any]]
 
-_QUEUE = 1 << 20  # whoever batches in this process waits: nobody is sent away
+_QUEUE = 1 << 20  # requests: callers in this process wait, and none is refused
 
-#: A folder can be opened once in a process, so all who name it share it for as long as any of them
-#: lives.
-_OPEN: weakref.WeakValueDictionary[Path, Local] = weakref.WeakValueDictionary()
+#: A folder can be opened only once in a process, so all objects that name it share one backend for
+#: as long as any of them lives.
+_OPEN: weakref.WeakValueDictionary[Path, LocalBackend] = weakref.WeakValueDictionary()
 _OPENING = threading.Lock()
 
 
-class Local:
+class LocalBackend:
     """A RagCache and the thread that its work is done on. See :class:`Backend`.
 
-    An open RagCache stays its owner's to close; a folder is closed when the last one who uses it
-    is gone, or the process ends.
+    An open RagCache is left to its owner to close; a folder is closed when the last object that
+    uses it is deleted, or the process ends.
     """
 
     def __init__(self, cache: RagCache, *, owned: bool) -> None:
         self.cache = cache
         self.scheduler = Scheduler(queue=_QUEUE)
-        self._known: tuple[int, KnownTexts] = (-1, KnownTexts())
+        self._texts: tuple[int, KnownTexts] = (-1, KnownTexts())
         weakref.finalize(self, _close, self.scheduler, cache if owned else None)
 
     @classmethod
-    def of(cls, store: Any, model: str = "", settings: Settings | None = None) -> Local:
-        """Of a folder, an open RagCache, or anything of this package that has a store.
+    def open(
+        cls, store: str | Path | RagCache, model: str = "", settings: Settings | None = None
+    ) -> LocalBackend:
+        """The backend of a store's folder, or of an open RagCache.
 
         ``model`` and ``settings`` are for a folder that is not open yet. Raises what
-        :meth:`RagCache.open` raises, and ConfigError for a store that is none.
+        :meth:`RagCache.open` raises, and ConfigError for a ``store`` of another type.
         """
-        if isinstance(local := getattr(store, "local", store), Local):
-            return local
         with _OPENING:
             if isinstance(store, RagCache):
                 path = store.store.tables.path.resolve()
-                known = _OPEN.get(path)
-                if known is None or known.cache is not store:
-                    known = _OPEN[path] = cls(store, owned=False)
-                return known
+                backend = _OPEN.get(path)
+                if backend is None or backend.cache is not store:
+                    backend = _OPEN[path] = cls(store, owned=False)
+                return backend
             if not isinstance(store, (str, Path)):
                 raise ConfigError(
                     f"store is a {type(store).__name__}: give the folder of a store, an open "
                     "RagCache, or a RagCacheVectorStore"
                 )
             path = Path(store).resolve()
-            known = _OPEN.get(path)
-            if known is None:
+            backend = _OPEN.get(path)
+            if backend is None:
                 cache = RagCache.open(path, model or None, settings)
-                known = _OPEN[path] = cls(cache, owned=True)
-            return known
+                backend = _OPEN[path] = cls(cache, owned=True)
+            return backend
 
-    def do(self, work: Callable[[RagCache], Result]) -> Result:
-        """Do this where the engine works, and wait for it. Raises what it raises."""
+    def run(self, work: Callable[[RagCache], _Result]) -> _Result:
+        """Call ``work`` on the engine's thread and return its result. Raises what it raises."""
         (result,) = self._pieces(lambda _: map(work, [self.cache]))
         return result  # type: ignore[no-any-return]
 
-    async def ado(self, work: Callable[[RagCache], Result]) -> Result:
-        """The same without blocking the event loop."""
+    async def arun(self, work: Callable[[RagCache], _Result]) -> _Result:
+        """The same, without blocking the event loop."""
         (result,) = [piece async for piece in self._apieces(lambda _: map(work, [self.cache]))]
         return result  # type: ignore[no-any-return]
 
-    def known(self) -> KnownTexts:
-        """See :class:`Backend`. Read anew when documents have changed."""
+    def known_texts(self) -> KnownTexts:
+        """See :class:`Backend`; read again when documents have changed."""
         catalog = self.cache.catalog
-        generation, known = self._known
+        generation, known = self._texts
         if generation != (now := catalog.generation):
-            known = KnownTexts(_stored(catalog))
-            self._known = now, known
+            known = KnownTexts(_stored_chunks(catalog))
+            self._texts = now, known
         return known
 
-    async def aknown(self) -> KnownTexts:
-        return await asyncio.to_thread(self.known)
+    async def aknown_texts(self) -> KnownTexts:
+        return await asyncio.to_thread(self.known_texts)
 
     def model_name(self) -> str:
         return self.cache.engine.name
@@ -113,45 +114,45 @@ class Local:
         return self.model_name()
 
     def token_ids(self, text: str) -> list[int]:
-        return self.do(lambda cache: list(cache.engine.tokenize(text)))
+        return self.run(lambda cache: list(cache.engine.tokenize(text)))
 
-    def count(self, question: str, chunks: Sequence[Given]) -> int:
-        texts = [given.text for given in chunks]
-        return self.do(lambda cache: prompt_counts(cache.template, question, texts).count)
+    def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
+        texts = [chunk.text for chunk in chunks]
+        return self.run(lambda cache: count_prompt(cache.template, question, texts).count)
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        return self.do(lambda cache: _found(cache, question, k, neighbours))
+        return self.run(lambda cache: _retrieve(cache, question, k, neighbours))
 
     async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        return await self.ado(lambda cache: _found(cache, question, k, neighbours))
+        return await self.arun(lambda cache: _retrieve(cache, question, k, neighbours))
 
-    def ask(self, request: ChatRequest) -> tuple[str, Finished]:
-        *pieces, finished = self._pieces(self._answer(request), request.timeout)
-        return "".join(pieces), finished
+    def ask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
+        *pieces, metadata = self._pieces(self._answer(request), request.timeout)
+        return "".join(pieces), metadata
 
-    async def aask(self, request: ChatRequest) -> tuple[str, Finished]:
-        told = [piece async for piece in self._apieces(self._answer(request), request.timeout)]
-        return "".join(told[:-1]), told[-1]
+    async def aask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
+        items = [piece async for piece in self._apieces(self._answer(request), request.timeout)]
+        return "".join(items[:-1]), items[-1]
 
-    def stream(self, request: ChatRequest) -> Generator[str | Finished, None, None]:
+    def stream(self, request: ChatRequest) -> Generator[str | AnswerMetadata, None, None]:
         with closing(self._pieces(self._answer(request), request.timeout)) as pieces:
             yield from pieces
 
-    async def astream(self, request: ChatRequest) -> AsyncGenerator[str | Finished, None]:
+    async def astream(self, request: ChatRequest) -> AsyncGenerator[str | AnswerMetadata, None]:
         async with aclosing(self._apieces(self._answer(request), request.timeout)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    def _answer(self, request: ChatRequest) -> Run:
-        """KV of chunks that are not stored yet is stored before the end is told: whoever asks the
-        same thing next finds it."""
+    def _answer(self, request: ChatRequest) -> _Run:
+        """Generates an answer. The KV of chunks that are not stored yet is stored before the answer
+        ends, so that the next request finds it."""
 
-        def run(check: Callable[[], None]) -> Generator[str | Finished, None, None]:
+        def run(check: Callable[[], None]) -> Generator[str | AnswerMetadata, None, None]:
             self._check_model(request.model)
             stream = self.cache.generate(
                 Request(
                     request.question,
-                    chunks=[_chunk(given, n) for n, given in enumerate(request.chunks)],
+                    chunks=[_chunk(chunk, n) for n, chunk in enumerate(request.chunks)],
                     mode=request.mode,
                     ratio=request.ratio,
                     sampling=self._sampling(request),
@@ -159,16 +160,16 @@ class Local:
                 )
             )
             yield from stream
-            yield self._finished(stream.answer)
+            yield self._metadata(stream.answer)
 
         return run
 
     def _check_model(self, model: str) -> None:
-        ours = {"", self.cache.engine.name, self.cache.catalog.get_setting("model") or ""}
-        if not {model, absolute_name(model)} & ours:
+        names = {"", self.cache.engine.name, self.cache.catalog.get_setting("model") or ""}
+        if not {model, absolute_name(model)} & names:
             raise ConfigError(
-                f"model {model!r} is asked for, but {self.cache.engine.name} is open: name the "
-                "model where the store is opened first"
+                f"model {model!r} is requested, but the store was opened with "
+                f"{self.cache.engine.name}: give the model where the store is opened first"
             )
 
     def _sampling(self, request: ChatRequest) -> Sampling:
@@ -181,90 +182,95 @@ class Local:
             seed=request.seed,
         )
 
-    def _finished(self, answer: Answer) -> Finished:
-        r = answer.report
-        return Finished(
+    def _metadata(self, answer: Answer) -> AnswerMetadata:
+        report = answer.report
+        return AnswerMetadata(
             model=self.cache.engine.name,
             finish_reason="length" if answer.stopped == "length" else "stop",
-            input_tokens=r.prefix_tokens + r.chunk_tokens + r.question_tokens,
-            cached_tokens=r.reused_tokens,
+            input_tokens=report.prefix_tokens + report.chunk_tokens + report.question_tokens,
+            cached_tokens=report.reused_tokens,
             output_tokens=len(answer.tokens),
-            report=json.loads(json.dumps(report_json(answer))),  # lists, as the service answers
+            report=json.loads(
+                json.dumps(report_json(answer))
+            ),  # tuples become lists, as in the service's response
         )
 
-    def _pieces(self, run: Run, seconds: float | None = None) -> Generator[Any, None, None]:
-        told: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    def _pieces(self, run: _Run, seconds: float | None = None) -> Generator[Any, None, None]:
+        events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         ticket = self.scheduler.submit(
-            "", _once(run), lambda *what: told.put(what), seconds=seconds
+            "", _once(run), lambda *event: events.put(event), seconds=seconds
         )
         try:
-            while (piece := _next(*told.get(), seconds)) is not _DONE:
+            while (piece := _next(*events.get(), seconds)) is not _DONE:
                 yield piece
         finally:
-            ticket.give_up()
+            ticket.cancel()
 
-    async def _apieces(self, run: Run, seconds: float | None = None) -> AsyncGenerator[Any, None]:
+    async def _apieces(self, run: _Run, seconds: float | None = None) -> AsyncGenerator[Any, None]:
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
-        def tell(*what: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(told.put_nowait, what)
+        def on_event(*event: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
-        ticket = self.scheduler.submit("", _once(run), tell, seconds=seconds)
+        ticket = self.scheduler.submit("", _once(run), on_event, seconds=seconds)
         try:
-            while (piece := _next(*(await told.get()), seconds)) is not _DONE:
+            while (piece := _next(*(await events.get()), seconds)) is not _DONE:
                 yield piece
         finally:
-            ticket.give_up()
+            ticket.cancel()
 
 
 _DONE = object()
 
 
-def _once(run: Run) -> Run:
-    """Nothing that is done may keep its Local alive: the scheduler remembers its last ticket."""
+def _once(run: _Run) -> _Run:
+    """``run``, without a reference that would keep its LocalBackend alive once it has run: the
+    scheduler keeps its last ticket."""
     runs = [run]
     return lambda check: runs.pop()(check)
 
 
-def _next(how: str, what: Any, seconds: float | None) -> Any:
-    """The piece that was told, or the end; raises what went wrong."""
-    if how == "piece":
-        return what
-    if how == "done":
+def _next(kind: str, value: Any, seconds: float | None) -> Any:
+    """The piece of an event, or _DONE; raises the exception of a failed request."""
+    if kind == "piece":
+        return value
+    if kind == "done":
         return _DONE
-    if isinstance(what, TooLate):
-        raise TimeoutError(f"there was no answer within {seconds} seconds") from what
-    raise what
+    if isinstance(value, DeadlineExceeded):
+        raise TimeoutError(f"there was no answer within {seconds} seconds") from value
+    raise value
 
 
-def _found(cache: RagCache, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+def _retrieve(
+    cache: RagCache, question: str, k: int | None, neighbours: int | None
+) -> list[Document]:
     passages = cache.retrieve(question, k, neighbours)
     return [as_document(cache.catalog, passage.chunk) for passage in passages]
 
 
-def _chunk(given: Given, number: int) -> Chunk:
-    """Named as its giver does; ``document#ordinal`` is how chunks of a split document are."""
-    if given.id is None:
-        return Chunk("given", number, given.text)
-    document, mark, ordinal = given.id.rpartition("#")
+def _chunk(chunk: InputChunk, number: int) -> Chunk:
+    """Keeps the caller's id; ``document#ordinal`` is the id of a split document's chunk."""
+    if chunk.id is None:
+        return Chunk("given", number, chunk.text)
+    document, mark, ordinal = chunk.id.rpartition("#")
     if mark and ordinal.isdecimal():
-        return Chunk(document, int(ordinal), given.text)
-    return Chunk(given.id, 0, given.text)
+        return Chunk(document, int(ordinal), chunk.text)
+    return Chunk(chunk.id, 0, chunk.text)
 
 
-def _stored(catalog: Catalog) -> Iterator[Given]:
-    """All chunks, called as :func:`ragcache.langchain.documents.as_document` does."""
+def _stored_chunks(catalog: Catalog) -> Iterator[InputChunk]:
+    """All chunks, with ids as :func:`ragcache.langchain.documents.as_document` makes them."""
     for entry in catalog.entries():
-        with suppress(KeyError):  # deleted or replaced meanwhile: its rows are gone
+        with suppress(KeyError):  # deleted or replaced meanwhile
             for chunk in catalog.chunks(catalog.rows_of(entry.id)):
-                yield Given(chunk.text, entry.id if entry.chunks == 1 else chunk.id)
+                yield InputChunk(chunk.text, entry.id if entry.chunks == 1 else chunk.id)
 
 
 def _close(scheduler: Scheduler, cache: RagCache | None) -> None:
     if threading.current_thread().name.startswith("ragcache-"):
-        # Memory may be collected on any thread; one of the scheduler's cannot wait for itself.
+        # The finalizer may run on any thread, and a thread of the scheduler cannot wait for itself.
         threading.Thread(target=_close, args=(scheduler, cache)).start()
         return
     scheduler.close()

@@ -1,4 +1,4 @@
-"""Messages in and out: a question over documents, and answers that show what they reused."""
+"""Messages: a question with its documents, and answers that show in notebooks what they reused."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 
 from ragcache.errors import PromptError
 from ragcache.langchain.chunk_parsing import NO_DOCUMENTS
-from ragcache.langchain.heat import heat_map
+from ragcache.langchain.notebook_html import report_html
 from ragcache.util.list_argument import require_list
 
 
 def rag_messages(
     question: str | Mapping[str, Any], documents: Iterable[Document | str] | None = None
 ) -> list[BaseMessage]:
-    """A question over documents: one human message, with a ``text-plain`` block for each document.
+    """A question with documents: one human message with a ``text-plain`` block for each document.
 
-    A block has its document's text, id and, as ``title``, that of its metadata. A list of documents
-    that is empty is kept too: nothing else is then looked for. In a chain the question comes as a
-    mapping with ``question`` and ``documents``; its ``history``, messages of earlier turns, goes
-    before. Raises PromptError where it has no question, and ConfigError for documents that are no
-    list, such as texts that were joined.
+    A block has its document's text and id, and as ``title`` the one in its metadata. An empty list
+    of documents is recorded in the message: no chunks are then searched for. In a chain the
+    question may be a mapping with ``question`` and ``documents``; the messages in its ``history``
+    go before. Raises PromptError if there is no question, and ConfigError for documents that are
+    not a list, such as one joined text.
 
     >>> rag_messages("Where?", [Document("In Oslo.", id="holt")])[0].content[0]["text"]
     'In Oslo.'
     """
     history: Sequence[BaseMessage] = ()
     if isinstance(question, Mapping):
-        given = question
-        question = given.get("question", "")
-        if "documents" in given:
-            documents = require_list(given["documents"], "documents", Document)
-        history = given.get("history", ())
+        inputs = question
+        question = inputs.get("question", "")
+        if "documents" in inputs:
+            documents = require_list(inputs["documents"], "documents", Document)
+        history = inputs.get("history", ())
     if not isinstance(question, str) or not question.strip():
         raise PromptError('there is no question: give a string, or a mapping with "question"')
     blocks: list[str | dict[str, Any]] = []
     if documents is not None:
         blocks += map(_block, require_list(documents, "documents", Document))
-    nothing = {NO_DOCUMENTS: True} if documents is not None and not blocks else {}
-    asked: list[str | dict[str, Any]] = [*blocks, {"type": "text", "text": question}]
-    return [*history, HumanMessage(asked, additional_kwargs=nothing)]
+    marker = {NO_DOCUMENTS: True} if documents is not None and not blocks else {}
+    content: list[str | dict[str, Any]] = [*blocks, {"type": "text", "text": question}]
+    return [*history, HumanMessage(content, additional_kwargs=marker)]
 
 
 def _block(document: Document | str) -> dict[str, Any]:
@@ -57,27 +57,27 @@ def _block(document: Document | str) -> dict[str, Any]:
     }
 
 
-class _Shown:
-    """Drawn in a notebook: the text, and what was reused of every chunk."""
+class _NotebookDisplay:
+    """Shown in a notebook as its text and its report."""
 
     content: Any
     response_metadata: dict[str, Any]
 
     def _repr_html_(self) -> str | None:
         report = self.response_metadata.get("ragcache")
-        return heat_map(str(self.text), report) if report else None  # type: ignore[attr-defined]
+        return report_html(str(self.text), report) if report else None  # type: ignore[attr-defined]
 
 
-class RagCacheMessage(_Shown, AIMessage):
-    """An answer. Saved and loaded it is an AIMessage: all it adds is how it is shown."""
+class RagCacheMessage(_NotebookDisplay, AIMessage):
+    """An answer. It is serialized as an AIMessage, since it only adds the display in notebooks."""
 
     @classmethod
     def lc_id(cls) -> list[str]:
         return AIMessage.lc_id()
 
 
-class RagCacheMessageChunk(_Shown, AIMessageChunk):
-    """A piece of an answer; their sum is shown as the whole is."""
+class RagCacheMessageChunk(_NotebookDisplay, AIMessageChunk):
+    """A piece of an answer; the sum of all pieces is displayed like the whole answer."""
 
     @classmethod
     def lc_id(cls) -> list[str]:

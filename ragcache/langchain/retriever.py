@@ -1,4 +1,4 @@
-"""The retriever that questions from the command line and the service go through."""
+"""LangChain's retriever interface to a store or service."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
-from ragcache.langchain.connection import Place
+from ragcache.langchain.connection import BackendConnection
 
 
-class RagCacheRetriever(Place, BaseRetriever):
-    """The ``k`` chunks of a store that are nearest to a question, as :meth:`RagCache.retrieve`.
+class RagCacheRetriever(BackendConnection, BaseRetriever):
+    """Retrieves the ``k`` chunks nearest to a question, as :meth:`RagCache.retrieve` does.
 
-    Of a document that was split, ``neighbours`` chunks before and after each of them come along,
-    and its chunks stay together and in order: what one refers back to stands before it. Documents
-    that are one chunk have no neighbours. Both may be given when it is made and when it is invoked;
-    None takes the settings of the store or service. ``store=`` or ``base_url=`` says where, as
-    :class:`Place` has them.
+    It adds ``neighbours`` chunks before and after each of them from the same document, and keeps a
+    document's chunks together and in order, so that text follows what it refers to. Both may be
+    given to the constructor and to ``invoke``; None takes the settings of the store or service.
+    ``store=`` or ``base_url=`` says which one, see :class:`BackendConnection`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,7 +35,7 @@ class RagCacheRetriever(Place, BaseRetriever):
         k: int | None = None,
         neighbours: int | None = None,
     ) -> list[Document]:
-        return self.backend.search(query, *self._wanted(k, neighbours))
+        return self.backend.search(query, *self._options(k, neighbours))
 
     async def _aget_relevant_documents(
         self,
@@ -46,11 +45,11 @@ class RagCacheRetriever(Place, BaseRetriever):
         k: int | None = None,
         neighbours: int | None = None,
     ) -> list[Document]:
-        backend = await self.opened()
-        return await backend.asearch(query, *self._wanted(k, neighbours))
+        backend = await self.aopen_backend()
+        return await backend.asearch(query, *self._options(k, neighbours))
 
-    def _wanted(self, k: int | None, neighbours: int | None) -> tuple[int | None, int | None]:
-        """What a call says before what was said when it was made."""
+    def _options(self, k: int | None, neighbours: int | None) -> tuple[int | None, int | None]:
+        """A call's options, or else those of the constructor."""
         return (
             self.k if k is None else k,
             self.neighbours if neighbours is None else neighbours,

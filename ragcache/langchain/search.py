@@ -1,4 +1,4 @@
-"""Finding and deleting documents of a store, for the vector store: done where its work is done."""
+"""Search and deletion for the vector store, to run on the backend's thread."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from ragcache.langchain.documents import as_document
 from ragcache.rag import RagCache
 from ragcache.util.list_argument import require_list
 
-#: Metadata and the values that they must have, or a question about a document.
+#: Metadata values that a document must have, or a predicate of a document.
 Filter = Mapping[str, Any] | Callable[[Document], bool]
-Query = str | NDArray[np.float32]
+_Query = str | NDArray[np.float32]
 
 
-def remove(cache: RagCache, ids: Sequence[str] | None) -> bool:
-    """Delete documents, or all; ConfigError, and nothing is deleted, for the id of a mere chunk."""
+def delete_documents(cache: RagCache, ids: Sequence[str] | None) -> bool:
+    """Delete documents; None: all of them. Raises ConfigError, and deletes nothing, for the id of a
+    chunk."""
     ids = [e.id for e in cache.documents()] if ids is None else list(require_list(ids, "ids"))
     for name in ids:
         document, ordinal = _parts(name)
         if ordinal is not None and cache.catalog.entry(name) is None:
             if len(cache.catalog.rows_of(document)) > ordinal:
                 raise ConfigError(
-                    f"{name} is a chunk of {document!r}: delete that document, or add it anew "
-                    "without what should go"
+                    f"{name} is a chunk of {document!r}: delete that document, or add it again "
+                    "without this text"
                 )
     cache.delete(ids)
     return True
 
 
-def named_so(cache: RagCache, ids: Sequence[str]) -> list[Document]:
-    """Of every id its document, as its chunks; or the chunk that is called so."""
+def get_by_ids(cache: RagCache, ids: Sequence[str]) -> list[Document]:
+    """The chunks of each document with one of these ids, and the chunks with one of these ids."""
     catalog = cache.catalog
     catalog.expire(time.time())
     found = []
@@ -56,9 +57,9 @@ def _parts(name: str) -> tuple[str, int | None]:
 
 
 def _search(
-    cache: RagCache, query: Query, k: int, filter: Filter | None
+    cache: RagCache, query: _Query, k: int, filter: Filter | None
 ) -> list[tuple[int, Document, float]]:
-    """Rows, documents and cosines of the k most similar that the filter lets through."""
+    """Rows, documents and cosine similarities of the ``k`` most similar that pass the filter."""
     cache.catalog.expire(time.time())
     fetch = k if filter is None else 4 * k
     while True:
@@ -73,15 +74,15 @@ def _search(
         fetch *= 4
 
 
-def scored(
-    cache: RagCache, query: Query, k: int, filter: Filter | None
+def search_with_scores(
+    cache: RagCache, query: _Query, k: int, filter: Filter | None
 ) -> list[tuple[Document, float]]:
-    """Documents and cosines, the most similar first."""
+    """Documents and cosine similarities, the most similar first."""
     return [(document, score) for _, document, score in _search(cache, query, k, filter)]
 
 
-def diverse(
-    cache: RagCache, query: Query, k: int, fetch_k: int, lambda_mult: float, filter: Filter | None
+def search_mmr(
+    cache: RagCache, query: _Query, k: int, fetch_k: int, lambda_mult: float, filter: Filter | None
 ) -> list[Document]:
     """Maximal marginal relevance among the ``fetch_k`` most similar."""
     found = _search(cache, query, max(k, fetch_k), filter)
@@ -99,8 +100,8 @@ def _passes(document: Document, filter: Filter) -> bool:
     return all(document.metadata.get(key, missing) == value for key, value in filter.items())
 
 
-def unit(embedding: Sequence[float]) -> NDArray[np.float32]:
-    """A vector of length 1, as indexes compare them; the zero vector stays what it is."""
+def normalized(embedding: Sequence[float]) -> NDArray[np.float32]:
+    """The vector scaled to length 1, as indexes compare them; the zero vector stays zero."""
     vector = np.asarray(embedding, np.float32)
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector

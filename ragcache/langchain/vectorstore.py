@@ -1,6 +1,6 @@
-"""The vector store: LangChain's documents, with their KV computed when they are added."""
+"""The vector store: LangChain's documents, whose KV is computed when they are added."""
 
-# Unlike the methods they override, these take no options that they do not know.
+# Unlike the methods they override, these methods accept no unknown options.
 # mypy: disable-error-code="override"
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ from langchain_core.vectorstores import VectorStore
 from ragcache.errors import ConfigError, SourceError
 from ragcache.langchain.documents import from_document
 from ragcache.langchain.embeddings import StoreEmbeddings
-from ragcache.langchain.local_backend import Local
-from ragcache.langchain.search import Filter, diverse, named_so, remove, scored, unit
+from ragcache.langchain.local_backend import LocalBackend
+from ragcache.langchain.search import (
+    Filter,
+    delete_documents,
+    get_by_ids,
+    normalized,
+    search_mmr,
+    search_with_scores,
+)
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.types import StageProgress
@@ -26,16 +33,17 @@ from ragcache.util.list_argument import require_list
 
 
 class RagCacheVectorStore(VectorStore):
-    """Documents, their vectors and their chunks' KV in one store of ragcache.
+    """Documents, their vectors and their chunks' KV in one ragcache store.
 
-    ``store`` and ``settings`` as for :class:`ChatRagCache`; its embedder makes the vectors. A
-    document is one chunk under its own id, for it has been split before, as a rule. With
-    ``splitting`` the store splits it as ``ragcache index`` does: a document that makes several
-    chunks has these found one by one, as ``id#0``, ``id#1``, ..., and is deleted as a whole.
+    ``store`` and ``settings`` as for :class:`ChatRagCache`; the store's embedder makes the vectors.
+    By default a document is one chunk with its own id, since LangChain's documents are usually
+    split already. With ``splitting`` the store splits documents as ``ragcache index`` does: a
+    search then returns the chunks of a document one by one, with the ids ``id#0``, ``id#1``, ...,
+    and deleting removes the whole document.
 
-    Scores are cosines, in [-1, 1]. A ``filter`` is a dictionary of metadata that must be equal, or
-    a function that is asked about each document. Everything takes its turn with questions that are
-    being answered from the same store; an ``a...`` method never blocks the event loop.
+    Scores are cosine similarities, in [-1, 1]. A ``filter`` is a dictionary of metadata values that
+    must be equal, or a predicate of a document. All operations take turns with the requests that
+    are answered from the same store; an ``a...`` method never blocks the event loop.
     """
 
     def __init__(
@@ -46,12 +54,12 @@ class RagCacheVectorStore(VectorStore):
         settings: Settings | None = None,
         splitting: bool = False,
     ) -> None:
-        self.local = Local.of(store, model, settings)
+        self.backend = LocalBackend.open(store, model, settings)
         self.splitting = splitting
 
     @property
     def embeddings(self) -> Embeddings:
-        return StoreEmbeddings(self.local)
+        return StoreEmbeddings(self.backend)
 
     def add_texts(
         self,
@@ -61,8 +69,8 @@ class RagCacheVectorStore(VectorStore):
         ids: Sequence[str] | None = None,
         progress: StageProgress | None = None,
     ) -> list[str]:
-        """:meth:`add_documents` of texts, each with its metadata. ConfigError unless there are as
-        many of them as texts."""
+        """Add texts as :meth:`add_documents` does, each with its metadata. Raises ConfigError if
+        the numbers of texts and metadatas differ."""
         return self.add_documents(_documents(texts, metadatas), ids=ids, progress=progress)
 
     async def aadd_texts(
@@ -84,17 +92,17 @@ class RagCacheVectorStore(VectorStore):
         progress: StageProgress | None = None,
         batch_size: int | None = None,
     ) -> list[str]:
-        """Embed and store documents and compute their chunks' KV; their ids.
+        """Embed and store documents and compute their chunks' KV; returns their ids.
 
-        Ids are ``ids``, else the documents' own, else new ones. An id that is there is replaced. A
-        document that is there unchanged costs nothing. ``progress`` is told, on the store's thread,
-        what is being done, how much of it is done, and how much there is. ``batch_size`` is what
-        LangChain's indexing says of a list that it has cut already. Raises SourceError for blank,
-        overlong, or doubly named documents, ConfigError where ids or documents are no lists, or not
-        as many, and then adds none.
+        The ids are ``ids``, else the documents' own, else new ones. A document replaces one with
+        the same id; an unchanged document costs nothing. ``progress(step, done, total)`` is called
+        on the backend's thread. ``batch_size`` is accepted for LangChain's indexing, which has cut
+        the list already, and ignored. Raises SourceError for a blank or too long document and for
+        repeated ids, and ConfigError if ids or documents are not lists or differ in number; nothing
+        is added then.
         """
         named = _named(documents, ids)
-        self.local.do(lambda cache: self._add(cache, named, progress))
+        self.backend.run(lambda cache: self._add(cache, named, progress))
         return [name for name, _ in named]
 
     async def aadd_documents(
@@ -106,24 +114,24 @@ class RagCacheVectorStore(VectorStore):
         batch_size: int | None = None,
     ) -> list[str]:
         named = _named(documents, ids)
-        await self.local.ado(lambda cache: self._add(cache, named, progress))
+        await self.backend.arun(lambda cache: self._add(cache, named, progress))
         return [name for name, _ in named]
 
     def delete(self, ids: list[str] | None = None) -> bool:
-        """Delete documents, and KV that no other one uses; None: all of them. Ids that are not
-        there are passed over. ConfigError for the id of a chunk of a document that was split."""
-        return self.local.do(lambda cache: remove(cache, ids))
+        """Delete documents, and KV that no other document uses; None: all of them. Unknown ids are
+        ignored. Raises ConfigError for the id of a chunk of a split document."""
+        return self.backend.run(lambda cache: delete_documents(cache, ids))
 
     async def adelete(self, ids: list[str] | None = None) -> bool:
-        return await self.local.ado(lambda cache: remove(cache, ids))
+        return await self.backend.arun(lambda cache: delete_documents(cache, ids))
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Documents in the order of their ids; one that was split as all of its chunks. The id of
-        such a chunk gives just that."""
-        return self.local.do(lambda cache: named_so(cache, ids))
+        """Documents in the order of ``ids``; a split document as all of its chunks. The id of a
+        chunk gives that chunk alone."""
+        return self.backend.run(lambda cache: get_by_ids(cache, ids))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        return await self.local.ado(lambda cache: named_so(cache, ids))
+        return await self.backend.arun(lambda cache: get_by_ids(cache, ids))
 
     def similarity_search(
         self, query: str, k: int = 4, filter: Filter | None = None
@@ -138,25 +146,29 @@ class RagCacheVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None
     ) -> list[tuple[Document, float]]:
-        """Documents and cosines, the most similar first."""
-        return self.local.do(lambda cache: scored(cache, query, k, filter))
+        """Documents and cosine similarities, the most similar first."""
+        return self.backend.run(lambda cache: search_with_scores(cache, query, k, filter))
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None
     ) -> list[tuple[Document, float]]:
-        return await self.local.ado(lambda cache: scored(cache, query, k, filter))
+        return await self.backend.arun(lambda cache: search_with_scores(cache, query, k, filter))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None
     ) -> list[Document]:
-        query = unit(embedding)
-        return self.local.do(lambda cache: [d for d, _ in scored(cache, query, k, filter)])
+        query = normalized(embedding)
+        return self.backend.run(
+            lambda cache: [d for d, _ in search_with_scores(cache, query, k, filter)]
+        )
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None
     ) -> list[Document]:
-        query = unit(embedding)
-        return await self.local.ado(lambda cache: [d for d, _ in scored(cache, query, k, filter)])
+        query = normalized(embedding)
+        return await self.backend.arun(
+            lambda cache: [d for d, _ in search_with_scores(cache, query, k, filter)]
+        )
 
     def max_marginal_relevance_search(
         self,
@@ -166,9 +178,9 @@ class RagCacheVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
     ) -> list[Document]:
-        """Of the ``fetch_k`` most similar documents, ``k`` that are also unlike each other: 0 of
-        ``lambda_mult`` looks for the most unlike, 1 for the most similar to the query."""
-        return self.local.do(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
+        """``k`` of the ``fetch_k`` most similar documents, by maximal marginal relevance: a
+        ``lambda_mult`` of 0 prefers diverse documents, 1 those most similar to the query."""
+        return self.backend.run(lambda c: search_mmr(c, query, k, fetch_k, lambda_mult, filter))
 
     async def amax_marginal_relevance_search(
         self,
@@ -178,7 +190,9 @@ class RagCacheVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
     ) -> list[Document]:
-        return await self.local.ado(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
+        return await self.backend.arun(
+            lambda c: search_mmr(c, query, k, fetch_k, lambda_mult, filter)
+        )
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -188,8 +202,8 @@ class RagCacheVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
     ) -> list[Document]:
-        query = unit(embedding)
-        return self.local.do(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
+        query = normalized(embedding)
+        return self.backend.run(lambda c: search_mmr(c, query, k, fetch_k, lambda_mult, filter))
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -199,8 +213,10 @@ class RagCacheVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         filter: Filter | None = None,
     ) -> list[Document]:
-        query = unit(embedding)
-        return await self.local.ado(lambda c: diverse(c, query, k, fetch_k, lambda_mult, filter))
+        query = normalized(embedding)
+        return await self.backend.arun(
+            lambda c: search_mmr(c, query, k, fetch_k, lambda_mult, filter)
+        )
 
     @classmethod
     def from_texts(
@@ -212,14 +228,14 @@ class RagCacheVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A store, of which ``kwargs`` say where it is, with these texts in it.
+        """Make a vector store from the constructor's ``kwargs`` and add texts to it.
 
-        A store makes its own vectors: ``embedding`` must be None, or that of such a store.
+        The store has its own embedder: ``embedding`` must be None, or a vector store's embeddings.
         """
         if not (embedding is None or isinstance(embedding, StoreEmbeddings)):
             raise ConfigError(
-                "a store of ragcache makes its own vectors: leave embedding out, and name another "
-                "sentence-transformers model in settings (embedder)"
+                "a ragcache store has its own embedder: leave embedding out, or choose another "
+                "sentence-transformers model in the settings (embedder)"
             )
         made = cls(**kwargs)
         made.add_texts(texts, metadatas, ids=ids)
@@ -231,45 +247,47 @@ class RagCacheVectorStore(VectorStore):
     def _add(
         self, cache: RagCache, named: list[tuple[str, Document]], progress: StageProgress | None
     ) -> None:
-        ours = [from_document(d, name, whole=not self.splitting) for name, d in named]
-        for document in ours:
+        converted = [from_document(d, name, whole=not self.splitting) for name, d in named]
+        for document in converted:
             if not document.text.strip():
                 raise SourceError(f"{document.id} has no text: leave it out")
             if not self.splitting:
                 _check_length(cache, document.id, document.text)
-        cache.add(ours, progress=progress)
+        cache.add(converted, progress=progress)
 
 
 def _named(documents: Iterable[Document], ids: Sequence[str] | None) -> list[tuple[str, Document]]:
-    given = list(require_list(documents, "documents", Document))
+    listed = list(require_list(documents, "documents", Document))
     ids = None if ids is None else list(require_list(ids, "ids"))
-    if ids is not None and len(ids) != len(given):
-        raise ConfigError(f"{len(given)} documents but {len(ids)} ids: give each one, or none")
-    own = [document.id for document in given] if ids is None else ids
-    if "" in own:
-        raise ConfigError("an id is empty: give it a name, or None for a new one")
+    if ids is not None and len(ids) != len(listed):
+        raise ConfigError(
+            f"{len(listed)} documents but {len(ids)} ids: give one for each document, or none"
+        )
+    names = [document.id for document in listed] if ids is None else ids
+    if "" in names:
+        raise ConfigError("an id is empty: give a text, or None for a new id")
     return [
         (str(uuid.uuid4()) if name is None else name, document)
-        for name, document in zip(own, given, strict=True)
+        for name, document in zip(names, listed, strict=True)
     ]
 
 
 def _documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> list[Document]:
-    given = list(require_list(texts, "texts", Document))
+    listed = list(require_list(texts, "texts", Document))
     if metadatas is None:
-        return [Document(text) for text in given]
+        return [Document(text) for text in listed]
     described = list(require_list(metadatas, "metadatas"))
-    if len(described) != len(given):
+    if len(described) != len(listed):
         raise ConfigError(
-            f"{len(given)} texts but {len(described)} metadatas: give each one, or none"
+            f"{len(listed)} texts but {len(described)} metadatas: give one for each text, or none"
         )
-    return [Document(text, metadata=one) for text, one in zip(given, described, strict=True)]
+    return [Document(text, metadata=one) for text, one in zip(listed, described, strict=True)]
 
 
 def _check_length(cache: RagCache, name: str, text: str) -> None:
-    tokens, most = cache.indexing.splitter.count(text), cache.engine.context_tokens
-    if tokens > most:
+    tokens, limit = cache.indexing.splitter.count(text), cache.engine.context_tokens
+    if tokens > limit:
         raise SourceError(
-            f"{name} is {tokens} tokens, more than the {most} that the model reads: split it, or "
-            "let the store do so (splitting=True)"
+            f"{name} has {tokens} tokens, more than the {limit} of the model's context: split it, "
+            "or let the store split it (splitting=True)"
         )

@@ -12,18 +12,19 @@ from typing import Any
 import httpx
 import pytest
 
-from ragcache.api.errors import Problem
-from ragcache.api.middleware.security import Keys
-from ragcache.api.scheduler import Busy, Scheduler
+from ragcache.api.errors import ApiError
+from ragcache.api.middleware.auth import ApiKeys
+from ragcache.api.scheduler import Scheduler
 from ragcache.api.serve import Server
 from ragcache.api.service import Service
+from ragcache.api.ticket_queue import QueueFull
 from tests import scene
 from tests.api.scene import NewThreads, told_apart
 from tests.errors import MET
 
 ANN, BOB = "ann-" + "a" * 32, "bob-" + "b" * 32
-MET.watch(Problem)
-MET.watch(Busy)
+MET.watch(ApiError)
+MET.watch(QueueFull)
 
 KEYS = [("ann", ANN), ("bob", BOB)]
 
@@ -57,7 +58,7 @@ def served(path: Path, keys: Any = KEYS, **settings: Any) -> Iterator[Served]:
 def serving(service: Service, keys: Any) -> Iterator[Served]:
     """The same for any service, which is closed at the end."""
     with service:
-        server = Server(service, Keys(keys))
+        server = Server(service, ApiKeys(keys))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -62,7 +62,7 @@ class Held:
             self._stands.set()
             assert self._go.wait(SOON)
 
-        scheduler.later(wait)
+        scheduler.submit_idle(wait)
         assert self._stands.wait(SOON)
 
     def let_go(self) -> None:
@@ -76,7 +76,7 @@ class Held:
 
 
 def at_once(steps: Generator[object, None, Any], **options: Any) -> Future[Any]:
-    """As :meth:`Scheduler.background`, here and now."""
+    """As :meth:`Scheduler.submit_background`, here and now."""
     done: Future[Any] = Future()
     try:
         while True:
@@ -101,14 +101,14 @@ def small(
     """A service over a random model, whose answers have 6 tokens. ``settings`` of either kind."""
     limits, rest = told_apart(settings)
     own = scene.small(path, store=path, **rest)
-    scheduler = Scheduler(queue=limits.queue, streams=limits.streams, patience_s=0.0)
+    scheduler = Scheduler(queue=limits.queue, streams=limits.streams, background_delay_s=0.0)
     return Service(own, scheduler, guard, limits)
 
 
 def asked(service: Service, question: str, *, tenant: str = "", **ask: Any) -> Answer:
     """The answer, once what it left to do later is done."""
     heard = Heard(question)
-    service.ask(tenant, Request(question, **ask), heard)
+    service.submit(tenant, Request(question, **ask), heard)
     assert heard.end() == "done", heard.ends
     settle(service)
     answer = heard.pieces[-1]
@@ -124,5 +124,5 @@ def settle(service: Service) -> None:
     """Wait until nothing is left that the scheduler would finish before it closes."""
     scheduler = service.scheduler
     with scheduler._lock:
-        assert scheduler._idle.wait_for(scheduler._is_idle, SOON)
+        assert scheduler._drained.wait_for(scheduler._is_idle, SOON)
     scheduler.call(lambda: None).result(SOON)  # what was begun is over, too

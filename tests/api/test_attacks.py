@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from bench.reliability import hostile_remote
 from ragcache.api.jobs import ATTEMPTS, Jobs
-from ragcache.api.requests import Chat, NewDocuments, Strict, Tokenize
+from ragcache.api.requests import Chat, NewDocuments, StrictModel, Tokenize
 from ragcache.batch.plan import iter_plan
 from ragcache.core.request import Request
 from ragcache.errors import ContextError
@@ -36,19 +36,19 @@ def new(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("schema", "given", "said"),
     [
-        (Chat, CHAT | {f"f{n}": n for n in range(MANY)}, "this field is unknown here"),
+        (Chat, CHAT | {f"f{n}": n for n in range(MANY)}, "this field is unknown"),
         (Chat, CHAT | {"messages": [{}] * MANY}, "Field required"),
         (Chat, CHAT | {"messages": [{"role": "user", "content": [{}] * MANY}]}, "Field required"),
         (Chat, CHAT | {"documents": [1] * MANY}, "should be"),
         (Chat, CHAT | {"documents": ["a"] * MANY}, "at most 10000 items"),
         (Tokenize, {"question": "Who?", "documents": [1] * MANY}, "should be"),
         (NewDocuments, {"documents": [{}] * MANY}, "Field required"),
-        (NewDocuments, new(metadata=dict.fromkeys(map(str, range(MANY)), 1)), "100 may be"),
-        (NewDocuments, new(metadata={"a": "b" * MANY}), "16384 may be, for every chunk"),
+        (NewDocuments, new(metadata=dict.fromkeys(map(str, range(MANY)), 1)), "limit of 100"),
+        (NewDocuments, new(metadata={"a": "b" * MANY}), "limit of 16384, as every chunk"),
     ],
 )
 def test_of_many_mistakes_the_first_is_told(
-    schema: type[Strict], given: dict[str, Any], said: str
+    schema: type[StrictModel], given: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValidationError, match=said) as caught:
         schema.model_validate(given)
@@ -59,19 +59,19 @@ def test_a_document_that_is_one_chunk_is_bounded_before_it_is_tokenised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small(tmp_path) as service:
-        engine = service.own.engine
+        engine = service.default_cache.engine
         long = Document("long", "a" * (engine.context_tokens * engine.token_bytes + 1), WHOLE)
         monkeypatch.setattr(engine, "tokenize", lambda *_, **__: 1 // 0)
         with pytest.raises(ContextError, match="cannot fit"):
             service.add("", [long]).result(SOON)
         with pytest.raises(ContextError, match="cannot fit"):
-            service.own.add([long])
-        steps = iter_plan(service.own, [long])
+            service.default_cache.add([long])
+        steps = iter_plan(service.default_cache, [long])
         with pytest.raises(StopIteration) as end:
             while True:
                 next(steps)
         [skipped] = end.value.value.skipped
-        assert "cannot fit" in skipped.why and service.own.documents() == []
+        assert "cannot fit" in skipped.why and service.default_cache.documents() == []
 
 
 @pytest.mark.parametrize("what", ["index", "plan"])
@@ -80,23 +80,25 @@ def test_a_long_document_takes_short_steps(
 ) -> None:
     """Between two steps only so much is tokenised."""
     with small(tmp_path) as service:
-        indexing, engine = service.own.indexing, service.own.engine
+        indexing, engine = service.default_cache.indexing, service.default_cache.engine
         text = "\n\n".join(f"Sentence {n} is about nothing at all." for n in range(3000))
         document = Document("long", text)
         if what == "index":
-            for _ in service.own.indexing.iter_add([document]):
-                if service.own.catalog.rows_of("long"):  # committed, and nothing is computed yet
+            for _ in service.default_cache.indexing.iter_add([document]):
+                if service.default_cache.catalog.rows_of(
+                    "long"
+                ):  # committed, and nothing is computed yet
                     break
             steps: Any = indexing.iter_compute(["long"])
         else:
-            steps = iter_plan(service.own, [document])
+            steps = iter_plan(service.default_cache, [document])
         calls, tokenize = [0], engine.tokenize
 
         def counted(text: str, **options: Any) -> Any:
             calls[0] += 1
             return tokenize(text, **options)
 
-        object.__setattr__(service.own.template, "tokenize", counted)
+        object.__setattr__(service.default_cache.template, "tokenize", counted)
         most = total = 0
         for name, *_ in steps:
             most, total, calls[0] = max(most, calls[0]), total + calls[0], 0
@@ -115,7 +117,7 @@ import os, signal, sys, time
 from pathlib import Path
 from ragcache.api.jobs import Jobs
 from ragcache.api.serve import Server
-from ragcache.api.middleware.security import Keys
+from ragcache.api.middleware.auth import ApiKeys
 from ragcache.retriever.split import Splitter
 from ragcache.types import Chunk, Document
 from tests.api.scene import small
@@ -134,7 +136,7 @@ Splitter.chunks = hostile
 with small(Path(sys.argv[1]), host="127.0.0.1", port=0, grace_s=1.0) as service:
     if sys.argv[2]:
         Jobs(service).add("hostile", [Document(sys.argv[2], "Its text.")])
-    Server(service, Keys(), lambda url: print(url, flush=True)).run()
+    Server(service, ApiKeys(), lambda url: print(url, flush=True)).run()
 print("closed", flush=True)
 """
 
@@ -162,7 +164,7 @@ def test_a_job_that_ends_its_process_is_parked_and_the_others_are_served(tmp_pat
         [job] = Jobs(service).list("hostile")
         assert job.state == "parked" and "has ended 3 times" in job.message
         heard = Heard()
-        service.ask("victim", Request("Who?"), heard)
+        service.submit("victim", Request("Who?"), heard)
         assert heard.end() == "done"
 
 

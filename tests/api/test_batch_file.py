@@ -10,7 +10,7 @@ import pytest
 
 from ragcache.api import batch_file
 from ragcache.api import batch_file as module
-from ragcache.api.batch_file import answering, read
+from ragcache.api.batch_file import iter_answer_batch, read_batch
 from ragcache.core.precompute import drive
 from ragcache.errors import SourceError
 from ragcache.rag import RagCache
@@ -85,7 +85,7 @@ def texts(path: Path) -> list[str]:
 def test_answers_are_those_of_questions_asked_one_by_one(tmp_path: Path, questions: Path) -> None:
     out = tmp_path / "out.jsonl"
     with opened(tmp_path / "store") as cache:
-        done = drive(answering(cache, read(questions), out), None)
+        done = drive(iter_answer_batch(cache, read_batch(questions), out), None)
         wanted = [
             cache.ask("Who built boats?", chunks=GIVEN).text,
             cache.ask("Where is the mill?", top_k=1).text,
@@ -94,7 +94,7 @@ def test_answers_are_those_of_questions_asked_one_by_one(tmp_path: Path, questio
     assert [one["custom_id"] for one in results(out)] == ["request-1", "chat", "q", "again"]
     assert texts(out)[1:3] == wanted
     first = results(out)[0]["response"]["body"]
-    assert first["usage"]["completion_tokens"] == 3 and first["object"] == "ragcache.core.generate"
+    assert first["usage"]["completion_tokens"] == 3 and first["object"] == "ragcache.answer"
     assert results(out)[1]["response"]["body"]["object"] == "chat.completion"
     assert not (tmp_path / "out.jsonl.part").exists()
 
@@ -104,8 +104,8 @@ def test_stopped_and_run_again_it_answers_what_is_left(
 ) -> None:
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     with opened(tmp_path / "store") as cache:
-        drive(answering(cache, read(questions), tmp_path / "whole.jsonl"), None)
-        answered, calls = module._answered, list[int]()
+        drive(iter_answer_batch(cache, read_batch(questions), tmp_path / "whole.jsonl"), None)
+        answered, calls = module._answer, list[int]()
 
         def stops(cache: Any, request: module.BatchLine, ask: Any) -> Any:
             if len(calls) == 2:
@@ -113,17 +113,17 @@ def test_stopped_and_run_again_it_answers_what_is_left(
             calls.append(request.number)
             return answered(cache, request, ask)
 
-        monkeypatch.setattr(module, "_answered", stops)
+        monkeypatch.setattr(module, "_answer", stops)
         with pytest.raises(KeyboardInterrupt):
-            drive(answering(cache, read(questions), out), None)
+            drive(iter_answer_batch(cache, read_batch(questions), out), None)
         part.write_bytes(part.read_bytes() + b'[3, "0')  # killed while it wrote
-        monkeypatch.setattr(module, "_answered", answered)
-        done = drive(answering(cache, read(questions), out), None)
+        monkeypatch.setattr(module, "_answer", answered)
+        done = drive(iter_answer_batch(cache, read_batch(questions), out), None)
     assert (done.answered, done.resumed) == (2, 2) and not part.exists()
     assert texts(out) == texts(tmp_path / "whole.jsonl")
 
 
-def test_a_line_that_was_changed_is_answered_anew(
+def test_a_line_that_was_changed_is_answer_anew(
     tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.jsonl"
@@ -131,9 +131,9 @@ def test_a_line_that_was_changed_is_answered_anew(
         with monkeypatch.context() as patch:
             patch.setattr(module, "_write", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                drive(answering(cache, read(questions), out), None)
+                drive(iter_answer_batch(cache, read_batch(questions), out), None)
         write(questions, [{"question": "Who sings?"}, *ASKED[1:]])
-        done = drive(answering(cache, read(questions), out), None)
+        done = drive(iter_answer_batch(cache, read_batch(questions), out), None)
     assert (done.answered, done.resumed) == (1, 3)
     assert len(results(out)) == 4
 
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_request_is_its_result(tmp_path: Path, reorder: boo
     asked.write_text(asked.read_text() + "no json\n\n[]\n")
     out = tmp_path / "out.jsonl"
     with opened(tmp_path / "store") as cache:
-        done = drive(answering(cache, read(asked), out, reorder=reorder), None)
+        done = drive(iter_answer_batch(cache, read_batch(asked), out, reorder=reorder), None)
     found = results(out)
     assert (done.requests, done.failed) == (len(WRONG) + 3, len(WRONG) + 2)
     for one, (_, status, message) in zip(found, WRONG, strict=False):
@@ -152,14 +152,14 @@ def test_what_is_wrong_with_a_request_is_its_result(tmp_path: Path, reorder: boo
         assert message in one["error"]["message"]
         assert one["response"]["body"]["error"]["message"] == one["error"]["message"]
     assert found[len(WRONG)]["error"] is None
-    assert "is no JSON" in found[-2]["error"]["message"]
-    assert "it is no object" in found[-1]["error"]["message"]
+    assert "is not valid JSON" in found[-2]["error"]["message"]
+    assert "it is not an object" in found[-1]["error"]["message"]
 
 
 def test_two_of_one_id_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", [ASKED[1], ASKED[1]])
-    with pytest.raises(SourceError, match="lines 1 and 2 have one custom_id"):
-        read(path)
+    with pytest.raises(SourceError, match="lines 1 and 2 have the same custom_id"):
+        read_batch(path)
 
 
 def test_the_command(run: Run, notes: Path, model: Path) -> None:
@@ -186,5 +186,5 @@ def test_the_command(run: Run, notes: Path, model: Path) -> None:
 def test_a_line_of_a_batch_has_known_fields(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text('{"body": {"question": "Who?"}, "colour": "red"}\n', encoding="utf-8")
-    (request,) = batch_file.read(file)
-    assert "colour: no field of a request: leave it out" in str(request.asked)
+    (request,) = batch_file.read_batch(file)
+    assert "colour: unknown field: leave it out" in str(request.body)

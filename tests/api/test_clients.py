@@ -59,7 +59,7 @@ def test_openai_raises_its_own_errors(running: Served, client: openai.OpenAI) ->
         with pytest.raises(openai.NotFoundError, match="there is no model"):
             client.chat.completions.create(model="gpt-5", messages=ASKED)
     with openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong") as stranger:
-        with pytest.raises(openai.AuthenticationError, match="not known"):
+        with pytest.raises(openai.AuthenticationError, match="API key is unknown"):
             stranger.models.list()
 
 

@@ -15,7 +15,7 @@ TEXTS = [document.text for document in DOCUMENTS]
 
 
 def test_a_text(running: Served, ann: httpx.Client) -> None:
-    engine = running.service.own.engine
+    engine = running.service.default_cache.engine
     for text in (TEXTS[0], "", " \n", "<eos> 日本 🎉"):
         found = ann.post("/v1/tokenize", json={"text": text}).json()
         assert found["tokens"] == list(engine.tokenize(text))
@@ -40,15 +40,18 @@ def test_a_prompt_has_what_its_answer_says(ann: httpx.Client, documents: Any) ->
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({}, "give a text, or a question"),
-        ({"text": "a", "question": "b"}, "give a text, or a question"),
-        ({"text": "a", "documents": []}, "documents come with a question"),
+        ({}, "give either a text, or a question"),
+        ({"text": "a", "question": "b"}, "give either a text, or a question"),
+        ({"text": "a", "documents": []}, "documents belong to a question"),
         ({"question": "a", "documents": "b"}, "documents"),
         ({"question": "a", "documents": [" "]}, "a chunk is empty"),
         ({"question": "a", "documents": [{"id": "x"}]}, "has no text"),
-        ({"text": "a" * 8193}, "8193 characters are more than the 8192"),
-        ({"question": "a", "documents": ["b" * 8192]}, "8193 characters are more than the 8192"),
-        ({"text": "a", "more": 1}, "more: this field is unknown here"),
+        ({"text": "a" * 8193}, "8193 characters are more than the limit of 8192"),
+        (
+            {"question": "a", "documents": ["b" * 8192]},
+            "8193 characters are more than the limit of 8192",
+        ),
+        ({"text": "a", "more": 1}, "more: this field is unknown"),
     ],
 )
 def test_what_is_refused(ann: httpx.Client, body: dict[str, Any], says: str) -> None:

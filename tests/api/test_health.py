@@ -21,4 +21,4 @@ def test_a_chunk_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
             assert isinstance(kv, ChunkKV)
             cache.store.put(key, replace(kv, values=tuple(value + 1 for value in kv.values)))
         answer = ann.get("/ready")
-        assert answer.status_code == 503 and "Ask again later" in answer.json()["error"]["message"]
+        assert answer.status_code == 503 and "Try again later" in answer.json()["error"]["message"]

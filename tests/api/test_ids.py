@@ -49,7 +49,7 @@ def test_what_cannot_be_an_id_is_refused_at_every_door(
                 400,
                 "documents.0.id",
             )
-    cache = open_.service.own
+    cache = open_.service.default_cache
     with pytest.raises(SourceError, match="cannot be a document's id"):
         cache.add([Document(name, "A text.")])
     [skipped] = make_plan(cache, [Document(name, "A text.")]).skipped
@@ -68,7 +68,7 @@ def test_odd_ids_are_found_and_deleted(open_: Served) -> None:
         path = "/v1/documents/" + quote(name, safe="")
         assert status(open_, "GET", path) == 200, name
         assert status(open_, "DELETE", path) == 200, name
-        assert open_.service.own.catalog.entry(name) is None
+        assert open_.service.default_cache.catalog.entry(name) is None
         assert status(open_, "DELETE", path) == 404, name
 
 
@@ -79,7 +79,9 @@ def test_what_is_behind_an_id_is_not_passed_over(open_: Served, end: str) -> Non
         client.post("/v1/documents", json=body).raise_for_status()
     for method in ("GET", "DELETE"):
         assert status(open_, method, f"/v1/documents/a{end}") == 400
-    assert open_.service.own.catalog.entry("a") and open_.service.own.catalog.entry("a\ufffd")
+    assert open_.service.default_cache.catalog.entry(
+        "a"
+    ) and open_.service.default_cache.catalog.entry("a\ufffd")
 
 
 def test_an_earlier_releases_document_is_deleted_by_its_own_id(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from ragcache.api import jobs as module
 from ragcache.api.jobs import Job, Jobs
-from ragcache.api.scheduler import Busy, Closing
 from ragcache.api.service import Service
+from ragcache.api.ticket_queue import QueueFull, ShuttingDown
 from ragcache.core.precompute import Precomputed
 from ragcache.core.request import Request
 from ragcache.errors import ConfigError, SourceError, StoreError
@@ -50,7 +50,7 @@ class Slow:
     """An engine whose batches are counted, each of which waits for :meth:`go`."""
 
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
-        engine = service.own.engine
+        engine = service.default_cache.engine
         self._encode, self._prefix = engine.encode, engine.template.prefix
         self.at, self._go, self.log = threading.Semaphore(0), threading.Semaphore(0), log
         monkeypatch.setattr(engine, "encode", self)
@@ -86,7 +86,7 @@ def test_it_does_what_add_does(service: Service, tmp_path: Path) -> None:
     assert job.finished is not None and job.finished >= job.created
     encoded = added.precomputed.encoded
     assert job.message == (
-        f"3 documents indexed, 0 unchanged; KV of {encoded} chunks computed, 0 were there"
+        f"3 documents indexed, 0 unchanged; KV of {encoded} chunks computed, 0 were stored already"
     )
     entries = service.cache("a").documents()
     assert all(entry.pinned and entry.expires is not None for entry in entries)
@@ -117,12 +117,16 @@ def test_without_an_index_it_computes_and_keeps_no_documents(
     job = until(again, job, "done")
     assert job.done == job.total == len(log) - 2 and stored(service) == len(log)
     assert "2 were there; 1 documents skipped, the first is long: chunk long#0" in job.message
-    assert service.own.documents() == [] and not service.own.catalog.settings("job-texts:")
+    assert service.default_cache.documents() == [] and not service.default_cache.catalog.settings(
+        "job-texts:"
+    )
     chunks = [
-        c for document in scene.DOCUMENTS for c in service.own.indexing.splitter.split(document)
+        c
+        for document in scene.DOCUMENTS
+        for c in service.default_cache.indexing.splitter.split(document)
     ]
     assert {c.miss for c in asked(service, QUESTION, chunks=chunks).report.chunks} == {None}
-    with pytest.raises(ConfigError, match="none are kept without index"):
+    with pytest.raises(ConfigError, match="without index no documents are kept"):
         jobs.add("", scene.DOCUMENTS, pinned=True, index=False)
 
 
@@ -138,11 +142,11 @@ def test_what_cannot_be_is_refused_at_once(service: Service) -> None:
 
 
 def test_as_many_as_may_be_open_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 1)
+    monkeypatch.setattr(module, "MAX_OPEN", 1)
     jobs, slow = Jobs(service), Slow(service, monkeypatch, [])
     first = jobs.add("", scene.DOCUMENTS)
     slow.begun()
-    with pytest.raises(Busy, match="1 jobs are waiting already"):
+    with pytest.raises(QueueFull, match="1 jobs are waiting already"):
         jobs.add("", scene.DOCUMENTS)
     other = jobs.add("a", scene.DOCUMENTS)
     jobs.cancel("", first.id)
@@ -167,24 +171,26 @@ def test_cancelled_it_ends_at_the_next_batch_and_keeps_what_is_done(
     slow.go()
     service.scheduler.call(lambda: None).result(SOON)
     assert len(log) == stored(service) == 2
-    assert len(service.own.documents()) == 3  # which are found, and computed when they are used
+    assert (
+        len(service.default_cache.documents()) == 3
+    )  # which are found, and computed when they are used
     resumed = jobs.resume("", job.id)
     assert resumed.state == "queued" and resumed.finished is None
     slow.go(100)
     done = until(jobs, job, "done")
-    assert "2 were there" in done.message
+    assert "2 were stored already" in done.message
     assert stored(service) == len(log)  # each was computed once
 
 
 def test_a_question_waits_for_one_batch_at_most(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.own.add(scene.DOCUMENTS[:1])
+    service.default_cache.add(scene.DOCUMENTS[:1])
     log: list[str] = []
     jobs, slow, heard = Jobs(service), Slow(service, monkeypatch, log), Heard("q", log)
     job = jobs.add("", scene.DOCUMENTS)
     slow.begun()
-    service.ask("", Request(QUESTION, top_k=1, neighbours=0), heard)
+    service.submit("", Request(QUESTION, top_k=1, neighbours=0), heard)
     slow.go(100)
     until(jobs, job, "done")
     assert heard.end() == "done" and log[:2] == ["batch", "q1"]
@@ -195,7 +201,7 @@ def test_tenants_take_turns(service: Service, monkeypatch: pytest.MonkeyPatch) -
     order: list[str] = []
     step = jobs._steps
 
-    def noted(work: module._Work, before: Any) -> Any:
+    def noted(work: module._JobRecord, before: Any) -> Any:
         for one in (steps := step(work, before)):
             order.append(work.job.tenant)
             yield one
@@ -203,7 +209,7 @@ def test_tenants_take_turns(service: Service, monkeypatch: pytest.MonkeyPatch) -
         return Precomputed(0, 0, 0, 0, 0.0)
 
     monkeypatch.setattr(jobs, "_steps", noted)
-    monkeypatch.setattr(service.aside, "background", at_once)
+    monkeypatch.setattr(service.split_scheduler, "submit_background", at_once)
     with Held(service.scheduler):
         first = [jobs.add("a", [document]) for document in scene.DOCUMENTS]
         last = jobs.add("b", scene.DOCUMENTS[:1])
@@ -250,7 +256,7 @@ def test_it_survives_a_restart(
             jobs.resume("b", cancelled.id)
             until(jobs, cancelled, "done")
             assert len(service.cache("b").documents()) == 3
-        assert not service.own.catalog.settings("jobs-of:")
+        assert not service.default_cache.catalog.settings("jobs-of:")
         assert not service.cache("a").catalog.settings("job-texts:")
 
 
@@ -266,16 +272,18 @@ def test_a_failed_one_says_why_and_can_be_taken_up(
         return put
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.own.catalog, "put_document", fail(StoreError("the disk is full")))
+        patch.setattr(
+            service.default_cache.catalog, "put_document", fail(StoreError("the disk is full"))
+        )
         job = jobs.add("", scene.DOCUMENTS)
         assert until(jobs, job, "failed").message == "the disk is full"
-        patch.setattr(service.own.catalog, "put_document", fail(RuntimeError("secret")))
+        patch.setattr(service.default_cache.catalog, "put_document", fail(RuntimeError("secret")))
         other = jobs.add("", [Document("x", "Another text.")])
-        assert until(jobs, other, "failed").message == "an internal error: see the log"
-        assert "has failed" in caplog.text
+        assert until(jobs, other, "failed").message == "an internal error: see the service's log"
+        assert "failed" in caplog.text
     jobs.resume("", job.id)
     until(jobs, job, "done")
-    assert len(service.own.documents()) == 3
+    assert len(service.default_cache.documents()) == 3
 
 
 def test_documents_deleted_meanwhile_leave_nothing(
@@ -284,7 +292,7 @@ def test_documents_deleted_meanwhile_leave_nothing(
     jobs, slow = Jobs(service), Slow(service, monkeypatch, [])
     job = jobs.add("", scene.DOCUMENTS[:1])
     slow.begun()
-    service.own.delete(["holt"])
+    service.default_cache.delete(["holt"])
     slow.go(100)
     until(jobs, job, "done")
     assert stored(service) == 1  # the prefix
@@ -293,14 +301,14 @@ def test_documents_deleted_meanwhile_leave_nothing(
 def test_only_the_last_that_have_ended_are_kept(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KEPT", 2)
+    monkeypatch.setattr(module, "MAX_ENDED", 2)
     jobs = Jobs(service)
     made = []
     for number in range(4):
         made.append(jobs.add("", [Document(f"d{number}", "A text.")]))
         until(jobs, made[-1], "done")
     assert [job.id for job in jobs.list("")] == [job.id for job in made[1:]]
-    assert len(service.own.catalog.settings("job:")) == 3
+    assert len(service.default_cache.catalog.settings("job:")) == 3
 
 
 def test_none_is_taken_up_once_all_ends(service: Service) -> None:
@@ -308,7 +316,7 @@ def test_none_is_taken_up_once_all_ends(service: Service) -> None:
     service.scheduler.close()
     job = jobs.add("", scene.DOCUMENTS)  # is durable: the next process does it
     assert jobs.get("", job.id).state == "queued"
-    with pytest.raises(Closing):
+    with pytest.raises(ShuttingDown):
         service.add("", scene.DOCUMENTS)
 
 
@@ -317,8 +325,8 @@ def test_one_that_ends_the_process_is_parked(tmp_path: Path) -> None:
     with small(tmp_path) as service, Held(service.scheduler):
         job = Jobs(service).add("", scene.DOCUMENTS)
         other = Jobs(service).add("", [Document("x", "Another text.")])
-        known = service.own.catalog.settings("job:")
-        service.ends.clear()
+        known = service.default_cache.catalog.settings("job:")
+        service.on_drained.clear()
     for attempts, state in ((module.ATTEMPTS - 1, "done"), (module.ATTEMPTS, "parked")):
         record = json.loads(known["job:" + job.id]) | {"attempts": attempts}
         with scene.small(tmp_path) as cache:
@@ -330,7 +338,7 @@ def test_one_that_ends_the_process_is_parked(tmp_path: Path) -> None:
             assert found.state == state, found
             until(jobs, other, "done")
             if state == "parked":
-                assert "has ended 3 times while this was under way" in found.message
+                assert "ended 3 times while this job was running" in found.message
                 jobs.resume("", job.id)
                 until(jobs, job, "done")
 
@@ -339,17 +347,19 @@ def test_an_attempt_is_counted_before_it_and_forgotten_once_it_got_somewhere(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    splitting = service.own.indexing.splitter.chunks
+    splitting = service.default_cache.indexing.splitter.chunks
 
     def attempts() -> int:
-        [record] = service.own.catalog.settings("job:").values()
+        [record] = service.default_cache.catalog.settings("job:").values()
         return int(json.loads(record)["attempts"])
 
     def split(document: Document) -> Any:
         seen.append(attempts())
         return splitting(document)
 
-    monkeypatch.setattr(type(service.own.indexing.splitter), "chunks", lambda _, one: split(one))
+    monkeypatch.setattr(
+        type(service.default_cache.indexing.splitter), "chunks", lambda _, one: split(one)
+    )
     jobs = Jobs(service)
     until(jobs, jobs.add("", scene.DOCUMENTS), "done")
     assert seen == [1, 1, 1] and attempts() == 0
@@ -364,7 +374,7 @@ def test_the_next_process_is_not_told_of_an_end_in_order(tmp_path: Path) -> None
             go.wait(SOON)
             return []
 
-        object.__setattr__(service.own.indexing.splitter, "chunks", stuck)
+        object.__setattr__(service.default_cache.indexing.splitter, "chunks", stuck)
         jobs = Jobs(service)
         job = jobs.add("", scene.DOCUMENTS)
         assert stands.wait(SOON)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ragcache.api.scheduler import Ticket
+from ragcache.api.ticket_queue import Ticket
 from ragcache.blend import BLENDERS
 from ragcache.store.lmdb import environment
 from tests import scene
@@ -29,7 +29,7 @@ LONG = {"question": "Where does Mira Holt live?", "max_tokens": 400, "mode": "fu
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose answers end at their length only."""
     with served(tmp_path_factory.mktemp("endless"), queue=200, grace_s=0.5) as one:
-        engine: Any = one.service.own.engine
+        engine: Any = one.service.default_cache.engine
         engine.model.generation_config.eos_token_id = None
         engine.tokenizer.eos_token = None
         yield one
@@ -61,7 +61,7 @@ def test_work_stops_when_clients_hang_up(endless: Served, monkeypatch: pytest.Mo
     checks, check = Counter[Ticket](), Ticket.check
 
     def counted(ticket: Ticket) -> None:
-        if ticket._given_up:
+        if ticket._cancelled:
             checks[ticket] += 1
         check(ticket)
 
@@ -136,7 +136,7 @@ def test_an_answer_has_a_deadline(tmp_path: Path, stream: bool) -> None:
 
 def test_at_the_end_streams_are_told(tmp_path: Path) -> None:
     with served(tmp_path, grace_s=0.2) as one, one.client() as client:
-        engine: Any = one.service.own.engine
+        engine: Any = one.service.default_cache.engine
         slow, following = threading.Event(), engine._next
 
         def slowly(*args: Any) -> Any:

@@ -88,7 +88,7 @@ def test_in_a_batch(tmp_path: Path) -> None:
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with scene.small(tmp_path / "store") as cache:
-        done = drive(batch_file.answering(cache, batch_file.read(file), out), None)
+        done = drive(batch_file.iter_answer_batch(cache, batch_file.read_batch(file), out), None)
     answered, refused = map(json.loads, out.read_text().splitlines())
     assert (done.without, done.failed) == (1, 1)
     assert "holds no documents" in answered["response"]["body"]["ragcache"]["no_chunks"]

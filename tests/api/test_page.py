@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ragcache.api import report_page
-from ragcache.api.examples import examples
+from ragcache.api.example_questions import example_questions
 from ragcache.api.serialize import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
@@ -63,7 +63,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def file(cache: RagCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "out.html"
     answers = {mode: cache.ask(QUESTION, mode=mode) for mode in ("fused", "reuse", "full")}
-    report_page.write(path, QUESTION, answers, cache)
+    report_page.write_report(path, QUESTION, answers, cache)
     return path
 
 
@@ -153,7 +153,7 @@ def test_a_report_is_its_owners_alone(cache: RagCache, tmp_path: Path, before: i
         path.chmod(before)
     mask = os.umask(0)
     try:
-        report_page.write(path, QUESTION, {"full": cache.ask(QUESTION, mode="full")}, cache)
+        report_page.write_report(path, QUESTION, {"full": cache.ask(QUESTION, mode="full")}, cache)
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -161,27 +161,27 @@ def test_a_report_is_its_owners_alone(cache: RagCache, tmp_path: Path, before: i
 
 def test_examples_are_of_what_is_stored(tmp_path: Path) -> None:
     with scene.small(tmp_path) as cache:
-        assert examples(cache) == []
+        assert example_questions(cache) == []
         cache.add([Document("notes/set-up_guide.md", "Some text."), Document("42", "A text.")])
         cache.add([Document("x", "Some more.", {"title": "The Mill"})])
-        assert examples(cache) == [
+        assert example_questions(cache) == [
             "What does “set up guide” say?",
             "What does “The Mill” say?",
         ]
         name = "verner-irwin"  # of the world, but with a text of its own
         cache.add([Document(f"documents.jsonl#{name}", "He plays the tuba.")])
-        assert not any("instrument" in question for question in examples(cache))
+        assert not any("instrument" in question for question in example_questions(cache))
         (own,) = (d for d in read([world_file("documents.jsonl")]) if d.id.endswith(f"#{name}"))
         cache.add([Document(own.id, own.text, dict(WHOLE))])
-        found = examples(cache)
+        found = example_questions(cache)
         assert found and all("Verner Irwin" in question for question in found)
 
 
 def test_where_a_report_cannot_go(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it is a folder"):
-        report_page.check(tmp_path)
+        report_page.check_report_path(tmp_path)
     with pytest.raises(ConfigError, match="there is no folder"):
-        report_page.check(tmp_path / "none" / "out.html")
+        report_page.check_report_path(tmp_path / "none" / "out.html")
 
 
 @pytest.fixture(scope="module")
@@ -258,12 +258,12 @@ def test_a_person_asks_by_keyboard(browser: Browser, address: str, width: int, d
     answers = [text.strip() for text in runs.locator(".text").all_inner_texts()]
     marks = runs.locator(".mark").all_inner_texts()
     agrees = {True: "✓ same answer as full", False: "✗ differs from full"}
-    assert marks == [*(agrees[a == answers[2]] for a in answers[:2]), "the answer to match"]
+    assert marks == [*(agrees[a == answers[2]] for a in answers[:2]), "the reference answer"]
     headline = see.locator("#headline").inner_text()
     said = (
         r"fused: (\d+(\.\d)? times (sooner|later) than|as soon as) full prefill; \d+ % computed; "
     )
-    assert re.fullmatch(f"{said}(same|another) answer\\.", headline), headline
+    assert re.fullmatch(f"{said}(same|different) answer\\.", headline), headline
     assert headline.endswith("same answer.") is (answers[0] == answers[2])
     assert all(runs.locator(".about").all_inner_texts())
     assert not see.locator("#nothing").is_visible()
@@ -292,7 +292,7 @@ def test_an_example_is_asked_by_a_click(browser: Browser, address: str) -> None:
 
 def test_nothing_retrieved_is_said_first(browser: Browser, cache: RagCache, tmp_path: Path) -> None:
     answers = {mode: cache.ask(QUESTION, mode=mode, chunks=[]) for mode in ("fused", "full")}
-    report_page.write(tmp_path / "out.html", QUESTION, answers, cache)
+    report_page.write_report(tmp_path / "out.html", QUESTION, answers, cache)
     saved = Visit(browser, (tmp_path / "out.html").as_uri())
     with served(tmp_path / "empty", keys=[]) as running:
         live = Visit(browser, f"{running.url}/demo")
@@ -340,9 +340,9 @@ def test_files_are_added(browser: Browser, tmp_path: Path) -> None:
         see.set_input_files("#files", [tmp_path / name for name in given])
         see.get_by_label("Name of mill.md").fill("the mill")
         see.get_by_role("button", name="Add 6 files").click()
-        see.get_by_text("the service takes 2 KiB").wait_for()
+        see.get_by_text("more than the limit of 2 KiB").wait_for()
         told = see.locator("#chosen li").all_inner_texts()
-        says = ["added: ", "only plain text", "no text in UTF-8", "is empty", "no text in", "2.9"]
+        says = ["added: ", "only plain text", "not UTF-8 text", "is empty", "UTF-8 text", "3 KiB"]
         assert [say in text for say, text in zip(says, told, strict=True)] == [True] * 6, told
         assert see.locator("#chosen .bad").count() == 5
         see.locator("#documents").get_by_text("the mill").wait_for()
@@ -362,7 +362,7 @@ def test_long_prompts_fold(browser: Browser, file: Path, tmp_path: Path) -> None
     prompt[1]["tokens"] = prompt[1]["tokens"] * 300
     tokens = len(prompt[1]["tokens"])
     assert tokens > 2000
-    (tmp_path / "long.html").write_text(report_page.html(data))
+    (tmp_path / "long.html").write_text(report_page.report_html(data))
     visit = Visit(browser, (tmp_path / "long.html").as_uri())
     see = visit.page
     parts = see.locator(".part")
@@ -411,7 +411,7 @@ def test_times_are_as_people_say_them(saved_page: Page, given: float, says: str)
         (
             (0.1, 0.05),
             ("a", "b"),
-            "2.0 times later than full prefill; 15 % computed; another answer",
+            "2.0 times later than full prefill; 15 % computed; different answer",
         ),
         ((1.0, 1.02), ("a", "a"), "as soon as full prefill; 15 % computed; same answer"),
         (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ragcache.api import quality_monitor as module
 from ragcache.api.metrics import Metrics
-from ragcache.api.quality_monitor import RATIOS, MonitorLevel, QualityMonitor, wilson
+from ragcache.api.quality_monitor import RATIOS, MonitorLevel, QualityMonitor, wilson_interval
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.core.request import Request
@@ -33,9 +33,9 @@ QUESTION = "Where does Mira Holt live?"
 
 
 def test_wilsons_interval() -> None:
-    assert list(wilson(90, 100)) == pytest.approx([0.7967, 0.9541], abs=1e-3)
-    assert wilson(0, 1)[1] < 0.95  # so that one failure alone must not count
-    assert wilson(10, 10)[1] == pytest.approx(1.0)
+    assert list(wilson_interval(90, 100)) == pytest.approx([0.7967, 0.9541], abs=1e-3)
+    assert wilson_interval(0, 1)[1] < 0.95  # so that one failure alone must not count
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
 
 
 class Played:
@@ -43,9 +43,9 @@ class Played:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         settings = Settings.load(**{"mode": "fused"} | options.pop("settings", {}))
-        self.guard = QualityMonitor(settings, **{"least": 8} | options)
+        self.guard = QualityMonitor(settings, **{"min_samples": 8} | options)
         self.below = RIGHT
-        monkeypatch.setattr(module, "_first", self._first)
+        monkeypatch.setattr(module, "_first_logits", self._first)
 
     def _first(self, cache: object, ask: Request) -> Tensor:
         return RIGHT if ask.mode == "full" else self.below
@@ -81,8 +81,8 @@ def test_the_level_rises_step_by_step_to_full_prefill(
     ]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert caplog.messages[0] == (
-        "0 of 8 answers had the first token of full prefill, the floor is 0.95: the service rises "
-        "from as set to mode fused at ratio 0.3"
+        "0 of 8 answers had the first token of full prefill, the floor is 0.95: the quality "
+        "monitor raises the level from as set to mode fused at ratio 0.3"
     )
     status = played.guard.status()
     assert (status["level"], status["name"]) == (3, "full prefill")
@@ -109,7 +109,7 @@ def test_it_rises_above_what_was_used(
 
 def test_a_few_failures_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """97 in 100 agree, the floor is 95: for 5,000 answers nothing happens."""
-    played = Played(monkeypatch, least=20)
+    played = Played(monkeypatch, min_samples=20)
     drawn = torch.rand(5000, generator=torch.Generator().manual_seed(1)) < 0.97
     assert played.see(*(RIGHT if good else WRONG for good in drawn)) == "as set"
     assert 0.94 < played.guard.status()["agreement"] <= 1
@@ -129,11 +129,11 @@ def test_what_a_client_names_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     played = Played(monkeypatch)
     played.see(*[WRONG] * 8)
     for named in (Request("q", mode="reuse"), Request("q", ratio=0.2), Request("q", mode="full")):
-        assert played.guard.adjust(named) == named and played.guard.sentence(named) is None
+        assert played.guard.adjust(named) == named and played.guard.note(named) is None
     for plain in (Request("q"), Request("q", ratio="auto", top_k=3)):
         adjusted = played.guard.adjust(plain)
         assert (adjusted.mode, adjusted.ratio, adjusted.top_k) == ("fused", 0.3, plain.top_k)
-        assert "the service uses mode fused at ratio 0.3" in (played.guard.sentence(plain) or "")
+        assert "the service uses mode fused at ratio 0.3" in (played.guard.note(plain) or "")
 
 
 def test_only_the_share_is_compared_and_never_what_is_exact(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def served(
 ) -> Service:
     settings = Settings.load(store=path, mode=mode, ratio=ratio)
     own = RagCache(engine, DiskStore(path), HashEmbedder(), path, settings)
-    guard = QualityMonitor(settings, share=1.0, least=8, **options)
-    return Service(own, Scheduler(patience_s=0.0), guard)
+    guard = QualityMonitor(settings, share=1.0, min_samples=8, **options)
+    return Service(own, Scheduler(background_delay_s=0.0), guard)
 
 
 def split_questions() -> Iterator[tuple[Sequence[str], str]]:
@@ -185,16 +185,16 @@ def split_questions() -> Iterator[tuple[Sequence[str], str]]:
 
 def ask_all(service: Service, most: int) -> list[str]:
     """Ask so many questions, in order, chunks stored before; the levels they were answered at."""
-    assert service.guard is not None
+    assert service.quality_monitor is not None
     levels: list[str] = []
     for number, (chunks, question) in enumerate(split_questions()):
         if number == most:
             break
-        keys = [service.own.indexing.key(chunk) for chunk in given(*chunks)]
-        if not all(map(service.own.store.has, keys)):
-            service.compute("", given(*chunks)).result(60)
+        keys = [service.default_cache.indexing.key(chunk) for chunk in given(*chunks)]
+        if not all(map(service.default_cache.store.has, keys)):
+            service.precompute("", given(*chunks)).result(60)
         asked(service, question, chunks=given(*chunks), sampling=Sampling(max_tokens=1))
-        levels.append(service.guard.level.name)
+        levels.append(service.quality_monitor.level.name)
     return levels
 
 
@@ -203,9 +203,9 @@ def test_plain_reuse_trips_it_and_the_next_level_is_enough(
 ) -> None:
     with served(tmp_path, engine, "reuse") as service:
         levels = ask_all(service, 20)
-        assert service.guard is not None
+        assert service.quality_monitor is not None
         assert levels[-1] == "mode fused at ratio 0.15" and set(levels[:7]) == {"as set"}
-        assert service.guard.status()["agreement"] > 0.9
+        assert service.quality_monitor.status()["agreement"] > 0.9
         assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
         chunks, question = next(split_questions())
         report = asked(service, question, chunks=given(*chunks)).report
@@ -220,7 +220,10 @@ def test_plain_reuse_trips_it_and_the_next_level_is_enough(
 def test_a_good_mode_never_trips_it(tmp_path: Path, engine: TransformersEngine) -> None:
     with served(tmp_path, engine, "fused", 0.15) as service:
         assert set(ask_all(service, 20)) == {"as set"}
-        assert service.guard is not None and service.guard.status()["sampled"] == 20
+        assert (
+            service.quality_monitor is not None
+            and service.quality_monitor.status()["sampled"] == 20
+        )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 from opentelemetry import trace
 
 from ragcache.api import report_page
-from ragcache.api.middleware.security import Keys, check_bind
+from ragcache.api.middleware.auth import ApiKeys, check_bind
 from ragcache.api.serve import serve
 from ragcache.errors import ConfigError
 from ragcache.settings import ServiceSettings, Settings
@@ -189,7 +189,7 @@ def test_a_page_of_another_name_is_refused_where_there_are_no_keys(tmp_path: Pat
 def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# who may ask\n\nann:{ANN}\n")
-    keys = Keys.of(ServiceSettings.load(keys=file, api_keys="bob:" + "b" * 20))
+    keys = ApiKeys.of(ServiceSettings.load(keys=file, api_keys="bob:" + "b" * 20))
     assert keys.tenant(ANN) == "ann" and keys.tenant("b" * 20) == "bob"
     assert keys.tenant("") is None and keys.tenant(ANN + "a") is None and len(keys) == 2
 
@@ -200,23 +200,23 @@ def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:
         ("Ann:" + "a" * 20, "line 1 of .* is not name:key"),
         ("ann " + "a" * 20, "is not name:key"),
         ("ann:short", "has 5 characters: give at least 16"),
-        ("# nobody", "none is given"),
-        (f"ann:{ANN}\nbob:{ANN}", "one API key is given twice"),
+        ("# nobody", "but there are none"),
+        (f"ann:{ANN}\nbob:{ANN}", "the same API key is given twice"),
     ],
 )
 def test_keys_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        Keys.of(ServiceSettings.load(keys=tmp_path / "keys"))
+        ApiKeys.of(ServiceSettings.load(keys=tmp_path / "keys"))
     assert ANN not in str(caught.value)
 
 
 def test_a_public_address_needs_keys() -> None:
-    with pytest.raises(ConfigError, match="no API keys are given: anybody could"):
-        check_bind("0.0.0.0", Keys())
-    check_bind("0.0.0.0", Keys(KEYS))
+    with pytest.raises(ConfigError, match="there are no API keys: anybody could"):
+        check_bind("0.0.0.0", ApiKeys())
+    check_bind("0.0.0.0", ApiKeys(KEYS))
     for host in ("127.0.0.1", "::1", "localhost"):
-        check_bind(host, Keys())
+        check_bind(host, ApiKeys())
 
 
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
@@ -236,7 +236,7 @@ def test_what_is_not_there_says_where_it_is(
 
     with served(tmp_path / "store") as one, one.client(ANN) as ann:
         status, message = said(ann.get("/demo/nothing.js"))
-        assert status == 404 and "it is at /demo" in message
+        assert status == 404 and "the page is at /demo" in message
         status, message = said(ann.get("/v1/models/gpt"))
         assert status == 404 and "or 'ragcache'" in message
         document = {"data": "Oslo", "text": "Bexley"}
@@ -244,11 +244,11 @@ def test_what_is_not_there_says_where_it_is(
         status, message = said(
             ann.post("/v1/chat/completions", json=chat | {"documents": [document]})
         )
-        assert status == 400 and "nothing beside it" in message
+        assert status == 400 and "no other fields beside it" in message
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name a file of lines name:key"):
-        Keys.of(ServiceSettings.load(keys=tmp_path / "none"))
+        ApiKeys.of(ServiceSettings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
-        report_page.write(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
+        report_page.write_report(Path("/dev/full"), "Who?", {}, cache)  # a disk without space

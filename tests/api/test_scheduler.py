@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from ragcache.api.scheduler import Busy, Closing, GivenUp, Scheduler, Ticket
-from ragcache.api.ticket_queue import Waiting
+from ragcache.api.scheduler import Scheduler
+from ragcache.api.ticket_queue import QueueFull, RequestCancelled, ShuttingDown, Ticket, TicketQueue
 from tests.api.scene import SOON, Heard, Held, NewThreads, pieces
 
 
 @pytest.fixture
 def scheduler(new_threads: NewThreads) -> Iterator[Scheduler]:
-    made = Scheduler(queue=4, streams=2, patience_s=SOON)
+    made = Scheduler(queue=4, streams=2, background_delay_s=SOON)
     yield made
     made.close(0)
     assert not new_threads()
@@ -75,7 +75,7 @@ def test_each_tenant_has_a_queue_of_its_own(scheduler: Scheduler) -> None:
     with Held(scheduler):
         for _ in range(4):
             scheduler.submit("flood", pieces(1), Heard())
-        with pytest.raises(Busy) as busy:
+        with pytest.raises(QueueFull) as busy:
             scheduler.submit("flood", pieces(1), Heard())
         assert 1 <= busy.value.retry_after_s <= 60
         other = Heard()
@@ -85,16 +85,16 @@ def test_each_tenant_has_a_queue_of_its_own(scheduler: Scheduler) -> None:
 
 
 def test_the_wait_that_is_advised_follows_what_questions_take(scheduler: Scheduler) -> None:
-    scheduler._question_s = 3.0
+    scheduler._request_s = 3.0
     with Held(scheduler):
         for tenant in "tu":
             for _ in range(4):
                 scheduler.submit(tenant, pieces(1), Heard())
-        with pytest.raises(Busy) as busy:
+        with pytest.raises(QueueFull) as busy:
             scheduler.submit("t", pieces(1), Heard())
         assert busy.value.retry_after_s == pytest.approx(24.0)
-        scheduler._question_s = 100.0
-        with pytest.raises(Busy) as busy:
+        scheduler._request_s = 100.0
+        with pytest.raises(QueueFull) as busy:
             scheduler.submit("t", pieces(1), Heard())
         assert busy.value.retry_after_s == 60.0
 
@@ -105,8 +105,8 @@ def test_who_waits_is_told_in_time_though_the_engine_is_at_a_step(scheduler: Sch
         scheduler.submit("t", pieces(1), late, seconds=0.02)
         ticket = scheduler.submit("t", pieces(1), gone)
         scheduler.submit("t", pieces(1), other, seconds=SOON)
-        ticket.give_up()
-        assert (late.end(), gone.end()) == ("TooLate", "GivenUp")
+        ticket.cancel()
+        assert (late.end(), gone.end()) == ("DeadlineExceeded", "RequestCancelled")
         assert scheduler.depth() == (1, 0)  # their places are free
     assert other.end() == "done"
 
@@ -127,10 +127,10 @@ def test_a_running_question_ends_at_its_next_check(scheduler: Scheduler) -> None
     heard, late = Heard(), Heard()
     ticket = scheduler.submit("t", layers, heard)
     assert inside.wait(SOON)
-    ticket.give_up()
-    assert heard.end() == "GivenUp" and closed.is_set()
+    ticket.cancel()
+    assert heard.end() == "RequestCancelled" and closed.is_set()
     scheduler.submit("t", layers, late, seconds=0.05)
-    assert late.end() == "TooLate"
+    assert late.end() == "DeadlineExceeded"
     assert scheduler.depth() == (0, 0)
 
 
@@ -141,10 +141,10 @@ def test_what_is_given_up_between_two_steps_gives_its_place_first(scheduler: Sch
     assert first.begun.wait(SOON)
     with scheduler._lock:  # the engine comes to no next step meanwhile
         scheduler.submit("t", pieces(1), second)
-        ticket.give_up()
+        ticket.cancel()
         chosen = scheduler._next()
     assert isinstance(chosen, partial) and chosen.args == (ticket,)
-    assert first.end() == "GivenUp" and second.end() == "done"
+    assert first.end() == "RequestCancelled" and second.end() == "done"
 
 
 def test_errors_end_one_question_and_no_more(
@@ -157,11 +157,11 @@ def test_errors_end_one_question_and_no_more(
     def deaf(how: str, what: object) -> None:
         raise OSError("gone")
 
-    class Sticky:
-        def __iter__(self) -> Sticky:
-            return self
+    class Sticky(Generator[int, None, None]):
+        def send(self, value: None) -> int:
+            raise StopIteration
 
-        def __next__(self) -> int:
+        def throw(self, *error: Any) -> int:
             raise StopIteration
 
         def close(self) -> None:
@@ -174,7 +174,7 @@ def test_errors_end_one_question_and_no_more(
     scheduler.submit("t", lambda check: Sticky(), sticky)
     scheduler.submit("t", pieces(1), after)
     assert sticky.end() == after.end() == "done"
-    assert {"a question has failed", "a question could not be closed"} <= set(caplog.messages)
+    assert {"a request failed", "a request could not be closed"} <= set(caplog.messages)
 
 
 def test_what_can_wait_waits(scheduler: Scheduler) -> None:
@@ -186,8 +186,8 @@ def test_what_can_wait_waits(scheduler: Scheduler) -> None:
 
     heard = Heard("q", log)
     with Held(scheduler):
-        scheduler.meanwhile(step)
-        scheduler.later(lambda: log.append("later"))
+        scheduler.submit_recurring(step)
+        scheduler.submit_idle(lambda: log.append("later"))
         scheduler.submit("t", pieces(2), heard)
     assert heard.end() == "done"
     scheduler.call(lambda: None).result(SOON)
@@ -210,10 +210,10 @@ def test_nothing_that_is_raised_ends_the_thread_that_all_share(
     heard = Heard("q", [])
     scheduler.submit("t", panics, heard)
     assert heard.end() == "RuntimeError"
-    scheduler.later(lambda: next(panics()))
-    scheduler.meanwhile(lambda: next(panics()))
+    scheduler.submit_idle(lambda: next(panics()))
+    scheduler.submit_recurring(lambda: next(panics()))
     with pytest.raises(Panic):
-        scheduler.background(panics()).result(SOON)
+        scheduler.submit_background(panics()).result(SOON)
 
     def deaf(how: str, what: object) -> None:
         raise Panic
@@ -228,13 +228,13 @@ def test_nothing_that_is_raised_ends_the_thread_that_all_share(
 def test_what_can_wait_is_not_taken_once_all_ends(scheduler: Scheduler) -> None:
     ran: list[int] = []
     scheduler.close()
-    assert not scheduler.later(lambda: ran.append(1))
-    assert not ran and not scheduler._later
+    assert not scheduler.submit_idle(lambda: ran.append(1))
+    assert not ran and not scheduler._idle
 
 
 def test_what_can_wait_does_not_wait_for_ever() -> None:
     """With a question always there, it has a turn, and then not at once another."""
-    scheduler = Scheduler(patience_s=0.0)
+    scheduler = Scheduler(background_delay_s=0.0)
     log: list[str] = []
 
     def work() -> None:
@@ -249,8 +249,8 @@ def test_what_can_wait_does_not_wait_for_ever() -> None:
         future.result(SOON)
     first, last = (i for i, what in enumerate(log) if what == "work")
     assert last - first > 10  # steps of the question in between
-    ticket.give_up()
-    assert endless.end() == "GivenUp"
+    ticket.cancel()
+    assert endless.end() == "RequestCancelled"
     scheduler.close()
 
 
@@ -259,11 +259,11 @@ def test_work_that_can_wait_is_bounded_and_may_fail(
 ) -> None:
     ran: list[int] = []
     with Held(scheduler):
-        assert all(scheduler.later(lambda: ran.append(1 // 0)) for _ in range(4))
-        assert not scheduler.later(lambda: ran.append(1))
+        assert all(scheduler.submit_idle(lambda: ran.append(1 // 0)) for _ in range(4))
+        assert not scheduler.submit_idle(lambda: ran.append(1))
         future = scheduler.call(lambda: 7)  # is not refused: somebody waits for it
     assert future.result(SOON) == 7 and not ran
-    assert caplog.messages.count("work that nobody waits for has failed") == 4
+    assert caplog.messages.count("idle or recurring work failed") == 4
 
 
 def test_background_work_gives_or_raises_and_can_be_cancelled(scheduler: Scheduler) -> None:
@@ -279,10 +279,10 @@ def test_background_work_gives_or_raises_and_can_be_cancelled(scheduler: Schedul
         finally:
             closed.set()
 
-    assert scheduler.background(steps(True)).result(SOON) == "result"
+    assert scheduler.submit_background(steps(True)).result(SOON) == "result"
     begun.clear()
     closed.clear()
-    endless = scheduler.background(steps(False))
+    endless = scheduler.submit_background(steps(False))
     assert begun.wait(SOON) and endless.cancel() and closed.wait(SOON)
     with pytest.raises(CancelledError):
         endless.result(0)
@@ -299,12 +299,12 @@ def test_close_finishes_what_was_begun(new_threads: NewThreads) -> None:
     with Held(scheduler):
         for one in heard:
             scheduler.submit("t", pieces(3), one)
-        scheduler.later(kept.set)
+        scheduler.submit_idle(kept.set)
     scheduler.close()
     assert [one.end() for one in heard] == ["done"] * 3 and kept.is_set()
-    with pytest.raises(Closing):
+    with pytest.raises(ShuttingDown):
         scheduler.submit("t", pieces(1), Heard())
-    with pytest.raises(Closing):
+    with pytest.raises(ShuttingDown):
         scheduler.call(lambda: None)
     scheduler.close()
     assert not new_threads()
@@ -320,11 +320,11 @@ def test_close_gives_up_what_takes_too_long(new_threads: NewThreads) -> None:
         while True:
             yield
 
-    future = scheduler.background(endless())
-    scheduler.meanwhile(lambda: True)
+    future = scheduler.submit_background(endless())
+    scheduler.submit_recurring(lambda: True)
     scheduler.close(0.05)
-    assert (going.end(), waiting.end()) == ("GivenUp", "GivenUp")
-    assert isinstance(future.exception(SOON), GivenUp)
+    assert (going.end(), waiting.end()) == ("RequestCancelled", "RequestCancelled")
+    assert isinstance(future.exception(SOON), RequestCancelled)
     assert not new_threads()
 
 
@@ -335,14 +335,14 @@ def test_long_work_does_not_keep_it_open(new_threads: NewThreads) -> None:
         stepped.set()
         return True
 
-    scheduler.meanwhile(step)
+    scheduler.submit_recurring(step)
     assert stepped.wait(SOON)
     scheduler.close()
     assert not new_threads()
 
 
 def test_nobody_is_remembered() -> None:
-    waiting = Waiting()
+    waiting = TicketQueue()
     for number in range(100):
         waiting.add(Ticket(f"tenant{number}", pieces(1), Heard()))
     while waiting.take(lambda tenant: True):
@@ -365,14 +365,14 @@ def test_many_threads_all_hear_their_end(new_threads: NewThreads) -> None:
                 ticket = scheduler.submit(
                     f"t{seed % 5}", pieces(rng.randrange(6)), one, seconds=seconds
                 )
-            except Busy:
+            except QueueFull:
                 refused.append(seed)
                 continue
             heard.append(one)
             if rng.random() < 0.3:
-                ticket.give_up()
+                ticket.cancel()
             if rng.random() < 0.2:
-                scheduler.later(lambda: None)
+                scheduler.submit_idle(lambda: None)
 
     clients = [threading.Thread(target=client, args=(n,)) for n in range(20)]
     for thread in clients:
@@ -380,7 +380,10 @@ def test_many_threads_all_hear_their_end(new_threads: NewThreads) -> None:
     for thread in clients:
         thread.join()
     ends = [one.end() for one in heard]
-    assert set(ends) <= {"done", "GivenUp", "TooLate"} and len(ends) + len(refused) == 800
+    assert (
+        set(ends) <= {"done", "RequestCancelled", "DeadlineExceeded"}
+        and len(ends) + len(refused) == 800
+    )
     assert all(one.pieces == list(range(len(one.pieces))) for one in heard)
     assert scheduler.depth() == (0, 0)
     scheduler.close()

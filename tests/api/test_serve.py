@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from ragcache.api.logs import Lines, Once
-from ragcache.api.middleware.security import Keys
-from ragcache.api.serve import empty_stores, serve
+from ragcache.api.logs import JsonFormatter, RepeatFilter
+from ragcache.api.middleware.auth import ApiKeys
+from ragcache.api.serve import serve, store_warnings
 from ragcache.errors import ConfigError
 from ragcache.rag import RagCache
 from ragcache.settings import ServiceSettings, Settings
@@ -28,27 +28,27 @@ from tests.api.scene import Held, small
 ITSELF = "own-" + "o" * 32
 
 
-def test_empty_stores_are_told_of(tmp_path: Path) -> None:
+def test_store_warnings_are_told_of(tmp_path: Path) -> None:
     with small(tmp_path) as service:
-        [none] = empty_stores(service, Keys())
+        [none] = store_warnings(service, ApiKeys())
         assert none.startswith("the store holds no documents")
-        service.own.add(scene.DOCUMENTS)
-        assert list(empty_stores(service, Keys())) == []
+        service.default_cache.add(scene.DOCUMENTS)
+        assert list(store_warnings(service, ApiKeys())) == []
         service.cache("bob").add(scene.DOCUMENTS[:1])
-        ann, itself = empty_stores(service, Keys([("ann", ANN), ("bob", BOB)]))
+        ann, itself = store_warnings(service, ApiKeys([("ann", ANN), ("bob", BOB)]))
         assert (
             ann.startswith("the store of tenant ann holds no documents") and "--tenant ann" in ann
         )
-        assert itself.startswith("the 3 documents of the store itself belong to no key")
-        assert list(empty_stores(service, Keys([("", ANN), ("bob", BOB)]))) == []
+        assert itself.startswith("the 3 documents of the store itself belong to no API key")
+        assert list(store_warnings(service, ApiKeys([("", ANN), ("bob", BOB)]))) == []
 
 
 def test_a_key_for_the_store_itself(tmp_path: Path) -> None:
     (file := tmp_path / "keys").write_text(f".:{ITSELF}\nann:{ANN}\n")
-    keys = Keys.of(ServiceSettings.load(keys=file))
+    keys = ApiKeys.of(ServiceSettings.load(keys=file))
     assert keys.tenant(ITSELF) == "" and keys.tenants == ["", "ann"]
     with served(tmp_path / "store", keys=[("", ITSELF), ("ann", ANN)]) as one:
-        one.service.own.add(scene.DOCUMENTS)
+        one.service.default_cache.add(scene.DOCUMENTS)
         with one.client(ITSELF) as itself, one.client(ANN) as ann:
             assert len(itself.get("/v1/documents").json()["data"]) == 3
             assert ann.get("/v1/documents").json()["data"] == []
@@ -140,7 +140,7 @@ def test_an_answer_may_take_longer_than_its_request(tmp_path: Path) -> None:
 
 
 def test_what_fails_again_is_said_once(tmp_path: Path) -> None:
-    once, lines = Once(seconds=0.2), Lines()
+    once, lines = RepeatFilter(seconds=0.2), JsonFormatter()
 
     def told(message: str, *args: object, level: int = logging.WARNING, **extra: object) -> str:
         record = logging.LogRecord("ragcache.access", level, "", 0, message, args, None)
@@ -160,13 +160,13 @@ CHILD = """
 import sys
 from pathlib import Path
 from ragcache.api import logs
-from ragcache.api.middleware.security import Keys
+from ragcache.api.middleware.auth import ApiKeys
 from ragcache.api.serve import Server
 from tests.api.scene import small
 
 with small(Path(sys.argv[1]), host="127.0.0.1", port=0, grace_s=1.0) as service:
-    Server(service, Keys(), lambda url: print(url, flush=True)).run()
-print("closed", service.own.store.tables._closed, flush=True)
+    Server(service, ApiKeys(), lambda url: print(url, flush=True)).run()
+print("closed", service.default_cache.store.tables._closed, flush=True)
 """
 
 

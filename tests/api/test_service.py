@@ -13,8 +13,8 @@ import pytest
 from torch import Tensor
 
 from ragcache import setup as opening
-from ragcache.api.scheduler import GivenUp, Ticket
 from ragcache.api.service import Service
+from ragcache.api.ticket_queue import RequestCancelled, Ticket
 from ragcache.blend.fuse import FusionCallbacks
 from ragcache.core.request import Request
 from ragcache.engine.base import LayerView
@@ -35,7 +35,7 @@ def test_questions_over_the_same_missing_chunks_encode_each_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small(tmp_path) as service:
-        engine, encode = service.own.engine, service.own.engine.encode
+        engine, encode = service.default_cache.engine, service.default_cache.engine.encode
         encoded = Counter[tuple[int, ...]]()
 
         def counted(chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
@@ -47,7 +47,7 @@ def test_questions_over_the_same_missing_chunks_encode_each_once(
         heard = [Heard(str(n)) for n in range(6)]
         with Held(service.scheduler):
             for one in heard:
-                service.ask("", Request(QUESTION, chunks=given(*TEXTS)), one)
+                service.submit("", Request(QUESTION, chunks=given(*TEXTS)), one)
         assert {one.end() for one in heard} == {"done"}
         settle(service)
         wanted = {engine.template.chunk(text) for text in TEXTS} | {engine.template.prefix}
@@ -61,28 +61,30 @@ def test_questions_over_the_same_chunks_read_each_layer_once(
 ) -> None:
     with small(tmp_path, ram_bytes=1 << 24) as service:
         asked(service, QUESTION, chunks=given(*TEXTS))  # computes and stores them
-        reads, layers = Counter[tuple[bytes, int]](), service.own.store.layers
+        reads, layers = Counter[tuple[bytes, int]](), service.default_cache.store.layers
 
         def counted(chunks: Sequence[StoredChunk], layer: int) -> list[tuple[Tensor, Tensor]]:
             reads.update((chunk.key.digest, layer) for chunk in chunks)
             return layers(chunks, layer)
 
-        monkeypatch.setattr(service.own.store, "layers", counted)
+        monkeypatch.setattr(service.default_cache.store, "layers", counted)
         heard = [Heard(str(n)) for n in range(6)]
         with Held(service.scheduler):
             for one in heard:
-                service.ask("", Request(QUESTION, chunks=given(*TEXTS)), one)
+                service.submit("", Request(QUESTION, chunks=given(*TEXTS)), one)
         assert {one.end() for one in heard} == {"done"}
         assert set(reads.values()) == {1}
-        assert len(reads) == 4 * service.own.engine.spec.layers  # three chunks and the prefix
+        assert (
+            len(reads) == 4 * service.default_cache.engine.spec.layers
+        )  # three chunks and the prefix
 
 
 def test_an_answer_that_was_at_hand_leaves_nothing_to_do(tmp_path: Path) -> None:
     with small(tmp_path) as service:
         asked(service, QUESTION, chunks=given(*TEXTS))
-        stream = service.own.stream(QUESTION, chunks=TEXTS, keep=False)
+        stream = service.default_cache.stream(QUESTION, chunks=TEXTS, keep=False)
         assert not stream.misses and stream.answer and not stream.misses
-        other = service.own.stream(QUESTION, chunks=["new"], keep=False)
+        other = service.default_cache.stream(QUESTION, chunks=["new"], keep=False)
         assert other.answer and other.misses
         other.keep()
         assert not other.misses
@@ -99,8 +101,8 @@ def test_a_hundred_clients_give_up(tmp_path: Path, new_threads: NewThreads) -> N
         with Held(service.scheduler):
             for number, one in enumerate(heard):
                 ask = Request(f"{QUESTION} {number}", sampling=long)
-                one.goes_by(service.ask("abcd"[number % 4], ask, one))
-        assert {one.end() for one in heard} == {"GivenUp"}
+                one.goes_by(service.submit("abcd"[number % 4], ask, one))
+        assert {one.end() for one in heard} == {"RequestCancelled"}
         assert {len(one.pieces) for one in heard} == {0, 1}
         assert sum(len(one.pieces) for one in heard) == 50
         assert service.scheduler.depth() == (0, 0)
@@ -126,12 +128,12 @@ class _Leaving(Heard):
         self.ticket = ticket
         self._ticket.set()
         if not self.listens:
-            ticket.give_up()
+            ticket.cancel()
 
     def __call__(self, how: str, what: Any) -> None:
         super().__call__(how, what)
         assert self._ticket.wait(SOON)
-        self.ticket.give_up()
+        self.ticket.cancel()
 
 
 @pytest.mark.parametrize("mode", ["full", "fused", "cacheblend"])
@@ -148,15 +150,15 @@ def test_a_prefill_stops_at_the_next_layer(
             rows = before(walk, layer, kv)
             begun.append(layer)
             if layer == 1:
-                tickets[0].give_up()
+                tickets[0].cancel()
             return rows
 
         monkeypatch.setattr(FusionCallbacks, "before", leaves)
         heard = Heard()
         with Held(service.scheduler):
             ask = Request(QUESTION, chunks=given(*TEXTS), mode=mode)
-            tickets.append(service.ask("", ask, heard))
-        assert heard.end() == "GivenUp" and isinstance(heard.ends[0][1], GivenUp)
+            tickets.append(service.submit("", ask, heard))
+        assert heard.end() == "RequestCancelled" and isinstance(heard.ends[0][1], RequestCancelled)
         assert begun == [0, 1]
         settle(service)
         assert "ragcache-reader_0" not in new_threads()
@@ -170,7 +172,7 @@ def test_what_is_wrong_with_a_question_is_told(tmp_path: Path) -> None:
             ("NO", Request(QUESTION), "ConfigError"),
         ]:
             heard = Heard()
-            service.ask(tenant, ask, heard)
+            service.submit(tenant, ask, heard)
             assert heard.end() == error
         assert isinstance(asked(service, QUESTION), Answer)
 
@@ -192,9 +194,9 @@ def test_the_settings_open_it_with_a_guard(
     )
     limits = ServiceSettings.load(monitor_share=given_share, monitor_floor=0.9)
     with Service.open(settings, limits) as service:
-        guard = service.guard
+        guard = service.quality_monitor
         assert (guard and guard.share, guard and guard.floor) == (share, floor)
-        assert service.cache("a").engine is service.own.engine
+        assert service.cache("a").engine is service.default_cache.engine
 
 
 def test_a_store_that_opens_slowly_keeps_nobody_else(
@@ -213,7 +215,7 @@ def test_a_store_that_opens_slowly_keeps_nobody_else(
         with ThreadPoolExecutor(2) as pool:
             opening = [pool.submit(service.cache, "slow") for _ in range(2)]
             assert begun.wait(SOON)
-            assert service.caches() == [service.own]  # as /ready asks
+            assert service.caches() == [service.default_cache]  # as /ready asks
             assert service.cache("quick") is service.cache("quick")
             go.set()
             first, second = (future.result(SOON) for future in opening)
@@ -235,12 +237,12 @@ def test_every_store_is_closed_whatever_becomes_of_another(
         service.close()
     real()
     with pytest.raises(StoreError, match="is closed: open it again"):
-        service.own.store.stats()
+        service.default_cache.store.stats()
 
 
 def test_many_tenants_can_be_open(tmp_path: Path) -> None:
     """The addresses that their maps reserve are few enough."""
     with small(tmp_path) as service:
         sizes = [service.cache(f"t{number}").store.tables.map_size for number in range(3)]
-        assert 500 * max(sizes) < 1 << 47 > service.own.store.tables.map_size
+        assert 500 * max(sizes) < 1 << 47 > service.default_cache.store.tables.map_size
         assert len(service.caches()) == 4

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ragcache.api.scheduler import Busy, Closing, GivenUp, TooLate
+from ragcache.api.ticket_queue import DeadlineExceeded, QueueFull, RequestCancelled, ShuttingDown
 from ragcache.core.indexing import Added
 from ragcache.core.request import Request
 from ragcache.errors import ContextError
@@ -36,11 +36,11 @@ def test_a_flood_of_one_tenants_documents_keeps_no_other_waiting(tmp_path: Path)
         with Held(service.scheduler):
             every = [add("ann", f"a{n}.") for n in range(30)]
             until = time.monotonic() + SOON
-            while service.scheduler.works_of("ann") < 30:  # split, all of them
+            while service.scheduler.count_background("ann") < 30:  # split, all of them
                 assert time.monotonic() < until
                 time.sleep(0.005)
             every.append(add("bob", "b."))
-            while not service.scheduler.works_of("bob"):
+            while not service.scheduler.count_background("bob"):
                 assert time.monotonic() < until
                 time.sleep(0.005)
             ready = service.scheduler.call(lambda: order.append("/ready"), tenant="/ready")
@@ -54,7 +54,7 @@ def test_a_tenants_queue_is_bounded(tmp_path: Path) -> None:
     with small(tmp_path, queue=4) as service:
         with Held(service.scheduler):
             every = [service.add("ann", texts(f"a{n}.")) for n in range(4)]
-            with pytest.raises(Busy, match="4 pieces of work are waiting already"):
+            with pytest.raises(QueueFull, match="4 pieces of work are waiting already"):
                 for n in range(4, 9):
                     every.append(service.add("ann", texts(f"a{n}.")))
             every.append(service.add("bob", texts("b.")))
@@ -72,7 +72,7 @@ def test_it_is_said_over_http(tmp_path: Path) -> None:
             )
             first.start()
             until = time.monotonic() + SOON
-            while not one.service.scheduler.works_of("ann"):
+            while not one.service.scheduler.count_background("ann"):
                 assert time.monotonic() < until
                 time.sleep(0.002)
             refused = bob.post("/v1/chunks", json={"chunks": ["A text."]})
@@ -86,7 +86,7 @@ def test_work_has_a_deadline_and_can_be_cancelled(tmp_path: Path) -> None:
     with small(tmp_path) as service:
         with Held(service.scheduler):
             late = service.add("ann", texts("a"), seconds=0.05)
-            assert isinstance(late.exception(SOON), TooLate)
+            assert isinstance(late.exception(SOON), DeadlineExceeded)
             gone = service.add("ann", texts("b"))
             assert gone.cancel()
         service.add("ann", texts("c")).result(SOON)
@@ -99,7 +99,9 @@ def test_at_the_end_what_was_not_begun_is_given_up(tmp_path: Path) -> None:
             waiting = [service.add("ann", texts(f"a{n}.")) for n in range(9)]
             closing = threading.Thread(target=service.close)
             closing.start()
-            assert all(isinstance(one.exception(SOON), GivenUp | Closing) for one in waiting)
+            assert all(
+                isinstance(one.exception(SOON), RequestCancelled | ShuttingDown) for one in waiting
+            )
         closing.join(SOON)
         assert not closing.is_alive()
 
@@ -128,11 +130,11 @@ def test_splitting_keeps_nobody_from_the_engine(
         assert stands.wait(SOON)
         assert service.add("bob", texts("b")).result(SOON).documents == 3
         heard = Heard()
-        service.ask("bob", Request("Which text?"), heard)
+        service.submit("bob", Request("Which text?"), heard)
         assert heard.end() == "done"
         assert long.cancel()
         until = time.monotonic() + SOON
-        while service.aside.works_of("ann"):  # it ends at its next piece
+        while service.split_scheduler.count_background("ann"):  # it ends at its next piece
             assert time.monotonic() < until
             time.sleep(0.002)
 
@@ -142,17 +144,20 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     with small(tmp_path) as service:
-        service.own.add(texts("a"))
-        monkeypatch.setattr(service.own.engine, "tokenize", lambda *_, **__: 1 // 0)
-        monkeypatch.setattr(service.own.retriever, "retrieve", lambda *_, **__: 1 // 0)
-        long = "a" * (service.own.engine.context_tokens * service.own.engine.token_bytes + 1)
+        service.default_cache.add(texts("a"))
+        monkeypatch.setattr(service.default_cache.engine, "tokenize", lambda *_, **__: 1 // 0)
+        monkeypatch.setattr(service.default_cache.retriever, "retrieve", lambda *_, **__: 1 // 0)
+        long = "a" * (
+            service.default_cache.engine.context_tokens * service.default_cache.engine.token_bytes
+            + 1
+        )
         if what == "search":
             with pytest.raises(ContextError, match="cannot fit: llama has a context of 512"):
                 service.search("", long).result(SOON)
             return
         if what == "store":
             with pytest.raises(ContextError, match="cannot fit"):
-                service.compute("", given(long))
+                service.precompute("", given(long))
             return
         ask = {
             "question": Request(long),
@@ -161,5 +166,5 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
             "many": Request("Who?", chunks=given(*["a"] * 600)),
         }[what]
         heard = Heard()
-        service.ask("", ask, heard)
+        service.submit("", ask, heard)
         assert heard.end() == "ContextError"

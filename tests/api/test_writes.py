@@ -37,7 +37,7 @@ class Stepped:
     def __init__(self) -> None:
         self.steps: list[Callable[[], bool]] = []
 
-    def meanwhile(self, step: Callable[[], bool]) -> None:
+    def submit_recurring(self, step: Callable[[], bool]) -> None:
         self.steps.append(step)
 
     def step(self) -> bool:
@@ -46,7 +46,7 @@ class Stepped:
             self.steps.pop(0)
         return bool(self.steps)
 
-    background = staticmethod(at_once)
+    submit_background = staticmethod(at_once)
 
     def close(self, seconds: float = 0.0) -> None:
         self.steps.clear()
@@ -69,8 +69,8 @@ class Writes(RuleBasedStateMachine):
         store, embedder = DiskStore(self.path), HashEmbedder()
         own = RagCache(ENGINE, store, embedder, self.path, Settings.load(ratio=0.15))
         self.service = Service(own, self.scheduler)  # type: ignore[arg-type]
-        self.service.aside.close()
-        self.service.aside = self.scheduler  # type: ignore[assignment]
+        self.service.split_scheduler.close()
+        self.service.split_scheduler = self.scheduler  # type: ignore[assignment]
         self.jobs = Jobs(self.service)
 
     def text(self, name: str) -> str:
@@ -87,18 +87,18 @@ class Writes(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def put(self, name: str) -> None:
         text = self.text(name)
-        self.service.own.add([Document(name, text)])
+        self.service.default_cache.add([Document(name, text)])
         self.written[name].append(("", text))
 
     @rule(name=st.sampled_from(NAMES))
     def put_what_is_there(self, name: str) -> None:
         if (text := self.stored().get(name)) is not None:
-            self.service.own.add([Document(name, text)])
+            self.service.default_cache.add([Document(name, text)])
             self.written[name].append(("", text))
 
     @rule(name=st.sampled_from(NAMES))
     def delete(self, name: str) -> None:
-        self.service.own.delete([name])
+        self.service.default_cache.delete([name])
         self.written[name].append(("", None))
 
     @rule(count=st.integers(1, 6))
@@ -115,11 +115,11 @@ class Writes(RuleBasedStateMachine):
     @rule()
     def kill(self) -> None:
         """All that is in memory is lost."""
-        self.service.own.close()
+        self.service.default_cache.close()
         self.open()
 
     def stored(self) -> dict[str, str]:
-        catalog = self.service.own.catalog
+        catalog = self.service.default_cache.catalog
         rows = {name: catalog.rows_of(name) for name in NAMES}
         return {n: "".join(c.text for c in catalog.chunks(r)) for n, r in rows.items() if r}
 
@@ -140,7 +140,7 @@ class Writes(RuleBasedStateMachine):
                     may.add(None)
                 assert found.get(name) in may, (name, writes, states)
         finally:
-            self.service.own.close()
+            self.service.default_cache.close()
             self.folder.cleanup()
 
 
@@ -160,26 +160,28 @@ OLD = [Document(f"d{n:03}", f"The old text of number {n}.") for n in range(12)]
 
 def later_writes(service: Service, took: Callable[[], None] = lambda: None) -> None:
     """A job is taken, and before it comes to them three of its documents are written."""
-    service.own.add([OLD[8]])
+    service.default_cache.add([OLD[8]])
     with Held(service.scheduler):
         Jobs(service).add("", OLD)
-        assert service.own.delete(["d005"]) == ["d005"]  # which was on its way
-        service.own.add([Document("d006", "Newer.")])
-        service.own.add([OLD[8]], pinned=True)  # unchanged, and a write all the same
+        assert service.default_cache.delete(["d005"]) == ["d005"]  # which was on its way
+        service.default_cache.add([Document("d006", "Newer.")])
+        service.default_cache.add([OLD[8]], pinned=True)  # unchanged, and a write all the same
         took()
 
 
 def check_later_writes(service: Service) -> None:
-    until, [job] = time.monotonic() + SOON, service.own.catalog.settings("job:").values()
+    until, [job] = time.monotonic() + SOON, service.default_cache.catalog.settings("job:").values()
     while json.loads(job)["job"]["state"] != "done":
         assert time.monotonic() < until, job
         time.sleep(0.005)
-        [job] = service.own.catalog.settings("job:").values()
-    assert {entry.id for entry in service.own.documents()} == {d.id for d in OLD} - {"d005"}
-    [row] = service.own.catalog.rows_of("d006")
-    assert service.own.catalog.chunk(row).text == "Newer."
-    assert (pinned := service.own.catalog.entry("d008")) is not None and pinned.pinned
-    assert "3 left out: written or deleted since" in json.loads(job)["job"]["message"]
+        [job] = service.default_cache.catalog.settings("job:").values()
+    assert {entry.id for entry in service.default_cache.documents()} == {d.id for d in OLD} - {
+        "d005"
+    }
+    [row] = service.default_cache.catalog.rows_of("d006")
+    assert service.default_cache.catalog.chunk(row).text == "Newer."
+    assert (pinned := service.default_cache.catalog.entry("d008")) is not None and pinned.pinned
+    assert "3 skipped: written or deleted since" in json.loads(job)["job"]["message"]
 
 
 def test_what_is_written_after_a_job_was_taken_stands(tmp_path: Path) -> None:
@@ -220,12 +222,12 @@ def test_so_it_is_after_a_kill(tmp_path: Path) -> None:
 def test_a_job_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     """Its record has no promise."""
     with small(tmp_path) as service:
-        catalog = service.own.catalog
+        catalog = service.default_cache.catalog
         with Held(service.scheduler):
             job = Jobs(service).add("", OLD[:2])
             known = json.loads(catalog.settings("job:")["job:" + job.id])
             del known["promise"]
-            service.own.close()
+            service.default_cache.close()
     with scene.small(tmp_path) as cache:
         cache.catalog.put_setting("job:" + job.id, json.dumps(known))
     with small(tmp_path) as service:
@@ -233,4 +235,4 @@ def test_a_job_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
         while jobs.get("", job.id).state != "done":
             assert time.monotonic() < until
             time.sleep(0.005)
-        assert len(service.own.documents()) == 2
+        assert len(service.default_cache.documents()) == 2

@@ -369,7 +369,7 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
         (["index", "missing.txt"], "missing.txt"),
         (["eval", "--dataset", "missing.json"], "cannot read the questions in missing.json"),
         (["eval", "--limit", "0"], "the limit is 0"),
-        (["serve", "--host", "0.0.0.0"], "no API keys are given: anybody could read"),
+        (["serve", "--host", "0.0.0.0"], "there are no API keys: anybody could read"),
         (["serve", "--keys", "nowhere"], "cannot read the API keys in nowhere"),
     ],
 )

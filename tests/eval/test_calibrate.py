@@ -89,7 +89,7 @@ def test_where_the_work_is_the_same_the_nearest_is_chosen(found: list[ModeSummar
 def test_what_to_set_is_said(found: list[ModeSummary]) -> None:
     kept = replace(figure(found, "fused@0.1", 0.97, 0.1), same=Estimate(0.97, (0.91, 1.0)))
     said = ratio_advice(kept, 0.95)
-    assert "--mode fused --ratio 0.1 (97% of full" in said and "down to 91%" in said
+    assert "--mode fused --ratio 0.1 (97% of full" in said and "interval begins at 91%" in said
     assert "Use mode full" in ratio_advice(None, 0.95)
 
 

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ragcache.errors import ConfigError, PromptError
-from ragcache.langchain.backend import ChatRequest, Finished
-from ragcache.langchain.chunk_parsing import Given
-from ragcache.langchain.local_backend import Local
+from ragcache.langchain.backend import AnswerMetadata, ChatRequest
+from ragcache.langchain.chunk_parsing import InputChunk
+from ragcache.langchain.local_backend import LocalBackend
 from ragcache.rag import RagCache
 
 KEY = "sk-test"
@@ -24,7 +24,7 @@ class Stub:
     """What it serves, and what it was asked. ``busy``: so many questions are sent away first."""
 
     url: str
-    local: Local
+    local: LocalBackend
     asked: list[dict[str, Any]] = field(default_factory=list)
     busy: int = 0
 
@@ -32,7 +32,7 @@ class Stub:
 @contextmanager
 def serve(cache: RagCache) -> Iterator[Stub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    stub = Stub(f"http://127.0.0.1:{server.server_port}/v1", Local.of(cache))
+    stub = Stub(f"http://127.0.0.1:{server.server_port}/v1", LocalBackend.open(cache))
     server.stub = stub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(told)
         else:
             *texts, finished = told
-            assert isinstance(finished, Finished)
+            assert isinstance(finished, AnswerMetadata)
             message = {"role": "assistant", "content": "".join(map(str, texts))}
             choice = {"message": message, "finish_reason": finished.finish_reason}
             self._send(200, {"choices": [choice], **_rest(finished)})
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    def _stream(self, told: Iterator[str | Finished]) -> None:
+    def _stream(self, told: Iterator[str | AnswerMetadata]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -135,14 +135,14 @@ def _request(body: dict[str, Any]) -> ChatRequest:
     sampling = {k: body[k] for k in ("max_tokens", "temperature", "top_p", "seed") if k in body}
     return ChatRequest(
         message["content"],
-        tuple(Given(d["text"], d.get("id")) for d in given),
+        tuple(InputChunk(d["text"], d.get("id")) for d in given),
         stop=tuple(body.get("stop", ())),
         **sampling,
         **body.get("ragcache", {}),
     )
 
 
-def _rest(finished: Finished) -> dict[str, Any]:
+def _rest(finished: AnswerMetadata) -> dict[str, Any]:
     return {
         "model": finished.model,
         "ragcache": finished.report,

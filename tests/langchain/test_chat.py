@@ -37,10 +37,10 @@ from ragcache.langchain import (
     RagCacheRetriever,
     rag_messages,
 )
-from ragcache.langchain.chunk_parsing import read
-from ragcache.langchain.heat import heat_map
-from ragcache.langchain.http_backend import Service
-from ragcache.langchain.local_backend import Local
+from ragcache.langchain.chunk_parsing import parse_messages
+from ragcache.langchain.http_backend import HttpBackend
+from ragcache.langchain.local_backend import LocalBackend
+from ragcache.langchain.notebook_html import report_html
 from ragcache.models import TINY
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
@@ -167,7 +167,7 @@ def test_langchains_cache_tells_calls_apart(cache: RagCache) -> None:
 
 def test_a_stream_that_is_left_is_given_up(cache: RagCache) -> None:
     model = ChatRagCache(store=cache, max_tokens=300)
-    assert isinstance(model.backend, Local)
+    assert isinstance(model.backend, LocalBackend)
 
     async def first() -> None:
         async for _ in model.astream(ASKED):
@@ -184,7 +184,7 @@ def test_a_stream_that_is_left_is_given_up(cache: RagCache) -> None:
 @both_places
 def test_what_cannot_be_is_refused(place: dict[str, Any]) -> None:
     model = ChatRagCache(**place)
-    with pytest.raises(TypeError, match="logprobs: no option of ChatRagCache"):
+    with pytest.raises(TypeError, match="logprobs: unknown option of ChatRagCache"):
         model.invoke(ASKED, logprobs=True)
     with pytest.raises((ConfigError, PromptError), match="mode .no-such-mode. is unknown"):
         model.invoke(ASKED, mode="no-such-mode")
@@ -196,9 +196,9 @@ def test_what_cannot_be_is_refused(place: dict[str, Any]) -> None:
         model.get_num_tokens_from_messages(ASKED, tools=[dict])
     with pytest.raises(TypeError, match="temprature: .* Did you mean temperature"):
         model.bind(temprature=1)
-    with pytest.raises(TypeError, match="logprob: no option of ChatRagCache. There are"):
+    with pytest.raises(TypeError, match="logprob: unknown option of ChatRagCache. Its options are"):
         ChatRagCache(**place | {"logprob": True})
-    with pytest.raises(TypeError, match="top_k: no option of RagCacheRetriever"):
+    with pytest.raises(TypeError, match="top_k: unknown option of RagCacheRetriever"):
         RagCacheRetriever(**place | {"top_k": 3})
     with pytest.raises(ValueError, match="no question"):
         list(model.stream([]))
@@ -268,7 +268,7 @@ def test_an_empty_retrieval_is_no_documents(
 ) -> None:
     model = ChatRagCache(**place)
     backend: Any = model.backend
-    for known in ("known", "aknown"):  # nothing is looked for
+    for known in ("known_texts", "aknown_texts"):  # nothing is looked for
         monkeypatch.setattr(backend, known, lambda: pytest.fail("texts were scanned"))
     found = AIMessage("", tool_calls=[{"name": "notes", "args": {}, "id": "1"}])
     tool = ToolMessage("", artifact=[], tool_call_id="1")
@@ -289,7 +289,9 @@ def test_an_empty_retrieval_is_no_documents(
     assert message_to_dict(message) == message_to_dict(
         messages_from_dict([message_to_dict(message)])[0]
     )
-    assert read(messages_from_dict([message_to_dict(message)])).ways == ("content blocks",)
+    assert parse_messages(messages_from_dict([message_to_dict(message)])).sources == (
+        "content blocks",
+    )
 
 
 @both_places
@@ -297,7 +299,7 @@ def test_documents_without_text_are_counted(place: dict[str, Any]) -> None:
     answer = ChatRagCache(**place).invoke(QUESTION, documents=["", *TEXTS, " \n"])
     report = answer.response_metadata["ragcache"]
     assert len(report["chunks"]) == len(TEXTS)
-    assert "2 of the documents given had no text, and were left out" in report["fallbacks"]
+    assert "2 of the documents had no text, and were left out" in report["fallbacks"]
 
 
 @both_places
@@ -326,7 +328,9 @@ def test_one_document_is_no_list(cache: RagCache, given: Any) -> None:
 
 
 def test_another_model_than_the_open_one_is_refused(cache: RagCache) -> None:
-    with pytest.raises(ConfigError, match="'other' is asked for, but llama is open"):
+    with pytest.raises(
+        ConfigError, match="'other' is requested, but the store was opened with llama"
+    ):
         ChatRagCache(store=cache).invoke(ASKED, model="other")
 
 
@@ -338,12 +342,12 @@ def test_time_is_over(cache: RagCache) -> None:
 def test_one_place_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAGCACHE_STORE", "RAGCACHE_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValidationError, match="give one of store= and base_url="):
+    with pytest.raises(ValidationError, match="give either store= or base_url="):
         ChatRagCache()
     monkeypatch.setenv("RAGCACHE_BASE_URL", "")
     monkeypatch.setenv("RAGCACHE_STORE", "here")
     assert ChatRagCache().store == "here"
-    with pytest.raises(ValidationError, match="give one of store= and base_url="):
+    with pytest.raises(ValidationError, match="give either store= or base_url="):
         ChatRagCache(store="here", base_url="http://there/v1")
     with pytest.raises(ConfigError, match="store is a int"):
         ChatRagCache(store=3).invoke("Hello")
@@ -399,7 +403,7 @@ def test_answers_are_shown_and_saved_as_what_they_are(cache: RagCache) -> None:
 def test_nothing_of_a_document_gets_into_the_page() -> None:
     evil = "<script>alert(1)</script>"
     chunk = {"id": evil, "tokens": 3, "recomputed": 1, "charged": 0.3, "miss": evil}
-    shown = heat_map(evil, {"mode": evil, "chunks": [chunk], "fallbacks": [evil]})
+    shown = report_html(evil, {"mode": evil, "chunks": [chunk], "fallbacks": [evil]})
     assert "<script" not in shown and shown.count("&lt;script") == 6
 
 
@@ -447,13 +451,14 @@ def test_a_service_that_is_not_there() -> None:
 def test_an_error_in_the_middle_of_a_stream_is_raised() -> None:
     from ragcache.langchain.http_backend import _Events
 
-    with pytest.raises(RagCacheError, match="the service gave up: too late"):
+    with pytest.raises(RagCacheError, match="the service ended the answer: too late"):
         list(_Events().read('data: {"error": {"message": "too late"}}'))
-    assert isinstance(Service("http://localhost/v1"), Service)
+    assert isinstance(HttpBackend("http://localhost/v1"), HttpBackend)
     for url in ("http://localhost:8000", "http://localhost:8000/", "http://localhost:8000/v1/"):
-        assert str(Service(url)._client.base_url) == "http://localhost:8000/v1/"
+        assert str(HttpBackend(url)._client.base_url) == "http://localhost:8000/v1/"
     assert (
-        str(Service("https://kv.example/rag/v1")._client.base_url) == "https://kv.example/rag/v1/"
+        str(HttpBackend("https://kv.example/rag/v1")._client.base_url)
+        == "https://kv.example/rag/v1/"
     )
 
 
@@ -485,8 +490,8 @@ def _missing(name: str) -> Any:
 def test_what_nobody_uses_any_more_ends(tmp_path: Path, where: str) -> None:
     with scene.small(tmp_path) as cache:
         before = set(threading.enumerate())
-        held = [Local.of(cache)]
-        held[0].do(lambda cache: cache.documents())
+        held = [LocalBackend.open(cache)]
+        held[0].run(lambda cache: cache.documents())
         own = set(threading.enumerate()) - before
         if where == "here":
             held.clear()
@@ -498,5 +503,5 @@ def test_what_nobody_uses_any_more_ends(tmp_path: Path, where: str) -> None:
 
 
 def test_a_service_that_cannot_be_asked() -> None:
-    with pytest.raises(RagCacheError, match="cannot be asked: .*Check base_url"):
+    with pytest.raises(RagCacheError, match="request to the service failed: .*Check base_url"):
         ChatRagCache(base_url="ftp://nowhere").invoke("Who?")

@@ -16,7 +16,7 @@ from langchain_core.messages import (
 
 from ragcache.errors import PromptError
 from ragcache.langchain import rag_messages
-from ragcache.langchain.chunk_parsing import Given, KnownTexts, Said, read
+from ragcache.langchain.chunk_parsing import ContextMessage, InputChunk, KnownTexts, parse_messages
 from tests.langchain.conftest import DOCUMENTS, QUESTION
 
 TEXTS = [document.page_content for document in DOCUMENTS]
@@ -24,7 +24,7 @@ ASKED = rag_messages(QUESTION, DOCUMENTS)
 
 
 def test_what_was_said_besides_is_asked_too() -> None:
-    turn = read(
+    turn = parse_messages(
         [
             SystemMessage("Be brief."),
             HumanMessage("Hello", name="ann"),
@@ -39,7 +39,7 @@ def test_what_was_said_besides_is_asked_too() -> None:
 
 
 def test_the_same_text_is_taken_once() -> None:
-    turn = read(rag_messages(QUESTION, [*DOCUMENTS, TEXTS[0]]), [TEXTS[1]])
+    turn = parse_messages(rag_messages(QUESTION, [*DOCUMENTS, TEXTS[0]]), [TEXTS[1]])
     assert [chunk.id for chunk in turn.chunks] == [document.id for document in DOCUMENTS]
 
 
@@ -47,36 +47,38 @@ def test_the_same_text_is_taken_once() -> None:
     ("content", "says"),
     [
         ([{"type": "image", "url": "https://x.test/a.png"}], "type 'image'"),
-        ([{"type": "text-plain", "url": "https://x.test/a.txt"}], "nothing is fetched"),
-        ([{"type": "text-plain", "base64": "?"}], "is no text"),
+        ([{"type": "text-plain", "url": "https://x.test/a.txt"}], "URLs and files are not read"),
+        ([{"type": "text-plain", "base64": "?"}], "is not text"),
         ([{"type": "text-plain", "text": "alone"}], "no question"),
         ("  ", "no question"),
     ],
 )
 def test_what_cannot_be_read_is_refused(content: Any, says: str) -> None:
     with pytest.raises(PromptError, match=says):
-        print(read([HumanMessage(content)]).text)
+        print(parse_messages([HumanMessage(content)]).text)
 
 
 def test_base64_is_text_too() -> None:
     block = {"type": "text-plain", "base64": base64.b64encode(b"In Oslo.").decode()}
-    turn = read([HumanMessage([block, {"type": "text", "text": "Where?"}])])
-    assert (turn.chunks, turn.text) == ((Given("In Oslo."),), "Where?")
+    turn = parse_messages([HumanMessage([block, {"type": "text", "text": "Where?"}])])
+    assert (turn.chunks, turn.text) == ((InputChunk("In Oslo."),), "Where?")
 
 
 def test_matching_takes_the_longest_and_leaves_the_rest() -> None:
     short, long = "Mira Holt keeps a parrot.", "Mira Holt keeps a parrot. It speaks."
-    known = KnownTexts([Given(short), Given(long), Given("too short")])
+    known = KnownTexts([InputChunk(short), InputChunk(long), InputChunk("too short")])
     rest, found = known.cut(f"Notes:\n\n{long}\n\n{short}\n\ntoo short\n\nWhy?")
     assert [chunk.text for chunk in found] == [long, short]
     assert rest == "Notes:\n\ntoo short\n\nWhy?"
-    turn = read([SystemMessage(f"Notes: {long}"), HumanMessage("Why?")]).matched(known)
-    assert turn.besides == (Said("", "Notes:"),)
+    turn = parse_messages([SystemMessage(f"Notes: {long}"), HumanMessage("Why?")]).match_known(
+        known
+    )
+    assert turn.context == (ContextMessage("", "Notes:"),)
 
 
 def test_documents_must_be_documents() -> None:
-    with pytest.raises(PromptError, match="int is no document"):
-        read([HumanMessage("Why?")], [3])
+    with pytest.raises(PromptError, match="int is not a document"):
+        parse_messages([HumanMessage("Why?")], [3])
 
 
 def test_rag_messages_take_a_mapping() -> None:

@@ -166,4 +166,4 @@ class TestEmbeddings(InStore, EmbeddingsIntegrationTests):
 
     @property
     def embedding_model_params(self) -> dict[str, Any]:
-        return {"local": RagCacheVectorStore(self._cache).local}
+        return {"backend": RagCacheVectorStore(self._cache).backend}

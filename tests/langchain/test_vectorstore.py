@@ -61,7 +61,7 @@ def test_metadata_come_back_as_they_were(store: RagCacheVectorStore) -> None:
     metadata |= {"ragcache": "whole", "format": "markdown"}
     (name,) = store.add_documents([Document("Some text.", metadata=metadata)])
     assert store.get_by_ids([name])[0].metadata == metadata
-    with pytest.raises(SourceError, match="metadata of x cannot be kept"):
+    with pytest.raises(SourceError, match="metadata of x cannot be stored"):
         store.add_documents([Document("Some text.", id="x", metadata={"a": object()})])
 
 
@@ -89,7 +89,7 @@ def test_a_split_documents_chunks_have_ids_of_their_own(cache: RagCache) -> None
     ("documents", "ids", "says"),
     [
         ([Document(" ")], None, "has no text"),
-        ([Document("a b " * 2000, id="x")], None, "x is .* tokens, more than the 512"),
+        ([Document("a b " * 2000, id="x")], None, "x has .* tokens, more than the 512"),
         ([Document("a"), Document("b")], ["1", "1"], "given to several"),
         ([Document("a")], ["1", "2"], "1 documents but 2 ids"),
     ],
@@ -228,8 +228,8 @@ def test_from_texts(cache: RagCache) -> None:
     store = RagCacheVectorStore.from_texts(["one text", "another"], ids=["1", "2"], store=cache)
     assert [d.id for d in store.similarity_search("another", 1)] == ["2"]
     same = RagCacheVectorStore.from_texts([], store.embeddings, store=cache)
-    assert same.local is store.local
-    with pytest.raises(ConfigError, match="makes its own vectors"):
+    assert same.backend is store.backend
+    with pytest.raises(ConfigError, match="has its own embedder"):
         RagCacheVectorStore.from_texts([], DeterministicFakeEmbedding(size=8), store=cache)
 
 

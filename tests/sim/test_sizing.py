@@ -96,7 +96,7 @@ def test_affinity_holds_more_and_bounds_keep_it_even() -> None:
 
 def test_the_command(run: Run) -> None:
     code, out, _ = run("plan", "--model", "llama-3.1-8b", "--chunks", "1e6", "--link", "1Gbit/s")
-    assert code == 0 and "131.1 kB a token" in out and "33.6 TB" in out
+    assert code == 0 and "131.1 kB per token" in out and "33.6 TB" in out
     code, out, _ = run("plan", "--model", "tiny")
     assert code == 0 and "1,000,000,000" in out and "cachegen" in out
     code, out, _ = run("simulate", "topics", "--capacity", "100MB", "--replicas", 4)

@@ -32,10 +32,10 @@ def test_reports_and_results(tmp_path: Path) -> None:
     with scene.small(tmp_path / "store") as cache:
         cache.add(scene.DOCUMENTS)
         answer = cache.ask("Who keeps a parrot?")
-        report_page.write(tmp_path / "report.html", "Who?", {"fused": answer}, cache)
+        report_page.write_report(tmp_path / "report.html", "Who?", {"fused": answer}, cache)
         part = results.with_name("results.jsonl.part")
         seen = []
-        for _ in batch_file.answering(cache, batch_file.read(questions), results):
+        for _ in batch_file.iter_answer_batch(cache, batch_file.read_batch(questions), results):
             seen.append(mode(part))
         assert set(seen) == {0o600}
     assert mode(tmp_path / "report.html") == mode(results) == 0o600

@@ -275,7 +275,7 @@ def test_one_server_is_killed_in_the_middle(
     running: Served, servers: tuple[Path, list[Vllm]], ann: httpx.Client, embedded: RagCache
 ) -> None:
     _, both = servers
-    engine: Any = running.service.own.engine
+    engine: Any = running.service.default_cache.engine
     asked = [(question, mode) for question in QUESTIONS for mode in MODES] * 3
     victim = both[0]
 

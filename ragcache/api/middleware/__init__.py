@@ -1,1 +1,1 @@
-"""What every HTTP request passes before its route."""
+"""ASGI middleware around the routes."""

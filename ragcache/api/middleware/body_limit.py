@@ -1,4 +1,4 @@
-"""Bodies that are too long are not read to their end."""
+"""Limits the length of request bodies."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ragcache.api.errors import Problem
+from ragcache.api.errors import ApiError
 
 
 class BodyLimit:
-    """413 for a body of more than ``most`` bytes, whether its length is announced or not."""
+    """Responds with 413 to a body of more than ``max_bytes``, with or without a Content-Length, and
+    does not read the rest of it."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        message = f"the body is longer than {self.most} bytes: send less at a time"
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self.most:
-            refused = Problem(413, message, code="body_too_large", headers={"Connection": "close"})
+        message = f"the body is longer than {self.max_bytes} bytes: send less at a time"
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            refused = ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
             return await refused.response()(scope, receive, send)
         seen = 0
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal seen
             part = await receive()
             seen += len(part.get("body", b""))
-            if seen > self.most:
-                raise HTTPException(413, message)  # of all errors, what FastAPI hands on
+            if seen > self.max_bytes:
+                raise HTTPException(413, message)  # FastAPI passes no other exception on from here
             return part
 
-        await self.app(scope, counted, send)
+        await self.app(scope, receive_counted, send)

@@ -1,4 +1,4 @@
-"""The routes, by what they are about. What they share is in :class:`State`."""
+"""The routes, one module per subject. They share :class:`AppState`."""
 
 from __future__ import annotations
 
@@ -10,67 +10,67 @@ from typing import Annotated, ParamSpec, TypeVar, cast
 
 from fastapi import Depends, Request
 
-from ragcache.api.bridge import Asked
-from ragcache.api.errors import ClientGone, problem
-from ragcache.api.health import Check
+from ragcache.api.bridge import AnswerStream
+from ragcache.api.errors import ClientDisconnected, as_api_error
+from ragcache.api.health import ReadinessCheck
 from ragcache.api.jobs import Jobs
 from ragcache.api.metrics import Metrics
 from ragcache.api.responses import usage
-from ragcache.api.scheduler import GivenUp, TooLate
 from ragcache.api.service import Service
+from ragcache.api.ticket_queue import DeadlineExceeded, RequestCancelled
 from ragcache.rag import RagCache
 from ragcache.types import Sampling
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
-class State:
-    """What an app serves."""
+class AppState:
+    """What the routes of one app use."""
 
     service: Service
     jobs: Jobs
     metrics: Metrics
-    check: Check
+    readiness: ReadinessCheck
     started: int  # seconds since the epoch
 
     @property
     def sampling(self) -> Sampling:
-        """How to decode where a request does not say."""
-        return self.service.own.default_sampling
+        """The sampling parameters for fields that a request leaves out."""
+        return self.service.default_cache.default_sampling
 
     @property
     def model(self) -> str:
-        return self.service.own.engine.name
+        return self.service.default_cache.engine.name
 
 
-# Of these, plain functions would be run in threads.
-async def _state(request: Request) -> State:
-    return cast(State, request.app.state.ragcache)
+# These are coroutines because FastAPI runs plain functions in threads.
+async def _state(http_request: Request) -> AppState:
+    return cast(AppState, http_request.app.state.ragcache)
 
 
-async def _tenant(request: Request) -> str:
-    return cast(str, request.state.tenant)
+async def _tenant(http_request: Request) -> str:
+    return cast(str, http_request.state.tenant)
 
 
-Served = Annotated[State, Depends(_state)]
-Tenant = Annotated[str, Depends(_tenant)]
+StateDep = Annotated[AppState, Depends(_state)]
+TenantDep = Annotated[str, Depends(_tenant)]
 
 
-async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do on a thread what needs the store alone: it blocks, and needs no turn of the engine."""
+async def run_in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Run blocking work that needs the store and not the engine."""
     return await asyncio.to_thread(partial(work, *args, **kwargs))
 
 
-async def opened(state: State, tenant: str) -> RagCache:
-    return await in_thread(state.service.cache, tenant)
+async def open_cache(state: AppState, tenant: str) -> RagCache:
+    return await run_in_thread(state.service.cache, tenant)
 
 
-def account(state: State, request: Request, asked: Asked, question: str) -> None:
-    """Log and count what became of a question."""
-    log, answer = request.state.log, asked.answer
-    log["queued_ms"] = round(1000 * asked.queued_s, 1)
+def log_answer(state: AppState, http_request: Request, stream: AnswerStream, question: str) -> None:
+    """Record the outcome of a request in the access log and the metrics."""
+    log, answer = http_request.state.log, stream.answer
+    log["queued_ms"] = round(1000 * stream.queued_s, 1)
     if state.service.settings.log_text:
         log["question"] = question
     if answer is None:
@@ -88,14 +88,14 @@ def account(state: State, request: Request, asked: Asked, question: str) -> None
     }
     if state.service.settings.log_text:
         log["answer"] = answer.text
-    state.metrics.answered(answer, asked.queued_s)
+    state.metrics.record_answer(answer, stream.queued_s)
 
 
-def failed(request: Request, error: Exception | None) -> None:
-    """Log how a stream ended whose status had gone out before."""
-    if isinstance(error, ClientGone | GivenUp):
-        request.state.log["status"] = 499 if isinstance(error, ClientGone) else 503
-    elif isinstance(error, TooLate):
-        request.state.log["status"] = 504
+def log_stream_error(http_request: Request, error: Exception | None) -> None:
+    """Log how a stream ended whose HTTP status had been sent before."""
+    if isinstance(error, ClientDisconnected | RequestCancelled):
+        http_request.state.log["status"] = 499 if isinstance(error, ClientDisconnected) else 503
+    elif isinstance(error, DeadlineExceeded):
+        http_request.state.log["status"] = 504
     elif error is not None:
-        request.state.log["status"] = problem(error).status
+        http_request.state.log["status"] = as_api_error(error).status

@@ -1,5 +1,5 @@
-"""``/v1/query`` and ``/v1/chat/completions``: questions and their answers, streamed or whole; and
-``/v1/search`` and ``/v1/tokenize``: the chunks alone, and the tokens."""
+"""``/v1/query`` and ``/v1/chat/completions`` answer questions, streamed or as one object;
+``/v1/search`` returns the chunks alone, and ``/v1/tokenize`` counts tokens."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from ragcache.api import chat_request
-from ragcache.api.bridge import Asked, awaited, unless_gone
-from ragcache.api.counting import check_countable, prompt_counts
-from ragcache.api.errors import Problem
+from ragcache.api.bridge import AnswerStream, cancel_on_disconnect, wait_for_future
+from ragcache.api.chat_request import chat_request, document_chunk, query_request
+from ragcache.api.errors import ApiError
 from ragcache.api.requests import Chat, Query, Search, Tokenize
-from ragcache.api.responses import CompletionShape, QueryShape
-from ragcache.api.routes import Served, State, Tenant, account, failed, in_thread, opened
+from ragcache.api.responses import ChatCompletionResponse, QueryResponse
+from ragcache.api.routes import (
+    AppState,
+    StateDep,
+    TenantDep,
+    log_answer,
+    log_stream_error,
+    open_cache,
+    run_in_thread,
+)
 from ragcache.api.serialize import passage_json
 from ragcache.api.sse import EventStream
+from ragcache.api.token_counts import check_text_length, count_prompt
 from ragcache.core.request import Request
 from ragcache.rag import RagCache
 
@@ -26,102 +34,109 @@ router = APIRouter(tags=["answers"])
 
 @router.post("/v1/query", response_model=None)
 async def query(
-    given: Query, request: HttpRequest, state: Served, tenant: Tenant
+    body: Query, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any] | Response:
-    """Retrieve, fuse, answer. Streamed, pieces come as ``delta``, and the whole answer last."""
-    ask = chat_request.ask_query(given, state.sampling)
-    shape = QueryShape(state.service.own.engine, request.state.request_id, given.trace)
-    return await _answered(state, request, tenant, ask, shape, bool(given.stream))
+    """Retrieve chunks, fuse their KV and answer. A stream sends pieces of text as ``delta``, then
+    the complete answer object."""
+    request = query_request(body, state.sampling)
+    engine = state.service.default_cache.engine
+    response = QueryResponse(engine, http_request.state.request_id, body.trace)
+    return await _answer(state, http_request, tenant, request, response, bool(body.stream))
 
 
 @router.post("/v1/search")
 async def search(
-    given: Search, request: HttpRequest, state: Served, tenant: Tenant
+    body: Search, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any]:
-    """The chunks that ``/v1/query`` would answer from, in the order of its prompt."""
+    """The chunks that ``/v1/query`` would answer from, in prompt order."""
     service = state.service
-    work = service.search(
+    future = service.search(
         tenant,
-        given.question,
-        top_k=given.top_k,
-        neighbours=given.neighbours,
+        body.question,
+        top_k=body.top_k,
+        neighbours=body.neighbours,
         seconds=service.settings.timeout_s,
     )
     data = []
-    for passage, chunks in await awaited(request.receive, work):
+    for passage, chunks in await wait_for_future(http_request.receive, future):
         data.append({"object": "ragcache.passage", **passage_json(passage), "chunks": chunks})
-    cache = await opened(state, tenant)
-    why = None if data else await in_thread(cache.no_chunks)
-    return {"object": "list", "data": data, "no_chunks": why}
+    cache = await open_cache(state, tenant)
+    no_chunks = None if data else await run_in_thread(cache.no_chunks)
+    return {"object": "list", "data": data, "no_chunks": no_chunks}
 
 
 @router.post("/v1/tokenize")
 async def tokenize(
-    given: Tokenize, request: HttpRequest, state: Served, tenant: Tenant
+    body: Tokenize, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any]:
-    """The model's own tokens of a text; or how many the prompt of a question has, over the
-    documents that come with it. Nothing is looked for or answered."""
-    service, engine = state.service, state.service.own.engine
-    documents = [
-        chat_request.document(one, at).text for at, one in enumerate(given.documents or ())
-    ]
-    said = given.question or "" if given.text is None else given.text
-    check_countable(engine, [said, *documents])
+    """The tokens of a text; or the token counts of the prompt that a question makes with its
+    documents. Nothing is retrieved or answered."""
+    service, engine = state.service, state.service.default_cache.engine
+    documents = [document_chunk(one, at).text for at, one in enumerate(body.documents or ())]
+    text = body.question or "" if body.text is None else body.text
+    check_text_length(engine, [text, *documents])
 
-    def counted(cache: RagCache) -> dict[str, Any]:
-        if given.text is not None:
-            tokens = cache.engine.tokenize(given.text)
+    def count(cache: RagCache) -> dict[str, Any]:
+        if body.text is not None:
+            tokens = cache.engine.tokenize(body.text)
             return {"count": len(tokens), "tokens": list(tokens)}
-        counts = prompt_counts(cache.template, said, documents)
+        counts = count_prompt(cache.template, text, documents)
         return {"count": counts.count, **asdict(counts)}
 
-    work = service.turn(tenant, counted, seconds=service.settings.timeout_s)
-    found = await awaited(request.receive, work)
-    return {"object": "ragcache.tokens", "context_tokens": engine.context_tokens, **found}
+    future = service.call(tenant, count, seconds=service.settings.timeout_s)
+    counts = await wait_for_future(http_request.receive, future)
+    return {"object": "ragcache.tokens", "context_tokens": engine.context_tokens, **counts}
 
 
 @router.post("/v1/chat/completions", response_model=None)
 async def completions(
-    given: Chat, request: HttpRequest, state: Served, tenant: Tenant
+    body: Chat, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any] | Response:
-    """OpenAI's chat completions, with ``documents``: see docs/serving.md for what is a chunk."""
-    if given.model not in (state.model, "ragcache"):
-        raise Problem(
+    """OpenAI's chat completions, with ``documents``: docs/serving.md says what becomes a chunk."""
+    if body.model not in (state.model, "ragcache"):
+        raise ApiError(
             404,
-            f"there is no model {given.model!r} here: ask for {state.model!r}, or 'ragcache'",
+            f"there is no model {body.model!r} here: ask for {state.model!r}, or 'ragcache'",
             code="model_not_found",
             param="model",
         )
-    ask = chat_request.ask(given, state.sampling)
-    wants = given.stream_options is not None and bool(given.stream_options.include_usage)
-    shape = CompletionShape(
-        state.service.own.engine,
-        request.state.request_id,
-        given.ragcache.trace,
-        include_usage=wants,
+    request = chat_request(body, state.sampling)
+    options = body.stream_options
+    response = ChatCompletionResponse(
+        state.service.default_cache.engine,
+        http_request.state.request_id,
+        body.ragcache.trace,
+        include_usage=options is not None and bool(options.include_usage),
     )
-    return await _answered(state, request, tenant, ask, shape, bool(given.stream))
+    return await _answer(state, http_request, tenant, request, response, bool(body.stream))
 
 
-async def _answered(
-    state: State, request: HttpRequest, tenant: str, ask: Request, shape: QueryShape, stream: bool
+async def _answer(
+    state: AppState,
+    http_request: HttpRequest,
+    tenant: str,
+    request: Request,
+    response: QueryResponse,
+    streamed: bool,
 ) -> dict[str, Any] | Response:
-    """In the shape that is asked for. A client that hangs up ends the work, streamed or not."""
-    asked = Asked(state.service, tenant, ask, state.service.settings.timeout_s)
-    if not stream:
+    """Answer a request as ``response`` shapes it. If the client disconnects, the request is
+    cancelled, streamed or not."""
+    stream = AnswerStream(state.service, tenant, request, state.service.settings.timeout_s)
+    if not streamed:
         try:
-            return shape.whole(await unless_gone(request.receive, asked.whole()))
+            answer = await cancel_on_disconnect(http_request.receive, stream.collect())
+            return response.body(answer)
         finally:
-            account(state, request, asked, ask.question)
+            log_answer(state, http_request, stream, request.question)
 
-    def ended(error: Exception | None) -> None:
-        asked.give_up()
-        failed(request, error)
-        account(state, request, asked, ask.question)
+    def on_end(error: Exception | None) -> None:
+        stream.cancel()
+        log_stream_error(http_request, error)
+        log_answer(state, http_request, stream, request.question)
 
     try:
-        await unless_gone(request.receive, asked.begun())
+        await cancel_on_disconnect(http_request.receive, stream.started())
     except BaseException:
-        account(state, request, asked, ask.question)
+        log_answer(state, http_request, stream, request.question)
         raise
-    return EventStream(shape.events(asked), ended)
+    return EventStream(response.events(stream), on_end)

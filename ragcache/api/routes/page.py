@@ -1,4 +1,4 @@
-"""``/demo``: the page, which is the same for everybody and asks for a key itself."""
+"""``/demo``: a static page that needs no API key and asks its user for one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mimetypes
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from ragcache.api.errors import Problem
+from ragcache.api.errors import ApiError
 from ragcache.api.report_page import STATIC
 
 router = APIRouter(include_in_schema=False)
@@ -20,7 +20,7 @@ _HEADERS = {
 
 @router.get("/")
 async def root() -> RedirectResponse:
-    """To the page."""
+    """Redirect to the page."""
     return RedirectResponse("/demo")
 
 
@@ -29,6 +29,6 @@ async def root() -> RedirectResponse:
 def demo(file: str = "index.html") -> Response:
     served = {one.name: one for one in STATIC.iterdir() if one.is_file() and one.name[0] != "."}
     if file not in served:
-        raise Problem(404, "there is no such file of the page: it is at /demo", code="not_found")
+        raise ApiError(404, "the page has no such file: the page is at /demo", code="not_found")
     kind = mimetypes.guess_type(file)[0] or "application/octet-stream"
     return Response(served[file].read_bytes(), media_type=kind, headers=_HEADERS)

@@ -1,4 +1,5 @@
-"""``/v1/documents``, ``/v1/chunks`` and ``/v1/jobs``: what is stored, and what is on its way."""
+"""``/v1/documents``, ``/v1/chunks``, ``/v1/texts`` and ``/v1/jobs``: stored data, and background
+jobs that add to it."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from ragcache.api.bridge import awaited
-from ragcache.api.errors import Problem
-from ragcache.api.examples import examples
+from ragcache.api.bridge import wait_for_future
+from ragcache.api.errors import ApiError
+from ragcache.api.example_questions import example_questions
 from ragcache.api.jobs import Job
 from ragcache.api.requests import NewChunks, NewDocuments, NewJob
-from ragcache.api.routes import Served, Tenant, in_thread, opened
+from ragcache.api.routes import StateDep, TenantDep, open_cache, run_in_thread
 from ragcache.api.serialize import store_json
 from ragcache.core.indexing import check_documents
 from ragcache.store.catalog.documents import DocumentEntry
@@ -23,100 +24,100 @@ from ragcache.types import Chunk, Document
 
 router = APIRouter()
 
-Limit = Annotated[int, Query(ge=1, le=1000)]
-Row = Annotated[int, Query(ge=-1, lt=1 << 63)]
+_Limit = Annotated[int, Query(ge=1, le=1000)]
+_Row = Annotated[int, Query(ge=-1, lt=1 << 63)]
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-def _documents(given: NewDocuments) -> list[Document]:
-    return [Document(one.id, one.text, one.metadata) for one in given.documents]
+def _documents(body: NewDocuments) -> list[Document]:
+    return [Document(one.id, one.text, one.metadata) for one in body.documents]
 
 
 @router.get("/v1/examples", tags=["documents"])
-async def list_examples(state: Served, tenant: Tenant) -> dict[str, Any]:
-    """A few questions that one may ask of what is stored, for somebody who is new to it."""
-    cache = await opened(state, tenant)
-    found = await in_thread(examples, cache)
+async def list_examples(state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """A few example questions about the stored documents."""
+    cache = await open_cache(state, tenant)
+    found = await run_in_thread(example_questions, cache)
     data = [{"object": "ragcache.example", "question": question} for question in found]
     return {"object": "list", "data": data}
 
 
 @router.post("/v1/documents", tags=["documents"])
 async def add_documents(
-    given: NewDocuments, request: Request, state: Served, tenant: Tenant
+    body: NewDocuments, http_request: Request, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any]:
-    """Split, embed and store documents, and compute their KV; answers when it is done. The same id
-    replaces. For many documents, make a job."""
-    documents = _documents(given)
-    check_documents(documents, given.ttl_s)
-    work = state.service.add(
+    """Split, embed and store documents, and compute their KV; responds when all is done. A document
+    replaces one with the same id. For many documents, create a job."""
+    documents = _documents(body)
+    check_documents(documents, body.ttl_s)
+    future = state.service.add(
         tenant,
         documents,
-        ttl_s=given.ttl_s,
-        pinned=given.pinned,
+        ttl_s=body.ttl_s,
+        pinned=body.pinned,
         seconds=state.service.settings.timeout_s,
     )
-    added = await awaited(request.receive, work)
+    added = await wait_for_future(http_request.receive, future)
     return {"object": "ragcache.added", **asdict(added)}
 
 
 @router.get("/v1/documents", tags=["documents"])
 async def list_documents(
-    state: Served, tenant: Tenant, limit: Limit = 100, after: str = ""
+    state: StateDep, tenant: TenantDep, limit: _Limit = 100, after: str = ""
 ) -> dict[str, Any]:
-    """By id, those behind ``after``."""
-    cache = await opened(state, tenant)
-    found = [entry for entry in await in_thread(cache.documents) if entry.id > after]
+    """Documents in the order of their ids, those after the id ``after``."""
+    cache = await open_cache(state, tenant)
+    found = [entry for entry in await run_in_thread(cache.documents) if entry.id > after]
     data = [_entry(entry) for entry in found[:limit]]
     return {"object": "list", "data": data, "has_more": len(found) > limit}
 
 
 @router.get("/v1/documents/{id:path}", tags=["documents"])
-async def get_document(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
-    cache = await opened(state, tenant)
-    entry = await in_thread(cache.catalog.entry, id)
+async def get_document(id: str, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    cache = await open_cache(state, tenant)
+    entry = await run_in_thread(cache.catalog.entry, id)
     if entry is None:
         raise _missing("document", id)
     return _entry(entry)
 
 
 @router.delete("/v1/documents/{id:path}", tags=["documents"])
-async def delete_document(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
-    """With its chunks and all KV that no other document uses."""
-    cache = await opened(state, tenant)
-    if not await in_thread(cache.delete, [id]):
+async def delete_document(id: str, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """Delete a document, its chunks, and KV that no other document uses."""
+    cache = await open_cache(state, tenant)
+    if not await run_in_thread(cache.delete, [id]):
         raise _missing("document", id)
     return {"id": id, "object": "ragcache.document", "deleted": True}
 
 
 @router.get("/v1/stats", tags=["chunks"])
-async def stats(state: Served, tenant: Tenant) -> dict[str, Any]:
-    """What the store holds, and how often it had what was asked for since it was opened."""
-    cache = await opened(state, tenant)
-    return await in_thread(lambda: store_json(cache.chunks, cache.traffic()))
+async def stats(state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """The store's size, and its hits and misses since it was opened."""
+    cache = await open_cache(state, tenant)
+    return await run_in_thread(lambda: store_json(cache.chunks, cache.traffic()))
 
 
 @router.post("/v1/chunks", tags=["chunks"])
 async def add_chunks(
-    given: NewChunks, request: Request, state: Served, tenant: Tenant
+    body: NewChunks, http_request: Request, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any]:
-    """Compute and store the KV of texts, each whole, for prompts that bring them. They are not
-    found by retrieval: documents are."""
-    chunks = [Chunk("chunks", number, text) for number, text in enumerate(given.chunks)]
-    work = state.service.compute(tenant, chunks, seconds=state.service.settings.timeout_s)
-    keys, done = await awaited(request.receive, work)
+    """Compute and store the KV of texts, each as one chunk, for requests that bring these texts.
+    Retrieval does not find them: it finds documents' chunks."""
+    chunks = [Chunk("chunks", number, text) for number, text in enumerate(body.chunks)]
+    future = state.service.precompute(tenant, chunks, seconds=state.service.settings.timeout_s)
+    keys, done = await wait_for_future(http_request.receive, future)
     data = [{"id": key.digest.hex(), "tokens": len(key.tokens)} for key in keys]
     return {"object": "list", "data": data, "encoded": done.encoded, "stored": done.stored}
 
 
 @router.get("/v1/chunks", tags=["chunks"])
 async def list_chunks(
-    state: Served, tenant: Tenant, limit: Limit = 100, after: str = ""
+    state: StateDep, tenant: TenantDep, limit: _Limit = 100, after: str = ""
 ) -> dict[str, Any]:
-    """All whose KV is stored, by id, those behind ``after``."""
+    """Chunks whose KV is stored, in the order of their ids, those after the id ``after``."""
     digest = bytes.fromhex(_digest(after)) if after else b""
-    cache = await opened(state, tenant)
-    found = await in_thread(cache.store.headers, after=digest, most=limit + 1)
+    cache = await open_cache(state, tenant)
+    found = await run_in_thread(cache.store.headers, after=digest, most=limit + 1)
     data = [
         {
             "id": header.key.hex(),
@@ -134,12 +135,11 @@ async def list_chunks(
 
 @router.get("/v1/texts", tags=["chunks"])
 async def list_texts(
-    state: Served, tenant: Tenant, limit: Limit = 100, after: Row = -1
+    state: StateDep, tenant: TenantDep, limit: _Limit = 100, after: _Row = -1
 ) -> dict[str, Any]:
-    """The chunks of documents with their texts, in the order of their rows, those behind row
-    ``after``."""
-    cache = await opened(state, tenant)
-    found = await in_thread(cache.catalog.page, after, limit + 1)
+    """The documents' chunks with their texts, in row order, those after row ``after``."""
+    cache = await open_cache(state, tenant)
+    found = await run_in_thread(cache.catalog.page, after, limit + 1)
     data = [
         {"object": "ragcache.text", "row": row, "id": chunk.id, "text": chunk.text}
         for row, chunk in found[:limit]
@@ -148,51 +148,51 @@ async def list_texts(
 
 
 @router.delete("/v1/chunks/{id}", tags=["chunks"])
-async def delete_chunk(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
-    """Its KV alone: it is computed anew where it is needed."""
+async def delete_chunk(id: str, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """Delete a chunk's KV alone: it is computed again when it is needed."""
     digest = bytes.fromhex(_digest(id))
-    cache = await opened(state, tenant)
-    if not await in_thread(cache.store.delete_digest, digest):
+    cache = await open_cache(state, tenant)
+    if not await run_in_thread(cache.store.delete_digest, digest):
         raise _missing("chunk", id)
     return {"id": id, "object": "ragcache.chunk", "deleted": True}
 
 
 @router.post("/v1/jobs", tags=["jobs"], status_code=202)
-async def add_job(given: NewJob, state: Served, tenant: Tenant) -> dict[str, Any]:
-    """Add documents in the background; or, with ``index`` false, compute their chunks' KV and no
-    more, for prompts that bring them."""
-    add = partial(state.jobs.add, index=given.index)
-    return _job(await in_thread(add, tenant, _documents(given), given.ttl_s, given.pinned))
+async def add_job(body: NewJob, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """Add documents in the background. With ``index`` false, only compute their chunks' KV, for
+    requests that bring these texts."""
+    add = partial(state.jobs.add, index=body.index)
+    return _job(await run_in_thread(add, tenant, _documents(body), body.ttl_s, body.pinned))
 
 
 @router.get("/v1/jobs", tags=["jobs"])
-async def list_jobs(state: Served, tenant: Tenant) -> dict[str, Any]:
+async def list_jobs(state: StateDep, tenant: TenantDep) -> dict[str, Any]:
     return {
         "object": "list",
-        "data": [_job(job) for job in await in_thread(state.jobs.list, tenant)],
+        "data": [_job(job) for job in await run_in_thread(state.jobs.list, tenant)],
     }
 
 
 @router.get("/v1/jobs/{id}", tags=["jobs"])
-async def get_job(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
-    return await _of_job(state.jobs.get, tenant, id)
+async def get_job(id: str, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    return await _call_job(state.jobs.get, tenant, id)
 
 
 @router.post("/v1/jobs/{id}/cancel", tags=["jobs"])
-async def cancel_job(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
-    """End it at the next batch; what is done stays."""
-    return await _of_job(state.jobs.cancel, tenant, id)
+async def cancel_job(id: str, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """Stop a job at its next batch; what it has done is kept."""
+    return await _call_job(state.jobs.cancel, tenant, id)
 
 
 @router.post("/v1/jobs/{id}/resume", tags=["jobs"])
-async def resume_job(id: str, state: Served, tenant: Tenant) -> dict[str, Any]:
-    """Go on with one that was cancelled, or has failed."""
-    return await _of_job(state.jobs.resume, tenant, id)
+async def resume_job(id: str, state: StateDep, tenant: TenantDep) -> dict[str, Any]:
+    """Continue a job that was cancelled, has failed or was parked."""
+    return await _call_job(state.jobs.resume, tenant, id)
 
 
-async def _of_job(what: Callable[[str, str], Job], tenant: str, id: str) -> dict[str, Any]:
+async def _call_job(method: Callable[[str, str], Job], tenant: str, id: str) -> dict[str, Any]:
     try:
-        return _job(await in_thread(what, tenant, id))
+        return _job(await run_in_thread(method, tenant, id))
     except KeyError:
         raise _missing("job", id) from None
 
@@ -209,9 +209,11 @@ def _entry(entry: DocumentEntry) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     if _DIGEST.fullmatch(text) is None:
-        raise Problem(400, f"{text!r} is no chunk's id: 64 digits of 0-9 and a-f")
+        raise ApiError(
+            400, f"{text!r} is not a chunk's id: give 64 hexadecimal digits, in lower case"
+        )
     return text
 
 
-def _missing(what: str, id: str) -> Problem:
-    return Problem(404, f"there is no {what} {id!r}: GET /v1/{what}s lists them", code="not_found")
+def _missing(what: str, id: str) -> ApiError:
+    return ApiError(404, f"there is no {what} {id!r}: GET /v1/{what}s lists them", code="not_found")

@@ -1,28 +1,28 @@
 "use strict";
-// The live page. What it expects of the service that serves it at /demo, and these files below it:
+// The live page. It uses these routes of the service that serves it at /demo:
 //
-// Every request carries `Authorization: Bearer KEY` where a key was given. Any other status than
+// Every request has `Authorization: Bearer KEY` if a key was entered. Any other status than
 // 2xx comes with {"error": {"message", ...}}.
 // POST /v1/query      {"question", "mode", "top_k"?, "stream": true, "trace": true}
 //                     -> server-sent events, each a line `data: ...` and a blank one:
-//                     {"delta": "text"} ..., the first with "no_chunks", why nothing was found, where
-//                     that is so; {"answer": "text", "ragcache": report_json, ...},
-//                     [DONE]; or {"error": {"message"}} where it fails on the way
+//                     {"delta": "text"} ..., the first with "no_chunks", the reason, if the prompt
+//                     has no chunks; {"answer": "text", "ragcache": report_json, ...},
+//                     [DONE]; or {"error": {"message"}} if it fails while streaming
 // GET /v1/documents   -> {"data": [{"id", "chunks", "pinned", "expires"}, ...]}; expires in seconds
 //                     since 1970, or null
-//                     by id, those behind ?after=ID; "has_more" says whether there are others
+//                     by id, those after ?after=ID; "has_more" says whether there are more
 // POST /v1/documents  {"documents": [{"id", "text"}]} -> {"documents", "unchanged", "chunks"}
-// GET /v1/examples    -> {"data": [{"question"}]}: what one may ask of this store
-// GET /version        -> {"model", "body_bytes"}: how long a request's body may be
+// GET /v1/examples    -> {"data": [{"question"}]}: example questions about this store
+// GET /version        -> {"model", "body_bytes"}: the limit of a request's body
 // GET /v1/stats       -> {"chunks", "payload_bytes", "hits", "misses": {reason: count},
 //                     "tier": {"hits", "misses", "held_bytes", ...} | null}
 
 (() => {
   const { byId, make } = dom;
-  if (byId("ragcache-data")) return; // a file: there is nobody to ask
+  if (byId("ragcache-data")) return; // a report file: there is no service
   const KEY = "ragcache-key";
-  let asking = null; // an AbortController while a question is under way
-  let most = 0; // bytes of a body; 0 until the service has said it
+  let asking = null; // an AbortController while a request is running
+  let most = 0; // limit of a body in bytes; 0 until it is known
 
   async function call(path, options = {}) {
     const headers = { "Content-Type": "application/json" };
@@ -30,16 +30,16 @@
     if (key) headers.Authorization = `Bearer ${key}`;
     const response = await fetch(path, { ...options, headers });
     if (response.ok) return response;
-    const said = await response.json().catch(() => ({}));
+    const body = await response.json().catch(() => ({}));
     if (response.status === 401) byId("options").open = true;
-    throw new Error(said.error?.message ?? `the service answered ${response.status}`);
+    throw new Error(body.error?.message ?? `the service answered ${response.status}`);
   }
 
   const send = (path, body, signal) => call(path, { method: "POST", body, signal });
   const post = (path, body, signal) => send(path, JSON.stringify(body), signal);
   const get = async (path) => (await call(path)).json();
 
-  /** The objects of a stream of server-sent events, until [DONE]. */
+  /** The JSON objects of a stream of server-sent events, until [DONE]. */
   async function* events(response) {
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let held = "";
@@ -75,7 +75,7 @@
         if (event.delta) run.view.text.append(event.delta);
         if (event.ragcache) Object.assign(run, { answer: event.answer, ragcache: event.ragcache });
       }
-      if (!run.ragcache) throw new Error("the answer broke off: ask again");
+      if (!run.ragcache) throw new Error("the answer was cut off: ask again");
       page.finish(run);
       return run;
     } catch (error) {
@@ -86,7 +86,7 @@
 
   async function ask(question) {
     const modes = chosenModes();
-    if (!modes.length) return fail(new Error("no mode is chosen: tick one"));
+    if (!modes.length) return fail(new Error("no mode is selected: select one"));
     asking = new AbortController();
     busy(true);
     fail(null);
@@ -97,7 +97,7 @@
         byId("status").textContent = `Asking in mode ${mode} (${runs.length + 1} of ${modes.length}) …`;
         runs.push(await askIn(mode, question, asking.signal));
         page.drawRuns(runs);
-        await new Promise((drawn) => setTimeout(drawn, 60)); // this may be the service's own machine
+        await new Promise((drawn) => setTimeout(drawn, 60)); // the service may run on this machine, too
       }
       byId("status").textContent = "";
     } catch (error) {
@@ -121,7 +121,7 @@
     byId("error").textContent = error ? error.message : "";
   }
 
-  /** What the store holds now. */
+  /** Update the store's figures and documents. */
   async function look() {
     try {
       page.drawStore(await get("/v1/stats"));
@@ -133,7 +133,7 @@
     }
   }
 
-  /** The documents behind one, and a button for those behind them. */
+  /** List the documents after one, and show a button if there are more. */
   async function list(after) {
     const found = await get(`/v1/documents?after=${encodeURIComponent(after)}`);
     byId("documents").append(...found.data.map((entry) => {
@@ -148,7 +148,7 @@
     more.onclick = () => list(found.data.at(-1).id).catch(fail);
   }
 
-  /** Questions to begin with, and what the service takes. */
+  /** Load example questions, the model's name and the body limit. */
   async function suggest() {
     const [examples, version] = await Promise.all([get("/v1/examples"), get("/version")]);
     most = version.body_bytes;

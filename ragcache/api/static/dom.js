@@ -1,5 +1,5 @@
 "use strict";
-// Nodes. Text of documents, questions and answers only ever becomes the text of a node.
+// Creates DOM nodes. Text of documents, questions and answers is only ever set as text content.
 
 const dom = (() => {
   const SVG = "http://www.w3.org/2000/svg";
@@ -10,7 +10,7 @@ const dom = (() => {
     return fill(document.createElement(name), attributes, children);
   }
 
-  /** The same, of SVG. */
+  /** The same for SVG. */
   function draw(name, attributes = {}, ...children) {
     return fill(document.createElementNS(SVG, name), attributes, children);
   }

@@ -1,5 +1,5 @@
 "use strict";
-// Answers side by side, which of them is shown below, and the store.
+// Draws the answers side by side, the choice of the one shown below, and the store.
 
 const page = (() => {
   const { byId, draw, make } = dom;
@@ -54,7 +54,7 @@ const page = (() => {
     if (without) sayNothing(without.ragcache.no_chunks);
   }
 
-  /** Say, before any answer, that no document has a part in it, and why, where that is known. */
+  /** Show, before the answer, that it uses no documents, and the reason if it is known. */
   function sayNothing(why) {
     byId("nothing-why").textContent = why ? `: ${why}` : "";
     byId("nothing").hidden = false;
@@ -114,7 +114,7 @@ const page = (() => {
 
   const rate = (hits, misses) => (hits + misses ? words.percent(hits / (hits + misses)) : "–");
 
-  /** Draw what all runs have in common; the first one's prompt and layers, unless one is shown. */
+  /** Draw what all runs share, and the prompt and layers of the selected run, or of the first. */
   function drawRuns(runs) {
     drawHeadline(runs);
     drawBars(runs);
@@ -136,7 +136,7 @@ const page = (() => {
   new ResizeObserver(() => shown && layersView.drawWaterfall(shown.ragcache.layers))
     .observe(byId("results"));
 
-  const saved = byId("ragcache-data"); // there in a file that `ragcache query --report` has written
+  const saved = byId("ragcache-data"); // present in a file written by `ragcache query --report`
   if (saved) {
     const data = JSON.parse(saved.textContent);
     begin(data.question);

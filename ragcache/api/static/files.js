@@ -1,6 +1,6 @@
 "use strict";
-// Files of one's own as documents. They are read here, as text, and sent one by one; nothing is sent
-// before one says so. `send` posts a document, and raises what the service says against it.
+// Adds the user's files as documents. They are read in the browser, as text, and sent one by one once
+// the user submits them. `send` posts a document and throws the service's error message.
 
 const files = (() => {
   const { byId, make } = dom;
@@ -8,19 +8,19 @@ const files = (() => {
   let chosen = []; // {file, row, name, told, done}
   let sending = null; // an AbortController
 
-  /** The text of a file. Raises what it is instead. */
+  /** The text of a file; throws if it is not plain text. */
   async function read(file) {
     if (MARKUP.test(file.name))
-      throw new Error("only plain text and Markdown can be added here: `ragcache index` reads HTML, PDF and others");
+      throw new Error("only plain text and Markdown can be added here: use `ragcache index` for HTML, PDF and other files");
     if (!file.size) throw new Error("the file is empty");
     const bytes = await file.arrayBuffer();
     try {
       const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
       if (!text.includes("\0")) return text;
     } catch {
-      // it is told below
+      // reported below
     }
-    throw new Error("this is no text in UTF-8: save it as such");
+    throw new Error("the file is not UTF-8 text: save it as UTF-8");
   }
 
   function say(one, text, bad = false) {
@@ -68,21 +68,21 @@ const files = (() => {
       if (sending.signal.aborted) break;
       try {
         const id = one.name.value.trim();
-        if (!id) throw new Error("it has no name: give it one");
+        if (!id) throw new Error("the document has no name: enter one");
         say(one, "reading …");
         const text = await read(one.file);
-        if (!text.trim()) throw new Error("there is no text in it");
+        if (!text.trim()) throw new Error("the file has no text");
         const body = JSON.stringify({ documents: [{ id, text }] });
         const bytes = new Blob([body]).size;
         if (most && bytes > most)
-          throw new Error(`it is ${words.size(bytes)} as it is sent, and the service takes ${words.size(most)}: split it, or use \`ragcache index\``);
+          throw new Error(`the request would be ${words.size(bytes)}, more than the limit of ${words.size(most)}: split the file, or use \`ragcache index\``);
         say(one, "splitting, embedding and computing …");
         const made = await send(body, sending.signal);
         one.done = true;
         one.name.readOnly = true;
         one.drop.hidden = true;
         added += 1;
-        say(one, made.documents ? `added: ${words.count(made.chunks, "chunk")}` : "was there already, unchanged");
+        say(one, made.documents ? `added: ${words.count(made.chunks, "chunk")}` : "unchanged: already stored");
       } catch (error) {
         const stopped = sending.signal.aborted;
         say(one, stopped ? "stopped" : error.message, !stopped);
@@ -94,7 +94,7 @@ const files = (() => {
     return added;
   }
 
-  /** Listen to the form; `added` is called with how many documents came. */
+  /** Handle the form; `added` is called with the number of new documents. */
   function begin(send, most, added) {
     const box = byId("drop");
     byId("files").addEventListener("change", (event) => {

@@ -1,5 +1,5 @@
 "use strict";
-// Loading and computing, layer by layer: bars over time, and the same as a table.
+// Draws loading and computing per layer: a timeline, and the same data as a table.
 
 const layersView = (() => {
   const { byId, draw, make } = dom;
@@ -16,7 +16,7 @@ const layersView = (() => {
     const width = Math.max(240, box.clientWidth);
     const left = 30, top = 18, right = 8;
     const last = layers[layers.length - 1];
-    // Reading may begin before the walk does, whose beginning is the report's zero.
+    // Reading may begin before the forward pass, whose start is the report's time zero.
     const zero = Math.min(0, ...layers.filter((l) => l.read_s > 0).map((l) => l.read_at_s));
     const end = last.at_s + last.wait_s + last.place_s + last.compute_s - zero || 1e-9;
     const x = (sinceStart) => left + (sinceStart / end) * (width - left - right);
@@ -56,7 +56,7 @@ const layersView = (() => {
     box.replaceChildren(svg);
   }
 
-  /** The least of 1, 2, 5 times a power of ten that makes at most so many ticks. */
+  /** The smallest step of 1, 2 or 5 times a power of ten that gives at most `most` ticks. */
   function tick(end, most) {
     const power = 10 ** Math.floor(Math.log10(end / most));
     return [1, 2, 5, 10].map((n) => n * power).find((step) => end / step <= most);

@@ -1,10 +1,10 @@
 "use strict";
-// The prompt, token by token: a part that folds for its instructions, each chunk and the question.
+// Draws the prompt token by token, in parts that fold: the instructions, each chunk, the question.
 
 const promptView = (() => {
   const { byId, draw, make } = dom;
-  const OPEN = 1200; // tokens of the parts that are unfolded at first
-  const AT_ONCE = 1000; // tokens of a part that are drawn before one asks for more
+  const OPEN = 1200; // tokens in the parts that are unfolded initially
+  const AT_ONCE = 1000; // tokens of a part that are drawn at a time
 
   function kindOf(part, share) {
     if (!part.loaded) return "fresh";
@@ -115,7 +115,7 @@ const promptView = (() => {
     byId("token").textContent = token.getAttribute("aria-label");
   }
 
-  /** One Tab stop for each part; arrows, Home and End go through its tokens. */
+  /** One Tab stop per part; the arrow keys, Home and End move between its tokens. */
   function onKey(event) {
     const token = event.target.closest(".tokens .t");
     if (!token) return;

@@ -1,25 +1,25 @@
 "use strict";
-// What is said in words: numbers with their units, what a mode does, and how an answer came out.
+// Texts: numbers with units, descriptions of modes, and comparisons of answers.
 // A run is {mode, answer, ragcache: report_json}.
 
 const words = (() => {
   const MODES = {
-    full: "Computes the whole prompt and loads nothing: the answer that the others are held against.",
-    prefix: "Loads what the prompt has in common with an earlier one, up to where they first differ.",
-    reuse: "Loads every chunk as it was stored and computes only the question: quickest, and wrong where a chunk refers to another.",
-    fused: "Loads every chunk and computes anew the tokens that depend most on what stands before their chunk.",
-    cacheblend: "Loads every chunk, compares the first layers with fresh ones, and computes the tokens that differ most.",
-    prophet: "Loads every chunk and computes the tokens that the question attends to most.",
-    infoflow: "Loads every chunk and computes the tokens to which most of the question’s attention flows.",
-    qcfuse: "Loads every chunk and computes what the question attends to, having read the chunks’ anchors alone.",
-    kvshare: "Loads every chunk and computes the tokens that are attended to and whose values are off.",
-    epic: "Loads every chunk and computes the first tokens of each but the first.",
-    cachecraft: "Loads, of every chunk, the stored variant whose neighbours were most like these.",
-    ape: "Loads every chunk, places them side by side and tempers the attention that they get.",
-    random: "Loads every chunk and computes tokens that are picked at random: what any choice has to beat.",
+    full: "Computes the whole prompt and loads nothing: the reference for the other modes.",
+    prefix: "Loads the longest prefix that the prompt shares with an earlier one, and computes the rest.",
+    reuse: "Loads every chunk as it was stored and computes only the question: fastest, but wrong if a chunk refers to another.",
+    fused: "Loads every chunk and recomputes the tokens that depend most on the text before their chunk.",
+    cacheblend: "Loads every chunk, compares the first layers with full prefill, and recomputes the tokens that differ most.",
+    prophet: "Loads every chunk and recomputes the tokens that the question attends to most.",
+    infoflow: "Loads every chunk and recomputes the tokens to which most of the question’s attention flows.",
+    qcfuse: "Loads every chunk and recomputes the tokens that the question attends to, judged by the chunks’ anchor tokens.",
+    kvshare: "Loads every chunk and recomputes the tokens that are attended to and whose values deviate.",
+    epic: "Loads every chunk and recomputes the first tokens of every chunk after the first.",
+    cachecraft: "Loads for every chunk the stored variant that was computed in the most similar context.",
+    ape: "Loads every chunk, places all at the same positions and adjusts the temperature of attention to them.",
+    random: "Loads every chunk and recomputes random tokens: the baseline for every selection.",
   };
   const COLOURED = ["fused", "reuse", "full", "prefix", "cacheblend", "random"];
-  const ALIKE = 1.05; // times that differ by less are said to be the same
+  const ALIKE = 1.05; // times within this factor count as equal
 
   const family = (mode) => mode.split(/[:+]/, 1)[0];
   const about = (mode) => MODES[family(mode)] ?? "";
@@ -30,7 +30,7 @@ const words = (() => {
   const percent = (share) => `${Math.round(100 * share)} %`;
   const count = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : "s"}`;
 
-  /** Milliseconds below a second, seconds from there on. */
+  /** Milliseconds below one second, seconds otherwise. */
   function seconds(s) {
     if (s < 0.09995) return `${(1e3 * s).toFixed(1)} ms`;
     if (s < 0.9995) return `${(1e3 * s).toFixed(0)} ms`;
@@ -56,11 +56,11 @@ const words = (() => {
   const full = (runs) => runs.find((run) => run.mode === "full" && run.ragcache);
   const same = (run, other) => run.answer.trim() === other.answer.trim();
 
-  /** How a run's answer compares with full prefill's; null where there is nothing to compare. */
+  /** How a run's answer compares with full prefill's; null if there is nothing to compare. */
   function verdict(run, runs) {
     const whole = full(runs);
     if (!whole || runs.length < 2) return null;
-    if (run === whole) return { kind: "reference", text: "the answer to match" };
+    if (run === whole) return { kind: "reference", text: "the reference answer" };
     return same(run, whole)
       ? { kind: "agrees", text: "✓ same answer as full" }
       : { kind: "differs", text: "✗ differs from full" };
@@ -70,8 +70,8 @@ const words = (() => {
     const times = whole.ragcache.ttft_s / run.ragcache.ttft_s;
     const factor = Math.max(times, 1 / times);
     if (!(factor >= ALIKE)) return "as soon as full prefill";
-    const said = factor < 10 ? factor.toFixed(1) : Math.round(factor).toLocaleString("en");
-    return `${said} times ${times > 1 ? "sooner" : "later"} than full prefill`;
+    const ratio = factor < 10 ? factor.toFixed(1) : Math.round(factor).toLocaleString("en");
+    return `${ratio} times ${times > 1 ? "sooner" : "later"} than full prefill`;
   }
 
   /** The first mode that is not full, in one sentence. */
@@ -82,7 +82,7 @@ const words = (() => {
     if (whole && run !== whole) parts.push(compared(run, whole));
     else parts.push(`first token after ${seconds(run.ragcache.ttft_s)}`);
     if (!foundNothing(run)) parts.push(`${percent(charged(run.ragcache))} computed`);
-    if (whole && run !== whole) parts.push(same(run, whole) ? "same answer" : "another answer");
+    if (whole && run !== whole) parts.push(same(run, whole) ? "same answer" : "different answer");
     return { mode: run.mode, text: parts.join("; ") };
   }
 

@@ -104,7 +104,7 @@ def test_nothing_of_a_chat_is_dropped(running: Served, ann: httpx.Client) -> Non
     ]
     found = chat(ann, messages, documents=[]).json()
     lead = "Be brief.\n\nEarlier turns:\nUser: Hello\nAssistant: Hi."
-    want = running.service.own.engine.template.prompt([], QUESTION, lead)
+    want = running.service.default_cache.engine.template.prompt([], QUESTION, lead)
     assert found["usage"]["prompt_tokens"] == len(want)
 
 
@@ -124,13 +124,13 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"colour": "red"}, "colour", "this field is unknown"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"ragcache": {"ratio": 1.5}}, "ragcache.ratio", "less than or equal to 1"),
-        ({"documents": [{"text": {"a": 1}}]}, "documents.0.text", "only text and numbers"),
+        ({"documents": [{"text": {"a": 1}}]}, "documents.0.text", "may only have text and numbers"),
         ({"documents": [{"id": "a"}]}, "documents.0", "has no text"),
         ({"ragcache": {"mode": "blend"}}, None, "mode 'blend' is unknown"),
         ({"ragcache": {"retrieve": True}, "documents": ["a"]}, "ragcache.retrieve", "without doc"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "last message must"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'user'"),
-        ({"stop": ["a"] * 17}, "stop", "17 texts are given, and 16 may be"),
+        ({"stop": ["a"] * 17}, "stop", "17 texts are more than the limit of 16"),
         ({"stop": [""]}, "stop", "1 to 1000 characters"),
         ({"stop": [1]}, "stop", "a list of texts"),
         ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),

@@ -47,7 +47,7 @@ def plain_logits(engine: TransformersEngine, ids: Tokens) -> Tensor:
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows attend in groups of 3, so that these prompts need several."""
-    monkeypatch.setattr(grouped_attention, "ROWS", 3)
+    monkeypatch.setattr(grouped_attention, "_ROWS", 3)
 
 
 class TestEveryArchitecture(EngineTests):

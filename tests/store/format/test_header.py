@@ -228,7 +228,7 @@ def test_kv_that_cannot_be_stored_is_refused() -> None:
         check_kv(key, ChunkKV(key.tokens, (plane,), (plane.bfloat16(),)))
     with pytest.raises(ValueError, match="not finite"):
         check_kv(key, replace(make_kv(key), sensitivity=(1.0, float("nan"), 0.0, 0.0, 0.0)))
-    with pytest.raises(ValueError, match="5 tokens, sensitivity of 2"):
+    with pytest.raises(ValueError, match="5 tokens but 2 sensitivities"):
         replace(make_kv(key), sensitivity=(1.0, 2.0))
     with pytest.raises(ValueError, match="without tokens"):
         empty = torch.zeros(HEADS, 0, DIM)

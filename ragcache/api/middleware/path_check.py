@@ -1,8 +1,7 @@
-"""Paths of requests, exactly as they were sent.
+"""Refuses paths that routing would change.
 
-What routes is lenient: a newline at the end of a path is passed over, and bytes that are no UTF-8
-become a character of their own. Either way an id would name another document than the one that was
-meant. So such paths are refused before they are routed.
+Routing ignores a newline at the end of a path, and replaces bytes that are not UTF-8. Either way an
+id in the path could name another document than the client meant.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ragcache.api.errors import Problem
+from ragcache.api.errors import ApiError
 
 
-class ExactPaths:
-    """400 for a path that has control characters, or is not UTF-8."""
+class PathCheck:
+    """Responds with 400 to a path that has control characters or is not UTF-8."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -24,10 +23,10 @@ class ExactPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_exact(scope):
             message = (
-                "the path has control characters, or is not UTF-8: no id here has any, and "
-                "`ragcache delete` deletes documents that an earlier release has called so"
+                "the path has control characters, or is not UTF-8, which no id may: to delete a "
+                "document of an earlier release with such an id, use `ragcache delete`"
             )
-            return await Problem(400, message).response()(scope, receive, send)
+            return await ApiError(400, message).response()(scope, receive, send)
         await self.app(scope, receive, send)
 
 

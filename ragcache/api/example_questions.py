@@ -1,7 +1,7 @@
-"""Questions that one may ask of a store, for somebody who has just come to it.
+"""Example questions about a store's documents, for new users.
 
-They are made from what the store holds: the small model's world has questions of its own, which are
-given where its documents are there; of any other store they name its first documents.
+If the store holds documents of the small model's data set, they are that data set's own questions;
+otherwise they name the first documents of the store.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ if TYPE_CHECKING:
     from ragcache.rag import RagCache
     from ragcache.store.catalog.documents import DocumentEntry
 
-_MOST = 4
+_LIMIT = 4
 
 
-def examples(cache: RagCache, most: int = _MOST) -> list[str]:
-    """At most so many questions, none of which is about a document that is not there."""
+def example_questions(cache: RagCache, limit: int = _LIMIT) -> list[str]:
+    """Up to ``limit`` questions, each about a stored document."""
     entries = cache.documents()
-    return list(_of_the_world(cache, entries, most)) or list(_of_titles(entries))[:most]
+    return list(_from_data_set(cache, entries, limit)) or list(_from_titles(entries))[:limit]
 
 
-def _of_the_world(cache: RagCache, entries: Iterable[DocumentEntry], most: int) -> Iterator[str]:
-    """Of each kind in turn: those whose document is stored with the text that the world has."""
+def _from_data_set(cache: RagCache, entries: Iterable[DocumentEntry], limit: int) -> Iterator[str]:
+    """Questions of each kind in turn, about documents that are stored with the data set's text."""
     names = {entry.id.rpartition("#")[2]: entry.id for entry in entries}
     texts = {one["id"]: one["text"] for one in _lines("documents.jsonl") if one["id"] in names}
     if not texts:
         return
     kinds: dict[str, list[str]] = {}
-    for asked in _lines("questions.jsonl"):
-        name = asked["document"]
+    for question in _lines("questions.jsonl"):
+        name = question["document"]
         if name in texts and _holds(cache, names[name], texts[name]):
-            kinds.setdefault(asked["kind"], []).append(asked["question"])
-    turns = [kinds[kind] for kind in sorted(kinds, reverse=True)]  # split, which reuse gets wrong
-    for number in range(most):
+            kinds.setdefault(question["kind"], []).append(question["question"])
+    turns = [
+        kinds[kind] for kind in sorted(kinds, reverse=True)
+    ]  # "split" first, which full reuse answers wrong
+    for number in range(limit):
         if turns and number // len(turns) < len(turns[number % len(turns)]):
             yield turns[number % len(turns)][number // len(turns)]
 
@@ -52,15 +54,15 @@ def _holds(cache: RagCache, name: str, text: str) -> bool:
     return False
 
 
-def _of_titles(entries: Iterable[DocumentEntry]) -> Iterator[str]:
+def _from_titles(entries: Iterable[DocumentEntry]) -> Iterator[str]:
     for entry in entries:
-        title = entry.metadata.get("title", "").strip() or _spoken(entry.id)
+        title = entry.metadata.get("title", "").strip() or _title(entry.id)
         if re.search(r"[^\W\d_]{2}", title):  # a word, not only a number
             yield f"What does “{title}” say?"
 
 
-def _spoken(name: str) -> str:
-    """An id as its last part is said: ``guides/set-up.md`` is "set up"."""
+def _title(name: str) -> str:
+    """A title from an id: ``guides/set-up.md`` becomes "set up"."""
     last = PurePosixPath(name.rpartition("#")[2] or name)
     return re.sub(r"[-_\s]+", " ", last.stem).strip()
 

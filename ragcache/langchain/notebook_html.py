@@ -1,4 +1,4 @@
-"""What was reused for an answer, as HTML for a notebook: one bar, one table."""
+"""An answer's report as HTML for notebooks: a bar and a table of its chunks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from html import escape
 from typing import Any
 
 
-def heat_map(text: str, report: Mapping[str, Any]) -> str:
-    """The answer over a bar of its chunks, as wide as they have tokens.
+def report_html(text: str, report: Mapping[str, Any]) -> str:
+    """The answer above a bar of its chunks, each as wide as its number of tokens.
 
-    A chunk is the hotter the more of it was computed: from green, where all of its KV was taken as
-    stored, to red, where all of it was computed, mean over layers. The table below has the numbers.
-    Everything that comes from documents or models is escaped.
+    A chunk's colour is the share of its KV that was computed, a mean over layers: green where all
+    of it was loaded, red where all was computed. The table below has the numbers. All text of
+    documents and models is escaped.
     """
     chunks = report.get("chunks", ())
     bar = "".join(
-        f'<div title="{escape(_said(chunk))}" style="flex:{max(1, chunk["tokens"])};height:20px;'
+        f'<div title="{escape(_tooltip(chunk))}" style="flex:{max(1, chunk["tokens"])};height:20px;'
         f'border-right:1px solid #fff;background:{_colour(chunk["charged"])}"></div>'
         for chunk in chunks
     )
@@ -47,7 +47,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     )
 
 
-def _said(chunk: Mapping[str, Any]) -> str:
+def _tooltip(chunk: Mapping[str, Any]) -> str:
     return f"{chunk['id']}: {chunk['recomputed']} of {chunk['tokens']} tokens recomputed"
 
 
