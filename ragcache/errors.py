@@ -19,6 +19,20 @@ Every message says what happened, why, and how to fix it.
 
 from __future__ import annotations
 
+__all__ = [
+    "ConfigError",
+    "ContextError",
+    "FullError",
+    "LockedError",
+    "ModelError",
+    "NoChunksError",
+    "PromptError",
+    "RagCacheError",
+    "RemoteError",
+    "SourceError",
+    "StoreError",
+]
+
 
 class RagCacheError(Exception):
     """Base class of all exceptions that ragcache raises deliberately."""

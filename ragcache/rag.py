@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteTraffic
     from ragcache.vllm.engine import VllmEngine
 
+__all__ = ["RagCache"]
+
 _MAP_BESIDE = 1 << 37  # bytes of LMDB's map: an address space has room for a thousand such stores
 _SAMPLE = 24  # documents whose first chunk is read to measure the speed of loading
 

@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteStore
     from ragcache.types import Fingerprint
 
+__all__ = [
+    "PROMPT_DATE",
+    "attach_remote",
+    "load_embedder",
+    "record_kv_shapes",
+    "record_settings",
+    "resolve_chunk_tokens",
+    "resolve_codec",
+    "resolve_encoding_context",
+    "resolve_model_name",
+    "resolve_prompt_template",
+]
+
 PROMPT_DATE = "prompt_date"  # setting in the store: the date in its prompts, in ISO format
 
 

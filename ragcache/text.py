@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["decode_text", "encode_text", "replace_surrogates", "replace_surrogates_in"]
+
 
 def replace_surrogates(text: str) -> str:
     """The text with surrogate pairs joined, and unpaired surrogates replaced by U+FFFD.

@@ -17,6 +17,31 @@ from ragcache.text import replace_surrogates, replace_surrogates_in
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "Answer",
+    "Chunk",
+    "ChunkKV",
+    "ChunkNotes",
+    "ChunkReport",
+    "Document",
+    "Fingerprint",
+    "KVPair",
+    "KVSpec",
+    "LayerLoad",
+    "LayerTrace",
+    "LayerUpload",
+    "MissReason",
+    "Passage",
+    "Plan",
+    "Progress",
+    "Prompt",
+    "Report",
+    "Sampling",
+    "StageProgress",
+    "Tokens",
+    "invalid_id_reason",
+]
+
 Tokens = tuple[int, ...]
 #: Keys and values of the same tokens at one layer, each (kv_heads, tokens, head_dim).
 KVPair = tuple["Tensor", "Tensor"]

@@ -109,13 +109,42 @@ def circles(graph: Graph) -> list[list[str]]:
             return found
 
 
-def public_names(module: Module) -> list[str]:
-    """Top-level functions and classes, unless their name or their module's begins with ``_``."""
-    if any(part.startswith("_") and part != "__main__" for part in module.name.split(".")):
-        return []
+def declared(module: Module) -> set[str]:
+    """The names in a module's ``__all__``: those that other folders, and users, may import."""
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def defined(module: Module) -> set[str]:
+    """The functions and classes that a module defines at its top level."""
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-    names = [node.name for node in module.tree.body if isinstance(node, kinds)]
-    return [name for name in names if not name.startswith("_")]
+    return {node.name for node in module.tree.body if isinstance(node, kinds)}
+
+
+def public_names(module: Module) -> set[str]:
+    """The functions and classes that other folders, and users, may import from where they are."""
+    return declared(module) & defined(module)
+
+
+def used_elsewhere() -> dict[str, set[str]]:
+    """By module, the names that other folders of the package import from it or use through it."""
+    every = modules()
+    used: dict[str, set[str]] = {}
+    for module in every.values():
+        aliases: dict[str, str] = {}
+        for target, name in imports(module.path, module.tree):
+            if name is not None and f"{target}.{name}" in every:
+                aliases[name] = f"{target}.{name}"
+            elif name is not None and target in every and every[target].room != module.room:
+                used.setdefault(target, set()).add(name)
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                reached = aliases.get(node.value.id, "")
+                if reached and every[reached].room != module.room:
+                    used.setdefault(reached, set()).add(node.attr)
+    return used
 
 
 def top_modules(folder: Path) -> list[str]:
@@ -143,7 +172,9 @@ def report() -> str:
     found = circles(module_graph())
     lines += ["", f"{len(by_level)} levels of imports between folders"]
     lines += [f"{len(found)} circles of imports between modules", *map(" -> ".join, found)]
-    lines += [f"{sum(map(len, names.values()))} public functions and classes"]
+    count = sum(len(defined(module)) for module in modules().values())
+    public = sum(map(len, names.values()))
+    lines += [f"{public} public functions and classes, of {count} at the top level of modules"]
     return "\n".join(lines)
 
 

@@ -18,12 +18,16 @@ from tests.structure import (
     PACKAGE,
     ROOT,
     circles,
+    declared,
     imports,
     levels,
     module_graph,
+    modules,
     parse,
+    public_names,
     room_graph,
     top_modules,
+    used_elsewhere,
 )
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -189,6 +193,7 @@ def test_the_package_is_small_enough_to_see() -> None:
     assert len(room_graph()) <= 24
     assert max(levels(room_graph()).values()) <= 12
     assert len(top_modules(PACKAGE / "store")) <= 12
+    assert sum(len(public_names(module)) for module in modules().values()) <= 400
 
 
 def test_only_tests_import_the_contract_suites() -> None:
@@ -199,6 +204,31 @@ def test_only_tests_import_the_contract_suites() -> None:
         if room_of(path) != "testing" and "testing" in rooms_imported(path, parse(path))
     ]
     assert found == []
+
+
+def test_folders_import_only_what_others_declare() -> None:
+    """``__all__`` of a module is what other folders may use of it; the rest is the folder's own."""
+    used = used_elsewhere()
+    hidden = {
+        f"{name}.{missing}"
+        for name, module in modules().items()
+        for missing in used.get(name, set()) - declared(module) - {"__version__"}
+        if f"{name}.{missing}" not in modules()
+    }
+    assert hidden == set(), "add them to __all__ of their module, or do without"
+
+
+def test_what_is_declared_is_used_or_documented() -> None:
+    used = used_elsewhere()
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("examples/**/*.py")]
+    words = set(re.findall(r"\w+", " ".join(page.read_text(encoding="utf-8") for page in pages)))
+    idle = {
+        f"{name}.{extra}"
+        for name, module in modules().items()
+        if module.path.name != "__init__.py"  # what these export is for users
+        for extra in declared(module) - used.get(name, set()) - words
+    }
+    assert idle == set(), "nobody outside their folder uses them: take them out of __all__"
 
 
 def test_nothing_runs_code_that_it_reads() -> None:

@@ -38,6 +38,8 @@ from ragcache.util.private_file import open_private
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
 
+__all__ = ["iter_answer_batch", "read_batch"]
+
 _FIELDS = {"custom_id", "method", "url", "body"}
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ragcache.rag import RagCache
     from ragcache.types import Answer
 
+__all__ = ["check_report_path", "write_report"]
+
 STATIC = files("ragcache.api") / "static"  # served at /demo; index.html is the page
 #: The scripts that draw, in loading order; the others call the service.
 DRAWING = "dom.js", "words.js", "prompt.js", "layers.js", "draw.js"

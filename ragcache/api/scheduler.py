@@ -45,6 +45,8 @@ from ragcache.api.ticket_queue import (
 )
 from ragcache.errors import RagCacheError
 
+__all__ = ["Scheduler"]
+
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ragcache.store.remote.store import RemoteTraffic
     from ragcache.types import Answer, Passage, Tokens
 
+__all__ = ["report_json"]
+
 
 def passage_json(passage: Passage) -> dict[str, Any]:
     """A retrieved chunk with its text."""

@@ -22,6 +22,8 @@ from ragcache.errors import ConfigError, RagCacheError
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.tenants import tenant_folder
 
+__all__ = ["serve"]
+
 logger = logging.getLogger(__name__)
 
 _REPLY_S = 5.0  # for the error responses to requests that were cancelled at the end

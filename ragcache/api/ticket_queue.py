@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+__all__ = ["DeadlineExceeded"]
+
 
 class ShuttingDown(Exception):
     """The scheduler accepts no more work."""

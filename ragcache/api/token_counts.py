@@ -9,6 +9,8 @@ from ragcache.engine.base import ChunkEngine
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ContextError
 
+__all__ = ["count_prompt"]
+
 _CHARACTERS = 16  # per token of the context: a longer text cannot fit
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ragcache.sim.lru import K, LruSet
 
+__all__ = ["order_by_chunks"]
+
 
 def order_by_chunks(
     requests: Sequence[Sequence[K]], sizes: Mapping[K, int], capacity: int

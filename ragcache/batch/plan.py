@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ragcache.rag import RagCache
     from ragcache.types import Document, StageProgress, Tokens
 
+__all__ = ["PrecomputePlan", "Shard", "WorkSize", "iter_plan", "make_plan"]
+
 _YIELD_EVERY = 64  # chunks that are split between two steps
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ragcache.engine.base import Engine
     from ragcache.types import Fingerprint, Tokens
 
+__all__ = ["RayCluster", "compute_on_ray"]
+
 _BATCHES_PER_WORKER = 2  # one that is computed and one that waits
 MAX_ATTEMPTS = 3  # workers that die over one batch before the run fails
 _START_TIMEOUT_S = 600.0  # to schedule a worker and load its model

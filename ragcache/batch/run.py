@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from ragcache.store.base import ChunkStore
     from ragcache.types import ChunkKV
 
+__all__ = [
+    "BatchComputer",
+    "PrecomputeResult",
+    "RunProgress",
+    "compute_locally",
+    "iter_run",
+    "iter_run_locally",
+    "measure_tokens_per_second",
+    "run",
+]
+
 #: Batches and their KV as they are finished: in any order, each once.
 ComputedBatches = Generator[tuple[Batch, list["ChunkKV"]], None, None]
 #: Computes batches, and takes only as many of them as it can work on.

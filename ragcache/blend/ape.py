@@ -14,6 +14,8 @@ from ragcache.errors import ConfigError
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
 
+__all__ = ["APE"]
+
 
 @dataclass(frozen=True)
 class APE(Blender):

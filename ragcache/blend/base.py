@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionRule
 from ragcache.types import ChunkNotes, LayerLoad, Prompt
 
+__all__ = [
+    "Blender",
+    "FixedRows",
+    "KVSource",
+    "Layout",
+    "ReusedKV",
+    "Selector",
+    "check_least",
+    "check_ratio",
+    "positions",
+]
+
 #: Which stored KV of a chunk a method reuses:
 #:
 #: - ``encoded``: computed when the chunk was precomputed, in the context that the store's compile

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule
     from ragcache.types import ChunkNotes
 
+__all__ = ["CacheCraft"]
+
 
 @dataclass(frozen=True)
 class CacheCraft(Blender):

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from ragcache.blend.base import Blender, FixedRows, Layout, ReusedKV, Selector
 
+__all__ = ["Full"]
+
 
 @dataclass(frozen=True)
 class Full(Blender):

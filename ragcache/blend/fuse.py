@@ -19,6 +19,8 @@ from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, LayerTrace
 if TYPE_CHECKING:
     from ragcache.engine.base import LayerView, Prefilled, Prefiller
 
+__all__ = ["FusedPrompt", "fuse"]
+
 
 @dataclass(frozen=True, slots=True)
 class FusedPrompt:

@@ -15,6 +15,8 @@ from ragcache.errors import ConfigError
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall
 
+__all__ = ["band"]
+
 
 def highest(rows: Tensor, scores: Tensor, count: int) -> Tensor:
     """The ``count`` of ``rows`` with the highest ``scores``, both (n,); the result is sorted.

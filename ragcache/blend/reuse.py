@@ -8,6 +8,8 @@ from typing import ClassVar, get_args
 from ragcache.blend.base import Blender, FixedRows, Layout, Positions, Selector
 from ragcache.errors import ConfigError
 
+__all__ = ["Reuse"]
+
 
 @dataclass(frozen=True)
 class Reuse(Blender):

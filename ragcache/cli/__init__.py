@@ -23,6 +23,8 @@ from ragcache.cli.output import Quiet, Verbose, out, speak, spoken, tell
 from ragcache.cli.render.screen import replace_unencodable
 from ragcache.errors import NoChunksError, RagCacheError
 
+__all__ = ["main"]
+
 app = typer.Typer(
     help="Reuse the KV of retrieved chunks in any RAG prompt.",
     no_args_is_help=True,

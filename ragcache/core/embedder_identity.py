@@ -7,6 +7,8 @@ from ragcache.models.trusted_names import absolute_name
 from ragcache.retriever.embed import DigestedEmbedder, Embedder
 from ragcache.store.catalog.catalog import Catalog
 
+__all__ = ["EMBEDDER_DIGEST", "check_same_embedder", "record_embedder"]
+
 _FIRST = "embedder_first"  # setting in the store: the embedder's first name, before it was moved
 EMBEDDER_DIGEST = "embedder_digest"  # setting in the store: digest of the embedder's files
 

@@ -21,6 +21,8 @@ from ragcache.types import Answer
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["GenerationStream", "Generator", "LocalGenerator"]
+
 
 class Generator(Protocol):
     """Generates answers, in this process or with a server."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
 
+__all__ = ["Added", "Indexing", "Split", "Step", "check_bytes", "check_documents", "check_ids"]
+
 logger = logging.getLogger(__name__)
 
 #: Told what is being done, how much of it is done, and how much there is.

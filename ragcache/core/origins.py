@@ -17,6 +17,16 @@ from ragcache.retriever.source import Sources
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.types import Document
 
+__all__ = [
+    "RenamedDocuments",
+    "check_folders",
+    "delete_old_names",
+    "find_deleted",
+    "find_other_names",
+    "find_renamed",
+    "record_folders",
+]
+
 _FOLDER = "folder "  # setting "folder NAME" in the store: the folder's absolute path
 
 

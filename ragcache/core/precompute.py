@@ -24,6 +24,24 @@ from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.prefetch import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Progress, Prompt, Tokens
 
+__all__ = [
+    "BATCH_TOKENS",
+    "Batch",
+    "BatchBuilder",
+    "Precomputed",
+    "Steps",
+    "TokenProgress",
+    "bytes_per_token",
+    "compute_batch",
+    "drive",
+    "iter_precompute",
+    "missing_batches",
+    "missing_keys",
+    "precompute",
+    "skip_stored",
+    "store_variants",
+]
+
 _T = TypeVar("_T")
 _Step = TypeVar("_Step")
 TokenProgress = Callable[[int, int], None]  # tokens done, of how many

@@ -19,6 +19,8 @@ from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
 from ragcache.types import Plan
 
+__all__ = ["PrefillContext", "prefill"]
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillContext:

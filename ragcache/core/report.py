@@ -14,6 +14,8 @@ from ragcache.core.prefill import FusedPrefill
 from ragcache.planning.lookup import PromptLookup
 from ragcache.types import ChunkReport, Passage, Report
 
+__all__ = ["make_report"]
+
 
 def make_report(
     done: FusedPrefill, passages: Sequence[Passage] = (), fallbacks: Sequence[str] = ()

@@ -11,6 +11,8 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling
 
+__all__ = ["PromptRequest", "Request", "RequestOptions"]
+
 
 class RequestOptions(TypedDict, total=False):
     """Options of a :class:`Request`. Absent and None options are taken from the settings."""

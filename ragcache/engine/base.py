@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from ragcache.engine.template import PromptTemplate
     from ragcache.types import ChunkKV, Fingerprint, KVPair, KVSpec, LayerUpload, Sampling, Tokens
 
+__all__ = [
+    "AttentionCall",
+    "AttentionRule",
+    "ChunkEngine",
+    "Engine",
+    "LayerView",
+    "PrefillCallbacks",
+    "Prefilled",
+    "Prefiller",
+    "Step",
+]
+
 
 class LayerView(Protocol):
     """KV of one layer of the prompt, which :class:`PrefillCallbacks` receive for that layer."""

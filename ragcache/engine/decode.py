@@ -12,6 +12,8 @@ from torch import Tensor
 from ragcache.engine.base import Prefilled, Step
 from ragcache.types import Sampling, Tokens
 
+__all__ = ["IncrementalDetokenizer"]
+
 #: Returns the logits (vocabulary,) after one more token: the prompt, the token, its position.
 _NextLogits = Callable[[Prefilled, int, int], Tensor]
 

@@ -11,6 +11,8 @@ from ragcache.types import Tokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+__all__ = ["PlainText"]
+
 
 class PlainText:
     """Tokenises text without recognising the added tokens of ``tokenizer``. Thread-safe.

@@ -17,6 +17,8 @@ from ragcache.engine.base import (
 from ragcache.errors import ModelError
 from ragcache.types import ChunkKV, Tokens
 
+__all__ = ["check_engine", "supports_attention_rules"]
+
 #: Largest error that is accepted, relative to the norm of the expected tensor.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 #: Largest relative error of a key that was moved: (4 + 2 ** 0.5) / 2 of the dtype's epsilon, since

@@ -13,6 +13,8 @@ from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens
 
+__all__ = ["PromptTemplate", "SEPARATOR", "split_chat_template"]
+
 SYSTEM = "Use the notes to answer the question."
 SEPARATOR = "\n\n"  # ends the instructions and every chunk
 _MARK = "<<ragcache-context>>"

@@ -16,6 +16,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["Estimate"]
+
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95

@@ -20,6 +20,8 @@ from ragcache.util.list_argument import require_list
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
 
+__all__ = ["calibrate", "candidates", "cheapest", "retrieve_contexts", "settings_of_store"]
+
 #: The ratios that are tried for a mode that takes a ratio and does not name one.
 RATIOS = 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5
 _STEPS = 0.6, 0.7, 0.8, 0.9, 1.0

@@ -27,6 +27,8 @@ from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Sampling
 from ragcache.util.list_argument import require_list
 
+__all__ = ["compare", "make_blenders"]
+
 #: The modes, by label, that are compared by default. ``random`` is a control that computes two full
 #: layers, as CacheBlend does.
 MODES = {

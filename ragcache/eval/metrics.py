@@ -13,6 +13,8 @@ from torch.distributions import Categorical, kl_divergence
 
 from ragcache.errors import ConfigError
 
+__all__ = ["first_token_kl"]
+
 
 def _normalise_answer(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (SQuAD's, as CacheBlend uses it).

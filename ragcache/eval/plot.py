@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ragcache.eval.summary import ModeSummary
 
+__all__ = ["check_plot_path", "save_plot"]
+
 FORMATS = ".png", ".svg"
 _MARKER, _FONT = 6.0, 8.0  # points
 _DISTANCES = 7, 16, 26, 38, 52, 68, 86  # points from a marker's centre to its label

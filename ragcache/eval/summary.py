@@ -13,6 +13,8 @@ import numpy as np
 from ragcache.blend.base import Blender
 from ragcache.eval.bootstrap import Array, Bootstrap, Estimate
 
+__all__ = ["ModeSummary"]
+
 #: Recovery is relative to the gap between full prefill and reuse; smaller gaps have no recovery.
 MIN_RECOVERY_GAP = 0.05
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+__all__ = ["TINY", "model_path", "world_file"]
+
 TINY = "tiny"
 _HERE = Path(__file__).parent
 

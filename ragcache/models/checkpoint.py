@@ -12,6 +12,8 @@ from typing import Any, Self
 from ragcache.errors import ModelError
 from ragcache.models.hub import find_model_folder, gguf_advice
 
+__all__ = ["CONFIG", "Checkpoint", "ModelConfig", "pickle_files", "pickle_refusal", "read_json"]
+
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SMALL = re.compile(r"[^/]+\.(json|jinja|model|txt)")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")

@@ -15,6 +15,8 @@ from blake3 import blake3
 
 from ragcache.text import encode_text
 
+__all__ = ["cached_text", "content_digest"]
+
 
 def file_identity(files: Iterable[Path]) -> list[str]:
     """Path, inode, size and change times of each of ``files``, which change when a file does.

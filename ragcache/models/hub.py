@@ -14,6 +14,8 @@ from pathlib import Path
 from ragcache.errors import ModelError
 from ragcache.text import replace_surrogates
 
+__all__ = ["find_model_folder"]
+
 _LIST_TIMEOUT_S = 10  # for the hub to list a model's files
 
 

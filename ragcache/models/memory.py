@@ -13,6 +13,8 @@ from ragcache.models.file_cache import file_identity
 if TYPE_CHECKING:
     from torch import nn
 
+__all__ = ["copy_to_memory", "ensure_unchanged"]
+
 
 def copy_to_memory(model: nn.Module) -> None:
     """Copy every tensor on the CPU into memory of its own.

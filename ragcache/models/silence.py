@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+__all__ = ["silence_transformers"]
+
 
 @contextmanager
 def silence_transformers(*, bar: bool = False) -> Iterator[None]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from ragcache.models import TINY, model_path
 from ragcache.models.file_cache import user_folder
 
+__all__ = ["absolute_name", "is_trusted", "remember_name"]
+
 
 def absolute_name(name: str) -> str:
     """A name that does not depend on the working directory: folders by their absolute path."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
 
+__all__ = ["EncodingContext", "encoding_context"]
+
 
 @dataclass(frozen=True, slots=True)
 class EncodingContext:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ragcache.planning.cost_model import Speeds
     from ragcache.planning.lookup import PromptLookup
 
+__all__ = ["controls", "plan", "prefill_cost"]
+
 #: The lowest ratio that is chosen, however fast the machine is: with less, no method keeps its
 #: answers on all questions (docs/choosing-tokens.md).
 _MIN_RATIO = 0.15

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from ragcache.store.remote.bandwidth import LinkEstimate
 
+__all__ = ["Speeds"]
+
 _VERSION = 3  # raised when a field changes: speeds recorded with another version are measured again
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ragcache.types import KVSpec
 
+__all__ = ["ModelShape"]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

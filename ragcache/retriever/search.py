@@ -15,6 +15,8 @@ from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
 from ragcache.types import Chunk, Passage
 
+__all__ = ["Retriever"]
+
 logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, type[VectorIndex]] = {"faiss": FaissIndex, "numpy": NumpyIndex}

@@ -33,6 +33,8 @@ from ragcache.retriever.record_readers import (
 from ragcache.types import Document, invalid_id_reason
 from ragcache.util.list_argument import require_list
 
+__all__ = ["Sources", "find_files", "read"]
+
 logger = logging.getLogger(__name__)
 
 STDIN = Path("-")  # stands for JSON Lines from standard input

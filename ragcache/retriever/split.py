@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
     from tokenizers import Tokenizer
 
+__all__ = ["Splitter", "WHOLE"]
+
 #: Metadata of a document that is one chunk, whatever its length.
 WHOLE = {"ragcache": "whole"}
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from ragcache.errors import ConfigError
 
+__all__ = ["RENAMED", "RenamedWarning", "by_new_names"]
+
 T = TypeVar("T")
 
 #: Old names, and the names of today.

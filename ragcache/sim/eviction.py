@@ -19,6 +19,8 @@ from ragcache.planning.flops import ModelShape
 from ragcache.sim.trace import Trace
 from ragcache.store.eviction import POLICIES, CacheEntry, Policy, make_policy
 
+__all__ = ["PolicyComparison", "compare_policies", "working_set_bytes"]
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutcome:

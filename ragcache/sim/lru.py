@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
+__all__ = ["K", "LruSet"]
+
 K = TypeVar("K", bound=Hashable)
 
 

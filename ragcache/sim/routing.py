@@ -15,6 +15,8 @@ from ragcache.sim.lru import LruSet
 from ragcache.sim.trace import Trace, TraceRequest
 from ragcache.util.rendezvous import home
 
+__all__ = ["POLICIES", "RoutingOutcome", "simulate_routing"]
+
 POLICIES = "turns", "affine", "bounded"
 LOAD_SLACK = 0.1  # load above the mean that the policy ``bounded`` allows
 

@@ -19,6 +19,15 @@ from ragcache.types import KVSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = [
+    "CorpusEstimate",
+    "HardwarePrices",
+    "break_even_bandwidth",
+    "estimate_corpus",
+    "model_shape",
+    "parse_bandwidth",
+]
+
 #: Shapes of well-known models, which need no model hub.
 MODEL_SHAPES: Mapping[str, ModelShape] = {
     "qwen2.5-0.5b": ModelShape(KVSpec(24, 2, 64, "bfloat16"), 494_000_000, 14),

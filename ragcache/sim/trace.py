@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from ragcache.errors import ConfigError, SourceError
 
+__all__ = ["SYNTHETIC_TRACES", "load_trace"]
+
 
 class TraceChunk(NamedTuple):
     """A chunk that a request retrieves."""

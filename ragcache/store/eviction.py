@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from ragcache.errors import ConfigError
 
+__all__ = ["CacheEntry", "POLICIES", "Policy", "make_policy"]
+
 _Key = TypeVar("_Key", bound=Hashable)
 
 

@@ -9,6 +9,8 @@ from blake3 import blake3
 
 from ragcache.types import Fingerprint, Tokens
 
+__all__ = ["ChunkKey", "digest_tokens", "variant_key", "with_codec"]
+
 DIGEST = 32  # bytes of every digest
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
 
+__all__ = ["MemoryStore"]
+
 
 class MemoryStore(ChunkStore):
     """Chunks in a dict, copied when they are put and read. Lost on close.

@@ -16,6 +16,8 @@ from ragcache.types import KVPair, LayerLoad, LayerUpload
 if TYPE_CHECKING:
     from ragcache.types import KVSpec
 
+__all__ = ["LAYERS_AHEAD", "LayerReader"]
+
 
 LAYERS_AHEAD = 4  # layers read ahead by default
 #: Bytes of a chunk's layer below which one thread reads faster than two, which contend for the GIL.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ragcache.errors import ConfigError
 
+__all__ = ["ROOT_TENANT", "TENANT", "make_tenant_folder", "tenant_folder"]
+
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 ROOT_TENANT = "."  # in a file of keys: the owner of the service's own store
 _TENANTS = "tenants"  # directory below the service's own store

@@ -18,6 +18,8 @@ from ragcache.store.memory import MemoryStore
 from ragcache.testing.samples import LAYERS, MODEL, OTHER, make_key, make_kv, same, unversioned
 from ragcache.types import ChunkKV
 
+__all__ = ["ChunkStoreTests"]
+
 KEYS = [make_key(first) for first in range(4)]
 
 

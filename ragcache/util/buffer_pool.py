@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
+__all__ = ["BufferPool", "SPARE_BYTES"]
+
 _HUGE = 2 << 20  # bytes of a huge page
 SPARE_BYTES = 256 << 20  # kept for reuse by default: as much as a LayerReader reads ahead
 

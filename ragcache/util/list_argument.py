@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from ragcache.errors import ConfigError
 
+__all__ = ["require_list"]
+
 Item = TypeVar("Item")
 
 

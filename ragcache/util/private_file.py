@@ -7,6 +7,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Literal
 
+__all__ = ["open_private"]
+
 _FLAGS = {
     "wb": os.O_CREAT | os.O_TRUNC,
     "ab": os.O_CREAT | os.O_APPEND,

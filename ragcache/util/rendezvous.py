@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
+__all__ = ["home"]
+
 
 def home(key: bytes, servers: Sequence[str]) -> str:
     """The server whose hash together with ``key`` is the largest.

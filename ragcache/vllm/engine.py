@@ -20,6 +20,8 @@ from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.router import Router
 from ragcache.vllm.salt import cache_salt
 
+__all__ = ["VllmEngine"]
+
 _MAX_CONCURRENT = 8  # chunks that are computed at once
 
 

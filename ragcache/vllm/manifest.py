@@ -16,6 +16,8 @@ from ragcache.store.key import digest_tokens
 from ragcache.store.tenants import TENANT
 from ragcache.types import Prompt, Tokens
 
+__all__ = ["Manifest"]
+
 FIELD = "ragcache"  # of kv_transfer_params
 VERSION = 1
 Task = Literal["fuse", "keep"]

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from ragcache.vllm.engine import VllmEngine
 
+__all__ = ["VllmGenerator"]
+
 _POLL_S = 0.005
 _WAIT_S = 0.5
 

@@ -27,6 +27,8 @@ from ragcache.engine.base import AttentionCall, AttentionRule
 from ragcache.engine.hf.grouped_attention import GroupedAttention
 from ragcache.engine.kernels.row_attention import RowAttention, without_cudnn
 
+__all__ = ["EagerAttentionCall"]
+
 _NAME = "ragcache_override"
 
 #: What an attention function of transformers returns: (batch, n, heads, d), and weights or None.

@@ -8,6 +8,8 @@ import torch
 
 from ragcache.errors import ConfigError
 
+__all__ = ["published_dtype", "resolve_device", "resolve_dtype"]
+
 
 def resolve_device(device: str) -> torch.device:
     """The device that a setting names; auto: CUDA if it is available, else the CPU.

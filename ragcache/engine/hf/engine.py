@@ -49,6 +49,8 @@ from ragcache.models.memory import copy_to_memory, ensure_unchanged
 from ragcache.types import ChunkKV, Sampling, Tokens
 from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
+__all__ = ["TransformersEngine"]
+
 _ATTENTION, _PACKING = "attention", "packing"  # optional features that the self-test finds
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: KV of contexts that are kept for the next chunks: the one that chunks are stored with, and the

@@ -17,6 +17,8 @@ from ragcache.engine.hf.rope import Rope
 from ragcache.engine.kernels.choose import Kernels, place_by_torch
 from ragcache.types import KVPair
 
+__all__ = ["DecoderLayers", "PlacedLayerView"]
+
 _SMALL_BYTES = 128 << 10  # of keys: smaller parts are joined before they are placed
 
 

@@ -18,6 +18,8 @@ from ragcache.errors import ModelError
 from ragcache.models.checkpoint import CONFIG, Checkpoint, ModelConfig, read_json
 from ragcache.models.silence import silence_transformers
 
+__all__ = ["build_without_weights"]
+
 logger = logging.getLogger(__name__)
 
 _PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of dtypes that are not quantised

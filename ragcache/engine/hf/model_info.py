@@ -13,6 +13,8 @@ from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.memory import ensure_unchanged
 from ragcache.types import Fingerprint, KVSpec
 
+__all__ = ["ModelInfo"]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:

@@ -12,6 +12,8 @@ from transformers.cache_utils import Cache
 from ragcache.types import KVPair as KVPair
 from ragcache.util.buffer_pool import BufferPool
 
+__all__ = ["PlacedKV", "StopAfterKV"]
+
 #: Called with a layer's number, its fresh keys (after RoPE) and values, (kv_heads, n, head_dim).
 _OnFreshKV = Callable[[int, Tensor, Tensor], None]
 

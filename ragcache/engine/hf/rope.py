@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ragcache.errors import ModelError
 
+__all__ = ["Rope"]
+
 RotaryFunction = Callable[..., tuple[Tensor, Tensor]]
 #: Rotates keys (heads, n, head_dim) of some rows into a tensor of the same shape: keys, rows, out.
 RotateInto = Callable[[Tensor, slice, Tensor], None]

@@ -7,6 +7,8 @@ from typing import Any
 
 from ragcache.errors import ModelError
 
+__all__ = ["refuse_length_dependent_rope"]
+
 #: Kinds of RoPE whose angles depend on the length of the prompt, so that keys cannot be moved.
 _LENGTH_DEPENDENT = {"dynamic", "longrope"}
 

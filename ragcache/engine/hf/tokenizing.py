@@ -14,6 +14,8 @@ from ragcache.engine.template import PromptTemplate, split_chat_template
 from ragcache.text import replace_surrogates
 from ragcache.types import Tokens
 
+__all__ = ["TokenizerEngine"]
+
 
 class TokenizerEngine(ChunkEngine):
     """A ChunkEngine with a tokenizer of transformers. Tokenising is thread-safe."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ragcache.store.base import Change
     from ragcache.store.lmdb.tables import Tables
 
-__all__ = ["Catalog", "DocumentEntry", "TableStore"]
+__all__ = ["Catalog", "DocumentEntry"]
 
 
 class TableStore(Protocol):

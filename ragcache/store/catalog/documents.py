@@ -20,6 +20,8 @@ from ragcache.text import replace_surrogates
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
 
+__all__ = ["DocumentEntry"]
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentEntry:

@@ -27,6 +27,8 @@ from ragcache.store.format.codecs.base import Bytes
 from ragcache.store.format.header import Payload
 from ragcache.store.lmdb.directory import sync_folder
 
+__all__ = ["PAGE"]
+
 PAGE = 4096
 _MAX_OPEN = 128  # files; the usual limit of a process is 1,024
 _CAN_ADVISE = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")

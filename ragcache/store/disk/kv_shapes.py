@@ -19,6 +19,8 @@ from ragcache.types import Fingerprint, KVSpec
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
 
+__all__ = ["record_shape", "unrecorded"]
+
 _TABLE, _NAME = "settings", "shape:"
 
 

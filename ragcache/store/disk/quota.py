@@ -18,6 +18,8 @@ from ragcache.store.format.header import Header, decode_header
 if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Transaction
 
+__all__ = ["Quota", "UNBOUNDED"]
+
 _ROW = struct.Struct("<4d")  # Use
 _NEVER = Usage(0.0, 1.0, 0.0, 0.0)
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.store.lmdb.tables import Transaction
 
+__all__ = ["DiskStore", "parse_layout"]
+
 logger = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
 
+__all__ = ["TranscodeTarget"]
+
 
 class Record(NamedTuple):
     """A chunk as stored. Offsets in its header may be those of another place."""

@@ -16,6 +16,8 @@ import lmdb
 
 from ragcache.errors import LockedError, StoreError
 
+__all__ = ["check_writer_lock"]
+
 _LOCK_FILE = "writer.lock"
 NEW_DATA_FILE = "data.new"  # name of a new store's data file until it is complete
 _OWN_FILES = {

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite
 
+__all__ = ["LinkEstimate"]
+
 #: Concurrent requests. More would only make the layer that is needed next share the bandwidth.
 MAX_REQUESTS = 8
 _AGED = 1.25  # factor by which the best time ages with each megabyte, and each latency measured

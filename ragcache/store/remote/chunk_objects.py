@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
 
+__all__ = ["ChunkObjects"]
+
 _FOLDER = "chunks"
 _FIRST = 16 << 10  # bytes of the first read of a header; a longer one takes a second read
 _KNOWN = 4096  # cached headers

@@ -44,6 +44,8 @@ except ImportError:
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+__all__ = ["Bucket"]
+
 _Found = TypeVar("_Found")
 
 _SCHEMES = "s3", "gs", "az", "file"

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from ragcache.store.lmdb.tables import Tables
     from ragcache.types import MissReason
 
+__all__ = ["RemoteStore", "RemoteTraffic", "open_remote"]
+
 logger = logging.getLogger(__name__)
 
 

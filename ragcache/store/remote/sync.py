@@ -20,6 +20,8 @@ from ragcache.store.remote.bandwidth import MAX_REQUESTS
 from ragcache.store.remote.chunk_objects import ChunkObjects, content_of, digest_of
 from ragcache.types import Progress
 
+__all__ = ["SyncResult", "pull", "push"]
+
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV
 
+__all__ = ["Tier"]
+
 
 class Tier(ChunkStore):
     """Forwards every call to ``below``.

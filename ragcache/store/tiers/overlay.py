@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV
 
+__all__ = ["OverlayStore"]
+
 
 class OverlayStore(Tier):
     """``below``, which another process writes: chunks that are put stay in memory, and are found

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV
 
+__all__ = ["RamTier"]
+
 
 @dataclass(frozen=True, slots=True)
 class RamStats:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ragcache.types import KVSpec
 
+__all__ = ["Bytes", "Codec", "DTYPES", "from_bytes", "to_bytes"]
+
 Bytes = NDArray[np.uint8]  # one-dimensional
 
 #: dtype name -> torch dtype, integer dtype of the same width, its stored (little-endian) form.

@@ -11,6 +11,8 @@ from ragcache.store.format.codecs.quantize import ByteQuantizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["Int8"]
+
 
 class Int8(ByteQuantizer):
     """Symmetric int8 with one scale per token and head: a number is code / 127 * peak.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ragcache.types import KVSpec
 
+__all__ = ["ByteQuantizer"]
+
 
 class ByteQuantizer(Codec):
     """Four bytes ``tag``, then peaks, then codes, each of keys and then of values, in C order.
