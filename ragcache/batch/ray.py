@@ -47,7 +47,7 @@ class RayCluster:
 
 
 @dataclass(eq=False)
-class _RayWorker:
+class ChunkWorker:
     """A model in a worker process, loaded when it is first used."""
 
     model: str
@@ -115,7 +115,7 @@ def compute_on_ray(
         started = not ray.is_initialized()
         if started:
             _start(cluster, spec.chunk_bytes(batch_tokens))
-        remote = ray.remote(num_cpus=1, num_gpus=cluster.gpus)(_RayWorker)
+        remote = ray.remote(num_cpus=1, num_gpus=cluster.gpus)(ChunkWorker)
         given = (model, options, fingerprint.digest.hex(), torch.get_num_threads())
         pool = _Pool(lambda: remote.remote(*given), cluster.workers, spec)
         try:

@@ -68,7 +68,7 @@ def pids() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            named = b"ray::Worker" in (process / "cmdline").read_bytes()
+            named = b"ray::ChunkWorker" in (process / "cmdline").read_bytes()
             if named and parent(parent(int(process.name))) == mine:
                 found.append(int(process.name))
         except OSError:
@@ -120,12 +120,12 @@ def test_a_killed_workers_batches_are_done_by_others(
 def test_a_batch_that_ends_every_worker_is_given_up(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dies(module._RayWorker):
+    class Dies(module.ChunkWorker):
         def compute(self, context: Tokens, chunks: list[Tokens]) -> list[module._SentChunk]:
             os.kill(os.getpid(), signal.SIGKILL)
             return []
 
-    monkeypatch.setattr(module, "_RayWorker", Dies)
+    monkeypatch.setattr(module, "ChunkWorker", Dies)
     with opened(tmp_path) as cache:
         work = make_plan(cache, DOCUMENTS, batch_tokens=TOKENS)
         with pytest.raises(RagCacheError, match="3 workers have died over a batch of"):
