@@ -264,12 +264,12 @@ class RagCache:
                 prompt,
                 blender,
                 sampling,
-                tuple(passages),
-                retrieval_s,
-                without,
-                self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
-                request.check,
-                request.keep,
+                passages=tuple(passages),
+                retrieval_s=retrieval_s,
+                no_chunks=without,
+                speeds=self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
+                check=request.check,
+                keep=request.keep,
             )
         )
 
