@@ -257,7 +257,7 @@ def test_settings_name_the_servers(
     monkeypatch.setattr(setup, "load_embedder", lambda *_: HashEmbedder())
     urls = ",".join(f"{one.url}/v1" for one in servers[1])
     given = {"engine": "vllm", "vllm_url": urls, "model": str(tiny_model_dir)}
-    with pytest.raises(ConfigError, match="needs to know the dtype"):
+    with pytest.raises(ConfigError, match="needs the dtype that the servers"):
         RagCache.open(tmp_path, settings=settings(tmp_path, **given))
     with RagCache.open(tmp_path, settings=settings(tmp_path, dtype="float32", **given)) as cache:
         assert cache.speeds() is None
