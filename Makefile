@@ -51,7 +51,7 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-pages: $(READY) ## write the pages that come from the code: docs/commands.md and docs/settings.md
+pages: $(READY) ## write what comes from the code: docs/commands.md, docs/settings.md and the diagrams
 	$(BIN)/python docs/site/lookup.py
 
 docs: $(READY) ## build the site in site/, from docs/ and the docstrings
