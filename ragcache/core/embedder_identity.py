@@ -1,4 +1,4 @@
-"""Which embedder made the vectors of a store, identified by a digest of its files."""
+"""Identify the embedder that made the vectors of a store, by a digest of its files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ragcache.models.trusted_names import absolute_name
 from ragcache.retriever.embed import DigestedEmbedder, Embedder
 from ragcache.store.catalog.catalog import Catalog
 
-_FIRST = "embedder_first"  # setting in the store: the embedder's first name, before it was moved
+_FIRST = "embedder_first"  # setting in the store: the embedder's name before its files were moved
 EMBEDDER_DIGEST = "embedder_digest"  # setting in the store: digest of the embedder's files
 
 
