@@ -2,7 +2,7 @@
 
 Requests per second of ``ragcache batch`` over the same questions, in the order of the file and
 reordered so that those on the same chunks come together. Each brings four chunks, drawn by Zipf's
-law (exponent 1), of which ``fused`` recomputes 5 %, and gets one token; the tier in RAM holds 10 %
+law (exponent 1), of which ``fused`` recomputes 5 %, and gets one token; the RAM tier holds 10 %
 of all chunks, decoded. The KV is stored as ``cachegen``, as one would where a disk is small or
 slow: what is not in RAM is decoded at some 100 MB/s, which takes longer here than computing does.
 Orders take turns, each from a tier that is empty, and answers are checked to be the same.

@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contexts", type=int, default=32)
     parser.add_argument("--processes", type=int, default=usable_cores())
-    parser.add_argument("--group", action="append", choices=[*GROUPS, "compile mode"])
+    parser.add_argument("--group", action="append", choices=[*GROUPS, "encoding context"])
     parser.add_argument("--mode", action="append", default=[], help="measure these instead")
     given = parser.parse_args()
     groups = {name: rows for name, rows in GROUPS.items() if not given.group or name in given.group}
@@ -240,12 +240,12 @@ def main() -> None:
         for number, (name, rows) in enumerate(groups.items()):
             rows = rows if number else REFERENCES | rows
             print(table(name, {label: found[blender(mode)] for label, mode in rows.items()}))
-    if not given.mode and (not given.group or "compile mode" in given.group):
+    if not given.mode and (not given.group or "encoding context" in given.group):
         behind: dict[str, ModeSummary] = {}
         for how in COMPILE:
             found = measure(how, ["full", "reuse", "fused"])
             behind |= {f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused")}
-        print(table("compile mode", behind))
+        print(table("encoding context", behind))
 
 
 def _measure(

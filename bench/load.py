@@ -2,8 +2,8 @@
 
 Questions arrive at random (a Poisson process) at one server that answers them one at a time, in
 order of arrival. Their chunks are drawn from a corpus by Zipf's law (exponent 1), in random order.
-The KV of the whole corpus is in a RAM cache in front of a store on disk. ``prefix`` has its own RAM
-cache and store of the same size, which the requests before the first measured one have filled. The
+The KV of the whole corpus is in a RAM tier in front of a store on disk. ``prefix`` has its own RAM
+tier and store of the same size, which the requests before the first measured one have filled. The
 time to copy what it misses out of the prompt is included, the time to store it is not.
 
 Every request is served in every mode in turn, one after another, which gives its times to the first

@@ -90,8 +90,14 @@ def main() -> None:
             block.right.append(exact_match(got.text, answers))
             block.right_full.append(exact_match(want.text, answers))
     print(f"`{mode.mode}`, {DOCUMENTS} documents a prompt, Zipf {given.exponent}; in percent\n")
-    print("| requests | recomputed, charged | chunks without a variant | right | right in full |")
-    print("|---|--:|--:|--:|--:|")
+    heads = (
+        "requests",
+        "recomputed, charged",
+        "chunks without a variant",
+        "correct",
+        "correct in full",
+    )
+    print(f"| {' | '.join(heads)} |\n|---|--:|--:|--:|--:|")
     for at, block in enumerate(blocks):
         print(f"| {block.row(f'{100 * at + 1} to {100 * at + len(block.right)}')} |")
 

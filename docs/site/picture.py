@@ -213,7 +213,7 @@ def request() -> str:
         text(54, ends[1].y - 7, "misses are stored", anchor="start"),
     ]
     parts += [box.svg() for box in [*doors, *chain, *layer, *ends, store]]
-    return drawing(780, ends[1].y + 44, "The way of a question through ragcache", parts)
+    return drawing(780, ends[1].y + 44, "The path of a question through ragcache", parts)
 
 
 def ways_of_use() -> str:
