@@ -59,7 +59,7 @@ def prepare(answering: LocalGenerator, prompt: Prompt) -> list[ChunkKey]:
 
 
 def read(store: ChunkStore, keys: list[ChunkKey], engine: TransformersEngine | None = None) -> None:
-    """Look for the chunks and read all their layers, each let go of when the next one comes; onto
+    """Look up the chunks and read all their layers, each released when the next one is read; onto
     the device of ``engine``, if it is given."""
     found = [one for one in map(store.get_header, keys) if isinstance(one, StoredChunk)]
     assert len(found) == len(keys), f"{len(keys) - len(found)} chunks are not stored"

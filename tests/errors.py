@@ -18,7 +18,7 @@ from ragcache import errors
 ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_name("errors.txt")
 
-#: Classes whose messages people read: our own, and what the service answers.
+#: Classes whose messages users read: ragcache's own, and the service's.
 CLASSES = {name for name, kind in vars(errors).items() if inspect.isclass(kind)} | {
     "ApiError",
     "QueueFull",
@@ -35,7 +35,7 @@ class Site:
     line: int
     kind: str
     text: str
-    own: bool  # or is the whole message made elsewhere?
+    own: bool  # False: the whole message is made elsewhere
 
     @property
     def entry(self) -> str:

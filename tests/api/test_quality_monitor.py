@@ -39,7 +39,7 @@ def test_wilsons_interval() -> None:
 
 
 class Played:
-    """A guard of a service with these settings, over answers that are made up."""
+    """A quality monitor of a service with these settings, over made-up answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         settings = Settings.load(**{"mode": "fused"} | options.pop("settings", {}))

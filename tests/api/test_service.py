@@ -1,4 +1,4 @@
-"""Many questions to one engine: what is computed and read for them, and what they leave behind."""
+"""Many questions to one engine: what is computed, read and stored for them."""
 
 from __future__ import annotations
 
