@@ -1,4 +1,4 @@
-"""What each codec saves, costs and loses: ``python -m bench.codecs``.
+"""Size, speed and error of each codec: ``python -m bench.codecs``.
 
 On KV of the small model that ships, chunk by chunk, and on one larger synthetic layer in bfloat16
 (8 kv heads, 512 tokens, head_dim 128; normal channels, some of keys large). Rates count bytes of

@@ -62,7 +62,7 @@ from ragcache.types import Plan, Prompt, Sampling
 Read = TypeVar("Read")
 
 MBITS = 100, 1_000, 10_000
-PIPELINED = 1_000  # Mbit/s at which the pipeline is held against its bounds
+PIPELINED = 1_000  # Mbit/s at which the pipeline is compared with its bounds
 LEVELS = "int8", "cachegen"
 LATENCY_S = 0.005
 RATIO = 0.15
@@ -126,7 +126,7 @@ class Found:
 
 
 class At(RamTier):
-    """Has every chunk at one level, and holds nothing."""
+    """Offers every chunk in one codec, and stores nothing."""
 
     def __init__(self, below: RemoteStore, level: str) -> None:
         super().__init__(below, 0)
@@ -140,7 +140,7 @@ class At(RamTier):
 
 @dataclass
 class Bench:
-    """A model, and one prompt whose chunks are in a remote, at every level."""
+    """A model, and one prompt whose chunks are in a remote, in every codec."""
 
     model: TransformersEngine
     given: Prompt
@@ -163,7 +163,7 @@ class Bench:
         return cls(model, given, disk, folder, speeds)
 
     def machine(self, mbit: int, opened: ExitStack) -> RemoteStore:
-        """One that has no room for chunks, behind a link of ``mbit`` Mbit/s."""
+        """A store without room for chunks on its disk, with a link of ``mbit`` Mbit/s."""
         bucket = Paced((self.folder / "remote").as_uri())
         bucket.byte_s = 8e-6 / mbit
         disk = DiskStore(self.folder / f"machine-{mbit}", quota=Quota(0))

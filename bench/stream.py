@@ -1,9 +1,9 @@
 """Cache-Craft over a stream of requests: ``python -m bench.stream``.
 
-500 questions over the shipped world's documents. A request holds the document that it asks about
-and seven more; both are drawn by a Zipf law, so that few documents are in most prompts, and they
-stand in random order. Per hundred requests: what was recomputed, and what was right, beside full
-prefill of the same prompts.
+500 questions over the shipped world's documents. A request has the document that it asks about and
+seven more, in random order; all are drawn by Zipf's law, so that few documents are in most prompts.
+For every hundred requests: the share that was recomputed, and the share of correct answers,
+compared with full prefill of the same prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DOCUMENTS = 8  # in a prompt
 
 @dataclass
 class Block:
-    """What a hundred requests came to."""
+    """The results of a hundred requests."""
 
     charged: list[float] = field(default_factory=list)
     missed: list[float] = field(default_factory=list)

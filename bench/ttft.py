@@ -91,7 +91,7 @@ class Run:
 class Found:
     workload: str
     runs: list[Run]
-    balanced_s: dict[str, float]  # at the slow store: load, compute, pipelined, one after the other
+    balanced_s: dict[str, float]  # from the slow store: load, compute, pipelined, their sum
 
 
 class Slow(RamTier):

@@ -14,7 +14,7 @@ FIGURES = ROOT / "docs" / "figures"
 sys.path.insert(0, str(ROOT))
 from tests.structure import Graph, levels, room_graph  # noqa: E402
 
-#: What stands below the name of a package in the picture.
+#: The text below the name of a package in the picture.
 NOTES = {
     "__main__": "entry point",
     "__init__": "public names",
@@ -164,7 +164,7 @@ def _mean(numbers: list[float], otherwise: float) -> float:
 
 
 def request() -> str:
-    """The way of one question, from a door to its report."""
+    """The path of one question, from an entry point to its report."""
     middle, step, width = 420.0, 74.0, 390.0
     doors = [
         Box(260, 40, 150, 42, "ragcache query", ("command line",), "plain"),
