@@ -1,4 +1,4 @@
-"""Every error message that a user can meet, as the sources have it, and whether a run met it.
+"""List every error message that a user can meet, and whether a run met it.
 
 ``python -m tests.errors`` writes the list that tests/test_errors.py compares with, errors.txt.
 """

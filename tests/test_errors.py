@@ -1,4 +1,4 @@
-"""Every error message that a user can meet is on a list, and says what, why and the fix.
+"""Every error message that a user can meet is listed, and says what, why and the fix.
 
 That the tests really meet each of them, by CLI, REST or Python, is seen at the end of a run of all
 fast tests (tests/conftest.py): one that no test meets fails the run unless the list says why.

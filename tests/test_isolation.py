@@ -1,4 +1,4 @@
-"""One thing differs, and nothing is reused: what KV depends on, changed one at a time."""
+"""If one thing that KV depends on differs, no KV is reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listeners, a scheduler that is at a step, and a service over a small random model."""
+"""Listeners, a paused scheduler, and a service over a small random model."""
 
 from __future__ import annotations
 

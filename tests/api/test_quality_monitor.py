@@ -1,4 +1,4 @@
-"""Answers that fall short of full prefill's are noticed, and more is recomputed."""
+"""If answers fall short of full prefill's, more is recomputed."""
 
 from __future__ import annotations
 

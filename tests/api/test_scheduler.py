@@ -1,4 +1,4 @@
-"""Who is next, and what becomes of those that wait."""
+"""The order of requests, and what happens to those that wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of two acknowledged writes the later one wins, whatever jobs do and wherever all ends."""
+"""Of two acknowledged writes the later one wins, with jobs and at any end of the process."""
 
 from __future__ import annotations
 

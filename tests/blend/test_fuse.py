@@ -1,4 +1,4 @@
-"""Every fusion method keeps the contract; fusion itself, by value and in float32."""
+"""The contract tests for every fusion method, and fusion itself, by value and in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small store, and the two places that answers come from: this process, and a service."""
+"""A small store, and both backends: this process and a service."""
 
 from __future__ import annotations
 

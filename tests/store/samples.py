@@ -1,4 +1,4 @@
-"""Small keys and KV that the store's tests are made of, and damage to them."""
+"""Small keys and KV for tests of stores, and functions that damage stored data."""
 
 from __future__ import annotations
 

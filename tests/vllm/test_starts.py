@@ -1,4 +1,4 @@
-"""vLLM started in other ways, or on a store that is damaged: each test has one of its own."""
+"""vLLM with other options, or on a damaged store: one vLLM for each test."""
 
 from __future__ import annotations
 

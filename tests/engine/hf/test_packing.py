@@ -1,4 +1,4 @@
-"""Chunks encoded together come out as each of them by itself, on every architecture."""
+"""Chunks encoded together equal chunks encoded one by one, on every architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys turn as the model turns them, in every layer, anywhere in the context.
+"""Keys are rotated as the model rotates them, in every layer, anywhere in the context.
 
 At the theta, scaling, layer kinds and context of published checkpoints, in float32 and bfloat16.
 """
