@@ -1,11 +1,11 @@
 """Questions in the order of their chunks: ``python -m bench.batch``.
 
 Requests per second of ``ragcache batch`` over the same questions, in the order of the file and
-reordered so that those on the same chunks come together. Each brings four chunks, drawn by Zipf's
-law (exponent 1), of which ``fused`` recomputes 5 %, and gets one token; the tier in RAM holds 10 %
-of all chunks, decoded. The KV is stored as ``cachegen``, as one would where a disk is small or
-slow: what is not in RAM is decoded at some 100 MB/s, which takes longer here than computing does.
-Orders take turns, each from a tier that is empty, and answers are checked to be the same.
+reordered so that questions over the same chunks follow each other. Each request has four chunks,
+drawn by Zipf's law (exponent 1), of which ``fused`` recomputes 5 %, and an answer of one token; the
+RAM tier has room for 10 % of all chunks, decoded. The KV is stored as ``cachegen``, as for a small
+or slow disk: chunks that are not in RAM are decoded at about 100 MB/s, which takes longer here than
+computing. Orders take turns, each with an empty RAM tier, and answers are checked to be the same.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ragcache.sim.trace import zipf_trace
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import Chunk
 
-SHARE = 0.1  # of all chunks, that the tier holds
-WORDS = 160  # of a chunk: about 260 tokens
+SHARE = 0.1  # share of all chunks for which the RAM tier has room
+WORDS = 160  # words of a chunk: about 260 tokens
 _VOCABULARY = (
     "mill river boats Oslo parrot cello harbour clocks painter bridge May town note".split()
 )
@@ -56,7 +56,7 @@ class Row:
 
 
 def model() -> TransformersEngine:
-    """A random model of much KV for its size: as many heads of KV as of queries."""
+    """A random model with much KV for its size: as many KV heads as query heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=256,
@@ -148,7 +148,7 @@ def _check(root: Path) -> None:
 def _shares(
     file: Path, tokens: dict[str, tuple[int, ...]], engine: TransformersEngine, ram: int
 ) -> tuple[float, float]:
-    """Of the bytes that are asked for, those that are not in RAM, in both orders."""
+    """The share of the requested bytes that is not in RAM, in both orders."""
     lines = file.read_text(encoding="utf-8").splitlines()
     used = [json.loads(line)["body"]["documents"] for line in lines]
     sizes = {text: engine.spec.chunk_bytes(len(ids)) for text, ids in tokens.items()}

@@ -1,4 +1,4 @@
-"""The least time that a fused prefill can take: max(bytes / bandwidth, FLOPs / rate)."""
+"""The lower bound of a fused prefill's time: max(bytes / bandwidth, FLOPs / rate)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What `fused` was chosen by: ``python -m bench.choosing``.
+"""The measurements by which `fused` was chosen: ``python -m bench.choosing``.
 
-Every row changes one thing. The questions come from seeds of their own: neither the model nor the
-published tables have seen them, and what is chosen here is shown there.
+Every row changes one thing. The questions are from separate seeds, used neither for training the
+model nor for the published tables, so that these are not biased by the choice.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Sensitive(QuestionAttention):
 
 @dataclass(frozen=True)
 class AttendedError(RatioBlender):
-    """What nothing stored can do: rank by question attention^p * value error^q, as found.
+    """Ranks without stored sensitivity: by question attention^p * value error^q, as observed.
 
     To first order, the change of an attention output is attention times the error of what is
     attended to. Attention comes from a probe in which the question sees the share ``anchors`` of
@@ -148,8 +148,8 @@ def tapered(ratio: float, layers: int, taper: float) -> list[float]:
     return [ratio + fits * more for more in excess]
 
 
-#: Heading -> label -> mode. Rows under one heading are of like charged budget, or show what is
-#: bought with more.
+#: Heading -> label -> mode. Rows under one heading have similar charged budgets, or show the effect
+#: of a higher one.
 GROUPS: dict[str, dict[str, str | Blender]] = {
     "ranked by": {
         "sensitivity (fused)": "fused",
@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contexts", type=int, default=32)
     parser.add_argument("--processes", type=int, default=usable_cores())
-    parser.add_argument("--group", action="append", choices=[*GROUPS, "compile mode"])
+    parser.add_argument("--group", action="append", choices=[*GROUPS, "encoding context"])
     parser.add_argument("--mode", action="append", default=[], help="measure these instead")
     given = parser.parse_args()
     groups = {name: rows for name, rows in GROUPS.items() if not given.group or name in given.group}
@@ -240,12 +240,12 @@ def main() -> None:
         for number, (name, rows) in enumerate(groups.items()):
             rows = rows if number else REFERENCES | rows
             print(table(name, {label: found[blender(mode)] for label, mode in rows.items()}))
-    if not given.mode and (not given.group or "compile mode" in given.group):
+    if not given.mode and (not given.group or "encoding context" in given.group):
         behind: dict[str, ModeSummary] = {}
         for how in COMPILE:
             found = measure(how, ["full", "reuse", "fused"])
             behind |= {f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused")}
-        print(table("compile mode", behind))
+        print(table("encoding context", behind))
 
 
 def _measure(

@@ -1,10 +1,10 @@
-"""What each codec saves, costs and loses: ``python -m bench.codecs``.
+"""Size, speed and error of each codec: ``python -m bench.codecs``.
 
 On KV of the small model that ships, chunk by chunk, and on one larger synthetic layer in bfloat16
 (8 kv heads, 512 tokens, head_dim 128; normal channels, some of keys large). Rates count bytes of
-raw KV over CPU time of one thread, the best of some rounds: other work on the machine takes no
-part in them. A layer is let go before the next is coded. Errors are root mean squares over those of
-the KV. What they cost in answers is measured elsewhere.
+raw KV over CPU time of one thread, the best of some rounds: other work on the machine does not
+count. A layer is freed before the next is encoded. Errors are root mean squares relative to those
+of the KV. Their effect on answers is measured elsewhere.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def who_sees_whom() -> Figure:
-    """Rows down, what each attends to across: computed now, stored, and what nobody computed."""
+    """An attention matrix, queries by keys: computed now, stored, or never computed."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

@@ -1,4 +1,4 @@
-"""What a store smaller than its working set still saves, by eviction policy.
+"""Savings of a store that is smaller than its working set, by eviction policy.
 
 ``python -m bench.evict`` prints the table: a Zipf trace, the same with scans (batch jobs that touch
 cold chunks once), and one whose popular chunks change half-way. Sizes and costs are an 8B Llama's.

@@ -16,14 +16,14 @@ class Panel:
     """One pair of axes and the curves on it."""
 
     title: str
-    x: str  # what stands below
-    y: str  # and beside it
+    x: str  # label of the horizontal axis
+    y: str  # label of the vertical axis
     curves: Mapping[str, Sequence[tuple[float, float]]]  # label -> points, from left to right
     log: str = ""  # the axes that are logarithmic: "", "x", "y" or "xy"
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
-    """Panels side by side, as an SVG that is the same whenever it is drawn from the same numbers.
+    """Panels side by side, as an SVG whose bytes depend only on the numbers.
 
     A label has one colour in all panels.
     """

@@ -18,8 +18,8 @@ def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
 def parts(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float, float]:
     """(a, b, c) of a + b n + c n^2, none below 0, with the least squares of relative errors.
 
-    A time is made of costs, and no cost is below 0. With three coefficients, those that are not 0
-    can be tried in every combination: the best one that has no other below 0 is the answer.
+    Times are sums of costs, which are not negative. With three coefficients, every set of those
+    that are not 0 can be tried; the best fit without a negative coefficient is returned.
     """
     scaled = np.array(sizes) / max(sizes)
     columns = np.stack([scaled**power / times for power in POWERS], 1)

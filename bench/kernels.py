@@ -3,9 +3,9 @@
 Placing: the stored KV of eight chunks of 512 tokens is written to its rows of one layer, its keys
 rotated; GB/s count what is read and written. Attention: a share of a prompt's rows, spread at
 random, in one layer, each row to the keys up to itself. *SDPA* is given a mask, as by transformers,
-and never runs on cuDNN; *Triton* is our kernel. All in bfloat16. Times are medians on the device,
-after a warm-up that compiles, its cache cleared before each run. Results are held against torch's
-and SDPA's: *off* is the largest error of a vector, relative to its norm.
+and never runs on cuDNN; *Triton* is ragcache's kernel. All in bfloat16. Times are medians on the
+device, after a warm-up that compiles, with its cache cleared before each run. Results are compared
+with torch's and SDPA's: *off* is the largest error of a vector, relative to its norm.
 """
 
 from __future__ import annotations

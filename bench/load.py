@@ -2,8 +2,8 @@
 
 Questions arrive at random (a Poisson process) at one server that answers them one at a time, in
 order of arrival. Their chunks are drawn from a corpus by Zipf's law (exponent 1), in random order.
-The KV of the whole corpus is in a RAM cache in front of a store on disk. ``prefix`` has its own RAM
-cache and store of the same size, which the requests before the first measured one have filled. The
+The KV of the whole corpus is in a RAM tier in front of a store on disk. ``prefix`` has its own RAM
+tier and store of the same size, which the requests before the first measured one have filled. The
 time to copy what it misses out of the prompt is included, the time to store it is not.
 
 Every request is served in every mode in turn, one after another, which gives its times to the first
@@ -48,8 +48,8 @@ from ragcache.types import Prompt
 
 MODES = "full", "prefix", "reuse", "cacheblend", "fused"
 LOADS = 0.5, 0.7, 0.9, 0.95  # of what full prefill can take
-AT = 0.9  # the load of full prefill whose p95 the others are held to
-CLOCKED_LOAD = 0.7  # of what the mode that is served by the clock can take
+AT = 0.9  # the load at which full prefill's p95 is the limit for the other modes
+CLOCKED_LOAD = 0.7  # load of the mode that is served in real time
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def measure(
     clocked_requests: int = 60,
     seed: int = 0,
 ) -> Load:
-    """Serve ``requests`` in every mode, behind ``before`` that only fill the store of `prefix`,
-    and in the last mode by the clock."""
+    """Serve ``requests`` in every mode, after ``before`` requests that only fill the store of
+    `prefix`, and in the last mode in real time."""
     model = engine(getattr(torch, dtype))
     rng = np.random.default_rng(seed)
     made = Corpus(rng, model.template.prefix, [ids(rng, chunk_tokens) for _ in range(corpus)])
@@ -121,7 +121,7 @@ def measure(
 def _answering(
     model: TransformersEngine, corpus: Corpus, modes: Sequence[str], opened: ExitStack
 ) -> tuple[dict[str, LocalGenerator], LocalGenerator]:
-    """For every mode, from its tier; and from the store of the whole corpus without one."""
+    """A generator for every mode, with its RAM tier; and the store of the whole corpus."""
     folder = Path(opened.enter_context(TemporaryDirectory()))
     disk, how = DiskStore(folder / "chunks"), encoding_context("prefix", model)
     below = LocalGenerator(model, disk, how)

@@ -1,8 +1,9 @@
 """Every method on the shipped held-out questions: ``python -m bench.methods``.
 
-Methods stand beside those of like charged budget; parameters were set on questions of other seeds
-(``python -m bench.choosing``, ``ragcache calibrate``) to come to that budget. Ends with how far
-each method is from `fused`, question by question, with 95 % intervals that resample contexts.
+Methods are listed by charged budget; their parameters were set on questions of other seeds
+(``python -m bench.choosing``, ``ragcache calibrate``) so that budgets are similar. At the end are
+the differences of each method to `fused` on the same questions, with 95 % intervals by resampling
+contexts.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ MODES = (
     "random+full_layers=3",
 )
 QUESTIONS = 3613  # 121 whole contexts: at least 1,000 direct, local and split questions
-HOPS = 1000  # and so many hops, of which those contexts have less than half
-HOP_SEED = 95_000_001  # of no other prompts
+HOPS = 1000  # hop questions; the contexts above have less than half as many
+HOP_SEED = 95_000_001  # not used for other prompts
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def hops(count: int) -> list[EvalContext]:
-    """So many questions that need two facts, over held-out names and forms."""
+    """``count`` questions that need two facts, with held-out names and sentence forms."""
     lines = prompt_lines(HOP_SEED, documents=8, contexts=count, quota={"hop": 9})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hops.jsonl"

@@ -39,7 +39,7 @@ Cost = Callable[[list[int]], int]  # tokens of a batch, from its chunks' lengths
 
 
 class Padded(TransformersEngine):
-    """Chunks as rows of a batch, filled up on the right, where no earlier token sees it."""
+    """Chunks as rows of a batch, padded on the right, where causal attention ignores it."""
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
@@ -64,7 +64,7 @@ class Padded(TransformersEngine):
 
 
 class Masked(TransformersEngine):
-    """Chunks in one row, which one mask over all of it keeps apart."""
+    """Chunks in one row, separated by one block-diagonal mask."""
 
     @torch.inference_mode()
     def encode(self, chunks: Sequence[Tokens], *, context: Tokens = ()) -> list[ChunkKV]:
@@ -80,7 +80,7 @@ class Masked(TransformersEngine):
 
 
 def block_diagonal(pack: PackedForward) -> Tensor:
-    """(1, 1, rows, keys): who sees whom, in a model without windows."""
+    """The mask (1, 1, rows, keys) of a model without sliding windows."""
     rows = pack.spans[-1][1]
     mask = torch.zeros(1, 1, rows, pack.start + rows, dtype=torch.bool)
     mask[..., : pack.start] = True

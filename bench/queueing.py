@@ -34,10 +34,10 @@ def poisson(seed: int) -> Seconds:
 
 
 def waits(gaps: Seconds, total: Seconds) -> Seconds:
-    """How long each request waits; ``gaps[n]`` lies between the arrivals of n - 1 and n.
+    """How long each request waits; ``gaps[n]`` is the time between the arrivals of n - 1 and n.
 
-    Lindley's recursion in closed form: the sum of what came in less what was worked off, over its
-    lowest point so far.
+    Lindley's recursion in closed form: the running sum of service times minus gaps, minus its
+    minimum so far.
     """
     left = np.cumsum(np.concatenate([[0.0], total[:-1] - gaps[1:]]))
     waited: Seconds = left - np.minimum.accumulate(left)

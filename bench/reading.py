@@ -1,6 +1,6 @@
 """How fast layers are read, compared with the hardware's limits: ``python -m bench.reading``.
 
-Warm: a LayerReader (two threads) on a store in the page cache, and on the RAM cache, compared with
+Warm: a LayerReader (two threads) on a store in the page cache, and on the RAM tier, compared with
 copying the same bytes in memory on one thread. Cold: the same on a store whose files were dropped
 from the page cache, compared with a plain file of that size. *One file* is read from end to end
 into one buffer, as dd does. *By layer* is the same file, read by two threads in the order in which

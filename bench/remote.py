@@ -1,21 +1,21 @@
 """Chunks over a slow link: ``python -m bench.remote``.
 
-Eight chunks whose KV is in a remote and not here, of a random model. The remote is a folder behind
-a link that is paced: a request waits for its turn and for as long as its bytes take, asleep, and is
-answered 5 ms later. Time counts from the moment that the chunks are known to the logits of the
-first token: look them up, load, place, choose, compute. Times are medians over rounds, in which all
-take turns; nothing is kept here from one to the next.
+Eight chunks of a random model, whose KV is only in a remote. The remote is a folder with a
+simulated link: a request waits for its turn and for the time that its bytes take, and is answered
+5 ms later. Time is measured from when the chunks are known until the logits of the first token:
+lookup, loading, placing, choosing, computing. Times are medians over rounds, in which all take
+turns; nothing is stored locally between them.
 
-*raw*, *int8*, *cachegen*: all chunks are loaded at that level, in mode `fused` at ratio 0.15.
-*text*: nothing is loaded. *controller*: for every chunk as the controller has it, which knows what
-the machine computes, reads and decodes in a second, and what the link has carried lately. Its ratio
-is 0.15 at the least, and more where loading leaves time for it.
+*raw*, *int8*, *cachegen*: all chunks are loaded in that codec, in mode `fused` at ratio 0.15.
+*text*: nothing is loaded. *controller*: the controller chooses for every chunk, from the speeds at
+which the machine computes, reads and decodes, and the recent bandwidth of the link. Its ratio is at
+least 0.15, and more if loading leaves time for it.
 
-The pipeline is held against what bounds it, with all chunks raw: *transfer* is a reader alone over
-the same link, *compute* the same fusion with everything at hand.
+The pipeline is compared with its bounds, with all chunks raw: *transfer* is a reader alone over the
+same link, *compute* the same fusion with all KV in memory.
 
-Whatever a level has lost, `raw` is checked against the same fusion from a store on disk, and *text*
-against the model's own forward.
+`raw` is checked against the same fusion from a store on disk, and *text* against the model's own
+forward; the other codecs are lossy.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ from ragcache.types import Plan, Prompt, Sampling
 Read = TypeVar("Read")
 
 MBITS = 100, 1_000, 10_000
-PIPELINED = 1_000  # Mbit/s at which the pipeline is held against its bounds
+PIPELINED = 1_000  # Mbit/s at which the pipeline is compared with its bounds
 LEVELS = "int8", "cachegen"
 LATENCY_S = 0.005
 RATIO = 0.15
 
 
 class Paced(Bucket):
-    """Behind a link of ``byte_s`` seconds a byte, which all requests share in turns."""
+    """With a link of ``byte_s`` seconds a byte, which all requests share in turns."""
 
     byte_s = 0.0
 
@@ -126,7 +126,7 @@ class Found:
 
 
 class At(RamTier):
-    """Has every chunk at one level, and holds nothing."""
+    """Offers every chunk in one codec, and stores nothing."""
 
     def __init__(self, below: RemoteStore, level: str) -> None:
         super().__init__(below, 0)
@@ -140,7 +140,7 @@ class At(RamTier):
 
 @dataclass
 class Bench:
-    """A model, and one prompt whose chunks are in a remote, at every level."""
+    """A model, and one prompt whose chunks are in a remote, in every codec."""
 
     model: TransformersEngine
     given: Prompt
@@ -163,7 +163,7 @@ class Bench:
         return cls(model, given, disk, folder, speeds)
 
     def machine(self, mbit: int, opened: ExitStack) -> RemoteStore:
-        """One that has no room for chunks, behind a link of ``mbit`` Mbit/s."""
+        """A store without room for chunks on its disk, with a link of ``mbit`` Mbit/s."""
         bucket = Paced((self.folder / "remote").as_uri())
         bucket.byte_s = 8e-6 / mbit
         disk = DiskStore(self.folder / f"machine-{mbit}", quota=Quota(0))

@@ -1,8 +1,8 @@
-"""The writer of docs/benchmarks.md: ``python -m bench``.
+"""Write docs/benchmarks.md: ``python -m bench``.
 
-Every benchmark runs in a process of its own, so that its peak memory is its own, and keeps what it
-found as JSON. One whose results are there already is not run again, unless ``--again``: a heading
-can be changed without measuring anew.
+Every benchmark runs in a separate process, so that peak memory is measured separately, and saves
+its results as JSON. A benchmark with saved results is not run again without ``--again``, so texts
+can be changed without measuring again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def write(benchmarks: Sequence[ModuleType], out: Path, page: Path) -> None:
-    """Make ``page``, and its figures beside it in ``figures/``, of the results in ``out``."""
+    """Write ``page``, and its figures in ``figures/`` beside it, from the results in ``out``."""
     sections = []
     for benchmark in benchmarks:
         kind = get_type_hints(benchmark.measure)["return"]
@@ -95,5 +95,5 @@ def about(benchmark: ModuleType) -> tuple[str, str]:
 
 
 def name(benchmark: ModuleType) -> str:
-    """What its files are called."""
+    """The name of its files, without their ending."""
     return benchmark.__name__.rpartition(".")[2]

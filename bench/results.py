@@ -53,8 +53,8 @@ def commit() -> str:
 
 
 def begin_peak() -> None:
-    """Let :func:`peak_mib` count from here on; where the system cannot, it goes on with what it
-    has. What was freed is given back first, so that it does not count."""
+    """Reset :func:`peak_mib`, if the system can. Freed memory is first returned to the system, so
+    that it does not count."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # of glibc
     with suppress(OSError):
@@ -80,7 +80,7 @@ def parser(about: str | None) -> ArgumentParser:
 
 
 def finish(name: str, found: Any, shown: str, out: Path | None) -> None:
-    """Print the table that was made of ``found``, and keep what was found if ``out`` is given."""
+    """Print the table of the results ``found``, and save them if ``out`` is given."""
     kept = Kept(machine(), commit(), peak_mib(), found)
     print(f"{kept.machine}; commit {kept.commit}; peak memory {kept.peak_mib:,} MiB\n\n{shown}")
     if out is not None:
@@ -89,7 +89,7 @@ def finish(name: str, found: Any, shown: str, out: Path | None) -> None:
 
 
 def load(out: Path, name: str, kind: Any) -> Kept:
-    """What :func:`finish` kept; ``kind`` is the type of what was found."""
+    """The results that :func:`finish` saved; ``kind`` is their type."""
     kept = TypeAdapter(Kept).validate_json(file(out, name).read_bytes())
     found = TypeAdapter(kind).validate_python(kept.found)
     return Kept(kept.machine, kept.commit, kept.peak_mib, found)

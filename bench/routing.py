@@ -1,11 +1,12 @@
-"""Requests over replicas: ``python -m bench.routing``.
+"""Routing of requests to replicas: ``python -m bench.routing``.
 
-What share of the chunks' tokens is in RAM at the replica that a request goes to, and how much more
-than the mean the busiest replica gets, of 20,000 requests for eight chunks each. A replica's RAM
-holds 2 % of all chunks. *zipf*: chunks drawn one by one from 8,000, the n-th 1 / n as often as the
-first. *topics*: eight of the 16 chunks of one document, of 500 documents that are popular alike.
-Policies are those of `ragcache.sim.routing`: in turns; to the home of most of a request's
-tokens; the same, but to nobody who has had 10 % more than the mean. Nothing is timed.
+The share of the chunks' tokens that is in RAM at the replica of their request, and the requests of
+the busiest replica relative to the mean, for 20,000 requests for eight chunks each. A replica's RAM
+has room for 2 % of all chunks. *zipf*: chunks are drawn one by one from 8,000, the n-th 1 / n as
+often as the first. *topics*: eight of the 16 chunks of one document, of 500 documents whose
+popularity follows the same law. Policies are those of `ragcache.sim.routing`: round robin; to the
+home of most of a request's tokens; the same, but not to replicas that have received 10 % more than
+the mean. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bench import results
 from ragcache.sim.routing import POLICIES, simulate_routing
 from ragcache.sim.trace import topic_trace, zipf_trace
 
-SHARE = 0.02  # of all chunks, in the RAM of a replica
+SHARE = 0.02  # share of all chunks that fits in the RAM of a replica
 REPLICAS = 1, 2, 4, 8, 16, 32
 
 

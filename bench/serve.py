@@ -1,9 +1,9 @@
 """What HTTP adds to a first token: ``python -m bench.serve``.
 
-The same questions over the shipped world, one after another, asked of the pipeline in this process
-and then streamed over a loopback socket from a server in the same process, in turns. The overhead
-is the client's time from the request to the first piece of text, less the pipeline's from the
-question to the same piece, question by question; both include retrieval.
+The same questions about the shipped world are answered by the pipeline in this process, and
+streamed over a loopback socket from a server in the same process, in turns. The overhead of a
+question is the client's time from the request to the first piece of text, minus the pipeline's time
+from the question to the same piece; both include retrieval.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def serving(folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.C
 
 
 def measure(count: int = 200, *, before: int = 10, ratio: float = 0.15) -> Overhead:
-    """Ask ``count`` questions both ways, behind ``before`` that warm up."""
+    """Ask ``count`` questions both ways, after ``before`` questions to warm up."""
     with TemporaryDirectory() as folder, serving(Path(folder), ratio=ratio) as (service, client):
         cache = service.cache(TENANT)
         service.add(TENANT, documents(60)).result()

@@ -59,7 +59,7 @@ def prepare(answering: LocalGenerator, prompt: Prompt) -> list[ChunkKey]:
 
 
 def read(store: ChunkStore, keys: list[ChunkKey], engine: TransformersEngine | None = None) -> None:
-    """Look for the chunks and read all their layers, each let go of when the next one comes; onto
+    """Look up the chunks and read all their layers, each released when the next one is read; onto
     the device of ``engine``, if it is given."""
     found = [one for one in map(store.get_header, keys) if isinstance(one, StoredChunk)]
     assert len(found) == len(keys), f"{len(keys) - len(found)} chunks are not stored"
@@ -77,7 +77,7 @@ def clocked(work: Callable[[], object]) -> float:
 
 
 def medians(works: Mapping[Key, Callable[[], float]], rounds: int) -> dict[Key, float]:
-    """Of what each work says that it took, in turns: what disturbs one disturbs all."""
+    """Times that each work reports, in turns, so that disturbances affect all alike."""
     seconds: dict[Key, list[float]] = {what: [] for what in works}
     for _ in range(rounds):
         for what, work in works.items():
@@ -86,7 +86,7 @@ def medians(works: Mapping[Key, Callable[[], float]], rounds: int) -> dict[Key, 
 
 
 def peaks(works: Mapping[Key, Callable[[], object]]) -> dict[Key, int]:
-    """The most memory in MiB that the process had in use at each work; which warms up, too."""
+    """Peak memory of the process in MiB during each work; this also warms up."""
     found = {}
     for what, work in works.items():
         begin_peak()
@@ -103,9 +103,9 @@ def check(
 ) -> None:
     """Compare the first logits that were ``served``, by mode, with their references.
 
-    Those of exact modes, and of ``fused`` at ratio 1, are those of the model's own forward. Those
-    of ``reuse`` are of ``fused`` at ratio 0, and every mode gives its own once more. AssertionError
-    names the mode that does not.
+    Exact modes, and ``fused`` at ratio 1, must give those of the model's own forward; ``reuse``
+    those of ``fused`` at ratio 0; and every mode the same in a second run. Raises AssertionError
+    with the mode that does not.
     """
     own = forward(engine, prompt)
     same(engine, "fused at ratio 1", serve(answering, prompt, blender("fused", 1.0)).logits, own)
@@ -119,7 +119,7 @@ def check(
 
 @torch.inference_mode()
 def forward(engine: TransformersEngine, prompt: Prompt) -> Tensor:
-    """Logits behind the prompt's last token, (vocabulary,), as the bare model computes them."""
+    """Logits after the prompt's last token, (vocabulary,), computed by the bare model."""
     ids = torch.tensor([prompt.tokens], device=engine.device)
     logits: Tensor = engine.model(ids, use_cache=False, logits_to_keep=1).logits
     return logits[0, -1].float().cpu()

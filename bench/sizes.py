@@ -1,9 +1,9 @@
-"""What corpora take: ``python -m bench.sizes``.
+"""Sizes and costs of corpora: ``python -m bench.sizes``.
 
-By the calculator behind ``ragcache plan``: chunks of 256 tokens behind a prefix of 32; a GPU that
-reaches 400 TFLOP/s in a prefill and costs 2.5 an hour; storage at 0.023 a month for 10^9 bytes; a
-link of 10 Gbit/s. *Pays from* is how often a month a chunk must be used for its storage to cost
-less than what it saves, 85 % of a prefill. Nothing is timed.
+As ``ragcache plan`` computes them, for chunks of 256 tokens after a prefix of 32; a GPU that
+reaches 400 TFLOP/s in a prefill and costs 2.5 per hour; storage at 0.023 per month and 10^9 bytes;
+a link of 10 Gbit/s. *Pays from* is the number of uses of a chunk per month above which its storage
+costs less than the 85 % of a prefill that each use saves. Nothing is timed.
 """
 
 from __future__ import annotations

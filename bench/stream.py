@@ -1,9 +1,9 @@
 """Cache-Craft over a stream of requests: ``python -m bench.stream``.
 
-500 questions over the shipped world's documents. A request holds the document that it asks about
-and seven more; both are drawn by a Zipf law, so that few documents are in most prompts, and they
-stand in random order. Per hundred requests: what was recomputed, and what was right, beside full
-prefill of the same prompts.
+500 questions over the shipped world's documents. A request has the document that it asks about and
+seven more, in random order; all are drawn by Zipf's law, so that few documents are in most prompts.
+For every hundred requests: the share that was recomputed, and the share of correct answers,
+compared with full prefill of the same prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DOCUMENTS = 8  # in a prompt
 
 @dataclass
 class Block:
-    """What a hundred requests came to."""
+    """The results of a hundred requests."""
 
     charged: list[float] = field(default_factory=list)
     missed: list[float] = field(default_factory=list)
@@ -90,8 +90,14 @@ def main() -> None:
             block.right.append(exact_match(got.text, answers))
             block.right_full.append(exact_match(want.text, answers))
     print(f"`{mode.mode}`, {DOCUMENTS} documents a prompt, Zipf {given.exponent}; in percent\n")
-    print("| requests | recomputed, charged | chunks without a variant | right | right in full |")
-    print("|---|--:|--:|--:|--:|")
+    heads = (
+        "requests",
+        "recomputed, charged",
+        "chunks without a variant",
+        "correct",
+        "correct in full",
+    )
+    print(f"| {' | '.join(heads)} |\n|---|--:|--:|--:|--:|")
     for at, block in enumerate(blocks):
         print(f"| {block.row(f'{100 * at + 1} to {100 * at + len(block.right)}')} |")
 

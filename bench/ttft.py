@@ -11,9 +11,9 @@ time that a reader takes for the same layers while nothing is computed. FLOPs ar
 that the mode computes (products with weights, and attention to the keys that each row sees), and
 the rate is that of full prefill in the same run. Efficiency is bound / measured.
 
-*RAM*: the RAM cache, which lends its KV without copying. *Disk*: the store on disk, in the page
+*RAM*: the RAM tier, which lends its KV without copying. *Disk*: the store on disk, in the page
 cache. *Cold*: the same with its files dropped from the page cache before every run. *Slow*: the RAM
-cache, slowed down to take as long for its layers as computing 15 % of the rows; it sleeps for that
+tier, slowed down to take as long for its layers as computing 15 % of the rows; it sleeps for that
 time, as if it were at the other end of a network. Loading and computing are then balanced, and
 *first loaded, then computed* takes the sum.
 
@@ -91,7 +91,7 @@ class Run:
 class Found:
     workload: str
     runs: list[Run]
-    balanced_s: dict[str, float]  # at the slow store: load, compute, pipelined, one after the other
+    balanced_s: dict[str, float]  # from the slow store: load, compute, pipelined, their sum
 
 
 class Slow(RamTier):

@@ -6,7 +6,7 @@ nothing is in vLLM's prefix cache, a time is the median over rounds. *Full* is v
 without a manifest.
 
 *Accuracy*: held-out questions of the small model's world, through vLLM and through the embedded
-engine: how many of the answers are right, and how many are the same, token by token.
+engine: how many answers are correct, and how many are identical, token by token.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def times(rounds: int) -> str:
 
 
 def accuracy(questions: int) -> str:
-    """The table of right and of equal answers."""
+    """The table of correct and of identical answers."""
     engine = TransformersEngine.load(model_path(TINY), dtype="float32")
     contexts = first_questions(load_dataset(world_file("prompts.jsonl")), questions)
     asked = [

@@ -1,4 +1,4 @@
-"""RagCache: index documents and answer questions. CLI, REST API and LangChain use this class."""
+"""RagCache: index documents and answer questions. CLI, REST API and LangChain use it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RagCache"]
 
-_MAP_BESIDE = 1 << 37  # bytes of LMDB's map: an address space has room for a thousand such stores
+_MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a thousand such stores fit into an address space
 _SAMPLE = 24  # documents whose first chunk is read to measure the speed of loading
 
 
@@ -94,7 +94,7 @@ class RagCache:
         setup.record_kv_shapes(
             store, engine.fingerprint, self.remote.remote_codecs if self.remote else ()
         )
-        #: The store of KV: on disk, with a remote if there is one, and with a tier in RAM.
+        #: The store of KV: the store on disk, with the remote and the RAM tier of the settings.
         self.chunks: ChunkStore = self.remote or store
         if settings.ram_bytes and local is not None:  # vLLM servers have caches of their own
             self.chunks = RamTier(self.chunks, settings.ram_bytes, pin=pin)
@@ -131,16 +131,17 @@ class RagCache:
     ) -> Self:
         """Open the store in folder ``path``, or create it.
 
-        The model and the embedder are those the store was built with, unless ``model`` or
+        The model and the embedder are those that the store was built with, unless ``model`` or
         ``settings`` name others; a new store uses the small model of the package. A model that
         only the store names is not loaded unless this user has named it before on this machine.
         Chunks that another model computed count as missing.
 
         ``beside``: share the model and the embedder of that instance. ``tenant``: part of the keys
-        of KV. ``loading``: called with the model's name before it is loaded. ``lazy``: the store
-        exists, and is locked for writing only with the first change; if another process has the
-        lock, questions are answered but nothing is stored, which reports say. Raises StoreError
-        (LockedError without ``lazy``), ModelError or ConfigError.
+        of KV. ``loading``: called with the model's name before it is loaded. ``lazy``: open an
+        existing store, and lock it for writing only with the first change; if another process
+        has the lock, questions are answered but nothing is stored, and reports say so. Raises
+        StoreError (LockedError if another process has the lock, without ``lazy``), ModelError or
+        ConfigError.
         """
         from ragcache.engine.hf.device import resolve_device
         from ragcache.engine.hf.engine import TransformersEngine
@@ -211,7 +212,8 @@ class RagCache:
         not evicted. None leaves both as they are; new documents do not expire and are not pinned.
         ``progress`` is called with stage, done and total after every batch, and ``tokens`` with
         the number of tokens whose KV was computed, and their total. Raises ConfigError for a
-        single document instead of a list.
+        single document instead of a list or a ``ttl_s`` of 0 or less, SourceError for invalid or
+        repeated ids, and StoreError if the store fails.
         """
         given = require_list(documents, "documents")
         steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
@@ -219,7 +221,7 @@ class RagCache:
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other document uses. Returns the ids that
-        existed. ConfigError for a single id instead of a list."""
+        existed. Raises ConfigError for a single id instead of a list."""
         given = require_list(documents, "documents")
         return [name for name in given if self.catalog.delete_document(name)]
 
@@ -235,16 +237,18 @@ class RagCache:
         return self.generate(Request(question, **options)).answer
 
     def stream(self, question: str, **options: Unpack[RequestOptions]) -> GenerationStream:
-        """The same as a stream of pieces of text; ``.answer`` is complete after the last one."""
+        """As :meth:`ask`, as an iterator over pieces of the answer's text; its ``answer`` is
+        complete after the last piece."""
         return self.generate(Request(question, **options))
 
     def generate(self, request: Request) -> GenerationStream:
-        """Retrieve chunks for a request, and prepare its answer, which is computed as it is read.
+        """Retrieve the chunks of a request, and prepare its answer, which is computed while the
+        stream is read.
 
         Without chunks, the stream's ``no_chunks`` and the report say why; if the request or the
         settings require chunks, NoChunksError is raised. The first answer of a store with ``ratio``
-        auto measures :meth:`speeds`, before its own time begins. A Blender instance, and a mode
-        with a ratio in its name or without one, are used as they are. Raises ConfigError or
+        auto first measures :meth:`speeds`, which its times do not include. The ratio of a Blender
+        instance, or of a mode that names one or takes none, is not changed. Raises ConfigError or
         PromptError for a wrong request, ContextError if prompt and answer exceed the context, and
         StoreError if no stored chunk is usable with this model.
         """
@@ -286,7 +290,7 @@ class RagCache:
         return passages
 
     def _without(self, request: Request) -> str:
-        """Why there are no chunks. NoChunksError if they are required."""
+        """Why there are no chunks. Raises NoChunksError if the request requires some."""
         why = self.no_chunks() if request.chunks is None else "none were given"
         required = request.require_chunks
         if self.settings.require_chunks if required is None else required:
@@ -313,8 +317,9 @@ class RagCache:
         return f"nothing was retrieved from the {chunks} chunks of {whose}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
-        """How fast this model computes, and loads from this store; None if the store has no chunk
-        that it can use. Measured once and recorded in the store; ``anew`` measures again."""
+        """How fast this model computes, and how fast its KV is loaded from this store; None if the
+        store has no chunk that the model can use. Measured once and recorded in the store;
+        ``anew`` measures again."""
         return self.profile.measure(self._sample()) if anew else self.profile.speeds(self._sample)
 
     def retrieve(
@@ -340,7 +345,8 @@ class RagCache:
                 self.engine.close()
 
     def _expire(self) -> list[str]:
-        """Delete expired documents. Returns those that another process's lock keeps here."""
+        """Delete expired documents. Returns the ids of those that remain because another process
+        has the store's lock."""
         now = time.time()
         over = self.catalog.expired(now)
         if over and self.catalog.refusal() is None:
@@ -355,12 +361,12 @@ class RagCache:
         self.close()
 
     def usable(self) -> tuple[int, int]:
-        """Number of stored chunks that the open model can use, and of all stored chunks."""
+        """The number of stored chunks that the open model can use, and of all stored chunks."""
         return self.store.stats().usable(self.engine.fingerprint)
 
     def remote_copies(self) -> dict[bytes, list[TranscodeTarget]]:
-        """Key digests of the documents' chunks, and the copies in other codecs that a remote gets
-        of each."""
+        """The copies in other codecs that the remote stores of each chunk of the documents, by the
+        digest of the chunk's key."""
         names = () if self.remote is None else self.remote.remote_codecs
         keys = {key for entry in self.catalog.entries() for key in self.indexing.keys(entry.id)}
         keys.add(self.indexing.prefix_key)

@@ -1,4 +1,4 @@
-"""Resolve what a store is opened with: a setting, or else the value that the store was built with.
+"""Resolve the options that a store is opened with: a setting, else the value recorded in the store.
 
 The first value that is used with a store is recorded in it, and is the default from then on.
 """
@@ -68,7 +68,7 @@ def record_settings(catalog: Catalog, **settings: str) -> None:
 
 
 def record_kv_shapes(store: DiskStore, own: Fingerprint, codecs: Sequence[str]) -> None:
-    """Record the shapes of KV of the store's model, in its own codec and in ``codecs``."""
+    """Record the shape of the model's KV, for its own codec and for ``codecs``."""
     every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in codecs)]
     with store.tables.read() as txn:
         new = kv_shapes.unrecorded(txn, every)
@@ -83,7 +83,8 @@ def attach_remote(
 ) -> RemoteStore | None:
     """The store with the remote of the settings; None if they have no remote.
 
-    ``pin``: read into page-locked memory. Raises ConfigError for settings that contradict.
+    ``pin``: read into page-locked memory. Raises ConfigError for settings that contradict each
+    other.
     """
     if not settings.remote:
         if settings.remote_codecs:
@@ -153,7 +154,7 @@ def resolve_encoding_context(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
 ) -> EncodingContext:
     """The tokens before a chunk while its KV is computed: the setting, else the store's own, else
-    the prefix. ConfigError for an unknown name."""
+    the prefix. Raises ConfigError for an unknown name."""
     recorded = catalog.get_setting("compile")
     how = encoding_context(settings.encoding_context or recorded or "prefix", engine, template)
     record_settings(catalog, compile=how.mode)

@@ -1,4 +1,4 @@
-"""Every error message that a user can meet, as the sources have it, and whether a run met it.
+"""List every error message that a user can meet, and whether a run met it.
 
 ``python -m tests.errors`` writes the list that tests/test_errors.py compares with, errors.txt.
 """
@@ -18,7 +18,7 @@ from ragcache import errors
 ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_name("errors.txt")
 
-#: Classes whose messages people read: our own, and what the service answers.
+#: Classes whose messages users read: ragcache's own, and the service's.
 CLASSES = {name for name, kind in vars(errors).items() if inspect.isclass(kind)} | {
     "ApiError",
     "QueueFull",
@@ -35,7 +35,7 @@ class Site:
     line: int
     kind: str
     text: str
-    own: bool  # or is the whole message made elsewhere?
+    own: bool  # False: the whole message is made elsewhere
 
     @property
     def entry(self) -> str:

@@ -1,4 +1,4 @@
-"""RoPE, depth and layers of published checkpoints, one of every family that is claimed to work.
+"""RoPE, depth and layers of published checkpoints, one for every supported family.
 
 What is here is written as in their config.json; widths are a few percent of theirs.
 """

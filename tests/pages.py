@@ -1,4 +1,4 @@
-"""Pages of Markdown, as their code blocks: what runs, what is a file, and what does not run."""
+"""Code blocks of Markdown pages: which run, which are files, and which do not run."""
 
 from __future__ import annotations
 

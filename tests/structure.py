@@ -1,4 +1,4 @@
-"""What the package looks like from outside: ``python -m tests.structure`` prints it.
+"""Folders, imports and public names of the package: ``python -m tests.structure`` prints them.
 
 Counted are folders and modules, levels of imports, circles, public names, and the package's own
 stack frames between a question and the model's forward.

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks, and the page that is written of their results."""
+"""The arithmetic of the benchmarks, and the page that is written from their results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the pages show is run: every block of Python and shell, in the order of its page.
+"""Run the documentation: every block of Python and shell, in the order of its page.
 
-A block may not run only where its page says why: ``<!-- not run: REASON -->`` on the line before.
-A block with a title is a file of the checkout, or a change to one, and made in a copy of it.
+A block is skipped only if its page says why: ``<!-- not run: REASON -->`` on the line before. A
+block with a title is a file of the checkout, or a change to one, and written into a copy of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every error message that a user can meet is on a list, and says what, why and the fix.
+"""Every error message that a user can meet is listed, and says what, why and the fix.
 
 That the tests really meet each of them, by CLI, REST or Python, is seen at the end of a run of all
 fast tests (tests/conftest.py): one that no test meets fails the run unless the list says why.
@@ -21,7 +21,7 @@ def test_every_message_is_on_the_list() -> None:
 
 @pytest.mark.parametrize("site", [s for s in sites() if s.own], ids=lambda site: site.entry)
 def test_a_message_says_more_than_what_happened(site: Site) -> None:
-    """What is wrong, and behind a colon, semicolon, comma or full stop what to do about it."""
+    """What is wrong, and after a colon, semicolon, comma or full stop what to do about it."""
     said = re.sub(r"\{(?:[^{}]|\{[^{}]*\})*\}", "X", site.text)
     assert re.search(r"\w\W*(?:[:;.,] +\W*\w+\W+\w|[.] X$)", said), "say what to do about it"
 

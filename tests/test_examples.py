@@ -1,4 +1,4 @@
-"""The examples that are one file each are run, and the notebook has the outputs of its cells."""
+"""Run the examples of one file each; the notebook has the outputs of its cells."""
 
 from __future__ import annotations
 

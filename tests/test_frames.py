@@ -1,4 +1,4 @@
-"""A question goes a short way: few frames of our own stand between it and the model's forward."""
+"""The call path of a question is short: few stack frames before the model's forward."""
 
 from __future__ import annotations
 

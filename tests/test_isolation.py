@@ -1,4 +1,4 @@
-"""One thing differs, and nothing is reused: what KV depends on, changed one at a time."""
+"""If one thing that KV depends on differs, no KV is reused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engine.hf.test_fingerprint import adapted, changed
 
 TOKENS, PREFIX = (5, 6, 7), (1, 2)
 OF_THE_MODEL = ("weights", "other weights", "config", "rope", "tokenizer", "template", "dtype")
-OF_THE_KEY = ("codec", "adapter", "format", "compile mode", "prefix", "tenant", "tokens")
+OF_THE_KEY = ("codec", "adapter", "format", "encoding context", "prefix", "tenant", "tokens")
 
 
 def plain() -> Fingerprint:
@@ -36,7 +36,7 @@ def key_with(what: str, monkeypatch: pytest.MonkeyPatch) -> ChunkKey:
         codec = "int8" if what == "codec" else "raw"
         return replace(key, fingerprint=fingerprint(model, models.tokenizer(), "m", codec=codec))
     return {
-        "compile mode": replace(key, mode="bos"),
+        "encoding context": replace(key, mode="bos"),
         "prefix": replace(key, context=(1, 3)),
         "tenant": replace(key, tenant="other"),
         "tokens": replace(key, tokens=(5, 6, 8)),

@@ -1,4 +1,4 @@
-"""What is installed with ragcache may be used and passed on with it: its licences are listed."""
+"""Licences of everything that is installed with ragcache are listed, and permit redistribution."""
 
 from __future__ import annotations
 

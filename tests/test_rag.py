@@ -1,4 +1,4 @@
-"""Documents in, fused answers out."""
+"""RagCache: add documents, and get fused answers."""
 
 from __future__ import annotations
 

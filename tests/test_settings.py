@@ -1,4 +1,4 @@
-"""Flags before environment before file; nothing unknown is let through."""
+"""Settings from flags, environment and file, in this order; unknown ones are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that do not go together are refused before a store is opened."""
+"""Settings that contradict each other are refused before a store is opened."""
 
 from __future__ import annotations
 

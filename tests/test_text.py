@@ -1,4 +1,4 @@
-"""Halves of characters at every door: they become U+FFFD, and stop nothing."""
+"""Unpaired surrogates in any input become U+FFFD, and cause no error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users install: contents and size, and both kinds of it in an empty environment."""
+"""The wheel: contents and size, and installations into an empty environment."""
 
 from __future__ import annotations
 

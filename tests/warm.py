@@ -1,4 +1,4 @@
-"""Interpreters that have imported torch already: a page's commands start in no time.
+"""Interpreters that have already imported torch, so that the commands of a page start at once.
 
 Commands run in a real shell, in processes of their own. Only the start of the interpreter is saved:
 ``python`` and ``ragcache`` on the shell's PATH hand arguments, folder, environment and open files

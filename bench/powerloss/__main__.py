@@ -1,4 +1,4 @@
-"""``python -m bench.powerloss``: simulate power losses, and count what a store then lacks."""
+"""``python -m bench.powerloss``: simulate power losses, and count the chunks that are lost."""
 
 from __future__ import annotations
 

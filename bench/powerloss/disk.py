@@ -87,10 +87,10 @@ class Folder:
 
 
 class Disk:
-    """A disk that nothing was ever written to; its root is sure.
+    """An empty disk, whose root folder is durable.
 
     It ignores the syncs in ``deaf``: of LMDB's ``data``, of ``files`` of chunks, of ``folders``.
-    Raises RecordingError for operations that cannot have been all.
+    Raises RecordingError if the operations are incomplete.
     """
 
     def __init__(self, deaf: Collection[str] = ()) -> None:
@@ -108,16 +108,16 @@ class Disk:
             raise RecordingError(f"{op.kind} of {error}, which nothing has made") from None
 
     def start(self, op: Op) -> None:
-        """The power fails while this is done: nothing of it is sure."""
+        """Begin an operation during which the power fails: none of it is durable."""
         if op.kind != "s":
             self.apply(replace(op, durable=False))
 
     def now(self) -> Tree:
-        """What programs see."""
+        """The files as programs see them."""
         return dict(_walk("", self._root, None))
 
     def crashed(self, rng: random.Random) -> Tree:
-        """What may be left."""
+        """The files as they may be after the power loss."""
         return dict(_walk("", self._root, rng))
 
     def _to_node(self, op: Op) -> None:

@@ -109,7 +109,7 @@ def judged(store: DiskStore, number: int) -> str:
 
 
 def current(bench: Bench, rng: random.Random) -> str:
-    """CURRENT of a store that was compacted. Put right by hand, it must be whole."""
+    """CURRENT of a store that was compacted. With CURRENT repaired, the store must be intact."""
     shutil.copytree(bench.closed, bench.folder)
     try:
         pointer = bench.folder / "CURRENT"
@@ -127,7 +127,7 @@ def current(bench: Bench, rng: random.Random) -> str:
 
 
 def index_file(bench: Bench, rng: random.Random) -> str:
-    """The file of a vector index, of either kind: whoever opens it finds what was there."""
+    """The file of a vector index, of either kind: after opening it, search finds the same."""
     kind = rng.choice([NumpyIndex, FaissIndex])
     name = "numpy" if kind is NumpyIndex else "faiss"
     catalog = Catalog(bench.open["records"])
@@ -149,8 +149,8 @@ def index_file(bench: Bench, rng: random.Random) -> str:
 
 
 def data_file(bench: Bench, rng: random.Random) -> str:
-    """LMDB's file of a closed store: half of the flips anywhere, the others where they hurt: in the
-    heads of its pages, and in what it knows of each table (48 bytes behind the name)."""
+    """LMDB's file of a closed store: half of the flips anywhere, the others in the headers of its
+    pages and in the record of each table (48 bytes after the name)."""
     shutil.copytree(bench.closed, bench.folder)
     try:
         with DiskStore(bench.folder, readonly=True) as store:

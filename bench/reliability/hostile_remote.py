@@ -47,7 +47,7 @@ Plant = Callable[[random.Random, ChunkKey, Path], None]
 def run(rounds: int, seed: int) -> Outcome:
     rng, seen, slowest = random.Random(seed), Counter[str](), 0.0
     outcome, before = Outcome(f"{rounds} objects, {len(_PLANTS)} kinds"), _memory_mib()
-    logging.getLogger("ragcache.store").setLevel(logging.ERROR)  # each is told of
+    logging.getLogger("ragcache.store").setLevel(logging.ERROR)  # a warning for each object
     for turn in range(rounds):
         kind = list(_PLANTS)[turn % len(_PLANTS)]
         key = chunk_key(rng.randrange(_CHUNKS), _KNOWN)

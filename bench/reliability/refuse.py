@@ -61,7 +61,7 @@ def refuse(calls: Sequence[Call], error: int) -> None:
 
 
 def _block(number: int, call: Call, error: int) -> bytes:
-    """Load the number; on a match look at the argument; return the error, or go on behind it."""
+    """Load the number; on a match compare the argument; return the error, or continue after it."""
     refused = _instruction(_RETURN, 0, 0, _ERROR | error)
     load = _instruction(_LOAD, 0, 0, 0)
     if not call.when:

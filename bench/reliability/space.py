@@ -90,7 +90,7 @@ def cycles(path: Path, rounds: int, rng: random.Random, outcome: Outcome) -> Non
 
 
 def held(path: Path, outcome: Outcome) -> None:
-    """Write once a second, until the log tells of the reader."""
+    """Write once a second, until the log reports the reader."""
     DiskStore(path).close()
     heard = Heard()
     logging.getLogger("ragcache").addHandler(heard)

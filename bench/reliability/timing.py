@@ -55,8 +55,8 @@ def run(rounds: int, seed: int) -> Outcome:
 def auc(
     outcome: Outcome, service: Service, whose: str, stores: str, probes: int, seed: int
 ) -> float:
-    """How well TTFT tells tenant "asks" whether the tenant ``stores`` has stored what it asks
-    for: 1/2 is not at all, 1 always, whichever of the two is faster."""
+    """The AUC with which TTFT reveals to tenant "asks" whether tenant ``stores`` has stored the
+    chunks: 1/2 is not at all, 1 always, whichever of the two is faster."""
     rng = random.Random(f"{seed}/{whose}")
     prompts = [texts(rng) for _ in range(probes)]
     stored = [number % 2 == 0 for number in range(probes)]
@@ -99,5 +99,5 @@ def first_token_s(service: Service, tenant: str, chunks: Sequence[Chunk]) -> flo
     began = time.perf_counter()
     service.submit(tenant, Request("Where is it?", chunks=chunks, sampling=_TOKEN), told)
     ended.wait()
-    service.scheduler.call(lambda: None).result()  # behind what was left to do
+    service.scheduler.call(lambda: None).result()  # after the remaining work
     return times[0] - began

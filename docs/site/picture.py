@@ -14,7 +14,7 @@ FIGURES = ROOT / "docs" / "figures"
 sys.path.insert(0, str(ROOT))
 from tests.structure import Graph, levels, room_graph  # noqa: E402
 
-#: What stands below the name of a package in the picture.
+#: The text below the name of a package in the picture.
 NOTES = {
     "__main__": "entry point",
     "__init__": "public names",
@@ -164,7 +164,7 @@ def _mean(numbers: list[float], otherwise: float) -> float:
 
 
 def request() -> str:
-    """The way of one question, from a door to its report."""
+    """The path of one question, from an entry point to its report."""
     middle, step, width = 420.0, 74.0, 390.0
     doors = [
         Box(260, 40, 150, 42, "ragcache query", ("command line",), "plain"),
@@ -213,7 +213,7 @@ def request() -> str:
         text(54, ends[1].y - 7, "misses are stored", anchor="start"),
     ]
     parts += [box.svg() for box in [*doors, *chain, *layer, *ends, store]]
-    return drawing(780, ends[1].y + 44, "The way of a question through ragcache", parts)
+    return drawing(780, ends[1].y + 44, "The path of a question through ragcache", parts)
 
 
 def ways_of_use() -> str:

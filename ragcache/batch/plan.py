@@ -124,7 +124,7 @@ class PrecomputePlan:
 
 @dataclass(frozen=True, slots=True)
 class _SizeEstimator:
-    """Computes sizes and costs of chunks of a model, encoded after ``behind`` tokens."""
+    """Computes sizes and costs of chunks, encoded after a context of ``behind`` tokens."""
 
     model: ModelShape
     behind: int
@@ -170,7 +170,7 @@ def make_plan(
     """Read and split ``documents`` as ``cache`` does, and find the chunks without stored KV.
 
     A document that cannot be split, or has a chunk longer than the model's context, is skipped.
-    Nothing is computed or stored. Raises ConfigError for a compile mode that needs an index.
+    Nothing is computed or stored.
     """
     steps = iter_plan(cache, documents, shard=shard, batch_tokens=batch_tokens)
     return drive(steps, progress)

@@ -81,7 +81,7 @@ def blender(mode: str | Blender, ratio: float | None = None) -> Blender:
 
 
 def written(made: Blender) -> str:
-    """The text that :func:`blender` reads as ``made``."""
+    """The text from which :func:`blender` makes ``made``."""
     if isinstance(made, WithFullLayers):
         return f"{written(made.inner)}+full_layers={made.layers}"
     parameters = ",".join(f"{key}={value}" for key, value in made.parameters.items())

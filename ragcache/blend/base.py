@@ -31,8 +31,8 @@ __all__ = [
 
 #: Which stored KV of a chunk a method reuses:
 #:
-#: - ``encoded``: computed when the chunk was precomputed, in the context that the store's compile
-#:   mode names (by default the prompt's prefix);
+#: - ``encoded``: computed when the chunk was precomputed, in the store's encoding context (by
+#:   default the prompt's prefix);
 #: - ``in_context``: computed after exactly the tokens that precede the chunk in this prompt;
 #: - ``variant``: cut from an earlier prompt, computed after the chunks that preceded it there;
 #: - ``nothing``: no stored KV is used.
@@ -305,7 +305,7 @@ def check_ratio(ratio: float, name: str = "recompute_ratio") -> None:
 
 
 def check_least(value: float, name: str, least: int = 0) -> None:
-    """Raise ConfigError unless ``value`` is ``least`` or more."""
+    """Raise ConfigError if ``value`` is less than ``least``."""
     if not value >= least:
         raise ConfigError(f"{name} is {value}: it must be {least} or more")
 

@@ -29,8 +29,8 @@ class CacheBlend(RatioBlender):
 
     Yao et al., EuroSys 2025, arXiv:2405.16444. The first layers are computed in full up to
     ``check_layer``; there the deviation of a token is the squared difference of its fresh and
-    stored KV, summed over heads and dimensions, and the ``recompute_ratio`` of the chunk tokens
-    with the highest go on.
+    stored KV, summed over heads and dimensions. The ``recompute_ratio`` of the chunk tokens with
+    the highest deviation is computed at all further layers.
 
     ``deviation``: of values (``v``, the released code), keys (``k``, LMCache) or both (``kv``,
     the paper). ``gradual``: the paper's gradual filtering, which keeps a little more than the
@@ -57,7 +57,7 @@ class CacheBlend(RatioBlender):
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         check_depth(self.name, self.check_layer, layers)
-        if self.recompute_ratio == 0:  # nothing will be chosen: do not pay for looking
+        if self.recompute_ratio == 0:  # no row will be chosen, so none has to be compared
             return FixedRows(layout.reusable[:0])
         after = layers - self.check_layer - 1
         ratios = _gradual(self.recompute_ratio, after) if self.gradual else [self.recompute_ratio]

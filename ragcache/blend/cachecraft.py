@@ -25,8 +25,8 @@ class CacheCraft(Blender):
 
     Agarwal et al., SIGMOD 2025, arXiv:2502.15734. A variant is KV cut from an earlier prompt. Its
     cache fix overhead CFO = ``alpha`` * CCI * (1 - b') is the share of its tokens to recompute,
-    those that attended most to other chunks; b' is the part of that attention whose chunks stand
-    before it again, in the same order. The variant with the lowest CFO is reused. If that exceeds
+    those that attended most to other chunks; b' is the part of that attention whose chunks precede
+    it again, in the same order. The variant with the lowest CFO is reused. If that exceeds
     ``renew``, or there is no variant, the chunk is computed and stored as a variant.
 
     ``focus``: once the question's attention has separated the same chunks from the others for
@@ -73,9 +73,9 @@ def _overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
     """b' in [0, 1] of a chunk: how much of its original context precedes it again.
 
     ``inter``: its attention to each chunk of the original context, in their order. beta is the
-    share of that attention to chunks that are in ``before``, gamma the share of pairs of these that
-    changed their order; b' = beta * (1 - gamma). Without an original context, 1 if ``before`` is
-    empty, else 0.
+    share of that attention that goes to chunks in ``before``, gamma the share of pairs of these
+    chunks whose order has changed; b' = beta * (1 - gamma). Without an original context, b' is 1
+    if ``before`` is empty, else 0.
     """
     if not inter:
         return float(not before)

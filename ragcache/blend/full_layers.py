@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WithFullLayers(Blender):
-    """A method whose first ``layers`` layers compute every row, whatever the method chooses.
+    """The method ``inner``, but the first ``layers`` layers compute every row.
 
-    Gives a method the charged budget of one that needs its first layers in full, such as
-    CacheBlend. ``selector`` raises ConfigError where the model has no layer after those.
+    This gives a method the charged budget of one that needs its first layers in full, such as
+    CacheBlend. ``selector`` raises ConfigError if the model has no layer after those.
     """
 
     inner: Blender
@@ -84,7 +84,7 @@ class WithFullLayers(Blender):
 
 @dataclass
 class _AfterFullLayers(Selector):
-    """Every row below layer ``full_layers``, then what ``inner`` has come to by then."""
+    """Chooses every row below layer ``full_layers``, and from there on the rows of ``inner``."""
 
     layout: Layout
     inner: Selector

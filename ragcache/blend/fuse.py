@@ -194,7 +194,7 @@ class FusionCallbacks(PrefillCallbacks):
         return torch.cat([self.layout.fresh, chosen]).sort().values
 
     def _narrow(self, layer: int) -> Tensor:
-        """The rows to continue with, of those chosen at ``layer``, the last one begun."""
+        """The rows to continue with, of those chosen at ``layer``, which is the current layer."""
         rows = self.chosen[-1]
         if len(rows):
             rows = self.selector.narrow(layer, rows, self._fresh, self._stored)
@@ -202,7 +202,7 @@ class FusionCallbacks(PrefillCallbacks):
         return rows
 
     def finish(self) -> tuple[LayerTrace, ...]:
-        """The trace of all layers; call it after the last."""
+        """The trace of all layers; to be called after the last one."""
         self._close()
         return tuple(self._traces)
 

@@ -1,4 +1,4 @@
-"""Fused, the default: recompute the tokens that depend most on the context of their chunk."""
+"""Fused, the default method: recompute the tokens that depend most on what precedes their chunk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ragcache.blend.ranking import highest
 class Fused(RatioBlender):
     """Recompute, at all layers, the ``recompute_ratio`` of all tokens with the largest sensitivity.
 
-    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so no probe and
-    no full layer is needed to choose. The measurements behind this rule are in
-    docs/choosing-tokens.md; there is no paper.
+    Sensitivity is stored with every chunk (see :mod:`ragcache.core.sensitivity`), so neither a
+    probe nor a full layer is needed to choose the tokens. This method is ragcache's own, without a
+    paper; docs/choosing-tokens.md has the measurements that it is based on.
     """
 
     name: ClassVar[str] = "fused"

@@ -13,9 +13,9 @@ from ragcache.blend.ranking import Band, QuestionAttention, band, norm
 class InfoFlow(RatioBlender):
     """Recompute the tokens with the largest norm of the question's attention, at all layers.
 
-    arXiv:2603.05353. A probe first runs the question over the stored KV, at its true positions. A
-    token's score is sqrt(sum_q (mean_h a_hq)^2) over question tokens q and heads h, summed over a
-    band of layers: ``all``, or the ``first``, ``middle`` or ``last`` third.
+    arXiv:2603.05353. A probe first runs the question over the stored KV, with the positions of the
+    prompt. A token's score is sqrt(sum_q (mean_h a_hq)^2) over question tokens q and heads h,
+    summed over a band of layers: ``all``, or the ``first``, ``middle`` or ``last`` third.
     """
 
     layers: Band = "middle"

@@ -32,8 +32,9 @@ class KVShare(RatioBlender):
     The prefill stage of DHD of Yang et al., arXiv:2503.16525. The first layers are computed in
     full up to ``check_layer``; there a token's score is the attention that it receives from all
     rows and heads, times the L1 norm of the difference of its fresh and stored values. The
-    ``recompute_ratio`` of the chunk tokens with the highest (0.1 to 0.4 in the paper) go on.
-    The paper's second stage, which recomputes while decoding, is not implemented.
+    ``recompute_ratio`` of the chunk tokens (0.1 to 0.4 in the paper) with the highest score is
+    computed at all further layers. The paper's second stage, which recomputes while decoding, is
+    not implemented.
     """
 
     check_layer: int = 1

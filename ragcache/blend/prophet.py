@@ -15,7 +15,7 @@ class Prophet(RatioBlender):
 
     Wang et al., ICML 2026, arXiv:2602.02579. A probe first runs the question over the stored KV;
     a token's score is its attention weight, averaged over question tokens, heads and layers. The
-    ``recompute_ratio`` of the chunk tokens with the highest is computed.
+    ``recompute_ratio`` of the chunk tokens with the highest score is computed.
     """
 
     recompute_ratio: float = 0.2

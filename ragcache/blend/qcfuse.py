@@ -13,14 +13,14 @@ from ragcache.blend.ranking import QuestionAttention, mean
 class QCFuse(RatioBlender):
     """Recompute the tokens that the question attends to after it has seen only the chunks' anchors.
 
-    Yan et al., arXiv:2606.05875. In the probe the question sees, of each chunk, its first
-    ``sinks`` tokens and the share ``anchors``; a token's score is its attention weight among all
+    Yan et al., arXiv:2606.05875. In the probe, the question sees of each chunk the first ``sinks``
+    tokens and a share ``anchors`` of all tokens. A token's score is its attention weight among all
     tokens, averaged over question tokens, heads and ``critical_layers`` layers. The
-    ``recompute_ratio`` with the highest is computed at all layers.
+    ``recompute_ratio`` of the tokens with the highest score is computed at all layers.
 
     The paper scores anchors and profiles layers offline. Here the anchors of a layer are the
-    tokens with the smallest keys (see QuestionAttention), and the critical layers are those in
-    the middle.
+    tokens whose keys have the smallest norm (see :class:`QuestionAttention`), and the critical
+    layers are those in the middle.
     """
 
     anchors: float = 0.15

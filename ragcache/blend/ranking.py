@@ -21,7 +21,7 @@ __all__ = ["band"]
 def highest(rows: Tensor, scores: Tensor, count: int) -> Tensor:
     """The ``count`` of ``rows`` with the highest ``scores``, both (n,); the result is sorted.
 
-    Of equal scores, those that stand first win. Scores that are not finite: see :func:`_finite`.
+    Among equal scores the first rows are taken. Scores that are not finite: see :func:`_finite`.
     """
     order = _finite(scores.double().cpu()).sort(descending=True, stable=True).indices
     return rows[order[:count].sort().values]
@@ -46,10 +46,10 @@ class QuestionAttention(Selector):
     """Chooses the ``count`` rows that the question attends to most, in a probe over the stored KV.
 
     ``reduce`` turns attention weights into scores, which are summed over ``layers``; the probe ends
-    after the last of them. In it the question sees, of every chunk, the first ``sinks`` rows and a
-    share ``anchors`` of all rows: at each layer those whose keys have the smallest norm, which tend
-    to receive most attention (Devoto et al., EMNLP 2024, arXiv:2406.11430). Hidden rows are scored
-    too. With ``anchors`` 1 nothing is hidden.
+    after the last of them. In the probe, the question sees of every chunk the first ``sinks`` rows
+    and a share ``anchors`` of all rows: at each layer those whose keys have the smallest norm,
+    which tend to receive most attention (Devoto et al., EMNLP 2024, arXiv:2406.11430). Hidden rows
+    are scored too. If ``anchors`` is 1, no row is hidden.
     """
 
     layout: Layout

@@ -1,1 +1,1 @@
-"""One question over given chunks, and the chunks that are computed for the store."""
+"""Answer one question from its chunks, index documents, and precompute the KV of chunks."""

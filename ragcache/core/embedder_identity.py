@@ -1,4 +1,4 @@
-"""Which embedder made the vectors of a store, identified by a digest of its files."""
+"""Identify the embedder that made the vectors of a store, by a digest of its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ragcache.store.catalog.catalog import Catalog
 
 __all__ = ["EMBEDDER_DIGEST", "check_same_embedder", "record_embedder"]
 
-_FIRST = "embedder_first"  # setting in the store: the embedder's first name, before it was moved
+_FIRST = "embedder_first"  # setting in the store: the embedder's name before its files were moved
 EMBEDDER_DIGEST = "embedder_digest"  # setting in the store: digest of the embedder's files
 
 

@@ -1,4 +1,4 @@
-"""Documents into a store: split, embedded, committed, and their chunks' KV computed."""
+"""Index documents: split and embed them, commit them to the store, and precompute their KV."""
 
 from __future__ import annotations
 
@@ -39,29 +39,28 @@ __all__ = ["Added", "Indexing", "Split", "Step", "check_bytes", "check_documents
 
 logger = logging.getLogger(__name__)
 
-#: Told what is being done, how much of it is done, and how much there is.
-#: The same, as a step of work that can be done in pieces.
+#: A step of work: the name of the stage, how many of its items are done, and their number in all.
 Step = tuple[str, int, int]
-#: Chunks by document.
+#: The chunks of documents, by the document's id.
 Split = Mapping[str, list[Chunk]]
-_EMBED_BATCH = 64  # chunks embedded and committed at a time
-_LOOKED_UP = 64  # chunks that are looked up at a time
+_EMBED_BATCH = 64  # chunks that are embedded and committed at a time
+_LOOKED_UP = 64  # chunks whose keys are made at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What adding documents did."""
+    """The result of adding documents: numbers of documents, and of the chunks that were added."""
 
     documents: int  # new or changed
     unchanged: int
     chunks: int  # of the new or changed ones
     precomputed: Precomputed
-    overtaken: int = 0  # left out: written or deleted by somebody since they were promised
+    overtaken: int = 0  # not added: written or deleted by others after the promise was made
 
 
 @dataclass(frozen=True, slots=True)
 class Indexing:
-    """How documents become chunks with vectors and KV in a store, and what that is stored under."""
+    """Splits documents into chunks, and stores their vectors and KV, under keys that it makes."""
 
     engine: ChunkEngine
     template: PromptTemplate  # of the store's prompts
@@ -84,16 +83,16 @@ class Indexing:
         batch_tokens: int = BATCH_TOKENS,
         tokens: TokenProgress | None = None,
     ) -> Generator[Step, None, Added]:
-        """As :meth:`RagCache.add`, in steps: what is done, how much of it, out of how much.
+        """As :meth:`RagCache.add`, in steps, between which the caller may do other work.
 
-        A step cuts or embeds up to ``embed_batch`` chunks, or computes the KV of up to
-        ``batch_tokens`` tokens. Other work may be done between two steps; of documents that are
-        deleted or replaced meanwhile no KV is left. Closed early, it has added the documents that
-        were committed.
+        A step splits or embeds up to ``embed_batch`` chunks, or computes the KV of up to
+        ``batch_tokens`` tokens. KV of documents that are deleted or replaced between two steps is
+        deleted at the end. If the generator is closed early, the documents that are committed by
+        then remain.
 
-        With a ``promise`` (:meth:`Catalog.promise`) only those are added that nobody has written
-        since it was made. ``split``: what :meth:`iter_split` gave for them; a document that is not
-        there is split here.
+        ``promise``: a number from :meth:`Catalog.promise`; documents that were put or deleted
+        after it was made are not added. ``split``: the result of :meth:`iter_split`; documents
+        without chunks in it are split here. Raises as :meth:`RagCache.add`.
         """
         given = list(documents)
         check_documents(given, ttl_s)
@@ -119,8 +118,8 @@ class Indexing:
         return Added(len(put), len(unchanged), count, done, len(given) - len(put) - len(unchanged))
 
     def iter_split(self, documents: Iterable[Document]) -> Generator[Step, None, Split]:
-        """Split the documents that are new or changed, in steps: for :meth:`iter_add`. May be done
-        on another thread than that of the engine."""
+        """Split new and changed documents, in steps, for :meth:`iter_add`. This does not use the
+        engine's model, so it may run on another thread."""
         given, split = list(documents), dict[str, list[Chunk]]()
         yield "split", 0, len(given)
         for number, document in enumerate(given, 1):
@@ -135,14 +134,14 @@ class Indexing:
         return split
 
     def cut(self, document: Document) -> Iterator[Chunk]:
-        """Its chunks, one by one. ContextError for one that is not to be cut and is so long that it
-        cannot fit, before it is tokenised."""
+        """The chunks of a document, one by one. Raises ContextError, before tokenising, for a
+        document that must stay one chunk and is too long for the context."""
         if WHOLE.items() <= document.metadata.items():
             check_bytes(self.engine, document.text)
         yield from self.splitter.chunks(document)
 
     def changed(self, documents: Iterable[Document]) -> list[Document]:
-        """Those that are new, or are not stored as they are now."""
+        """The documents that are not stored, or whose text, metadata or settings have changed."""
         return [d for d in documents if self.catalog.document_digest(d.id) != self.digest(d)]
 
     def iter_compute(
@@ -152,8 +151,8 @@ class Indexing:
         batch_tokens: int = BATCH_TOKENS,
         tokens: TokenProgress | None = None,
     ) -> Generator[Step, None, Precomputed]:
-        """Compute what is not stored of the chunks of documents that are indexed, by id: the second
-        half of :meth:`iter_add`, in steps as that is."""
+        """Compute the missing KV of indexed documents, given by id: the second half of
+        :meth:`iter_add`, in the same kind of steps."""
         names, keyed, digests = list(documents), {}, {}
         looked_up = 0
         for number, name in enumerate(names):
@@ -182,12 +181,12 @@ class Indexing:
                 yield "precompute", done, total
             return steps.result
         finally:
-            with suppress(StoreError):  # closed between two steps: what is left over is evicted
+            with suppress(StoreError):  # KV that is not deleted now is evicted later
                 gone = [n for n in keyed if self.catalog.document_digest(n) != digests[n]]
                 self.catalog.delete_unused(key.content for name in gone for key in keyed[name])
 
     def keys(self, document: str) -> list[ChunkKey]:
-        """Keys of a document's chunks, as precomputed."""
+        """The keys under which the KV of a document's chunks is precomputed."""
         return [key for some in self._keys_in_steps(document) for key in some]
 
     def _index(
@@ -200,10 +199,10 @@ class Indexing:
         promise: int | None,
         most: int,
     ) -> Generator[Step, None, tuple[int, set[str]]]:
-        """Split, embed, ``most`` chunks a step, and commit documents; the number of their chunks,
-        and which documents those are.
+        """Split, embed and commit documents, at most ``most`` chunks a step. Returns the number of
+        committed chunks and the ids of committed documents.
 
-        An ``expires`` or ``pinned`` that is None stays what it was.
+        ``expires`` and ``pinned``: None keeps the document's present value.
         """
         done, total, put = 0, 0, set[str]()
         if documents:
@@ -244,7 +243,7 @@ class Indexing:
         pinned: bool | None,
         promise: int | None,
     ) -> bool:
-        """Commit a document; False where its promise is no longer valid."""
+        """Commit a document. Returns False if its promise is no longer valid."""
         was = self.catalog.entry(document.id)
         given = document, chunks, vectors, digests[document.id]
         if was is not None:
@@ -257,8 +256,9 @@ class Indexing:
     def _batches(
         self, documents: Iterable[Document], split: Split, most: int
     ) -> Iterator[list[tuple[Document, list[Chunk]]] | None]:
-        """Documents with their chunks in groups of at least ``most`` chunks, the last one
-        excepted; None whenever so many chunks have been cut, between which is time for others."""
+        """Documents with their chunks, in groups of at least ``most`` chunks except for the last.
+        Also yields None after every ``most`` chunks of a document that is split here, so that the
+        caller can do other work."""
         batch: list[tuple[Document, list[Chunk]]] = []
         held = 0
         for document in documents:
@@ -278,7 +278,7 @@ class Indexing:
             yield batch
 
     def _record_split(self) -> None:
-        """Keep how chunks are cut, for whoever opens the store next."""
+        """Record in the store how documents are split, as the default for its next use."""
         now, before = self.splitter.chunk_tokens, self.catalog.get_setting("chunk_tokens")
         if before != str(now):
             if before is not None and self.catalog.entries():
@@ -292,10 +292,11 @@ class Indexing:
             self.catalog.put_setting("tokenizer", self.splitter.tokenizer_label)
 
     def digest(self, document: Document) -> bytes:
-        """Everything that a document's chunks and vectors depend on.
+        """blake3 over everything that a document's chunks and vectors depend on, 32 bytes.
 
-        The tokenizer is the first that chunks of this store were cut with: documents are not cut
-        anew for another model, for then the KV that is there would be of no chunk any more.
+        This includes the tokenizer with which the store's first document was split, not the
+        engine's: another model must not split documents again, since stored KV would then belong
+        to no chunk.
         """
         h = blake3()
         metadata = (f"{k}={v}" for k, v in sorted(document.metadata.items()))
@@ -310,7 +311,7 @@ class Indexing:
         return h.digest()
 
     def _keys_in_steps(self, document: str) -> Iterator[list[ChunkKey]]:
-        """Keys of a document's chunks, at most _LOOKED_UP at a time."""
+        """The keys of a document's chunks, at most ``_LOOKED_UP`` at a time."""
         rows = self.catalog.rows_of(document)
         for first in range(0, len(rows), _LOOKED_UP):
             try:
@@ -320,22 +321,22 @@ class Indexing:
             yield [self.key(chunk) for chunk in chunks]
 
     def key(self, chunk: Chunk) -> ChunkKey:
-        """What the KV of a chunk is stored under. PromptError if its text is blank."""
+        """The key of a chunk's KV. Raises PromptError if its text is blank."""
         return self.key_of(self.template.chunk(chunk.text))
 
     def key_of(self, tokens: Tokens) -> ChunkKey:
-        """The same, of a chunk's tokens."""
+        """The key of the KV of a chunk with these tokens."""
         return self.encoding.key(self.engine.fingerprint, tokens, self.tenant)
 
     @property
     def prefix_key(self) -> ChunkKey:
-        """What the KV of the prompt's own prefix is stored under."""
+        """The key of the KV of the prefix that all prompts of the store begin with."""
         return ChunkKey(self.engine.fingerprint, self.template.prefix, tenant=self.tenant)
 
 
 def check_bytes(engine: ChunkEngine, *texts: str) -> None:
-    """Raise ContextError for texts that fit no context together, before they are tokenised: that
-    takes as long as they are."""
+    """Raise ContextError for texts that certainly exceed the engine's context together, judged by
+    their bytes: tokenising takes time in proportion to the length of a text."""
     have = sum(len(text.encode(errors="replace")) for text in texts)
     most = engine.context_tokens * engine.token_bytes
     if have > most or len(texts) > engine.context_tokens + 2:
@@ -347,8 +348,8 @@ def check_bytes(engine: ChunkEngine, *texts: str) -> None:
 
 
 def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -> None:
-    """Raise SourceError where an id cannot be, or two documents have one: one would replace the
-    other; ConfigError for a time to live that is over at once."""
+    """Raise SourceError for an invalid id, and for two documents with one id, of which one would
+    replace the other; ConfigError unless ``ttl_s`` is above 0 or None."""
     check_ids(d.id for d in documents)
     count = Counter(d.id for d in documents)
     twice = [name for name, n in count.items() if n > 1]
@@ -362,7 +363,7 @@ def check_documents(documents: Sequence[Document], ttl_s: float | None = None) -
 
 
 def check_ids(ids: Iterable[str]) -> None:
-    """Raise SourceError for the first that cannot be a document's."""
+    """Raise SourceError for the first id that is not valid."""
     for name in ids:
         if (why := invalid_id_reason(name)) is not None:
             raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")

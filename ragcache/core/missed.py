@@ -14,7 +14,7 @@ from ragcache.types import ChunkKV
 
 
 class MissedChunks:
-    """What is to be stored after one answer. It holds copies of KV, and not the prompt's KV."""
+    """What is to be stored after one answer. KV is copied, so the prompt's own KV can be freed."""
 
     def __init__(self, engine: Engine, context: PrefillContext, done: FusedPrefill) -> None:
         self._engine, self._store = engine, context.store

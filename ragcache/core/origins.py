@@ -1,4 +1,4 @@
-"""Where a store's documents came from: their folders, deleted files, and earlier ids.
+"""Record where a store's documents came from: their folders, deleted files, and earlier ids.
 
 Ids of documents begin with the name of a folder (:mod:`ragcache.retriever.source`). The path of
 that folder is recorded in the store, so that another folder of that name cannot replace them.
@@ -56,7 +56,7 @@ def check_folders(catalog: Catalog, folders: Mapping[str, Path]) -> list[str]:
 
 
 def record_folders(catalog: Catalog, folders: Mapping[str, Path]) -> None:
-    """Record the paths of these folders, by name."""
+    """Record the absolute paths of ``folders``, by name."""
     for name, folder in folders.items():
         if catalog.get_setting(_FOLDER + name) != str(folder):
             catalog.put_setting(_FOLDER + name, str(folder))

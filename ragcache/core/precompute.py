@@ -1,8 +1,8 @@
-"""Computes the KV of chunks that are not stored yet, a batch at a time, and stores it.
+"""Compute and store the KV of chunks that are not stored yet, in batches.
 
-The last bits of a chunk's KV depend on what one forward computes with it. So batches depend only on
-the requested keys, never on what is stored, and each is stored in one commit: a run that was killed
-and resumed is bit-identical to one that was not.
+The last bits of a chunk's KV depend on which chunks are computed in the same forward pass. So
+batches depend only on the requested keys, never on what is stored, and each is stored in one
+commit: a run that is killed and resumed stores the same bits as one that is not.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = [
 
 _T = TypeVar("_T")
 _Step = TypeVar("_Step")
-TokenProgress = Callable[[int, int], None]  # tokens done, of how many
-BATCH_TOKENS = 2048  # of chunks, computed at a time
-MAX_VARIANTS = 5  # kept of one chunk, as in Cache-Craft's paper
+TokenProgress = Callable[[int, int], None]  # called with (done, total) tokens
+BATCH_TOKENS = 2048  # maximum tokens of the chunks of a batch
+MAX_VARIANTS = 5  # stored variants of one chunk, as in Cache-Craft's paper
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Chunks that one forward computes independently, all behind the same tokens."""
+    """Chunks that one forward computes independently of each other, all after ``context``."""
 
     context: Tokens
     keys: tuple[ChunkKey, ...]
@@ -66,12 +66,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Precomputed:
-    """What a run did. ``stored`` chunks were stored before and not computed again."""
+    """The result of a run."""
 
-    encoded: int
-    stored: int
-    tokens: int  # encoded, without the tokens they were computed behind
-    payload_bytes: int
+    encoded: int  # chunks that were computed
+    stored: int  # chunks that were stored before, and not computed again
+    tokens: int  # of the computed chunks, without those of their context
+    payload_bytes: int  # of the computed chunks, by :func:`bytes_per_token`
     seconds: float
 
 
@@ -164,7 +164,7 @@ def bytes_per_token(engine: ChunkEngine, name: str = "") -> float:
 
 
 class BatchBuilder:
-    """Groups chunks behind the same tokens, in order, into batches of at most ``batch_tokens``
+    """Groups chunks with the same context, in order, into batches of at most ``batch_tokens``
     tokens, or of one longer chunk."""
 
     def __init__(self, batch_tokens: int = BATCH_TOKENS) -> None:
@@ -173,7 +173,7 @@ class BatchBuilder:
         self._sizes: dict[Tokens, int] = {}
 
     def add(self, context: Tokens, key: ChunkKey) -> Batch | None:
-        """Add a chunk; the batch that is full, where the chunk no longer fits into it."""
+        """Add a chunk. Returns the batch before it, if the chunk no longer fits into that one."""
         keys, size = self._filling.setdefault(context, []), self._sizes.get(context, 0)
         full = None
         if keys and size + len(key.tokens) > self._most:
@@ -185,18 +185,18 @@ class BatchBuilder:
         return full
 
     def rest(self) -> Iterator[Batch]:
-        """The batches that are not full, at the end."""
-        for behind, keys in self._filling.items():
-            yield Batch(behind, tuple(keys))
+        """The batches that are not full, to be called after the last :meth:`add`."""
+        for context, keys in self._filling.items():
+            yield Batch(context, tuple(keys))
 
 
 def make_batches(
     keys: Iterable[tuple[Tokens, ChunkKey]], *, batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[Batch]:
-    """The batches of ``keys``, each given with the tokens that it is computed behind."""
+    """The batches of ``keys``, each given with the context that its chunk is computed after."""
     filling = BatchBuilder(batch_tokens)
-    for behind, key in keys:
-        if (full := filling.add(behind, key)) is not None:
+    for context, key in keys:
+        if (full := filling.add(context, key)) is not None:
             yield full
     yield from filling.rest()
 
@@ -207,12 +207,12 @@ def missing_batches(
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Batch]:
-    """Batches of what is missing: first the batches of which nothing is stored, unchanged, then
-    what is missing of the others.
+    """Batches of the missing chunks: first the batches of which nothing is stored, unchanged, then
+    new batches of the missing chunks of all others.
 
-    These chunks are batched again: where a few chunks of a corpus have changed, one forward for
-    each of them would cost many times as much. ``missing_of`` returns the keys that are not stored,
-    in order; it is called once for each batch.
+    Without new batches, a corpus in which a few chunks have changed would take a forward for each
+    of them, which costs many times as much. ``missing_of`` returns the keys that are not stored, in
+    order; it is called once for each batch.
     """
     rest: list[tuple[Tokens, ChunkKey]] = []
     for batch in every:
@@ -231,7 +231,8 @@ def missing_keys(store: ChunkStore, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
 
 
 def skip_stored(store: ChunkStore, every: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches without the chunks that are stored when each is taken; empty ones left out."""
+    """The batches without chunks that are stored by the time a batch is reached; empty batches are
+    left out."""
     for batch in every:
         if due := missing_keys(store, batch.keys):
             yield replace(batch, keys=tuple(due))
@@ -249,7 +250,7 @@ def store_variants(
     """Prefill ``prompt`` in full and store the chunks numbered ``wanted`` as variants.
 
     A variant is the KV of a chunk as computed in that prompt, with notes on how it attended to the
-    chunks before it: what Cache-Craft serves. Returns their keys.
+    chunks before it (see :class:`ragcache.blend.cachecraft.CacheCraft`). Returns their keys.
     """
     chosen = sorted(wanted)
     rows = tuple(range(len(prompt)))

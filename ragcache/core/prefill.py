@@ -1,4 +1,4 @@
-"""Prefill of one request: look up chunks, plan, and fuse; again if a record cannot be read."""
+"""Prefill one request: look up its chunks, plan, and fuse; retry if a record cannot be read."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["PrefillContext", "prefill"]
 
 @dataclass(frozen=True, slots=True)
 class PrefillContext:
-    """What all prefills share: the engine, the store, and whose chunks are used."""
+    """What all prefills share: the engine, the store, and which keys its chunks have."""
 
     engine: Prefiller
     store: ChunkStore
     encoding: EncodingContext
     tenant: str = ""
-    store_misses: bool = False  # copy the KV of missing chunks from the prompt, to store it
+    store_misses: bool = False  # copy the KV of missing chunks from the prompt, to be stored later
 
 
 @dataclass(frozen=True, slots=True)
 class FusedPrefill:
-    """A prefilled prompt, and what differed from the request."""
+    """A prefilled prompt, with what was found, planned and changed for it."""
 
     fused: FusedPrompt
     found: PromptLookup
@@ -105,8 +105,8 @@ def _planned(
     speeds: Speeds,
     failed: Collection[bytes],
 ) -> tuple[Plan, PromptLookup]:
-    """The plan, and ``found`` with what it loads: without chunks that are cheaper to compute than
-    to load, and with others in the codecs that it has chosen."""
+    """The plan, and ``found`` as it decides: without chunks that are cheaper to compute than to
+    load, and with the records of the codecs that it chose for the others."""
     store, chunks = context.store, found.chunks
     levels: dict[int, list[StoredChunk]] = {}
     if far := [one for one in found.stored if one.is_remote]:

@@ -63,7 +63,8 @@ def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
 def _chunk(
     found: PromptLookup, index: int, name: str, rows: Sequence[int], partial: Sequence[int]
 ) -> ChunkReport:
-    """``rows``: its computed rows per layer; ``partial``: those of layers not computed in full."""
+    """The report of chunk ``index``. ``rows``: the number of its rows that were computed, per
+    layer; ``partial``: the same for the layers that are not computed in full."""
     tokens = len(found.layout.prompt.chunks[index])
     if (miss := found.misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)

@@ -1,4 +1,4 @@
-"""Requests: a question and its options, made once where it enters, by CLI, REST or library."""
+"""Requests: a question with its options. CLI, REST API and library make them, and pass them on."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class RequestOptions(TypedDict, total=False):
     mode: str | Blender | None  # the fusion method
     ratio: Ratio | None  # share of rows to recompute; "auto": chosen by measured speeds
     top_k: int | None  # number of chunks to retrieve
-    neighbours: int | None  # number of chunks to add before and after each of these
+    neighbours: int | None  # number of chunks to add before and after each retrieved chunk
     require_chunks: bool | None  # raise NoChunksError if there are no chunks
     sampling: Sampling | None
-    #: Called before every layer and token. If it raises, the answer ends with that exception:
-    #: after a deadline, or when the client has disconnected.
+    #: Called before every layer and token. An exception that it raises ends the answer, for
+    #: instance after a deadline, or when the client has disconnected.
     check: Callable[[], None] | None
     #: Whether missing chunks are computed and stored at the end of the answer. If not, call
     #: :meth:`ragcache.core.generate.GenerationStream.keep`.

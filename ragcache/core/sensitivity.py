@@ -1,7 +1,7 @@
-"""How much each token of a chunk depends on what stands before the chunk: its sensitivity.
+"""Measure the sensitivity of tokens: how much a token's KV depends on what precedes its chunk.
 
-What a token's KV takes from its context is mostly a matter of the token: "She" asks for a name, and
-"Oslo" does not. So it is measured once, when the chunk is precomputed, and costs a query nothing.
+This dependence is mostly a property of the token: "She" refers to a name in the context, and "Oslo"
+does not. So it is measured once, when the chunk is precomputed, and costs nothing at query time.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ PASSAGE = (
 
 
 def preceding_passage(engine: ChunkEngine) -> Tokens:
-    """Ids of :data:`PASSAGE`, as the chunks of a prompt."""
+    """Ids of :data:`PASSAGE`, tokenised as the chunks of a prompt."""
     return tuple(token for text in PASSAGE for token in engine.template.chunk(text))
 
 
 def measure_sensitivity(
     engine: ChunkEngine, alone: Sequence[ChunkKV], context: Tokens
 ) -> list[ChunkKV]:
-    """``alone``, which was computed in ``context``, with the sensitivity of every token.
+    """The chunks ``alone``, which were computed after ``context``, with the sensitivity of every
+    token.
 
-    The chunks are computed once more, after ``context`` and :data:`PASSAGE` (as much of its end as
-    fits the context). A token's sensitivity is the squared change of its value that this makes,
+    The chunks are computed again, after ``context`` and :data:`PASSAGE` (as much of its end as the
+    engine's context has room for). With values V before and V' now, the sensitivity of token t is
 
         u_t = mean over layers l of |V'_lt - V_lt|^2 / mean over tokens s of |V_ls|^2,
 

@@ -62,8 +62,8 @@ class PrefillCallbacks:
         return kv.all_rows
 
     def narrows(self, layer: int) -> bool:
-        """Whether ``narrowed`` is to be called: some rows need only their KV of this layer, not
-        its output."""
+        """Whether ``narrowed`` is to be called for this layer, since some rows need only their KV
+        of it, not its output."""
         return False
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -143,8 +143,8 @@ class Encoder(ABC):
         """KV of every chunk, computed after the tokens ``context`` only, whose KV is left out.
 
         Keys are before RoPE. Chunks may be computed in one forward, so the caller limits their
-        number of tokens. Raises PromptError for an empty chunk, and ContextError for one that
-        exceeds the context with ``behind``.
+        number of tokens. Raises PromptError for an empty chunk, and ContextError if ``context`` and
+        a chunk together are longer than the model's context.
         """
 
 
@@ -184,8 +184,8 @@ class Prefiller(Encoder):
         positions: Sequence[int],
         layers: int,
     ) -> None:
-        """As ``prefill``, but only the first ``layers`` layers, and without a result: it serves
-        ``callbacks`` and ``attend``."""
+        """As ``prefill``, but for the first ``layers`` layers only, and without a result: only the
+        calls of ``callbacks`` and ``attend`` matter."""
 
 
 class ChunkEngine(Encoder):
@@ -208,8 +208,8 @@ class ChunkEngine(Encoder):
     @property
     @abstractmethod
     def token_bytes(self) -> int:
-        """Maximum bytes of text of one token: a text of more than ``context_tokens`` times as many
-        exceeds the context, without tokenising it."""
+        """Maximum bytes of text of one token. A text of more than ``context_tokens`` times as many
+        bytes exceeds the context, which is known without tokenising it."""
 
     @abstractmethod
     def template_on(self, day: date) -> PromptTemplate:
@@ -245,5 +245,5 @@ class Engine(ChunkEngine, Prefiller):
 
     @abstractmethod
     def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
-        """Generate until EOS, a stop string or ``sampling.max_tokens``. The last step has
+        """Generate tokens until EOS, a stop string or ``sampling.max_tokens``. The last step has
         ``stopped`` set."""

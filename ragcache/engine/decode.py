@@ -14,7 +14,7 @@ from ragcache.types import Sampling, Tokens
 
 __all__ = ["IncrementalDetokenizer"]
 
-#: Returns the logits (vocabulary,) after one more token: the prompt, the token, its position.
+#: Called with the prompt, one more token and its position; returns the logits (vocabulary,).
 _NextLogits = Callable[[Prefilled, int, int], Tensor]
 
 
@@ -67,9 +67,9 @@ class _TokenTexts:
 
     ``control``: whether the text of a control token is its name; otherwise it is empty.
 
-    Decoders with byte tokens decode a run of them as a whole: with a further byte, bytes that were
-    a character before may become invalid. Text that was returned is not taken back; the tokens
-    that have had no text yet are then decoded by themselves.
+    Tokenizers with byte tokens decode consecutive ones together: a further byte can make bytes
+    invalid that were a character before. Text that was returned is not changed; the tokens that
+    have had no text yet are then decoded alone.
     """
 
     def __init__(self, tokenizer: Any, *, control: bool) -> None:
@@ -124,7 +124,7 @@ class _Sampler:
 
 
 class StopStrings:
-    """Passes text on until a stop string appears, holding back a possible beginning of one."""
+    """Passes text on until a stop string appears, and holds back what may be its beginning."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops

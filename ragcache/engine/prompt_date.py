@@ -1,4 +1,4 @@
-"""Render chat templates that put a date into the prompt as of a given day."""
+"""Render chat templates that contain the current date as if it were a given day."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def uses_date(chat_template: str) -> bool:
 
 
 def with_fixed_date(chat_template: str, day: date) -> str:
-    """The same template, for which it is the beginning of ``day``.
+    """The same template, in which the current time is the beginning of ``day``.
 
     transformers has no parameter for the date, so a macro replaces its function: it formats the
     date as ``strftime`` does. The newline after the macro belongs to its tag and is not rendered.

@@ -1,9 +1,9 @@
 """Try out a model's chat template in a subprocess, with limits on time and memory.
 
-A chat template is a program that comes with a model. It may loop for ever or fill the memory, which
-the process that renders it cannot stop. So a template that is new on this machine is first rendered
-in a process of its own, by the same function, and only if that ends in time it is rendered in this
-process. ``python -m ragcache.engine.rendering`` is that process: it reads JSON from standard input.
+A chat template is a program that comes with a model. It may loop forever or fill the memory, which
+the process that renders it cannot prevent. So a template that is new on this machine is first
+rendered by a subprocess. Only if that succeeds within the limits, it is rendered in this process.
+The subprocess runs ``python -m ragcache.engine.rendering`` and reads JSON from standard input.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_rendering(tokenizer: Any, source: str, messages: list[dict[str, str]])
 
 
 def _render_in_subprocess(text: str) -> str:
-    """Render in a process of its own. Raises ModelError for a broken or unbounded template."""
+    """Render in a subprocess. Raises ModelError if the template is broken or exceeds a limit."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "ragcache.engine.rendering"],

@@ -1,4 +1,4 @@
-"""The self-test at load: a model whose KV ragcache would get wrong is refused with an error."""
+"""The self-test of a model at load: refuse models whose KV ragcache cannot move and reuse."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 #: Largest relative error of a key that was moved: (4 + 2 ** 0.5) / 2 of the dtype's epsilon, since
 #: a rounding is off by at most half an epsilon. A model that rotates in its own precision rounds
 #: two products and their sum; storing, placing, and a factor on cos and sin, such as YaRN's, round
-#: once each. Float32 gets more because kernels differ: still a thousandth of a wrong angle's error.
+#: once each. The limit is wider in float32, where kernels differ; it is still a thousandth of the
+#: error that a wrong angle makes.
 _ROPE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.11e-2, "float16": 2.64e-3}
 _LENGTH, _FEW_ROWS, _TOKENS = 24, 8, 2
-_POSITIONS = 5, 7919  # that single keys are moved to, besides the end of the context
+_POSITIONS = 5, 7919  # to which single keys are moved, besides the end of the context
 
 _Pair = tuple[Tensor, Tensor]  # as placed, and as computed
 
@@ -35,7 +36,7 @@ _Pair = tuple[Tensor, Tensor]  # as placed, and as computed
 def check_engine(engine: Prefiller, vocabulary: int, context: int) -> None:
     """Raise ModelError unless, on a few random tokens below ``vocabulary``,
 
-    1. in every layer by itself, keys stored before RoPE and placed at several positions up to
+    1. in each layer alone, keys stored before RoPE and placed at several positions up to
        ``context`` (tokens) equal keys computed there,
     2. a prefill of all rows with callbacks gives the logits of the plain forward,
     3. a later token changes no earlier row's KV (causal attention),
@@ -74,10 +75,10 @@ def check_engine(engine: Prefiller, vocabulary: int, context: int) -> None:
 def _check_rope(engine: Prefiller, token: int, context: int) -> None:
     """Move the keys of one token over the context, and compare each with a key computed there.
 
-    A rule lets the token attend to itself alone, so that its keys differ between positions by
-    their rotation only. No layer's error is then hidden by the layers before it, and the tolerance
-    can be that of rounding. At the end of the context, keys are rotated far even with a theta of a
-    million, with which keys at neighbouring positions are almost equal.
+    An AttentionRule lets the token attend only to itself, so that its keys at two positions differ
+    by their rotation only. Errors of earlier layers then do not hide those of a later one, and the
+    tolerance can be that of rounding. With a theta of a million, keys at neighbouring positions are
+    almost equal, but at the end of the context they are rotated far.
     """
     taking = _TakeRow()
     engine.prefill((token,), taking, attend=_alone)
@@ -106,7 +107,7 @@ def _check_error(engine: Prefiller, what: str, error: float, limit: float) -> No
 
 
 def supports_attention_rules(engine: Prefiller) -> bool:
-    """Whether an AttentionRule sees the attention of every layer, and can compute it.
+    """Whether an AttentionRule receives the attention of every layer, and can compute it.
 
     Tested on a few random tokens, with all rows and with a few rows among placed ones.
     """
@@ -130,7 +131,7 @@ def supports_attention_rules(engine: Prefiller) -> bool:
 def supports_packing(
     encode_together: Callable[[Sequence[Tokens], Tokens], list[ChunkKV]], dtype: str
 ) -> bool:
-    """Whether chunks that are encoded in one forward get the same KV as each of them by itself.
+    """Whether chunks that are encoded in one forward get the same KV as chunks encoded one by one.
 
     ``encode_together`` takes chunks and their context. Tested on a few random tokens, in two
     chunks of different lengths, with and without a context.
@@ -172,8 +173,9 @@ def _error(got: Tensor, want: Tensor) -> float:
 class _Replay(PrefillCallbacks):
     """Computes all rows in the first half of the layers, and ``rows`` of them in the second half.
 
-    These are one row near the beginning and the last ``rows - 1``; the others are placed. The last
-    layer of the first half computes the KV of all rows, and its output for those rows only.
+    In the second half, one row near the beginning and the last ``rows - 1`` are computed, and the
+    others are placed. The last layer of the first half computes the KV of all rows, but its output
+    for those rows only.
     """
 
     def __init__(self, stored: ChunkKV, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Make prompts from texts: the chat template is split once, and each part is tokenised alone."""
+"""Make prompts from texts: split the chat template once, and tokenise each part alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PromptTemplate:
 
     A prompt is ``before | chunk SEPARATOR | ... | lead Question: question after``. Its parts are
     tokenised one by one and their ids concatenated, so a chunk has the same ids in every prompt,
-    and all prompts have the same prefix. Only the template's own text can make control tokens.
+    and all prompts have the same prefix. Only the template's own text can become control tokens.
     ``lead``, such as earlier turns, is computed with the question. ``day`` is the date in the
     template's text; None if it has none.
     """
@@ -47,14 +47,14 @@ class PromptTemplate:
         return self.tokenize(self.before, control=True)
 
     def chunk(self, text: str) -> Tokens:
-        """Ids of a chunk with its separator. PromptError for a blank text."""
+        """Ids of a chunk with its separator. Raises PromptError for a blank text."""
         if not text.strip():
             raise PromptError("a chunk is empty: leave it out, or give it text")
         return self.tokenize(text.strip() + SEPARATOR)
 
     def question(self, text: str, lead: str = "") -> Tokens:
-        """Ids of ``lead``, the question and the template's text after it. PromptError for a blank
-        question."""
+        """Ids of ``lead``, the question and the template's text after it. Raises PromptError for a
+        blank question."""
         if not text.strip():
             raise PromptError("the question is empty: ask something")
         question = f"Question: {text.strip()}"
@@ -76,9 +76,10 @@ def split_chat_template(
 ) -> PromptTemplate:
     """Render the tokenizer's chat template around a mark, and split the text at the mark.
 
-    A template with a date gets that of ``day``; None: of today. Without a system role, the
-    instructions are at the beginning of the user's turn; a tokenizer without a template gets a
-    plain layout. Raises ModelError if the template drops, repeats or changes the user's text.
+    If the template contains a date, it is that of ``day``; None: of today. If it has no system
+    role, the instructions are at the beginning of the user's turn; a tokenizer without a template
+    gets a plain layout. Raises ModelError if the template drops, repeats or changes the user's
+    text.
     """
     if not getattr(tokenizer, "chat_template", None):
         bos = tokenizer.bos_token or ""
@@ -91,12 +92,13 @@ def split_chat_template(
     return PromptTemplate(*parts, tokenize, today if dated else None)
 
 
-#: Two days that no format writes alike, so that a date of any day differs from one of them.
+#: Two days that every date format writes differently. If a template contains the date, its text on
+#: any day differs from that on at least one of them.
 _OTHER_DAYS = date(1987, 3, 7), date(1999, 10, 25)
 
 
 def _split(tokenizer: Any, source: str, day: date | None = None) -> tuple[str, str]:
-    """The text of a chat template before the chunks and after the question, on a day."""
+    """The text of a chat template before the chunks and after the question, dated ``day``."""
     system = SYSTEM + SEPARATOR
     rendered = _render(
         tokenizer,

@@ -1,4 +1,4 @@
-"""Compile modes: the context in which a chunk's KV is computed when it is precomputed."""
+"""Encoding contexts: the tokens after which a chunk's KV is computed when it is precomputed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["EncodingContext", "encoding_context"]
 
 @dataclass(frozen=True, slots=True)
 class EncodingContext:
-    """The context in which one engine precomputes chunks: part of the key of every chunk."""
+    """The context in which one engine precomputes chunks. It is part of the key of every chunk."""
 
-    mode: str
-    context: Tokens  # precede the chunk in the forward pass; their KV is dropped
+    mode: str  # its name
+    context: Tokens  # they precede the chunk in the forward pass; their KV is dropped
 
     def exact(self, prefix: Tokens) -> bool:
         """Whether a chunk's KV equals full prefill's if the chunk directly follows ``prefix``."""
@@ -31,7 +31,7 @@ class EncodingContext:
         return ChunkKey(fingerprint, chunk, self.context, self.mode, tenant)
 
 
-#: Name -> the context of a chunk. Variants (``incontext``) are cut from prompts instead, see
+#: Names and descriptions. Variants (``incontext``) are taken from prompts instead, see
 #: :func:`ragcache.core.precompute.store_variants`.
 _ENCODING_CONTEXTS = {
     "prefix": "the prompt's own prefix",
@@ -43,9 +43,10 @@ _ENCODING_CONTEXTS = {
 def encoding_context(
     name: str, engine: ChunkEngine, template: PromptTemplate | None = None
 ) -> EncodingContext:
-    """The compile mode ``name`` for prompts of ``template`` (default: the engine's own).
+    """The encoding context ``name`` for prompts of ``template`` (default: the engine's own).
 
-    Raises ConfigError if there is no such mode, or it needs a BOS token and the engine has none.
+    Raises ConfigError for an unknown name, and for a context that needs a BOS token if the engine
+    has none.
     """
     prefix = (template or engine.template).prefix
     if name == "prefix":

@@ -1,5 +1,4 @@
-"""Load or compute: which stored chunks of a prompt to load, and what share of their rows to
-compute.
+"""Decide which stored chunks of a prompt to load, and what share of their rows to recompute.
 
 Loading and computing overlap, so a prompt takes as long as the longer of the two; reading also
 delays computing by a measured share of its time. Chunks that are cheaper to compute than to load
@@ -9,10 +8,10 @@ both take equally long, which costs no time (CacheBlend's loading controller, Ya
 module reads no clock.
 
 A remote store may hold a chunk in several *alternatives*: the record itself, and records of other
-codecs that are smaller and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240, whose
-controller chooses between such levels and the text; text here means computing the chunk). The link
-then transfers while this machine reads and decodes, and loading takes as long as the longer of
-these.
+codecs, which are smaller and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240; its
+controller chooses between encodings and the text, which means here that the chunk is computed).
+The link transfers while this machine reads and decodes, so loading takes as long as the longer of
+the two.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["controls", "plan", "prefill_cost"]
 
-#: The lowest ratio that is chosen, however fast the machine is: with less, no method keeps its
-#: answers on all questions (docs/choosing-tokens.md).
+#: The lowest ratio that is chosen, however fast the machine loads: with a lower one, no method
+#: keeps its quality on all kinds of questions (docs/choosing-tokens.md).
 _MIN_RATIO = 0.15
 #: Largest share of a prompt's time that loading may take when a less lossy alternative is chosen.
 #: It leaves a margin for a link that is slower than measured: a late layer delays all later ones.
@@ -60,10 +59,10 @@ _Loaded = Mapping[int, Alternative]  # chunk number -> the record it is loaded f
 
 @dataclass(frozen=True, slots=True)
 class PrefillCost:
-    """What one prompt costs to load and to compute, as a function of what is loaded.
+    """The time to load and to compute one prompt, as a function of which chunks are loaded.
 
-    Sizes are in tokens, times in seconds. A chunk without alternatives is not stored and has to be
-    computed; a stored prefix is always loaded.
+    Lengths are in tokens, times in seconds. A chunk without alternatives is not stored and has to
+    be computed; a stored prefix is always loaded.
     """
 
     prefix: int
@@ -81,15 +80,15 @@ class PrefillCost:
 
     @property
     def stored(self) -> tuple[int, ...]:
-        """Numbers of the chunks that can be loaded."""
+        """The numbers of the chunks that can be loaded."""
         return tuple(i for i, records in enumerate(self.alternatives) if records)
 
     def read(self, loaded: _Loaded) -> tuple[Alternative, ...]:
-        """The records that are read if ``loaded`` is: the prefix's first, if it is stored."""
+        """The records to read for the chunks ``loaded``; the prefix's first, if it is stored."""
         return (*(() if self.prefix_record is None else (self.prefix_record,)), *loaded.values())
 
     def link_s(self, speeds: Speeds, loaded: _Loaded) -> float:
-        """Seconds for the link to transfer the remote ones of these records."""
+        """Seconds for the link to transfer those of these records that are remote."""
         sizes = [record.size for record in self.read(loaded) if record.is_remote]
         if speeds.link is None or not sizes:
             return 0.0
@@ -118,7 +117,7 @@ class PrefillCost:
 
 
 def controls(blender: Blender) -> bool:
-    """Whether the controller can plan for a method: it takes a ratio, and any chunk whose KV it
+    """Whether the controller can plan for a method: the method takes a ratio, and any chunk that it
     would load may be computed instead."""
     return (
         blender.ratio is not None
@@ -133,7 +132,7 @@ def prefill_cost(
     layers: int,
     remote_codecs: Mapping[int, Sequence[StoredChunk]] | None = None,
 ) -> PrefillCost:
-    """The cost of a prompt under ``blender``, one that this :func:`controls`, in a model of
+    """The cost of a prompt under ``blender``, which the controller :func:`controls`, in a model of
     ``layers`` layers. The floor is the blender's own ratio, or ``_MIN_RATIO`` if that is higher.
 
     ``remote_codecs``: by chunk number, records of other codecs that may be loaded instead.
@@ -173,7 +172,7 @@ def plan(cost: PrefillCost, speeds: Speeds) -> Plan:
 
 
 def _preload(layers: int, load_s: float, compute_s: float) -> int:
-    """L_p: how many layers must be loaded before the first is computed so that none is waited for.
+    """L_p: the layers to load before the first is computed, so that computing never waits.
 
     L_p = (L - 1)(1 - T_compute / T_load) + 1, rounded up, and 1 if loading is not slower (Agarwal
     et al., SIGMOD 2025, arXiv:2502.15734).
@@ -184,11 +183,11 @@ def _preload(layers: int, load_s: float, compute_s: float) -> int:
 
 
 def _choose(cost: PrefillCost, speeds: Speeds) -> _Loaded:
-    """What to load: first make the longer of loading and computing (at the floor) short, then take
-    the least lossy alternatives that do not make it longer.
+    """The records to load: first make the longer of loading and computing (at the floor) short,
+    then take the least lossy alternatives that do not make it longer.
 
-    The search starts from the fastest alternatives, and from every level for all chunks alike, so
-    the result is never slower than any one level for all chunks.
+    The search starts from the fastest alternatives, and from each alternative for all chunks
+    alike, so the result is never slower than loading all chunks in one codec.
     """
     starts = [_fastest(cost, speeds)]
     for level in range(max(map(len, cost.alternatives), default=0)):
@@ -200,11 +199,11 @@ def _choose(cost: PrefillCost, speeds: Speeds) -> _Loaded:
 
 
 def _fastest(cost: PrefillCost, speeds: Speeds) -> _Loaded:
-    """All stored chunks, each from the alternative that makes loading them fast.
+    """All stored chunks, with alternatives that make loading all of them fast.
 
     Small records are fast where the link is the bottleneck, and slow where decoding is. So this
-    begins with the alternative that is fastest for each chunk alone, and exchanges one after
-    another where that shortens the whole load.
+    begins with the alternative that is fastest for each chunk alone, and replaces them one by one
+    if that shortens the time to load all chunks.
     """
 
     def alone(record: Alternative) -> float:
@@ -221,14 +220,14 @@ def _fastest(cost: PrefillCost, speeds: Speeds) -> _Loaded:
 
 
 def _without_costly(cost: PrefillCost, speeds: Speeds, every: _Loaded) -> _Loaded:
-    """``every`` without the chunks that are cheaper to compute than to load: leaving those out
-    shortens the longer of loading and computing, at the floor.
+    """``every`` without the chunks that are cheaper to compute than to load: without them, the
+    longer of loading and computing (at the floor) is shorter.
 
-    Greedy, by the loading time saved per second of computing added; of equals the last chunk first,
-    since the first chunk of a prompt is exact when it is loaded. Never slower than loading all or
-    computing all. If nothing is remote, slower than the best set by at most the largest l * c / (l
-    + c) over the chunks, for a chunk that takes l to load and c to compute; for chunks of one size
-    it is the best set.
+    Greedy, by the loading time saved per second of computing added; among equal chunks the last
+    first, since the first chunk of a prompt is exact when it is loaded. Never slower than loading
+    all or computing all. If nothing is remote, slower than the best set by at most the largest
+    l * c / (l + c) over the chunks, for a chunk that takes l to load and c to compute; for chunks
+    of one size it is the best set.
     """
     load, compute = _times(cost, speeds, every)
     changes = []
@@ -246,9 +245,9 @@ def _without_costly(cost: PrefillCost, speeds: Speeds, every: _Loaded) -> _Loade
 
 
 def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
-    """The same chunks, each from the least lossy alternative that does not make the prompt take
-    longer, nor loading more than :data:`_MAX_LOAD_SHARE` of its time. The first chunks choose
-    first."""
+    """The same chunks, each with the least lossy alternative that neither makes the prompt slower
+    nor makes loading take more than :data:`_MAX_LOAD_SHARE` of its time. Chunks are considered in
+    prompt order."""
     limit = max(_times(cost, speeds, loaded))
     for i, record in loaded.items():
         for better in cost.alternatives[i][: cost.alternatives[i].index(record)]:
@@ -287,7 +286,7 @@ def _alternatives(
 
 
 def _sentences(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float) -> list[str]:
-    """The choice in sentences, for reports. Chunks are numbered from 1."""
+    """The choice and its reasons in sentences, for reports. Chunks are numbered from 1."""
     every, missing = (
         _fastest(cost, speeds),
         len(cost.chunks) - len(cost.stored),

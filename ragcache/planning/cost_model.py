@@ -1,4 +1,4 @@
-"""Measured speeds: how fast a model computes on this machine, and its KV is read from a store."""
+"""The cost model: how fast a model computes on this machine, and how fast its KV is read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _VERSION = 3  # raised when a field changes: speeds recorded with another versio
 class Speeds:
     """Measured times of one engine over one store, in seconds, none of them negative.
 
-    A reading thread runs beside computing, but slows it down: both need Python's lock, and the
-    same cores where the model runs on the CPU. ``overlap_penalty`` measures by how much.
+    Reading in a thread overlaps with computing, but slows it down: both need Python's global lock,
+    and, if the model runs on the CPU, the same cores. ``overlap_penalty`` measures by how much.
     """
 
     start_s: float  # per prefill, whatever it computes
@@ -32,8 +32,8 @@ class Speeds:
     token_s: float  # per token of the answer after the first
     #: Share of the reading time by which reading delays computing, in [0, 1].
     overlap_penalty: float = 0.0
-    measured: str = ""  # date and time of the measurement, to be shown
-    #: Codec -> per byte of it to decode, in addition to ``byte_s`` of the store's own codec.
+    measured: str = ""  # date and time of the measurement, for display
+    #: Codec -> time per stored byte to decode it, in addition to ``byte_s`` of the store's codec.
     decode_s: Mapping[str, float] = field(default_factory=dict)
     link: LinkEstimate | None = None  # to a remote store, as it is now; never recorded
 

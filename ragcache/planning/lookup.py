@@ -18,10 +18,10 @@ _AFTER_A_MISS = Miss("absent", "a part before it is not stored")
 
 @dataclass(frozen=True, slots=True)
 class PromptLookup:
-    """What a store has of one prompt that one blender can use."""
+    """The stored KV of one prompt that one blender can use."""
 
     layout: Layout
-    keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order; of those loaded, what is loaded
+    keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order; for loaded ones, of their records
     prefix_key: ChunkKey
     stored: tuple[StoredChunk, ...]  # to be loaded: the prefix first, then chunks in order
     misses: dict[int, Miss]  # chunk number -> why it is not loaded
@@ -81,7 +81,7 @@ def look_up(
     unusable: Collection[bytes] = (),
 ) -> PromptLookup:
     """Look up every part of ``prompt``. ``unusable``: key digests of records that could not be
-    read, which count as damaged."""
+    read; they count as damaged. Raises StoreError if the store fails."""
     reuses = blender.reuses
     keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
@@ -156,8 +156,8 @@ def _fitting(
     before: Sequence[bytes],
     unusable: Collection[bytes],
 ) -> Variant | Miss:
-    """The variant of a chunk with the lowest overhead after the chunks ``before``; of several, the
-    one with the highest score."""
+    """The variant of a chunk with the lowest overhead after the chunks ``before``; of several such,
+    the one with the highest score."""
     usable = [v for v in store.variants.find(key) if v.stored.key.digest not in unusable]
     costs = [(blender.overhead(v.notes, before), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
@@ -174,8 +174,8 @@ def _fitting(
 def _sensitivities(
     prompt: Prompt, records: Sequence[StoredChunk | Miss], first_exact: bool
 ) -> tuple[tuple[float, ...], ...]:
-    """Per chunk, () where unknown. ``first_exact``: the first chunk stands where it was computed,
-    so its sensitivities are 0."""
+    """The sensitivities of every chunk's tokens, () where unknown. ``first_exact``: the first chunk
+    directly follows the context that it was computed in, so its sensitivities are 0."""
     found = [record.sensitivity if isinstance(record, StoredChunk) else () for record in records]
     if found and first_exact:
         found[0] = (0.0,) * len(prompt.chunks[0])
@@ -185,7 +185,7 @@ def _sensitivities(
 def _until_first_miss(
     found: Sequence[StoredChunk | Variant | Miss], prefix: StoredChunk | Miss
 ) -> list[StoredChunk | Variant | Miss]:
-    """Prefix caching ends at the first part that is not stored."""
+    """``found`` with everything after the first miss turned into misses, as in prefix caching."""
     kept: list[StoredChunk | Variant | Miss] = []
     whole = isinstance(prefix, StoredChunk)
     for part in found:

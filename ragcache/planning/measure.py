@@ -1,4 +1,4 @@
-"""Measure speeds: computing rows among placed ones, reading, both at once, and decoding."""
+"""Measure speeds: of computing rows among placed ones, of reading, of both at once, of decoding."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from ragcache.types import KVPair, KVSpec, LayerLoad, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 3  # repetitions; the median counts
-_FEW = 16  # rows, as in a typical question
-_MOST_ROWS, _ENOUGH_S = 256, 0.1  # rows are doubled up to this number, or this many seconds
-_MOST_TOKENS = 2048  # of a prompt
-_DECODED = 8  # tokens
-_AT_ONCE, _READINGS = 4, 6  # chunks read together; least number of reads
-_LOADED = 12  # most chunks loaded into a prompt
+_ROUNDS = 3  # repetitions, of which the median is used
+_FEW = 16  # rows of a typical question
+_MOST_ROWS, _ENOUGH_S = 256, 0.1  # rows are doubled up to this number, or until this many seconds
+_MOST_TOKENS = 2048  # maximum tokens of a prompt
+_DECODED = 8  # tokens that are decoded
+_AT_ONCE, _READINGS = 4, 6  # chunks that are read together; minimum number of reads
+_LOADED = 12  # maximum chunks that are loaded into a prompt
 
 
 def measure_speeds(
     engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk]
 ) -> Speeds | None:
-    """Time ``engine``, and reading ``sample`` from ``store``; None if nothing could be read."""
+    """Time ``engine``, and reading the chunks ``sample`` from ``store``. None if no chunk could be
+    read."""
     ordered = sorted({s.key: s for s in sample}.values(), key=lambda s: s.payload_bytes)
     batches = [ordered[at : at + _AT_ONCE] for at in range(0, len(ordered), _AT_ONCE)]
     reads = _readings(store, batches)
@@ -60,8 +61,8 @@ def measure_speeds(
 def _fit(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
     """Non-negative coefficients (k,) with which ``costs`` (n, k) best explain ``seconds`` (n, > 0).
 
-    Non-negative least squares of the relative error, by trying every set of coefficients that may
-    differ from 0: k is small.
+    Non-negative least squares of the relative error. Since k is small, every set of coefficients
+    that may differ from 0 is tried.
     """
     matrix = np.array(costs, np.float64) / np.array(seconds, np.float64)[:, None]
     scale = np.maximum(np.abs(matrix).max(0), 1e-300)
@@ -79,11 +80,12 @@ def _fit(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[flo
 
 
 def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple[int, int, float]]:
-    """(layers of chunks read, bytes, seconds) of each batch; few batches are read several times.
+    """(layers of chunks read, bytes, seconds) of each batch; if there are few batches, they are
+    read several times.
 
-    If there are enough, each chunk is read once, so that chunks outside the page cache are measured
-    as such. From a RAM tier each is read twice, and the second time counts, since the tier keeps
-    what is used again. Damaged chunks are removed from their batch.
+    If there are enough, each chunk is read once, so that the time of chunks outside the page cache
+    is measured. With a RAM tier each is read twice, and the second reading is used, since the tier
+    caches what is used again. Damaged chunks are removed from their batch.
     """
     found = []
     turns = islice(cycle(batches), max(len(batches), _READINGS))
@@ -98,7 +100,7 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
             logger.warning("a chunk is left out of the measurement: %s", error)
             batch[:] = [chunk for chunk in batch if error.key not in (None, chunk.key.digest)]
             continue
-        if number:  # the first turn imports what the codec needs
+        if number:  # the first repetition imports what the codec needs
             reads = sum(chunk.spec.layers for chunk in batch)
             found.append((reads, sum(chunk.payload_bytes for chunk in batch), seconds))
     return found
@@ -116,8 +118,8 @@ def _drained(store: ChunkStore, chunks: Sequence[StoredChunk]) -> float:
 
 
 def _decoding(store: ChunkStore, sample: Sequence[StoredChunk], name: str) -> float:
-    """Seconds to decode a byte of a codec, measured on the first readable chunk, encoded here; 0 if
-    there is none."""
+    """Seconds to decode a stored byte of the codec ``name``, measured on the first readable chunk,
+    which is encoded here; 0 if there is none."""
     coded = codec(name)
     for chunk in sample:
         if isinstance(kv := store.get(chunk.key), Miss):
@@ -139,7 +141,8 @@ def _decoding(store: ChunkStore, sample: Sequence[StoredChunk], name: str) -> fl
 
 def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], float | None]:
     """(rows computed, rows of the prompt, seconds) of several prefills, and seconds per decoded
-    token, if any was decoded. The other rows are loaded in chunks of ``chunk`` tokens."""
+    token; None if no token was decoded. Rows that are not computed are loaded, in chunks of
+    ``chunk`` tokens."""
     timed = partial(_timed, engine, chunk)
     total = max(1, min(_MOST_TOKENS, engine.context_tokens - _DECODED))
     few = min(_FEW, total)
@@ -166,11 +169,10 @@ def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], flo
 def _overlap_penalty(
     engine: Engine, store: ChunkStore, sample: Sequence[StoredChunk], speeds: Speeds
 ) -> float:
-    """Share of the reading time by which reading delays the computing that runs beside it, in [0,
-    1].
+    """The share of the reading time by which reading delays computing, in [0, 1].
 
-    Compares a fused prefill with the same one whose KV is in memory. It computes for at least as
-    long as it reads, where possible: on a slow disk it waits, which is no delay of computing.
+    Compares a fused prefill with the same prefill whose KV is in memory. Where possible it computes
+    for at least as long as it reads, since waiting for a slow disk is no delay of computing.
     """
     room = min(_MOST_TOKENS, engine.context_tokens - _DECODED) // 2
     ends = accumulate(chunk.tokens for chunk in sample)

@@ -1,4 +1,4 @@
-"""The speeds of a model over a store: measured once and recorded in the store."""
+"""Measure the speeds of a model over a store once, and record them in the store."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _FETCHED = 4  # chunks copied from a remote store, if none is local
 
 
 class Profile:
-    """The speeds of one engine over one store: measured when first needed, and recorded there.
+    """The speeds of one engine over one store, measured when first needed and recorded there.
 
-    Records are kept apart by model, device, kernels, threads, layout, RAM tier and machine. A store
-    that cannot be written and a malformed record are no errors: the next process measures again.
+    There is a record for each combination of model, device, kernels, threads, layout, RAM tier and
+    machine. If the store cannot be written, or a record is malformed, no error is raised: the next
+    process measures again.
     """
 
     def __init__(self, engine: ChunkEngine, store: ChunkStore, catalog: Catalog) -> None:
@@ -41,13 +42,13 @@ class Profile:
         self._known: Speeds | None = None
 
     def speeds(self, sample: Callable[[], Iterable[ChunkKey]]) -> Speeds | None:
-        """The speeds: known, recorded, or measured by reading chunks of ``sample``; None if none of
-        these can be read."""
+        """The known or recorded speeds, or else measured by reading chunks of ``sample``; None if
+        no chunk can be read."""
         self._known = self._known or self.recorded() or self.measure(sample())
         return self._known
 
     def recorded(self) -> Speeds | None:
-        """What an earlier process measured; None without a valid record."""
+        """The speeds that an earlier process recorded; None without a valid record."""
         try:
             text = self.catalog.get_setting(self.setting)
             return None if text is None else Speeds.from_json(text)
@@ -56,8 +57,8 @@ class Profile:
             return None
 
     def measure(self, sample: Iterable[ChunkKey]) -> Speeds | None:
-        """Measure again, and record it. None if no chunk of ``sample`` is stored and readable, and
-        for engines that are servers, whose speeds cannot be measured from here."""
+        """Measure again, and record the result. None if no chunk of ``sample`` is stored and
+        readable, and for vLLM servers, whose speeds cannot be measured from this process."""
         if not isinstance(self.engine, Engine):
             return None
         began = time.perf_counter()
@@ -76,10 +77,10 @@ class Profile:
         return self._known
 
     def _found(self, sample: Iterable[ChunkKey]) -> list[StoredChunk]:
-        """The chunks of ``sample`` that are stored, local ones only if there are any.
+        """The chunks of ``sample`` that are stored: the local ones, if there are any.
 
-        If all are remote, a few are copied here if there is room: the speed of a network varies, so
-        it is not recorded (see :attr:`Speeds.link`).
+        If all are remote, a few are first copied to this machine if there is room, since the speed
+        of a network varies and is not recorded (see :attr:`Speeds.link`).
         """
         there: list[StoredChunk] = []
         try:

@@ -1,4 +1,4 @@
-"""Old names of settings, and of their options, variables and keys, which work for one release."""
+"""Accept the old names of settings, options, environment variables and keys for one release."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RENAMED", "RenamedWarning", "by_new_names"]
 
 T = TypeVar("T")
 
-#: Old names, and the names of today.
+#: Old name -> new name.
 RENAMED = {
     "compile": "encoding_context",
     "guard_floor": "monitor_floor",
@@ -22,7 +22,7 @@ RENAMED = {
 
 
 class RenamedWarning(FutureWarning):
-    """A setting was given by a name that the next release will not accept."""
+    """A setting was given under an old name, which the next release will not accept."""
 
 
 def by_new_names(
@@ -31,11 +31,12 @@ def by_new_names(
     spelled: Callable[[str], str] = str,
     place: str = "",
 ) -> dict[str, T]:
-    """``given`` with today's names in place of old ones, and a RenamedWarning for each.
+    """``given`` with old names replaced by new ones; warns with RenamedWarning for each.
 
-    Only names that became one of ``known`` are replaced. None means not given. ``spelled`` tells
-    how a name is written where it was given, and ``place`` where that is. Raises ConfigError where
-    an old and a new name have different values.
+    Only names whose new name is in ``known`` are replaced. The value None means not given. For the
+    messages, ``spelled`` returns how a name is written where it was given, such as ``--name``, and
+    ``place`` says where that is. Raises ConfigError if an old and its new name have different
+    values.
     """
     found = dict(given)
     for old, new in RENAMED.items():

@@ -25,10 +25,10 @@ from ragcache.settings.renamed import RENAMED, by_new_names
 PREFIX = "RAGCACHE_"
 FILE = "ragcache.toml"
 
-#: Variables that clients of the service read. They are not settings, and not errors either.
+#: Variables that clients of the service read: they are no settings, and are ignored here.
 _CLIENTS = {"base_url", "api_key"}
 
-#: What Kubernetes sets in every container for a Service called ragcache, or ragcache-SOMETHING.
+#: Variables that Kubernetes sets in containers, for Services called ragcache or ragcache-SOMETHING.
 _SERVICE = re.compile(
     r"RAGCACHE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -37,8 +37,8 @@ _ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
 class SourcedSettings(BaseSettings):
-    """Base of all settings. Direct subclasses have disjoint settings and read the same environment
-    and the same file, where each ignores the settings of the others."""
+    """Base of all settings. Direct subclasses have disjoint settings; all read the same environment
+    and the same file, and each ignores the settings of the others."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
@@ -108,7 +108,7 @@ class SourcedSettings(BaseSettings):
 
 
 def _owners() -> dict[str, type[SourcedSettings]]:
-    """By name, also by old name, the class that has a setting."""
+    """The class that has a setting, by the setting's name and by its old name."""
     owners = {key: kind for kind in SourcedSettings.__subclasses__() for key in kind.model_fields}
     return owners | {old: owners[new] for old, new in RENAMED.items()}
 

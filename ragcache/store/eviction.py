@@ -170,7 +170,7 @@ class PGDSF(Policy[_Key]):
 
     Jin et al., RAGCache, arXiv:2404.12457. The clock rises to the priority of what is evicted,
     and a chunk has the clock of its last use, so that old uses count less and less. RAGCache
-    averages the cost over the requests in which a document stands behind different prefixes; here
+    averages the cost over the requests, in which a document follows different prefixes; here
     a chunk has one cost. A chunk that comes back after it was evicted counts from 1 again.
     """
 

@@ -25,15 +25,14 @@ def digest_content(tenant: str, tokens: Tokens) -> bytes:
     return blake3(len(name).to_bytes(4, "little") + name + digest_tokens(tokens)).digest()
 
 
-IN_CONTEXT = "incontext"  # the compile mode of variants, see ``variant_key``
+IN_CONTEXT = "incontext"  # the encoding context of variants, see ``variant_key``
 
 
 @dataclass(frozen=True)
 class ChunkKey:
     """Identity of one chunk's KV.
 
-    ``mode`` is the compile mode (``prefix``: computed after ``context``, whose rows are
-    dropped).
+    ``mode`` is the name of the encoding context (``prefix``: computed after the prompt's prefix).
     """
 
     fingerprint: Fingerprint

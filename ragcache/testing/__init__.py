@@ -1,7 +1,7 @@
-"""The contracts of ragcache as suites of tests, for whoever implements one of its interfaces.
+"""Test suites for implementations of ragcache's interfaces.
 
-A suite is a class. Subclass it in a test module, say what is to be tested, and pytest runs all of
-its tests: :class:`~ragcache.testing.store.ChunkStoreTests`,
+A suite is a class. Subclass it in a test module and name the implementation; pytest then runs all
+of its tests: :class:`~ragcache.testing.store.ChunkStoreTests`,
 :class:`~ragcache.testing.codec.CodecTests`, :class:`~ragcache.testing.blender.BlenderTests`,
 :class:`~ragcache.testing.engine.EngineTests` and
 :class:`~ragcache.testing.index.VectorIndexTests`. They compare values with a reference
@@ -20,7 +20,7 @@ except ImportError as error:
         'ragcache.testing needs pytest: run `pip install "ragcache-fusion[testing]"`.'
     ) from error
 
-#: Failing asserts of the suites show both sides, as those of a test module do.
+#: With this, a failing assert of a suite shows both sides, as in a test module.
 pytest.register_assert_rewrite(
     *(f"{__name__}.{name}" for name in ("store", "codec", "blender", "engine", "index"))
 )

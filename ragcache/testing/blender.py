@@ -1,4 +1,4 @@
-"""The contract of a fusion method, as tests: which rows it computes, and what comes of them."""
+"""Tests of the contract of a fusion method: the rows that it computes, and the resulting logits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STRANGER: Tokens = tuple(range(200, 214))  # a chunk that is not in PROMPT
 
 
 class MemorySource:
-    """A :class:`~ragcache.blend.base.KVSource` over KV in memory. Notes the layers asked for."""
+    """A :class:`~ragcache.blend.base.KVSource` of KV in memory, which records the layers read."""
 
     def __init__(self, parts: Sequence[ChunkKV]) -> None:
         self.parts = parts
@@ -56,7 +56,7 @@ class MemorySource:
 
 
 def encoded(engine: Prefiller, prompt: Prompt, blender: Blender) -> list[ChunkKV]:
-    """KV of the prefix and of every chunk, computed after what ``blender`` wants."""
+    """KV of the prefix and of every chunk, computed in the context that ``blender`` reuses."""
     parts, context = engine.encode([prompt.prefix]), prompt.prefix
     for chunk in prompt.chunks:
         parts += engine.encode([chunk], context=context)
@@ -66,7 +66,7 @@ def encoded(engine: Prefiller, prompt: Prompt, blender: Blender) -> list[ChunkKV
 
 
 def variants(engine: Prefiller, prompt: Prompt) -> tuple[list[ChunkKV], list[ChunkNotes]]:
-    """Every chunk cut from a prompt in which it stood behind one that is not in ``prompt``."""
+    """Variants of every chunk: KV from a prompt in which it follows a chunk not in ``prompt``."""
     cut: list[ChunkKV] = []
     seen: list[ChunkNotes] = []
     for chunk in prompt.chunks:
@@ -87,7 +87,7 @@ def run(
     missing: Sequence[int] = (),
     room: int = 1,
 ) -> FusedPrompt:
-    """Fuse ``prompt`` with everything stored but the chunks in ``missing``."""
+    """Fuse ``prompt``, for which everything is stored except the chunks numbered ``missing``."""
     prefix, *chunks = encoded(engine, prompt, blender)
     notes: list[ChunkNotes] = []
     if blender.reuses == "variant":
@@ -114,10 +114,10 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 class BlenderTests:
-    """What a :class:`~ragcache.blend.base.Blender` promises, in float32.
+    """Tests of a :class:`~ragcache.blend.base.Blender`, in float32.
 
-    A subclass lists blenders of the method: ``partial`` ones, and, where the method can,
-    ``nothing`` and ``everything``. Runs over a random model; override :meth:`engine` for another.
+    A subclass lists blenders of the method: ``partial``, and, if the method has such parameters,
+    ``nothing`` and ``everything``. They run on a random model; override :meth:`engine` for another.
     """
 
     #: With nothing recomputed: must equal naive reuse.
@@ -130,7 +130,7 @@ class BlenderTests:
     @pytest.fixture(scope="class")
     @classmethod
     def engine(cls) -> Engine:
-        """The model to test with, which must be sensitive to what stands before a chunk."""
+        """The model to test with. Its KV of a chunk must depend on what precedes the chunk."""
         return models.engine("llama")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -170,7 +170,7 @@ class BlenderTests:
         torch.testing.assert_close(fused.prefilled.logits, want, atol=0, rtol=0)
 
     def test_reuse_changes_the_answer_here(self, engine: Engine, between: Blender) -> None:
-        """The prompt can tell: reused chunks do not happen to give full prefill's logits."""
+        """With this prompt, partial recomputation does not give the logits of full prefill."""
         want = engine.prefill(PROMPT.tokens).logits
         assert (run(engine, between).prefilled.logits - want).norm() > 0.01 * want.norm()
 
@@ -197,8 +197,8 @@ class BlenderTests:
         assert torch.equal(first.prefilled.logits, again.prefilled.logits)
 
     def test_nothing_attends_to_the_future(self, engine: Engine, between: Blender) -> None:
-        """Change a later chunk's token: no KV row before it moves. The rows stay those of the first
-        run, as other ones might be chosen after the change."""
+        """If a token of a later chunk changes, the KV of no earlier row does. The second run
+        computes the rows of the first, since the method might choose others after the change."""
         if between.placement == "overlapping":
             pytest.skip("rows of overlapping chunks are not in the order of their positions")
         changed = CHUNKS[:2] + ((*CHUNKS[2][:4], 7, *CHUNKS[2][5:]),)
@@ -215,7 +215,7 @@ class BlenderTests:
 
 
 class _Watched(Prefiller):
-    """An engine that notes, of every layer of every prefill, the rows and the prompt's KV."""
+    """An engine that records the computed rows and the prompt's KV at every layer."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

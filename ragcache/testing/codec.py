@@ -1,4 +1,4 @@
-"""The contract of a codec, as tests: its bounds, its sizes, and what it refuses."""
+"""Tests of the contract of a codec: error bounds, sizes, and refused input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ragcache.types import KVSpec
 Pair = tuple[Tensor, Tensor]  # keys and values, each (kv_heads, tokens, head_dim)
 Part = Literal["keys", "values"]
 
-LAYERS = 12  # of the model that the KV is of
-PLACES = (0, 1, 2, 9, 10, 11)  # layers that are tested: a codec may treat first layers otherwise
+LAYERS = 12  # layers of the model
+PLACES = (0, 1, 2, 9, 10, 11)  # tested layers: a codec may treat the first ones differently
 
 _every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -27,7 +27,7 @@ _every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 def make_pair(
     dtype: str = "float32", heads: int = 2, tokens: int = 21, dim: int = 8, seed: int = 0
 ) -> Pair:
-    """Keys and values whose channels have centres and spreads of their own."""
+    """Random keys and values, each channel with its own mean and spread."""
     generator = torch.Generator().manual_seed(seed)
     centres, spreads = torch.randn(2, 2, heads, 1, dim, generator=generator)
     noise = torch.randn(2, heads, tokens, dim, generator=generator)
@@ -36,35 +36,35 @@ def make_pair(
 
 
 def spec_of(pair: Pair) -> KVSpec:
-    """The KVSpec of a model of 12 layers whose KV ``pair`` is."""
+    """The KVSpec of a model of 12 layers to which ``pair`` belongs."""
     heads, _, dim = pair[0].shape
     return KVSpec(LAYERS, heads, dim, str(pair[0].dtype).removeprefix("torch."))
 
 
 def through(codec: Codec, pair: Pair, layer: int = 0) -> Pair:
-    """What ``pair`` is once it was encoded and decoded."""
+    """``pair`` after it was encoded and decoded."""
     data = codec.encode(*pair, layer, LAYERS)
     return codec.decode(data.copy(), spec_of(pair), pair[0].shape[1], layer)
 
 
 def rounding(dtype: torch.dtype, numbers: Tensor) -> Tensor:
-    """By how much rounding to ``dtype`` may move ``numbers`` (of any sign), in float64."""
+    """The largest error of rounding each of ``numbers`` to ``dtype``, same shape, float64."""
     info = torch.finfo(dtype)
     return numbers.abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
 
 
 class CodecTests:
-    """What a :class:`~ragcache.store.format.codecs.base.Codec` promises.
+    """Tests of a :class:`~ragcache.store.format.codecs.base.Codec`.
 
-    A subclass sets ``codec`` and, unless that is lossless, overrides :meth:`bound`.
+    A subclass sets ``codec``, and overrides :meth:`bound` if the codec is lossy.
     """
 
     codec: ClassVar[Codec]
-    #: Whether what was decoded encodes to the same bytes again.
+    #: Whether decoded KV encodes to the same bytes again.
     repeats: ClassVar[bool] = True
 
     def bound(self, numbers: Tensor, part: Part, layer: int) -> Tensor:
-        """How far each of ``numbers`` may be off, before it is rounded to its dtype.
+        """The largest allowed error of each of ``numbers``, before it is rounded to its dtype.
 
         ``numbers`` (kv_heads, tokens, head_dim) are a layer's keys or values in float64; the
         result has a shape that broadcasts to theirs.
@@ -178,7 +178,7 @@ class CodecTests:
         for _ in range(1000):
             try:
                 now = self.codec.decode(_damaged(rng, data), spec_of(pair), 5, 0)
-            except ConfigError:  # a ValueError too, and no refusal: something is not installed
+            except ConfigError:  # also a ValueError, but it means that a package is not installed
                 raise
             except ValueError:
                 refused += 1
@@ -207,7 +207,7 @@ class CodecTests:
 
 
 def _damaged(rng: random.Random, data: Bytes) -> Bytes:
-    """Other bytes: noise, some bytes changed, the end missing, or more behind it."""
+    """Damaged bytes: noise, some bytes changed, truncated, or with bytes added."""
     changed = data.copy()
     kind = rng.randrange(6)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""The contract of an engine, as tests: KV, prefill and decoding against the model by itself."""
+"""Tests of the contract of an engine: KV, prefill and decoding, compared with the model alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ IDS: Tokens = tuple(range(3, 43))  # a prompt, longer than the windows of small 
 
 
 class FewFromLayer2(PrefillCallbacks):
-    """Places ``stored`` and computes all rows of :data:`IDS` at first, then 8 scattered ones.
+    """Places ``stored``; computes all rows of :data:`IDS` in layers 0 and 1, then 8 of them.
 
-    ``inside``: of layer 1, no more than the KV of the others is computed.
+    ``inside``: layer 1 computes only the KV, and no output, of the rows that are dropped after it.
     """
 
     rows = torch.tensor([3, 7, 20, 35, 36, 37, 38, 39])
@@ -36,7 +36,7 @@ class FewFromLayer2(PrefillCallbacks):
 
 
 class _Taking(PrefillCallbacks):
-    """Computes every row, and takes the KV of some of them."""
+    """Computes every row, and copies the KV of rows ``start:stop`` at every layer."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
@@ -56,17 +56,18 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 def assert_same_kv(got: ChunkKV, want: ChunkKV, start: int = 0) -> None:
-    """Raise AssertionError unless ``got`` is ``want`` from row ``start`` on, in every layer."""
+    """Raise AssertionError unless ``got`` equals the rows of ``want`` from ``start`` on, in every
+    layer."""
     for mine, theirs in ((got.keys, want.keys), (got.values, want.values)):
         for a, b in zip(mine, theirs, strict=True):
             close(a, b[:, start:])
 
 
 class EngineTests:
-    """What an :class:`~ragcache.engine.base.Engine` promises, of a model of at least 3 layers.
+    """Tests of an :class:`~ragcache.engine.base.Engine` with a model of at least 3 layers.
 
-    The model computes in float32 and knows the ids 3 to 42. A subclass overrides :meth:`engine`
-    and :meth:`forward`.
+    The model computes in float32, and its vocabulary includes the ids 3 to 42. A subclass overrides
+    :meth:`engine` and :meth:`forward`.
     """
 
     @pytest.fixture(scope="class")
@@ -76,7 +77,7 @@ class EngineTests:
         raise NotImplementedError("return the engine to test")
 
     def forward(self, engine: Engine, tokens: Tokens) -> Tensor:
-        """Logits, (vocabulary,), behind ``tokens``, of the model by itself."""
+        """Logits, (vocabulary,), after ``tokens``, computed by the model without the engine."""
         raise NotImplementedError("run the model without the engine")
 
     def test_full_prefill_is_the_models_own_forward(self, engine: Engine) -> None:
@@ -86,8 +87,8 @@ class EngineTests:
     def test_stored_kv_and_few_rows_give_the_same_logits(
         self, engine: Engine, inside: bool
     ) -> None:
-        walk = FewFromLayer2(engine.encode([IDS])[0], inside)
-        close(engine.prefill(IDS, walk).logits, self.forward(engine, IDS))
+        callbacks = FewFromLayer2(engine.encode([IDS])[0], inside)
+        close(engine.prefill(IDS, callbacks).logits, self.forward(engine, IDS))
 
     def test_kv_is_as_the_engine_says(self, engine: Engine) -> None:
         kv = engine.encode([IDS])[0]
@@ -105,10 +106,10 @@ class EngineTests:
             assert_same_kv(got, engine.encode([chunk], context=IDS[:10])[0])
 
     def test_taken_rows_are_what_was_encoded(self, engine: Engine) -> None:
-        walk = _Taking(10, 30)
-        engine.prefill(IDS, walk)
+        callbacks = _Taking(10, 30)
+        engine.prefill(IDS, callbacks)
         want = engine.encode([IDS[10:30]], context=IDS[:10])[0]
-        keys, values = zip(*walk.taken, strict=True)
+        keys, values = zip(*callbacks.taken, strict=True)
         assert_same_kv(ChunkKV(IDS[10:30], keys, values), want)
 
     def test_decoding_goes_on_as_full_prefill_would(self, engine: Engine) -> None:
@@ -148,9 +149,11 @@ class EngineTests:
         if not engine.exposes_attention:
             pytest.skip("this model's attention cannot be seen")
         seen: list[int] = []
-        walk = FewFromLayer2(engine.encode([IDS])[0], False)
+        callbacks = FewFromLayer2(engine.encode([IDS])[0], False)
         places = range(len(IDS))
-        engine.probe(IDS, walk, lambda call: seen.append(call.layer), positions=places, layers=2)
+        engine.probe(
+            IDS, callbacks, lambda call: seen.append(call.layer), positions=places, layers=2
+        )
         assert seen == [0, 1]
 
     def test_what_does_not_fit_is_refused(self, engine: Engine) -> None:

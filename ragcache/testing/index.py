@@ -1,4 +1,4 @@
-"""The contract of a vector index, as tests: against NumpyIndex and a matrix product, by value."""
+"""Tests of the contract of a vector index, against NumpyIndex and a matrix product, by value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_same(a: VectorIndex, b: VectorIndex, k: int = 10) -> None:
 
 
 class VectorIndexTests:
-    """What a :class:`~ragcache.retriever.index.VectorIndex` promises.
+    """Tests of a :class:`~ragcache.retriever.index.VectorIndex`.
 
     A subclass sets ``kind``, the class to test.
     """

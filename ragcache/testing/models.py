@@ -1,4 +1,4 @@
-"""Small random models and a tokenizer, to test with: they need no files and load in no time."""
+"""Small random models and a tokenizer for tests: they need no files and load quickly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 
 from ragcache.engine.hf.engine import TransformersEngine
 
-#: What the tokenizer was trained on.
+#: The text that the tokenizer is trained on.
 TEXT = [
     "The river Avon runs past the old mill in Bexley.",
     "Mira Holt keeps a parrot and plays the cello.",
@@ -70,7 +70,7 @@ def model(
         config._attn_implementation = attention
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # the default initialisation is too flat for attention to matter
+    with torch.no_grad():  # with the default initialisation, attention is nearly uniform
         for name, weight in made.named_parameters():
             if weight.ndim == 2 and "embed" not in name:
                 weight.normal_(0, 1.2 / weight.shape[1] ** 0.5)

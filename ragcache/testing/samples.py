@@ -1,4 +1,4 @@
-"""Keys and KV to test a store with: small, random and repeatable."""
+"""Keys and KV for tests of stores: small, random and repeatable."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def same(left: ChunkKV | Miss, right: ChunkKV | Miss) -> bool:
 
 
 def unversioned(found: StoredChunk | Miss) -> StoredChunk | Miss:
-    """``found`` without its version, which is a store's own: to compare two stores."""
+    """``found`` without its version, which differs between stores, so that two can be compared."""
     return found if isinstance(found, Miss) else replace(found, version=0)

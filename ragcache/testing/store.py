@@ -1,4 +1,4 @@
-"""The contract of a chunk store, as tests: against the store in memory, by value."""
+"""Tests of the contract of a chunk store, against the store in memory, by value."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def _found(store: ChunkStore, *keys: ChunkKey) -> list[StoredChunk]:
 
 
 class ChunkStoreTests:
-    """What a :class:`~ragcache.store.base.ChunkStore` promises.
+    """Tests of a :class:`~ragcache.store.base.ChunkStore`.
 
-    A subclass overrides :meth:`open`; :meth:`damage`, if something can change what is stored; and
-    ``durable``, if nothing survives :meth:`~ragcache.store.base.ChunkStore.close`.
+    A subclass overrides :meth:`open`; :meth:`damage`, if the stored bytes can be changed from
+    outside; and ``durable``, if nothing survives :meth:`~ragcache.store.base.ChunkStore.close`.
     """
 
     durable: ClassVar[bool] = True  # what was put is there when the store is opened again
@@ -65,7 +65,7 @@ class ChunkStoreTests:
 
     @pytest.fixture
     def reference(self) -> Iterator[MemoryStore]:
-        """What ``store`` has to equal after the same calls."""
+        """The reference, which ``store`` has to equal after the same calls."""
         with MemoryStore() as store:
             yield store
 

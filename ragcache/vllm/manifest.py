@@ -42,8 +42,8 @@ class Manifest:
     chunks: tuple[int, ...]  # tokens of each chunk
     question: int  # tokens
     mode: str = "full"  # as parsed by :func:`ragcache.blend.blender`
-    compiled: str = "prefix"  # the compile mode of the chunks
-    behind: Tokens | None = None  # tokens that precede each chunk; None: the prompt's prefix
+    compiled: str = "prefix"  # name of the encoding context of the chunks
+    behind: Tokens | None = None  # tokens of that context; None: the prompt's prefix
     tenant: str = ""
     ticket: str = ""  # names the reply, 32 hex digits; empty: no reply
 
@@ -102,7 +102,7 @@ class Manifest:
 
     @classmethod
     def keep(cls, chunk: Tokens, behind: Tokens, model: bytes, ticket: str) -> Manifest:
-        """A manifest to return the KV of ``chunk``, computed after the tokens ``behind``."""
+        """A manifest to return the KV of ``chunk``, computed after the context ``behind``."""
         tokens = digest_tokens(behind + chunk).hex()
         return cls("keep", model.hex(), tokens, len(behind), (len(chunk),), 0, ticket=ticket)
 

@@ -166,8 +166,8 @@ class VllmModel(Prefiller):
         attend: AttentionRule | None,
         until: int | None = None,
     ) -> Tensor:
-        """Hidden states behind the last norm of the rows that the last layer was computed for; none
-        if the forward stops in front of layer ``until``."""
+        """Hidden states, after the last norm, of the rows that the last layer computed; no rows if
+        the forward stops before layer ``until``."""
         assert self.decoder is not None
         state = _HiddenState(
             torch.arange(len(tokens), device=self.device),

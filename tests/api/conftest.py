@@ -1,4 +1,4 @@
-"""A service over the small random model, behind a real socket."""
+"""A service over the small random model, on a real socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listeners, a scheduler that is at a step, and a service over a small random model."""
+"""Listeners, a paused scheduler, and a service over a small random model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NewThreads = Callable[[], set[str]]
 
 
 class Heard:
-    """What one question was told, and whether it has ended."""
+    """What one question has received, and whether it has ended."""
 
     def __init__(self, name: str = "", log: list[str] | None = None) -> None:
         self.name, self.log = name, log
@@ -41,7 +41,7 @@ class Heard:
             self.ended.set()
 
     def end(self) -> str:
-        """``done``, or the name of the error, once it is there; it was told that once."""
+        """``done``, or the name of the error, when it has arrived, exactly once."""
         assert self.ended.wait(SOON), f"{self.name} has not ended"
         [(how, error)] = self.ends
         return how if error is None else type(error).__name__

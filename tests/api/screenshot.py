@@ -1,4 +1,4 @@
-"""Writes docs/figures/demo.png: the page with an answer of the small model on its world.
+"""Write docs/figures/demo.png: the page with an answer of the small model about its world.
 
 python -m tests.api.screenshot
 """

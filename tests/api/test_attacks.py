@@ -1,4 +1,4 @@
-"""Requests that are there to keep others out, and a service in a process of its own beside them."""
+"""Requests that try to deny service to others, against a service in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ragcache batch``: answers as the routes give them, in the order asked, once each."""
+"""``ragcache batch``: the answers of the routes, in the order of the requests, once each."""
 
 from __future__ import annotations
 

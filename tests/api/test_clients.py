@@ -1,4 +1,4 @@
-"""The real clients, unchanged, over a real socket."""
+"""The real client libraries, unchanged, over a real socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's colours: text that can be read, and modes that can be told apart by everybody."""
+"""The page's colours: text is readable, and everybody can distinguish the modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``/v1/tokenize``: the model's own tokens, counted without an answer."""
+"""``/v1/tokenize``: the model's own tokens, and their number, without an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readiness: a store whose KV is not what the model computes is not ready."""
+"""Readiness: the service is not ready if stored KV differs from what the model computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids mean the document that they name, and no other: whatever is in them, at every door."""
+"""An id means exactly the document that it names, in every route and command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents in the background: progress, cancelling, taking up again, and nobody kept waiting."""
+"""Documents in the background: progress, cancelling, resuming, and no delay for questions."""
 
 from __future__ import annotations
 

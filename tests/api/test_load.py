@@ -1,4 +1,4 @@
-"""Under load, without time, without clients, and at the end."""
+"""The service under load, past deadlines, without clients, and while it shuts down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer from nothing says so, first and everywhere; and it can be refused."""
+"""An answer without chunks says so in its first event and its report, and can be refused."""
 
 from __future__ import annotations
 

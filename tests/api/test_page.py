@@ -1,4 +1,4 @@
-"""What the page shows, and the page in a browser, as a person uses it."""
+"""What the page shows, and the page in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that fall short of full prefill's are noticed, and more is recomputed."""
+"""If answers fall short of full prefill's, more is recomputed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_wilsons_interval() -> None:
 
 
 class Played:
-    """A guard of a service with these settings, over answers that are made up."""
+    """A quality monitor of a service with these settings, over made-up answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         settings = Settings.load(**{"mode": "fused"} | options.pop("settings", {}))

@@ -1,4 +1,4 @@
-"""Who may ask, what is stored, and what the service says of itself."""
+"""API keys, routes about stored documents and chunks, and routes about the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is next, and what becomes of those that wait."""
+"""The order of requests, and what happens to those that wait."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ def test_nobody_is_remembered() -> None:
 
 
 def test_many_threads_all_hear_their_end(new_threads: NewThreads) -> None:
-    """Every question is told its pieces in order and one end, whatever becomes of it."""
+    """Every question receives its pieces in order and one end, whatever happens to it."""
     scheduler = Scheduler(queue=8, streams=4)
     heard: list[Heard] = []
     refused: list[int] = []

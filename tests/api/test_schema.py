@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document allows, and some of what it does not: never a 5xx."""
+"""No request gives a 5xx status, whether or not the OpenAPI description allows it."""
 
 from __future__ import annotations
 

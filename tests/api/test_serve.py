@@ -1,4 +1,4 @@
-"""``ragcache serve`` from its start to its end: what it says, and that it closes what it opened."""
+"""``ragcache serve`` from start to end: its output, and that it closes what it opened."""
 
 from __future__ import annotations
 

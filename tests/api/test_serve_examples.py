@@ -1,4 +1,4 @@
-"""What examples/serve shows is run, as far as there is something to run it with."""
+"""Run examples/serve, as far as the tools that it needs are installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many questions to one engine: what is computed and read for them, and what they leave behind."""
+"""Many questions to one engine: what is computed, read and stored for them."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def test_a_prefill_stops_at_the_next_layer(
         begun: list[int] = []
         before = FusionCallbacks.before
 
-        def leaves(walk: FusionCallbacks, layer: int, kv: LayerView) -> Tensor:
-            rows = before(walk, layer, kv)
+        def leaves(callbacks: FusionCallbacks, layer: int, kv: LayerView) -> Tensor:
+            rows = before(callbacks, layer, kv)
             begun.append(layer)
             if layer == 1:
                 tickets[0].cancel()

@@ -1,4 +1,4 @@
-"""What is one tenant's is nobody else's."""
+"""Tenants are isolated from each other."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Adding documents waits in turns, in bounded queues, and not for ever; and nothing that is sent
-can keep the others from the engine."""
+"""Additions of documents take turns, in bounded queues and with deadlines, and no request keeps
+other tenants from the engine."""
 
 from __future__ import annotations
 

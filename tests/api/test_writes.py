@@ -1,4 +1,4 @@
-"""Of two acknowledged writes the later one wins, whatever jobs do and wherever all ends."""
+"""Of two acknowledged writes the later one wins, with jobs and at any end of the process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENGINE = models.engine("llama")
 
 
 class Stepped:
-    """A scheduler that does what can wait when it is told to."""
+    """A scheduler that does background work when the test says so."""
 
     def __init__(self) -> None:
         self.steps: list[Callable[[], bool]] = []

@@ -1,4 +1,4 @@
-"""What a store holds, to be compared bit for bit with what another holds."""
+"""The contents of a store, for a bitwise comparison with another one."""
 
 from __future__ import annotations
 

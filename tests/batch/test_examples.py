@@ -1,4 +1,4 @@
-"""What examples/precompute shows is run."""
+"""Run examples/precompute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An order of questions: each once, and fewer bytes to load than in the order they came in."""
+"""The order of requests: each once, with fewer bytes to load than in the given order."""
 
 from __future__ import annotations
 

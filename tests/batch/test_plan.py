@@ -1,4 +1,4 @@
-"""Plans of corpora, and doing them: what is missing, in which batches, and what is left out."""
+"""Plans of corpora and their execution: missing chunks, batches, and skipped documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ragcache precompute``: what it says, what it leaves behind, and its exit codes."""
+"""``ragcache precompute``: its output, what it stores, and its exit codes."""
 
 from __future__ import annotations
 

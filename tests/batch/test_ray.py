@@ -1,4 +1,4 @@
-"""Workers on Ray: the store of a local run, bit for bit, whatever becomes of a worker.
+"""Workers on Ray: the store equals that of a local run bit for bit, even if workers die.
 
 Ray has an environment of its own: ``make test-ray``.
 """

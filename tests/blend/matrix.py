@@ -1,4 +1,4 @@
-"""Every fusion method and variant that the shared tests run: add a method by adding its line."""
+"""Every fusion method and variant that the shared tests run. Add a line for a new method."""
 
 from __future__ import annotations
 

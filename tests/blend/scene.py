@@ -1,4 +1,4 @@
-"""A prompt of three chunks, what is stored of it, and the model by itself."""
+"""A prompt of three chunks, its stored KV, and the model without the engine."""
 
 from __future__ import annotations
 

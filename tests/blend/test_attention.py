@@ -1,4 +1,4 @@
-"""Methods that look at attention, against the model's own attention weights."""
+"""Methods that use attention, against the model's own attention weights."""
 
 from __future__ import annotations
 

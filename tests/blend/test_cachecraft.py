@@ -1,4 +1,4 @@
-"""Cache-Craft's numbers written out, and its variants from prompt to prompt."""
+"""Cache-Craft's formulas against explicit sums, and its variants over several prompts."""
 
 from __future__ import annotations
 

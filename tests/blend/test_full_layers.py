@@ -1,4 +1,4 @@
-"""Full first layers, and then what the method chooses."""
+"""Full first layers, followed by the method's choice."""
 
 from __future__ import annotations
 

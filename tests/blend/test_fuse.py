@@ -1,4 +1,4 @@
-"""Every fusion method keeps the contract; fusion itself, by value and in float32."""
+"""The contract tests for every fusion method, and fusion itself, by value and in float32."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_same_place_behind_the_same_prefix_is_exact(llama: TransformersEngine) -
 
 
 def test_prefix_mode_stays_exact_with_a_hole(llama: TransformersEngine) -> None:
-    """The pipeline loads nothing behind the first miss; the rest is computed."""
+    """Nothing after the first miss is loaded; the rest is computed."""
     fused = scene.run(llama, Prefix(), missing=(1, 2))
     close(fused.prefilled.logits, scene.plain(llama, scene.PROMPT.tokens))
     assert fused.layout.reusable.tolist() == list(range(*scene.PROMPT.spans[0]))
@@ -73,7 +73,7 @@ def test_repeated_chunks_stand_at_their_own_places(llama: TransformersEngine) ->
 
 
 def test_overlapping_equals_attention_by_hand(llama: TransformersEngine) -> None:
-    """Every chunk right behind the prefix, the question behind the longest: against the model
+    """Every chunk right after the prefix, the question after the longest: against the model
     itself under a block mask with those positions."""
     prompt = scene.PROMPT
     fused = scene.run(llama, Reuse("overlapping"))

@@ -1,4 +1,4 @@
-"""Every method can be named, with its parameters, as text."""
+"""Every method can be written as text, with its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows a method chooses, what that is charged, and what it refuses."""
+"""The rows that a method chooses, their charged budget, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: what it prints, and what it says when it cannot."""
+"""The command line: output, error messages and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first run, as `make demo` does it, with a handful of questions."""
+"""The demo, as `make demo` runs it, with a few questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor calls bad, and what it says to do."""
+"""The problems that the doctor reports, and its advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed in the middle of indexing and run again: finishes, and recomputes nothing stored."""
+"""Indexing that was killed and is run again: it finishes, and recomputes nothing stored."""
 
 from __future__ import annotations
 

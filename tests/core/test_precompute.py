@@ -1,4 +1,4 @@
-"""The batch job: only what is missing, whole chunks, bounded batches."""
+"""Precomputing: only missing chunks, complete chunks, bounded batches."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_what_is_missing_is_whole_batches_and_then_the_rest_packed_anew() -> Non
 
 
 def test_batches_do_not_depend_on_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a run that goes on after a kill has the bits of one that nobody disturbed."""
+    """So a run that is resumed after a kill stores the same bits as an uninterrupted one."""
     engine = models.engine("llama")
     keys = [ChunkKey(engine.fingerprint, tuple(range(i, i + 2 + i % 7)), (1,)) for i in range(30)]
     whole, halved = MemoryStore(), MemoryStore()

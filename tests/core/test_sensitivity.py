@@ -1,4 +1,4 @@
-"""How much a token depends on what stands before its chunk, by value."""
+"""How much a token depends on what precedes its chunk, by value."""
 
 from __future__ import annotations
 

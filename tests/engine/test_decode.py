@@ -1,4 +1,4 @@
-"""Sampling, stop strings and whole characters."""
+"""Sampling, stop strings and incomplete characters."""
 
 from __future__ import annotations
 

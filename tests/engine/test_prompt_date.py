@@ -1,4 +1,4 @@
-"""Chat templates with a date: a store keeps its own, whoever opens it and when."""
+"""Chat templates with a date: a store keeps its own date."""
 
 from __future__ import annotations
 

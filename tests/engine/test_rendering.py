@@ -1,4 +1,4 @@
-"""A chat template that does not end is refused, and one that does is rendered as ever."""
+"""A chat template that does not end is refused, and others are rendered as usual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that ragcache would get wrong are refused at load, by name."""
+"""Models for which fusion would be wrong are refused at load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals: against the binomial's own, and clusters drawn whole."""
+"""Intervals: compared with those of the binomial distribution, and clusters drawn as a whole."""
 
 from __future__ import annotations
 

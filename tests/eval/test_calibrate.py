@@ -1,4 +1,4 @@
-"""The least work that keeps full prefill's answers, without labels."""
+"""The lowest cost that keeps full prefill's answers, without labels."""
 
 from __future__ import annotations
 

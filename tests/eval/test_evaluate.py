@@ -49,7 +49,7 @@ def test_every_mode_is_scored_on_every_question() -> None:
 
 
 def test_chunks_are_computed_as_asked() -> None:
-    """Behind its own BOS a chunk has other KV, and reuse other logits."""
+    """After a BOS token of its own, a chunk has other KV, and reuse gives other logits."""
     engine = models.engine("llama")
     asked = [CONTEXT], make_blenders(["full", "reuse"])
     both = [

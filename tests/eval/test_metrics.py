@@ -1,4 +1,4 @@
-"""Answers beside the right ones, and logits beside full prefill's, by value."""
+"""Answers compared with correct ones, and logits with full prefill's, by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of quality against cost is written, whole, with every mode's name in it."""
+"""The figure of quality against cost is written completely, with every mode's name in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small store, and the two places that answers come from: this process, and a service."""
+"""A small store, and both backends: this process and a service."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What ChatRagCache is told about where answers come from: ask for it with one of PLACES."""
+    """The arguments of ChatRagCache that say where answers come from, for one of PLACES."""
     if request.param == "store":
         return {"store": request.getfixturevalue("cache")}
     return {"base_url": request.getfixturevalue("running"), "api_key": ANN}

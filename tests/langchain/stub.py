@@ -1,4 +1,4 @@
-"""A service in a thread that speaks the contract of the real one, over a small store."""
+"""A service in a thread with the contract of the real one, over a small store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat model: options, streaming, threads and loops, errors, and what callbacks see."""
+"""The chat model: options, streaming, threads and loops, errors, and callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where chunks begin and end comes through on every way from retriever to model.
+"""Chunk boundaries are kept on every path from retriever to model.
 
 What is looked at is the report: chunks whose boundaries were lost would not be found in the store.
 """

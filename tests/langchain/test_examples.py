@@ -1,4 +1,4 @@
-"""The examples and the notebook: what they show is run."""
+"""Run the examples and the notebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from messages: a question, chunks, and what was said besides."""
+"""What is read from messages: a question, chunks, and other turns."""
 
 from __future__ import annotations
 

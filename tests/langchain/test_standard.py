@@ -1,4 +1,4 @@
-"""LangChain's own standard suites: whatever a chat model, vector store or retriever must do."""
+"""LangChain's own standard tests of chat models, vector stores and retrievers."""
 
 from __future__ import annotations
 

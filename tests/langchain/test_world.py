@@ -1,4 +1,4 @@
-"""The small world through a LangChain chain: the pipeline's own answers, in every mode."""
+"""The small world through a LangChain chain: the same answers as RagCache, in every mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is loaded is what the user has named: a store from elsewhere does not choose a model."""
+"""Only models that the user has named are loaded: a store alone cannot choose one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ratio that suits the machine, from end to end. Machines are made up, so that none is slow."""
+"""The automatic ratio from end to end, with made-up speeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load or compute: by hand, against every subset, and what holds of any machine."""
+"""Load or compute: by hand, against every subset, and properties for any speeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of a machine: prices that fit, kept with the store, measured once."""
+"""Measured speeds: fitted costs, recorded in the store, measured once."""
 
 from __future__ import annotations
 

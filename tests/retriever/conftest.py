@@ -1,4 +1,4 @@
-"""Small stand-ins: a tokenizer trained here, a catalog of lists, PDFs of a few hundred bytes."""
+"""Small test doubles: a tokenizer trained here, a catalog of lists, PDFs of a few hundred bytes."""
 
 from __future__ import annotations
 

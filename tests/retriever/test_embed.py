@@ -1,4 +1,4 @@
-"""The packaged weights understand sentences; the reference is exact; failures name their fix."""
+"""The packaged weights understand sentences; the reference is exact; errors state the fix."""
 
 from __future__ import annotations
 

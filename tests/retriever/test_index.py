@@ -1,4 +1,4 @@
-"""FAISS against the plain index, by value; files that are not what they should be are refused."""
+"""FAISS against the plain index, by value; unusable files are refused."""
 
 from __future__ import annotations
 

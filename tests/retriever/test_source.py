@@ -1,4 +1,4 @@
-"""Every format is read as a person would read it, and every fault is told with its fix."""
+"""Every format is read as a person would read it, and every error message has a fix."""
 
 from __future__ import annotations
 

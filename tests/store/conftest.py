@@ -1,4 +1,4 @@
-"""Every store there is."""
+"""Fixtures with every kind of store."""
 
 from __future__ import annotations
 

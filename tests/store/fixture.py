@@ -1,4 +1,4 @@
-"""What the checked-in store of format 1 holds; ``python -m tests.store.fixture FOLDER`` makes one.
+"""The checked-in store of format 1; ``python -m tests.store.fixture FOLDER`` makes another one.
 
 The one that is checked in is never made again: it is what version 1 was.
 """

@@ -1,4 +1,4 @@
-"""Small keys and KV that the store's tests are made of, and damage to them."""
+"""Small keys and KV for tests of stores, and functions that damage stored data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNK_BYTES = make_kv(ONE).spec.chunk_bytes(5)
 
 
 def rewrite(store: DiskStore, table: str, key: bytes, change: Callable[[bytes], bytes]) -> None:
-    """Change a record behind the store's back."""
+    """Change a record without the store's knowledge."""
     with store.tables.write() as txn:
         record = txn.get(table, key)
         assert record is not None
@@ -51,7 +51,7 @@ def file_of(store: DiskStore, key: ChunkKey) -> tuple[Path | None, tuple[Payload
 def rewrite_layer(
     store: DiskStore, key: ChunkKey, layer: int, change: Callable[[bytes], bytes]
 ) -> None:
-    """Change a layer behind the store's back, wherever it is; a shorter one ends its file."""
+    """Change a layer without the store's knowledge, wherever it is; a shorter one ends its file."""
     path, payloads = file_of(store, key)
     if path is None:
         rewrite(store, "layers", layer_of(key.digest, layer), change)

@@ -1,4 +1,4 @@
-"""Every store keeps the contract: the same calls as to the one in memory, the same values."""
+"""The contract tests for every store: the same calls as to the one in memory, the same values."""
 
 from __future__ import annotations
 

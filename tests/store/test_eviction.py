@@ -1,4 +1,4 @@
-"""Every policy against a plain list that is sorted anew for every victim."""
+"""Every policy against a plain list that is sorted for every victim."""
 
 from __future__ import annotations
 

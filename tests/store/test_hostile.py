@@ -1,4 +1,4 @@
-"""Records that are whole, and wrong: of another shape, codec or size, not finite, or no files."""
+"""Records that are valid but wrong: of another shape, codec or size, not finite, or no files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def record_of(key: ChunkKey, forgery: Forgery = lambda kv: kv, codec: str = "raw
 
 
 def forged(disk: DiskStore, key: ChunkKey, forgery: Forgery, codec: str = "raw") -> None:
-    """Put it into a store behind its back, in the place of what is there."""
+    """Put it into a store without the store's knowledge, instead of what is there."""
     record = record_of(key, forgery, codec)
     with disk.tables.write() as txn:
         change = DiskChange(txn)
@@ -189,7 +189,7 @@ def test_a_pull_leaves_what_is_foreign_where_it_is(tmp_path: Path) -> None:
 
 
 def enlarged(tokens: int) -> bytes:
-    """A header that claims a chunk of so many tokens, and a few bytes behind it."""
+    """A header that claims a chunk of so many tokens, followed by a few bytes."""
     key = ChunkKey(KNOWN, tuple(range(tokens)))
     spec = SPEC
     length = spec.layer_bytes(tokens)

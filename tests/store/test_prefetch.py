@@ -1,4 +1,4 @@
-"""Layers in order, a bounded number of bytes ahead, and errors where they are asked for."""
+"""Layers in order, a bounded number of bytes ahead, and errors raised where a layer is read."""
 
 from __future__ import annotations
 

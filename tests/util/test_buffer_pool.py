@@ -1,4 +1,4 @@
-"""Memory that is given again: never while anything still refers to it."""
+"""Memory is reused only when nothing refers to it any more."""
 
 from __future__ import annotations
 

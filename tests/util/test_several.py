@@ -1,4 +1,4 @@
-"""One thing where a list is meant is an error, at every door that takes a list."""
+"""A single item where a list is expected is an error, in every function that takes a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One vLLM for all tests of a module that need nothing special of it."""
+"""One vLLM for all tests of a module that need no special configuration."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def deadline(seconds: int) -> Iterator[None]:
 
 
 def environment() -> None:
-    """What vLLM is told by variables: to run in this process, among others."""
+    """The environment variables for vLLM: to run in this process, among others."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
@@ -165,7 +165,7 @@ class Scene:
         return [prefix, *(self.encoding.key(fingerprint, chunk) for chunk in chunks)]
 
     def keep_variants(self) -> None:
-        """Also the chunks as they come to stand behind another one."""
+        """Also the chunks as computed after another one."""
         other = self.engine.template.chunk(TEXTS[3])
         for chunk in self.prompt.chunks:
             met = Prompt(self.prompt.prefix, (other, chunk), self.prompt.question)

@@ -1,4 +1,4 @@
-"""Random models of several architectures, each in a vLLM of its own."""
+"""Random models of several architectures, each in its own vLLM."""
 
 from __future__ import annotations
 

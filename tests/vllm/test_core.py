@@ -1,4 +1,4 @@
-"""What is decided without vLLM: manifests, salts, slots, plans, refusals, letters."""
+"""Decisions that need no vLLM: manifests, salts, slots, plans, refusals, replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fused in vLLM equals fused by the embedded engine: tokens, log probabilities, rows."""
+"""Fusion in vLLM equals fusion by the embedded engine: tokens, log probabilities, rows."""
 
 from __future__ import annotations
 

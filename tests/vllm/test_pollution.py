@@ -1,4 +1,4 @@
-"""Fused KV answers nobody's plain prompts: vLLM's prefix cache is on, and prompts are shared."""
+"""Fused KV is never used for plain prompts: vLLM's prefix cache is on, and prompts are shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which server a prompt goes to."""
+"""The choice of a server for a prompt."""
 
 from __future__ import annotations
 

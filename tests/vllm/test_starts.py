@@ -1,4 +1,4 @@
-"""vLLM started in other ways, or on a store that is damaged: each test has one of its own."""
+"""vLLM with other options, or on a damaged store: one vLLM for each test."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def damage(path: Path, key: ChunkKey, layer: int, *, drop: bool) -> None:
 
 @pytest.mark.parametrize("drop", [True, False], ids=["missing", "changed"])
 def test_a_layer_that_is_not_whole(injured: Scene, tiny_model_dir: Path, drop: bool) -> None:
-    """The chunk is left out of what is loaded, in the middle of the walk, and computed."""
+    """The chunk is dropped in the middle of the fusion, and computed."""
     damage(injured.path, injured.keys[2], 5, drop=drop)
     assert injured.held.delete(injured.keys[2])
     with scene.started(tiny_model_dir, injured.path) as llm:

@@ -1,4 +1,4 @@
-"""Batches, little memory, and what goes wrong: a right answer or a clear error, and no hang."""
+"""Batches, little memory, and faults: a correct answer or a clear error, and no hang."""
 
 from __future__ import annotations
 

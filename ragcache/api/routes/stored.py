@@ -125,7 +125,7 @@ async def list_chunks(
             "tokens": len(header.tokens),
             "bytes": sum(payload.length for payload in header.payloads),
             "encoding_context": header.mode,
-            "compiled": header.mode,  # the name of before, for one more release
+            "compiled": header.mode,  # the former name, for one more release
             "model": header.name,
         }
         for header in found[:limit]

@@ -2,10 +2,11 @@
 
 transformers looks attention functions up by name (``AttentionInterface``). While an
 :class:`AttentionOverride` is installed, the model's configuration names :func:`_dispatch`, which
-passes every layer's call to it. :class:`PartialForward` shows the call to an
-:data:`~ragcache.engine.base.AttentionRule`, if there is one. Unless the rule computes the output,
-the model's own implementation does, or, if only some rows are computed, ``grouped_attention`` on a
-CPU and the kernel that :mod:`ragcache.engine.kernels.choose` has chosen on a GPU.
+passes every layer's call to it. :class:`PartialForward` passes the call to an
+:data:`~ragcache.engine.base.AttentionRule`, if there is one. If the rule does not compute the
+output, the model's own implementation does, or, if only some rows are computed,
+``grouped_attention`` on a CPU and the kernel that :mod:`ragcache.engine.kernels.choose` has chosen
+on a GPU.
 """
 
 from __future__ import annotations
@@ -82,16 +83,16 @@ class AttentionOverride(ABC):
         self.implementation: str = config._attn_implementation
 
     def begin_layer(self, layer: int, rows: Tensor, *, partial: bool) -> None:
-        """Announce ``rows`` (sorted int64) of the forward that ``layer`` computes next.
+        """Announce ``rows`` (sorted int64), the rows of the forward that ``layer`` computes next.
 
-        From here on, attention is computed here. ``partial``: some rows are left out. The model
-        makes its masks before this, for its own implementation.
+        From the first call on, this object computes the attention. The model has made its masks by
+        then, for its own implementation. ``partial``: some rows of the forward are left out.
         """
         self.config._attn_implementation = _NAME
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Receive the attention calls of the model while the context lasts."""
+        """A context manager in which this object receives the model's attention calls."""
         AttentionInterface.register(_NAME, _dispatch)
         token = _ACTIVE.set(self)
         try:
@@ -158,7 +159,7 @@ class PartialForward(AttentionOverride):
         if not partial or make is None:
             self.partial = None
         elif self.partial is None or len(rows) != len(self.partial.rows):
-            # rows only become fewer, so as many rows are the same rows
+            # rows can only be removed, so an equal number of rows means the same rows
             self.partial = make(rows)
         self.layer, self.rows = layer, rows + self.start
         if self.rule is not None or partial:

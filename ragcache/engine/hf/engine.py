@@ -51,17 +51,17 @@ from ragcache.util.buffer_pool import SPARE_BYTES, BufferPool
 
 __all__ = ["TransformersEngine"]
 
-_ATTENTION, _PACKING = "attention", "packing"  # optional features that the self-test finds
+_ATTENTION, _PACKING = "attention", "packing"  # optional features that the self-test looks for
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: KV of contexts that are kept for the next chunks: the one that chunks are stored with, and the
-#: one that their sensitivity is measured with.
+#: Number of contexts whose KV is cached for the next chunks: the encoding context of the store, and
+#: the one with which sensitivity is measured.
 _CONTEXTS_KEPT = 2
 
 
 class TransformersEngine(TokenizerEngine, Engine):
     """A model and tokenizer of the transformers library.
 
-    One prompt or batch of chunks at a time; only tokenising is thread-safe.
+    It computes one prompt or one batch of chunks at a time; only tokenising is thread-safe.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         kernels: str = "auto",
         stock: bool = False,
     ) -> None:
-        """Take a loaded causal language model, and test that it can be used.
+        """Wrap a loaded causal language model, and test that ragcache can compute with it.
 
         ``codec``: how its KV is stored. ``weights``: their digest; "" to compute it. ``kernels``:
         see :func:`ragcache.engine.kernels.choose.choose`. ``stock``: the model is an unmodified one
@@ -193,7 +193,7 @@ class TransformersEngine(TokenizerEngine, Engine):
 
     @torch.inference_mode()
     def _encode(self, chunks: Sequence[Tokens], context: Tokens) -> list[ChunkKV]:
-        """KV of chunks, computed in one forward after the context ``context``."""
+        """KV of chunks, computed in one forward after ``context``."""
         pack = PackedForward(self._forward.config, [len(chunk) for chunk in chunks], len(context))
         ids = [token for chunk in chunks for token in chunk]
         kv, capture, dtype = self._continued(context, len(ids)), CaptureKV(), self.model.dtype
@@ -210,7 +210,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         ]
 
     def _continued(self, context: Tokens, room: int) -> PlacedKV:
-        """KV of ``context``, which is cached, with ``room`` for more rows."""
+        """KV of ``context``, from the cache or computed, with ``room`` for more rows."""
         if not context:
             return self._forward.cache(room)
         kv = self._contexts.pop(context, None)

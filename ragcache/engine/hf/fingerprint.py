@@ -1,4 +1,4 @@
-"""A model's fingerprint: everything its KV depends on, digested."""
+"""Compute a model's fingerprint: digests of everything that its KV depends on."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def cached_weights_digest(
 ) -> str:
     """:func:`weights_digest`, cached on disk by the files, class and dtype of the model.
 
-    ``identity`` is :func:`ragcache.models.file_cache.file_identity` the files, taken before they
-    were read; ValueError if it is empty. With ``load``, ``model`` has no weights, and the model is
-    loaded if its digest is not in the cache.
+    ``identity`` is the :func:`ragcache.models.file_cache.file_identity` of the files, taken before
+    they were read. With ``load``, ``model`` has no weights, and ``load`` loads the model if its
+    digest is not in the cache. Raises ValueError if ``identity`` is empty.
     """
     if not identity:
         raise ValueError("the files that the model was loaded from are not known")

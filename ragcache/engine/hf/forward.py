@@ -1,4 +1,4 @@
-"""One forward of the model, with or without callbacks that drive its layers."""
+"""Run one forward of the model, with or without callbacks that drive its layers."""
 
 from __future__ import annotations
 

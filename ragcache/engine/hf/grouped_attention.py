@@ -15,22 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 64  # of a group
-_KEPT_BYTES = 256 << 20  # most bytes of masks that are kept for further layers
+_ROWS = 64  # rows of a group
+_KEPT_BYTES = 256 << 20  # maximum bytes of masks that are cached for further layers
 
 
 @dataclass(frozen=True, slots=True)
 class _RowGroup:
-    start: int  # of its rows among all
+    start: int  # index of its first row in ``GroupedAttention.rows``
     stop: int
-    keys: int  # up to and with its last row
+    keys: int  # number of keys up to and including its last row
     mask: Tensor  # (query heads per KV head * rows, keys), added to the scores
 
 
 class GroupedAttention:
     """Attention of ``rows`` (sorted int64) of a prompt, in groups.
 
-    Masks are cut once for all layers that share one.
+    A mask is cut into groups once for all layers that share it.
     """
 
     def __init__(self, rows: Tensor) -> None:

@@ -41,8 +41,8 @@ class DecoderLayers:
         *,
         until: int | None = None,
     ) -> Iterator[None]:
-        """While this lasts, a forward over ``total`` rows computes only those that ``callbacks``
-        return.
+        """A context manager in which a forward over ``total`` rows computes only the rows that
+        ``callbacks`` return.
 
         Every layer is announced to ``override`` before it is computed. The forward raises
         :class:`StopForward` before layer ``until``; None: it computes all layers.

@@ -1,7 +1,7 @@
 """Load the tokenizer and the model of a checkpoint with the transformers library.
 
-No code of a model is run and nothing is unpickled, nothing is read from standard input, and nothing
-is downloaded. A missing tensor is an error, and is never initialised at random.
+A model's custom code is not run, no file is unpickled, nothing is read from standard input, and
+nothing is downloaded. A missing tensor is an error, and is never initialised at random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of a model without running it, for when another process runs it."""
+"""Describe a model without running it, for use when another process runs it."""
 
 from __future__ import annotations
 

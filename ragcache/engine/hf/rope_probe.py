@@ -53,7 +53,7 @@ class _Probe(PrefillCallbacks):
     """Computes every row, and records the call of the rotary function that made each layer's keys.
 
     A layer that does not call the function has no RoPE; SmolLM3, Cohere2 and others have such
-    layers. The values of keys cannot tell: with a theta of a million, as in Gemma 3, RoPE hardly
+    layers. The values of keys do not show it: with a theta of a million, as in Gemma 3, RoPE hardly
     changes the keys at the first positions.
     """
 

@@ -1,4 +1,4 @@
-"""RoPE scaling in a model's configuration: whether keys can be moved, and the longest context."""
+"""Read RoPE scaling from a configuration: whether keys can be moved, and the longest context."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Kernels for CUDA, their references in torch, and the choice between them."""
+"""CUDA kernels, their reference implementations in torch, and the choice between them."""

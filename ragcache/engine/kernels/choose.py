@@ -1,4 +1,4 @@
-"""The kernels with which an engine on a GPU places stored KV and attends, chosen at load.
+"""Choose, at load, the kernels with which an engine on a GPU places stored KV and attends.
 
 The reference is torch's own operations, which run on every device. A Triton kernel is used if its
 results agree with the reference's and it takes less time. On a CPU there is no choice.
@@ -42,7 +42,7 @@ class Kernels:
 
     place: Place | None = None
     attention: type[RowAttention] | None = None
-    about: str = "torch"  # the choice and the measured times, to be shown
+    about: str = "torch"  # the choice and the measured times, for display
 
     @property
     def names(self) -> str:
@@ -71,8 +71,8 @@ class AttentionShape:
 def choose(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
     """The kernels for a model of this ``shape``.
 
-    ``wanted``: one of ``_KERNELS``; auto is the faster of torch's and ours. Raises ConfigError
-    where it is unknown or needs CUDA, ModelError where a kernel asked for by name is wrong.
+    ``wanted``: one of ``_KERNELS``; auto takes the faster one. Raises ConfigError if it is unknown
+    or needs CUDA, and ModelError if a kernel that is named gives wrong results.
     """
     if wanted not in _KERNELS:
         raise ConfigError(f"kernels {wanted!r} are unknown: use {', '.join(_KERNELS)}")
@@ -148,9 +148,11 @@ def placing_trial(place: Place, shape: AttentionShape) -> Trial:
 def attention_trials(
     kind: type[RowAttention] | None, shape: AttentionShape, tokens: int, share: float
 ) -> list[Trial]:
-    """A trial for each variant of ``kind``: a ``share`` of the rows of a random prompt of
-    ``tokens`` attend, the first and the last among them; the result is (1, rows, heads, d). None:
-    SDPA with a mask, as transformers calls it."""
+    """A trial for each variant of ``kind``; None: SDPA with a mask, as transformers calls it.
+
+    A ``share`` of the rows of a random prompt of ``tokens`` attend, the first and the last among
+    them; the result is (1, rows, heads, d).
+    """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(tokens, generator=generator)[: max(2, int(share * tokens))]
     rows = rows.sort().values.to(shape.device)
@@ -180,7 +182,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 def _fastest(
     what: str, works: Mapping[str, Sequence[Trial]], dtype: torch.dtype, wanted: str
 ) -> tuple[str, str]:
-    """The name of the fastest kernel, or the ``wanted`` one, and a line about it to be shown.
+    """The name of the fastest kernel, or the ``wanted`` one, and a line about it for display.
 
     The first of ``works`` is the reference. A kernel that fails, or whose result differs in any
     variant, is not used. Raises ModelError if that kernel was wanted by name.

@@ -1,9 +1,9 @@
 """Attention of some rows of a prompt, on a GPU.
 
 If only some rows are computed, transformers attends with a mask: SDPA computes the scores of all
-keys for every row, hides those of later tokens, and copies keys and values for each query head.
-That is the reference. The classes here skip the keys after each row instead; on a CPU,
-``engine/hf/grouped_attention.py`` does.
+keys for every row, masks those of later tokens, and copies keys and values for each query head.
+That is the reference. The classes here skip the keys after each row instead, as
+``engine/hf/grouped_attention.py`` does on a CPU.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class RowAttention(ABC):
     ) -> Tensor | None:
         """Scaled dot-product attention; (1, heads, rows, d) in, (1, rows, heads, d) out.
 
-        None if ``mask`` (1, 1, rows, keys) is anything but ``key <= row``, such as a sliding
-        window: the model's own implementation then has to attend.
+        None if ``mask`` (1, 1, rows, keys) is not ``key <= row``, for instance because of a sliding
+        window: the model's own implementation then has to compute the attention.
         """
         if not self._causal(mask) or value.shape[3] != key.shape[3]:
             return None

@@ -92,7 +92,7 @@ def _attend(
     BLOCK: tl.constexpr,
     KEYS: tl.constexpr,
 ) -> None:
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # those with most keys begin first
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # blocks with the most keys begin first
     group = tl.program_id(1).to(tl.int64)
     m = block * BLOCK + tl.arange(0, BLOCK)
     there = m < count * SHARE

@@ -1,4 +1,4 @@
-"""Questions over HTTP: what is answered, streamed and refused."""
+"""Questions over HTTP: answers, streams and refusals."""
 
 from __future__ import annotations
 

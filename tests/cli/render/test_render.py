@@ -1,4 +1,4 @@
-"""What people see: of an answer, of work under way, and in terminals of all kinds."""
+"""Output for people: answers, progress, and terminals of all kinds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_every_encoding_can_show_everything(encoding: str) -> None:
 def told(
     *steps: tuple[float, int, int], tokens: Sequence[tuple[int, int]] = ()
 ) -> ProgressReporter:
-    """Work that told of chunks (and tokens) at these times; now is the last of them."""
+    """Work that reported chunks (and tokens) at these times; now is the last of them."""
     clock = {"now": 0.0}
     one = ProgressReporter(now=lambda: clock["now"])
     for number, (at, done, total) in enumerate(steps):

@@ -1,4 +1,4 @@
-"""What documents and requests say is printed, and not obeyed."""
+"""Control characters in documents and requests are escaped when they are printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fusion through the model's own forward, on every architecture that is claimed to work."""
+"""Fusion through the model's own forward, on every supported architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another model, however like, has another fingerprint."""
+"""Models that differ in anything have different fingerprints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model is exactly its safetensors: whatever else a folder holds is refused, with what to do."""
+"""A model is loaded from its safetensors only; other files are refused with advice."""
 
 from __future__ import annotations
 

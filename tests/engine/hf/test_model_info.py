@@ -1,4 +1,4 @@
-"""What is known of a model that is not loaded is what is known of it when it is."""
+"""The info of a model that is not loaded equals that of the loaded model."""
 
 from __future__ import annotations
 

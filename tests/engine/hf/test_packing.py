@@ -1,4 +1,4 @@
-"""Chunks encoded together come out as each of them by itself, on every architecture."""
+"""Chunks encoded together equal chunks encoded one by one, on every architecture."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_together_as_alone(architecture: str, attention: str) -> None:
 
 
 def test_a_chunk_behind_others_is_the_end_of_a_prefill() -> None:
-    """Against a forward that knows nothing of chunks: the last rows of the whole text."""
+    """Compared with the last rows of a plain forward over all tokens."""
     engine = models.engine("gemma3_text")
     [*_, last] = engine.encode(CHUNKS, context=BEHIND)
     whole = engine.encode([BEHIND + CHUNKS[-1]])[0]
@@ -83,7 +83,7 @@ def test_what_chunks_stand_behind_is_computed_once(monkeypatch: pytest.MonkeyPat
     again = engine.encode(CHUNKS[:2], context=BEHIND)
     assert sizes == [23, 41, 46, 108, 41]
     assert_same(again, first)
-    engine.encode(CHUNKS[:1], context=(1,))  # a third: the one not used for longest is let go of
+    engine.encode(CHUNKS[:1], context=(1,))  # a third: the least recently used one is dropped
     engine.encode(CHUNKS[:1], context=BEHIND)
     engine.encode(CHUNKS[:1], context=BEHIND * 2)
     assert sizes[5:] == [1, 40, 40, 46, 40]

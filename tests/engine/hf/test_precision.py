@@ -1,4 +1,4 @@
-"""KV in the precision that a model was published in, and what is said of its bytes."""
+"""KV in the precision that a model was published in, and its stated size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys turn as the model turns them, in every layer, anywhere in the context.
+"""Keys are rotated as the model rotates them, in every layer, anywhere in the context.
 
 At the theta, scaling, layer kinds and context of published checkpoints, in float32 and bfloat16.
 """
@@ -67,10 +67,13 @@ def keys_stay_the_models(engine: TransformersEngine) -> None:
     stored = engine.encode([(TOKEN,)])[0]
     end = engine.context_tokens - 2
     for position in (5, min(7919, end // 2), end):
-        walk = Placed(stored)
-        engine.prefill((TOKEN,), walk, positions=[position])
+        callbacks = Placed(stored)
+        engine.prefill((TOKEN,), callbacks, positions=[position])
         for layer, want in enumerate(own_keys(engine, position)):
-            assert off(walk.keys[layer], want) <= ROUNDING[engine.spec.dtype], (layer, position)
+            assert off(callbacks.keys[layer], want) <= ROUNDING[engine.spec.dtype], (
+                layer,
+                position,
+            )
 
 
 def off(got: Tensor, want: Tensor) -> float:

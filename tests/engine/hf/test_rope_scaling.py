@@ -1,4 +1,4 @@
-"""How long a prompt may be, of configurations as they are published."""
+"""The longest prompt, for configurations as they are published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels of a GPU, by value: in Triton's interpreter (make test-triton), and on CUDA (-m gpu)."""
+"""GPU kernels, by value: in Triton's interpreter (make test-triton), and on CUDA (-m gpu)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalog over both kinds of tables: what was put, and nothing of what was replaced."""
+"""The catalog over both kinds of tables: what was put, and nothing that was replaced."""
 
 from __future__ import annotations
 

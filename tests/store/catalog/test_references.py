@@ -1,4 +1,4 @@
-"""Documents and the KV that they use: what is let go of is gone, in the same commit."""
+"""References from documents to KV: KV that is no longer used is deleted in the same commit."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_update_lets_go_of_what_only_the_old_text_used(
 
 
 def test_deleting_takes_all_kv_of_the_tokens(catalog: Catalog, store: ChunkStore) -> None:
-    """Of every model, compile mode and variant; of another tenant's equal tokens, none."""
+    """Of every model, encoding context and variant; of another tenant's equal tokens, none."""
     another, variant = ChunkKey(OTHER, A.tokens, (1,), "bos"), variant_key(MODEL, A.tokens, (7,))
     foreign = ChunkKey(MODEL, A.tokens, tenant="else")
     store.put(another, make_kv(another))

@@ -1,4 +1,4 @@
-"""Texts that are kept for a while: beside the settings; earlier releases kept them among those."""
+"""Temporary texts, which earlier releases stored among the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults, flipped bits and damaged records, as many as a test suite has time for."""
+"""Faults, flipped bits and damaged records, in short runs of ``bench.reliability``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9, a crowd and a full disk's worth of puts, as much as a test suite has time for."""
+"""kill -9, concurrent readers and a full disk, in short runs of ``bench.reliability``."""
 
 from __future__ import annotations
 

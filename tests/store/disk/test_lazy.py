@@ -1,4 +1,4 @@
-"""Questions beside a process that writes the store: answered, with nothing stored, and said so."""
+"""Questions while another process writes the store: answered, not stored, and reported."""
 
 from __future__ import annotations
 

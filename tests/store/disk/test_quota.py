@@ -1,4 +1,4 @@
-"""A full store: who makes room, who never does, and what a restart remembers."""
+"""A full store: what is evicted, what never is, and what is known after a restart."""
 
 from __future__ import annotations
 

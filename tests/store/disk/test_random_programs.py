@@ -1,4 +1,4 @@
-"""Random programs against a store and a dict, as many as a test suite has time for."""
+"""Random programs against a store and a dict, in a short run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sealed record is whole, and where it was put; anything else names the row that is damaged."""
+"""A checksummed record is complete and under its own key; otherwise the error names the row."""
 
 from __future__ import annotations
 

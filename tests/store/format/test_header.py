@@ -1,4 +1,4 @@
-"""Bytes in, a sound header or a reason out. Changed bytes are never taken for what was written."""
+"""Bytes become a valid header or a reason. Changed bytes are always detected."""
 
 from __future__ import annotations
 

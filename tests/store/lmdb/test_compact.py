@@ -1,4 +1,4 @@
-"""Compaction: space comes back, readers follow, and a crash leaves the old store or the new one."""
+"""Compaction: space is freed, readers follow, and a crash leaves the old or the new store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a store: what is refused, what the error says, who may look in."""
+"""The directory of a store: what is refused, error messages, and permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that does to requests what networks and servers do."""
+"""A proxy for an S3 server that injects faults of networks and servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: moto's, in a process of its own."""
+"""A real S3 server on loopback: moto's, in a separate process."""
 
 from __future__ import annotations
 

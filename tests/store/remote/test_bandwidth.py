@@ -1,4 +1,4 @@
-"""What is said of a link, from a clock that is made up."""
+"""Estimates of a link, from a simulated clock."""
 
 from __future__ import annotations
 

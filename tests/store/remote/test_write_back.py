@@ -1,4 +1,4 @@
-"""What is sent to a remote in the background: one record, or one fault, does not keep the rest."""
+"""Writing back: one record, or one fault, does not block the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tier passes everything on; the contract's tests hold it to what then comes back."""
+"""A tier forwards every call; the contract tests check the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tier in RAM holds, and that it never returns other KV than the store below."""
+"""What the RAM tier holds, and that it never returns other KV than the store below."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def is_layer(store: ChunkStore, key: ChunkKey, layer: int, kv: ChunkKV) -> bool:
 
 
 def agrees(store: RamTier, key: ChunkKey, layer: int) -> bool:
-    """Is what the tier gives what the store below gives?"""
+    """Whether the tier and the store below return the same."""
     if not store.below.has(key):
         with pytest.raises(StoreError) as caught:
             store.layer(key, layer)
