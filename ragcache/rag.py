@@ -230,11 +230,11 @@ class RagCache:
     def ask(self, question: str, **options: Unpack[RequestOptions]) -> Answer:
         """Answer a question from retrieved chunks. Options:
         :class:`ragcache.core.request.RequestOptions`. Raises as :meth:`generate`."""
-        return self.generate(Request(question, **options)).answer
+        return self.generate(Request.of(question, **options)).answer
 
     def stream(self, question: str, **options: Unpack[RequestOptions]) -> GenerationStream:
         """The same as a stream of pieces of text; ``.answer`` is complete after the last one."""
-        return self.generate(Request(question, **options))
+        return self.generate(Request.of(question, **options))
 
     def generate(self, request: Request) -> GenerationStream:
         """Retrieve chunks for a request, and prepare its answer, which is computed as it is read.
