@@ -234,12 +234,12 @@ class RagCache:
     def ask(self, question: str, **options: Unpack[RequestOptions]) -> Answer:
         """Answer a question from retrieved chunks. Options:
         :class:`ragcache.core.request.RequestOptions`. Raises as :meth:`generate`."""
-        return self.generate(Request(question, **options)).answer
+        return self.generate(Request.of(question, **options)).answer
 
     def stream(self, question: str, **options: Unpack[RequestOptions]) -> GenerationStream:
         """As :meth:`ask`, as an iterator over pieces of the answer's text; its ``answer`` is
         complete after the last piece."""
-        return self.generate(Request(question, **options))
+        return self.generate(Request.of(question, **options))
 
     def generate(self, request: Request) -> GenerationStream:
         """Retrieve the chunks of a request, and prepare its answer, which is computed while the

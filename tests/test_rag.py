@@ -345,3 +345,9 @@ def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine.bos = None
     with pytest.raises(ConfigError, match="link0 needs a BOS token, which llama does not have"):
         encoding_context("link0", engine)
+
+
+def test_a_misspelt_option_is_named_with_the_right_one(cache: RagCache) -> None:
+    for asked in (cache.ask, cache.stream):
+        with pytest.raises(TypeError, match=r"tpo_k: unknown option.* Did you mean top_k\? "):
+            asked(QUESTION, tpo_k=3)  # type: ignore[call-arg]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 from ragcache.blend import Blender
 from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling
+from ragcache.util.option_names import check_options
 
 __all__ = ["PromptRequest", "Request", "RequestOptions"]
 
@@ -51,6 +52,12 @@ class Request:
     sampling: Sampling | None = None
     check: Callable[[], None] | None = None
     keep: bool = True
+
+    @classmethod
+    def of(cls, question: str, **options: Unpack[RequestOptions]) -> Request:
+        """A request with these options. TypeError for unknown ones."""
+        check_options(options, RequestOptions.__annotations__, "a question")
+        return cls(question, **options)
 
 
 @dataclass(frozen=True, slots=True)

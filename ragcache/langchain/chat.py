@@ -16,10 +16,11 @@ from pydantic import ConfigDict, PrivateAttr
 from ragcache.errors import PromptError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
 from ragcache.langchain.chunk_parsing import MATCHED, ParsedMessages, parse_messages
-from ragcache.langchain.connection import BackendConnection, check_options
+from ragcache.langchain.connection import BackendConnection
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
 from ragcache.settings import Ratio
 from ragcache.util.list_argument import require_list
+from ragcache.util.option_names import check_options
 
 #: Options of the model that a call or ``bind`` may set.
 _OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
@@ -120,7 +121,7 @@ class ChatRagCache(BackendConnection, BaseChatModel):
 
     def bind(self, **kwargs: Any) -> Any:
         """Bind options to every call. Raises TypeError for an unknown one."""
-        check_options(kwargs, _CALL_OPTIONS | _TRACE_OPTIONS, type(self))
+        check_options(kwargs, _CALL_OPTIONS | _TRACE_OPTIONS, type(self).__name__)
         return super().bind(**kwargs)
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
@@ -228,7 +229,7 @@ class ChatRagCache(BackendConnection, BaseChatModel):
     ) -> ChatRequest:
         """The request of a call, whose options take precedence over the model's. Raises TypeError
         for unknown options, and PromptError if chunks are required and there are none."""
-        check_options(options, _CALL_OPTIONS, type(self))
+        check_options(options, _CALL_OPTIONS, type(self).__name__)
         required = options.get("require_chunks")
         if not parsed.chunks and (self.require_chunks if required is None else required):
             raise PromptError(

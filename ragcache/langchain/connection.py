@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
@@ -13,17 +12,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import Backend
 from ragcache.settings import Settings
-
-
-def check_options(options: Iterable[str], known: set[str], owner: type) -> None:
-    """Raise TypeError for unknown options; the message lists the known ones."""
-    if unknown := sorted(set(options) - known):
-        near = get_close_matches(unknown[0], known, 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise TypeError(
-            f"{', '.join(unknown)}: unknown option of {owner.__name__}.{meant} Its options are "
-            + ", ".join(sorted(known))
-        )
+from ragcache.util.option_names import check_options
 
 
 class BackendConnection(BaseModel):
@@ -47,7 +36,7 @@ class BackendConnection(BaseModel):
     @classmethod
     def _check_known(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            check_options(values, set(cls.model_fields), cls)
+            check_options(values, set(cls.model_fields), cls.__name__)
         return values
 
     @model_validator(mode="after")

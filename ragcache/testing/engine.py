@@ -168,4 +168,6 @@ class EngineTests:
         text = "Mira Holt lives in Ålesund: 3 × 4 = 12 😀."
         tokens = engine.tokenize(text)
         pieces = engine.pieces(tokens)
-        assert len(pieces) == len(tokens) and "".join(pieces) == text
+        joined = "".join(pieces)
+        assert len(pieces) == len(tokens)
+        assert joined in (text, " " + text)  # some tokenizers put a space before any text

@@ -24,7 +24,7 @@ def require_list(given: Iterable[Item], what: str, *kinds: type) -> Iterable[Ite
     Raises ConfigError for a single item: a string, a path, a mapping, an instance of ``kinds``, or
     an object that is not iterable. ``what`` is the argument's name in the message.
 
-    >>> list(several(["holt", "mill"], "ids"))
+    >>> list(require_list(["holt", "mill"], "ids"))
     ['holt', 'mill']
     """
     single = (str, bytes, PathLike, Mapping, *kinds)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ragcache.engine.base import Engine
 from ragcache.engine.hf import grouped_attention
 from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.models import TINY, model_path
 from ragcache.testing.engine import IDS, EngineTests
 from ragcache.types import Sampling, Tokens
 from tests import models
@@ -66,6 +67,19 @@ class TestEveryArchitecture(EngineTests):
             pytest.skip(f"{architecture} has no SDPA")
         assert made.exposes_attention
         return made
+
+    def forward(self, engine: Engine, tokens: Tokens) -> Tensor:
+        assert isinstance(engine, TransformersEngine)
+        return plain_logits(engine, tokens)
+
+
+class TestPackagedModel(EngineTests):
+    """Its tokenizer puts a space before any text, as those of SentencePiece do."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> TransformersEngine:
+        return TransformersEngine.load(model_path(TINY), dtype="float32")
 
     def forward(self, engine: Engine, tokens: Tokens) -> Tensor:
         assert isinstance(engine, TransformersEngine)
