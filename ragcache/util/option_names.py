@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
+__all__ = ["check_options"]
+
 
 def check_options(options: Iterable[str], known: Collection[str], owner: str) -> None:
     """Raise TypeError for unknown options of ``owner``; the message lists the known ones.
