@@ -162,7 +162,7 @@ def test_a_job_that_ends_its_process_is_parked_and_the_others_are_served(tmp_pat
         assert one.stdout.readline() == b"closed\n" and one.wait(20) == 0
     with small(tmp_path) as service:
         [job] = Jobs(service).list("hostile")
-        assert job.state == "parked" and "has ended 3 times" in job.message
+        assert job.state == "parked" and "the process ended 3 times" in job.message
         heard = Heard()
         service.submit("victim", Request("Who?"), heard)
         assert heard.end() == "done"

@@ -265,7 +265,7 @@ def test_a_service_and_a_question(path: Path, tmp_path: Path) -> None:
                     if probe.refusal() is not None:
                         break
                 time.sleep(0.1)
-            ask = [sys.executable, "-c", code, "query", "Who keeps a parrot?", "--max-tokens", "2"]
+            ask = [sys.executable, "-c", code, "query", "Who keeps a parrot?", "--max-tokens", "8"]
             done = subprocess.run(
                 [*ask, "--store", str(path), "--model", str(model)],
                 capture_output=True,
