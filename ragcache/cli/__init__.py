@@ -19,7 +19,7 @@ from ragcache.cli import (
     store_commands,
 )
 from ragcache.cli.options import NO_CHUNKS
-from ragcache.cli.output import Quiet, Verbose, out, speak, spoken, tell
+from ragcache.cli.output import Quiet, Verbose, out, print_note, speak, with_common_options
 from ragcache.cli.render.screen import replace_unencodable
 from ragcache.errors import NoChunksError, RagCacheError
 
@@ -34,31 +34,31 @@ app = typer.Typer(
 #: In the order of ``ragcache --help``.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Documents and questions": {
-        "index": spoken(question_commands.index, kept=True),
-        "query": spoken(question_commands.query),
-        "serve": spoken(question_commands.serve, figures=False, until_stopped=True),
-        "precompute": spoken(corpus_commands.precompute, kept=True),
-        "batch": spoken(corpus_commands.batch, kept=True),
-        "demo": spoken(question_commands.demo),
+        "index": with_common_options(question_commands.index, kept=True),
+        "query": with_common_options(question_commands.query),
+        "serve": with_common_options(question_commands.serve, figures=False, until_stopped=True),
+        "precompute": with_common_options(corpus_commands.precompute, kept=True),
+        "batch": with_common_options(corpus_commands.batch, kept=True),
+        "demo": with_common_options(question_commands.demo),
     },
     "Quality and speed": {
-        "eval": spoken(evaluation_commands.evaluate),
-        "calibrate": spoken(evaluation_commands.calibrate),
-        "profile": spoken(evaluation_commands.profile),
-        "models": spoken(evaluation_commands.models),
-        "plan": spoken(corpus_commands.plan_corpora),
-        "simulate": spoken(evaluation_commands.simulate),
+        "eval": with_common_options(evaluation_commands.evaluate),
+        "calibrate": with_common_options(evaluation_commands.calibrate),
+        "profile": with_common_options(evaluation_commands.profile),
+        "models": with_common_options(evaluation_commands.models),
+        "plan": with_common_options(corpus_commands.plan_corpora),
+        "simulate": with_common_options(evaluation_commands.simulate),
     },
     "The store": {
-        "documents": spoken(store_commands.documents),
-        "delete": spoken(store_commands.delete, kept=True),
-        "stats": spoken(store_commands.stats),
-        "verify": spoken(store_commands.verify),
-        "convert": spoken(store_commands.convert, kept=True),
-        "compact": spoken(store_commands.compact),
-        "doctor": spoken(store_commands.doctor),
-        "push": spoken(store_commands.push, kept=True),
-        "pull": spoken(store_commands.pull, kept=True),
+        "documents": with_common_options(store_commands.documents),
+        "delete": with_common_options(store_commands.delete, kept=True),
+        "stats": with_common_options(store_commands.stats),
+        "verify": with_common_options(store_commands.verify),
+        "convert": with_common_options(store_commands.convert, kept=True),
+        "compact": with_common_options(store_commands.compact),
+        "doctor": with_common_options(store_commands.doctor),
+        "push": with_common_options(store_commands.push, kept=True),
+        "pull": with_common_options(store_commands.pull, kept=True),
     },
 }
 for panel, commands in COMMANDS.items():
@@ -97,5 +97,5 @@ def main() -> None:
     try:
         app()
     except RagCacheError as error:
-        tell("error", error, "bold red")
+        print_note("error", error, "bold red")
         sys.exit(NO_CHUNKS if isinstance(error, NoChunksError) else 1)

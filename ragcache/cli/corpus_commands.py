@@ -30,11 +30,11 @@ from ragcache.cli.options import (
     Store,
     Tenant,
     named_if_blank,
+    note_prompt_date,
     opened,
     smaller,
-    tell_date,
 )
-from ragcache.cli.output import INTERRUPTED, as_json, figures, out, progress, tell
+from ragcache.cli.output import INTERRUPTED, as_json, figures, out, print_note, progress
 from ragcache.cli.render import corpora
 from ragcache.cli.render.stages import COMPUTING
 from ragcache.errors import ConfigError, SourceError
@@ -122,15 +122,17 @@ def precompute(
     cluster = RayCluster(address, workers, gpus_per_worker) if engine == "ray" else None
     unread: list[SourceError] = []
     with _there(settings, dry_run) as here, opened(here, tenant=tenant) as cache:
-        tell_date(cache)
+        note_prompt_date(cache)
         computing = _computing(cache, here, cluster, batch_tokens)
-        each = read(sources, on_error=unread.append, on_omitted=partial(tell, "left out"))
+        each = read(sources, on_error=unread.append, on_omitted=partial(print_note, "left out"))
         documents = named_if_blank(each)
-        with progress() as told:
-            work = make_plan(cache, documents, shard=part, batch_tokens=batch_tokens, progress=told)
+        with progress() as reporter:
+            work = make_plan(
+                cache, documents, shard=part, batch_tokens=batch_tokens, progress=reporter
+            )
         skipped = [str(e) for e in unread] + [f"{one.document}: {one.why}" for one in work.skipped]
         for line in skipped:
-            tell("skipped", line)
+            print_note("skipped", line)
         rate = _rate(cache, work, cluster)
         out.print(corpora.plan_text(work, rate) + smaller(cache), highlight=False, soft_wrap=True)
         if cache.remote is None:
@@ -203,8 +205,8 @@ def batch(
         settings = settings.model_copy(update={"ram_bytes": ByteSize(1 << 30)})
     requests = read_batch(questions)
     began = time.perf_counter()
-    with opened(settings, lazy=True, tenant=tenant) as cache, progress() as told:
-        done = drive(iter_answer_batch(cache, requests, to, reorder=reorder), told)
+    with opened(settings, lazy=True, tenant=tenant) as cache, progress() as reporter:
+        done = drive(iter_answer_batch(cache, requests, to, reorder=reorder), reporter)
     seconds = time.perf_counter() - began
     out.print(
         f"{done.requests - done.failed:,} of {render.counted(done.requests, 'request')} answered "
@@ -214,7 +216,7 @@ def batch(
         soft_wrap=True,
     )
     if done.without:
-        tell(
+        print_note(
             "nothing to answer from",
             f"{done.without} of {done.requests} answers are from the model alone: there were no "
             "chunks for them. The field ragcache.no_chunks of their results says why.",
@@ -315,14 +317,14 @@ def _run(
 
     done = RunProgress(WorkSize(), work.missing, 0.0)
     try:
-        with progress() as told:
-            told.tokens(0, work.missing.tokens)
-            told(COMPUTING, 0, work.missing.chunks)
+        with progress() as reporter:
+            reporter.tokens(0, work.missing.tokens)
+            reporter(COMPUTING, 0, work.missing.chunks)
             for (done,) in iter_run(cache.chunks, work, computing, limit=limit):
-                told.tokens(done.computed.tokens, work.missing.tokens)
-                told(COMPUTING, done.computed.chunks, work.missing.chunks)
+                reporter.tokens(done.computed.tokens, work.missing.tokens)
+                reporter(COMPUTING, done.computed.chunks, work.missing.chunks)
             if cache.remote is not None:
-                cache.remote.flush(partial(told, "send"))
+                cache.remote.flush(partial(reporter, "send"))
     except KeyboardInterrupt:
         return done, "interrupted"
     cut = limit is not None and done.computed.chunks >= limit and done.computed != work.missing

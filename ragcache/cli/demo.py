@@ -59,7 +59,7 @@ def run(out: Console, progress: _ShowProgress, questions: int) -> list[ModeSumma
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
         _index_and_ask(out, progress, Path(folder))
     out.rule("every mode on held-out questions")
-    with progress() as told:
+    with progress() as reporter:
         asked = {"questions": contexts}
         settings = Settings.load(model=TINY)
         ((_, figures),) = compare(
@@ -68,7 +68,7 @@ def run(out: Console, progress: _ShowProgress, questions: int) -> list[ModeSumma
             make_blenders(),
             max_tokens=8,
             processes=min(4, usable_cores()),
-            progress=told,
+            progress=reporter,
         )
     for table in score_tables(figures, "exact match by kind of question, in percent"):
         out.print(table)
@@ -85,9 +85,9 @@ def _index_and_ask(out: Console, progress: _ShowProgress, folder: Path) -> None:
     markdown = docs or [world_file("").parent / "README.md"]
     out.rule(f"index: the small world and {render.counted(len(markdown), 'page')} of Markdown")
     with RagCache.open(folder, TINY) as cache:
-        with progress() as told:
+        with progress() as reporter:
             documents = read([world_file("documents.jsonl"), *markdown])
-            added = cache.add(documents, progress=told, tokens=told.tokens)
+            added = cache.add(documents, progress=reporter, tokens=reporter.tokens)
         done = added.precomputed
         out.print(
             f"{added.documents} documents, {added.chunks} chunks; KV of {done.tokens} tokens, "

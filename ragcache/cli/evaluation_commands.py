@@ -22,7 +22,7 @@ from ragcache.cli.options import (
     check_exists,
     opened,
 )
-from ragcache.cli.output import as_json, figures, loading, out, progress, tell, waiting
+from ragcache.cli.output import as_json, figures, loading, out, print_note, progress, waiting
 from ragcache.cli.render import corpora, quality
 from ragcache.cli.render.stores import built_for, speed_table, store_table
 from ragcache.errors import ConfigError, NoChunksError, StoreError
@@ -87,7 +87,7 @@ def evaluate(
     for file in filter(None, (report, plot_file)):
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
-    with progress() as told:
+    with progress() as reporter:
         done = dict(
             compare(
                 settings,
@@ -96,7 +96,7 @@ def evaluate(
                 against=against,
                 max_tokens=max_tokens,
                 processes=processes,
-                progress=told,
+                progress=reporter,
             )
         )
     for name, found in done.items():
@@ -153,7 +153,7 @@ def calibrate(
             contexts = choosing.retrieve_contexts(path, cache)
             _check_chunks(contexts, str(path), cache.no_chunks())
             settings = choosing.settings_of_store(settings, cache)
-    with progress() as told:
+    with progress() as reporter:
         found = choosing.calibrate(
             settings,
             contexts,
@@ -161,7 +161,7 @@ def calibrate(
             limit=limit,
             max_tokens=max_tokens,
             processes=processes,
-            progress=told,
+            progress=reporter,
         )
     least = choosing.cheapest(found, keep)
     out.print(quality.curve_table(found))
@@ -187,7 +187,9 @@ def _check_chunks(contexts: Iterable[EvalContext], name: str, why: str = "none a
             "index documents."
         )
     if without:
-        tell("nothing to answer from", f"{without} of {total} questions of {name} have no chunks")
+        print_note(
+            "nothing to answer from", f"{without} of {total} questions of {name} have no chunks"
+        )
 
 
 def models(model: Model = None, store: Store = None, device: Device = None) -> None:
@@ -268,7 +270,7 @@ def profile(
     out.print(speed_table(speeds))
     figures(json.loads(speeds.as_json()))
     if why is not None:
-        tell("note", f"these speeds are not recorded: {why}")
+        print_note("note", f"these speeds are not recorded: {why}")
 
 
 def simulate(

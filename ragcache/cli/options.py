@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ragcache.cli import render
-from ragcache.cli.output import loading, tell
+from ragcache.cli.output import loading, print_note
 from ragcache.errors import StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
@@ -86,21 +86,21 @@ def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
     """``documents``, with a note about each that has no text, such as a blank file."""
     for document in documents:
         if not document.text.strip():  # a scanned PDF is an error
-            tell("no text", f"{document.id}: it has no chunks, so no question will find it")
+            print_note("no text", f"{document.id}: it has no chunks, so no question will find it")
         yield document
 
 
-def tell_date(cache: RagCache) -> None:
+def note_prompt_date(cache: RagCache) -> None:
     """Say which date the prompts of this store keep, if they have one."""
     if day := cache.template.day:
-        tell(
+        print_note(
             "note",
             f"the chat template puts a date into the prompt: this store keeps {day}. "
             "--prompt-date today changes it, and then all KV is computed again.",
         )
 
 
-def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
+def note_expected_size(cache: RagCache, documents: Sequence[Document]) -> None:
     """Say about how many bytes the KV of ``documents`` will take, before it is computed."""
     from ragcache.core.precompute import bytes_per_token
 
@@ -116,7 +116,7 @@ def tell_size(cache: RagCache, documents: Sequence[Document]) -> None:
         f"the KV of about {tokens:,} tokens will take about {render.size(round(tokens * each))}: "
         f"{render.size(round(each))} per token, codec {own}"
     )
-    tell("note", said + smaller(cache))
+    print_note("note", said + smaller(cache))
 
 
 def smaller(cache: RagCache) -> str:
@@ -187,7 +187,7 @@ def opened(
 
         opening = RagCache.open(settings.store, settings=settings, loading=loading, lazy=lazy)
     with opening as own:
-        _tell_of_tiny(own)
+        _note_tiny_model(own)
         if not tenant:
             yield own
             return
@@ -196,9 +196,9 @@ def opened(
             yield cache
 
 
-def _tell_of_tiny(cache: RagCache) -> None:
+def _note_tiny_model(cache: RagCache) -> None:
     if cache.engine.name == TINY:
-        tell(
+        print_note(
             "note",
             "this is the small model that comes with ragcache: it knows only its own made-up "
             "world. Index with --model to get answers from your own documents.",

@@ -62,7 +62,7 @@ def speak(quiet: bool, verbose: bool) -> None:
     _MANNER.set(Manner(quiet=quiet, verbose=verbose))
 
 
-def spoken(
+def with_common_options(
     command: Callable[..., None],
     *,
     figures: bool = True,
@@ -87,7 +87,7 @@ def spoken(
             except KeyboardInterrupt:
                 after = "what is done is kept: run the same command again to continue"
                 if not until_stopped:
-                    tell("interrupted", after if kept else "nothing more is done")
+                    print_note("interrupted", after if kept else "nothing more is done")
                 raise typer.Exit(INTERRUPTED) from None
             except RagCacheError:
                 if manner.verbose:
@@ -123,7 +123,7 @@ def _flag(name: str) -> str:
 @contextmanager
 def _renamed_on_stderr() -> Iterator[None]:
     """Print warnings of old names of settings as lines on stderr, each once."""
-    told: set[str] = set()
+    printed: set[str] = set()
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -137,9 +137,9 @@ def _renamed_on_stderr() -> Iterator[None]:
         ) -> None:
             if not issubclass(category, RenamedWarning):
                 show(message, category, filename, lineno, file, line)
-            elif (said := str(message)) not in told:
-                told.add(said)
-                tell("deprecated", said)
+            elif (said := str(message)) not in printed:
+                printed.add(said)
+                print_note("deprecated", said)
 
         warnings.simplefilter("always", RenamedWarning)
         warnings.showwarning = shown
@@ -207,7 +207,7 @@ def loading(model: str) -> None:
         err.print(f"loading model {model}", highlight=False, soft_wrap=True)
 
 
-def tell(label: str, text: object, style: str = "yellow") -> None:
+def print_note(label: str, text: object, style: str = "yellow") -> None:
     """Print a message on stderr, on a line of its own. With --quiet, only what the exit code
     reports: errors, interruptions, and answers without chunks."""
     if _MANNER.get().quiet and label not in ("error", "interrupted", "nothing to answer from"):

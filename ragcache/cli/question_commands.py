@@ -26,11 +26,11 @@ from ragcache.cli.options import (
     Tenant,
     check_free,
     named_if_blank,
+    note_expected_size,
+    note_prompt_date,
     opened,
-    tell_date,
-    tell_size,
 )
-from ragcache.cli.output import figures, loading, out, progress, tell
+from ragcache.cli.output import figures, loading, out, print_note, progress
 from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
 from ragcache.errors import SourceError
 from ragcache.settings import ServiceSettings, Settings, seconds
@@ -90,13 +90,13 @@ def index(
     try:
         on_error = errors.append if skip_errors else None
         sources = find_files(paths, root=root, on_error=on_error)
-        found = sources.read(on_error=on_error, on_omitted=partial(tell, "left out"))
+        found = sources.read(on_error=on_error, on_omitted=partial(print_note, "left out"))
         documents = list(named_if_blank(found))
     except SourceError as unreadable:
         message = f"{unreadable} Or leave such documents out: --skip-errors"
         raise SourceError(message) from unreadable
     for error in errors:
-        tell("skipped", error)
+        print_note("skipped", error)
     settings = Settings.load(
         store=store,
         model=model,
@@ -113,20 +113,22 @@ def index(
     )
     with opened(settings, tenant=tenant) as cache:
         for moved in origins.check_folders(cache.catalog, sources.folders):
-            tell("moved", moved)
+            print_note("moved", moved)
         renamed = origins.find_renamed(cache.indexing, sources, documents)
-        tell_date(cache)
-        tell_size(cache, cache.indexing.changed(documents))
-        with progress() as told:
-            added = cache.add(documents, ttl_s=ttl_s, pinned=pin, progress=told, tokens=told.tokens)
+        note_prompt_date(cache)
+        note_expected_size(cache, cache.indexing.changed(documents))
+        with progress() as reporter:
+            added = cache.add(
+                documents, ttl_s=ttl_s, pinned=pin, progress=reporter, tokens=reporter.tokens
+            )
             if cache.remote is not None:
-                cache.remote.flush(partial(told, "send"))
+                cache.remote.flush(partial(reporter, "send"))
         origins.record_folders(cache.catalog, sources.folders)
         origins.delete_old_names(cache.indexing, renamed)
-        _tell_renamed(renamed)
+        _note_renamed(renamed)
         lost = origins.find_deleted(cache.catalog, sources, [document.id for document in documents])
-        _tell_gone(lost, cache.delete(lost) if prune else [])
-        _tell_otherwise_named(origins.find_other_names(cache.catalog, sources))
+        _note_deleted(lost, cache.delete(lost) if prune else [])
+        _note_other_names(origins.find_other_names(cache.catalog, sources))
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
     tokens, took = render.counted(done.tokens, "token"), render.duration(done.seconds)
@@ -149,16 +151,16 @@ def index(
     )
 
 
-def _tell_renamed(renamed: RenamedDocuments) -> None:
+def _note_renamed(renamed: RenamedDocuments) -> None:
     if renamed.same:
         before, now = next(iter(renamed.same.items()))
-        tell(
+        print_note(
             "renamed",
             f"{len(renamed.same)} documents, because ids now begin with a folder: {before!r} is "
             f"now {now!r}",
         )
     if renamed.other:
-        tell(
+        print_note(
             "note",
             f"{len(renamed.other)} documents, such as {renamed.other[0]!r}, have an id without a "
             "folder and a text that differs from the file of that name. Questions find them. If "
@@ -166,10 +168,10 @@ def _tell_renamed(renamed: RenamedDocuments) -> None:
         )
 
 
-def _tell_otherwise_named(others: dict[str, str]) -> None:
+def _note_other_names(others: dict[str, str]) -> None:
     if others:
         other, now = next(iter(others.items()))
-        tell(
+        print_note(
             "note",
             f"{len(others)} of these documents are also stored under the name of another indexed "
             f"folder: {now!r}, for example, as {other!r}. Questions find both, but only the "
@@ -177,12 +179,12 @@ def _tell_otherwise_named(others: dict[str, str]) -> None:
         )
 
 
-def _tell_gone(lost: list[str], deleted: list[str]) -> None:
+def _note_deleted(lost: list[str], deleted: list[str]) -> None:
     if deleted:
         count = render.counted(len(deleted), "document")
-        tell("deleted", f"{count} whose files do not exist any more, such as {deleted[0]!r}")
+        print_note("deleted", f"{count} whose files do not exist any more, such as {deleted[0]!r}")
     elif lost:
-        tell(
+        print_note(
             "gone",
             f"the files of {render.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
             "still find these documents: delete them with `ragcache delete` or --prune.",
@@ -261,7 +263,7 @@ def query(
         stream = cache.generate(request)
         if stream.no_chunks is not None:
             named = f" --tenant {tenant}" if tenant else ""
-            tell(
+            print_note(
                 "nothing to answer from",
                 f"{stream.no_chunks}. What follows is the model's own. Add documents with "
                 f"`ragcache index PATH... --store {settings.store}{named}`.",
@@ -281,7 +283,7 @@ def query(
     if compare:
         out.print(answer_table(answers))
     for note in answer.report.fallbacks:
-        tell("note", note)
+        print_note("note", note)
     if explain:
         out.print(summary(answer), highlight=False)
         for line in explanation(answer):

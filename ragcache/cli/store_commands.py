@@ -20,7 +20,7 @@ from ragcache.cli.options import (
     check_exists,
     opened,
 )
-from ragcache.cli.output import figures, loading, out, progress, tell, waiting
+from ragcache.cli.output import figures, loading, out, print_note, progress, waiting
 from ragcache.cli.render.stores import (
     built_for,
     document_table,
@@ -114,8 +114,8 @@ def verify(
 ) -> None:
     """Read every record of a store and report damage; exit code 1 if any is left."""
     with _store(store, readonly=not repair) as chunks:
-        with progress() as told:
-            bad = chunks.verify(repair=repair, progress=partial(told, "verify"))
+        with progress() as reporter:
+            bad = chunks.verify(repair=repair, progress=partial(reporter, "verify"))
         count, strays = chunks.stats().chunks, chunks.strays()
     for digest, wrong in bad.items():
         out.print(f"{digest[:16]}  {wrong}", highlight=False)
@@ -126,7 +126,7 @@ def verify(
     )
     figures({"chunks": count, "damaged": bad, "repaired": repair, "strays": len(strays)})
     if strays:
-        tell(
+        print_note(
             "note", f"{len(strays)} files below kv do not belong to the store, such as {strays[0]}"
         )
     if bad and not repair:
@@ -143,8 +143,8 @@ def convert(
     from ragcache.store.disk.store import parse_layout
 
     wanted = parse_layout(layout)
-    with _store(store) as chunks, progress() as told:
-        moved = chunks.convert(wanted, progress=partial(told, "convert"))
+    with _store(store) as chunks, progress() as reporter:
+        moved = chunks.convert(wanted, progress=partial(reporter, "convert"))
     out.print(f"{render.counted(moved, 'chunk')} moved", highlight=False)
     figures({"moved": moved, "layout": wanted})
 
@@ -196,15 +196,15 @@ def push(
     from ragcache.store.remote.sync import push as run
 
     with ExitStack() as stack:
-        told = stack.enter_context(progress())
+        reporter = stack.enter_context(progress())
         if settings.remote_codecs:
             cache = stack.enter_context(opened(settings, lazy=True))
             both, wanted = cache.remote, cache.remote_copies()
             assert both is not None  # remote_codecs without a remote are refused
         else:
             both, wanted = stack.enter_context(_shared(store, remote, lazy=True)), {}
-        both.flush(partial(told, "send"))
-        done = run(both.disk, both.objects, copies=wanted, progress=partial(told, "push"))
+        both.flush(partial(reporter, "send"))
+        done = run(both.disk, both.objects, copies=wanted, progress=partial(reporter, "push"))
         out.print(transfer_text(done, "pushed"), highlight=False)
         figures(asdict(done))
 
@@ -223,7 +223,7 @@ def pull(
     from ragcache.store import Catalog
     from ragcache.store.remote.sync import pull as run
 
-    with _shared(store, remote, bounded=True) as both, progress() as told:
+    with _shared(store, remote, bounded=True) as both, progress() as reporter:
         catalog = Catalog(both.disk)
         limit = both.disk.quota.total
         done = run(
@@ -232,7 +232,7 @@ def pull(
             contents=None if every else catalog.contents(),
             codec=catalog.get_setting("codec") or "raw",
             room=None if limit is None else limit - both.stats().payload_bytes,
-            progress=partial(told, "pull"),
+            progress=partial(reporter, "pull"),
         )
     out.print(transfer_text(done, "pulled"), highlight=False)
     figures(asdict(done))
