@@ -124,8 +124,10 @@ def defined(module: Module) -> set[str]:
 
 
 def public_names(module: Module) -> set[str]:
-    """The functions and classes that other folders, and users, may import from where they are."""
-    return declared(module) & defined(module)
+    """The functions and classes that other folders, and users, may import from this module; of a
+    package, all names that it exports."""
+    exports = module.path.name == "__init__.py"
+    return declared(module) if exports else declared(module) & defined(module)
 
 
 def used_elsewhere() -> dict[str, set[str]]:
@@ -172,9 +174,13 @@ def report() -> str:
     found = circles(module_graph())
     lines += ["", f"{len(by_level)} levels of imports between folders"]
     lines += [f"{len(found)} circles of imports between modules", *map(" -> ".join, found)]
-    count = sum(len(defined(module)) for module in modules().values())
+    top_level = [name for module in modules().values() for name in defined(module)]
+    named = sum(not name.startswith("_") for name in top_level)
     public = sum(map(len, names.values()))
-    lines += [f"{public} public functions and classes, of {count} at the top level of modules"]
+    lines += [
+        f"{public} functions and classes are public: in __all__, for other folders and for users",
+        f"{named} functions and classes have no underscore, of {len(top_level)} at the top level",
+    ]
     return "\n".join(lines)
 
 

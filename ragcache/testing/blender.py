@@ -26,7 +26,7 @@ from ragcache.store.key import digest_tokens
 from ragcache.testing import models
 from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, Prompt, Sampling, Tokens
 
-__all__ = ["PROMPT"]
+__all__ = ["BlenderTests", "PROMPT"]
 
 PREFIX: Tokens = (1, 5, 9)
 CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(range(60, 69)))

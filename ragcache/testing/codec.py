@@ -15,6 +15,8 @@ from ragcache.errors import ConfigError
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec
 from ragcache.types import KVSpec
 
+__all__ = ["CodecTests"]
+
 Pair = tuple[Tensor, Tensor]  # keys and values, each (kv_heads, tokens, head_dim)
 Part = Literal["keys", "values"]
 

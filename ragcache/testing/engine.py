@@ -10,6 +10,8 @@ from ragcache.engine.base import AttentionCall, Engine, LayerView, PrefillCallba
 from ragcache.errors import PromptError
 from ragcache.types import ChunkKV, Sampling, Tokens
 
+__all__ = ["EngineTests"]
+
 IDS: Tokens = tuple(range(3, 43))  # a prompt, longer than the windows of small models
 
 

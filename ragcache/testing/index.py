@@ -12,6 +12,8 @@ import pytest
 from ragcache.errors import ConfigError
 from ragcache.retriever.index import NumpyIndex, VectorIndex, Vectors
 
+__all__ = ["VectorIndexTests"]
+
 DIMENSION = 24
 
 

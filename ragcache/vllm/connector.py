@@ -39,6 +39,8 @@ from ragcache.vllm.planner import LoadJob, PlannedRequest, Planner, merge_failur
 from ragcache.vllm.slots import blocks_before
 from ragcache.vllm.support import VllmSetup, check_vllm
 
+__all__ = ["RagCacheConnector"]
+
 logger = logging.getLogger("vllm.ragcache")
 
 
