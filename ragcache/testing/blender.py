@@ -143,6 +143,10 @@ class BlenderTests:
         for name in lists.keys() & set(metafunc.fixturenames):
             metafunc.parametrize(name, lists[name], ids=label)
 
+    def test_blenders_are_listed(self) -> None:
+        listed = (*self.nothing, *self.everything, *self.partial)
+        assert listed, "list blenders of the method in nothing, everything and partial"
+
     def test_everything_recomputed_is_full_prefill(self, engine: Engine, complete: Blender) -> None:
         fused = run(engine, complete, room=8)
         full = engine.prefill(PROMPT.tokens, room=8)
