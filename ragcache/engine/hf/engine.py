@@ -237,8 +237,6 @@ class TransformersEngine(TokenizerEngine, Engine):
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        if callbacks is None and attend is not None:
-            callbacks = PrefillCallbacks()
         kv = self._forward.cache(len(tokens) + room)
         with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
@@ -271,9 +269,8 @@ class TransformersEngine(TokenizerEngine, Engine):
     @torch.inference_mode()
     def _next(self, prefilled: Prefilled, token: int, position: int) -> Tensor:
         """Logits (vocabulary,), float32, after ``token`` at ``position``."""
-        callbacks = PrefillCallbacks() if prefilled.attend is not None else None
         with self._forward.driven(
-            prefilled.kv, [token], [position], callbacks, attend=prefilled.attend
+            prefilled.kv, [token], [position], attend=prefilled.attend
         ) as arguments:
             logits = self.model(**arguments).logits
         return cast(Tensor, logits[0, -1].float())

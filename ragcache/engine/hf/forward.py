@@ -48,10 +48,12 @@ class Forward:
         """Prepare a forward over ``tokens`` at ``positions`` that continues ``kv``.
 
         Yields the arguments of ``model(**arguments)``, whose logits are (1, 1, vocabulary), of the
-        last row. Without ``callbacks``, the model computes every row and the other options have no
-        effect. ``override`` computes the attention; by default the model does, and ``attend``
-        observes it. The forward raises StopForward before layer ``until``.
+        last row. Without ``callbacks`` and ``attend``, the model computes every row and the other
+        options have no effect. ``override`` computes the attention; by default the model does, and
+        ``attend`` observes it. The forward raises StopForward before layer ``until``.
         """
+        if callbacks is None and attend is not None:
+            callbacks = PrefillCallbacks()
         kv.begin(len(tokens))
         ids = torch.tensor([tokens], device=self.model.device)
         with ExitStack() as stack:
