@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ragcache.errors import ConfigError
-from ragcache.types import KVPair as KVPair
+from ragcache.types import ChunkNotes, KVPair, LayerLoad, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import AttentionRule
-from ragcache.types import ChunkNotes, LayerLoad, Prompt
 
 __all__ = [
     "Blender",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, KVPair, Layout, ReusedKV, Selector, check_least
+from ragcache.blend.base import Blender, Layout, ReusedKV, Selector, check_least
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionCall, AttentionRule

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ragcache.blend.base import (
     Blender,
-    KVPair,
     Layout,
     Positions,
     Probe,
@@ -21,6 +20,7 @@ from ragcache.blend.base import (
     check_number,
 )
 from ragcache.errors import ConfigError
+from ragcache.types import KVPair
 
 if TYPE_CHECKING:
     from ragcache.engine.base import AttentionRule

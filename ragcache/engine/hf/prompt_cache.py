@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from ragcache.types import KVPair as KVPair
 from ragcache.util.buffer_pool import BufferPool
 
 __all__ = ["PlacedKV", "StopAfterKV"]
