@@ -74,6 +74,7 @@ def model_shape(name: str) -> ModelShape:
     if name in MODEL_SHAPES:
         return MODEL_SHAPES[name]
     from ragcache.engine.hf.loading import build_without_weights
+    from ragcache.engine.hf.model_info import kv_spec
     from ragcache.models import model_path
     from ragcache.models.checkpoint import ModelConfig
 
@@ -83,16 +84,10 @@ def model_shape(name: str) -> ModelShape:
         raise ModelError(
             f"{name!r} is none of {', '.join(MODEL_SHAPES)}, whose shapes are known, and: {error}"
         ) from error
-    config = made.config
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    spec = KVSpec(
-        text.num_hidden_layers,
-        getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or text.hidden_size // heads,
-        str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch."),
-    )
-    return ModelShape(spec, sum(weight.numel() for weight in made.parameters()), heads)
+    text = made.config.get_text_config()
+    dtype = str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch.")
+    parameters = sum(weight.numel() for weight in made.parameters())
+    return ModelShape(kv_spec(made.config, dtype), parameters, text.num_attention_heads)
 
 
 def parse_bandwidth(text: str) -> float:

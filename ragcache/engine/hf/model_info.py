@@ -13,7 +13,7 @@ from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.memory import ensure_unchanged
 from ragcache.types import Fingerprint, KVSpec
 
-__all__ = ["ModelInfo"]
+__all__ = ["ModelInfo", "kv_spec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,7 @@ class ModelInfo:
                 str(folder), local_files_only=True
             )
         config = model.config
-        text = config.get_text_config()
-        heads, dim = text.num_attention_heads, getattr(text, "head_dim", None)
-        spec = KVSpec(
-            text.num_hidden_layers,
-            getattr(text, "num_key_value_heads", None) or heads,
-            dim or text.hidden_size // heads,
-            dtype,
-        )
+        spec = kv_spec(config, dtype)
         return cls(
             tokenizer,
             spec,
@@ -66,6 +59,18 @@ class ModelInfo:
             ),
             context_tokens(config),
             sum(weight.numel() for weight in model.parameters()),
-            int(heads),
+            int(config.get_text_config().num_attention_heads),
             frozenset(end_tokens(model, tokenizer)),
         )
+
+
+def kv_spec(config: Any, dtype: str) -> KVSpec:
+    """The shape of the KV of a model with this configuration, in ``dtype``."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return KVSpec(
+        text.num_hidden_layers,
+        getattr(text, "num_key_value_heads", None) or heads,
+        getattr(text, "head_dim", None) or text.hidden_size // heads,
+        dtype,
+    )
