@@ -104,7 +104,6 @@ def circles(graph: Graph) -> list[list[str]]:
             circle = list(error.args[1])
             found.append(circle)
             left[circle[1]].discard(circle[0])
-            left[circle[0]].discard(circle[1])
         else:
             return found
 
