@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,13 +31,14 @@ from ragcache.cli import render
 from ragcache.core.sensitivity import preceding_passage
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.eval.ask import ask_questions
 from ragcache.eval.dataset import EvalContext, load_dataset
-from ragcache.eval.evaluate import evaluate
+from ragcache.eval.outcomes import AskedQuestion, by_mode
 from ragcache.eval.parallel import run_parallel, usable_cores
-from ragcache.eval.summary import ModeOutcomes, ModeSummary, figures
+from ragcache.eval.summary import ModeSummary, figures
 from ragcache.models import TINY, model_path, world_file
 from ragcache.store.disk.store import DiskStore
-from ragcache.types import KVPair, Progress, Tokens
+from ragcache.types import KVPair, Tokens
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
 KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}
@@ -253,27 +254,19 @@ def _measure(
 ) -> dict[Blender, ModeSummary]:
     chosen = {str(number): mode for number, mode in enumerate(dict.fromkeys(map(blender, modes)))}
     with render.progress(Console(stderr=True)) as told:
-        scores = run_parallel(partial(_run, how, chosen), contexts, processes, partial(told, how))
-    return {chosen[f.mode]: f for f in figures(scores)}
+        asked = run_parallel(partial(_run, how, chosen), contexts, processes, partial(told, how))
+    return {chosen[f.mode]: f for f in figures(by_mode(chosen, asked))}
 
 
 def _run(
-    how: str, chosen: Mapping[str, Blender], contexts: Sequence[EvalContext], progress: Progress
-) -> list[ModeOutcomes]:
+    how: str, chosen: Mapping[str, Blender], contexts: Sequence[EvalContext]
+) -> Iterator[AskedQuestion]:
     engine = TransformersEngine.load(model_path(TINY))
     if any(isinstance(mode, Sensitive) for mode in chosen.values()):
         for name, before in passages(engine).items():
             CHANGES[name] = changes(engine, contexts, before)
     with tempfile.TemporaryDirectory() as folder, DiskStore(folder) as store:
-        return evaluate(
-            engine,
-            store,
-            contexts,
-            chosen,
-            compile_mode=how,
-            max_tokens=8,
-            progress=progress,
-        )
+        yield from ask_questions(engine, store, contexts, chosen, compile_mode=how, max_tokens=8)
 
 
 TECHNICAL = (

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,13 @@ def evaluate(
             help="Prompts (.jsonl), or JSON in CacheBlend's format; default: the small world."
         ),
     ] = None,
-    mode: Annotated[list[str] | None, typer.Option(help="Fusion methods; default: all.")] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Fusion methods, and `none`: the question without chunks. Default: full, prefix, "
+            "reuse, random, cacheblend and fused."
+        ),
+    ] = None,
     ratio: Annotated[
         list[float] | None, typer.Option(help="Shares of chunk tokens to recompute, 0 to 1.")
     ] = None,
@@ -55,9 +62,23 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
     max_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 32,
+    instruction: Annotated[
+        str,
+        typer.Option(
+            help="Text before every question, such as how long an answer should be.",
+            show_default=False,
+        ),
+    ] = "",
     processes: Annotated[
         int, typer.Option(help="Processes that share the questions; each loads the model.")
     ] = 1,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Save the outcomes of every question in this file (.jsonl) at once. A second run "
+            "asks only the questions that it lacks."
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write the figures into this file (JSON).")
     ] = None,
@@ -84,7 +105,7 @@ def evaluate(
         _check_chunks(contexts, name)
     if plot_file is not None:
         plot.check_plot_path(plot_file)
-    for file in filter(None, (report, plot_file)):
+    for file in filter(None, (report, plot_file, save)):
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
     with progress() as reporter:
@@ -95,8 +116,11 @@ def evaluate(
                 chosen,
                 against=against,
                 max_tokens=max_tokens,
+                instruction=instruction,
                 processes=processes,
                 progress=reporter,
+                save=save,
+                note=partial(print_note, "note"),
             )
         )
     for name, found in done.items():

@@ -12,7 +12,7 @@ from ragcache.core.missed import MissedChunks, encode_missing
 from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
 from ragcache.core.request import PromptRequest
-from ragcache.engine.base import Engine, Step
+from ragcache.engine.base import Draft, Engine, Prefilled, Step
 from ragcache.errors import StoreError
 from ragcache.store.base import ChunkStore
 from ragcache.store.tiers.overlay import OverlayStore
@@ -39,7 +39,7 @@ class LocalGenerator(PrefillContext):
     engine: Engine
     store_misses: bool = True  # store the KV of chunks that are missing
 
-    def stream(self, request: PromptRequest) -> GenerationStream:
+    def stream(self, request: PromptRequest) -> _LocalStream:
         return _LocalStream(self, request)
 
 
@@ -112,6 +112,7 @@ class _LocalStream(GenerationStream):
     def __init__(self, generator: LocalGenerator, request: PromptRequest) -> None:
         self._generator = generator
         self._first_logits: Tensor | None = None
+        self._forced_logits: Tensor | None = None
         self._missed: MissedChunks | None = None
         super().__init__(request)
 
@@ -120,6 +121,15 @@ class _LocalStream(GenerationStream):
         if self._first_logits is None:
             raise RuntimeError("there are no logits yet: read the stream's first piece")
         return self._first_logits
+
+    @property
+    def forced_logits(self) -> Tensor:
+        """Logits (tokens, vocabulary), float32, that predict the request's ``forced`` tokens, see
+        :meth:`Engine.continuation_logits`. RuntimeError before the answer is finished, and if the
+        request has none."""
+        if self._forced_logits is None:
+            raise RuntimeError("there are no logits: ask for forced tokens, and read the answer")
+        return self._forced_logits
 
     @property
     def misses(self) -> bool:
@@ -140,14 +150,19 @@ class _LocalStream(GenerationStream):
             if fallbacks and why is not None:
                 fallbacks.append(f"they are not stored for next time: {why}")
         done = prefill(generator, request)
-        self._first_logits = done.fused.prefilled.logits
+        prefilled = done.fused.prefilled
+        self._first_logits = prefilled.logits
         steps: list[Step] = []
-        ttft = 0.0
-        for step in generator.engine.decode(done.fused.prefilled, request.sampling):
+        text, ttft = "", 0.0
+        for step in self._decode(prefilled):
             ttft = ttft or time.perf_counter() - began
             steps.append(step)
+            text += step.text
             if step.text:
                 yield step.text
+            if request.until is not None and not step.stopped and request.until(text):
+                steps[-1] = replace(step, stopped="stop")
+                break
             if request.check is not None:
                 request.check()
         total = time.perf_counter() - began
@@ -157,13 +172,16 @@ class _LocalStream(GenerationStream):
             total_s=total,
             plan=done.plan,
         )
+        tokens = tuple(step.token for step in steps)
+        if request.forced == ():
+            self._forced_logits = generator.engine.continuation_logits(prefilled, tokens)
         if generator.store_misses:
             self._missed = MissedChunks(generator.engine, generator, done)
-        del done  # frees the prompt's KV: what is to be stored has been copied
+        del done, prefilled  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(
-                text="".join(step.text for step in steps),
-                tokens=tuple(step.token for step in steps),
+                text=text,
+                tokens=tokens,
                 stopped=steps[-1].stopped or "length",
                 passages=request.passages,
                 prompt=request.prompt,
@@ -171,6 +189,24 @@ class _LocalStream(GenerationStream):
             ),
             self._generator.store,
         )
+
+    def _decode(self, prefilled: Prefilled) -> Iterator[Step]:
+        """The steps of the answer. Forced tokens are scored once the first step has been taken, so
+        that they do not delay it."""
+        engine, sampling, forced = (
+            self._generator.engine,
+            self.request.sampling,
+            self.request.forced,
+        )
+        steps = engine.decode(prefilled, sampling)
+        first = next(steps)
+        yield first
+        if forced:
+            self._forced_logits = engine.continuation_logits(prefilled, forced)
+            steps = engine.decode(prefilled, sampling, draft=Draft(forced, self._forced_logits))
+            next(steps)
+        if not first.stopped:
+            yield from steps
 
 
 def _keep_missing(answer: Answer, store: ChunkStore, keep: Callable[[], None]) -> Answer:

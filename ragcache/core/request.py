@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 from ragcache.blend import Blender
 from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
-from ragcache.types import Chunk, Passage, Prompt, Sampling
+from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
 
 __all__ = ["PromptRequest", "Request", "RequestOptions"]
@@ -76,3 +76,9 @@ class PromptRequest:
     speeds: Speeds | None = None
     check: Callable[[], None] | None = None
     keep: bool = True
+    #: Called with the answer's text so far; True ends the answer, as a stop string does.
+    until: Callable[[str], bool] | None = None
+    #: For greedy decoding by an engine of this process: tokens whose logits are computed by teacher
+    #: forcing, after the first token of the answer. The answer is decoded with them as a draft.
+    #: Empty: those of the answer itself. None: no logits but those of the prompt are kept.
+    forced: Tokens | None = None

@@ -19,6 +19,7 @@ __all__ = [
     "AttentionCall",
     "AttentionRule",
     "ChunkEngine",
+    "Draft",
     "Engine",
     "LayerView",
     "PrefillCallbacks",
@@ -114,12 +115,26 @@ AttentionRule = Callable[[AttentionCall], "Tensor | None"]
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt after its prefill. It can be decoded once."""
+    """A prompt after its prefill. Every decoding of it begins after the prompt again."""
 
     logits: Tensor  # (vocabulary,), float32, of the prompt's last row
     kv: Any  # in the engine's own format, with rows reserved for the answer
+    rows: int  # of the prompt
     next_position: int  # of the first generated token
     attend: AttentionRule | None = None  # applied to generated tokens too
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that the answer to a prompt may begin with, as in speculative decoding (Leviathan et
+    al., ICML 2023, arXiv:2211.17192).
+
+    ``logits``: :meth:`Engine.continuation_logits` of the same prompt and tokens, the last that was
+    called for the prompt.
+    """
+
+    tokens: Tokens
+    logits: Tensor  # (len(tokens), vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +259,22 @@ class Engine(ChunkEngine, Prefiller):
     kernel_names: str = ""  # the same without times
 
     @abstractmethod
-    def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
+    def decode(
+        self, prefilled: Prefilled, sampling: Sampling, *, draft: Draft | None = None
+    ) -> Iterator[Step]:
         """Generate tokens until EOS, a stop string or ``sampling.max_tokens``. The last step has
-        ``stopped`` set."""
+        ``stopped`` set.
+
+        While the tokens are those of ``draft``, its logits are used, and nothing is computed. The
+        tokens are those of decoding without a draft, up to rounding in the logits.
+        """
+
+    @abstractmethod
+    def continuation_logits(self, prefilled: Prefilled, tokens: Tokens) -> Tensor:
+        """Logits (len(tokens), vocabulary), float32, that predict each of ``tokens`` after the
+        prompt and the tokens before it (teacher forcing), computed in one forward.
+
+        The first row is that of the prompt. The prompt can be decoded afterwards, and this can be
+        called after decoding. Raises ValueError if there are no tokens, or more than the prompt's
+        prefill has reserved rows for.
+        """

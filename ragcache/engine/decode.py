@@ -9,13 +9,13 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from ragcache.engine.base import Prefilled, Step
+from ragcache.engine.base import Draft, Prefilled, Step
 from ragcache.types import Sampling, Tokens
 
 __all__ = ["IncrementalDetokenizer"]
 
-#: Called with the prompt, one more token and its position; returns the logits (vocabulary,).
-_NextLogits = Callable[[Prefilled, int, int], Tensor]
+#: Called with one more token and its position; returns the logits (vocabulary,) after it.
+_NextLogits = Callable[[int, int], Tensor]
 
 
 def decode(
@@ -33,7 +33,25 @@ def decode(
         yield step
         if step.stopped:
             return
-        logits, position = following(prefilled, step.token, position), position + 1
+        logits, position = following(step.token, position), position + 1
+
+
+class DraftReader:
+    """The logits of a draft, for as long as an answer has the draft's tokens."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._next = 0  # index of the answer's next token; that of the last one at the end
+
+    def after(self, token: int) -> Tensor | None:
+        """The logits (vocabulary,) after the answer's next token. None if the draft does not have
+        them, for this token and all later ones."""
+        last = len(self._draft.tokens) - 1
+        if self._next >= last or self._draft.tokens[self._next] != token:
+            self._next = last
+            return None
+        self._next += 1
+        return self._draft.logits[self._next]
 
 
 class IncrementalDetokenizer:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from ragcache.errors import ConfigError, SourceError
 from ragcache.util.list_argument import require_list
@@ -16,6 +16,10 @@ from ragcache.util.list_argument import require_list
 __all__ = ["EvalContext", "first_questions", "load_dataset", "load_datasets"]
 
 LONG_WORDS = 8  # longer answers, by the median, are also scored by Rouge-L
+
+#: Of long answers, and if their length is unknown, the whole text counts; of short ones, the first
+#: line.
+AnswerLength = Literal["short", "long", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +89,13 @@ def read_questions(path: Path) -> list[str]:
     return found
 
 
-def has_long_answers(contexts: Iterable[EvalContext]) -> bool:
-    """Whether the median correct answer has more than :data:`LONG_WORDS` words."""
+def answer_length(contexts: Iterable[EvalContext]) -> AnswerLength:
+    """Whether the correct answers are short: the median has at most :data:`LONG_WORDS` words.
+    ``unknown`` if there are none."""
     words = [len(a.split()) for c in contexts for q in c.questions for a in q.answers]
-    return bool(words) and median(words) > LONG_WORDS
+    if not words:
+        return "unknown"
+    return "long" if median(words) > LONG_WORDS else "short"
 
 
 def _read(path: Path) -> str:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
-
-from torch import Tensor
+from pathlib import Path
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import check_ratio
-from ragcache.core.generate import LocalGenerator
-from ragcache.core.precompute import precompute, store_variants
-from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
-from ragcache.eval.dataset import EvalContext, Question, has_long_answers
-from ragcache.eval.metrics import exact_match, f1, first_token_kl, load_stemmer, rouge_l
+from ragcache.eval.ask import ask_questions
+from ragcache.eval.dataset import AnswerLength, EvalContext, answer_length
+from ragcache.eval.metrics import load_stemmer
+from ragcache.eval.no_context import NoContext
+from ragcache.eval.outcomes import AskedQuestion, ModeOutcomes, by_mode
+from ragcache.eval.outcomes_file import OutcomesFile, run_header
 from ragcache.eval.parallel import run_parallel
-from ragcache.eval.summary import ModeOutcomes, ModeSummary, QuestionOutcome, figures
+from ragcache.eval.summary import ModeSummary, figures
 from ragcache.models import TINY, model_path
-from ragcache.planning.context import EncodingContext, encoding_context
+from ragcache.planning.context import encoding_context
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
-from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Sampling
+from ragcache.types import StageProgress
 from ragcache.util.list_argument import require_list
 
 __all__ = ["compare", "make_blenders"]
@@ -47,8 +47,9 @@ def make_blenders(
     """Blenders by label, of :data:`MODES` by default.
 
     A mode that takes a ``recompute_ratio`` and does not name its own gets the given ratio; for
-    several ratios there is one blender each, with labels such as ``cacheblend@0.15``. Raises
-    ConfigError for an unknown mode, for a ratio outside [0, 1], and if no mode takes a ratio.
+    several ratios there is one blender each, with labels such as ``cacheblend@0.15``. The mode
+    ``none`` is :class:`ragcache.eval.no_context.NoContext`. Raises ConfigError for an unknown mode,
+    for a ratio outside [0, 1], and if no mode takes a ratio.
     """
     for ratio in require_list(ratios, "ratios"):
         check_ratio(ratio, "ratio")
@@ -56,7 +57,7 @@ def make_blenders(
     used = False
     named = MODES if names is None else {name: name for name in require_list(names, "modes")}
     for label, name in named.items():
-        plain = blender(name)
+        plain = NoContext() if name == NoContext.name else blender(name)
         if not ratios or plain.ratio is None or "recompute_ratio" in name:
             made[label] = plain
             continue
@@ -76,7 +77,7 @@ def evaluate(
     *,
     compile_mode: str = "prefix",
     max_tokens: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    instruction: str = "",
 ) -> list[ModeOutcomes]:
     """Ask every question in every mode, over chunks that are precomputed in ``compile_mode``.
 
@@ -84,38 +85,24 @@ def evaluate(
     followed three chunks of its context, none of which precedes it in the questions' prompts.
 
     ``store`` should be empty: each context's chunks are stored before its questions and deleted
-    afterwards, so that contexts share nothing. All modes answer a question before the next one is
-    asked, in rotating order, and speed-ups are computed per question. Answers are scored by Rouge-L
-    if the correct ones are long (:func:`has_long_answers`).
+    afterwards, so that contexts share nothing. ``instruction`` stands before every question, in all
+    modes. All modes answer a question before the next one is asked, in rotating order after full
+    prefill, with whose answer theirs are compared; speed-ups are computed per question.
+
+    If the correct answers are short, an answer ends with its first line that is not blank, which is
+    scored; if they are long, answers are also scored by Rouge-L
+    (:func:`ragcache.eval.dataset.answer_length`).
     """
-    scores = [ModeOutcomes(label, made) for label, made in modes.items()]
-    sampling = Sampling(max_tokens=max_tokens)
-    encoding = encoding_context(compile_mode, engine)
-    generator = LocalGenerator(engine, store, encoding, store_misses=False)
-    full = next((label for label, made in modes.items() if made.name == "full"), None)
-    total, done, long = sum(len(c.questions) for c in contexts), 0, has_long_answers(contexts)
-    numbers: dict[tuple[str, ...], int] = {}  # entries with the same chunks are one context
-    for context in contexts:
-        number = numbers.setdefault(context.chunks, len(numbers))
-        keys = _precompute(engine, store, context, encoding)
-        if any(made.reuses == "variant" for made in modes.values()):
-            keys += _variants(engine, store, context)
-        for question in context.questions:
-            prompt = engine.template.prompt(context.chunks, question.text)
-            given: dict[str, _Reply] = {}
-            for label in _rotated(list(modes), done):
-                stream = generator.stream(PromptRequest(prompt, modes[label], sampling))
-                given[label] = stream.answer, stream.first_logits
-            reference = None if full is None else given[full]
-            for one in scores:
-                outcome = _outcome(number, question, given[one.mode], reference, long)
-                one.outcomes.append(outcome)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        for key in keys:
-            store.delete(key)
-    return scores
+    asked = ask_questions(
+        engine,
+        store,
+        contexts,
+        modes,
+        compile_mode=compile_mode,
+        max_tokens=max_tokens,
+        instruction=instruction,
+    )
+    return by_mode(modes, asked)
 
 
 def compare(
@@ -125,33 +112,82 @@ def compare(
     *,
     against: str | None = None,
     max_tokens: int = 32,
+    instruction: str = "",
     processes: int = 1,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
+    save: Path | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> Iterator[tuple[str, list[ModeSummary]]]:
     """Evaluate the model of ``settings`` on each data set; yields its name and the summaries.
 
     Chunks are stored in a temporary directory. With several ``processes``, contexts are divided
     among them, each with its own model and its share of the cores. They are spawned, so a script
-    needs ``if __name__ == "__main__"``. Raises ConfigError, before the model is loaded, if
-    ``against`` is not a label of ``chosen``, if ``processes`` < 1, or if Rouge-L is needed and its
-    stemmer is not installed.
+    needs ``if __name__ == "__main__"``.
+
+    ``save``: a file in which the outcomes of every question are saved as soon as they are known
+    (:class:`ragcache.eval.outcomes_file.OutcomesFile`). If it exists, the questions in it are not
+    asked again. ``note`` receives a message about what was found in it.
+
+    Raises ConfigError, before the model is loaded, if ``against`` is not a label of ``chosen``, if
+    ``processes`` < 1, if Rouge-L is needed and its stemmer is not installed, or if ``save`` cannot
+    be used or is of another run.
     """
     if against is not None and against not in chosen:
         raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
     _check_processes(processes)
-    if any(map(has_long_answers, datasets.values())):
+    if any(answer_length(contexts) == "long" for contexts in datasets.values()):
         load_stemmer()
-    run = partial(_evaluate_model, settings, dict(chosen), max_tokens)
-    return (
-        (
-            name,
-            figures(
-                run_parallel(run, contexts, processes, partial(progress or _no_progress, name)),
-                against,
-            ),
+    saved = None
+    if save is not None:
+        header = run_header(
+            settings, datasets, chosen, max_tokens=max_tokens, instruction=instruction
         )
-        for name, contexts in datasets.items()
+        saved = OutcomesFile.open(save, header)
+        _note_content(saved, note or _no_note)
+    ask = partial(
+        _ask_model, settings, dict(chosen), max_tokens=max_tokens, instruction=instruction
     )
+    told = progress or _no_progress
+    return _compared(ask, datasets, chosen, against, processes, told, saved)
+
+
+def _compared(
+    ask: Callable[..., Iterator[AskedQuestion]],
+    datasets: Mapping[str, Sequence[EvalContext]],
+    chosen: Mapping[str, Blender],
+    against: str | None,
+    processes: int,
+    progress: StageProgress,
+    saved: OutcomesFile | None,
+) -> Iterator[tuple[str, list[ModeSummary]]]:
+    with closing(saved) if saved is not None else nullcontext():
+        for name, contexts in datasets.items():
+            asked = run_parallel(
+                partial(
+                    ask,
+                    length=answer_length(contexts),
+                    expected=saved.model if saved else "",
+                ),
+                contexts,
+                processes,
+                partial(progress, name),
+                known=None if saved is None else saved.known.get(name),
+                keep=None if saved is None else partial(saved.append, name),
+            )
+            yield name, figures(by_mode(chosen, asked), against)
+
+
+def _note_content(saved: OutcomesFile, note: Callable[[str], object]) -> None:
+    """Say what a file of outcomes has already, and whether its last line was incomplete."""
+    if saved.torn:
+        note(f"the last line of {saved.path} was incomplete: it was removed")
+    if known := sum(map(len, saved.known.values())):
+        total = sum(found["questions"] for found in saved.header["datasets"].values())
+        note(f"{known} of {total} questions are in {saved.path} already")
+
+
+def _no_note(message: str) -> None:
+    pass
 
 
 def _check_processes(processes: int) -> None:
@@ -163,13 +199,18 @@ def _no_progress(name: str, done: int, total: int) -> None:
     pass
 
 
-def _evaluate_model(
+def _ask_model(
     settings: Settings,
     chosen: Mapping[str, Blender],
-    max_tokens: int,
     contexts: Sequence[EvalContext],
-    progress: Callable[[int, int], None],
-) -> list[ModeOutcomes]:
+    *,
+    max_tokens: int,
+    instruction: str,
+    length: AnswerLength,
+    expected: str,
+) -> Iterator[AskedQuestion]:
+    """Load the model and ask. Raises ConfigError unless the digest of its fingerprint is
+    ``expected``, if that is not empty."""
     from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.store.disk.store import DiskStore
     from ragcache.store.format.codecs import codec
@@ -181,78 +222,23 @@ def _evaluate_model(
         codec=codec(settings.codec or "raw").name,
         kernels=settings.kernels,
     )
+    if expected and engine.fingerprint.digest.hex() != expected:
+        raise ConfigError(
+            f"the saved outcomes are of another model than {engine.fingerprint}: its files, its "
+            "dtype or the version of transformers have changed. Save to another file."
+        )
     encoding = encoding_context(settings.encoding_context or "prefix", engine)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
         DiskStore(folder, layout=settings.layout) as store,
     ):
-        return evaluate(
+        yield from ask_questions(
             engine,
             store,
             contexts,
             chosen,
             compile_mode=encoding.mode,
             max_tokens=max_tokens,
-            progress=progress,
+            instruction=instruction,
+            length=length,
         )
-
-
-_PRECEDING = 2, 3, 4  # distances, in chunks, of the chunks before a variant's chunk
-
-#: A mode's answer to a question, and the logits (vocabulary,) of its first token.
-_Reply = tuple[Answer, Tensor]
-
-
-def _outcome(
-    context: int, question: Question, given: _Reply, reference: _Reply | None, long: bool
-) -> QuestionOutcome:
-    """Score an answer, and compare it with the ``reference`` that full prefill gave."""
-    (answer, logits), report = given, given[0].report
-    full, wanted = reference or (None, None)
-    return QuestionOutcome(
-        context=context,
-        kind=question.kind,
-        exact=exact_match(answer.text, question.answers),
-        f1=f1(answer.text, question.answers),
-        rouge_l=rouge_l(answer.text, question.answers) if long else None,
-        kl=None if wanted is None else first_token_kl(wanted, logits),
-        agrees=None if wanted is None else bool(wanted.argmax() == logits.argmax()),
-        same=None if full is None else exact_match(answer.text, [full.text]),
-        ttft_s=report.ttft_s,
-        speedup=None if full is None else full.report.ttft_s / report.ttft_s,
-        recomputed=report.recomputed_share,
-        charged=report.charged_share,
-        bytes_loaded=report.bytes_loaded,
-    )
-
-
-def _precompute(
-    engine: Engine,
-    store: ChunkStore,
-    context: EvalContext,
-    encoding: EncodingContext,
-) -> list[ChunkKey]:
-    """Store the KV of the prefix and of the context's chunks; returns their keys."""
-    template = engine.template
-    tokens = [template.chunk(chunk) for chunk in context.chunks]
-    keys = [encoding.key(engine.fingerprint, ids) for ids in tokens]
-    keys.append(ChunkKey(engine.fingerprint, template.prefix))
-    precompute(engine, store, keys)
-    return keys
-
-
-def _variants(engine: Engine, store: ChunkStore, context: EvalContext) -> list[ChunkKey]:
-    """Store a variant of each chunk; returns their keys."""
-    chunks, count = context.chunks, len(context.chunks)
-    keys = []
-    for number, chunk in enumerate(chunks):
-        others = dict.fromkeys((number + step) % count for step in _PRECEDING)
-        before = [chunks[other] for other in others if other not in (number, number - 1)]
-        prompt = engine.template.prompt([*before, chunk], context.questions[0].text)
-        keys += store_variants(engine, store, prompt, [len(before)])
-    return keys
-
-
-def _rotated(labels: list[str], by: int) -> Iterator[str]:
-    by %= len(labels)
-    yield from labels[by:] + labels[:by]

@@ -59,10 +59,31 @@ def load_stemmer() -> Callable[[str], str]:
     return stem
 
 
+def first_line(text: str) -> str:
+    """The first line that is not blank, stripped.
+
+    This is what CacheBlend's evaluation scores of an answer, and LongBench's for its few-shot
+    tasks: a base model goes on with the next question, and a chat model explains itself.
+    """
+    return text.strip().partition("\n")[0].strip()
+
+
 def first_token_kl(full: Tensor, mode: Tensor) -> float:
     """KL(full || mode) in nats of two rows of logits (vocabulary,), in double precision."""
+    return float(_kl(full, mode))
+
+
+def answer_agreement(full: Tensor, mode: Tensor) -> tuple[float, float]:
+    """Of logits (tokens, vocabulary): the mean of KL(full || mode) over tokens in nats, and the
+    share of tokens at which both have the same most likely one."""
+    same = full.argmax(-1) == mode.argmax(-1)
+    return float(_kl(full, mode).mean()), float(same.double().mean())
+
+
+def _kl(full: Tensor, mode: Tensor) -> Tensor:
+    """KL(full || mode) over the last dimension, in double precision; rounding is not negative."""
     p, q = (Categorical(logits=logits.cpu().double()) for logits in (full, mode))
-    return max(0.0, float(kl_divergence(p, q)))
+    return kl_divergence(p, q).clamp(min=0)
 
 
 def _best(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.engine.base import AttentionCall, Engine, LayerView, PrefillCallbacks
+from ragcache.engine.base import AttentionCall, Draft, Engine, LayerView, PrefillCallbacks
 from ragcache.errors import PromptError
 from ragcache.types import ChunkKV, Sampling, Tokens
 
@@ -35,6 +35,17 @@ class FewFromLayer2(PrefillCallbacks):
 
     def narrowed(self, layer: int) -> Tensor:
         return self.rows
+
+
+class _Placing(PrefillCallbacks):
+    """Places ``stored`` before the rows that are computed."""
+
+    def __init__(self, stored: ChunkKV) -> None:
+        self.stored = stored
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        kv.place(0, [(self.stored.keys[layer], self.stored.values[layer])])
+        return kv.all_rows[len(self.stored.tokens) :]
 
 
 class _Taking(PrefillCallbacks):
@@ -122,6 +133,43 @@ class EngineTests:
         assert not any(step.stopped for step in steps[:-1])
         for n, token in enumerate(tokens):
             assert token == int(engine.prefill((*IDS, *tokens[:n])).logits.argmax())
+
+    def test_continuation_logits_are_those_of_one_forward(self, engine: Engine) -> None:
+        prefilled = engine.prefill(IDS[:30], room=10)
+        logits = engine.continuation_logits(prefilled, IDS[30:])
+        for n, row in enumerate(logits):
+            close(row, self.forward(engine, IDS[: 30 + n]))
+        close(engine.continuation_logits(prefilled, IDS[30:31]), logits[:1])
+        with pytest.raises(ValueError, match="at least 1, and 10 rows are reserved"):
+            engine.continuation_logits(prefilled, ())
+        with pytest.raises(ValueError, match="12 tokens: at least 1"):
+            engine.continuation_logits(prefilled, IDS[:12])
+
+    def test_continuation_logits_over_stored_kv_are_those_of_decoding(self, engine: Engine) -> None:
+        """The KV of the prompt's first part was computed after other tokens, so no forward of the
+        whole prompt has it; and the prompt can be decoded before and after."""
+        stored = engine.encode([IDS[:20]], context=IDS[5:9])[0]
+        prefilled = engine.prefill(IDS[:30], _Placing(stored), room=6)
+        first = [step.token for step in engine.decode(prefilled, Sampling(max_tokens=6))]
+        logits = engine.continuation_logits(prefilled, tuple(first))
+        assert logits.argmax(-1).tolist() == first
+        for n in range(1, len(first)):
+            again = engine.prefill(IDS[:30], _Placing(stored), room=6)
+            steps = engine.decode(again, Sampling(max_tokens=n + 1))
+            assert [step.token for step in steps] == first[: n + 1]
+            close(engine.continuation_logits(again, tuple(first[: n + 1])), logits[: n + 1])
+        assert [s.token for s in engine.decode(prefilled, Sampling(max_tokens=6))] == first
+
+    def test_a_draft_changes_no_answer(self, engine: Engine) -> None:
+        """A right one, one that is right up to its third token, and a wrong one."""
+        sampling = Sampling(max_tokens=6)
+        prefilled = engine.prefill(IDS, room=6)
+        steps = list(engine.decode(prefilled, sampling))
+        tokens = tuple(step.token for step in steps)
+        for right in range(len(tokens) + 1):
+            draft = (*tokens[:right], *(3 + (token == 3) for token in tokens[right:]))
+            given = Draft(draft, engine.continuation_logits(prefilled, draft))
+            assert list(engine.decode(prefilled, sampling, draft=given)) == steps
 
     def test_a_seed_repeats_a_sample(self, engine: Engine) -> None:
         def sampled(seed: int) -> list[int]:

@@ -135,7 +135,7 @@ class VllmModel(Prefiller):
                 tokens, callbacks or PrefillCallbacks(), positions, attend
             )
         logits = self.model.compute_logits(hidden[-1:])
-        return Prefilled(logits[0].float(), None, positions[-1] + 1, attend)
+        return Prefilled(logits[0].float(), None, len(tokens), positions[-1] + 1, attend)
 
     @torch.inference_mode()
     def probe(

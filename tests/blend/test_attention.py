@@ -181,9 +181,8 @@ def test_ape_equals_the_merge_of_two_attentions(engine: TransformersEngine) -> N
 def test_ape_tempers_the_answer_too(engine: TransformersEngine) -> None:
     prefilled = scene.run(engine, APE(0.7, 0.7), room=4).prefilled
     assert prefilled.attend is not None
-    tempered = engine._next(prefilled, 5, prefilled.next_position)
-    plain = scene.run(engine, APE(0.7, 0.7), room=4).prefilled
-    untempered = engine._next(replace(plain, attend=None), 5, plain.next_position)
+    tempered = engine.continuation_logits(prefilled, (5, 6))[1]
+    untempered = engine.continuation_logits(replace(prefilled, attend=None), (5, 6))[1]
     assert not torch.allclose(tempered, untempered, atol=1e-3)
 
 

@@ -12,8 +12,8 @@ from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.dataset import (
     EvalContext,
     Question,
+    answer_length,
     first_questions,
-    has_long_answers,
     load_dataset,
     load_datasets,
 )
@@ -165,8 +165,10 @@ def test_broken_datasets_name_the_entry(tmp_path: Path, name: str, text: str, me
 
 def test_long_answers_are_told_by_the_median() -> None:
     summary = " ".join(["word"] * 9)
-    assert not has_long_answers([CONTEXT])
-    assert has_long_answers([EvalContext(("a",), (Question("?", (summary, summary, "short")),))])
+    assert answer_length([CONTEXT]) == "short"
+    long = EvalContext(("a",), (Question("?", (summary, summary, "short")),))
+    assert answer_length([long]) == "long"
+    assert answer_length([EvalContext(("a",), (Question("?", ()),))]) == "unknown"
 
 
 def test_files_of_one_name_are_kept_apart(tmp_path: Path) -> None:

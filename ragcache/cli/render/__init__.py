@@ -2,7 +2,7 @@
 
 from ragcache.cli.render.screen import Screen, one_line, plain
 from ragcache.cli.render.stages import ProgressReporter, progress, waiting
-from ragcache.cli.render.units import counted, decimal, duration, number, percent, size
+from ragcache.cli.render.units import counted, decimal, duration, estimate, number, percent, size
 
 __all__ = [
     "Screen",
@@ -10,6 +10,7 @@ __all__ = [
     "counted",
     "decimal",
     "duration",
+    "estimate",
     "number",
     "one_line",
     "percent",

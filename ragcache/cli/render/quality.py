@@ -10,10 +10,13 @@ from rich.box import SIMPLE
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from ragcache.cli.render import duration, number, one_line, percent, size
+from ragcache.cli.render import duration, estimate, number, one_line, percent, size
 
 if TYPE_CHECKING:
     from ragcache.eval.summary import ModeSummary
+
+
+_WIDTH = 100  # columns: a wider table has its intervals on second lines
 
 
 def score_tables(figures: Sequence[ModeSummary], title: str) -> Iterator[ModeTable]:
@@ -27,7 +30,7 @@ def score_tables(figures: Sequence[ModeSummary], title: str) -> Iterator[ModeTab
 
 
 def _score_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
-    """Exact match by kind of question, F1 and Rouge-L of each mode, in percent.
+    """Exact match by kind of question, F1, Rouge-L and PGR of each mode, in percent.
 
     A column without any figure is left out.
     """
@@ -39,16 +42,35 @@ def _score_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
         ),
         ("F1", [percent(f.f1) for f in figures]),
         ("Rouge-L", [percent(f.rouge_l) for f in figures]),
+        ("PGR", [percent(f.pgr) for f in figures]),
+        ("charged", [f"{f.charged:.1%}" for f in figures]),
     ]
-    return _mode_table(figures, columns, title, _resampled(first))
+    return _mode_table(figures, columns, title, f"{_resampled(first)}\n{_pgr_note(first)}")
+
+
+def _pgr_note(figures: ModeSummary) -> str:
+    """What PGR is relative to, or why there is none."""
+    from ragcache.eval.comparison import MIN_PGR_GAP
+
+    if figures.gap is None:
+        return "no PGR: it needs the modes full and none"
+    gap = f"F1 of full is {percent(figures.gap)} points above that of none"
+    if figures.admitted:
+        return f"PGR: (mode - none) / (full - none) of F1; {gap}"
+    return f"no PGR: {gap}, and it needs {100 * MIN_PGR_GAP:.0f}"
 
 
 def _difference_table(figures: Sequence[ModeSummary]) -> ModeTable:
-    """Exact match by kind of each mode minus that of the mode ``against``, in points."""
+    """Exact match by kind, F1 and answer KL of each mode minus those of the mode ``against``, in
+    points and nats."""
     first = figures[0]
     columns = [
-        (_head(first, kind), [percent(f.difference[kind], "+.1f") for f in figures])
-        for kind in first.questions
+        *(
+            (_head(first, kind), [percent(f.difference[kind], "+.1f") for f in figures])
+            for kind in first.questions
+        ),
+        ("F1", [percent(f.f1_difference, "+.1f") for f in figures]),
+        ("answer KL\n(nats)", [estimate(f.answer_kl_difference, "+.4f") for f in figures]),
     ]
     return _mode_table(figures, columns, f"minus {first.against}, in points", _resampled(first))
 
@@ -72,8 +94,10 @@ def _agreement_table(figures: Sequence[ModeSummary], title: str) -> ModeTable:
             (f"{kind}\nrecovered", [percent(f.recovery[kind]) for f in figures])
             for kind in figures[0].recovery
         ),
-        ("first token\nagrees", [percent(f.agreement) for f in figures]),
-        ("KL", [number(f.kl, ".4f") for f in figures]),
+        ("answer\nKL", [estimate(f.answer_kl, ".4f") for f in figures]),
+        ("answer\ntop-1", [percent(f.answer_top1) for f in figures]),
+        ("first\ntoken KL", [number(f.kl, ".4f") for f in figures]),
+        ("first\ntop-1", [percent(f.agreement) for f in figures]),
         ("charged", [f"{f.charged:.1%}" for f in figures]),
     ]
     return _mode_table(figures, columns, title)
@@ -122,7 +146,8 @@ def _bar(share: float, width: int = 8) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModeTable:
-    """A table with a row for each mode. In a narrow terminal, intervals are on second lines."""
+    """A table with a row for each mode. If it is wider than the terminal or than 100 columns,
+    intervals are on second lines."""
 
     modes: Sequence[str]
     columns: Sequence[tuple[str, list[str]]]
@@ -132,7 +157,7 @@ class ModeTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = self._build(lambda cell: cell)
         natural = console.measure(wide, options=options.update(max_width=1000)).maximum
-        narrow = natural > options.max_width
+        narrow = natural > min(options.max_width, _WIDTH)
         yield self._build(lambda cell: cell.replace(" ±", "\n±")) if narrow else wide
 
     def _build(self, cell: Callable[[str], str]) -> Table:

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from ragcache.cli.render.units import duration
 
-EVERY_S = 5.0  # least time between lines; later it is a 20th of the elapsed time
+#: Least and most time between lines; in between, it is a 20th of the elapsed time.
+EVERY_S, AT_LEAST_EVERY_S = 5.0, 60.0
 COMPUTING = "precompute"  # the stage whose progress is also counted in tokens
 
 
@@ -64,8 +65,15 @@ class ProgressReporter:
         """``done`` of ``total`` tokens whose KV is computed."""
         self._tokens = self._count(self._tokens, done, total)
 
-    def text(self, stage: str) -> str:
-        """Such as ``12 of 87, 310 tokens/s, 42 s left``; at the end, with the time it took."""
+    def line(self) -> str:
+        """The latest stage, such as ``index: 12 of 87, 8.0 s so far, 42 s left``; "" before the
+        first one."""
+        return self.stage and f"{self.stage}: {self.text(self.stage, elapsed=True)}"
+
+    def text(self, stage: str, *, elapsed: bool = False) -> str:
+        """Such as ``12 of 87, 310 tokens/s, 42 s left``; at the end, with the time it took.
+
+        ``elapsed``: also with the time so far."""
         count = self._counts[stage]
         parts = [f"{count.done:,} of {count.total:,}"]
         pace = self._tokens if stage == COMPUTING and self._tokens else count
@@ -74,7 +82,10 @@ class ProgressReporter:
         left = pace.left_s(self.now())
         if count.done >= count.total:
             parts.append(duration(count.at - count.began))
-        elif left is not None:
+            return ", ".join(parts)
+        if elapsed:
+            parts.append(f"{duration(self.now() - count.began)} so far")
+        if left is not None:
             parts.append(f"{duration(max(1.0, left))} left")
         return ", ".join(parts)
 
@@ -90,9 +101,7 @@ def progress(console: Console) -> Iterator[ProgressReporter]:
     """Show the progress that the yielded reporter receives, while the context lasts."""
     reporter = ProgressReporter()
     if not console.is_terminal:
-        with _lines(
-            console, lambda: reporter.stage and f"{reporter.stage}: {reporter.text(reporter.stage)}"
-        ):
+        with _lines(console, reporter.line):
             yield reporter
         return
     stage = TextColumn("{task.description:>10}", markup=False)
@@ -127,7 +136,7 @@ def _lines(console: Console, text: Callable[[], str]) -> Iterator[None]:
     over, began = threading.Event(), time.monotonic()
 
     def run() -> None:
-        while not over.wait(max(EVERY_S, (time.monotonic() - began) / 20)):
+        while not over.wait(_pause_s(time.monotonic() - began)):
             if line := text():
                 console.print(line, highlight=False, soft_wrap=True)
 
@@ -138,6 +147,11 @@ def _lines(console: Console, text: Callable[[], str]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _pause_s(elapsed_s: float) -> float:
+    """Seconds until the next line."""
+    return min(max(EVERY_S, elapsed_s / 20), AT_LEAST_EVERY_S)
 
 
 class _ProgressText(ProgressColumn):

@@ -46,6 +46,14 @@ def duration(seconds: float) -> str:
     return f"{1e6 * seconds:.1f} µs"
 
 
+def estimate(found: Estimate | None, form: str) -> str:
+    """An estimate with half of its interval if it has one, such as ``0.1312 ±0.0210``."""
+    if found is None:
+        return ""
+    half = found.half_width
+    return f"{found.value:{form}}" + ("" if half is None else f" ±{half:{form.lstrip('+')}}")
+
+
 def percent(share: Estimate | float | None, form: str = ".1f") -> str:
     """A share in percent, with half of its interval if it has one, such as ``93.2 ±2.1``."""
     if share is None or isinstance(share, (int, float)):

@@ -21,8 +21,15 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from ragcache.engine.base import AttentionRule, Engine, PrefillCallbacks, Prefilled, Step
-from ragcache.engine.decode import decode, end_tokens
+from ragcache.engine.base import (
+    AttentionRule,
+    Draft,
+    Engine,
+    PrefillCallbacks,
+    Prefilled,
+    Step,
+)
+from ragcache.engine.decode import DraftReader, decode, end_tokens
 from ragcache.engine.hf.device import resolve_device, resolve_dtype
 from ragcache.engine.hf.fingerprint import cached_weights_digest, fingerprint
 from ragcache.engine.hf.forward import Forward
@@ -240,7 +247,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         kv = self._forward.cache(len(tokens) + room)
         with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
-        return Prefilled(logits[0, -1].float(), kv, positions[-1] + 1, attend)
+        return Prefilled(logits[0, -1].float(), kv, len(tokens), positions[-1] + 1, attend)
 
     @torch.inference_mode()
     def probe(
@@ -262,18 +269,43 @@ class TransformersEngine(TokenizerEngine, Engine):
         ):
             self.model(**arguments)
 
-    def decode(self, prefilled: Prefilled, sampling: Sampling) -> Iterator[Step]:
+    def decode(
+        self, prefilled: Prefilled, sampling: Sampling, *, draft: Draft | None = None
+    ) -> Iterator[Step]:
         ends = end_tokens(self.model, self.tokenizer)
-        return decode(self._next, self.tokenizer, ends, prefilled, sampling)
+        prefilled.kv.crop(prefilled.rows)
+        known = None if draft is None else DraftReader(draft)
+
+        def following(token: int, position: int) -> Tensor:
+            logits = None if known is None else known.after(token)
+            if logits is None:
+                return self._forward_logits(prefilled, [token], position)[-1]
+            prefilled.kv.begin(1)  # the draft's forward has written this row
+            return logits
+
+        return decode(following, self.tokenizer, ends, prefilled, sampling)
+
+    def continuation_logits(self, prefilled: Prefilled, tokens: Tokens) -> Tensor:
+        room = prefilled.kv.capacity - prefilled.rows
+        if not 0 < len(tokens) <= room + 1:
+            raise ValueError(f"{len(tokens)} tokens: at least 1, and {room} rows are reserved")
+        prefilled.kv.crop(prefilled.rows)
+        first = prefilled.logits[None]
+        if len(tokens) == 1:
+            return first
+        rest = self._forward_logits(prefilled, tokens[:-1], prefilled.next_position)
+        prefilled.kv.crop(prefilled.rows)
+        return torch.cat([first, rest])
 
     @torch.inference_mode()
-    def _next(self, prefilled: Prefilled, token: int, position: int) -> Tensor:
-        """Logits (vocabulary,), float32, after ``token`` at ``position``."""
+    def _forward_logits(self, prefilled: Prefilled, tokens: Sequence[int], position: int) -> Tensor:
+        """Logits (tokens, vocabulary), float32, after each of ``tokens`` from ``position`` on."""
+        positions = range(position, position + len(tokens))
         with self._forward.driven(
-            prefilled.kv, [token], [position], attend=prefilled.attend
+            prefilled.kv, tokens, positions, attend=prefilled.attend
         ) as arguments:
-            logits = self.model(**arguments).logits
-        return cast(Tensor, logits[0, -1].float())
+            logits = self.model(**arguments | {"logits_to_keep": len(tokens)}).logits
+        return cast(Tensor, logits[0].float())
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:

@@ -47,6 +47,11 @@ class PlacedKV(Cache):
         assert self.length + tokens <= self.capacity, "KV capacity is planned before prefill"
         self.start, self.length = self.length, self.length + tokens
 
+    def crop(self, rows: int) -> None:
+        """Keep the first ``rows`` rows. What the others hold stays until it is overwritten."""
+        assert rows <= self.length, "a cache is cropped to rows that it has"
+        self.length = rows
+
     def continued(self, room: int) -> PlacedKV:
         """A copy with ``room`` for more rows. This cache is unchanged, and may be copied again."""
         copy = PlacedKV(len(self._keys), self.length + room, self.blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -138,6 +139,14 @@ def test_without_tokens_the_time_left_follows_from_what_is_done() -> None:
     assert told((0, 0, 0)).stage == ""  # nothing to do, nothing to show
 
 
+def test_lines_also_tell_the_time_so_far() -> None:
+    assert told((0, 0, 0)).line() == ""
+    resumed = told((0, 10, 40), (10, 20, 40))
+    assert resumed.line() == "precompute: 20 of 40, 10 s so far, 20 s left"
+    assert told((5, 0, 4), (65, 4, 4)).line() == "precompute: 4 of 4, 1 min 0 s"
+    assert [stages._pause_s(s) for s in (0, 200, 86_400)] == [5, 10, 60]
+
+
 def test_where_there_is_no_terminal_lines_say_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,13 +155,14 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is(
     with progress(screen(printed)) as one:
         one("index", 1, 2)
         deadline = time.monotonic() + 30
-        while printed.getvalue().count("index: 1 of 2\n") < 2 and time.monotonic() < deadline:
+        while printed.getvalue().count("index: 1 of 2, ") < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     with waiting(screen(printed), "loading [the] model"):
         while "loading [the] model: " not in printed.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
     lines = printed.getvalue().splitlines()
-    assert lines.count("index: 1 of 2") >= 2 and lines[-1].endswith(" so far")
+    assert all(re.fullmatch(r"index: 1 of 2, .* so far", line) for line in lines[:2])
+    assert lines[-1].endswith(" so far")
 
 
 def test_what_is_done_soon_prints_nothing_where_there_is_no_terminal() -> None:
