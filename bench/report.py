@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure what is there already, too")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
     given = parser.parse_args()
-    plot.check_plot_path(given.page.with_suffix(".svg"))
+    plot.check_plot(given.page.with_suffix(".svg"))
     for benchmark in BENCHMARKS:
         path = file(given.out, name(benchmark))
         if path.exists() and not given.again:

@@ -86,6 +86,12 @@ def evaluate(
         Path | None,
         typer.Option("--plot", help="Draw quality against budget into this file (.png or .svg)."),
     ] = None,
+    plot_y: Annotated[
+        str,
+        typer.Option(
+            help="What --plot shows: exact_match, f1, pgr, answer_top1 or answer_kl.",
+        ),
+    ] = "exact_match",
 ) -> None:
     """Measure the quality and cost of fusion methods on questions with given chunks.
 
@@ -104,7 +110,7 @@ def evaluate(
     for name, contexts in datasets.items():
         _check_chunks(contexts, name)
     if plot_file is not None:
-        plot.check_plot_path(plot_file)
+        plot.check_plot(plot_file, plot_y)
     for file in filter(None, (report, plot_file, save)):
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
@@ -131,7 +137,7 @@ def evaluate(
         report.write_text(as_json({"figures": rows}) + "\n", encoding="utf-8")
     figures({"figures": rows})
     if plot_file is not None:
-        plot.save_plot(done, plot_file)
+        plot.save_plot(done, plot_file, y=plot_y)
 
 
 def calibrate(

@@ -1,10 +1,11 @@
-"""Plot quality against cost: exact match over the charged budget of each mode."""
+"""Plot quality against cost: a measure of quality over the charged budget of each mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from math import cos, pi, sin
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +14,58 @@ from ragcache.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox, BboxBase
 
+    from ragcache.eval.bootstrap import Estimate
     from ragcache.eval.summary import ModeSummary
 
-__all__ = ["check_plot_path", "save_plot"]
+__all__ = ["check_plot", "save_plot"]
 
 FORMATS = ".png", ".svg"
-_MARKER, _FONT = 6.0, 8.0  # points
-_DISTANCES = 7, 16, 26, 38, 52, 68, 86  # points from a marker's centre to its label
-_ANGLES = 0, 1, 1 / 4, 3 / 4, 7 / 4, 5 / 4, 1 / 2, 3 / 2, 1 / 8, 7 / 8, 15 / 8, 9 / 8  # times pi
+_COLUMNS = 3  # panels side by side
+_MARKERS = "osD^v<>Phpd*8"
+_FLOOR = 1e-4  # lowest value on a logarithmic axis: lower ones are drawn there
 
 
-def check_plot_path(path: Path) -> None:
-    """Raise ConfigError if :func:`save_plot` cannot write this kind of file."""
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """What the vertical axis shows."""
+
+    label: str
+    of: Callable[[ModeSummary], Estimate | None]
+    needs: str = ""  # the modes without which there is none
+    percent: bool = True
+    less_is_better: bool = False  # on a logarithmic axis
+
+    def drawn(self, value: float) -> float:
+        """Where a value is on the axis."""
+        if self.less_is_better:
+            return max(value, _FLOOR)
+        return 100 * value if self.percent else value
+
+    def better(self, value: float, other: float) -> bool:
+        return value < other if self.less_is_better else value > other
+
+
+MEASURES = {
+    "exact_match": _Measure("exact match (%, mean over kinds)", lambda f: f.mean_match),
+    "f1": _Measure("F1 (%)", lambda f: f.f1),
+    "pgr": _Measure("PGR: performance gap recovered (%)", lambda f: f.pgr, "full and none"),
+    "answer_top1": _Measure("same most likely token as full (%)", lambda f: f.answer_top1, "full"),
+    "answer_kl": _Measure(
+        "KL(full || mode) over the answer (nats)",
+        lambda f: f.answer_kl,
+        "full",
+        percent=False,
+        less_is_better=True,
+    ),
+}
+
+
+def check_plot(path: Path, y: str = "exact_match") -> None:
+    """Raise ConfigError if :func:`save_plot` cannot write this kind of file, or draw ``y``."""
     if path.suffix not in FORMATS:
         raise ConfigError(f"cannot draw {path}: name a file that ends in {' or '.join(FORMATS)}")
+    _measure(y)
     if find_spec("matplotlib") is None:
         raise ConfigError(
             "Plots need matplotlib, which is not installed. "
@@ -36,133 +73,138 @@ def check_plot_path(path: Path) -> None:
         )
 
 
-def save_plot(datasets: Mapping[str, Sequence[ModeSummary]], path: Path) -> None:
-    """Write :func:`plot_figure` to ``path``, whose suffix is one of :data:`FORMATS`."""
-    plot_figure(datasets).savefig(path, dpi=200)
+def save_plot(
+    panels: Mapping[str, Sequence[ModeSummary]], path: Path, *, y: str = "exact_match"
+) -> None:
+    """Write :func:`plot_figure` to ``path``, whose suffix is one of :data:`FORMATS`.
+
+    The bytes of an SVG depend only on the numbers.
+    """
+    from matplotlib import rc_context
+
+    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
+    with rc_context({"svg.hashsalt": "ragcache"}):
+        plot_figure(panels, y=y).savefig(path, dpi=200, metadata=metadata)
 
 
-def plot_figure(datasets: Mapping[str, Sequence[ModeSummary]]) -> Figure:
-    """A panel per data set: exact match (mean over kinds of questions) over the charged budget.
+def plot_figure(panels: Mapping[str, Sequence[ModeSummary]], *, y: str = "exact_match") -> Figure:
+    """A panel for each title, such as a data set: ``y``, a key of :data:`MEASURES`, over the
+    charged budget.
 
-    Each mode is a labelled point with its 95 % interval. Ratios of one mode are joined by a line,
-    and a dashed line marks full prefill.
+    Each mode is a point with its 95 % interval, and each method has one colour and marker in all
+    panels. The line is the Pareto front: the best of the modes up to each budget. Modes full and
+    none are horizontal lines. Raises ConfigError for an unknown ``y``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(6.4 * len(datasets), 4.8), layout="constrained")
-    canvas: Any = FigureCanvasAgg(drawn)
-    panels = drawn.subplots(1, len(datasets), squeeze=False)[0]
-    for axes, (name, figures) in zip(panels, datasets.items(), strict=True):
-        _points(axes, figures)
-        axes.set_title(f"{name}: {sum(figures[0].questions.values())} questions", fontsize=10)
-    drawn.draw_without_rendering()  # fixes the layout that labels are placed in
-    drawn.set_layout_engine("none")
-    for axes, figures in zip(panels, datasets.values(), strict=True):
-        _labels(axes, figures, canvas.get_renderer(), drawn.dpi / 72)
+    measure, columns = _measure(y), min(len(panels), _COLUMNS)
+    rows = -(-len(panels) // columns)
+    drawn = Figure(figsize=(max(6.0, 4.4 * columns), 3.6 * rows + 0.6), layout="constrained")
+    FigureCanvasAgg(drawn)
+    places = drawn.subplots(rows, columns, squeeze=False).flatten()
+    styles = _styles(f for figures in panels.values() for f in figures)
+    for axes, (title, figures) in zip(places, panels.items(), strict=False):
+        questions = sum(figures[0].questions.values())
+        axes.set_title(f"{title}: {questions} questions", fontsize=10)
+        _draw(axes, figures, measure, styles)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    drawn.supxlabel("charged budget (% of chunk tokens computed, mean over layers)", fontsize=10)
+    drawn.supylabel(measure.label, fontsize=10)
+    named = {}
+    for axes in drawn.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    drawn.legend(named.values(), named, loc="outside right upper", frameon=False, fontsize=9)
     return drawn
 
 
-def _points(axes: Axes, figures: Sequence[ModeSummary]) -> None:
-    colours = _colours(figures)
-    for method, colour in colours.items():
-        same = sorted(filter(lambda f: _method(f) == method, figures), key=_point)
-        x, y = zip(*map(_point, same), strict=True)
-        axes.plot(x, y, "o-", color=colour, markersize=_MARKER, linewidth=0.8)
-        for f in same:
-            axes.vlines(_point(f)[0], *_ends(f), color=colour, linewidth=1, alpha=0.5)
-    for f in figures:
-        if f.method == "full":
-            axes.axhline(_point(f)[1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    axes.margins(0.12)
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("charged budget (% of chunk tokens computed, mean over layers)")
-    axes.set_ylabel("exact match (%, mean over kinds, 95 % interval)")
+def _measure(y: str) -> _Measure:
+    if y not in MEASURES:
+        raise ConfigError(f"cannot draw {y!r}: use one of {', '.join(MEASURES)}")
+    return MEASURES[y]
 
 
-def _labels(axes: Axes, figures: Sequence[ModeSummary], renderer: Any, pixels: float) -> None:
-    """Put every mode's name in free space near its point, with a line to it.
-
-    ``pixels`` is the number of pixels per point.
-    """
-    colours = _colours(figures)
-    taken = [box for f in figures for box in _marks(axes, f, pixels)]
-    for f in sorted(figures, key=_point):
-        x, y = axes.transData.transform(_point(f)) / pixels  # in points, as all below
-        probe = axes.text(0, 0, f.mode, fontsize=_FONT)
-        extent = probe.get_window_extent(renderer)
-        probe.remove()
-        width, height = extent.width / pixels, extent.height / pixels
-        spots = {
-            (dx, dy): _box(x + dx, y + dy, width / 2, height / 2, pixels)
-            for dx, dy in _spots(width / 2, height / 2)
-        }
-        offset = min(spots, key=lambda spot: _collisions(spots[spot], taken, axes.bbox))
-        taken.append(spots[offset])
-        colour = colours[_method(f)]
-        axes.annotate(
-            f.mode,
-            _point(f),
-            offset,
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=_FONT,
-            color=colour,
-            bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.7},
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0},
-        )
-
-
-def _colours(figures: Sequence[ModeSummary]) -> dict[str, str]:
-    """A colour for each method, whatever its ratio."""
-    return {method: f"C{n}" for n, method in enumerate(dict.fromkeys(map(_method, figures)))}
-
-
-def _spots(half_width: float, half_height: float) -> Iterator[tuple[float, float]]:
-    """Possible offsets of a label's centre from its marker, nearest first."""
-    for distance in _DISTANCES:
-        for angle in _ANGLES:
-            dx, dy = cos(pi * angle), sin(pi * angle)
-            yield dx * (distance + half_width), dy * (distance + half_height)
-
-
-def _marks(axes: Axes, f: ModeSummary, pixels: float) -> Iterator[Bbox]:
-    """The boxes that a mode's marker and interval cover."""
-    x, y = axes.transData.transform(_point(f)) / pixels
-    yield _box(x, y, _MARKER / 2, _MARKER / 2, pixels)
-    low, high = (axes.transData.transform((0, end))[1] / pixels for end in _ends(f))
-    yield _box(x, (low + high) / 2, 1, (high - low) / 2, pixels)
-
-
-def _box(x: float, y: float, half_width: float, half_height: float, pixels: float) -> Bbox:
-    """A box, in pixels, around a position given in points."""
-    from matplotlib.transforms import Bbox
-
-    corners = x - half_width, y - half_height, x + half_width, y + half_height
-    return Bbox.from_extents(*(pixels * c for c in corners))
-
-
-def _collisions(box: Bbox, taken: Sequence[Bbox], inside: BboxBase) -> int:
-    """How many boxes this one overlaps; leaving the axes counts as overlapping all."""
-    leaves = not (inside.containsx(box.x0) and inside.containsx(box.x1))
-    leaves |= not (inside.containsy(box.y0) and inside.containsy(box.y1))
-    return box.count_overlaps(taken) + leaves * len(taken)
+def _styles(figures: Iterable[ModeSummary]) -> dict[str, dict[str, str]]:
+    """Colour and marker of every method."""
+    methods = dict.fromkeys(_method(f) for f in figures if f.method not in ("full", "none"))
+    return {
+        method: {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+        for number, method in enumerate(methods)
+    }
 
 
 def _method(f: ModeSummary) -> str:
-    """The mode's label without the ratio."""
-    return f.mode.partition("@")[0]
+    """The mode's label without its ratio, and without parameters that are numbers."""
+    name, _, parameters = f.mode.partition("@")[0].partition(":")
+    kept = [text for text in parameters.split(",") if not _is_number(text.partition("=")[2])]
+    return ":".join(filter(None, [name, ",".join(kept)]))
 
 
-def _point(f: ModeSummary) -> tuple[float, float]:
-    """x and y of a mode's point, in percent."""
-    return 100 * f.charged, 100 * f.mean_match.value
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return not text
 
 
-def _ends(f: ModeSummary) -> tuple[float, float]:
-    """The ends of a mode's interval in percent; equal if there is none."""
-    low, high = f.mean_match.interval or (f.mean_match.value, f.mean_match.value)
-    return 100 * low, 100 * high
+def _draw(
+    axes: Axes,
+    figures: Sequence[ModeSummary],
+    measure: _Measure,
+    styles: Mapping[str, Mapping[str, str]],
+) -> None:
+    """One panel; or, if no mode has the measure, why."""
+    known = [(f, found) for f in figures if (found := measure.of(f)) is not None]
+    if not known:
+        axes.text(0.5, 0.5, _missing(figures[0], measure), ha="center", va="center")
+        axes.set_axis_off()
+        return
+    if measure.less_is_better:
+        axes.set_yscale("log")
+    points: list[tuple[float, float]] = []
+    for f, found in known:
+        value = measure.drawn(found.value)
+        if f.method in ("full", "none"):
+            if f.method == "none" or not measure.less_is_better:  # full itself diverges by 0
+                style = "--" if f.method == "full" else ":"
+                axes.axhline(value, color="0.5", linewidth=1, linestyle=style, label=f.method)
+            continue
+        x, method = 100 * f.charged, _method(f)
+        points.append((x, value))
+        low, high = map(measure.drawn, found.interval or (found.value, found.value))
+        axes.vlines(x, low, high, color=styles[method]["color"], linewidth=1, alpha=0.5)
+        axes.plot(x, value, linestyle="", markersize=6, label=method, **styles[method])
+    front = _front(points, measure)
+    if front:
+        axes.plot(
+            *zip(*front, strict=True),
+            color="0.4",
+            linewidth=1,
+            drawstyle="steps-post",
+            zorder=0,
+            label="Pareto front",
+        )
+    axes.margins(0.08)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _front(points: Sequence[tuple[float, float]], measure: _Measure) -> list[tuple[float, float]]:
+    """The points that are better than all cheaper ones, cheapest first, up to the largest x."""
+    front: list[tuple[float, float]] = []
+    for x, value in sorted(points, key=lambda p: (p[0], p[1] if measure.less_is_better else -p[1])):
+        if not front or measure.better(value, front[-1][1]):
+            front.append((x, value))
+    if front:
+        front.append((max(x for x, _ in points), front[-1][1]))
+    return front
+
+
+def _missing(f: ModeSummary, measure: _Measure) -> str:
+    """Why no mode has the measure."""
+    if f.gap is None:
+        return f"not measured:\nit needs {measure.needs}"
+    return f"no PGR: F1 of full is only\n{100 * f.gap.value:.1f} points above that of none"

@@ -188,16 +188,17 @@ def test_a_bar_fits_80_columns() -> None:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def test_a_table_of_modes_is_never_wider_than_the_terminal() -> None:
+def test_a_table_of_modes_is_never_wider_than_the_terminal_or_100_columns() -> None:
     heads = [f"kind{n}\n(1,072)" for n in range(4)] + ["F1", "Rouge-L"]
     columns = [(head, ["93.2 ±2.1", "100.0 ±12.5"]) for head in heads]
-    table = ModeTable(["fused@0.05", "cacheblend:check_layer=2"], columns, "title", "caption")
-    for width, whole in ((80, False), (120, True)):
+    for width, shown, whole in ((80, 6, False), (120, 6, False), (120, 4, True)):
+        modes = ["fused@0.05", "cacheblend:check_layer=2"]
+        table = ModeTable(modes, columns[:shown], "title", "caption")
         printed = io.StringIO()
         screen(printed, width=width).print(table)
         said = printed.getvalue()
-        assert max(map(len, said.splitlines())) <= width
-        assert "fused@0.05" in said and "…" not in said and said.count("±12.5") == 6
+        assert max(map(len, said.splitlines())) <= min(width, 100)
+        assert "fused@0.05" in said and "…" not in said and said.count("±12.5") == shown
         assert ("93.2 ±2.1" in said) is whole
 
 
