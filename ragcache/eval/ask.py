@@ -28,8 +28,6 @@ from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Prompt, Sampling
 
-__all__ = ["ask_questions"]
-
 _PRECEDING = 2, 3, 4  # distances, in chunks, of the chunks before a variant's chunk
 
 

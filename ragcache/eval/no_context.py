@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from ragcache.blend.full import Full
 
-__all__ = ["NoContext"]
-
 
 @dataclass(frozen=True)
 class NoContext(Full):

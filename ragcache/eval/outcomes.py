@@ -8,8 +8,6 @@ from typing import Any, Self
 
 from ragcache.blend.base import Blender
 
-__all__ = ["AskedQuestion", "ModeOutcomes", "by_mode"]
-
 
 @dataclass(frozen=True, slots=True)
 class QuestionOutcome:

@@ -22,7 +22,7 @@ from ragcache.eval.outcomes import AskedQuestion, ModeOutcomes, QuestionOutcome
 from ragcache.models import TINY
 from ragcache.settings import Settings
 
-__all__ = ["OutcomesFile", "load_outcomes", "run_header"]
+__all__ = ["load_outcomes"]
 
 _FORMAT = "ragcache outcomes 1"
 

@@ -16,7 +16,7 @@ from ragcache.eval.dataset import EvalContext
 from ragcache.eval.outcomes import AskedQuestion
 from ragcache.types import Progress
 
-__all__ = ["run_parallel", "usable_cores"]
+__all__ = ["usable_cores"]
 
 #: Answers the questions of contexts, in order. It is pickled for another process.
 _AskQuestions = Callable[[Sequence[EvalContext]], Iterator[AskedQuestion]]

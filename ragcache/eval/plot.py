@@ -112,11 +112,13 @@ def plot_figure(panels: Mapping[str, Sequence[ModeSummary]], *, y: str = "exact_
         axes.remove()
     drawn.supxlabel("charged budget (% of chunk tokens computed, mean over layers)", fontsize=10)
     drawn.supylabel(measure.label, fontsize=10)
-    named = {}
+    named: dict[str, Any] = {}
     for axes in drawn.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
-    drawn.legend(named.values(), named, loc="outside right upper", frameon=False, fontsize=9)
+    drawn.legend(
+        list(named.values()), list(named), loc="outside right upper", frameon=False, fontsize=9
+    )
     return drawn
 
 
@@ -126,7 +128,7 @@ def _measure(y: str) -> _Measure:
     return MEASURES[y]
 
 
-def _styles(figures: Iterable[ModeSummary]) -> dict[str, dict[str, str]]:
+def _styles(figures: Iterable[ModeSummary]) -> dict[str, dict[str, Any]]:
     """Colour and marker of every method."""
     methods = dict.fromkeys(_method(f) for f in figures if f.method not in ("full", "none"))
     return {
@@ -153,7 +155,7 @@ def _draw(
     axes: Axes,
     figures: Sequence[ModeSummary],
     measure: _Measure,
-    styles: Mapping[str, Mapping[str, str]],
+    styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """One panel; or, if no mode has the measure, why."""
     known = [(f, found) for f in figures if (found := measure.of(f)) is not None]

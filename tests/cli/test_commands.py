@@ -353,6 +353,33 @@ def test_eval_prints_a_table_and_writes_json(run: Run, model: Path, tmp_path: Pa
     assert {f["mode"] for f in figures} >= {"full", "reuse", "cacheblend"}
 
 
+def words(text: str) -> str:
+    """Lines of a caption, joined."""
+    return " ".join(text.split())
+
+
+def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    context = {
+        "chunks": ["Mira plays.", "She sings."],
+        "questions": [{"question": "Who?", "answers": ["Mira"]}],
+    }
+    (tmp_path / "q.jsonl").write_text(json.dumps(context) + "\n")
+    command = ["eval", "--dataset", "q.jsonl", "--model", model, "--max-tokens", 2]
+    command += ["--mode", "none", "--mode", "full", "--instruction", "Be brief."]
+    code, out, err = run(*command, "--save", "run.jsonl")
+    assert code == 0 and "already" not in err
+    assert "no PGR: F1 of full is 0.0 points above that of none, and it needs 25" in words(out)
+    code, again, err = run(*command, "--save", "run.jsonl")
+    assert (code, again) == (0, out) and "note: 1 of 1 questions are in run.jsonl already" in err
+    code, _, err = run(*command, "--save", "run.jsonl", "--mode", "reuse")
+    assert code == 1 and "error: run.jsonl has outcomes of another run (modes: none, full" in err
+    code, out, _ = run(*command[:-6], "--mode", "full", "--against", "full")
+    assert code == 0 and "no PGR: it needs the modes full and none" in words(out)
+    assert "minus full, in points" in out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
