@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import ceil, isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check_plot", "save_plot"]
 
 FORMATS = ".png", ".svg"
-_COLUMNS = 3  # panels side by side
+_COLUMNS = 3  # most panels side by side
 _MARKERS = "osD^v<>Phpd*8"
 _FLOOR = 1e-4  # lowest value on a logarithmic axis: lower ones are drawn there
 
@@ -98,7 +98,8 @@ def plot_figure(panels: Mapping[str, Sequence[ModeSummary]], *, y: str = "exact_
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measure, columns = _measure(y), min(len(panels), _COLUMNS)
+    measure = _measure(y)
+    columns = len(panels) if len(panels) <= _COLUMNS else min(_COLUMNS, ceil(sqrt(len(panels))))
     rows = -(-len(panels) // columns)
     drawn = Figure(figsize=(max(6.0, 4.4 * columns), 3.6 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(drawn)
@@ -146,7 +147,7 @@ def _method(f: ModeSummary) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return isfinite(float(text))
     except ValueError:
         return not text
 
