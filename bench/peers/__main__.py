@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from bench.peers.comparison import Measured, rows
 from bench.peers.driver import default_pythons, measure
-from bench.peers.page import page, results_table
+from bench.peers.page import command_line, page, results_table
 from bench.peers.prompts import end_tokens, from_dataset, from_docs, load_template, workload
 from bench.peers.protocol import Setup
 from bench.peers.setup import ENVIRONMENTS
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "peers", help="results, logs")
     parser.add_argument("--page", type=Path, help="write this page, such as docs/peers.md")
+    parser.add_argument("--note", default="", help="a sentence on the page about this run")
     given = parser.parse_args()
     began = time.monotonic()
 
@@ -71,11 +72,13 @@ def main() -> None:
         f"{max(lengths):,} tokens over a pool of {len(made.pool)} chunks, greedy answers of up to "
         f"{given.answer} tokens, {given.threads} threads."
     )
+    if given.note:
+        about += f"\n\n**{given.note}**"
     tell(about)
     measured = measure(pythons, setup, made, end_tokens(model), given.out, tell)
     found = rows(measured, lambda ids: str(tokenizer.decode(ids)))
     where = f"{machine()}; commit {commit()}; {time.monotonic() - began:.0f} s in all."
-    command = " ".join(["python -m bench.peers", *sys.argv[1:]])
+    command = command_line(sys.argv[1:])
     (given.out / "peers.json").write_bytes(
         TypeAdapter(list[Measured]).dump_json(measured, indent=1)
     )

@@ -18,7 +18,13 @@ makes their environments with the versions in `bench/peers/requirements-*.txt`.
 
 The prompts are those of a RAG service: instructions, chunks, a question. Every prompt has other
 chunks of one pool in another order, so that two prompts rarely have more in common at the beginning
-than the X"""
+than the instructions. A system that can store the KV of single chunks has stored that of every
+chunk of the pool, and every system has answered a prompt in every mode before the measurement.
+Systems take turns prompt by prompt. Each runs in a process of its own, and stays loaded.
+"""
+
+#: Options that do not affect the numbers, such as where something is on one machine.
+PLACES = "--python", "--environments", "--out", "--page", "--note"
 
 COLUMNS = """\
 - *TTFT*: from the prompt's token ids to the id of the first token, median over the prompts.
@@ -66,11 +72,11 @@ TEXTS = {
         "the prompt before it, and computes the rest. `shifted` uses the low-level API: every "
         "chunk's KV is in memory in a sequence of its own, computed after the instructions, and "
         "`llama_memory_seq_add` moves it to its position, which rotates the keys. That is reuse "
-        "without repair. The weights stay quantised in memory (Q4_1), which the other systems do "
-        "not support for this file.",
-        "Nothing is recomputed after a shift, and no call does it. `shifted` is code of this "
-        "benchmark on the low-level API, at most 256 sequences per context; stored chunks occupy "
-        "the context. `--cache-reuse` of the server moves KV in the same way, but only "
+        "without repair. It computes with the quantised weights of the GGUF file; the other "
+        "systems have the same numbers in float32.",
+        "Nothing is recomputed after a shift: llama.cpp has no call for it. `shifted` is code of "
+        "this benchmark on the low-level API, at most 256 sequences per context; stored chunks "
+        "occupy the context. `--cache-reuse` of the server moves KV in the same way, but only "
         "from the prompt before and in the same order, so it serves prompts that lose text at the "
         "front, not chunks in another order.",
     ),
@@ -93,8 +99,9 @@ TEXTS = {
         "of 128. Its repair first runs the whole cached text through the model, to see which "
         "tokens deviate, and then replaces 15 % of them: it computes as much as full prefill, "
         "and keeps the deviating rest. Keys that were computed at another position are not "
-        "rotated. What it stores after a prompt is computed piece by piece without the text "
-        "before, so that `prefix` is an approximation, too, once it finds more than one piece. "
+        "rotated. What it stores after a prompt is computed piece by piece, without the text "
+        "before, so `prefix` is an approximation, too, as soon as it finds more than one piece: "
+        "the same text, asked again, may get another answer than from its full prefill. "
         "Its own `ttft_ms` begins after the repair; here the time begins with the call.",
     ),
 }
@@ -115,6 +122,17 @@ def page(
     parts.append("## The systems\n")
     parts += [paragraph(one, [r for r in rows if r.system == one.system]) for one in measured]
     return "\n".join(parts)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command with the options that affect the numbers, and files without their folders."""
+    shown, skip = ["python -m bench.peers"], False
+    for argument in arguments:
+        if skip or argument.split("=")[0] in PLACES:
+            skip = not skip and "=" not in argument
+        else:
+            shown.append(argument.rstrip("/").rpartition("/")[2])
+    return " ".join(shown)
 
 
 def results_table(rows: Sequence[Row]) -> str:

@@ -187,6 +187,14 @@ def test_the_page_says_where_others_are_faster_and_what_failed() -> None:
     assert set(peers_page.TEXTS) >= {one.system for one in systems}
 
 
+def test_the_command_on_the_page_has_no_places_of_this_machine() -> None:
+    given = ["--model", "/models/small", "--python", "vllm=/x/python", "--prompts", "2"]
+    shown = peers_page.command_line([*given, "--page=docs/peers.md"])
+    assert shown == "python -m bench.peers --model small --prompts 2"
+    shown = peers_page.command_line(["--out", "/tmp/x", "--gguf", "/models/a.gguf"])
+    assert shown == "python -m bench.peers --gguf a.gguf"
+
+
 def test_an_environment_that_is_ready_is_not_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,7 @@ class Kvboost(System):
     ]
     distributions = ("kvboost", "torch", "transformers")
     settings = (
-        "float32 (from_pretrained takes float16, which is slower on CPUs), cacheblend, chunk 128; "
+        "float32 (its from_pretrained takes float16), cacheblend, chunk 128; "
         "boundary window 16, overlap 16, sink 32, but for padded prompts"
     )
 
