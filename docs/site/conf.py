@@ -50,6 +50,7 @@ CONTENTS = {
         "service",
         "quality",
         "benchmarks",
+        "peers",
         "small-model",
     ],
     "Extend": ["add-a-blender", "add-a-codec", "add-a-store", "contributing"],
