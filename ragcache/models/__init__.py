@@ -1,6 +1,7 @@
 """Model files: how models are named and found, checked, cached and trusted.
 
-``hub`` finds a model's folder, ``checkpoint`` checks its files, ``memory`` separates a loaded model
+``packaged`` has the names of models that come as packages, ``hub`` finds a model's folder, ``gguf``
+converts a GGUF file into one, ``checkpoint`` checks its files, ``memory`` separates a loaded model
 from them, ``file_cache`` caches what was computed from files, ``trusted_names`` remembers which
 models the user has named, and ``silence`` mutes transformers' output.
 """
@@ -9,23 +10,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["TINY", "model_path", "world_file"]
+from ragcache.models.packaged import SMOLLM2, TINY, is_packaged, packaged_path
 
-TINY = "tiny"
-_HERE = Path(__file__).parent
+__all__ = ["SMOLLM2", "TINY", "is_packaged", "model_path", "world_file"]
 
 
 def model_path(name: str) -> str:
     """The path or hub name that a model's name stands for.
 
-    ``tiny`` is the folder that ships with the package, and a leading ``~`` is the user's home;
-    other names are returned unchanged.
+    ``tiny`` and ``smollm2`` are models in installed packages, and a leading ``~`` is the user's
+    home; other names are returned unchanged. Raises ModelError if the package of ``smollm2`` is not
+    installed, or holds another file.
     """
-    if name == TINY:
-        return str(_HERE / TINY)
+    if is_packaged(name):
+        return str(packaged_path(name))
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def world_file(name: str) -> Path:
     """A file of the small model's data set: ``prompts.jsonl``, ``documents.jsonl``, ..."""
-    return _HERE / TINY / "world" / name
+    return packaged_path(TINY) / "world" / name

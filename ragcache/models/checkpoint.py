@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from ragcache.errors import ModelError
-from ragcache.models.hub import find_model_folder, gguf_advice
+from ragcache.models.gguf import converted_folder
+from ragcache.models.gguf_header import is_gguf
+from ragcache.models.hub import find_model_folder
 
 __all__ = ["CONFIG", "Checkpoint", "ModelConfig", "pickle_files", "pickle_refusal", "read_json"]
 
@@ -33,13 +35,13 @@ class ModelConfig:
 
     @staticmethod
     def read(name: str | Path) -> ModelConfig:
-        """Read the configuration of a folder or hub name, without downloading weights.
+        """Read the configuration of a folder, GGUF file or hub name, without downloading weights.
 
         Raises ModelError, also for more layers than any model has: building them would take
         forever.
         """
         folder = find_model_folder(
-            str(name), _read_config, lambda listed: [n for n in listed if n == CONFIG]
+            _converted(name), _read_config, lambda listed: [n for n in listed if n == CONFIG]
         )
         config = _read_config(folder)
         _check_layers(folder, config, _MAX_LAYERS, f"ragcache supports at most {_MAX_LAYERS}")
@@ -63,13 +65,15 @@ class Checkpoint(ModelConfig):
 
     @classmethod
     def of(cls, name: str | Path) -> Self:
-        """The checkpoint of a folder or hub name; missing files of a hub model are downloaded.
+        """The checkpoint of a folder, GGUF file or hub name.
+
+        A GGUF file is converted, once, and missing files of a hub model are downloaded.
 
         Raises ModelError, with the fix, for anything that cannot be loaded: weights in other
         formats than safetensors, quantised weights, adapters, files that are damaged or do not
         belong together, and unknown names.
         """
-        folder = find_model_folder(str(name), _read_checked, _loadable_files)
+        folder = find_model_folder(_converted(name), _read_checked, _loadable_files)
         config, weights = _read_checked(folder)
         return cls(_display_name(name, folder), folder, config, weights)
 
@@ -80,8 +84,17 @@ class Checkpoint(ModelConfig):
         return [*self.weights, *(file for file in others if file.is_file())]
 
 
+def _converted(name: str | Path) -> str:
+    """The folder into which ``name`` is converted if that is a GGUF file; else ``name``."""
+    path = Path(name).expanduser()
+    return str(converted_folder(path)) if is_gguf(path) else str(name)
+
+
 def _display_name(name: str | Path, folder: Path) -> str:
-    return folder.absolute().name if Path(name).expanduser().is_dir() else str(name)
+    path = Path(name).expanduser()
+    if is_gguf(path):
+        return path.stem
+    return folder.absolute().name if path.is_dir() else str(name)
 
 
 def _loadable_files(listed: Sequence[str]) -> list[str]:
@@ -147,12 +160,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if CONFIG not in names:
         raise ModelError(
             f"{folder} has no {CONFIG}, so it cannot be loaded as a model: "
-            + (gguf_advice(*(str(folder / name) for name in names)) or _EXPECTED_FILES)
+            + _what_to_name(names, folder)
         )
     return read_json(folder / CONFIG)
 
 
-_EXPECTED_FILES = "a model is a folder with config.json, safetensors and tokenizer.json. Name one."
+def _what_to_name(names: Sequence[str], folder: Path | None) -> str:
+    """What to name instead of a folder, or a hub model, with these files."""
+    for name in names:
+        if name.lower().endswith(".gguf"):
+            where = f"{folder / name}" if folder else f"{name}, after `hf download` of it"
+            return f"a model in GGUF is named by its file. Name {where}."
+    return "a model is a folder with config.json, safetensors and tokenizer.json. Name one."
 
 
 def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
@@ -209,8 +228,7 @@ def _no_safetensors(what: str, names: Sequence[str], folder: Path | None = None)
             f"M.from_pretrained({what!r}, use_safetensors=False).save_pretrained({made!r})"
         )
         return pickle_refusal(what, found[0], conversion + tokenizer)
-    paths = [name if folder is None else str(folder / name) for name in names]
-    return f"{what} has no safetensors: {gguf_advice(*paths) or _EXPECTED_FILES}"
+    return f"{what} has no safetensors: {_what_to_name(names, folder)}"
 
 
 def _count_tensors(file: Path) -> int:

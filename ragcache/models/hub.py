@@ -68,28 +68,18 @@ def _refuse_paths(name: str, path: Path) -> None:
     if path.is_file():
         raise ModelError(
             f"{name} is a file, and a model is a folder with config.json, safetensors and "
-            f"tokenizer.json: {gguf_advice(name) or 'give the folder it is in'}"
+            "tokenizer.json (a language model can be a GGUF file too): give the folder it is in"
         )
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"there is no file {name!r}: give the path of a GGUF file")
     separators = name.count("/") + name.count(os.sep if os.sep != "/" else "\\")
     meant = path.is_absolute() or name[:1] in {".", "~"} or separators > 1
     if not name or meant or (separators and path.parent.is_dir()):
         raise ModelError(
-            f"there is no folder {name!r}: give the folder of a model, or a name of the model hub "
-            "such as Qwen/Qwen2.5-0.5B-Instruct; `tiny` is the small model that ships with ragcache"
+            f"there is no folder {name!r}: give the folder of a model, a GGUF file, or a name of "
+            "the model hub such as Qwen/Qwen2.5-0.5B-Instruct; `tiny` is the small model that "
+            "ships with ragcache"
         )
-
-
-def gguf_advice(*names: str) -> str:
-    """The advice for GGUF files; "" if there are none."""
-    for path in map(Path, names):
-        if path.suffix.lower() == ".gguf":
-            return (
-                f"{path.name} is GGUF, which ragcache cannot read. Use the same model as "
-                "safetensors, or convert it: in Python, load and save it with "
-                f"transformers, M.from_pretrained({str(path.parent)!r}, gguf_file={path.name!r})"
-                ".save_pretrained(FOLDER) for M = AutoModelForCausalLM and AutoTokenizer"
-            )
-    return ""
 
 
 def _cached(name: str) -> Path | None:

@@ -14,16 +14,17 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from ragcache.models import TINY, model_path
+from ragcache.models import is_packaged
 from ragcache.models.file_cache import user_folder
 
 __all__ = ["absolute_name", "is_trusted", "remember_name"]
 
 
 def absolute_name(name: str) -> str:
-    """A name that does not depend on the working directory: folders by their absolute path."""
-    path = Path(model_path(name))
-    return str(path.absolute()) if name != TINY and path.exists() else name
+    """A name that does not depend on the working directory: folders and files by their absolute
+    path."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if not is_packaged(name) and path.exists() else name
 
 
 def remember_name(name: str) -> None:

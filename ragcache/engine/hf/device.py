@@ -35,9 +35,14 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def published_dtype(name: str | Path) -> str | None:
-    """The dtype in a model's config.json; None without that file, or without a dtype in it."""
+    """The dtype in a model's config.json; None without that file, or without a dtype in it.
+
+    Also None for a GGUF file, which is converted to float32.
+    """
     from transformers import PretrainedConfig
 
+    if Path(name).is_file():
+        return None
     try:
         config, _ = PretrainedConfig.get_config_dict(str(name))
     except (OSError, ValueError):

@@ -122,7 +122,7 @@ def own_tokenizer(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (pickle_weights, r"pytorch_model.bin, which can hold code.*convert.*python -c"),
     "pickled shards": (pickle_shards, r"pytorch_model-00001-of-00001.bin, .*python -c"),
-    "gguf": (gguf, r"llama.Q4_K_M.gguf is GGUF, which ragcache cannot read"),
+    "gguf": (gguf, r"has no config.json.* named by its file. Name .*/llama/llama.Q4_K_M.gguf"),
     "nothing": (empty, "has no safetensors: a model is a folder with"),
     "a tensor missing": (lack, "lacks 1 of the model's tensors.*layers.1.mlp.up_proj"),
     "a tensor of another shape": (
@@ -318,9 +318,11 @@ def test_a_missing_folder_is_called_one(
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").touch()
-    with pytest.raises(ModelError, match="x.gguf is a file, and a model is a folder.*is GGUF"):
-        Checkpoint.of(tmp_path / "x.gguf")
+    (tmp_path / "x.safetensors").touch()
+    with pytest.raises(ModelError, match="x.safetensors is a file, and a model is a folder"):
+        Checkpoint.of(tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="there is no file '.*missing.gguf'"):
+        Checkpoint.of(tmp_path / "missing.gguf")
 
 
 def test_what_is_no_name_at_all_is_said() -> None:
@@ -371,7 +373,7 @@ def test_a_model_of_the_hub_is_the_folder_in_its_cache(
     ("listed", "message"),
     [
         (["config.json", "pytorch_model.bin"], "an/llm|the model has its weights in pytorch"),
-        (["config.json", "a.gguf"], "a.gguf is GGUF"),
+        (["config.json", "a.gguf"], "named by its file. Name a.gguf, after `hf download`"),
         (["README.md"], "has no safetensors"),
     ],
 )
