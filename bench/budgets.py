@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 TARGETS = 0.05, 0.10, 0.15, 0.20
 TOLERANCE = 0.005  # of a charged budget
-ROUNDS = 5
+ROUNDS = 4
 
 
 @dataclass(frozen=True)

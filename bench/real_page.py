@@ -19,8 +19,15 @@ INTRODUCTION = """\
 # Real models and questions
 
 How close every fusion method comes to full prefill, on pretrained models and questions about
-Wikipedia. `python -m bench.real --tables DIR` writes this page from saved results; `python -m
-bench.real` measures them. The page shows what came out, also where `fused` does not lead.
+Wikipedia. The page shows what came out, also where `fused` does not lead. To measure it again:
+
+1. `python -m bench.real_models smollm2 --out MODELS` downloads a model as a GGUF file.
+2. `python -m bench.questions hotpotqa_100.json musique_100.json --out SETS` writes the data sets.
+3. `python -m bench.real --model smollm2 --set hotpotqa --models MODELS --sets SETS --out RESULTS`
+   asks the questions of one data set, and goes on where it was stopped.
+4. `python -m bench.real --tables RESULTS` writes this page from all that is saved.
+
+What the figures mean:
 
 - **HotpotQA**: the two paragraphs that support the answer and four others, each a chunk that
   begins with its title (CC BY-SA 4.0). **Split paragraphs**: the same, but each paragraph is two
