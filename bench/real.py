@@ -138,7 +138,8 @@ def _budgets(
             if chosen:
                 print(f"charged budgets: measuring {', '.join(chosen)}", flush=True)
                 engine = TransformersEngine.load(path, dtype=settings.dtype)
-                measure = partial(_charged, engine, first)
+                prompts = first[:1] if by_content else first  # a whole model takes its time
+                measure = partial(_charged, engine, prompts)
                 found |= find_budgets(chosen, targets, measure, prompts=len(first))
     found.save(run.budgets)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +20,15 @@ INTRODUCTION = """\
 # Real models and questions
 
 How close every fusion method comes to full prefill, on pretrained models and questions about
-Wikipedia. `python -m bench.real --tables DIR` writes this page from saved results; `python -m
-bench.real` measures them. The page shows what came out, also where `fused` does not lead.
+Wikipedia. The page shows what came out, also where `fused` does not lead. To measure it again:
+
+1. `python -m bench.real_models smollm2 --out MODELS` downloads a model as a GGUF file.
+2. `python -m bench.questions hotpotqa_100.json musique_100.json --out SETS` writes the data sets.
+3. `python -m bench.real --model smollm2 --set hotpotqa --models MODELS --sets SETS --out RESULTS`
+   asks the questions of one data set, and goes on where it was stopped.
+4. `python -m bench.real --tables RESULTS` writes this page from all that is saved.
+
+What the figures mean:
 
 - **HotpotQA**: the two paragraphs that support the answer and four others, each a chunk that
   begins with its title (CC BY-SA 4.0). **Split paragraphs**: the same, but each paragraph is two
@@ -84,13 +92,22 @@ def _section(found: Results) -> str:
     """Heading, who leads, table, what is missing, and where it was measured."""
     facts = found.facts
     where = (
-        f"`python {facts.command}` on {facts.machine}; {facts.dtype}; commit {facts.commit}; "
-        f"{found.questions} questions.\n"
+        f"`python {_without_paths(facts.command)}` on {facts.machine}; {facts.dtype}; "
+        f"commit {facts.commit}; {found.questions} questions.\n"
     )
     parts = [f"### {found.title}\n", _about(found), _table(found)]
     parts += [f"- {line}" for line in _leaders(found)]
     parts += [f"- {line}" for line in _missing(found.budgets)]
     return "\n".join([*parts, "", where])
+
+
+def _without_paths(command: str) -> str:
+    """The command as step 3 of the introduction writes it."""
+    words = shlex.split(command)
+    for option, name in {"--models": "MODELS", "--sets": "SETS", "--out": "RESULTS"}.items():
+        if option in words[:-1]:
+            words[words.index(option) + 1] = name
+    return shlex.join(words)
 
 
 def _about(found: Results) -> str:

@@ -58,6 +58,7 @@ def test_a_run_and_its_page(
     assert "### SmolLM2-135M-Instruct, HotpotQA\n" in text and "3 questions." in text
     assert "| fused | `recompute_ratio=0." in text and "| full |  | 100.0 % |" in text
     assert "- At 10 %: " in text and "leads in KL" in text
+    assert "--models MODELS --sets SETS --out RESULTS" in text and str(tmp_path) not in text
     (figure,) = (page.parent / "figures").iterdir()
     assert f"(figures/{figure.name})" in text and figure.name.endswith("hotpotqa-answer-kl.svg")
 
