@@ -200,7 +200,10 @@ def _holds_zero(interval: tuple[float, float]) -> bool:
 
 
 def _missing(budgets: Budgets) -> Iterator[str]:
-    """Methods whose lowest charged budget is above a target, which have no row there."""
+    """Methods that the model cannot use, and those without a row at a target, which is below their
+    lowest charged budget."""
+    for method, why in budgets.refused.items():
+        yield f"{method} cannot be used: {why}"
     targets = dict.fromkeys(target for found in budgets.found.values() for target in found)
     for method, found in budgets.found.items():
         without = [target.replace("%", " %") for target in targets if target not in found]
