@@ -8,7 +8,7 @@ these it is measured on a narrow model (:func:`narrow_model`) of as many layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -77,6 +77,7 @@ class Budgets:
     prompts: int  # on which budgets were measured
     found: dict[str, dict[str, Setting]]  # method -> target as in "10%" -> the closest setting
     least: dict[str, float]  # method -> the lowest charged budget
+    refused: dict[str, str] = field(default_factory=dict)  # method -> why this model cannot use it
 
     @property
     def modes(self) -> dict[str, str]:
@@ -88,7 +89,12 @@ class Budgets:
         }
 
     def __or__(self, other: Budgets) -> Budgets:
-        return Budgets(self.prompts, self.found | other.found, self.least | other.least)
+        return Budgets(
+            self.prompts,
+            self.found | other.found,
+            self.least | other.least,
+            self.refused | other.refused,
+        )
 
     def save(self, path: Path) -> None:
         path.write_bytes(TypeAdapter(Budgets).dump_json(self, indent=1) + b"\n")

@@ -83,7 +83,10 @@ def measure(given: argparse.Namespace) -> None:
     budgets = _budgets(run, settings, contexts, given)
     for label, mode in budgets.modes.items():
         print(f"{label}: {mode}", flush=True)
-    modes = make_blenders(WITHOUT_BUDGET) | {
+    for label, why in budgets.refused.items():
+        print(f"{label} is left out: {why}", flush=True)
+    plain = [name for name in WITHOUT_BUDGET if name not in budgets.refused]
+    modes = make_blenders(plain) | {
         label: made
         for label, mode in budgets.modes.items()
         for made in make_blenders([mode]).values()
@@ -130,10 +133,12 @@ def _budgets(
     names = given.method or list(METHODS)
     targets = given.budget or TARGETS
     model = Checkpoint.of(settings.model).folder
-    found = Budgets(len(first), {}, {})
     with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
-        narrow_model(model, Path(folder))
-        for path, by_content in ((Path(folder), False), (model, True)):
+        narrow = Path(folder) / given.model  # messages name the model by its folder
+        narrow_model(model, narrow)
+        refused = _refused(TransformersEngine.load(narrow, dtype=settings.dtype), first)
+        found = Budgets(len(first), {}, {}, refused)
+        for path, by_content in ((narrow, False), (model, True)):
             chosen = [name for name in names if METHODS[name].by_content == by_content]
             if chosen:
                 print(f"charged budgets: measuring {', '.join(chosen)}", flush=True)
@@ -142,6 +147,17 @@ def _budgets(
                 measure = partial(_charged, engine, prompts)
                 found |= find_budgets(chosen, targets, measure, prompts=len(first))
     found.save(run.budgets)
+    return found
+
+
+def _refused(engine: TransformersEngine, contexts: Sequence[EvalContext]) -> dict[str, str]:
+    """The modes without a parameter that the model cannot use, and why."""
+    found = {}
+    for mode in WITHOUT_BUDGET:
+        try:
+            _charged(engine, contexts, [mode])
+        except RagCacheError as error:
+            found[mode] = str(error)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -91,13 +92,22 @@ def _section(found: Results) -> str:
     """Heading, who leads, table, what is missing, and where it was measured."""
     facts = found.facts
     where = (
-        f"`python {facts.command}` on {facts.machine}; {facts.dtype}; commit {facts.commit}; "
-        f"{found.questions} questions.\n"
+        f"`python {_without_paths(facts.command)}` on {facts.machine}; {facts.dtype}; "
+        f"commit {facts.commit}; {found.questions} questions.\n"
     )
     parts = [f"### {found.title}\n", _about(found), _table(found)]
     parts += [f"- {line}" for line in _leaders(found)]
     parts += [f"- {line}" for line in _missing(found.budgets)]
     return "\n".join([*parts, "", where])
+
+
+def _without_paths(command: str) -> str:
+    """The command as step 3 of the introduction writes it."""
+    words = shlex.split(command)
+    for option, name in {"--models": "MODELS", "--sets": "SETS", "--out": "RESULTS"}.items():
+        if option in words[:-1]:
+            words[words.index(option) + 1] = name
+    return shlex.join(words)
 
 
 def _about(found: Results) -> str:
@@ -190,7 +200,10 @@ def _holds_zero(interval: tuple[float, float]) -> bool:
 
 
 def _missing(budgets: Budgets) -> Iterator[str]:
-    """Methods whose lowest charged budget is above a target, which have no row there."""
+    """Methods that the model cannot use, and those without a row at a target, which is below their
+    lowest charged budget."""
+    for method, why in budgets.refused.items():
+        yield f"{method} cannot be used: {why}"
     targets = dict.fromkeys(target for found in budgets.found.values() for target in found)
     for method, found in budgets.found.items():
         without = [target.replace("%", " %") for target in targets if target not in found]

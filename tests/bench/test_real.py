@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import real
+from bench.budgets import Budgets
 from bench.real_results import RunFiles
 
 pytest.importorskip("matplotlib")
@@ -51,13 +53,17 @@ def test_a_run_and_its_page(
     run(monkeypatch, *inputs)
     assert "3 of 3 questions are in" in capsys.readouterr().out
 
+    changed = replace(Budgets.load(files.budgets), refused={"ape": "of its windows."})
+    changed.save(files.budgets)
     page = tmp_path / "docs" / "real.md"
     page.parent.mkdir()
     run(monkeypatch, "--tables", files.out, "--page", page)
     text = page.read_text()
     assert "### SmolLM2-135M-Instruct, HotpotQA\n" in text and "3 questions." in text
     assert "| fused | `recompute_ratio=0." in text and "| full |  | 100.0 % |" in text
+    assert "- ape cannot be used: of its windows.\n" in text
     assert "- At 10 %: " in text and "leads in KL" in text
+    assert "--models MODELS --sets SETS --out RESULTS" in text and str(tmp_path) not in text
     (figure,) = (page.parent / "figures").iterdir()
     assert f"(figures/{figure.name})" in text and figure.name.endswith("hotpotqa-answer-kl.svg")
 
