@@ -279,7 +279,7 @@ def query(
         for other in compare or ():
             answers[other] = cache.generate(replace(request, mode=other)).answer
         if report is not None:
-            report_page.write_report(report, question, answers, cache)
+            report_page.write_report(report, {question: answers}, cache)
     if compare:
         out.print(answer_table(answers))
     for note in answer.report.fallbacks:
