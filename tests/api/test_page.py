@@ -17,6 +17,7 @@ from ragcache.api.example_questions import example_questions
 from ragcache.api.serialize import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
+from ragcache.eval.articles import ARTICLE_QUESTIONS, ARTICLES
 from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.retriever.source import read
@@ -194,6 +195,15 @@ def test_examples_are_of_what_is_stored(tmp_path: Path) -> None:
         cache.add([Document(own.id, own.text, dict(WHOLE))])
         found = example_questions(cache)
         assert found and all("Verner Irwin" in question for question in found)
+
+
+def test_the_page_suggests_the_questions_about_stored_articles(tmp_path: Path) -> None:
+    first = ARTICLE_QUESTIONS[0]
+    with scene.small(tmp_path, chunk_tokens=64) as cache:
+        cache.add(read([ARTICLES / first.file]))
+        assert example_questions(cache) == [
+            one.question.text for one in ARTICLE_QUESTIONS if one.file == first.file
+        ]
 
 
 def test_where_a_report_cannot_go(tmp_path: Path) -> None:
