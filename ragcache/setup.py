@@ -112,7 +112,7 @@ def attach_remote(
 def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
     """The codec of stored KV: the setting, else the store's own, else the published dtype.
 
-    A new store stores KV in the 16-bit dtype in which ``model`` (a folder or hub name) was
+    A new store stores KV in the 16-bit dtype in which ``model`` (a folder, file or hub name) was
     published, if this machine computes in float32: float32 would take twice the bytes without
     more information. Otherwise its codec is raw.
     """

@@ -1,4 +1,4 @@
-"""Use your own model: a folder from ``save_pretrained`` or a download of a model hub.
+"""Use your own model: a folder from ``save_pretrained``, a GGUF file or a name on a model hub.
 
 The store records the model. KV cannot be shared between models: if the store is opened with another
 one, every chunk is computed again. The model's tokenizer counts a prompt's tokens beforehand.
@@ -30,7 +30,7 @@ def main(folder: str, model: str) -> None:
 
 if __name__ == "__main__":
     options = ArgumentParser(description="A RAG chain over a model of your own.")
-    options.add_argument("--model", required=True, help="its folder")
+    options.add_argument("--model", required=True, help="its folder or GGUF file, or its name")
     options.add_argument("--store", default="", help="a folder; default: one named for the model")
     given = options.parse_args()
     main(given.store or f"langchain-store-{Path(given.model).resolve().name}", given.model)

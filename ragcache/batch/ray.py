@@ -61,11 +61,12 @@ class ChunkWorker:
         import torch
 
         from ragcache.engine.hf.engine import TransformersEngine
+        from ragcache.models import model_path
 
         if self._engine is not None:
             return self._engine
         torch.set_num_threads(self.threads)
-        engine = TransformersEngine.load(self.model, **self.options)
+        engine = TransformersEngine.load(model_path(self.model), **self.options)
         if engine.fingerprint.digest.hex() != self.fingerprint:
             raise ModelError(
                 f"a worker has loaded {engine.fingerprint}, which is not the driver's model: give "

@@ -287,16 +287,14 @@ def _computing(
 ) -> BatchComputer:
     from ragcache.batch.ray import compute_on_ray
     from ragcache.batch.run import compute_locally
-    from ragcache.models import model_path
+    from ragcache.models.trusted_names import absolute_name
 
     engine = cache.engine
     if cluster is None:
         return compute_locally(engine)
-    name = settings.model or cache.catalog.get_setting("model") or ""
-    path = Path(model_path(name))
     return compute_on_ray(
         cluster,
-        model=str(path.resolve()) if path.is_dir() else name,
+        model=absolute_name(settings.model or cache.catalog.get_setting("model") or ""),
         options={
             "device": "cuda" if cluster.gpus else "cpu",
             "dtype": engine.spec.dtype,

@@ -26,7 +26,8 @@ Store = Annotated[Path | None, typer.Option(help="Folder of the store.", show_de
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Folder of the model, or its name on a model hub; default: the store's own, or `tiny`."
+        help="Folder or GGUF file of the model, its name on a model hub, `tiny` or `smollm2`; "
+        "default: the store's own, or `tiny`."
     ),
 ]
 Tenant = Annotated[

@@ -154,6 +154,8 @@ def _speaking(manner: Manner) -> Iterator[None]:
     if manner.verbose:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
         logger.setLevel(logging.DEBUG)
+    elif manner.quiet:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -94,21 +94,43 @@ def _convert(header: GgufHeader, source: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(source), **given)
     with header.refusing("model"), _showing_progress(header.file.name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=torch.float32, output_loading_info=True, **given
+            str(source),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, with a clearer error
+            output_loading_info=True,
+            **given,
         )
     model, found = loaded
     wrong = sorted(found["missing_keys"]) + sorted(str(key[0]) for key in found["mismatched_keys"])
     if wrong:
         raise ModelError(
             f"{header.file} lacks {len(wrong)} of the model's tensors, or has them in another "
-            f"shape, such as {wrong[0]}: it is incomplete. Download it again, or use another file."
+            f"shape, such as {wrong[0]}: they would be random numbers. Download it again, or use "
+            "another file."
         )
+    header.check_config(model.config.to_dict())
+    _report_unread(header, model)
     plain = _plain(model)
     try:
         tokenizer.save_pretrained(str(folder))
         plain.save_pretrained(str(folder))
     except Exception as error:  # such as SafetensorError, for a full disk
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _report_unread(header: GgufHeader, model: Any) -> None:
+    """Warn of tensors in the file that are not in the model."""
+    from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
+
+    read = sum({t.data_ptr(): t.numel() for t in model.state_dict().values()}.values())
+    if read < header.parameters:
+        known = get_gguf_hf_weights_map(model, TensorProcessor())
+        unread = [name for name in header.tensors if name not in known]
+        logger.warning(
+            "%d of %d numbers in %s are not part of the model and are not read, such as %s.",
+            *(header.parameters - read, header.parameters, header.file.name),
+            unread[0] if unread else "parts of tensors",
+        )
 
 
 def _plain(loaded: Any) -> Any:
@@ -118,7 +140,8 @@ def _plain(loaded: Any) -> Any:
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config._name_or_path = ""
+    for name in ("_name_or_path", "_model_name_or_path"):  # the file's name does not matter
+        vars(config).pop(name, None)
     with torch.device("meta"):
         model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict(), assign=True)

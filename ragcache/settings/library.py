@@ -22,8 +22,8 @@ class Settings(SourcedSettings):
     store: Path = Field(Path("ragcache-store"), description="Folder of the store.")
     model: str = Field(
         "",
-        description="Folder of the model, or its name on a model hub. Default: the model that "
-        "the store was built with; for a new store, tiny.",
+        description="Folder or GGUF file of the model, its name on a model hub, tiny or smollm2. "
+        "Default: the model that the store was built with; for a new store, tiny.",
     )
     device: str = Field("auto", description="Device of the model: auto, cpu or cuda.")
     dtype: str = Field(

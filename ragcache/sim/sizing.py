@@ -67,7 +67,7 @@ class CorpusEstimate:
 
 
 def model_shape(name: str) -> ModelShape:
-    """The shape of a model in :data:`MODEL_SHAPES`, a folder, or a hub name.
+    """The shape of a model in :data:`MODEL_SHAPES`, a folder, a GGUF file, or a hub name.
 
     Only a hub model's configuration is downloaded, not its weights. Raises ModelError.
     """

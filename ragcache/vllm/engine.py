@@ -26,7 +26,7 @@ _MAX_CONCURRENT = 8  # chunks that are computed at once
 
 
 class VllmEngine(TokenizerEngine):
-    """Servers at ``urls`` that serve the model ``name`` (folder or hub name) in ``dtype``.
+    """Servers at ``urls`` that serve the model ``name`` (folder, file or hub name) in ``dtype``.
 
     ``store`` is the store folder that they were started with. This process does not load the model;
     it reads the weights once to hash them. Raises ModelError if no server answers. Thread-safe.

@@ -116,7 +116,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         codec: str = "raw",
         kernels: str = "auto",
     ) -> TransformersEngine:
-        """Load a model by its hub name or from a local folder.
+        """Load a model by its hub name, or from a local folder or GGUF file.
 
         ``device`` and ``dtype`` as in :mod:`ragcache.engine.hf.device`; ``codec`` and ``kernels``
         as for the constructor. Raises ConfigError for unknown ones, and ModelError if the model

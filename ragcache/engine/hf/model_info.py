@@ -30,7 +30,7 @@ class ModelInfo:
 
     @classmethod
     def of(cls, name: str, dtype: str, codec: str = "raw") -> ModelInfo:
-        """The info of a model's folder or hub name, as the embedded engine would load it.
+        """The info of a folder, GGUF file or hub name, as the embedded engine would load it.
 
         The weights are read once, for their digest, which is cached on disk. Raises ModelError.
         """
