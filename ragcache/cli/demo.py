@@ -32,7 +32,7 @@ from ragcache.types import Document, Sampling
 #: Makes a context in which progress is shown.
 _ShowProgress = Callable[[], AbstractContextManager[render.ProgressReporter]]
 _PAGES = "concepts.md", "glossary.md"  # in docs/ of a checkout
-_SAMPLING = Sampling(max_tokens=32)
+_SAMPLING = Sampling(max_tokens=24)
 _COLUMNS = """\
 right: the answer contains the expected one. TTFT: from when the chunks are known
 to the first token. computed: share of the chunks' tokens computed, mean over
@@ -40,8 +40,8 @@ layers (the charged budget). loaded: stored KV that was read. The last table has
 medians of times and means of the rest. same as full: the answer is that of full
 prefill, or both are right. Each mode answers each question once, the modes take
 turns at being the first, and the stored KV is in the cache of the file system.
-The questions are some that full prefill answers right with smollm2; they were
-chosen before any other mode had answered them.
+The questions are some that full prefill answers right with smollm2, and were
+chosen by its answers alone.
 """
 _AGAIN = """\
 The page at /demo asks questions about these documents in any mode:

@@ -14,7 +14,7 @@ from ragcache.eval.dataset import Question
 __all__ = ["ARTICLES", "ARTICLE_QUESTIONS", "TOP_K", "ArticleQuestion"]
 
 ARTICLES = Path(__file__).parent / "articles"  # a folder of Markdown files
-TOP_K = 10  # chunks to retrieve, for prompts of 2,000 to 3,000 tokens with their neighbours
+TOP_K = 8  # chunks to retrieve: with their neighbours, prompts of 2,000 to 3,000 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ def _about(file: str, question: str, *answers: str) -> ArticleQuestion:
     return ArticleQuestion(Question(question, answers), file)
 
 
-#: Questions that full prefill answers right with the model `smollm2`. They were chosen by its
-#: answers alone, before any other mode had answered them.
+#: Questions that full prefill answers right with the model `smollm2`, over prompts of at least 2,000
+#: tokens. They were chosen by its answers alone, whatever other modes answer.
 ARTICLE_QUESTIONS = (
     _about("vasa.md", "On which day did the Vasa sink?", "10 August 1628"),
-    _about("surtsey.md", "When did the eruption of Surtsey end?", "5 June 1967"),
-    _about("lise-meitner.md", "Where did Lise Meitner die?", "Cambridge"),
+    _about("krakatoa.md", "Where is Krakatoa?", "Sunda Strait"),
     _about(
         "wright-brothers.md", "How long did the first flight of Orville Wright last?", "12 seconds"
     ),
     _about("lake-baikal.md", "How deep is Lake Baikal?", "1,642"),
+    _about("lise-meitner.md", "Where did Lise Meitner die?", "Cambridge"),
 )

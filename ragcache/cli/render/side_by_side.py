@@ -71,13 +71,11 @@ def gains_and_losses(figures: Sequence[ModeFigures]) -> Iterator[str]:
     for one in figures:
         if one.mode == FULL:
             continue
-        kept = "the same answer" if one.same == one.questions else "the same answer only"
         joint = "and" if one.same == one.questions or _sooner(one) <= 1 else "but"
         yield (
-            f"{one.mode} gave its first token {_compared(one, whole)}, {joint} {kept} to "
-            f"{one.same} of {counted(one.questions, 'question')}: it computed {one.charged:.0%} of "
-            f"the chunks' tokens and loaded {size(one.bytes_loaded)} for each question."
-            f"{_reason(one)}"
+            f"{one.mode} gave its first token {_compared(one, whole)}, {joint} {_kept(one)}: it "
+            f"computed {one.charged:.0%} of the chunks' tokens and loaded "
+            f"{size(one.bytes_loaded)} for each question.{_reason(one)}"
         )
 
 
@@ -108,6 +106,14 @@ def _compared(one: ModeFigures, whole: ModeFigures) -> str:
         f"{ratio} times {how} than full prefill (after {duration(one.ttft_s)} instead of "
         f"{duration(whole.ttft_s)})"
     )
+
+
+def _kept(one: ModeFigures) -> str:
+    questions = counted(one.questions, "question")
+    if not one.same:
+        return f"the same answer to none of {questions}"
+    only = "" if one.same == one.questions else "only "
+    return f"the same answer {only}to {one.same} of {questions}"
 
 
 def _reason(one: ModeFigures) -> str:

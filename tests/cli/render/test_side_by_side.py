@@ -21,12 +21,13 @@ def test_the_last_words_follow_from_the_figures() -> None:
     lost, other = (
         answered("In Bexley.", ("Oslo",), "In Oslo.", mode=mode) for mode in ("reuse", "other")
     )
-    kept, wrong, late, early = gains_and_losses(
+    kept, wrong, late, none, early = gains_and_losses(
         [
             WHOLE,
             figures(),
             figures(mode="reuse", times_sooner=22.4, ttft_s=0.5, same=1, lost=lost),
             figures(mode="prefix", times_sooner=1.01, ttft_s=11.9, leading_chunks=1.5),
+            figures(mode="none", same=0),
             figures(mode="other", times_sooner=0.5, ttft_s=24.0, same=3, lost=other),
         ]
     )
@@ -40,4 +41,5 @@ def test_the_last_words_follow_from_the_figures() -> None:
     assert "as late as full prefill (after 12 s), and the same answer to 4 of 4" in late
     assert "on average 1.5 of 12 chunks" in late
     assert "2.0 times later than full prefill" in early and "and the same answer only" in early
+    assert "but the same answer to none of 4 questions: it computed" in none
     assert early.endswith("full prefill “In Oslo”.")
