@@ -27,7 +27,7 @@ from ragcache.eval.side_by_side import Comparison, ModeFigures, ask_side_by_side
 from ragcache.rag import RagCache
 from ragcache.retriever.source import read
 from ragcache.settings import Settings
-from ragcache.types import Document, Sampling
+from ragcache.types import Answer, Document, Sampling
 
 #: Makes a context in which progress is shown.
 _ShowProgress = Callable[[], AbstractContextManager[render.ProgressReporter]]
@@ -83,7 +83,7 @@ def run(
             questions = [one.question for one in ARTICLE_QUESTIONS]
             compared = compare(out, progress, cache, questions, TOP_K)
             if report is not None:
-                write_report(report, {one.question.text: one.answers for one in compared}, cache)
+                write_report(report, {one.question.text: _shown(one) for one in compared}, cache)
     figures = mode_figures(compared)
     sentences = list(gains_and_losses(figures))
     _summarise(out, compared, figures, sentences)
@@ -99,6 +99,11 @@ def run(
         "figures": [_figures_json(one) for one in figures],
         "gains_and_losses": sentences,
     }
+
+
+def _shown(one: Comparison) -> Mapping[str, Answer]:
+    """The answers in the order of the report: its headline is about the first mode."""
+    return {mode: one.answers[mode] for mode in reversed(list(one.answers))}
 
 
 def _pages() -> list[Path]:

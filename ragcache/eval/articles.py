@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ragcache.eval.dataset import Question
 
-__all__ = ["ARTICLES", "ARTICLE_QUESTIONS", "TOP_K", "ArticleQuestion"]
+__all__ = ["ARTICLES", "ARTICLE_QUESTIONS", "TOP_K"]
 
 ARTICLES = Path(__file__).parent / "articles"  # a folder of Markdown files
 TOP_K = 8  # chunks to retrieve: with their neighbours, prompts of 2,000 to 3,000 tokens
@@ -29,8 +29,8 @@ def _about(file: str, question: str, *answers: str) -> ArticleQuestion:
     return ArticleQuestion(Question(question, answers), file)
 
 
-#: Questions that full prefill answers right with the model `smollm2`, over prompts of at least 2,000
-#: tokens. They were chosen by its answers alone, whatever other modes answer.
+#: Questions that full prefill answers right with the model `smollm2`, over prompts of more than
+#: 2,000 tokens. They were chosen by its answers alone, whatever other modes answer.
 ARTICLE_QUESTIONS = (
     _about("vasa.md", "On which day did the Vasa sink?", "10 August 1628"),
     _about("krakatoa.md", "Where is Krakatoa?", "Sunda Strait"),

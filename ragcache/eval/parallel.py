@@ -14,8 +14,6 @@ from ragcache.eval.dataset import EvalContext
 from ragcache.eval.summary import ModeOutcomes, QuestionOutcome
 from ragcache.types import Progress
 
-__all__ = ["usable_cores"]
-
 #: Evaluates contexts and reports progress. It is pickled for another process.
 _EvaluateContexts = Callable[[Sequence[EvalContext], Progress], list[ModeOutcomes]]
 _POLL_S = 0.2

@@ -14,8 +14,6 @@ from ragcache.eval.side_by_side import FULL
 if TYPE_CHECKING:
     from ragcache.eval.side_by_side import Comparison, ModeFigures
 
-__all__ = ["comparison_table", "figure_table", "gains_and_losses"]
-
 _ALIKE = 1.05  # times within this factor count as equal
 
 #: What follows from how a mode works, said of a mode that lost an answer.
@@ -29,6 +27,9 @@ _LIMITS = {
     "fused": "only the tokens that depend most on the text before their chunk are recomputed with "
     "the other chunks in view",
 }
+
+
+_OTHER_CHUNKS = "every question retrieves other chunks, in another order."
 
 
 def comparison_table(compared: Comparison) -> Table:
@@ -119,10 +120,11 @@ def _kept(one: ModeFigures) -> str:
 def _reason(one: ModeFigures) -> str:
     """Why little was gained, or what was lost, with an example; nothing for other modes."""
     if one.mode == "prefix":
+        often = one.leading_chunks > one.chunks / 2
         return (
-            f" It can load a chunk only where the prompt begins as an earlier one did: on average "
-            f"{_number(one.leading_chunks)} of {_number(one.chunks)} chunks, because other "
-            "questions retrieve other chunks, in another order."
+            " It can load a chunk only where the prompt begins as an earlier one did: on average "
+            f"{_number(one.leading_chunks)} of {_number(one.chunks)} chunks, because "
+            + ("these questions were asked before over this store." if often else _OTHER_CHUNKS)
         )
     if one.lost is None:
         return ""

@@ -39,7 +39,12 @@ def test_the_last_words_follow_from_the_figures() -> None:
     assert "22 times sooner" in wrong and "but the same answer only to 1 of 4 questions" in wrong
     assert "To “Who?” it answered “In Bexley” and full prefill “In Oslo”: every chunk's" in wrong
     assert "as late as full prefill (after 12 s), and the same answer to 4 of 4" in late
-    assert "on average 1.5 of 12 chunks" in late
+    assert late.endswith(
+        "on average 1.5 of 12 chunks, because every question retrieves other chunks, in another "
+        "order."
+    )
+    (again,) = gains_and_losses([WHOLE, figures(mode="prefix", leading_chunks=11.0)])
+    assert "11 of 12 chunks, because these questions were asked before" in again
     assert "2.0 times later than full prefill" in early and "and the same answer only" in early
     assert "but the same answer to none of 4 questions: it computed" in none
     assert early.endswith("full prefill “In Oslo”.")
