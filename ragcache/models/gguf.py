@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 def _convert(header: GgufHeader, source: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     given: dict[str, Any] = {
         "gguf_file": "model.gguf",
@@ -92,9 +93,14 @@ def _convert(header: GgufHeader, source: Path, folder: Path) -> None:
     }
     with header.refusing("tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), **given)
+    with header.refusing("configuration"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(str(source), **given)
+        described = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    header.check_config(config.to_dict(), sum(part.numel() for part in described.parameters()))
     with header.refusing("model"), _showing_progress(header.file.name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source),
+            config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # refused below, with a clearer error
             output_loading_info=True,
@@ -108,7 +114,6 @@ def _convert(header: GgufHeader, source: Path, folder: Path) -> None:
             f"shape, such as {wrong[0]}: they would be random numbers. Download it again, or use "
             "another file."
         )
-    header.check_config(model.config.to_dict())
     _report_unread(header, model)
     plain = _plain(model)
     try:
@@ -228,9 +233,7 @@ def _check_room(header: GgufHeader, folder: Path) -> None:
 @contextmanager
 def _showing_progress(name: str) -> Iterator[None]:
     """Show transformers' progress in a terminal as a bar, and as lines elsewhere."""
-    import transformers.modeling_gguf_pytorch_utils
-
-    loader: Any = transformers.modeling_gguf_pytorch_utils
+    loader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
 
     def shown(tensors: Sequence[Any], **_: object) -> Any:
         if not logger.isEnabledFor(logging.WARNING):

@@ -83,15 +83,27 @@ class GgufHeader:
             fields.get(f"{architecture}.attention.sliding_window") or None,
         )
         _refuse_other_contents(header, fields, set(reader.fields))
+        if (layers := int(fields.get(f"{architecture}.block_count", 0))) > len(tensors):
+            raise ModelError(  # building them could take forever
+                f"{file.name} says that it has {layers:,} layers, but it has {len(tensors)} "
+                "tensors: it is damaged. Download it again."
+            )
         _refuse_rope_scaling(header, fields)
         _refuse_types(header, reader.tensors)
         return header
 
-    def check_config(self, config: dict[str, Any]) -> None:
+    def check_config(self, config: dict[str, Any], parameters: int) -> None:
         """Raise ModelError if transformers' configuration of the model contradicts the file.
 
         The loader does not read every entry of every architecture, and uses a default instead.
+        ``parameters``: how many the configuration describes; tensors that are not in the file, such
+        as tied weights, are fewer than half of any model's.
         """
+        if parameters > 2 * self.parameters:
+            raise ModelError(
+                f"{self.file.name} describes {parameters:,} parameters, but its tensors have "
+                f"{self.parameters:,}: it is damaged. Download it again."
+            )
         for what, said, found in (
             ("RoPE's base", self.rope_base, _values(config, "rope_theta", "rope_local_base_freq")),
             ("its sliding window", self.sliding_window, _values(config, "sliding_window")),

@@ -281,6 +281,14 @@ def no_tensors(_: object, tensors: dict[str, np.ndarray]) -> None:
     tensors.clear()
 
 
+def many_layers(writer: Any, _: object) -> None:
+    writer.kv_data[0]["llama.block_count"].value = 1 << 31
+
+
+def large_layers(writer: Any, _: object) -> None:
+    writer.kv_data[0]["llama.feed_forward_length"].value = 1 << 31
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a tensor missing": ({"change": lose}, "lacks 1 of the model's tensors.*layers.1.mlp.up_proj"),
     "another shape": ({"change": reshape}, "in another shape, such as model.norm.weight"),
@@ -288,6 +296,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "llama 3.1": ({"change": rope_factors}, r"scaled RoPE \(rope_freqs.weight\), which trans"),
     "yarn": ({"fields": {"llama.rope.scaling.type": "yarn"}}, r"scaled RoPE \(scaling.type yarn\)"),
     "architecture": ({"change": other_architecture}, "'mystery', which .* It reads .*llama.*qwen2"),
+    "many layers": (
+        {"change": many_layers},
+        "says that it has 2,147,483,648 layers, but it has 39",
+    ),
+    "large layers": ({"change": large_layers}, "describes 1,649,.* parameters, but its tensors ha"),
     "no tokenizer": ({"tokenizer": False}, "x.gguf has no tokenizer"),
     "vocabulary": ({"change": no_tensors}, "a vocabulary and no tensors"),
     "adapter": ({"fields": {"general.type": "adapter"}}, "no language model but adapter"),
@@ -346,9 +359,9 @@ def test_a_configuration_that_contradicts_the_file_is_refused(
     file: Path, change: dict[str, float], message: str
 ) -> None:
     header = gguf_header.GgufHeader.read(file)
-    header.check_config({"text_config": {"rope_parameters": {"rope_theta": 10000.0}}})
+    header.check_config({"text_config": {"rope_parameters": {"rope_theta": 10000.0}}}, 1)
     with pytest.raises(ModelError, match=message):
-        header.check_config({"rope_parameters": change})
+        header.check_config({"rope_parameters": change}, 1)
 
 
 def test_what_transformers_does_not_load_is_refused(

@@ -34,6 +34,9 @@ gguf.convert_gguf = convert
 print(gguf.converted_folder(Path(sys.argv[1])), flush=True)
 """
 
+CONVERT = CHILD[CHILD.index("print(gguf") :]
+REAL = "import sys\nfrom pathlib import Path\nfrom ragcache.models import gguf\n" + CONVERT
+
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -99,6 +102,19 @@ def test_what_a_killed_process_left_is_removed_by_the_next(
     assert (part.with_suffix("") / "model.safetensors").read_bytes() == b"whole"
 
 
+def test_a_process_that_has_imported_nothing_converts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf_files = pytest.importorskip("tests.gguf_files")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gguf_files.write(tmp_path / "x.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", REAL, str(tmp_path / "x.gguf")], capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 2), done.stderr
+    assert (Path(done.stdout.strip()) / "model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_conversions_that_are_killed_at_any_time_leave_nothing_that_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[subprocess.Popen[str]]
@@ -109,11 +125,9 @@ def test_conversions_that_are_killed_at_any_time_leave_nothing_that_is_used(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "reference"))
     expected = _digests(gguf.converted_folder(file))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    real = CHILD[CHILD.index("print(gguf") :]
-    source = "import sys\nfrom pathlib import Path\nfrom ragcache.models import gguf\n" + real
     for delay in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5):
         child = subprocess.Popen(
-            [sys.executable, "-c", source, str(file)], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", REAL, str(file)], stderr=subprocess.PIPE, text=True
         )
         children.append(child)
         assert child.stderr is not None
