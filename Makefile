@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-demo: $(READY) ## index a small corpus, ask it questions, show what was reused
+demo: $(READY) ## ask SmolLM2 about real articles in every mode: answers, times, what was computed
 	$(BIN)/ragcache demo
 
 test: $(READY) ## run the fast tests, which need no GPU

@@ -1,7 +1,7 @@
 """Example questions about a store's documents, for new users.
 
-If the store holds documents of the small model's data set, they are that data set's own questions;
-otherwise they name the first documents of the store.
+If the store holds articles of the demo, or documents of the small model's data set, they are the
+questions that come with these; otherwise they name the first documents of the store.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from ragcache.eval.articles import ARTICLE_QUESTIONS, ARTICLES
 from ragcache.models import world_file
 
 if TYPE_CHECKING:
@@ -25,10 +27,24 @@ _LIMIT = 4
 def example_questions(cache: RagCache, limit: int = _LIMIT) -> list[str]:
     """Up to ``limit`` questions, each about a stored document."""
     entries = cache.documents()
-    return list(_from_data_set(cache, entries, limit)) or list(_from_titles(entries))[:limit]
+    sources = (
+        _from_articles(cache, entries),
+        _from_world(cache, entries, limit),
+        _from_titles(entries),
+    )
+    return next(filter(None, (list(islice(found, limit)) for found in sources)), [])
 
 
-def _from_data_set(cache: RagCache, entries: Iterable[DocumentEntry], limit: int) -> Iterator[str]:
+def _from_articles(cache: RagCache, entries: Iterable[DocumentEntry]) -> Iterator[str]:
+    """Questions about articles that are stored with the demo's text."""
+    names = {entry.id.rpartition("/")[2]: entry.id for entry in entries}
+    for known in ARTICLE_QUESTIONS:
+        text = (ARTICLES / known.file).read_text(encoding="utf-8")
+        if known.file in names and _holds(cache, names[known.file], text):
+            yield known.question.text
+
+
+def _from_world(cache: RagCache, entries: Iterable[DocumentEntry], limit: int) -> Iterator[str]:
     """Questions of each kind in turn, about documents that are stored with the data set's text."""
     names = {entry.id.rpartition("#")[2]: entry.id for entry in entries}
     texts = {one["id"]: one["text"] for one in _lines("documents.jsonl") if one["id"] in names}

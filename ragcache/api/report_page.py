@@ -40,22 +40,28 @@ def check_report_path(path: Path) -> None:
         raise ConfigError(f"cannot write the report to {path}: there is no folder {path.parent}")
 
 
-def write_report(path: Path, question: str, answers: Mapping[str, Answer], cache: RagCache) -> None:
-    """Write the page with the answers of ``cache`` to a question, by label; the first is shown.
+def write_report(path: Path, asked: Mapping[str, Mapping[str, Answer]], cache: RagCache) -> None:
+    """Write the page with the answers of ``cache`` by question, and by label of the mode. The first
+    question, and the prompt of its first answer, are shown first.
 
     The file has the text of all chunks in the prompts, so its mode is 0600, whatever the umask and
     whatever its mode was before. Raises ConfigError if it cannot be written.
     """
     check_report_path(path)
     data = {
-        "question": replace_surrogates(question),
-        "runs": [
+        "questions": [
             {
-                "mode": label,
-                "answer": answer.text,
-                "ragcache": report_json(answer, cache.engine, trace=True),
+                "question": replace_surrogates(question),
+                "runs": [
+                    {
+                        "mode": label,
+                        "answer": answer.text,
+                        "ragcache": report_json(answer, cache.engine, trace=True),
+                    }
+                    for label, answer in answers.items()
+                ],
             }
-            for label, answer in answers.items()
+            for question, answers in asked.items()
         ],
         "stats": store_json(cache.chunks, cache.traffic()),
     }

@@ -33,6 +33,7 @@ from ragcache.cli.options import (
 from ragcache.cli.output import figures, loading, out, print_note, progress
 from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
 from ragcache.errors import SourceError
+from ragcache.models import SMOLLM2
 from ragcache.settings import ServiceSettings, Settings, seconds
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def query(
         for other in compare or ():
             answers[other] = cache.generate(replace(request, mode=other)).answer
         if report is not None:
-            report_page.write_report(report, question, answers, cache)
+            report_page.write_report(report, {question: answers}, cache)
     if compare:
         out.print(answer_table(answers))
     for note in answer.report.fallbacks:
@@ -300,13 +301,21 @@ def query(
 
 
 def demo(
-    questions: Annotated[int, typer.Option(help="Number of held-out questions to ask.")] = 200,
+    model: Annotated[
+        str, typer.Option(help="Folder of the model, its name on a model hub, or `tiny`.")
+    ] = SMOLLM2,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the store, which is kept; default: a temporary folder."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page (.html) that shows all answers.")
+    ] = None,
 ) -> None:
-    """Index, ask and compare fusion methods on a small world: no GPU, no model hub."""
+    """Index real articles, ask about them in every mode, and compare: no GPU, no model hub."""
     from ragcache.cli.demo import run
 
-    found = run(out, progress, questions)
-    figures({"figures": [one.as_json() for one in found]})
+    figures(run(out, progress, model=model, store=store, report=report, loading=loading))
 
 
 def serve(
@@ -343,6 +352,7 @@ def serve(
         str | None, typer.Option(help="Fusion method, such as full, reuse or cacheblend.")
     ] = None,
     ratio: Ratio = None,
+    top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
         str | None,
@@ -365,6 +375,7 @@ def serve(
             vllm_url=",".join(base_url) if base_url else None,
             mode=mode,
             ratio=ratio,
+            top_k=top_k,
             require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ragcache.errors import ConfigError, SourceError
 from ragcache.util.list_argument import require_list
 
-__all__ = ["EvalContext", "first_questions", "load_dataset", "load_datasets"]
+__all__ = ["EvalContext", "Question", "load_dataset", "load_datasets"]
 
 LONG_WORDS = 8  # longer answers, by the median, are also scored by Rouge-L
 

@@ -16,8 +16,6 @@ from ragcache.eval.dataset import EvalContext
 from ragcache.eval.outcomes import AskedQuestion
 from ragcache.types import Progress
 
-__all__ = ["usable_cores"]
-
 #: Answers the questions of contexts, in order. It is pickled for another process.
 _AskQuestions = Callable[[Sequence[EvalContext]], Iterator[AskedQuestion]]
 #: A question's number, in a sequence of contexts, and its outcomes.

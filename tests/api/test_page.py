@@ -17,6 +17,7 @@ from ragcache.api.example_questions import example_questions
 from ragcache.api.serialize import report_json, store_json
 from ragcache.blend import BLENDERS
 from ragcache.errors import ConfigError
+from ragcache.eval.articles import ARTICLE_QUESTIONS, ARTICLES
 from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.retriever.source import read
@@ -63,8 +64,26 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def file(cache: RagCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "out.html"
     answers = {mode: cache.ask(QUESTION, mode=mode) for mode in ("fused", "reuse", "full")}
-    report_page.write_report(path, QUESTION, answers, cache)
+    report_page.write_report(path, {QUESTION: answers}, cache)
     return path
+
+
+def test_a_report_of_several_questions(browser: Browser, cache: RagCache, tmp_path: Path) -> None:
+    asked = {
+        question: {mode: cache.ask(question, mode=mode) for mode in ("fused", "full")}
+        for question in (QUESTION, "Where were boats built?")
+    }
+    report_page.write_report(tmp_path / "out.html", asked, cache)
+    visit = Visit(browser, (tmp_path / "out.html").as_uri())
+    see = visit.page
+    assert see.locator("#asked").inner_text() == QUESTION
+    see.get_by_role("radio", name="Where were boats built?").check()
+    assert see.locator("#asked").inner_text() == "Where were boats built?"
+    rows = see.locator(".answers li")
+    facts = rows.locator(".bar + p").all_inner_texts()
+    assert re.match(r"(\d+(\.\d)? times (sooner|later) than|as soon as) full prefill, ", facts[0])
+    assert "full prefill" not in facts[1] and visit.errors == []
+    see.close()
 
 
 def shares(part: dict[str, Any]) -> list[float]:
@@ -122,7 +141,7 @@ def test_the_file_is_whole_and_asks_nobody(file: Path) -> None:
     inside = re.search(r'id="ragcache-data">(.*?)</script>', text, re.DOTALL)
     assert inside and "<" not in inside[1]
     data = json.loads(inside[1])
-    prompt = data["runs"][0]["ragcache"]["prompt"]
+    prompt = data["questions"][0]["runs"][0]["ragcache"]["prompt"]
     assert any(EVIL in "".join(text for text, _ in part["tokens"]) for part in prompt)
 
 
@@ -153,7 +172,8 @@ def test_a_report_is_its_owners_alone(cache: RagCache, tmp_path: Path, before: i
         path.chmod(before)
     mask = os.umask(0)
     try:
-        report_page.write_report(path, QUESTION, {"full": cache.ask(QUESTION, mode="full")}, cache)
+        answers = {"full": cache.ask(QUESTION, mode="full")}
+        report_page.write_report(path, {QUESTION: answers}, cache)
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -175,6 +195,15 @@ def test_examples_are_of_what_is_stored(tmp_path: Path) -> None:
         cache.add([Document(own.id, own.text, dict(WHOLE))])
         found = example_questions(cache)
         assert found and all("Verner Irwin" in question for question in found)
+
+
+def test_the_page_suggests_the_questions_about_stored_articles(tmp_path: Path) -> None:
+    first = ARTICLE_QUESTIONS[0]
+    with scene.small(tmp_path, chunk_tokens=64) as cache:
+        cache.add(read([ARTICLES / first.file]))
+        assert example_questions(cache) == [
+            one.question.text for one in ARTICLE_QUESTIONS if one.file == first.file
+        ]
 
 
 def test_where_a_report_cannot_go(tmp_path: Path) -> None:
@@ -292,7 +321,7 @@ def test_an_example_is_asked_by_a_click(browser: Browser, address: str) -> None:
 
 def test_nothing_retrieved_is_said_first(browser: Browser, cache: RagCache, tmp_path: Path) -> None:
     answers = {mode: cache.ask(QUESTION, mode=mode, chunks=[]) for mode in ("fused", "full")}
-    report_page.write_report(tmp_path / "out.html", QUESTION, answers, cache)
+    report_page.write_report(tmp_path / "out.html", {QUESTION: answers}, cache)
     saved = Visit(browser, (tmp_path / "out.html").as_uri())
     with served(tmp_path / "empty", keys=[]) as running:
         live = Visit(browser, f"{running.url}/demo")
@@ -358,7 +387,7 @@ def test_long_prompts_fold(browser: Browser, file: Path, tmp_path: Path) -> None
     inside = re.search(r'id="ragcache-data">(.*?)</script>', file.read_text(), re.DOTALL)
     assert inside
     data = json.loads(inside[1])
-    prompt = data["runs"][0]["ragcache"]["prompt"]
+    prompt = data["questions"][0]["runs"][0]["ragcache"]["prompt"]
     prompt[1]["tokens"] = prompt[1]["tokens"] * 300
     tokens = len(prompt[1]["tokens"])
     assert tokens > 2000

@@ -251,4 +251,4 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name a file of lines name:key"):
         ApiKeys.of(ServiceSettings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
-        report_page.write_report(Path("/dev/full"), "Who?", {}, cache)  # a disk without space
+        report_page.write_report(Path("/dev/full"), {}, cache)  # a disk without space

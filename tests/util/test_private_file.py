@@ -32,7 +32,7 @@ def test_reports_and_results(tmp_path: Path) -> None:
     with scene.small(tmp_path / "store") as cache:
         cache.add(scene.DOCUMENTS)
         answer = cache.ask("Who keeps a parrot?")
-        report_page.write_report(tmp_path / "report.html", "Who?", {"fused": answer}, cache)
+        report_page.write_report(tmp_path / "report.html", {"Who?": {"fused": answer}}, cache)
         part = results.with_name("results.jsonl.part")
         seen = []
         for _ in batch_file.iter_answer_batch(cache, batch_file.read_batch(questions), results):

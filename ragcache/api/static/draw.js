@@ -1,5 +1,6 @@
 "use strict";
-// Draws the answers side by side, the choice of the one shown below, and the store.
+// Draws the answers side by side, the choice of the one shown below, and the store. A report file
+// may have several questions, of which one is shown.
 
 const page = (() => {
   const { byId, draw, make } = dom;
@@ -35,7 +36,8 @@ const page = (() => {
         `${words.percent(words.charged(r))} of the chunks’ tokens computed`,
         `${words.size(r.bytes_loaded)} loaded`,
       ];
-      run.view.facts.textContent = [...computed, `all after ${words.seconds(r.total_s)}`].join(", ");
+      const facts = [words.sooner(run, runs), ...computed, `all after ${words.seconds(r.total_s)}`];
+      run.view.facts.textContent = facts.filter(Boolean).join(", ");
     }
   }
 
@@ -83,15 +85,19 @@ const page = (() => {
   }
 
   function drawSwitch(runs) {
-    const box = byId("shown");
-    box.hidden = runs.length < 2;
-    const legend = box.querySelector("legend");
-    box.replaceChildren(legend, ...runs.map((run) => {
-      const input = make("input", { type: "radio", name: "shown" });
-      input.checked = run === shown;
-      input.addEventListener("change", () => showRun(run));
-      return make("label", { class: `chip ${words.colour(run.mode)}` }, input,
-        make("span", {}, swatch(), run.mode));
+    drawChoice("shown", runs, shown, showRun, (run) => [swatch(), run.mode],
+      (run) => words.colour(run.mode));
+  }
+
+  /** Radio buttons for several items, in a fieldset that is hidden if there is only one. */
+  function drawChoice(id, items, chosen, choose, label, colour = () => "") {
+    const box = byId(id);
+    box.hidden = items.length < 2;
+    box.replaceChildren(box.querySelector("legend"), ...items.map((item) => {
+      const input = make("input", { type: "radio", name: id });
+      input.checked = item === chosen;
+      input.addEventListener("change", () => choose(item));
+      return make("label", { class: `chip ${colour(item)}` }, input, make("span", {}, ...label(item)));
     }));
   }
 
@@ -136,16 +142,21 @@ const page = (() => {
   new ResizeObserver(() => shown && layersView.drawWaterfall(shown.ragcache.layers))
     .observe(byId("results"));
 
-  const saved = byId("ragcache-data"); // present in a file written by `ragcache query --report`
-  if (saved) {
-    const data = JSON.parse(saved.textContent);
-    begin(data.question);
-    for (const run of data.runs) {
+  function showQuestion({ question, runs }) {
+    begin(question);
+    for (const run of runs) {
       run.view = answerRow(run.mode);
       finish(run);
     }
-    drawRuns(data.runs);
-    drawStore(data.stats);
+    drawRuns(runs);
+  }
+
+  const saved = byId("ragcache-data"); // present in a file written with --report
+  if (saved) {
+    const { questions, stats } = JSON.parse(saved.textContent);
+    drawChoice("questions", questions, questions[0], showQuestion, (one) => [one.question]);
+    showQuestion(questions[0]);
+    drawStore(stats);
   }
 
   return { answerRow, begin, drawRuns, drawStore, finish, sayNothing };

@@ -74,6 +74,12 @@ const words = (() => {
     return `${ratio} times ${times > 1 ? "sooner" : "later"} than full prefill`;
   }
 
+  /** How much sooner a run's first token came than full prefill's; null if that is not known. */
+  function sooner(run, runs) {
+    const whole = full(runs);
+    return whole && run !== whole ? compared(run, whole) : null;
+  }
+
   /** The first mode that is not full, in one sentence. */
   function headline(runs) {
     const whole = full(runs);
@@ -87,6 +93,7 @@ const words = (() => {
   }
 
   return {
-    MODES, about, charged, colour, count, foundNothing, headline, percent, seconds, size, verdict,
+    MODES, about, charged, colour, count, foundNothing, headline, percent, seconds, size,
+    sooner, verdict,
   };
 })();
