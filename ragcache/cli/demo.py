@@ -32,16 +32,17 @@ from ragcache.types import Answer, Document, Sampling
 #: Makes a context in which progress is shown.
 _ShowProgress = Callable[[], AbstractContextManager[render.ProgressReporter]]
 _PAGES = "concepts.md", "glossary.md"  # in docs/ of a checkout
-_SAMPLING = Sampling(max_tokens=24)
+_MODES = "full", "prefix", "reuse", "cacheblend", "fused"
+_SAMPLING = Sampling(max_tokens=16)
 _COLUMNS = """\
-right: the answer contains the expected one. TTFT: from when the chunks are known
-to the first token. computed: share of the chunks' tokens computed, mean over
-layers (the charged budget). loaded: stored KV that was read. The last table has
-medians of times and means of the rest. same as full: the answer is that of full
-prefill, or both are right. Each mode answers each question once, the modes take
-turns at being the first, and the stored KV is in the cache of the file system.
-The questions are some that full prefill answers right with smollm2, and were
-chosen by its answers alone.
+right: the answer contains the expected one. TTFT: from when the chunks are
+known to the first token. computed: share of the chunks' tokens that were
+computed, mean over layers (the charged budget). loaded: stored KV that was
+read. The last table has means over the questions. same as full: the answer is
+that of full prefill, or both are right. Each mode answers each question once,
+the modes take turns at being the first, and the stored KV is in the cache of
+the file system. The questions are some that full prefill answers right with
+smollm2, and were chosen by its answers alone.
 """
 _AGAIN = """\
 The page at /demo asks questions about these documents in any mode:
@@ -147,7 +148,7 @@ def compare(
         asked = ask_side_by_side(
             cache,
             questions,
-            make_blenders(),
+            make_blenders(_MODES),
             sampling=_SAMPLING,
             top_k=top_k,
             progress=lambda done, total: reporter("answers", done, total),

@@ -22,7 +22,7 @@ from ragcache.models import SMOLLM2
 from ragcache.retriever.embed import HashEmbedder
 from tests import scene
 
-MODES = "full", "prefix", "reuse", "random", "cacheblend", "fused"
+MODES = "full", "prefix", "reuse", "cacheblend", "fused"
 
 Demo = Callable[..., tuple[str, dict[str, object]]]
 

@@ -20,8 +20,6 @@ _ALIKE = 1.05  # times within this factor count as equal
 _LIMITS = {
     "reuse": "every chunk's KV is used as it was computed alone, so a pronoun in it does not see "
     "the name that it stands for if that is in another chunk, and no chunk sees another",
-    "random": "the recomputed tokens are chosen at random, whether or not they depend on other "
-    "chunks",
     "cacheblend": "only the tokens that deviate most from full prefill at the first layers are "
     "recomputed with the other chunks in view",
     "fused": "only the tokens that depend most on the text before their chunk are recomputed with "
