@@ -63,6 +63,9 @@ def test_a_run_and_its_page(
     assert "| fused | `recompute_ratio=0." in text and "| full |  | 100.0 % |" in text
     assert "- ape cannot be used: of its windows.\n" in text
     assert "- At 10 %: " in text and "leads in KL" in text
+    rows = text.partition("## Papers say, and we measured")[2]
+    assert "| [EPIC](https://arxiv.org/abs/2410.15332) | up to 8 times sooner" in rows
+    assert "| naive reuse |" in rows and "| 100 % |" in rows and "CacheBlend" not in rows
     assert "--models MODELS --sets SETS --out RESULTS" in text and str(tmp_path) not in text
     (figure,) = (page.parent / "figures").iterdir()
     assert f"(figures/{figure.name})" in text and figure.name.endswith("hotpotqa-answer-kl.svg")
