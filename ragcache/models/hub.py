@@ -14,7 +14,7 @@ from pathlib import Path
 from ragcache.errors import ModelError
 from ragcache.text import replace_surrogates
 
-__all__ = ["find_model_folder"]
+__all__ = ["find_model_folder", "refuse_bytes"]
 
 _LIST_TIMEOUT_S = 10  # for the hub to list a model's files
 
@@ -28,9 +28,9 @@ def find_model_folder(
     of a hub model, those to download, and raises ModelError if none can be loaded. Raises
     ModelError if there is no such model, and what ``check`` and ``select`` raise.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
-        _refuse_bytes(path)
+        refuse_bytes(path)
         check(path)
         return path
     _refuse_paths(name, path)
@@ -53,12 +53,14 @@ def find_model_folder(
     return folder
 
 
-def _refuse_bytes(folder: Path) -> None:
-    """Raise ModelError for a path that is not UTF-8, which tokenizers cannot be loaded from."""
-    path = os.path.abspath(folder)
+def refuse_bytes(model: Path) -> None:
+    """Raise ModelError for a path that is not UTF-8: tokenizers cannot be loaded from such a
+    folder, and no store can record such a name."""
+    path = os.path.abspath(model)
     if (printable := replace_surrogates(path)) != path:
+        what = "folder" if model.is_dir() else "file"
         raise ModelError(
-            f"the folder of the model, {printable}, has a name that is not UTF-8, and cannot be "
+            f"the {what} of the model, {printable}, has a name that is not UTF-8, and cannot be "
             "loaded from. Rename it, or make a link to it under another name."
         )
 
