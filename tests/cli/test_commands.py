@@ -401,6 +401,8 @@ def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
         (["index", "missing.txt"], "missing.txt"),
         (["eval", "--dataset", "missing.json"], "cannot read the questions in missing.json"),
         (["eval", "--limit", "0"], "the limit is 0"),
+        (["eval", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
+        (["calibrate", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
         (["serve", "--host", "0.0.0.0"], "there are no API keys: anybody could read"),
         (["serve", "--keys", "nowhere"], "cannot read the API keys in nowhere"),
     ],
