@@ -169,7 +169,9 @@ def _make(file: Path, folder: Path) -> None:
     """Convert into a folder beside, and rename it, so that ``folder`` is never half-written."""
     part = folder.with_name(f"{folder.name}.part")
     for left in (part, folder):  # of a conversion that was killed, or damaged later
-        if left.exists():
+        if left.is_symlink() or left.is_file():
+            left.unlink()
+        elif left.exists():
             shutil.rmtree(left)
     began = time.perf_counter()
     logger.warning("converting %s, once, into %s", file.name, folder)

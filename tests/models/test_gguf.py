@@ -188,6 +188,16 @@ def truncate(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
+def link(folder: Path) -> None:
+    truncate(folder)
+    folder.symlink_to(folder.rename(folder.with_name("moved")))
+
+
+def file_instead(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
 def flip(folder: Path) -> None:
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -200,6 +210,8 @@ def flip(folder: Path) -> None:
     [
         truncate,
         flip,
+        link,
+        file_instead,
         lambda folder: (folder / "tokenizer.json").unlink(),
         lambda folder: (folder / "content.blake3").unlink(),
         shutil.rmtree,
