@@ -14,6 +14,7 @@ from ragcache.errors import ModelError
 from ragcache.models.gguf import converted_folder
 from ragcache.models.gguf_header import is_gguf
 from ragcache.models.hub import find_model_folder, refuse_bytes
+from ragcache.models.packaged import packaged_name
 
 __all__ = ["CONFIG", "Checkpoint", "ModelConfig", "pickle_files", "pickle_refusal", "read_json"]
 
@@ -97,8 +98,8 @@ def _converted(name: str | Path) -> str:
 def _display_name(name: str | Path, folder: Path) -> str:
     path = Path(os.path.expanduser(name))
     if is_gguf(path):
-        return path.stem
-    return folder.absolute().name if path.is_dir() else str(name)
+        return packaged_name(path) or path.stem
+    return folder.absolute().name if os.path.isdir(path) else str(name)
 
 
 def _loadable_files(listed: Sequence[str]) -> list[str]:
