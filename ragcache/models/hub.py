@@ -14,7 +14,7 @@ from pathlib import Path
 from ragcache.errors import ModelError
 from ragcache.text import replace_surrogates
 
-__all__ = ["find_model_folder", "refuse_bytes"]
+__all__ = ["find_model_folder"]
 
 _LIST_TIMEOUT_S = 10  # for the hub to list a model's files
 
@@ -29,6 +29,7 @@ def find_model_folder(
     ModelError if there is no such model, and what ``check`` and ``select`` raise.
     """
     path = Path(os.path.expanduser(name))
+    _refuse_unreadable(path)
     if path.is_dir():
         refuse_bytes(path)
         check(path)
@@ -51,6 +52,17 @@ def find_model_folder(
     folder = _fetched(name, select)
     check(folder)
     return folder
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raise ModelError for a path that cannot be looked up, such as in a folder of another user."""
+    try:
+        path.is_dir()
+    except OSError as error:
+        raise ModelError(
+            f"{str(path)!r} cannot be read ({error.strerror}): make it readable for this user, or "
+            "name another model"
+        ) from error
 
 
 def refuse_bytes(model: Path) -> None:

@@ -25,7 +25,7 @@ def absolute_name(name: str) -> str:
     """A name that does not depend on the working directory: folders and files by their absolute
     path."""
     path = Path(os.path.expanduser(name))
-    return str(path.absolute()) if not is_packaged(name) and path.exists() else name
+    return str(path.absolute()) if not is_packaged(name) and os.path.exists(path) else name
 
 
 def remember_name(name: str) -> None:
