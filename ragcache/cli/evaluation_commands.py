@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -111,7 +111,10 @@ def evaluate(
         _check_chunks(contexts, name)
     if plot_file is not None:
         plot.check_plot(plot_file, plot_y)
-    for file in filter(None, (report, plot_file, save)):
+    written = {"--report": report, "--plot": plot_file, "--save": save}
+    files = {option: file for option, file in written.items() if file is not None}
+    _check_distinct([*files.items(), *(("--dataset", file) for file in dataset or ())])
+    for file in files.values():
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
     with progress() as reporter:
@@ -203,6 +206,15 @@ def calibrate(
             "figures": [one.as_json() for one in found],
         }
     )
+
+
+def _check_distinct(files: Sequence[tuple[str, Path]]) -> None:
+    """Raise ConfigError if one of the files would be overwritten by another."""
+    known: dict[Path, str] = {}
+    for option, file in files:
+        other = known.setdefault(file.resolve(), option)
+        if other != option:
+            raise ConfigError(f"{other} and {option} both name {file}: name different files")
 
 
 def _check_chunks(contexts: Iterable[EvalContext], name: str, why: str = "none are given") -> None:

@@ -173,8 +173,9 @@ class _LocalStream(GenerationStream):
             plan=done.plan,
         )
         tokens = tuple(step.token for step in steps)
-        if request.forced == ():
-            self._forced_logits = generator.engine.continuation_logits(prefilled, tokens)
+        if request.forced is not None and self._forced_logits is None:
+            wanted = request.forced or tokens  # the first token may have ended the answer
+            self._forced_logits = generator.engine.continuation_logits(prefilled, wanted)
         if generator.store_misses:
             self._missed = MissedChunks(generator.engine, generator, done)
         del done, prefilled  # frees the prompt's KV: what is to be stored has been copied

@@ -129,12 +129,14 @@ def compare(
     asked again. ``note`` receives a message about what was found in it.
 
     Raises ConfigError, before the model is loaded, if ``against`` is not a label of ``chosen``, if
-    ``processes`` < 1, if Rouge-L is needed and its stemmer is not installed, or if ``save`` cannot
-    be used or is of another run.
+    ``processes`` or ``max_tokens`` < 1, if Rouge-L is needed and its stemmer is not installed, or
+    if ``save`` cannot be used or is of another run.
     """
     if against is not None and against not in chosen:
         raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
     _check_processes(processes)
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}: ask for at least 1")
     if any(answer_length(contexts) == "long" for contexts in datasets.values()):
         load_stemmer()
     saved = None

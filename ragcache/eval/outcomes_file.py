@@ -10,10 +10,12 @@ import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from blake3 import blake3
+from pydantic import TypeAdapter
 
 from ragcache.blend.base import Blender
 from ragcache.errors import ConfigError, SourceError
@@ -25,6 +27,8 @@ from ragcache.settings import Settings
 __all__ = ["load_outcomes"]
 
 _FORMAT = "ragcache outcomes 1"
+
+_OUTCOMES = TypeAdapter(dict[str, QuestionOutcome])
 
 _Header = dict[str, Any]
 _Questions = dict[int, AskedQuestion]  # by number in the data set
@@ -75,7 +79,7 @@ class OutcomesFile:
     model: str = ""  # digest of the model's fingerprint; "" before the first question
     known: dict[str, _Questions] = field(default_factory=dict)  # by data set
     torn: int = 0  # lines at the end that were incomplete, and have been removed
-    _file: BinaryIO | None = None
+    _file: FileIO | None = None
 
     @classmethod
     def open(cls, path: Path, header: _Header) -> Self:
@@ -85,8 +89,9 @@ class OutcomesFile:
         the file is of another run, if another process has it open, or if it cannot be written, and
         SourceError if it is damaged.
         """
+        _check_regular(path)
         try:
-            file = path.open("a+b")
+            file = path.open("a+b", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"cannot save outcomes in {path}: {error.strerror}. Name a file in a folder that "
@@ -106,13 +111,17 @@ class OutcomesFile:
             raise ConfigError(
                 f"another process saves outcomes in {path}: wait for it, or name another file"
             ) from error
+        except OSError as error:
+            file.close()
+            raise ConfigError(_not_saved(path, error)) from error
         except BaseException:
             file.close()
             raise
         return opened
 
     def append(self, dataset: str, number: int, question: AskedQuestion) -> None:
-        """Save a question's outcomes, so that they survive the end of this process."""
+        """Save a question's outcomes, so that they survive the end of this process. Raises
+        ConfigError if they cannot be written."""
         self.model = question.model
         line = {"dataset": dataset, "question": number, "model": question.model}
         outcomes = {label: asdict(one) for label, one in question.outcomes.items()}
@@ -125,8 +134,12 @@ class OutcomesFile:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None, "the file is open"
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        left = json.dumps(line).encode() + b"\n"
+        try:
+            while left:  # a disk that becomes full takes a part of it
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise ConfigError(_not_saved(self.path, error)) from error
 
 
 def load_outcomes(*paths: Path) -> dict[str, list[ModeOutcomes]]:
@@ -146,6 +159,11 @@ def load_outcomes(*paths: Path) -> dict[str, list[ModeOutcomes]]:
     for name in dict.fromkeys(name for _, content in read for name in content.questions):
         having = [content for _, content in read if name in content.questions]
         answered = set.intersection(*(set(content.questions[name]) for content in having))
+        if not answered:
+            raise SourceError(
+                f"the files have no question of {name} in common: continue their runs with "
+                "`ragcache eval --save`"
+            )
         modes = joined[name] = []
         for content in having:
             assert content.header is not None
@@ -171,6 +189,7 @@ class _Content:
     def read(cls, path: Path) -> Self:
         """Raises SourceError for a damaged line that is not the last, ConfigError for a file that
         is something else."""
+        _check_regular(path)
         try:
             raw = path.read_bytes()
         except OSError as error:
@@ -187,20 +206,23 @@ class _Content:
         if raw and not parsed and not raw.startswith(b'{"format": "ragcache outcomes'[: len(raw)]):
             raise ConfigError(_foreign(path))
         for number, entry in enumerate(parsed, 1):
+            if header is None:
+                header = _checked_header(path, entry)
+                continue
             try:
-                if number == 1:
-                    header = _checked_header(path, entry)
-                    continue
-                assert entry is not None
-                model = entry["model"]
-                outcomes = {k: QuestionOutcome(**v) for k, v in entry["outcomes"].items()}
-                asked = AskedQuestion(model, outcomes)
-                questions.setdefault(entry["dataset"], {})[entry["question"]] = asked
-            except (AssertionError, KeyError, TypeError, AttributeError) as error:
+                dataset, question, asked = _question(header, entry)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise SourceError(
                     f"line {number} of {path} is damaged: remove it, and its question is asked "
                     "again"
                 ) from error
+            if model not in ("", asked.model):
+                raise SourceError(
+                    f"{path} has outcomes of two models: line {number} is of another one than the "
+                    "line before. Name another file."
+                )
+            model = asked.model
+            questions.setdefault(dataset, {})[question] = asked
         complete = sum(map(len, lines[: len(parsed)]))
         return cls(header, questions, model, complete, torn)
 
@@ -218,7 +240,39 @@ def _parsed(line: bytes) -> Any:
 def _checked_header(path: Path, entry: Any) -> _Header:
     if not isinstance(entry, dict) or entry.get("format") != _FORMAT:
         raise ConfigError(_foreign(path))
+    try:
+        for made in entry["modes"].values():
+            made["method"], made["parameters"].items()
+        for found in entry["datasets"].values():
+            found["digest"][:8], range(found["questions"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"line 1 of {path}, the header, is damaged: name another file") from error
     return entry
+
+
+def _question(header: _Header, entry: Any) -> tuple[str, int, AskedQuestion]:
+    """Data set, number and outcomes of a line. Raises KeyError, TypeError or ValueError if they
+    are not those of the header."""
+    dataset, number = entry["dataset"], entry["question"]
+    outcomes = _OUTCOMES.validate_python(entry["outcomes"])
+    if number not in range(header["datasets"][dataset]["questions"]):
+        raise ValueError(f"there is no question {number} in {dataset}")
+    if outcomes.keys() != header["modes"].keys():
+        raise ValueError(f"these are not the modes of the header: {', '.join(outcomes)}")
+    return dataset, number, AskedQuestion(str(entry["model"]), outcomes)
+
+
+def _not_saved(path: Path, error: OSError) -> str:
+    return (
+        f"the outcomes cannot be saved in {path}: {error.strerror}. Make room, or see to its file "
+        "system, and run the same command again: it asks only the questions that are not saved."
+    )
+
+
+def _check_regular(path: Path) -> None:
+    """Raise ConfigError for a device or a pipe, which cannot be read to its end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{path} is not a regular file: name another one for the outcomes")
 
 
 def _foreign(path: Path) -> str:

@@ -8,6 +8,7 @@ models the user has named, and ``silence`` mutes transformers' output.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ragcache.models.packaged import SMOLLM2, TINY, is_packaged, packaged_path
@@ -24,7 +25,7 @@ def model_path(name: str) -> str:
     """
     if is_packaged(name):
         return str(packaged_path(name))
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return os.path.expanduser(name)
 
 
 def world_file(name: str) -> Path:

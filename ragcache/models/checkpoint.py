@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any, Self
 from ragcache.errors import ModelError
 from ragcache.models.gguf import converted_folder
 from ragcache.models.gguf_header import is_gguf
-from ragcache.models.hub import find_model_folder
+from ragcache.models.hub import find_model_folder, refuse_bytes
+from ragcache.models.packaged import packaged_name
 
 __all__ = ["CONFIG", "Checkpoint", "ModelConfig", "pickle_files", "pickle_refusal", "read_json"]
 
@@ -86,15 +88,18 @@ class Checkpoint(ModelConfig):
 
 def _converted(name: str | Path) -> str:
     """The folder into which ``name`` is converted if that is a GGUF file; else ``name``."""
-    path = Path(name).expanduser()
-    return str(converted_folder(path)) if is_gguf(path) else str(name)
+    path = Path(os.path.expanduser(name))
+    if not is_gguf(path):
+        return str(name)
+    refuse_bytes(path)
+    return str(converted_folder(path))
 
 
 def _display_name(name: str | Path, folder: Path) -> str:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if is_gguf(path):
-        return path.stem
-    return folder.absolute().name if path.is_dir() else str(name)
+        return packaged_name(path) or path.stem
+    return folder.absolute().name if os.path.isdir(path) else str(name)
 
 
 def _loadable_files(listed: Sequence[str]) -> list[str]:

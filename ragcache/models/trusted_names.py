@@ -11,6 +11,7 @@ string per line. If that file cannot be written, models must be named every time
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,8 @@ __all__ = ["absolute_name", "is_trusted", "remember_name"]
 def absolute_name(name: str) -> str:
     """A name that does not depend on the working directory: folders and files by their absolute
     path."""
-    path = Path(name).expanduser()
-    return str(path.absolute()) if not is_packaged(name) and path.exists() else name
+    path = Path(os.path.expanduser(name))
+    return str(path.absolute()) if not is_packaged(name) and os.path.exists(path) else name
 
 
 def remember_name(name: str) -> None:

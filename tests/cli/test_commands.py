@@ -375,6 +375,11 @@ def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
     assert (code, again) == (0, out) and "note: 1 of 1 questions are in run.jsonl already" in err
     code, _, err = run(*command, "--save", "run.jsonl", "--mode", "reuse")
     assert code == 1 and "error: run.jsonl has outcomes of another run (modes: none, full" in err
+    saved = (tmp_path / "run.jsonl").read_text()
+    for option, file in (("--report", "run.jsonl"), ("--save", "./q.jsonl")):
+        code, out, err = run(*command, "--save", "run.jsonl", option, file)
+        assert code == 1 and out == "" and "both name" in err and "different files" in err
+    assert (tmp_path / "run.jsonl").read_text() == saved
     code, out, _ = run(*command[:-6], "--mode", "full", "--against", "full")
     assert code == 0 and "no PGR: it needs the modes full and none" in words(out)
     assert "minus full, in points" in out
@@ -396,6 +401,8 @@ def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
         (["index", "missing.txt"], "missing.txt"),
         (["eval", "--dataset", "missing.json"], "cannot read the questions in missing.json"),
         (["eval", "--limit", "0"], "the limit is 0"),
+        (["eval", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
+        (["calibrate", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
         (["serve", "--host", "0.0.0.0"], "there are no API keys: anybody could read"),
         (["serve", "--keys", "nowhere"], "cannot read the API keys in nowhere"),
     ],

@@ -125,6 +125,21 @@ def test_an_answer_ends_where_the_request_says(engine: TransformersEngine) -> No
     assert cut.text == texts[-1] == whole.text[: len(cut.text)]
 
 
+def test_forced_tokens_are_scored_if_the_first_token_ends_the_answer(
+    engine: TransformersEngine,
+) -> None:
+    prompt = engine.template.prompt(CONTEXT.chunks, "Where?")
+    encoding = encoding_context("prefix", engine)
+    generator = LocalGenerator(engine, MemoryStore(), encoding, store_misses=False)
+    request = PromptRequest(
+        prompt, blender("full"), Sampling(max_tokens=5), until=lambda text: True, forced=(5, 6, 7)
+    )
+    made = generator.stream(request)
+    assert len(made.answer.tokens) == 1 and made.answer.stopped == "stop"
+    _, want = stream(engine, prompt, blender("full"), 5, (5, 6, 7))
+    torch.testing.assert_close(made.forced_logits, want)
+
+
 def test_the_instruction_stands_before_every_question(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,98 @@ def test_a_file_is_of_one_run_at_a_time(tmp_path: Path) -> None:
         OutcomesFile.open(tmp_path / "a.jsonl", header)
     first.close()
     OutcomesFile.open(tmp_path / "a.jsonl", header).close()
+
+
+def damage(line: str, **changes: Any) -> str:
+    return json.dumps(json.loads(line) | changes)
+
+
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [
+        (2, {"outcomes": {}}),
+        (2, {"outcomes": {"full": {}, "reuse": {}}}),
+        (2, {"outcomes": {"full": asdict(outcome(0)) | {"f1": "x"}}}),
+        (2, {"question": 77}),
+        (2, {"question": "0"}),
+        (2, {"dataset": "other"}),
+        (1, {"modes": 5}),
+        (1, {"modes": {"full": 1}}),
+        (1, {"datasets": [1]}),
+        (1, {"datasets": {"one": {"digest": "a"}}}),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path: Path, number: int, changes: dict[str, Any]) -> None:
+    path = save_outcomes(tmp_path / "run.jsonl", ["full"])
+    header = json.loads(path.read_text().splitlines()[0])
+    lines = path.read_text().splitlines()
+    lines[number - 1] = damage(lines[number - 1], **changes)
+    path.write_text("\n".join(lines) + "\n")
+    for use in (lambda: load_outcomes(path), lambda: OutcomesFile.open(path, header)):
+        with pytest.raises(SourceError, match=rf"line {number} of .*run.jsonl.* is damaged"):
+            use()
+
+
+def test_outcomes_of_two_models_are_not_mixed(tmp_path: Path) -> None:
+    path = save_outcomes(tmp_path / "run.jsonl", ["full"])
+    lines = path.read_text().splitlines()
+    lines[2] = damage(lines[2], model="b2")
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SourceError, match="outcomes of two models: line 3 is of another one"):
+        load_outcomes(path)
+
+
+def test_a_device_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero is not a regular file"):
+        OutcomesFile.open(Path("/dev/zero"), {})
+    with pytest.raises(ConfigError, match="/dev/zero is not a regular file"):
+        load_outcomes(Path("/dev/zero"))
+
+
+def test_files_without_a_common_question_are_refused(tmp_path: Path) -> None:
+    one = save_outcomes(tmp_path / "one.jsonl", ["full"])
+    two = save_outcomes(tmp_path / "two.jsonl", ["reuse"])
+    header, first, *others = one.read_text().splitlines(keepends=True)
+    one.write_text(header + first)
+    two.write_text(
+        "".join([two.read_text().splitlines(keepends=True)[0], *others]).replace("full", "reuse")
+    )
+    with pytest.raises(SourceError, match="no question of one in common: continue their runs"):
+        load_outcomes(one, two)
+
+
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    path = save_outcomes(tmp_path / "run.jsonl", ["full"], questions=1)
+    header = json.loads(path.read_text().splitlines()[0])
+    saved = OutcomesFile.open(path, header)
+    file, left = saved._file, [room]
+    assert file is not None
+    write = file.write
+
+    class Full:
+        def write(self, data: bytes) -> int:
+            if not left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(data[: left.pop()])
+
+    monkeypatch.setattr(saved, "_file", Full())
+    with pytest.raises(ConfigError, match="cannot be saved in .*: No space left on device. Make"):
+        saved.append("one", 1, AskedQuestion("a1", {"full": outcome(0)}))
+    file.close()
+    again = OutcomesFile.open(path, header)
+    assert list(again.known["one"]) == [0] and again.torn == bool(room)
+    again.close()
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match="cannot be saved in .*: No locks available. Make room"):
+        save_outcomes(tmp_path / "run.jsonl", ["full"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ModelError
-from ragcache.models import gguf, gguf_header, trusted_names
+from ragcache.models import gguf, gguf_header, model_path, trusted_names
 from ragcache.models.checkpoint import Checkpoint, ModelConfig
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
@@ -143,9 +144,58 @@ def test_a_file_is_converted_once(file: Path, written: list[Path]) -> None:
     assert gguf.converted_folder(file) != folder and len(written) == 2
 
 
+def test_a_file_that_is_replaced_meanwhile_is_not_taken_for_the_first(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while this process waits for another one that converts the same file."""
+    gguf_files.write(tmp_path / "other.gguf", seed=1)
+    first = gguf._key(file)
+    locked = gguf._locked
+
+    def replaced(lock: Path, file: Path) -> Any:
+        (tmp_path / "other.gguf").replace(file)
+        return locked(lock, file)
+
+    monkeypatch.setattr(gguf, "_locked", replaced)
+    with pytest.raises(ModelError, match="small.gguf was changed while it was read: start again"):
+        gguf.converted_folder(file)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(f"**/{first}"))
+
+
+def test_a_name_that_is_no_text_is_refused(file: Path) -> None:
+    for name in (os.fsdecode(b"caf\xe9.gguf"), os.fsdecode(b"\xff/small.gguf")):
+        named = file.parent / name
+        named.parent.mkdir(exist_ok=True)
+        shutil.copy(file, named)
+        with pytest.raises(ModelError, match="the file of the model, .* is not UTF-8"):
+            Checkpoint.of(named)
+
+
+def test_a_name_may_begin_with_a_tilde(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    file.rename("~nobody.gguf")
+    assert Checkpoint.of(model_path("~nobody.gguf")).name == "~nobody"
+    assert trusted_names.absolute_name("~nobody.gguf") == str(file.parent / "~nobody.gguf")
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert Checkpoint.of(model_path("~/~nobody.gguf")).name == "~nobody"
+    with pytest.raises(ModelError, match="there is no file '~none.gguf'"):
+        Checkpoint.of(model_path("~none.gguf"))
+
+
 def truncate(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def link(folder: Path) -> None:
+    truncate(folder)
+    folder.symlink_to(folder.rename(folder.with_name("moved")))
+
+
+def file_instead(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
 
 
 def flip(folder: Path) -> None:
@@ -160,6 +210,8 @@ def flip(folder: Path) -> None:
     [
         truncate,
         flip,
+        link,
+        file_instead,
         lambda folder: (folder / "tokenizer.json").unlink(),
         lambda folder: (folder / "content.blake3").unlink(),
         shutil.rmtree,

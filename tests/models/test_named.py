@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import trusted_names
+from ragcache.models.checkpoint import Checkpoint
 from ragcache.models.file_cache import cached_text, content_digest, file_identity
 from ragcache.rag import RagCache
 from ragcache.retriever import embedder_files
@@ -109,6 +111,24 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
         not trusted_names.is_trusted("an/llm")
         and cached_text("check", ["a"], lambda: "found") == "found"
     )
+
+
+def test_a_path_that_cannot_be_looked_up_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"aaa' cannot be read \(File name too long\): make it"):
+        Checkpoint.of(str(tmp_path / ("a" * 300)))
+    assert trusted_names.absolute_name("a" * 300) == "a" * 300
+    stat = Path.stat
+
+    def refuse(self: Path, **options: bool) -> os.stat_result:
+        if self.name == "m.gguf":
+            raise PermissionError(13, "Permission denied")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)  # as in a folder of another user
+    with pytest.raises(ModelError, match=r"m.gguf' cannot be read \(Permission denied\): make it"):
+        Checkpoint.of(str(tmp_path / "m.gguf"))
 
 
 def test_a_line_that_was_cut_off_is_none(tmp_path: Path) -> None:

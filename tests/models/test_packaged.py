@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from ragcache.errors import ModelError
 from ragcache.models import SMOLLM2, TINY, model_path, packaged, trusted_names
+from ragcache.models.checkpoint import Checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,20 @@ def test_a_name_stands_for_a_file_of_a_package(
     monkeypatch.setitem(packaged._PACKAGED, SMOLLM2, known)
     assert model_path("smollm2") == str(package)
     assert Path(model_path(TINY), "config.json").is_file()
+
+
+def test_a_loaded_model_has_the_name_of_its_package(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf_files = pytest.importorskip("tests.gguf_files")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gguf_files.write(package)
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    known = replace(packaged._PACKAGED[SMOLLM2], sha256=digest)
+    monkeypatch.setitem(packaged._PACKAGED, SMOLLM2, known)
+    assert Checkpoint.of(model_path("smollm2")).name == "smollm2"
+    copy = shutil.copy(package, tmp_path / "mine.gguf")
+    assert Checkpoint.of(copy).name == "mine"
 
 
 def test_the_file_is_read_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
