@@ -137,13 +137,13 @@ def test_an_answer_has_a_deadline(tmp_path: Path, stream: bool) -> None:
 def test_at_the_end_streams_are_told(tmp_path: Path) -> None:
     with served(tmp_path, grace_s=0.2) as one, one.client() as client:
         engine: Any = one.service.default_cache.engine
-        slow, following = threading.Event(), engine._next
+        slow, following = threading.Event(), engine._forward_logits
 
         def slowly(*args: Any) -> Any:
             slow.wait(0.1)
             return following(*args)
 
-        engine._next = slowly
+        engine._forward_logits = slowly
         body = LONG | {"stream": True, "temperature": 1, "seed": 1}
         with client.stream("POST", "/v1/query", json=body) as response:
             lines = response.iter_lines()
