@@ -1,4 +1,4 @@
-"""Measure ragcache beside other systems: ``python -m bench.peers --model FOLDER --gguf FILE``.
+"""Measure ragcache beside other systems: ``python -m bench.peers --model smollm2``.
 
 See docs/peers.md, which ``--page`` writes. ``python -m bench.peers.setup`` makes the environments.
 """
@@ -20,13 +20,15 @@ from bench.peers.prompts import end_tokens, from_dataset, from_docs, load_templa
 from bench.peers.protocol import Setup
 from bench.peers.setup import ENVIRONMENTS
 from bench.results import ROOT, commit, machine
-from ragcache.models import model_path
+from ragcache.models import SMOLLM2, model_path
+from ragcache.models.checkpoint import Checkpoint
+from ragcache.models.gguf_header import is_gguf
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder with safetensors and tokenizer")
-    parser.add_argument("--gguf", default="", help="the same weights for llama.cpp")
+    parser.add_argument("--model", default=SMOLLM2, help="a folder, a GGUF file, or a name")
+    parser.add_argument("--gguf", help="the same weights for llama.cpp; default: the model's file")
     parser.add_argument("--dataset", type=Path, help="prompts from a data set, not from docs/")
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2000, help="of a prompt, at most")
@@ -48,7 +50,10 @@ def main() -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", flush=True)
 
     torch.set_num_threads(given.threads)
-    model = Path(model_path(given.model))
+    named = model_path(given.model)
+    gguf = given.gguf or (named if is_gguf(Path(named)) else "")
+    checkpoint = Checkpoint.of(named)
+    model = checkpoint.folder  # of safetensors, also for a GGUF file, which has been converted
     template, tokenizer = load_template(model)
     source = from_dataset(given.dataset) if given.dataset else from_docs(template)
     made = workload(source, template, count=given.prompts, tokens=given.tokens, pool=given.pool)
@@ -58,7 +63,7 @@ def main() -> None:
         pythons = {name: pythons[name] for name in given.systems}
     setup = Setup(
         str(model),
-        given.gguf,
+        gguf,
         given.threads,
         given.answer,
         # kvboost's padding takes up to 127 tokens more per chunk.
@@ -68,7 +73,7 @@ def main() -> None:
     )
     lengths = [len(asked.prompt) for asked in made.asked]
     about = (
-        f"Model: {model.name}. Text: {made.text}. {len(lengths)} prompts of {min(lengths):,} to "
+        f"Model: {checkpoint.name}. Text: {made.text}. {len(lengths)} prompts of {min(lengths):,} to "
         f"{max(lengths):,} tokens over a pool of {len(made.pool)} chunks, greedy answers of up to "
         f"{given.answer} tokens, {given.threads} threads."
     )
