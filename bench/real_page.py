@@ -50,10 +50,12 @@ What the figures mean:
 """
 
 PAPERS = """\
-Papers measure larger models, longer prompts and GPUs. Measured here: {run}, at the charged budget
-nearest to 15 %. *Times sooner*: the median, over questions, of full prefill's time to the first
-token divided by the method's, on prompts of about 1,200 tokens while other programs ran.
-*Divergence left*: KL over the whole answer, in percent of that of `reuse`.
+Papers measure larger models, longer prompts and GPUs. Measured here:
+{run}, at the charged budget nearest to 15 %.
+
+- *Times sooner*: the median, over questions, of full prefill's time to the first token divided by
+  the method's, on prompts of about 1,200 tokens, while other programs ran.
+- *Divergence left*: KL over the whole answer, in percent of that of `reuse`.
 """
 
 

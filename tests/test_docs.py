@@ -188,6 +188,13 @@ def test_the_first_answer_is_right(reader: Reader, capsys: pytest.CaptureFixture
     assert first.page.name == "README.md" and "clocks" in capsys.readouterr().out
 
 
+def test_the_figures_of_the_readme_are_those_of_the_generated_page() -> None:
+    page = (ROOT / "docs" / "real-models.md").read_text("utf-8").splitlines()
+    numbers = (ROOT / "README.md").read_text("utf-8").partition("## Numbers")[2]
+    rows = [line for line in numbers.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(rows) > 5 and [row for row in rows if row not in page] == []
+
+
 def test_every_block_says_what_it_is() -> None:
     known = LANGUAGES | SHOWN
     strange = [
