@@ -74,8 +74,9 @@ def main() -> None:
     lengths = [len(asked.prompt) for asked in made.asked]
     about = (
         f"Model: {checkpoint.name}. Text: {made.text}. {len(lengths)} prompts of "
-        f"{min(lengths):,} to {max(lengths):,} tokens over a pool of {len(made.pool)} chunks, greedy answers of up to "
-        f"{given.answer} tokens, {given.threads} threads."
+        f"{min(lengths):,} to {max(lengths):,} tokens over a pool of "
+        f"{len(made.pool)} chunks, greedy answers of up to {given.answer} tokens, "
+        f"{given.threads} threads."
     )
     if given.note:
         about += f"\n\n**{given.note}**"
