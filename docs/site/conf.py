@@ -51,6 +51,7 @@ CONTENTS = {
         "quality",
         "benchmarks",
         "peers",
+        "real-models",
         "small-model",
     ],
     "Extend": ["add-a-blender", "add-a-codec", "add-a-store", "contributing"],
