@@ -37,6 +37,8 @@ __all__ = [
     "Prompt",
     "Report",
     "Sampling",
+    "Segment",
+    "SegmentKind",
     "StageProgress",
     "Tokens",
     "invalid_id_reason",
@@ -223,6 +225,26 @@ class ChunkNotes:
     def __post_init__(self) -> None:
         if len(self.inter) != len(self.before):
             raise ValueError(f"{len(self.before)} chunks before, but {len(self.inter)} weights")
+
+
+#: What a piece of a prompt's text is: the chat template's own text, the only one that may contain
+#: control tokens; somebody's text, which is computed in the prompt; or a chunk, whose KV may have
+#: been computed elsewhere.
+SegmentKind = Literal["template", "text", "chunk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a prompt's text, as it stands there.
+
+    ``stored``: for a chunk that was found in a longer text, the text that the stored chunk was
+    tokenised from, if it is not ``text``. The tokens of ``text`` are its first ones.
+    """
+
+    text: str
+    kind: SegmentKind = "text"
+    id: str = ""  # of a chunk, for the report
+    stored: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
