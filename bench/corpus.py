@@ -30,7 +30,9 @@ class Corpus:
         weights = 1 / np.arange(1, len(self.texts) + 1)
         chosen = self.rng.choice(len(self.texts), chunks, replace=False, p=weights / weights.sum())
         order = self.rng.permutation(chosen)
-        return Prompt(self.prefix, tuple(self.texts[at] for at in order), ids(self.rng, QUESTION))
+        return Prompt.of(
+            self.prefix, tuple(self.texts[at] for at in order), ids(self.rng, QUESTION)
+        )
 
 
 def cut(given: Prompt, chunks: int) -> Prompt:
@@ -38,4 +40,4 @@ def cut(given: Prompt, chunks: int) -> Prompt:
     ids = sum(given.chunks, ())
     ends = [len(ids) * number // chunks for number in range(chunks + 1)]
     pieces = tuple(ids[a:b] for a, b in zip(ends, ends[1:], strict=False))
-    return Prompt(given.prefix, pieces, given.question)
+    return Prompt.of(given.prefix, pieces, given.question)

@@ -125,7 +125,7 @@ def _answering(
     folder = Path(opened.enter_context(TemporaryDirectory()))
     disk, how = DiskStore(folder / "chunks"), encoding_context("prefix", model)
     below = LocalGenerator(model, disk, how)
-    keys = prepare(below, Prompt(corpus.prefix, tuple(corpus.texts), ()))
+    keys = prepare(below, Prompt.of(corpus.prefix, tuple(corpus.texts), ()))
     size = disk.stats().payload_bytes
     store = opened.enter_context(RamTier(disk, size))
     read(store, keys)

@@ -73,4 +73,4 @@ def prompt(tokens: int, generator: torch.Generator) -> Prompt:
     ids = torch.randint(3, VOCABULARY, (tokens,), generator=generator).tolist()
     each = (tokens - 48) // CHUNKS
     chunks = tuple(tuple(ids[16 + i * each : 16 + (i + 1) * each]) for i in range(CHUNKS))
-    return Prompt(tuple(ids[:16]), chunks, tuple(ids[-32:]))
+    return Prompt.of(tuple(ids[:16]), chunks, tuple(ids[-32:]))

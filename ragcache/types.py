@@ -7,9 +7,10 @@ of documents, chunks and stop strings are replaced (:func:`ragcache.text.replace
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate, chain, takewhile
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ragcache.text import replace_surrogates, replace_surrogates_in
@@ -31,6 +32,7 @@ __all__ = [
     "LayerTrace",
     "LayerUpload",
     "MissReason",
+    "Part",
     "Passage",
     "Plan",
     "Progress",
@@ -248,33 +250,103 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The token ids of a part of a prompt, which were tokenised alone: a chunk, or other text.
+
+    ``stored``: of a chunk that was found in a longer text, the ids of the stored chunk, if it has
+    more than ``tokens``. Those are its first ones.
+    """
+
+    tokens: Tokens
+    is_chunk: bool = False
+    stored: Tokens | None = None
+
+    def __post_init__(self) -> None:
+        if self.stored is not None and self.stored[: len(self.tokens)] != self.tokens:
+            raise ValueError("a part must have the first tokens of the stored chunk")
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """Token ids in three parts, which are concatenated; texts are never joined."""
+    """Token ids in parts, chunks and other text, in any order; texts are never joined.
 
-    prefix: Tokens
-    chunks: tuple[Tokens, ...]
-    question: Tokens
+    Parts without tokens are left out.
+    """
 
-    @property
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not all(part.tokens for part in self.parts):
+            kept = tuple(part for part in self.parts if part.tokens)
+            object.__setattr__(self, "parts", kept)
+
+    @classmethod
+    def of(cls, prefix: Tokens, chunks: Iterable[Tokens], question: Tokens) -> Prompt:
+        """A prompt of text, chunks, and text."""
+        return cls((Part(prefix), *(Part(chunk, True) for chunk in chunks), Part(question)))
+
+    @cached_property
     def tokens(self) -> Tokens:
-        return sum(self.chunks, self.prefix) + self.question
+        return tuple(chain.from_iterable(part.tokens for part in self.parts))
+
+    @cached_property
+    def part_spans(self) -> tuple[tuple[int, int], ...]:
+        """The half-open range of each part in :attr:`tokens`."""
+        ends = tuple(accumulate(len(part.tokens) for part in self.parts))
+        return tuple(zip((0, *ends), ends, strict=False))
+
+    @cached_property
+    def chunks(self) -> tuple[Tokens, ...]:
+        return tuple(part.tokens for part in self.parts if part.is_chunk)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The range of each chunk in :attr:`tokens`."""
+        return tuple(
+            s for s, part in zip(self.part_spans, self.parts, strict=True) if part.is_chunk
+        )
+
+    @cached_property
+    def texts(self) -> tuple[Tokens, ...]:
+        """The parts that are no chunks."""
+        return tuple(part.tokens for part in self.parts if not part.is_chunk)
+
+    @cached_property
+    def text_spans(self) -> tuple[tuple[int, int], ...]:
+        """The range of each of :attr:`texts` in :attr:`tokens`."""
+        return tuple(
+            s for s, part in zip(self.part_spans, self.parts, strict=True) if not part.is_chunk
+        )
 
     @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """The half-open range of each chunk in :attr:`tokens`."""
-        out, at = [], len(self.prefix)
-        for chunk in self.chunks:
-            out.append((at, at + len(chunk)))
-            at += len(chunk)
-        return tuple(out)
+    def lead(self) -> tuple[Tokens, ...]:
+        """The texts before the first chunk."""
+        before = takewhile(lambda part: not part.is_chunk, self.parts)
+        return tuple(part.tokens for part in before)
+
+    @property
+    def prefix(self) -> Tokens:
+        """The tokens before the first chunk, or without chunks those before the question."""
+        return self.tokens[: self.spans[0][0] if self.chunks else self.question_start]
+
+    @property
+    def question(self) -> Tokens:
+        """The last text, after all chunks: with the question, for which the answer is computed."""
+        return self.tokens[self.question_start :]
 
     @property
     def question_start(self) -> int:
-        """Index of the question's first token in :attr:`tokens`."""
-        return len(self.prefix) + sum(map(len, self.chunks))
+        """Index of the first token of :attr:`question` in :attr:`tokens`."""
+        asks = bool(self.parts) and not self.parts[-1].is_chunk
+        return self.part_spans[-1][0] if asks else len(self)
 
     def __len__(self) -> int:
-        return self.question_start + len(self.question)
+        return len(self.tokens)
+
+    def continued(self, tokens: Tokens) -> Prompt:
+        """The prompt with more tokens of its last text."""
+        *parts, last = self.parts
+        return Prompt((*parts, replace(last, tokens=last.tokens + tokens)))
 
 
 @dataclass(frozen=True, slots=True)

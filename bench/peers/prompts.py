@@ -111,7 +111,7 @@ def workload(
                 room -= len(ids[n])
         rng.shuffle(taken)
         chunks = tuple(ids[n] for n in taken)
-        return Prompt(template.prefix, chunks, asked), Prompt(template.prefix, chunks, again)
+        return Prompt.of(template.prefix, chunks, asked), Prompt.of(template.prefix, chunks, again)
 
     pairs = [
         prompt(question, own, drawn[(number + 1) % len(drawn)][0])

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ragcache.errors import ConfigError
@@ -40,7 +41,10 @@ Positions = Literal["consecutive", "overlapping"]
 
 
 class KVSource(Protocol):
-    """The stored KV of a prompt's loaded parts, read layer by layer, in order, once each."""
+    """The stored KV of a prompt's loaded parts, read layer by layer, in order, once each.
+
+    A part may have more rows than in the prompt: the first ones are used.
+    """
 
     def start(self, layers: Sequence[int]) -> None:
         """Begin to load. Only these layers will be read, in ascending order."""
@@ -61,11 +65,26 @@ class Layout:
 
     prompt: Prompt
     loaded: tuple[bool, ...]  # per chunk: is its KV loaded?
-    prefix_loaded: bool
+    texts_loaded: int  # first texts of the prompt whose KV, computed in this context, is loaded
     positions: tuple[int, ...]  # RoPE position of every row
     notes: tuple[ChunkNotes | None, ...] = ()  # per chunk, where variants are loaded
     names: tuple[bytes, ...] = ()  # per chunk, the digest of its tokens, which notes refer to
     sensitivities: tuple[tuple[float, ...], ...] = ()  # per chunk and token; () if not stored
+
+    @cached_property
+    def loaded_spans(self) -> tuple[tuple[int, int], ...]:
+        """The rows of every loaded part, in prompt order."""
+        chunks = zip(self.prompt.spans, self.loaded, strict=True)
+        texts = self.prompt.text_spans[: self.texts_loaded]
+        return tuple(sorted((*texts, *(span for span, here in chunks if here))))
+
+    @cached_property
+    def loaded_text_rows(self) -> Tensor:
+        """Rows of texts whose KV is loaded, which are exact."""
+        import torch
+
+        rows = [torch.arange(a, b) for a, b in self.prompt.text_spans[: self.texts_loaded]]
+        return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
     @cached_property
     def reusable(self) -> Tensor:
@@ -121,13 +140,12 @@ class Layout:
 
     @cached_property
     def fresh(self) -> Tensor:
-        """Rows that every blender computes at every layer: the question and parts not loaded."""
+        """Rows that every blender computes at every layer: those of parts that are not loaded."""
         import torch
 
         every = torch.ones(len(self.prompt), dtype=torch.bool)
         every[self.reusable] = False
-        if self.prefix_loaded:
-            every[: len(self.prompt.prefix)] = False
+        every[self.loaded_text_rows] = False
         return every.nonzero()[:, 0]
 
 
@@ -245,9 +263,9 @@ class Blender(ABC):
 
     @property
     def placement(self) -> Positions:
-        """Where chunks are placed: one after another (``consecutive``), or all starting right after
-        the prefix (``overlapping``), with the question after the longest of them. An overlapping
-        prompt needs the stored KV of all its chunks."""
+        """Where chunks are placed: one after another (``consecutive``), or all chunks without text
+        between them at one position (``overlapping``), with the next text after the longest of
+        them. An overlapping prompt needs the stored KV of all its chunks."""
         return "consecutive"
 
     @property
@@ -322,8 +340,14 @@ def positions(prompt: Prompt, placement: Positions) -> tuple[int, ...]:
     """The position of every row of ``prompt`` (see :attr:`Blender.placement`)."""
     if placement == "consecutive":
         return tuple(range(len(prompt)))
-    start = len(prompt.prefix)
-    end = start + max(map(len, prompt.chunks), default=0)
-    chunks = (range(start, start + len(chunk)) for chunk in prompt.chunks)
-    rows = [*range(start), *(p for chunk in chunks for p in chunk)]
-    return (*rows, *range(end, end + len(prompt.question)))
+    rows: list[int] = []
+    start = 0
+    for chunks, parts in groupby(prompt.parts, lambda part: part.is_chunk):
+        lengths = [len(part.tokens) for part in parts]
+        if chunks:
+            rows += (start + at for length in lengths for at in range(length))
+            start += max(lengths)
+        else:
+            rows += range(start, start + sum(lengths))
+            start += sum(lengths)
+    return tuple(rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ragcache.blend.base import Blender, FixedRows, KVSource, Layout, Selector
 from ragcache.blend.context_attention import ContextAttention
 from ragcache.engine.base import PrefillCallbacks
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, PromptError
 from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, LayerTrace
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class FusedPrompt:
     chosen: tuple[Tensor, ...]  # per layer, the reusable rows that were computed
     computed: Tensor  # (rows of the prompt,), int64: at how many layers each was computed
     captured: tuple[ChunkKV, ...] = ()  # of the chunks in ``capture``
+    captured_texts: tuple[ChunkKV, ...] = ()  # of the texts in ``capture_texts``
     notes: tuple[ChunkNotes, ...] = ()  # on the same chunks, if the method reuses variants
     probed: int = 0  # rows computed by a probe, summed over its layers
 
@@ -52,19 +53,23 @@ def fuse(
     *,
     room: int = 1,
     capture: Sequence[int] = (),
+    capture_texts: Sequence[int] = (),
     check: Callable[[], None] | None = None,
 ) -> FusedPrompt:
     """Prefill ``layout.prompt`` with the stored KV of ``source`` under ``blender``.
 
-    ``source`` yields the prefix first, if it is loaded, then the loaded chunks in order. Rows of
-    the question, and rows whose KV is not loaded, are computed at every layer. ``room``: rows to
-    reserve for decoding. ``capture``: numbers of chunks that are not loaded and whose KV is
-    returned as computed in this prompt, with notes on their attention if the method reuses
-    variants. ``check`` is called before every layer; an exception that it raises ends the prefill.
-    Raises StoreError if ``source`` cannot read a layer, and ConfigError if the method needs
-    attention weights but the engine does not expose them.
+    ``source`` yields the loaded parts in prompt order. Rows whose KV is not loaded are computed at
+    every layer. ``room``: rows to reserve for decoding. ``capture``: numbers of chunks that are not
+    loaded and whose KV is returned as computed in this prompt, with notes on their attention if the
+    method reuses variants. ``capture_texts``: the same for texts, without notes.
+    ``check`` is called before every layer; an exception that it raises ends the prefill. Raises
+    StoreError if ``source`` cannot read a layer, ConfigError if the method needs attention weights
+    but the engine does not expose them, and PromptError if the last part is loaded.
     """
-    layers, tokens, positions = engine.spec.layers, layout.prompt.tokens, layout.positions
+    prompt = layout.prompt
+    layers, tokens, positions = engine.spec.layers, prompt.tokens, layout.positions
+    if layout.loaded_spans and layout.loaded_spans[-1][1] == len(prompt):
+        raise PromptError("the prompt ends with a chunk whose KV is loaded: end it with a text")
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
     attend = selector.attend
@@ -83,19 +88,22 @@ def fuse(
         source = _ReplaySource(source)
         callbacks = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
         engine.probe(tokens, callbacks, probe.see, positions=positions, layers=probe.layers)
-    callbacks = FusionCallbacks(selector, layout, source, capture, check)
+    spans = [prompt.spans[i] for i in capture] + [prompt.text_spans[i] for i in capture_texts]
+    callbacks = FusionCallbacks(selector, layout, source, spans, check)
     prefilled = engine.prefill(
         tokens, callbacks, positions=positions, room=room, attend=noted or attend
     )
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
+    captured = callbacks.captured()
     return FusedPrompt(
         prefilled,
         layout,
         callbacks.finish(),
         tuple(callbacks.chosen),
         callbacks.computed,
-        callbacks.captured(),
+        captured[: len(capture)],
+        captured[len(capture) :],
         tuple(map(noted.notes, capture)) if noted is not None else (),
         len(layout.fresh) * probe.layers if probe is not None else 0,
     )
@@ -128,15 +136,17 @@ class FusionCallbacks(PrefillCallbacks):
         selector: Selector,
         layout: Layout,
         source: KVSource,
-        capture: Sequence[int] = (),
+        capture: Sequence[tuple[int, int]] = (),
         check: Callable[[], None] | None = None,
     ) -> None:
         self.selector, self.layout, self.source = selector, layout, source
         self._check = check
-        self._captured: dict[int, list[KVPair]] = {index: [] for index in capture}
+        self._capture = capture
+        self._captured: list[list[KVPair]] = [[] for _ in capture]  # per span of rows, per layer
         self.chosen: list[Tensor] = []
         self.computed = torch.zeros(len(layout.prompt), dtype=torch.int64)  # layers, per row
-        self._runs = _runs(layout)
+        self._runs = _runs(layout.loaded_spans)
+        self._sizes = [stop - start for start, stop in layout.loaded_spans]
         self._left: Tensor | None = None  # of the chosen rows, where the layer has narrowed
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
         self._fresh: KVPair | None = None  # the same rows as computed
@@ -162,15 +172,15 @@ class FusionCallbacks(PrefillCallbacks):
         parts = self.source.layer(layer) if self._runs and loads else []
         loaded = self._now()
         if parts:
+            used = [_first_rows(pair, n) for pair, n in zip(parts, self._sizes, strict=True)]
             for start, run in self._runs:
-                kv.place(start, parts[run])
+                kv.place(start, used[run])
         self._view = kv
         compares = len(chosen) and self.selector.compares(layer)
         self._stored = kv.read(chosen) if compares else None
         self._rows = self._with_fresh(chosen)
-        if not loads and self.layout.prefix_loaded:
-            prefix = torch.arange(len(self.layout.prompt.prefix))
-            self._rows = torch.cat([prefix, self._rows])
+        if not loads:
+            self._rows = torch.cat([self.layout.loaded_text_rows, self._rows]).sort().values
         self.computed[self._rows] += 1
         self._times = at, loaded, self._now()
         return self._rows
@@ -179,8 +189,8 @@ class FusionCallbacks(PrefillCallbacks):
         return self.selector.attend is None and self.selector.narrows(layer)
 
     def after(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        for index, taken in self._captured.items():
-            taken.append(self._view.take(*self.layout.prompt.spans[index]))
+        for span, taken in zip(self._capture, self._captured, strict=True):
+            taken.append(self._view.take(*span))
         if self._stored is None:
             return
         local = torch.searchsorted(self._rows, self.chosen[-1]).to(keys.device)
@@ -207,14 +217,11 @@ class FusionCallbacks(PrefillCallbacks):
         return tuple(self._traces)
 
     def captured(self) -> tuple[ChunkKV, ...]:
-        """KV of the captured chunks, in the order of ``capture``."""
+        """KV of the captured rows, in the order of ``capture``."""
+        tokens = self.layout.prompt.tokens
         return tuple(
-            ChunkKV(
-                self.layout.prompt.chunks[index],
-                tuple(k for k, _ in taken),
-                tuple(v for _, v in taken),
-            )
-            for index, taken in self._captured.items()
+            ChunkKV(tokens[start:stop], tuple(k for k, _ in taken), tuple(v for _, v in taken))
+            for (start, stop), taken in zip(self._capture, self._captured, strict=True)
         )
 
     def _close(self) -> None:
@@ -245,15 +252,11 @@ class FusionCallbacks(PrefillCallbacks):
         return time.perf_counter() - self._began
 
 
-def _runs(layout: Layout) -> list[tuple[int, slice]]:
-    """Runs of adjacent loaded parts: the first row, and the slice of the source's parts."""
-    spans = zip(layout.prompt.spans, layout.loaded, strict=True)
-    loaded = [span for span, here in spans if here]
-    if layout.prefix_loaded and layout.prompt.prefix:
-        loaded.insert(0, (0, len(layout.prompt.prefix)))
+def _runs(spans: Sequence[tuple[int, int]]) -> list[tuple[int, slice]]:
+    """Runs of adjacent parts: the first row, and the slice of the source's parts."""
     runs: list[tuple[int, slice]] = []
     end = -1
-    for number, (start, stop) in enumerate(loaded):
+    for number, (start, stop) in enumerate(spans):
         if start == end:
             first, run = runs[-1]
             runs[-1] = first, slice(run.start, number + 1)
@@ -261,3 +264,8 @@ def _runs(layout: Layout) -> list[tuple[int, slice]]:
             runs.append((start, slice(number, number + 1)))
         end = stop
     return runs
+
+
+def _first_rows(pair: KVPair, rows: int) -> KVPair:
+    keys, values = pair
+    return pair if keys.shape[1] == rows else (keys[:, :rows], values[:, :rows])

@@ -17,19 +17,20 @@ class MissedChunks:
     """What is to be stored after one answer. KV is copied, so the prompt's own KV can be freed."""
 
     def __init__(self, engine: Engine, context: PrefillContext, done: FusedPrefill) -> None:
-        self._engine, self._store = engine, context.store
+        self._engine, self._store, self._encoding = engine, context.store, context.encoding
         self._found, self._blender, self._unreadable = done.found, done.blender, done.unreadable
         self._captured, self._notes = done.fused.captured, done.fused.notes
+        self._texts = done.fused.captured_texts
 
     def __bool__(self) -> bool:
         """Whether anything is to be stored, deleted or scored."""
         found = self._found
-        missing = found.misses or not found.layout.prefix_loaded or found.served
+        missing = found.misses or found.missing_texts or found.served
         changes = missing or self._unreadable or self._unmeasured
         return self._blender.reuses != "nothing" and bool(changes)
 
     def store(self) -> None:
-        """Store the missing KV of chunks and prefix, delete unreadable records, and update the
+        """Store the missing KV of chunks and texts, delete unreadable records, and update the
         scores of the variants that were used. Raises StoreError."""
         engine, store, found = self._engine, self._store, self._found
         if self._blender.reuses == "nothing":
@@ -47,8 +48,8 @@ class MissedChunks:
                     store_captured(store, key, self._measured(key, kv), None)
         elif found.misses:
             precompute(engine, store, [found.keys[i] for i in found.misses])
-        if not found.layout.prefix_loaded and found.prefix_key.tokens:
-            precompute(engine, store, [found.prefix_key])
+        if self._texts:
+            store.put_all(zip(found.missing_texts.values(), self._texts, strict=True))
         if self._unmeasured:
             precompute(engine, store, self._unmeasured)
         if found.served:
@@ -60,12 +61,13 @@ class MissedChunks:
         if self._blender.reuses != "encoded":
             return []
         every = self._found.unmeasured.values()
-        return [one.key for one in every if one.codec == self._found.prefix_key.codec]
+        own = self._engine.fingerprint.codec
+        return [one.key for one in every if one.codec == own]
 
     def _measured(self, key: ChunkKey, kv: ChunkKV) -> ChunkKV:
-        """``kv`` with its sensitivity if its context is the prefix alone: other methods, which
-        need the sensitivity, find it under the same key."""
-        if key.context != self._found.prefix_key.tokens:
+        """``kv`` with its sensitivity if it was computed in the encoding context: other methods,
+        which need the sensitivity, find it under the same key."""
+        if key != self._encoding.key(key.fingerprint, key.tokens, key.tenant):
             return kv
         [kv] = measure_sensitivity(self._engine, [kv], key.context)
         return kv

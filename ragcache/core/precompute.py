@@ -255,7 +255,7 @@ def store_variants(
     chosen = sorted(wanted)
     rows = tuple(range(len(prompt)))
     names = tuple(map(digest_tokens, prompt.chunks))
-    layout = Layout(prompt, (False,) * len(names), False, rows, (), names)
+    layout = Layout(prompt, (False,) * len(names), 0, rows, (), names)
     with LayerReader(store, ()) as nothing:
         fused = fuse(engine, CacheCraft(), layout, nothing, capture=chosen)
     starts = [prompt.spans[number][0] for number in chosen]

@@ -84,13 +84,12 @@ def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
                     room=request.sampling.max_tokens,
                     check=request.check,
                     capture=sorted(found.misses) if capture else (),
+                    capture_texts=sorted(found.missing_texts) if context.store_misses else (),
                 )
         except StoreError as error:
             if error.key is None or error.key in failed:
                 raise
-            number = found.number_of(error.key)
-            failed[error.key] = found.prefix_key if number is None else found.keys[number]
-            what = "the prefix" if number is None else f"chunk {number + 1}"
+            what, failed[error.key] = found.name_of(error.key)
             fallbacks.append(f"{what} was recomputed: {error}")
         else:
             return FusedPrefill(

@@ -68,7 +68,7 @@ class PromptTemplate:
     def prompt(self, chunks: Sequence[str], question: str, lead: str = "") -> Prompt:
         """The prompt of these chunks and this question. Raises as :meth:`chunk` and
         :meth:`question`."""
-        return Prompt(self.prefix, tuple(map(self.chunk, chunks)), self.question(question, lead))
+        return Prompt.of(self.prefix, tuple(map(self.chunk, chunks)), self.question(question, lead))
 
 
 def split_chat_template(

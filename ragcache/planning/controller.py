@@ -62,13 +62,13 @@ class PrefillCost:
     """The time to load and to compute one prompt, as a function of which chunks are loaded.
 
     Lengths are in tokens, times in seconds. A chunk without alternatives is not stored and has to
-    be computed; a stored prefix is always loaded.
+    be computed; stored texts are always loaded.
     """
 
-    prefix: int
+    texts: int  # those that are loaded
     chunks: tuple[int, ...]
-    question: int
-    prefix_record: Alternative | None
+    computed: int  # all other texts
+    text_records: tuple[Alternative, ...]  # of the loaded texts
     alternatives: tuple[tuple[Alternative, ...], ...]  # of each chunk, the least lossy first
     layers: int
     floor: float = _MIN_RATIO  # the lowest ratio that may be chosen, up to 1
@@ -76,7 +76,7 @@ class PrefillCost:
 
     @property
     def tokens(self) -> int:
-        return self.prefix + sum(self.chunks) + self.question
+        return self.texts + sum(self.chunks) + self.computed
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -84,8 +84,8 @@ class PrefillCost:
         return tuple(i for i, records in enumerate(self.alternatives) if records)
 
     def read(self, loaded: _Loaded) -> tuple[Alternative, ...]:
-        """The records to read for the chunks ``loaded``; the prefix's first, if it is stored."""
-        return (*(() if self.prefix_record is None else (self.prefix_record,)), *loaded.values())
+        """The records to read for the stored texts and the chunks ``loaded``."""
+        return (*self.text_records, *loaded.values())
 
     def link_s(self, speeds: Speeds, loaded: _Loaded) -> float:
         """Seconds for the link to transfer those of these records that are remote."""
@@ -102,14 +102,14 @@ class PrefillCost:
         return speeds.load_s(self.layers * len(records), size) + decoding
 
     def load_s(self, speeds: Speeds, loaded: _Loaded) -> float:
-        """Seconds to load these chunks, and the prefix if it is stored."""
+        """Seconds to load these chunks, and the stored texts."""
         return max(self.link_s(speeds, loaded), self.read_s(speeds, loaded))
 
     def compute_s(self, speeds: Speeds, loaded: _Loaded, ratio: float) -> float:
         """Seconds to compute ``ratio`` of the rows of these chunks and all rows of the others,
         including the delay that reading causes."""
         reused = sum(self.chunks[i] for i in loaded)
-        placed = reused + (0 if self.prefix_record is None else self.prefix)
+        placed = reused + self.texts
         share = (self.full_layers + (self.layers - self.full_layers) * ratio) / self.layers
         rows = self.tokens - placed + share * reused
         delay = speeds.overlap_penalty * self.read_s(speeds, loaded)
@@ -137,15 +137,15 @@ def prefill_cost(
 
     ``remote_codecs``: by chunk number, records of other codecs that may be loaded instead.
     """
-    prompt, others = found.layout.prompt, remote_codecs or {}
-    prefix, chunks = found.prefix, found.chunks
-    numbers = range(len(prompt.chunks))
+    layout, others = found.layout, remote_codecs or {}
+    lengths = tuple(map(len, layout.prompt.chunks))
+    texts = len(layout.loaded_text_rows)
     return PrefillCost(
-        len(prompt.prefix),
-        tuple(map(len, prompt.chunks)),
-        len(prompt.question),
-        None if prefix is None else Alternative.of(prefix),
-        tuple(_alternatives(chunks.get(i), others.get(i, ())) for i in numbers),
+        texts,
+        lengths,
+        len(layout.prompt) - sum(lengths) - texts,
+        tuple(map(Alternative.of, found.texts)),
+        tuple(_alternatives(found.chunks.get(i), others.get(i, ())) for i in range(len(lengths))),
         layers,
         max(_MIN_RATIO, blender.ratio or 0.0),
         min(layers, blender.full_layers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from ragcache.blend.base import Blender, Layout, ReusedKV, positions
 from ragcache.planning.context import EncodingContext
@@ -11,7 +12,7 @@ from ragcache.store.base import ChunkStore, Miss, StoredChunk, Variant
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.types import Fingerprint, Prompt
 
-__all__ = ["PromptLookup", "chunk_keys", "look_up"]
+__all__ = ["PromptLookup", "chunk_keys", "look_up", "text_keys"]
 
 _AFTER_A_MISS = Miss("absent", "a part before it is not stored")
 
@@ -22,22 +23,28 @@ class PromptLookup:
 
     layout: Layout
     keys: tuple[ChunkKey, ...]  # of the chunks, in prompt order; for loaded ones, of their records
-    prefix_key: ChunkKey
-    stored: tuple[StoredChunk, ...]  # to be loaded: the prefix first, then chunks in order
+    text_keys: tuple[ChunkKey, ...]  # of the first texts, those that the method can load
+    texts: tuple[StoredChunk, ...]  # records of the texts that are loaded: the first ones
+    chunks: dict[int, StoredChunk]  # records of the chunks that are loaded, by number, ascending
     misses: dict[int, Miss]  # chunk number -> why it is not loaded
     served: dict[int, Variant]  # chunk number -> the variant that is loaded
     cheaper: frozenset[int] = frozenset()  # stored chunks that are cheaper to compute than to load
 
     @property
-    def prefix(self) -> StoredChunk | None:
-        """The prefix, if it is loaded."""
-        return self.stored[0] if self.layout.prefix_loaded else None
+    def stored(self) -> tuple[StoredChunk, ...]:
+        """The records to load, in prompt order."""
+        prompt = self.layout.prompt
+        placed = [
+            *zip(prompt.text_spans, self.texts, strict=False),
+            *((prompt.spans[number], record) for number, record in self.chunks.items()),
+        ]
+        return tuple(record for _, record in sorted(placed, key=lambda each: each[0]))
 
     @property
-    def chunks(self) -> dict[int, StoredChunk]:
-        """The chunks that are loaded, by number."""
-        numbers = (i for i, loaded in enumerate(self.layout.loaded) if loaded)
-        return dict(zip(numbers, self.stored[self.layout.prefix_loaded :], strict=True))
+    def missing_texts(self) -> dict[int, ChunkKey]:
+        """The keys of the texts that the method can load and that are not stored, by number."""
+        loaded = len(self.texts)
+        return dict(enumerate(self.text_keys[loaded:], loaded))
 
     @property
     def unmeasured(self) -> dict[int, StoredChunk]:
@@ -47,27 +54,29 @@ class PromptLookup:
     def without(self, numbers: Collection[int]) -> PromptLookup:
         """The same lookup, but these chunks are computed; they do not count as misses."""
         kept = {i: record for i, record in self.chunks.items() if i not in numbers}
+        loaded = tuple(i in kept for i in range(len(self.layout.loaded)))
         return replace(
             self,
-            layout=replace(
-                self.layout, loaded=tuple(i in kept for i in range(len(self.layout.loaded)))
-            ),
-            stored=(*self.stored[: self.layout.prefix_loaded], *kept.values()),
+            layout=replace(self.layout, loaded=loaded),
+            chunks=kept,
             cheaper=self.cheaper | frozenset(numbers),
         )
 
     def with_records(self, records: Mapping[int, StoredChunk]) -> PromptLookup:
         """The same lookup, with other records of loaded chunks, by chunk number."""
-        chunks = {**self.chunks, **records}
         return replace(
             self,
             keys=tuple(records[i].key if i in records else k for i, k in enumerate(self.keys)),
-            stored=(*self.stored[: self.layout.prefix_loaded], *chunks.values()),
+            chunks={**self.chunks, **records},
         )
 
-    def number_of(self, key: bytes) -> int | None:
-        """Number of the first chunk with this key digest; None if it is not a chunk's."""
-        return next((i for i, k in enumerate(self.keys) if k.digest == key), None)
+    def name_of(self, key: bytes) -> tuple[str, ChunkKey]:
+        """What to call the first part with this key digest in a message, and its key."""
+        for number, each in enumerate(self.keys, 1):
+            if each.digest == key:
+                return f"chunk {number}", each
+        number, each = next((n, k) for n, k in enumerate(self.text_keys, 1) if k.digest == key)
+        return f"text {number}" if len(self.text_keys) > 1 else "the prefix", each
 
 
 def look_up(
@@ -84,11 +93,9 @@ def look_up(
     read; they count as damaged. Raises StoreError if the store fails."""
     reuses = blender.reuses
     keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
+    of_texts = text_keys(prompt, fingerprint, reuses, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
-    prefix_key = ChunkKey(fingerprint, prompt.prefix, tenant=tenant)
-    prefix: StoredChunk | Miss = Miss("absent")
-    if reuses != "nothing" and prompt.prefix:
-        (prefix,) = _find(store, [prefix_key], unusable)
+    texts = _until_first_miss(_find(store, of_texts, unusable))
     found: list[StoredChunk | Variant | Miss]
     if reuses == "nothing":
         found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
@@ -97,12 +104,12 @@ def look_up(
     else:
         found = list(_find(store, keys, unusable))
     if reuses == "in_context":
-        found = _until_first_miss(found, prefix)
+        texts, found = _until_first_gap(prompt, texts, found)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
     layout = Layout(
         prompt,
         tuple(isinstance(record, StoredChunk) for record in records),
-        isinstance(prefix, StoredChunk),
+        len(texts),
         positions(prompt, blender.placement),
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
@@ -113,8 +120,9 @@ def look_up(
         tuple(
             r.key if isinstance(r, StoredChunk) else k for r, k in zip(records, keys, strict=True)
         ),
-        prefix_key,
-        tuple(record for record in (prefix, *records) if isinstance(record, StoredChunk)),
+        of_texts,
+        tuple(texts),
+        {i: record for i, record in enumerate(records) if isinstance(record, StoredChunk)},
         {i: f for i, f in enumerate(found) if isinstance(f, Miss)},
         {i: f for i, f in enumerate(found) if isinstance(f, Variant)},
     )
@@ -129,15 +137,33 @@ def chunk_keys(
 ) -> tuple[ChunkKey, ...]:
     """Keys of the chunks: as precomputed under ``encoding``, or in the context of this prompt."""
     if reuses in ("encoded", "nothing"):
-        return tuple(encoding.key(fingerprint, chunk, tenant) for chunk in prompt.chunks)
-    keys, before = [], prompt.prefix
-    for chunk in prompt.chunks:
+        stored = (part.stored or part.tokens for part in prompt.parts if part.is_chunk)
+        return tuple(encoding.key(fingerprint, chunk, tenant) for chunk in stored)
+    keys = []
+    for chunk, (start, _) in zip(prompt.chunks, prompt.spans, strict=True):
+        before = prompt.tokens[:start]
         if reuses == "variant":
             keys.append(variant_key(fingerprint, chunk, before, tenant))
         else:
             keys.append(ChunkKey(fingerprint, chunk, before, tenant=tenant))
-        before += chunk
     return tuple(keys)
+
+
+def text_keys(
+    prompt: Prompt, fingerprint: Fingerprint, reuses: ReusedKV, tenant: str = ""
+) -> tuple[ChunkKey, ...]:
+    """Keys of the texts whose KV can be loaded: those before the first chunk, and with
+    ``in_context`` all. The prompt's last part is always computed. Their KV depends on everything
+    before them, so that is their context."""
+    if reuses == "nothing":
+        return ()
+    spans = prompt.text_spans if reuses == "in_context" else prompt.text_spans[: len(prompt.lead)]
+    tokens = prompt.tokens
+    return tuple(
+        ChunkKey(fingerprint, tokens[start:stop], tokens[:start], tenant=tenant)
+        for start, stop in spans
+        if stop < len(prompt)
+    )
 
 
 def _find(
@@ -176,20 +202,36 @@ def _sensitivities(
 ) -> tuple[tuple[float, ...], ...]:
     """The sensitivities of every chunk's tokens, () where unknown. ``first_exact``: the first chunk
     directly follows the context that it was computed in, so its sensitivities are 0."""
-    found = [record.sensitivity if isinstance(record, StoredChunk) else () for record in records]
+    found = [
+        record.sensitivity[: len(chunk)] if isinstance(record, StoredChunk) else ()
+        for record, chunk in zip(records, prompt.chunks, strict=True)
+    ]
     if found and first_exact:
         found[0] = (0.0,) * len(prompt.chunks[0])
     return tuple(found)
 
 
-def _until_first_miss(
-    found: Sequence[StoredChunk | Variant | Miss], prefix: StoredChunk | Miss
-) -> list[StoredChunk | Variant | Miss]:
-    """``found`` with everything after the first miss turned into misses, as in prefix caching."""
+def _until_first_miss(found: Sequence[StoredChunk | Miss]) -> list[StoredChunk]:
+    """The records before the first miss, as in prefix caching."""
+    return list(takewhile(lambda record: isinstance(record, StoredChunk), found))  # type: ignore[arg-type]
+
+
+def _until_first_gap(
+    prompt: Prompt, texts: Sequence[StoredChunk], found: Sequence[StoredChunk | Variant | Miss]
+) -> tuple[list[StoredChunk], list[StoredChunk | Variant | Miss]]:
+    """The texts and chunks before the first part of the prompt that is not stored. The chunks after
+    it are misses."""
+    loaded = iter(texts)
     kept: list[StoredChunk | Variant | Miss] = []
-    whole = isinstance(prefix, StoredChunk)
-    for part in found:
-        if isinstance(part, Miss):
+    first: list[StoredChunk] = []
+    whole = True
+    for part in prompt.parts:
+        if part.is_chunk:
+            here = found[len(kept)]
+            whole = whole and not isinstance(here, Miss)
+            kept.append(here if whole or isinstance(here, Miss) else _AFTER_A_MISS)
+        elif whole and (text := next(loaded, None)) is not None:
+            first.append(text)
+        else:
             whole = False
-        kept.append(part if whole or isinstance(part, Miss) else _AFTER_A_MISS)
-    return kept
+    return first, kept

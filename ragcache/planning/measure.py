@@ -216,8 +216,8 @@ def _fused(
     """Seconds to the logits of a prompt whose chunks, of ``lengths`` tokens, are loaded from
     ``source`` and whose other ``rows`` are computed. The token ids do not matter."""
     token = engine.template.prefix[:1] or (0,)
-    prompt = Prompt((), tuple(token * length for length in lengths), token * rows)
-    layout = Layout(prompt, (True,) * len(lengths), False, positions(prompt, "consecutive"))
+    prompt = Prompt.of((), tuple(token * length for length in lengths), token * rows)
+    layout = Layout(prompt, (True,) * len(lengths), 0, positions(prompt, "consecutive"))
     began = time.perf_counter()
     fused = fuse(engine, Reuse(), layout, source, room=_DECODED)
     fused.prefilled.logits.argmax().item()  # waits for a GPU

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -31,7 +31,7 @@ __all__ = ["BlenderTests", "PROMPT"]
 PREFIX: Tokens = (1, 5, 9)
 CHUNKS: tuple[Tokens, ...] = (tuple(range(10, 22)), tuple(range(30, 47)), tuple(range(60, 69)))
 QUESTION: Tokens = (100, 101, 102, 103)
-PROMPT = Prompt(PREFIX, CHUNKS, QUESTION)
+PROMPT = Prompt.of(PREFIX, CHUNKS, QUESTION)
 SENSITIVITIES = tuple(tuple(token * 37 % 101 / 8 for token in chunk) for chunk in CHUNKS)
 STRANGER: Tokens = tuple(range(200, 214))  # a chunk that is not in PROMPT
 
@@ -70,9 +70,9 @@ def variants(engine: Prefiller, prompt: Prompt) -> tuple[list[ChunkKV], list[Chu
     cut: list[ChunkKV] = []
     seen: list[ChunkNotes] = []
     for chunk in prompt.chunks:
-        met = Prompt(prompt.prefix, (STRANGER, chunk), QUESTION)
+        met = Prompt.of(prompt.prefix, (STRANGER, chunk), QUESTION)
         names = tuple(map(digest_tokens, met.chunks))
-        layout = Layout(met, (False, False), False, tuple(range(len(met))), (), names)
+        layout = Layout(met, (False, False), 0, tuple(range(len(met))), (), names)
         fused = fuse(engine, CacheCraft(), layout, MemorySource([]), capture=[1])
         cut += fused.captured
         seen += fused.notes
@@ -98,7 +98,7 @@ def run(
     place = positions(prompt, blender.placement)
     names = tuple(map(digest_tokens, prompt.chunks))
     sensitive = SENSITIVITIES if prompt == PROMPT else ()
-    layout = Layout(prompt, loaded, stored, place, tuple(notes), names, sensitive)
+    layout = Layout(prompt, loaded, int(stored), place, tuple(notes), names, sensitive)
     return fuse(engine, blender, layout, MemorySource(parts), room=room)
 
 
@@ -163,7 +163,7 @@ class BlenderTests:
     def test_everything_recomputed_is_full_prefill_of_any_chunks(
         self, engine: Engine, complete: Blender, chunks: tuple[Tokens, ...]
     ) -> None:
-        prompt = replace(PROMPT, chunks=chunks)
+        prompt = Prompt.of(PREFIX, chunks, QUESTION)
         want = engine.prefill(prompt.tokens).logits
         close(run(engine, complete, prompt).prefilled.logits, want)
 
@@ -210,7 +210,7 @@ class BlenderTests:
         seen = _Watched(engine)
         first = run(seen, between)
         before = seen.kv[-engine.spec.layers :]
-        run(seen, _Replayed(first.chosen, between.reuses), replace(PROMPT, chunks=changed))
+        run(seen, _Replayed(first.chosen, between.reuses), Prompt.of(PREFIX, changed, QUESTION))
         after = seen.kv[-engine.spec.layers :]
         for pair, other in zip(before, after, strict=True):
             for x, y in zip(pair, other, strict=True):

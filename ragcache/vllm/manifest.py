@@ -152,7 +152,7 @@ class Manifest:
         for size in self.chunks:
             chunks.append(ids[at : at + size])
             at += size
-        return Prompt(ids[: self.prefix], tuple(chunks), ids[at:])
+        return Prompt.of(ids[: self.prefix], tuple(chunks), ids[at:])
 
 
 _FIELD_TYPES = {

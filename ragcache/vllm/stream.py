@@ -91,10 +91,10 @@ class _VllmStream(GenerationStream):
         """Keys of missing KV that is worth storing: that which does not depend on the prompt."""
         if self._blender.reuses != "encoded":
             return []
-        prefix = [] if found.layout.prefix_loaded else [found.prefix_key]
+        texts = list(found.missing_texts.values())
         chunks = [found.keys[number] for number in found.misses]
         chunks += [one.key for one in found.unmeasured.values()]
-        return [key for key in (*prefix, *chunks) if key.tokens]
+        return [*texts, *chunks]
 
     def steps(self) -> Iterator[str | None]:
         self._wait_s = _POLL_S
@@ -168,7 +168,7 @@ class _VllmStream(GenerationStream):
 
     def _request_body(self, given: list[int]) -> tuple[dict[str, Any], str]:
         """The body of a request for the tokens after ``given``, and its ticket."""
-        prompt = replace(self._prompt, question=self._prompt.question + tuple(given))
+        prompt = self._prompt.continued(tuple(given))
         sampling, tenant = self._sampling, self._generator.tenant
         body: dict[str, Any] = {
             "prompt": list(prompt.tokens),

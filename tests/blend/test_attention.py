@@ -196,7 +196,7 @@ def test_an_engine_that_hides_its_attention_is_refused(
 
 
 def _layout() -> Layout:
-    return Layout(scene.PROMPT, (True,) * 3, True, positions(scene.PROMPT, "consecutive"))
+    return Layout(scene.PROMPT, (True,) * 3, 1, positions(scene.PROMPT, "consecutive"))
 
 
 class _Asking(PrefillCallbacks):

@@ -60,7 +60,7 @@ def test_overhead_is_alpha_times_impact_times_what_changed() -> None:
 def test_notes_are_sums_of_the_models_own_attention(engine: TransformersEngine) -> None:
     _, [notes, *_] = scene.variants(engine, scene.PROMPT)
     chunk = scene.CHUNKS[0]
-    met = Prompt(scene.PREFIX, (scene.STRANGER, chunk), scene.QUESTION)
+    met = Prompt.of(scene.PREFIX, (scene.STRANGER, chunk), scene.QUESTION)
     with torch.inference_mode():
         out = engine.model(torch.tensor([met.tokens]), output_attentions=True)
     weights = torch.stack([layer[0] for layer in out.attentions]).sum(1)  # (layers, rows, keys)

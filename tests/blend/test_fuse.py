@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -49,7 +47,7 @@ def test_layer_0_keys_from_the_store_are_the_computed_ones(llama: TransformersEn
 
 
 def test_same_place_behind_the_same_prefix_is_exact(llama: TransformersEngine) -> None:
-    prompt = Prompt(scene.PREFIX, scene.CHUNKS[:1], scene.QUESTION)
+    prompt = Prompt.of(scene.PREFIX, scene.CHUNKS[:1], scene.QUESTION)
     fused = scene.run(llama, Reuse(), prompt)
     close(fused.prefilled.logits, scene.plain(llama, prompt.tokens))
     assert fused.charged_budget == 0
@@ -64,7 +62,7 @@ def test_prefix_mode_stays_exact_with_a_hole(llama: TransformersEngine) -> None:
 
 def test_repeated_chunks_stand_at_their_own_places(llama: TransformersEngine) -> None:
     """Under partial recompute too, row by row: the copy is placed, not shared."""
-    prompt = replace(scene.PROMPT, chunks=(scene.CHUNKS[0], scene.CHUNKS[0]))
+    prompt = Prompt.of(scene.PREFIX, scene.CHUNKS[:1] * 2, scene.QUESTION)
     kv = scene.run(llama, Reuse(), prompt).prefilled.kv
     (a, b), (c, d) = prompt.spans
     keys, values = kv.buffers(1)
@@ -102,7 +100,7 @@ def test_captured_chunks_are_what_a_whole_prefill_holds(llama: TransformersEngin
     from ragcache.blend.fuse import fuse
 
     prompt = scene.PROMPT
-    layout = Layout(prompt, (False,) * 3, False, positions(prompt, "consecutive"))
+    layout = Layout(prompt, (False,) * 3, 0, positions(prompt, "consecutive"))
     fused = fuse(llama, Prefix(), layout, scene.Held([]), capture=[2])
     behind = prompt.tokens[: prompt.spans[2][0]]
     want = llama.encode([prompt.chunks[2]], context=behind)[0]

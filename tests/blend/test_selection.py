@@ -27,7 +27,7 @@ def engine() -> TransformersEngine:
 
 
 def layout() -> Layout:
-    return Layout(scene.PROMPT, (True,) * 3, True, positions(scene.PROMPT, "consecutive"))
+    return Layout(scene.PROMPT, (True,) * 3, 1, positions(scene.PROMPT, "consecutive"))
 
 
 def test_every_method_is_in_the_test_matrix() -> None:

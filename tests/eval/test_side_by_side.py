@@ -46,7 +46,7 @@ def answered(text: str, right: tuple[str, ...], full: str = "", mode: str = "fus
 
     def answer(said: str) -> Answer:
         report = Report("fused", {}, 0, 0, 0, 0, 0, 1.0, 0, 1.0, 1.0)
-        return Answer(said, (), "eos", (), Prompt((), (), ()), report)
+        return Answer(said, (), "eos", (), Prompt.of((), (), ()), report)
 
     both = {mode: answer(text), "full": answer(full)}
     return Comparison(Question("Who?", right), both)

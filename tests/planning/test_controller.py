@@ -35,7 +35,7 @@ def machine(read_ms: float, **changes: float) -> Speeds:
 def asked(*chunks: int, question: int = 20, **changes: object) -> PrefillCost:
     """Stored chunks of so many tokens, 10 kB each, in a model of 4 layers; no prefix."""
     demand = PrefillCost(
-        0, chunks, question, None, tuple((Alternative(10_000 * n),) for n in chunks), 4
+        0, chunks, question, (), tuple((Alternative(10_000 * n),) for n in chunks), 4
     )
     return replace(demand, **changes)  # type: ignore[arg-type]
 
@@ -99,8 +99,8 @@ def test_what_is_missing_or_long_computes_longer() -> None:
     assert made.sentences[0] == "1 of 2 chunks are not stored: computed."
 
 
-def test_a_stored_prefix_is_always_loaded() -> None:
-    demand = asked(10, prefix=30, prefix_record=Alternative(30))
+def test_stored_texts_are_always_loaded() -> None:
+    demand = asked(10, texts=30, text_records=(Alternative(30),))
     made = plan(demand, machine(100))
     assert made.recompute == (0,)
     assert made.load_s == pytest.approx(400 * MS) and made.compute_s == pytest.approx(30 * MS)
@@ -157,8 +157,8 @@ def demands(draw: st.DrawFn) -> PrefillCost:
     stored = tuple(draw(st.just(()) | st.builds(lambda n: (Alternative(n),), ROWS)) for _ in chunks)
     prefix = draw(st.none() | ROWS)
     full = draw(st.integers(0, 4))
-    form = None if prefix is None else Alternative(prefix)
-    return PrefillCost(prefix or 0, chunks, draw(ROWS), form, stored, 4, draw(FLOORS), full)
+    texts = () if prefix is None else (Alternative(prefix),)
+    return PrefillCost(prefix or 0, chunks, draw(ROWS), texts, stored, 4, draw(FLOORS), full)
 
 
 def these(demand: PrefillCost, numbers: Iterable[int]) -> _Loaded:

@@ -168,7 +168,7 @@ class Scene:
         """Also the chunks as computed after another one."""
         other = self.engine.template.chunk(TEXTS[3])
         for chunk in self.prompt.chunks:
-            met = Prompt(self.prompt.prefix, (other, chunk), self.prompt.question)
+            met = Prompt.of(self.prompt.prefix, (other, chunk), self.prompt.question)
             with DiskStore(self.path) as store:
                 for kept in (store, self.held):
                     store_variants(self.engine, kept, met, [1])

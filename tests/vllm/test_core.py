@@ -21,7 +21,7 @@ from ragcache.vllm.slots import blocks_before, contiguous_runs, slot_mapping
 from ragcache.vllm.support import VERSIONS, VllmSetup, check_vllm
 
 MODEL = bytes(range(32))
-PROMPT = Prompt((1, 5), ((10, 11, 12), (20, 21)), (30, 31, 32))
+PROMPT = Prompt.of((1, 5), ((10, 11, 12), (20, 21)), (30, 31, 32))
 MANIFEST = Manifest.fuse(PROMPT, "fused:recompute_ratio=0.3", MODEL, tenant="acme")
 
 

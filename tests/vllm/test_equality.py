@@ -71,7 +71,7 @@ def test_the_report_says_what_the_embedded_engine_s_does(tiny: Scene, llm: Any) 
 def test_vllm_computes_the_kv_that_is_stored(tiny: Scene, llm: Any) -> None:
     key = tiny.keys[1]
     made = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, new_ticket())
-    whole = Prompt(key.context, (key.tokens,), ())
+    whole = Prompt.of(key.context, (key.tokens,), ())
     [said] = tiny.ask(llm, [Request(whole, made, salt=cache_salt(made))])
     assert said.refused is None
     keys, values = WorkerReplies(tiny.path / REPLIES_FOLDER).take_kv(made.ticket)

@@ -141,7 +141,7 @@ def test_tensor_parallel(
     kept = Manifest.keep(key.tokens, key.context, key.fingerprint.digest, new_ticket())
     requests = [Request.fused(tiny.prompt, made, tiny) for made in blind]
     requests += [
-        Request(Prompt(key.context, (key.tokens,), ()), kept, salt=cache_salt(kept)),
+        Request(Prompt.of(key.context, (key.tokens,), ()), kept, salt=cache_salt(kept)),
         Request.fused(tiny.prompt, CacheBlend(0.3), tiny),
     ]
     with scene.started(tiny_model_dir, tiny.path, tensor_parallel_size=2) as llm:

@@ -40,7 +40,7 @@ class Ragcache(System):
     settings = "float32, store on disk with the RAM tier, codec raw"
 
     def ask(self, ask: Ask) -> Answered:
-        prompt = Prompt(tuple(ask.prefix), tuple(map(tuple, ask.chunks)), tuple(ask.question))
+        prompt = Prompt.of(tuple(ask.prefix), tuple(map(tuple, ask.chunks)), tuple(ask.question))
         request = PromptRequest(prompt, blender(MODES[ask.mode]), Sampling(max_tokens=ask.answer))
         answer = self.generator.stream(request).answer
         report = answer.report
@@ -55,7 +55,7 @@ def load(setup: Setup) -> Ragcache:
     folder = tempfile.TemporaryDirectory(prefix="ragcache-peers-")
     store = RamTier(DiskStore(folder.name), RAM)
     encoding = encoding_context("prefix", engine)
-    whole = Prompt(tuple(setup.prefix), tuple(map(tuple, setup.pool)), (0,))
+    whole = Prompt.of(tuple(setup.prefix), tuple(map(tuple, setup.pool)), (0,))
     keys = chunk_keys(whole, engine.fingerprint, "encoded", encoding, "")
     precompute(engine, store, [ChunkKey(engine.fingerprint, whole.prefix), *keys])
     return Ragcache(LocalGenerator(engine, store, encoding), folder)

@@ -451,4 +451,4 @@ def test_what_cannot_be_prefilled_is_refused() -> None:
         models.engine("llama").prefill(())
     windowed = cast(Engine, SimpleNamespace(name="mistral", sliding_window=4))
     with pytest.raises(ConfigError, match="Use positions=consecutive"):
-        _check_window(windowed, PromptRequest(Prompt((1, 2), ((3, 4),), (5,)), Full()))
+        _check_window(windowed, PromptRequest(Prompt.of((1, 2), ((3, 4),), (5,)), Full()))
