@@ -201,8 +201,10 @@ def test_any_number_of_chunks(cache: RagCache, mode: str, chunks: list[str]) -> 
 
 def test_overlapping_encodes_what_is_missing_and_says_so(cache: RagCache) -> None:
     report = cache.ask(QUESTION, mode="reuse:positions=overlapping", chunks=["new"]).report
-    assert report.chunks[0].miss is None
-    assert report.fallbacks == ("1 chunks were not stored: encoded first",)
+    assert report.chunks[0].miss == "absent" and report.reused_tokens == 0
+    assert report.fallbacks == (
+        "1 of 1 chunks computed alone before the prompt: absent (these tokens are not stored)",
+    )
 
 
 def test_a_record_that_rots_is_recomputed_and_said(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from ragcache.core.missed import MissedChunks, encode_missing
+from ragcache.core.consistent import MissingEncoder, check_window
+from ragcache.core.missed import MissedChunks
 from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
 from ragcache.core.request import PromptRequest
@@ -142,14 +143,12 @@ class _LocalStream(GenerationStream):
 
     def _run(self) -> Iterator[str]:
         began = time.perf_counter()
-        request, generator, fallbacks = self.request, self._generator, list[str]()
-        if request.blender.placement == "overlapping":
-            if (why := generator.store.refusal()) is not None:
-                generator = replace(generator, store=OverlayStore(generator.store))
-            fallbacks = encode_missing(generator.engine, generator, request)
-            if fallbacks and why is not None:
-                fallbacks.append(f"they are not stored for next time: {why}")
-        done = prefill(generator, request)
+        request, generator, encoder = self.request, self._generator, None
+        check_window(generator.engine, request)
+        if request.misses == "consistent" or request.blender.placement == "overlapping":
+            generator = replace(generator, store=OverlayStore(generator.store))
+            encoder = MissingEncoder(generator.engine)
+        done = prefill(generator, request, encoder)
         prefilled = done.fused.prefilled
         self._first_logits = prefilled.logits
         steps: list[Step] = []
@@ -167,7 +166,7 @@ class _LocalStream(GenerationStream):
                 request.check()
         total = time.perf_counter() - began
         report = replace(
-            make_report(done, request.passages, fallbacks),
+            make_report(done, request.passages),
             ttft_s=ttft,
             total_s=total,
             plan=done.plan,
@@ -177,7 +176,8 @@ class _LocalStream(GenerationStream):
             wanted = request.forced or tokens  # the first token may have ended the answer
             self._forced_logits = generator.engine.continuation_logits(prefilled, wanted)
         if generator.store_misses:
-            self._missed = MissedChunks(generator.engine, generator, done)
+            encoded = {} if encoder is None else encoder.encoded
+            self._missed = MissedChunks(generator.engine, self._generator, done, encoded)
         del done, prefilled  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(

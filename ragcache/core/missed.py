@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ragcache.core.precompute import precompute, store_captured
 from ragcache.core.prefill import FusedPrefill, PrefillContext
-from ragcache.core.request import PromptRequest
 from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.base import Engine
-from ragcache.errors import ConfigError
-from ragcache.planning.lookup import chunk_keys
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV
 
@@ -16,16 +15,25 @@ from ragcache.types import ChunkKV
 class MissedChunks:
     """What is to be stored after one answer. KV is copied, so the prompt's own KV can be freed."""
 
-    def __init__(self, engine: Engine, context: PrefillContext, done: FusedPrefill) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        context: PrefillContext,
+        done: FusedPrefill,
+        encoded: Mapping[ChunkKey, ChunkKV],
+    ) -> None:
+        """``encoded``: KV that was computed before the prompt, see
+        :mod:`ragcache.core.consistent`."""
         self._engine, self._store, self._encoding = engine, context.store, context.encoding
         self._found, self._blender, self._unreadable = done.found, done.blender, done.unreadable
         self._captured, self._notes = done.fused.captured, done.fused.notes
         self._texts = done.fused.captured_texts
+        self._encoded = dict(encoded)
 
     def __bool__(self) -> bool:
         """Whether anything is to be stored, deleted or scored."""
         found = self._found
-        missing = found.misses or found.missing_texts or found.served
+        missing = found.misses or found.missing_texts or found.served or self._encoded
         changes = missing or self._unreadable or self._unmeasured
         return self._blender.reuses != "nothing" and bool(changes)
 
@@ -37,6 +45,8 @@ class MissedChunks:
             return
         for key in self._unreadable:
             store.delete(key)
+        if self._encoded:
+            store.put_all(self._encoded.items())
         if self._captured:
             missed = [found.keys[i] for i in sorted(found.misses)]
             notes = self._notes or [None] * len(missed)
@@ -79,28 +89,3 @@ class MissedChunks:
             cost = self._blender.overhead(variant.notes, names[:number])
             worth[variant.stored.key] = 1 / max(0.01, cost or 0.0)
         return worth
-
-
-def encode_missing(engine: Engine, context: PrefillContext, request: PromptRequest) -> list[str]:
-    """Encode and store the missing chunks of a prompt with overlapping positions, because these
-    cannot be computed within the prompt. Returns messages for the report.
-
-    Raises ConfigError if a layer's sliding window is shorter than the prompt, or if the chunks'
-    encoding context needs the documents.
-    """
-    prompt, blender = request.prompt, request.blender
-    _check_window(engine, request)
-    keys = chunk_keys(prompt, engine.fingerprint, blender.reuses, context.encoding, context.tenant)
-    done = precompute(engine, context.store, keys)
-    return [f"{done.encoded} chunks were not stored: encoded first"] if done.encoded else []
-
-
-def _check_window(engine: Engine, request: PromptRequest) -> None:
-    """Raise ConfigError if a sliding window is shorter than a prompt with overlapping positions:
-    the window counts rows, not positions."""
-    window, tokens = engine.sliding_window, len(request.prompt)
-    if window is not None and tokens > window:
-        raise ConfigError(
-            f"overlapping positions cannot be used: {engine.name} has layers that see {window} "
-            f"tokens, and this prompt has {tokens}. Use positions=consecutive."
-        )

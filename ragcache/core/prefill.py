@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from ragcache.blend import Blender, with_ratio
 from ragcache.blend.fuse import FusedPrompt, fuse
+from ragcache.core.consistent import MissingEncoder
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import StoreError
@@ -14,7 +15,7 @@ from ragcache.planning.context import EncodingContext
 from ragcache.planning.controller import plan, prefill_cost
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.lookup import PromptLookup, look_up
-from ragcache.store.base import ChunkStore, StoredChunk
+from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
 from ragcache.types import Plan
@@ -43,19 +44,25 @@ class FusedPrefill:
     plan: Plan | None  # None: the request had no speeds
     fallbacks: tuple[str, ...]  # messages for the report
     unreadable: tuple[ChunkKey, ...]  # of records that could not be read
+    missed: Mapping[int, Miss]  # chunk number -> why its KV was computed before the prompt
 
 
-def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
+def prefill(
+    context: PrefillContext, request: PromptRequest, encoder: MissingEncoder | None = None
+) -> FusedPrefill:
     """Prefill the prompt of ``request`` with the stored KV of its chunks.
 
+    With an ``encoder``, what is missing is computed by it first and put into the context's store.
     Rows for ``request.sampling.max_tokens`` tokens are reserved. If a record cannot be read, the
     prefill starts again without it. Raises what ``request.check`` raises, ContextError for a
     prompt that is too long, and StoreError if the store fails.
     """
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
+    missed: dict[int, Miss] = {}
     while True:
         blender, chosen = request.blender, None
+        encoded = set() if encoder is None else {key.digest for key in encoder.encoded}
         found = look_up(
             request.prompt,
             blender,
@@ -63,8 +70,12 @@ def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
             context.engine.fingerprint,
             encoding=context.encoding,
             tenant=context.tenant,
-            unusable=failed,
+            unusable=failed.keys() - encoded,
         )
+        if encoder is not None and (new := encoder.encode(found, blender)):
+            missed.update(found.misses)
+            context.store.put_all(new)
+            continue
         if request.speeds is not None:
             chosen, found = _planned(context, found, blender, request.speeds, failed)
             blender = with_ratio(blender, chosen.ratio)
@@ -92,9 +103,8 @@ def prefill(context: PrefillContext, request: PromptRequest) -> FusedPrefill:
             what, failed[error.key] = found.name_of(error.key)
             fallbacks.append(f"{what} was recomputed: {error}")
         else:
-            return FusedPrefill(
-                fused, found, blender, chosen, tuple(fallbacks), tuple(failed.values())
-            )
+            unreadable = tuple(failed.values())
+            return FusedPrefill(fused, found, blender, chosen, tuple(fallbacks), unreadable, missed)
 
 
 def _planned(

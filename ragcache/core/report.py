@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import torch
 
-from ragcache.blend import Blender
 from ragcache.blend.fuse import FusedPrompt
 from ragcache.core.prefill import FusedPrefill
 from ragcache.planning.lookup import PromptLookup
+from ragcache.store.base import Miss
 from ragcache.types import ChunkReport, Passage, Report
 
 __all__ = ["make_report"]
 
 
-def make_report(
-    done: FusedPrefill, passages: Sequence[Passage] = (), fallbacks: Sequence[str] = ()
-) -> Report:
-    """A Report whose times are 0. Chunks have the ids of their passages, or else numbers from 1.
-
-    ``fallbacks``: messages from before the prefill.
-    """
+def make_report(done: FusedPrefill, passages: Sequence[Passage] = ()) -> Report:
+    """A Report whose times are 0. Chunks have the ids of their passages, or else numbers from 1."""
     fused, found, blender = done.fused, done.found, done.blender
+    misses = {**done.missed, **found.misses}
     layout, prompt = fused.layout, fused.layout.prompt
     names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
     layers = _rows_by_chunk(fused)
     partial = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
-    recomputed = round(fmean(map(sum, partial)))
+    before = sum(len(prompt.chunks[number]) for number in done.missed)
+    recomputed = round(
+        fmean(sum(n for i, n in enumerate(rows) if i not in done.missed) for rows in partial)
+    )
     return Report(
         mode=blender.mode,
         parameters=blender.parameters,
         prefix_tokens=len(prompt.prefix),
         chunk_tokens=sum(map(len, prompt.chunks)),
-        question_tokens=len(prompt.question),
-        reused_tokens=len(layout.reusable) - recomputed,
+        question_tokens=len(prompt) - len(prompt.prefix) - sum(map(len, prompt.chunks)),
+        reused_tokens=len(layout.reusable) - before - recomputed,
         recomputed_tokens=recomputed,
         charged_budget=fused.charged_budget,
         bytes_loaded=sum(layer.load_bytes for layer in fused.layers),
         ttft_s=0.0,
         total_s=0.0,
         chunks=tuple(
-            _chunk(found, i, name, [rows[i] for rows in layers], [rows[i] for rows in partial])
+            _chunk(
+                found, misses, i, name, [rows[i] for rows in layers], [rows[i] for rows in partial]
+            )
             for i, name in enumerate(names[: len(prompt.chunks)])
         ),
         layers=fused.layers,
         probe_rows=fused.probed,
-        fallbacks=(*fallbacks, *done.fallbacks, *_fallbacks(found, blender)),
+        fallbacks=(*done.fallbacks, *_fallbacks(done)),
         computed=tuple(fused.computed.tolist()),
     )
 
@@ -61,33 +62,44 @@ def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
 
 
 def _chunk(
-    found: PromptLookup, index: int, name: str, rows: Sequence[int], partial: Sequence[int]
+    found: PromptLookup,
+    misses: Mapping[int, Miss],
+    index: int,
+    name: str,
+    rows: Sequence[int],
+    partial: Sequence[int],
 ) -> ChunkReport:
     """The report of chunk ``index``. ``rows``: the number of its rows that were computed, per
     layer; ``partial``: the same for the layers that are not computed in full."""
     tokens = len(found.layout.prompt.chunks[index])
-    if (miss := found.misses.get(index)) is not None:
+    if (miss := misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
     if index in found.cheaper:
         return ChunkReport(name, tokens, tokens, 1.0, cheaper=True)
     return ChunkReport(name, tokens, round(fmean(partial)), fmean(rows) / tokens)
 
 
-def _fallbacks(found: PromptLookup, blender: Blender) -> list[str]:
+def _fallbacks(done: FusedPrefill) -> list[str]:
     """A message for each reason why chunks were computed instead of loaded, and one if loaded
     chunks could not be ranked by sensitivity."""
+    found, blender = done.found, done.blender
     if blender.reuses == "nothing":
         return []
     known = zip(found.layout.loaded, found.layout.sensitivities, strict=True)
     unmeasured = sum(here and not each for here, each in known) if blender.by_sensitivity else 0
-    misses = list(found.misses.values())
-    first = {miss.reason: miss for miss in reversed(misses)}
-    count = Counter(miss.reason for miss in misses)
-    messages = [
-        f"{count[reason]} of {len(found.keys)} chunks computed, not loaded: {reason}"
-        + (f" ({miss.detail})" if miss.detail else "")
-        for reason, miss in first.items()
-    ]
+    messages = []
+    for missed, how in (
+        (found.misses, "computed, not loaded"),
+        (done.missed, "computed alone before the prompt"),
+    ):
+        misses = list(missed.values())
+        first = {miss.reason: miss for miss in reversed(misses)}
+        count = Counter(miss.reason for miss in misses)
+        messages += [
+            f"{count[reason]} of {len(found.keys)} chunks {how}: {reason}"
+            + (f" ({miss.detail})" if miss.detail else "")
+            for reason, miss in first.items()
+        ]
     if unmeasured:
         messages.append(
             f"{unmeasured} of {len(found.keys)} chunks are stored without their tokens' "

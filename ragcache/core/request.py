@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 from ragcache.blend import Blender
 from ragcache.planning.cost_model import Speeds
@@ -12,7 +12,15 @@ from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
 
-__all__ = ["PromptRequest", "Request", "RequestOptions"]
+__all__ = ["Misses", "PromptRequest", "Request", "RequestOptions"]
+
+
+#: How chunks and texts are computed whose KV is not stored:
+#:
+#: - ``exact``: in the prompt, as full prefill does;
+#: - ``consistent``: alone, as they would be stored, and then fused like stored ones. The ratio is
+#:   not changed by measured speeds. The answer then does not depend on what is stored.
+Misses = Literal["exact", "consistent"]
 
 
 class RequestOptions(TypedDict, total=False):
@@ -25,6 +33,7 @@ class RequestOptions(TypedDict, total=False):
     lead: str
     mode: str | Blender | None  # the fusion method
     ratio: Ratio | None  # share of rows to recompute; "auto": chosen by measured speeds
+    misses: Misses | None  # how missing chunks are computed, see :data:`Misses`
     top_k: int | None  # number of chunks to retrieve
     neighbours: int | None  # number of chunks to add before and after each retrieved chunk
     require_chunks: bool | None  # raise NoChunksError if there are no chunks
@@ -46,6 +55,7 @@ class Request:
     lead: str = ""
     mode: str | Blender | None = None
     ratio: Ratio | None = None
+    misses: Misses | None = None
     top_k: int | None = None
     neighbours: int | None = None
     require_chunks: bool | None = None
@@ -74,6 +84,7 @@ class PromptRequest:
     #: ratio. ``blender`` must then be one that the controller can set; its own ratio is the
     #: minimum. None: all stored chunks are loaded.
     speeds: Speeds | None = None
+    misses: Misses = "exact"
     check: Callable[[], None] | None = None
     keep: bool = True
     #: Called with the answer's text so far; True ends the answer, as a stop string does.

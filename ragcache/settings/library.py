@@ -107,6 +107,12 @@ class Settings(SourcedSettings):
         description="Share of the chunk tokens that are recomputed, 0 to 1. With auto, it is at "
         "least the method's default, and grows while recomputing takes no longer than loading.",
     )
+    misses: Literal["exact", "consistent"] = Field(
+        "exact",
+        description="How chunks are computed whose KV is not stored: in the prompt, as full "
+        "prefill does (exact), or alone as they would be stored, so that the answer does not "
+        "depend on what is stored (consistent).",
+    )
     top_k: int = Field(4, ge=1, le=1000, description="Chunks to retrieve, at most 1000.")
     neighbours: int = Field(
         1,

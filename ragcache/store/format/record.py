@@ -90,6 +90,16 @@ def encode_layers(name: str, kv: ChunkKV) -> Iterator[Bytes]:
     return (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
 
 
+def as_stored(key: ChunkKey, kv: ChunkKV) -> ChunkKV:
+    """``kv`` as it is read after it was stored under ``key``: in the precision of its codec."""
+    coded = codec(key.codec)
+    if coded.lossless:
+        return kv
+    raws = enumerate(encode_layers(key.codec, kv))
+    pairs = [coded.decode(raw, kv.spec, len(kv.tokens), layer) for layer, raw in raws]
+    return replace(kv, keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
+
+
 def check_decodable(record: Record) -> Miss | None:
     """Decode every layer of a record; a miss for the first that cannot be decoded."""
     for layer, raw in enumerate(record.raws):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragcache.blend.full import Full
-from ragcache.core.missed import _check_window
+from ragcache.core.consistent import check_window
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.engine.hf import engine as transformers
@@ -451,4 +451,4 @@ def test_what_cannot_be_prefilled_is_refused() -> None:
         models.engine("llama").prefill(())
     windowed = cast(Engine, SimpleNamespace(name="mistral", sliding_window=4))
     with pytest.raises(ConfigError, match="Use positions=consecutive"):
-        _check_window(windowed, PromptRequest(Prompt.of((1, 2), ((3, 4),), (5,)), Full()))
+        check_window(windowed, PromptRequest(Prompt.of((1, 2), ((3, 4),), (5,)), Full()))
