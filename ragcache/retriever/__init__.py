@@ -10,7 +10,8 @@
 HTML; ``encoding`` decodes bytes; ``extraction`` holds their result types and limits. ``split``
 makes chunks, ``embed`` vectors (``embedder_files`` finds a model's files), ``index`` and
 ``faiss_index`` search them (``index_file`` is the file format), and ``search`` turns a question
-into passages.
+into passages. ``parts`` finds the chunks of a text that is no document, such as a message:
+``known_texts`` those of the store, and ``boundaries`` those between them.
 
 Importing this package loads neither torch nor FAISS: names are resolved on first use.
 """
