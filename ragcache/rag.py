@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from ragcache import setup
 from ragcache.blend import Blender, blender
+from ragcache.core.consistent import check_consistent
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.precompute import TokenProgress, drive
-from ragcache.core.request import PromptRequest, Request, RequestOptions
+from ragcache.core.prompting import PromptBuilder, question_of, read_template
+from ragcache.core.request import PromptRequest, Request, RequestOptions, message_text
 from ragcache.engine.base import ChunkEngine, Engine
+from ragcache.engine.chat import ChatMessage
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
 from ragcache.models import TINY, model_path
@@ -24,6 +28,7 @@ from ragcache.planning.controller import controls
 from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
 from ragcache.retriever.embed import Embedder
+from ragcache.retriever.known_texts import KnownTexts
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
@@ -109,6 +114,16 @@ class RagCache:
             tenant,
         )
         self.profile = Profile(engine, self.chunks, self.catalog)
+        self._known: tuple[int, KnownTexts] = (-1, KnownTexts())
+        self.prompts = PromptBuilder(
+            engine,
+            self.template,
+            settings.instructions,
+            None if settings.template is None else read_template(settings.template),
+            settings.documents_in,
+            settings.find_chars,
+            self.known_texts,
+        )
         self.generator: Generator
         if isinstance(engine, Engine):
             self.generator = LocalGenerator(engine, self.chunks, encoding, tenant)
@@ -231,12 +246,12 @@ class RagCache:
         over = self._expire()
         return [entry for entry in self.catalog.entries() if entry.id not in over]
 
-    def ask(self, question: str, **options: Unpack[RequestOptions]) -> Answer:
-        """Answer a question from retrieved chunks. Options:
+    def ask(self, question: str = "", **options: Unpack[RequestOptions]) -> Answer:
+        """Answer a question, or a chat (``messages``), from retrieved chunks. Options:
         :class:`ragcache.core.request.RequestOptions`. Raises as :meth:`generate`."""
         return self.generate(Request.of(question, **options)).answer
 
-    def stream(self, question: str, **options: Unpack[RequestOptions]) -> GenerationStream:
+    def stream(self, question: str = "", **options: Unpack[RequestOptions]) -> GenerationStream:
         """As :meth:`ask`, as an iterator over pieces of the answer's text; its ``answer`` is
         complete after the last piece."""
         return self.generate(Request.of(question, **options))
@@ -253,14 +268,19 @@ class RagCache:
         StoreError if no stored chunk is usable with this model.
         """
         blender, automatic = self._blender(request.mode, request.ratio)
+        misses = request.misses or self.settings.misses
+        if misses == "consistent":
+            check_consistent(blender)
+            automatic = False
         began = time.perf_counter()
-        if not request.question.strip():
-            raise PromptError("the question is empty: ask something")
-        passages = self._passages(request, blender)
-        retrieval_s = time.perf_counter() - began if request.chunks is None else 0.0
-        without = None if passages else self._without(request)
-        texts = [passage.chunk.text for passage in passages]
-        prompt = self.template.prompt(texts, request.question, request.lead)
+        self._check_request(request)
+        messages: list[ChatMessage] = []
+        if request.messages is not None:
+            messages = self.prompts.read(request.messages, request.find_chunks)
+        given, retrieved = self._passages(request, messages, blender)
+        retrieval_s = time.perf_counter() - began if retrieved else 0.0
+        prompt, passages = self.prompts.build(request, given, messages)
+        without = None if passages else self._without(retrieved, request.require_chunks)
         sampling = request.sampling or self.default_sampling
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
         return self.generator.stream(
@@ -268,37 +288,80 @@ class RagCache:
                 prompt,
                 blender,
                 sampling,
-                passages=tuple(passages),
+                passages=passages,
                 retrieval_s=retrieval_s,
                 no_chunks=without,
                 speeds=self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
+                misses=misses,
                 check=request.check,
                 keep=request.keep,
             )
         )
 
-    def _passages(self, request: Request, blender: Blender) -> list[Passage]:
-        """The chunks of the request, or else those that are retrieved."""
-        texts = request.question, request.lead
+    def with_retrieved(self, request: Request) -> Request:
+        """The request with the chunks that are retrieved for it, if it needs any and some are
+        found; :meth:`generate` then retrieves none. Raises as :meth:`generate`."""
+        blender, _ = self._blender(request.mode, request.ratio)
+        self._check_request(request)
+        messages: list[ChatMessage] = []
+        if request.messages is not None:
+            messages = self.prompts.read(request.messages, request.find_chunks)
+        passages, retrieved = self._passages(request, messages, blender)
+        # Without passages the chunks stay None, so that the report says why there are none.
+        return replace(request, chunks=passages) if retrieved and passages else request
+
+    def _check_request(self, request: Request) -> None:
+        """Raise PromptError unless the request has a question or messages, and ContextError for
+        texts that cannot fit."""
+        if request.messages is None:
+            if not request.question.strip():
+                raise PromptError("the question is empty: ask something")
+            check_bytes(self.engine, request.question, request.instructions or "")
+            return
+        if request.question.strip():
+            raise PromptError("give a question or messages, not both")
+        require_list(request.messages, "messages")
+        check_bytes(self.engine, request.instructions or "", *map(message_text, request.messages))
+
+    def _passages(
+        self, request: Request, messages: Sequence[ChatMessage], blender: Blender
+    ) -> tuple[list[Passage], bool]:
+        """The chunks of the request, or else, unless its messages have chunks, those that are
+        retrieved; and whether they were."""
         if request.chunks is None:
-            check_bytes(self.engine, *texts)
+            has_chunks = any(each.kind == "chunk" for m in messages for each in m.content)
+            question = question_of(messages) if messages else request.question
+            if has_chunks or not question:
+                return [], False
             self.check_usable(blender)
-            return self.retrieve(request.question, request.top_k, request.neighbours)
+            return self.retrieve(question, request.top_k, request.neighbours), True
         given = require_list(request.chunks, "chunks")
         passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
-        check_bytes(self.engine, *texts, *(passage.chunk.text for passage in passages))
-        return passages
+        check_bytes(self.engine, *(passage.chunk.text for passage in passages))
+        return passages, False
 
-    def _without(self, request: Request) -> str:
+    def _without(self, retrieved: bool, required: bool | None) -> str:
         """Why there are no chunks. Raises NoChunksError if the request requires some."""
-        why = self.no_chunks() if request.chunks is None else "none were given"
-        required = request.require_chunks
+        why = self.no_chunks() if retrieved else "none were given"
         if self.settings.require_chunks if required is None else required:
             raise NoChunksError(
                 f"there are no chunks to answer from: {why}. Add documents, or allow answers "
                 "without (require_chunks)."
             )
         return why
+
+    def known_texts(self) -> KnownTexts:
+        """The texts of the stored chunks, read again when documents have changed."""
+        generation, known = self._known
+        if generation != (now := self.catalog.generation):
+            known = KnownTexts((chunk.text, chunk.id) for chunk in self._stored_chunks())
+            self._known = now, known
+        return known
+
+    def _stored_chunks(self) -> Iterator[Chunk]:
+        for entry in self.catalog.entries():
+            with suppress(KeyError):  # deleted or replaced meanwhile
+                yield from self.catalog.chunks(self.catalog.rows_of(entry.id))
 
     @property
     def default_sampling(self) -> Sampling:

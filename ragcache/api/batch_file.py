@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from ragcache.api.errors import ApiError, as_api_error, validation_error
 from ragcache.api.requests import Chat, Query
 from ragcache.api.responses import ChatCompletionResponse, QueryResponse
 from ragcache.batch.order import order_by_chunks
-from ragcache.blend import blender
 from ragcache.core.request import Request
 from ragcache.errors import RagCacheError, SourceError
 from ragcache.models.trusted_names import absolute_name
@@ -180,14 +179,8 @@ def _retrieve(cache: RagCache, line: BatchLine) -> Request:
                 code="model_not_found",
                 param="model",
             )
-        request = chat_request(body, default)
-    if request.chunks is None:
-        mode = cache.settings.mode if request.mode is None else request.mode
-        cache.check_usable(blender(mode))
-        passages = cache.retrieve(request.question, request.top_k, request.neighbours)
-        # Without passages the chunks stay None, so that the report says why there are none.
-        request = replace(request, chunks=passages or None)
-    return request
+        request = chat_request(body, default, trusts_templates=True)
+    return cache.with_retrieved(request)
 
 
 def _order(cache: RagCache, requests: list[Request], reorder: bool) -> list[int]:

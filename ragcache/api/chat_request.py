@@ -1,21 +1,15 @@
 """Builds a Request from the body of a chat completion or of ``/v1/query``.
 
-A prompt is a fixed prefix, chunks, and a question. A chunk's KV depends on the prefix, so no part
-of a chat goes into the prefix. No part of it is dropped either:
-
-- The last message must be the user's, and its last text is the question.
-- ``documents`` are chunks, and so is every text but the last of a user's message, in this order.
-- The texts of system and developer messages, and then earlier turns, go before the question
-  (:func:`_lead`). They are computed for every prompt.
+The messages of a chat are rendered by the model's chat template as they are. ``documents`` are
+chunks, which the template places, or else go before the last user's text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ragcache.api.errors import ApiError
-from ragcache.api.requests import Chat, Message, Query
+from ragcache.api.requests import Chat, Query
 from ragcache.core.request import Request
 from ragcache.types import Chunk, Sampling
 
@@ -24,33 +18,38 @@ _TEXT_FIELDS = "title", "text", "snippet", "content", "contents", "page_content"
 _ID_FIELDS = "id", "doc_id"  # no part of the text
 
 
-def chat_request(body: Chat, default: Sampling) -> Request:
-    """The request of a chat. Raises ApiError if it has no question, or a document has no text."""
-    last = body.messages[-1]
-    if last.role != "user" or not last.texts or not last.texts[-1].strip():
-        raise ApiError(
-            400,
-            "the last message must be the user's and end with a text, which is the question",
-            param="messages",
-        )
-    chunks = [document_chunk(one, at) for at, one in enumerate(body.documents or ())]
-    texts = [t for m in body.messages if m.role == "user" for t in m.texts[:-1]]
-    chunks += [Chunk("message", number, text) for number, text in enumerate(texts)]
-    has_chunks = chunks or body.documents is not None
+def chat_request(body: Chat, default: Sampling, *, trusts_templates: bool = False) -> Request:
+    """The request of a chat. Raises ApiError if a document has no text.
+
+    ``trusts_templates``: whether a request may bring a chat template, which is a program.
+    """
     options = body.ragcache
+    chunks = [document_chunk(one, at) for at, one in enumerate(body.documents or ())]
     if options.retrieve and chunks:
         raise ApiError(
             400,
             "retrieve is for requests without documents: leave out retrieve, or the documents",
             param="ragcache.retrieve",
         )
-    retrieve = not has_chunks if options.retrieve is None else options.retrieve
+    if options.template is not None and not trusts_templates:
+        raise ApiError(
+            400,
+            "a chat template is a program, and this service runs none that requests bring: leave "
+            "it out, or start the service with --trust-request-templates",
+            param="ragcache.template",
+        )
+    retrieve = body.documents is None if options.retrieve is None else options.retrieve
     return Request(
-        last.texts[-1],
+        messages=[message.as_given() for message in body.messages],
         chunks=None if retrieve else chunks,
-        lead=_lead(body.messages),
+        instructions=options.instructions,
+        template=options.template,
+        documents_in=options.documents_in,
+        find_chunks=options.find_chunks,
+        tools=body.tools or None,
         mode=options.mode,
         ratio=options.ratio,
+        misses=options.misses,
         top_k=options.top_k,
         neighbours=options.neighbours,
         require_chunks=options.require_chunks,
@@ -64,26 +63,13 @@ def query_request(body: Query, default: Sampling) -> Request:
         body.question,
         mode=body.mode,
         ratio=body.ratio,
+        misses=body.misses,
+        instructions=body.instructions,
         top_k=body.top_k,
         neighbours=body.neighbours,
         require_chunks=body.require_chunks,
         sampling=body.sampling(default),
     )
-
-
-def _lead(messages: Sequence[Message]) -> str:
-    """The text before the question: instructions, then earlier turns as lines that begin with
-    ``User:`` or ``Assistant:``."""
-    system = [t for m in messages if m.role in ("system", "developer") for t in m.texts]
-    turns = [
-        f"{m.role.capitalize()}: {m.texts[-1] if m.role == 'user' else ' '.join(m.texts)}"
-        for m in messages[:-1]
-        if m.role in ("user", "assistant") and m.texts
-    ]
-    parts = [text.strip() for text in system if text.strip()]
-    if turns:
-        parts.append("\n".join(["Earlier turns:", *turns]))
-    return "\n\n".join(parts)
 
 
 def document_chunk(document: str | dict[str, Any], number: int) -> Chunk:

@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from ragcache.core.request import Misses
+from ragcache.engine.chat import DocumentsIn
 from ragcache.settings import Ratio
 from ragcache.text import replace_surrogates_in
 from ragcache.types import Sampling, invalid_id_reason
@@ -48,7 +50,6 @@ _Stop = Annotated[list[str], BeforeValidator(_stop)]
 #: Unsupported fields, each with the values that have no effect and are accepted.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -63,7 +64,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 _UNSUPPORTED_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
     "function_call": (),
     "audio": (),
     "refusal": ("",),
@@ -122,6 +122,8 @@ class _FusionOptions(StrictModel):
 
     mode: str | None = Field(None, max_length=200)
     ratio: Ratio | None = None
+    misses: Misses | None = None
+    instructions: str | None = Field(None, description="system message, if there is none")
     top_k: int | None = Field(None, ge=1, le=1000)
     neighbours: int | None = Field(None, ge=0, le=100)
     require_chunks: bool | None = Field(
@@ -163,6 +165,11 @@ class Options(_FusionOptions):
     retrieve: bool | None = Field(
         None, description="retrieve chunks; by default, if the request has no documents"
     )
+    template: str | None = Field(None, description="chat template in Jinja")
+    documents_in: DocumentsIn | None = None
+    find_chunks: bool | None = Field(
+        None, description="search long texts of messages for chunks whose KV can be reused"
+    )
 
 
 class Part(BaseModel):
@@ -179,10 +186,11 @@ class Part(BaseModel):
 
 
 class Message(StrictModel):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | _LimitedList[Part] | None = None
     name: str | None = None
-    tool_calls: Any = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     audio: Any = None
     refusal: Any = None
@@ -191,18 +199,19 @@ class Message(StrictModel):
     @model_validator(mode="after")
     def _supported(self) -> Message:
         _check_supported(self, _UNSUPPORTED_IN_MESSAGES)
-        if self.content is None:
+        if self.content is None and not self.tool_calls:
             raise _FieldError(
                 "content", "the message has no content: give its text, or leave the message out"
             )
         return self
 
-    @property
-    def texts(self) -> list[str]:
-        assert self.content is not None
-        if isinstance(self.content, str):
-            return [self.content]
-        return [part.text or "" for part in self.content]
+    def as_given(self) -> dict[str, Any]:
+        """The message as a dictionary, without fields that a chat template does not read."""
+        fields = {"name", "tool_calls", "tool_call_id"} & self.model_fields_set
+        given = self.model_dump(include={"role", *fields}, exclude_none=True)
+        if isinstance(self.content, list):
+            return {**given, "content": [part.text or "" for part in self.content]}
+        return {**given, "content": self.content or ""}
 
 
 class StreamOptions(BaseModel):
@@ -221,7 +230,7 @@ class Chat(_SamplingOptions):
     stream_options: StreamOptions | None = None
 
     n: Any = None
-    tools: Any = None
+    tools: _LimitedList[dict[str, Any]] | None = None
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None

@@ -1,18 +1,19 @@
-"""Requests: a question with its options. CLI, REST API and library make them, and pass them on."""
+"""Requests: a question or a chat, with options. CLI, REST API and library make and pass them on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from ragcache.blend import Blender
+from ragcache.engine.chat import DocumentsIn
 from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
 
-__all__ = ["Misses", "PromptRequest", "Request", "RequestOptions"]
+__all__ = ["Misses", "PromptRequest", "Request", "RequestOptions", "message_text"]
 
 
 #: How chunks and texts are computed whose KV is not stored:
@@ -28,9 +29,15 @@ class RequestOptions(TypedDict, total=False):
 
     #: Chunks to use instead of retrieval, in this order. An empty list: answer without chunks.
     chunks: Sequence[str | Chunk | Passage] | None
-    #: Text between the chunks and the question, such as instructions or earlier turns. It is
-    #: computed for every prompt, and not used for retrieval.
-    lead: str
+    #: A chat in place of a question, as in OpenAI's API: dictionaries of ``role`` and ``content``.
+    #: The model's chat template renders it as it is, with the chunks before the last user's text.
+    messages: Sequence[Mapping[str, Any]] | None
+    instructions: str | None  # the system message, where the messages have none
+    template: str | None  # Jinja source of a chat template to use in place of the model's own
+    documents_in: DocumentsIn | None  # the message that chunks are placed in: user or system
+    #: Whether long texts of messages are searched for chunks whose KV can be reused.
+    find_chunks: bool | None
+    tools: Sequence[Mapping[str, Any]] | None  # for the chat template
     mode: str | Blender | None  # the fusion method
     ratio: Ratio | None  # share of rows to recompute; "auto": chosen by measured speeds
     misses: Misses | None  # how missing chunks are computed, see :data:`Misses`
@@ -48,11 +55,16 @@ class RequestOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A question, with the options of :class:`RequestOptions`."""
+    """A question or messages, with the options of :class:`RequestOptions`."""
 
-    question: str
+    question: str = ""
     chunks: Sequence[str | Chunk | Passage] | None = None
-    lead: str = ""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    instructions: str | None = None
+    template: str | None = None
+    documents_in: DocumentsIn | None = None
+    find_chunks: bool | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
     mode: str | Blender | None = None
     ratio: Ratio | None = None
     misses: Misses | None = None
@@ -63,11 +75,28 @@ class Request:
     check: Callable[[], None] | None = None
     keep: bool = True
 
+    @property
+    def asked(self) -> str:
+        """The question, or the text of the last message of a chat."""
+        if self.messages is None:
+            return self.question
+        return message_text(self.messages[-1]) if self.messages else ""
+
     @classmethod
-    def of(cls, question: str, **options: Unpack[RequestOptions]) -> Request:
+    def of(cls, question: str = "", **options: Unpack[RequestOptions]) -> Request:
         """A request with these options. TypeError for unknown ones."""
         check_options(options, RequestOptions.__annotations__, "a question")
         return cls(question, **options)
+
+
+def message_text(message: Any) -> str:
+    """All text of a message of a request; empty for a message of another form."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else ()
+    texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ragcache.engine.chat import ChatTemplate
     from ragcache.engine.template import PromptTemplate
     from ragcache.types import ChunkKV, Fingerprint, KVPair, KVSpec, LayerUpload, Sampling, Tokens
 
@@ -229,6 +230,11 @@ class ChunkEngine(Encoder):
     @abstractmethod
     def template_on(self, day: date) -> PromptTemplate:
         """The template with the date of another day."""
+
+    @abstractmethod
+    def chat_template(self, source: str | None = None, day: date | None = None) -> ChatTemplate:
+        """The model's chat template, or ``source`` in its place, with the date ``day``. Raises
+        ConfigError for a ``source`` that is no valid template."""
 
     @abstractmethod
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:

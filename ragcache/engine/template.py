@@ -33,7 +33,7 @@ class PromptTemplate:
     A prompt is ``before | chunk SEPARATOR | ... | lead Question: question after``. Its parts are
     tokenised one by one and their ids concatenated, so a chunk has the same ids in every prompt,
     and all prompts have the same prefix. Only the template's own text can become control tokens.
-    ``lead``, such as earlier turns, is computed with the question. ``day`` is the date in the
+    ``lead``, such as instructions, is computed with the question. ``day`` is the date in the
     template's text; None if it has none.
     """
 

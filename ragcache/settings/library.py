@@ -113,6 +113,26 @@ class Settings(SourcedSettings):
         "prefill does (exact), or alone as they would be stored, so that the answer does not "
         "depend on what is stored (consistent).",
     )
+    instructions: str | None = Field(
+        None,
+        description="System message of prompts that have none. Default: for questions, ragcache's "
+        "own; for chats, none.",
+    )
+    template: Path | None = Field(
+        None,
+        description="File with a chat template in Jinja, to use in place of the model's own.",
+    )
+    documents_in: Literal["user", "system"] = Field(
+        "user",
+        description="Message that chunks are placed in, if the chat template has no place for "
+        "documents: the last user's, before its text (user), or the system message (system).",
+    )
+    find_chars: int = Field(
+        1000,
+        ge=0,
+        description="Length in characters from which the texts of messages are searched for "
+        "chunks whose KV can be reused. 0: never.",
+    )
     top_k: int = Field(4, ge=1, le=1000, description="Chunks to retrieve, at most 1000.")
     neighbours: int = Field(
         1,

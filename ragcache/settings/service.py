@@ -52,6 +52,10 @@ class ServiceSettings(SourcedSettings):
         30.0, ge=0, description="Seconds that requests may still take when the service shuts down."
     )
     body_bytes: ByteSize = Field(ByteSize(4 << 20), description="Longest request body.")
+    trust_request_templates: bool = Field(
+        False,
+        description="Whether requests may bring chat templates, which are programs.",
+    )
     log_text: bool = Field(False, description="Whether the log contains questions and answers.")
     monitor_share: float = Field(
         0.01,

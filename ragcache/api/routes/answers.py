@@ -100,7 +100,8 @@ async def completions(
             code="model_not_found",
             param="model",
         )
-    request = chat_request(body, state.sampling)
+    trusted = state.service.settings.trust_request_templates
+    request = chat_request(body, state.sampling, trusts_templates=trusted)
     options = body.stream_options
     response = ChatCompletionResponse(
         state.service.default_cache.engine,
@@ -127,16 +128,16 @@ async def _answer(
             answer = await cancel_on_disconnect(http_request.receive, stream.collect())
             return response.body(answer)
         finally:
-            log_answer(state, http_request, stream, request.question)
+            log_answer(state, http_request, stream, request.asked)
 
     def on_end(error: Exception | None) -> None:
         stream.cancel()
         log_stream_error(http_request, error)
-        log_answer(state, http_request, stream, request.question)
+        log_answer(state, http_request, stream, request.asked)
 
     try:
         await cancel_on_disconnect(http_request.receive, stream.started())
     except BaseException:
-        log_answer(state, http_request, stream, request.question)
+        log_answer(state, http_request, stream, request.asked)
         raise
     return EventStream(response.events(stream), on_end)

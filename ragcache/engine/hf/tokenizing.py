@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ragcache.engine.base import ChunkEngine
+from ragcache.engine.chat import ChatTemplate
 from ragcache.engine.decode import pieces
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.template import PromptTemplate, split_chat_template
@@ -15,6 +16,9 @@ from ragcache.text import replace_surrogates
 from ragcache.types import Tokens
 
 __all__ = ["TokenizerEngine"]
+
+
+_TEMPLATES_KEPT = 64
 
 
 class TokenizerEngine(ChunkEngine):
@@ -27,6 +31,18 @@ class TokenizerEngine(ChunkEngine):
 
     def template_on(self, day: date) -> PromptTemplate:
         return split_chat_template(self.tokenizer, self.tokenize, day)
+
+    def chat_template(self, source: str | None = None, day: date | None = None) -> ChatTemplate:
+        key = source, day
+        if key not in self._chat_templates:
+            if len(self._chat_templates) >= _TEMPLATES_KEPT:
+                self._chat_templates.clear()
+            self._chat_templates[key] = ChatTemplate.of(self.tokenizer, source, day)
+        return self._chat_templates[key]
+
+    @cached_property
+    def _chat_templates(self) -> dict[tuple[str | None, date | None], ChatTemplate]:
+        return {}
 
     def tokenize(self, text: str, *, control: bool = False) -> Tokens:
         if not control:

@@ -1,0 +1,233 @@
+"""Make the prompt of a request: its messages and chunks, rendered and tokenised part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ragcache.core.request import Request
+from ragcache.engine.base import ChunkEngine
+from ragcache.engine.chat import ChatMessage, DocumentsIn
+from ragcache.engine.template import SEPARATOR, SYSTEM, PromptTemplate
+from ragcache.errors import ConfigError, PromptError
+from ragcache.retriever.known_texts import KnownTexts
+from ragcache.retriever.parts import find_parts
+from ragcache.types import Chunk, Part, Passage, Prompt, Segment, Tokens
+
+__all__ = ["PromptBuilder", "question_of", "read_template"]
+
+MIN_FOUND_TOKENS = 64  # a part that is found in a message and has fewer is no chunk
+
+#: Roles whose texts are only searched for known chunks: such a message is usually the same in every
+#: prompt, and exact where it stands before the first chunk.
+_FIXED_ROLES = ("system", "developer")
+
+
+class BuiltPrompt(NamedTuple):
+    """A prompt and the passages of its chunks, in order."""
+
+    prompt: Prompt
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBuilder:
+    """Makes the prompts of a store.
+
+    A question without instructions of its own is placed in ``template``. Messages are rendered by
+    the model's chat template as they are, see :class:`ragcache.engine.chat.ChatTemplate`.
+    """
+
+    engine: ChunkEngine
+    template: PromptTemplate  # of questions
+    instructions: str | None = None  # of questions; None: ragcache's own
+    source: str | None = None  # Jinja source of the chat template; None: the model's own
+    documents_in: DocumentsIn = "user"
+    find_chars: int = 0  # length from which texts of messages are searched for chunks; 0: never
+    #: The texts of the stored chunks.
+    known: Callable[[], KnownTexts] = KnownTexts
+
+    def build(
+        self, request: Request, passages: Sequence[Passage], messages: Sequence[ChatMessage]
+    ) -> BuiltPrompt:
+        """The prompt of ``request`` with these ``passages`` as documents. ``messages``: those of
+        the request, as :meth:`read` returns them.
+
+        Raises PromptError for a blank question or chunk, and for messages that the template
+        refuses or changes.
+        """
+        instructions = self.instructions if request.instructions is None else request.instructions
+        source = self.source if request.template is None else request.template
+        if not messages and instructions is None and source is None:
+            texts = [passage.chunk.text for passage in passages]
+            return BuiltPrompt(self.template.prompt(texts, request.question), tuple(passages))
+        template = self.engine.chat_template(source, self.template.day)
+        documents = [_document(passage) for passage in passages]
+        own = not messages
+        if own:
+            text = SYSTEM if instructions is None else instructions
+            messages = [
+                ChatMessage.of("system", text + SEPARATOR),
+                ChatMessage.of("user", f"Question: {request.question.strip()}"),
+            ]
+        elif instructions is not None and messages[0].role not in _FIXED_ROLES:
+            messages = [ChatMessage.of("system", instructions), *messages]
+        rendered = template.render(
+            messages,
+            documents,
+            documents_in=request.documents_in or self.documents_in,
+            tools=request.tools,
+            fold_system=own,
+        )
+        return self._tokenised(rendered, passages)
+
+    def read(self, messages: Sequence[Mapping[str, Any]], find: bool | None) -> list[ChatMessage]:
+        """The messages of a request, as in OpenAI's API: a role, and a content that is a text or a
+        list of texts. Of several texts of a user's message, all but the last are chunks.
+
+        ``find``: whether to search long texts for chunks; None: as in the settings. Raises
+        PromptError for messages of another form.
+        """
+        if not messages:
+            raise PromptError("there are no messages: give at least one")
+        searched = self.find_chars > 0 if find is None else find
+        return [self._message(number, each, searched) for number, each in enumerate(messages)]
+
+    def _message(self, number: int, given: Mapping[str, Any], find: bool) -> ChatMessage:
+        if not isinstance(given, Mapping):
+            raise PromptError(
+                f"message {number} is a {type(given).__name__}: give a dictionary with role and "
+                "content"
+            )
+        fields = dict(given)
+        role, content = fields.pop("role", None), fields.pop("content", None)
+        if not isinstance(role, str) or not role:
+            raise PromptError(f"message {number} has no role: give system, user, assistant or tool")
+        texts = _texts(number, content)
+        segments: list[Segment] = []
+        if role == "user":
+            segments += [_given_chunk(text, number, at) for at, text in enumerate(texts[:-1])]
+            texts = texts[-1:]
+        text = "\n".join(texts)
+        if find and len(text) >= max(1, self.find_chars):
+            least = {"min_chars": len(text) + 1} if role in _FIXED_ROLES else {}
+            segments += find_parts(text, self.known(), **least)
+        elif text:
+            segments.append(Segment(text))
+        return ChatMessage(role, tuple(segments), fields)
+
+    def _tokenised(
+        self, rendered: Sequence[Sequence[Segment]], passages: Sequence[Passage]
+    ) -> BuiltPrompt:
+        """Tokenise each part alone. ``rendered``: segments by message."""
+        by_id = {passage.chunk.id: passage for passage in passages}
+        parts: list[Part] = []
+        placed: list[Passage] = []
+        run: list[Segment] = []
+
+        def close() -> None:
+            if run:
+                parts.append(Part(self._text(run)))
+                run.clear()
+
+        for number, segments in enumerate(rendered):
+            for segment in segments:
+                part = self._chunk(segment)
+                if part is None:
+                    run.append(segment)
+                    continue
+                close()
+                parts.append(part)
+                found = Passage(Chunk(f"message {number}", len(placed), segment.text), 0.0)
+                placed.append(by_id.get(segment.id, found))
+            if not placed:
+                close()  # a message before the first chunk is a part of its own
+        close()
+        return BuiltPrompt(Prompt(_ending_in_text(parts)), tuple(placed))
+
+    def _chunk(self, segment: Segment) -> Part | None:
+        """The part of a chunk; None for text, and for a found part that is too short."""
+        if segment.kind != "chunk":
+            return None
+        tokens = self.engine.tokenize(segment.text)
+        if not segment.id and len(tokens) < MIN_FOUND_TOKENS:
+            return None
+        stored = None if segment.stored is None else self.engine.tokenize(segment.stored)
+        if stored is not None and stored[: len(tokens)] != tokens:
+            stored = None
+        return Part(tokens, True, stored)
+
+    def _text(self, run: Sequence[Segment]) -> Tokens:
+        """The ids of adjacent segments that are no chunks. Only the template's own text becomes
+        control tokens."""
+        plain = [segment.text for segment in run if segment.kind != "template"]
+        if all(self.engine.tokenize(t, control=True) == self.engine.tokenize(t) for t in plain):
+            return self.engine.tokenize("".join(segment.text for segment in run), control=True)
+        each = [self.engine.tokenize(s.text, control=s.kind == "template") for s in run]
+        return tuple(token for tokens in each for token in tokens)
+
+
+def question_of(messages: Sequence[ChatMessage]) -> str:
+    """The text to retrieve chunks for: what the last user's message has besides chunks."""
+    last = next((message for message in reversed(messages) if message.role == "user"), None)
+    texts = () if last is None else last.content
+    return "".join(segment.text for segment in texts if segment.kind == "text").strip()
+
+
+def read_template(path: Path) -> str:
+    """The source of a chat template in a file. Raises ConfigError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the template {path} cannot be read: {error}. Name a file with a chat template in "
+            "Jinja."
+        ) from error
+
+
+def _texts(number: int, content: Any) -> list[str]:
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
+    if isinstance(content, Sequence):
+        parts = [part if isinstance(part, str) else _text_of(number, part) for part in content]
+        return [text for text in parts if text]
+    raise PromptError(
+        f"the content of message {number} is a {type(content).__name__}: give a text, or a list of "
+        "texts"
+    )
+
+
+def _text_of(number: int, part: Any) -> str:
+    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        text = part.get("text")
+        if isinstance(text, str):
+            return text
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise PromptError(f"message {number} has a part of type {kind!r}: only text is supported")
+
+
+def _given_chunk(text: str, number: int, at: int) -> Segment:
+    return Segment(_separated(text), "chunk", f"message {number}#{at}")
+
+
+def _document(passage: Passage) -> Segment:
+    return Segment(_separated(passage.chunk.text), "chunk", passage.chunk.id)
+
+
+def _separated(text: str) -> str:
+    if not text.strip():
+        raise PromptError("a chunk is empty: leave it out, or give it text")
+    return text.strip() + SEPARATOR
+
+
+def _ending_in_text(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts, with the last token of a chunk at the end as a text: it is always computed."""
+    *before, last = parts
+    if not last.is_chunk:
+        return tuple(parts)
+    first = replace(last, tokens=last.tokens[:-1], stored=last.stored or last.tokens)
+    return (*before, first, Part(last.tokens[-1:]))
