@@ -344,7 +344,9 @@ class Prompt:
         return len(self.tokens)
 
     def continued(self, tokens: Tokens) -> Prompt:
-        """The prompt with more tokens of its last text."""
+        """The prompt with more tokens of its last text; after a last chunk, they are a text."""
+        if not self.parts or self.parts[-1].is_chunk:
+            return Prompt((*self.parts, Part(tokens)))
         *parts, last = self.parts
         return Prompt((*parts, replace(last, tokens=last.tokens + tokens)))
 

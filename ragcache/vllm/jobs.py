@@ -158,7 +158,10 @@ def check_mode(mode: Blender, ranks: int = 1) -> None:
 
 def _check_no_selection_by_kv(mode: Blender, prompt: Prompt, layers: int) -> None:
     """Raise ConfigError for a mode that needs the heads of other ranks."""
-    layout = Layout(prompt, (True,) * len(prompt.chunks), 1, positions(prompt, mode.placement))
+    if not prompt.chunks:
+        return
+    loaded = (True,) * len(prompt.chunks)
+    layout = Layout(prompt, loaded, len(prompt.lead), positions(prompt, mode.placement))
     selector = mode.selector(layout, layers)
     needs_heads = selector.probe or selector.attend or any(map(selector.compares, range(layers)))
     if needs_heads:

@@ -64,16 +64,16 @@ class Planner:
         """Tokens after ``computed`` that a job would load: all of the prompt except the last one.
 
         The last token is left to vLLM, which computes the first logits from it. Returns 0 if the
-        request has no manifest, is :attr:`refused`, or has all its chunks in ``computed``: those
-        are cached blocks of the same manifest. Only :attr:`refused` changes: vLLM may call it
-        again for the same request.
+        request has no manifest, is :attr:`refused`, or has all its chunks in ``computed``, or
+        without chunks all texts that can be loaded: those are cached blocks of the same manifest.
+        Only :attr:`refused` changes: vLLM may call it again for the same request.
         """
         manifest = self._manifest(request)
         self._matched.pop(request.id, None)
         if manifest is None or request.tokens is None:
             return 0
         stop = len(manifest) - 1
-        if computed >= min(stop, manifest.question_start) and manifest.task == "fuse":
+        if computed >= min(stop, manifest.reuse_end) and manifest.task == "fuse":
             return 0
         self._matched[request.id] = _Match(manifest, tuple(request.tokens), computed, stop)
         return stop - computed

@@ -20,9 +20,10 @@ from ragcache.vllm.manifest import Manifest
 def cache_salt(manifest: Manifest) -> str:
     """The ``cache_salt`` of a request with this manifest.
 
-    It depends on the model, the tenant, the mode with its parameters, the sizes of the parts, and
-    every token: some methods choose rows by the question, so that even the chunks' KV depends on
-    it. It depends on the ``ticket`` only for ``keep``, whose KV must be computed and not cached.
+    It depends on the model, the tenant, the mode with its parameters, the encoding context, the
+    sizes of the parts, which of them are chunks, the stored chunks, and every token: some methods
+    choose rows by the question, so that even the chunks' KV depends on it. It depends on the
+    ``ticket`` only for ``keep``, whose KV must be computed and not cached.
     """
     recipe = asdict(manifest)
     if manifest.task == "fuse":

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, written
@@ -18,9 +19,10 @@ from ragcache.errors import ModelError
 from ragcache.planning.context import EncodingContext
 from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore
-from ragcache.store.key import digest_tokens
+from ragcache.store.key import ChunkKey, digest_tokens
 from ragcache.types import (
     Answer,
+    ChunkKV,
     ChunkReport,
     LayerTrace,
     Report,
@@ -80,21 +82,30 @@ class _VllmStream(GenerationStream):
     @property
     def misses(self) -> bool:
         found = self._resolved
-        return found is not None and self._answer is not None and bool(self._missing(found))
+        if found is None or self._answer is None:
+            return False
+        return bool(self._missing_texts(found) or self._missing_chunks(found))
 
     def keep(self) -> None:
         found, self._resolved = self._resolved, None
         if found is not None and self._answer is not None:
-            precompute(self._engine, self._generator.store, self._missing(found))
+            store = self._generator.store
+            _store_texts(self._engine, store, self._missing_texts(found))
+            precompute(self._engine, store, self._missing_chunks(found))
 
-    def _missing(self, found: PromptLookup) -> list[Any]:
-        """Keys of missing KV that is worth storing: that which does not depend on the prompt."""
+    def _missing_chunks(self, found: PromptLookup) -> list[ChunkKey]:
+        """Keys of missing chunks that are worth storing: KV that does not depend on the prompt."""
         if self._blender.reuses != "encoded":
             return []
-        texts = list(found.missing_texts.values())
         chunks = [found.keys[number] for number in found.misses]
-        chunks += [one.key for one in found.unmeasured.values()]
-        return [*texts, *chunks]
+        return [*chunks, *(one.key for one in found.unmeasured.values())]
+
+    def _missing_texts(self, found: PromptLookup) -> list[ChunkKey]:
+        """Keys of the texts before the first chunk that are not stored. Without chunks there are
+        none: vLLM's own prefix cache has the texts of such a prompt."""
+        if self._blender.reuses != "encoded" or not self._prompt.chunks:
+            return []
+        return list(found.missing_texts.values())
 
     def steps(self) -> Iterator[str | None]:
         self._wait_s = _POLL_S
@@ -148,7 +159,11 @@ class _VllmStream(GenerationStream):
         """Tokens of the answer, from as many servers as needed; None if there is none yet."""
         given: list[int] = []
         lost: list[str] = []
-        chunks = {digest_tokens(chunk): len(chunk) for chunk in self._prompt.chunks}
+        chunks = {
+            digest_tokens(part.stored or part.tokens): len(part.tokens)
+            for part in self._prompt.parts
+            if part.is_chunk
+        }
         while (url := self._engine.replicas.choose(chunks, without=lost)) is not None:
             body, name = self._request_body(given)
             with closing(self._engine.client.stream(url, body)) as stream:
@@ -179,7 +194,9 @@ class _VllmStream(GenerationStream):
         if sampling.seed is not None:
             body["seed"] = sampling.seed + len(given)
         assert self._resolved is not None
-        if not any(self._resolved.layout.loaded):  # nothing to fuse: vLLM's own prefill is exact
+        if not any(self._resolved.layout.loaded):
+            # No chunk to fuse: vLLM's own prefill is exact, and its prefix cache has the texts that
+            # other such prompts began with. Fused requests share no blocks with other prompts.
             return body | _salt_field(tenant_salt(tenant)), ""
         encoding = self._generator.encoding
         manifest = Manifest.fuse(
@@ -187,7 +204,7 @@ class _VllmStream(GenerationStream):
             written(self._blender),
             self._engine.fingerprint.digest,
             compiled=encoding.mode,
-            behind=None if encoding.context == prompt.prefix else encoding.context,
+            behind=None if encoding.exact(prompt.prefix) else encoding.context,
             tenant=tenant,
             ticket=new_ticket(),
         )
@@ -241,13 +258,13 @@ def _report_without_work(
 ) -> Report:
     """The report of an answer whose whole prompt vLLM computed or had cached."""
     prompt, loaded = found.layout.prompt, any(found.layout.loaded)
-    tokens = sum(map(len, prompt.chunks))
+    prefix, tokens = len(prompt.prefix), sum(map(len, prompt.chunks))
     return Report(
         mode=blender.mode,
         parameters=blender.parameters,
-        prefix_tokens=len(prompt.prefix),
+        prefix_tokens=prefix,
         chunk_tokens=tokens,
-        question_tokens=len(prompt.question),
+        question_tokens=len(prompt) - prefix - tokens,
         reused_tokens=tokens if loaded else 0,
         recomputed_tokens=0,
         charged_budget=0.0 if loaded else 1.0,
@@ -266,6 +283,22 @@ def _report_without_work(
         ),
         fallbacks=tuple(fallbacks),
     )
+
+
+def _store_texts(engine: VllmEngine, store: ChunkStore, keys: Sequence[ChunkKey]) -> None:
+    """Store the missing ones of consecutive texts of a prompt, computed by a server in one pass."""
+    missing = set(store.missing(keys))  # another request may have stored some
+    due = list(dropwhile(lambda key: key not in missing, keys))
+    if not due:
+        return
+    tokens = tuple(token for key in due for token in key.tokens)
+    [whole] = engine.encode([tokens], context=due[0].context)
+    texts, start = [], 0
+    for key in due:
+        rows = slice(start, start := start + len(key.tokens))
+        keys_, values = (tuple(t[:, rows] for t in side) for side in (whole.keys, whole.values))
+        texts.append((key, ChunkKV(key.tokens, keys_, values)))
+    store.put_all(texts)
 
 
 def _salt_field(salt: str | None) -> dict[str, str]:

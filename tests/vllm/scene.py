@@ -128,8 +128,8 @@ class Request:
 
     @classmethod
     def fused(cls, prompt: Prompt, mode: Blender, scene: Scene, **changes: Any) -> Request:
-        model = scene.engine.fingerprint.digest
-        made = Manifest.fuse(prompt, written(mode), model, ticket=new_ticket())
+        model, behind = scene.engine.fingerprint.digest, scene.encoding.context
+        made = Manifest.fuse(prompt, written(mode), model, behind=behind, ticket=new_ticket())
         made = replace(made, **changes)
         return cls(prompt, made, salt=cache_salt(made))
 

@@ -14,7 +14,7 @@ from ragcache.blend.reuse import Reuse
 from ragcache.core.prefill import PrefillContext, prefill
 from ragcache.core.report import make_report
 from ragcache.core.request import PromptRequest
-from ragcache.types import Prompt
+from ragcache.types import Part, Prompt
 from ragcache.vllm.handoff import REPLIES_FOLDER, WorkerReplies, new_ticket
 from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.salt import cache_salt
@@ -45,6 +45,38 @@ def test_ratio_one_equals_plain_vllm(tiny: Scene, llm: Any, made: Blender) -> No
     for mine, theirs in zip(said.logprobs, plain.logprobs, strict=True):
         errors = [abs(mine[token] - theirs[token]) for token in mine.keys() & theirs.keys()]
         assert max(errors) <= scene.EXACT
+
+
+def general(given: Scene, *, first: str) -> Prompt:
+    """Stored chunks with texts between them, after the text ``first``; the last chunk is the
+    beginning of a stored one."""
+    engine = given.engine
+    chunks = [engine.template.chunk(text) for text in scene.TEXTS[:3]]
+    half = chunks[2][: len(chunks[2]) // 2]
+    *_, question = engine.template.prompt(scene.TEXTS[:1], scene.QUESTION).parts
+    parts = (
+        Part(engine.tokenize(first)),
+        Part(chunks[0], True),
+        Part(engine.tokenize("Somebody asked about a mill.\n\n")),
+        Part(chunks[1], True),
+        Part(half, True, chunks[2]),
+        Part(engine.tokenize("And boats.\n\n")),
+        question,
+    )
+    return Prompt(parts)
+
+
+@pytest.mark.parametrize("first", ["", "Be brief.\n\n"], ids=["chunk first", "text first"])
+@pytest.mark.parametrize("made", [Reuse(), Fused(0.3), PARTIAL[2]], ids=label)
+def test_texts_between_chunks(tiny: Scene, llm: Any, made: Blender, first: str) -> None:
+    prompt = general(tiny, first=first)
+    for _ in range(2):  # the second time, blocks of the first are cached
+        [said] = tiny.ask(llm, [Request.fused(prompt, made, tiny)])
+        tiny.check(said, prompt, made)
+        if said.report is not None:
+            assert [chunk["miss"] for chunk in said.report["chunks"]] == [None] * 3
+    plain, exact = tiny.ask(llm, [Request(prompt), Request.fused(prompt, Fused(1.0), tiny)])
+    assert (exact.refused, exact.tokens) == (None, plain.tokens)
 
 
 @pytest.mark.parametrize("made", [Reuse(), Fused(0.3), PARTIAL[2]], ids=label)
