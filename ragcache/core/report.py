@@ -48,6 +48,7 @@ def make_report(done: FusedPrefill, passages: Sequence[Passage] = ()) -> Report:
             for i, name in enumerate(names[: len(prompt.chunks)])
         ),
         layers=fused.layers,
+        loaded_text_tokens=len(layout.loaded_text_rows),
         probe_rows=fused.probed,
         fallbacks=(*done.fallbacks, *_fallbacks(done)),
         computed=tuple(fused.computed.tolist()),
