@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from langchain_core.documents import Document
 
-from ragcache.langchain.chunk_parsing import InputChunk, KnownTexts
+from ragcache.langchain.chunk_parsing import InputChunk
+from ragcache.retriever.known_texts import KnownTexts
 from ragcache.settings import Ratio
 
 

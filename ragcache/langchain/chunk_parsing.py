@@ -27,6 +27,7 @@ from langchain_core.messages import (
 )
 
 from ragcache.errors import PromptError
+from ragcache.retriever.known_texts import KnownTexts
 from ragcache.util.list_argument import require_list
 
 #: The sources of chunks, as reports name them in ``boundaries``.
@@ -44,7 +45,6 @@ _SKIPPED_BLOCKS = {
 }
 #: Key in the ``additional_kwargs`` of a question that :func:`rag_messages` made without documents.
 NO_DOCUMENTS = "ragcache_no_documents"
-_HEAD = 16  # leading characters of a chunk that are looked up; shorter texts match by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,48 +98,30 @@ class ParsedMessages:
         found: list[InputChunk] = []
         context = []
         for message in self.context:
-            rest, chunks = known.cut(message.text)
+            rest, chunks = _cut_known(message.text, known)
             found += chunks
             if rest:
                 context.append(replace(message, text=rest))
-        question, chunks = known.cut(self.question)
+        question, chunks = _cut_known(self.question, known)
         found += chunks
         if not found:
             return self
         return ParsedMessages(question, tuple(context), tuple(_unique(found)), (MATCHED,))
 
 
-class KnownTexts:
-    """The texts of stored chunks, to be found in longer texts."""
-
-    def __init__(self, chunks: Iterable[InputChunk] = ()) -> None:
-        self._by_head: dict[str, list[InputChunk]] = {}
-        for chunk in chunks:
-            text = chunk.text.strip()
-            if len(text) >= _HEAD:
-                self._by_head.setdefault(text[:_HEAD], []).append(InputChunk(text, chunk.id))
-        for same in self._by_head.values():
-            same.sort(key=lambda chunk: -len(chunk.text))
-
-    def cut(self, text: str) -> tuple[str, list[InputChunk]]:
-        """Take known chunks out of a text: the rest of the text, and the chunks. Where several
-        chunks match at one place, the longest is taken."""
-        found: list[InputChunk] = []
-        left: list[str] = []
-        at = kept = 0
-        while at <= len(text) - _HEAD:
-            here = self._by_head.get(text[at : at + _HEAD], ())
-            chunk = next((c for c in here if text.startswith(c.text, at)), None)
-            if chunk is None:
-                at += 1
-                continue
-            found.append(chunk)
-            left.append(text[kept:at])
-            at = kept = at + len(chunk.text)
-        if not found:
-            return text, found
-        rest = "".join((*left, text[kept:]))
-        return re.sub(r"\s*\n\s*\n\s*", "\n\n", rest).strip(), found
+def _cut_known(text: str, known: KnownTexts) -> tuple[str, list[InputChunk]]:
+    """Take known chunks out of a text: the rest of the text, and the chunks."""
+    found: list[InputChunk] = []
+    left: list[str] = []
+    at = 0
+    for start, end, id in known.find(text):
+        found.append(InputChunk(text[start:end], id or None))
+        left.append(text[at:start])
+        at = end
+    if not found:
+        return text, found
+    rest = "".join((*left, text[at:]))
+    return re.sub(r"\s*\n\s*\n\s*", "\n\n", rest).strip(), found
 
 
 def parse_messages(

@@ -24,8 +24,9 @@ from langchain_core.documents import Document
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
-from ragcache.langchain.chunk_parsing import InputChunk, KnownTexts
+from ragcache.langchain.chunk_parsing import InputChunk
 from ragcache.langchain.documents import langchain_metadata
+from ragcache.retriever.known_texts import KnownTexts
 from ragcache.text import replace_surrogates_in
 
 _TIMEOUT_S = 60.0  # for an answer, by default
@@ -192,7 +193,7 @@ class HttpBackend:
 
     def _cache_texts(self, pages: list[httpx.Response]) -> KnownTexts:
         entries = [entry for page in pages for entry in page.json()["data"]]
-        known = KnownTexts(InputChunk(entry["text"], entry["id"]) for entry in entries)
+        known = KnownTexts((entry["text"], entry["id"]) for entry in entries)
         self._texts = time.monotonic(), known
         return known
 

@@ -25,10 +25,11 @@ from ragcache.api.token_counts import count_prompt
 from ragcache.core.request import Request
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
-from ragcache.langchain.chunk_parsing import InputChunk, KnownTexts
+from ragcache.langchain.chunk_parsing import InputChunk
 from ragcache.langchain.documents import as_document
 from ragcache.models.trusted_names import absolute_name
 from ragcache.rag import RagCache
+from ragcache.retriever.known_texts import KnownTexts
 from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.types import Answer, Chunk, Sampling
@@ -260,12 +261,13 @@ def _chunk(chunk: InputChunk, number: int) -> Chunk:
     return Chunk(chunk.id, 0, chunk.text)
 
 
-def _stored_chunks(catalog: Catalog) -> Iterator[InputChunk]:
-    """All chunks, with ids as :func:`ragcache.langchain.documents.as_document` makes them."""
+def _stored_chunks(catalog: Catalog) -> Iterator[tuple[str, str]]:
+    """The texts of all chunks, and ids as
+    :func:`ragcache.langchain.documents.as_document` makes them."""
     for entry in catalog.entries():
         with suppress(KeyError):  # deleted or replaced meanwhile
             for chunk in catalog.chunks(catalog.rows_of(entry.id)):
-                yield InputChunk(chunk.text, entry.id if entry.chunks == 1 else chunk.id)
+                yield chunk.text, entry.id if entry.chunks == 1 else chunk.id
 
 
 def _close(scheduler: Scheduler, cache: RagCache | None) -> None:

@@ -16,7 +16,8 @@ from langchain_core.messages import (
 
 from ragcache.errors import PromptError
 from ragcache.langchain import rag_messages
-from ragcache.langchain.chunk_parsing import ContextMessage, InputChunk, KnownTexts, parse_messages
+from ragcache.langchain.chunk_parsing import ContextMessage, InputChunk, parse_messages
+from ragcache.retriever.known_texts import KnownTexts
 from tests.langchain.conftest import DOCUMENTS, QUESTION
 
 TEXTS = [document.page_content for document in DOCUMENTS]
@@ -66,10 +67,11 @@ def test_base64_is_text_too() -> None:
 
 def test_matching_takes_the_longest_and_leaves_the_rest() -> None:
     short, long = "Mira Holt keeps a parrot.", "Mira Holt keeps a parrot. It speaks."
-    known = KnownTexts([InputChunk(short), InputChunk(long), InputChunk("too short")])
-    rest, found = known.cut(f"Notes:\n\n{long}\n\n{short}\n\ntoo short\n\nWhy?")
-    assert [chunk.text for chunk in found] == [long, short]
-    assert rest == "Notes:\n\ntoo short\n\nWhy?"
+    known = KnownTexts((text, "") for text in (short, long, "too short"))
+    asked = HumanMessage(f"Notes:\n\n{long}\n\n{short}\n\ntoo short\n\nWhy?")
+    turn = parse_messages([asked]).match_known(known)
+    assert [chunk.text for chunk in turn.chunks] == [long, short]
+    assert turn.question == "Notes:\n\ntoo short\n\nWhy?"
     turn = parse_messages([SystemMessage(f"Notes: {long}"), HumanMessage("Why?")]).match_known(
         known
     )
