@@ -63,8 +63,8 @@ class FusedPerChunk(Fused):
 
     def selector(self, layout: Layout, layers: int) -> Selector:
         rows, scores = [layout.reusable[:0]], layout.sensitivity
-        for chunk in layout.chunk_of.unique():
-            own = layout.chunk_of == chunk
+        for number in range(len(layout.prompt.chunks)):
+            own = layout.chunk_of == number
             count = int(self.recompute_ratio * int(own.sum()))
             rows.append(highest(layout.reusable[own], scores[own], count))
         return FixedRows(torch.cat(rows).sort().values)
@@ -85,12 +85,8 @@ def variants() -> dict[str, tuple[str, Blender]]:
 def prompt_of(engine: Engine, chunks: Sequence[str], question: str) -> Prompt:
     """The prompt of a question after :data:`SYSTEM`, with its chunks before the question."""
     text = f"{INSTRUCTION}{SEPARATOR}Question: {question}"
-    before, after = (
-        "".join(segment.text for segment in part)
-        for part in _around(
-            engine, [ChatMessage.of("system", SYSTEM), ChatMessage.of("user", text)]
-        )
-    )
+    messages = [ChatMessage.of("system", SYSTEM), ChatMessage.of("user", text)]
+    before, after = ("".join(each.text for each in part) for part in _around(engine, messages))
     ids = engine.tokenize(before, control=True)
     return Prompt.of(ids, map(engine.template.chunk, chunks), engine.tokenize(after, control=True))
 
@@ -149,7 +145,7 @@ def _reply(
     )
     answer = stream.answer
     assert all(chunk.miss is None for chunk in answer.report.chunks) or method.name == "full"
-    return _Reply(answer.tokens, stream.forced_logits)  # type: ignore[attr-defined]
+    return _Reply(answer.tokens, stream.forced_logits)
 
 
 def shown(outcomes: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
