@@ -15,6 +15,7 @@ from ragcache.core.consistent import check_consistent
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, check_bytes
+from ragcache.core.kept_prompts import KeptPrompts
 from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.prompting import PromptBuilder, question_of, read_template
 from ragcache.core.request import PromptRequest, Request, RequestOptions, message_text
@@ -73,10 +74,13 @@ class RagCache:
         settings: Settings,
         *,
         tenant: str = "",
+        chats: KeptPrompts | None = None,
     ) -> None:
         self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
         self._checked = False
         self._owns_engine = False  # whether :meth:`close` closes the engine
+        #: KV of the latest chats. Stores with one engine share it.
+        self.chats = chats or KeptPrompts(settings.chat_bytes)
         self.catalog = Catalog(store)
         #: The chat template of the prompts, with the store's own date if it has one.
         self.template = setup.resolve_prompt_template(self.catalog, engine, settings)
@@ -126,7 +130,7 @@ class RagCache:
         )
         self.generator: Generator
         if isinstance(engine, Engine):
-            self.generator = LocalGenerator(engine, self.chunks, encoding, tenant)
+            self.generator = LocalGenerator(engine, self.chunks, encoding, tenant, chats=self.chats)
         else:
             from ragcache.vllm.stream import VllmGenerator
 
@@ -198,7 +202,8 @@ class RagCache:
                 beside.retriever.embedder if beside else setup.load_embedder(catalog, settings)
             )
             record_embedder(catalog, embedder)
-            cache = cls(engine, store, embedder, path, settings, tenant=tenant)
+            chats = None if beside is None else beside.chats
+            cache = cls(engine, store, embedder, path, settings, tenant=tenant, chats=chats)
             setup.record_settings(catalog, model=absolute_name(name))
             for given in filter(None, (named, settings.embedder)):
                 remember_name(given)
@@ -293,6 +298,7 @@ class RagCache:
                 no_chunks=without,
                 speeds=self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
                 misses=misses,
+                is_chat=request.messages is not None,
                 check=request.check,
                 keep=request.keep,
             )

@@ -470,7 +470,8 @@ class Report:
     total_s: float  # from when the chunks are known to the last token
     chunks: tuple[ChunkReport, ...] = ()
     layers: tuple[LayerTrace, ...] = ()
-    loaded_text_tokens: int = 0  # of texts before the first chunk, loaded and exact
+    loaded_text_tokens: int = 0  # of texts whose KV was not computed: loaded, or kept
+    kept_tokens: int = 0  # first tokens whose KV is that of an earlier turn of the chat
     probe_rows: int = 0  # computed by a probe before the prefill, summed over its layers
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # deviations from the request, and their reasons

@@ -70,6 +70,7 @@ class Layout:
     notes: tuple[ChunkNotes | None, ...] = ()  # per chunk, where variants are loaded
     names: tuple[bytes, ...] = ()  # per chunk, the digest of its tokens, which notes refer to
     sensitivities: tuple[tuple[float, ...], ...] = ()  # per chunk and token; () if not stored
+    kept: int = 0  # first rows whose KV is that of an earlier prompt: no loaded part is among them
 
     @cached_property
     def loaded_spans(self) -> tuple[tuple[int, int], ...]:
@@ -85,6 +86,11 @@ class Layout:
 
         rows = [torch.arange(a, b) for a, b in self.prompt.text_spans[: self.texts_loaded]]
         return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def kept_chunk_rows(self) -> int:
+        """The number of kept rows that are of chunks."""
+        return sum(stop - start for start, stop in self.prompt.spans if stop <= self.kept)
 
     @cached_property
     def reusable(self) -> Tensor:
@@ -140,12 +146,13 @@ class Layout:
 
     @cached_property
     def fresh(self) -> Tensor:
-        """Rows that every blender computes at every layer: those of parts that are not loaded."""
+        """Rows that every blender computes at every layer: those neither loaded nor kept."""
         import torch
 
         every = torch.ones(len(self.prompt), dtype=torch.bool)
         every[self.reusable] = False
         every[self.loaded_text_rows] = False
+        every[: self.kept] = False
         return every.nonzero()[:, 0]
 
 
@@ -267,6 +274,12 @@ class Blender(ABC):
         between them at one position (``overlapping``), with the next text after the longest of
         them. An overlapping prompt needs the stored KV of all its chunks."""
         return "consecutive"
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the first rows of a prompt may be kept from an earlier one: the method looks
+        neither at attention nor at computed KV, and its attention is the model's own."""
+        return False
 
     @property
     def parameters(self) -> dict[str, Any]:

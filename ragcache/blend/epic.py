@@ -23,6 +23,10 @@ class Epic(Blender):
         super().__post_init__()
         check_least(self.first_tokens, "first_tokens")
 
+    @property
+    def keeps_rows(self) -> bool:
+        return True
+
     def selector(self, layout: Layout, layers: int) -> Selector:
         chosen = (layout.place_in_chunk < self.first_tokens) & (layout.chunk_of > 0)
         return FixedRows(layout.reusable[chosen])

@@ -39,7 +39,7 @@ class FusedPrompt:
     @property
     def charged_budget(self) -> float:
         """(sum_l |A_l & reusable| + probed) / (L * reusable); 1 where nothing was reusable."""
-        reusable = len(self.layout.reusable)
+        reusable = len(self.layout.reusable) + self.layout.kept_chunk_rows
         if reusable == 0:
             return 1.0
         return (sum(map(len, self.chosen)) + self.probed) / (len(self.chosen) * reusable)
@@ -55,6 +55,7 @@ def fuse(
     capture: Sequence[int] = (),
     capture_texts: Sequence[int] = (),
     check: Callable[[], None] | None = None,
+    kept: Prefilled | None = None,
 ) -> FusedPrompt:
     """Prefill ``layout.prompt`` with the stored KV of ``source`` under ``blender``.
 
@@ -62,7 +63,8 @@ def fuse(
     every layer. ``room``: rows to reserve for decoding. ``capture``: numbers of chunks that are not
     loaded and whose KV is returned as computed in this prompt, with notes on their attention if the
     method reuses variants. ``capture_texts``: the same for texts, without notes.
-    ``check`` is called before every layer; an exception that it raises ends the prefill. Raises
+    ``check`` is called before every layer; an exception that it raises ends the prefill. ``kept``:
+    an earlier prompt, which has the first ``layout.kept`` rows. Raises
     StoreError if ``source`` cannot read a layer, ConfigError if the method needs attention weights
     but the engine does not expose them, and PromptError if the last part is loaded.
     """
@@ -91,7 +93,12 @@ def fuse(
     spans = [prompt.spans[i] for i in capture] + [prompt.text_spans[i] for i in capture_texts]
     callbacks = FusionCallbacks(selector, layout, source, spans, check)
     prefilled = engine.prefill(
-        tokens, callbacks, positions=positions, room=room, attend=noted or attend
+        tokens,
+        callbacks,
+        positions=positions,
+        room=room,
+        attend=noted or attend,
+        kept=None if kept is None else (kept, layout.kept),
     )
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)

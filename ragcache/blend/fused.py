@@ -26,6 +26,10 @@ class Fused(RatioBlender):
     def by_sensitivity(self) -> bool:
         return True
 
+    @property
+    def keeps_rows(self) -> bool:
+        return True
+
     def selector(self, layout: Layout, layers: int) -> Selector:
         return _MostSensitive(layout, int(self.recompute_ratio * len(layout.reusable)))
 

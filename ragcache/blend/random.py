@@ -23,6 +23,10 @@ class Random(RatioBlender):
     seed: int = 0
     name: ClassVar[str] = "random"
 
+    @property
+    def keeps_rows(self) -> bool:
+        return True
+
     def selector(self, layout: Layout, layers: int) -> Selector:
         return _Shuffled(layout, int(self.recompute_ratio * len(layout.reusable)), self.seed)
 

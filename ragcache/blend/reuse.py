@@ -33,5 +33,9 @@ class Reuse(Blender):
     def placement(self) -> Positions:
         return self.positions
 
+    @property
+    def keeps_rows(self) -> bool:
+        return self.positions == "consecutive"
+
     def selector(self, layout: Layout, layers: int) -> Selector:
         return FixedRows(layout.reusable[:0])

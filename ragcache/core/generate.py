@@ -178,6 +178,11 @@ class _LocalStream(GenerationStream):
         if generator.store_misses:
             encoded = {} if encoder is None else encoder.encoded
             self._missed = MissedChunks(generator.engine, self._generator, done, encoded)
+        if generator.chats is not None:
+            size = generator.engine.spec.chunk_bytes(len(request.prompt) + len(tokens))
+            generator.chats.keep(
+                request, generator.encoding, generator.tenant, prefilled, tokens, size
+            )
         del done, prefilled  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ragcache.blend import Blender, with_ratio
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.core.consistent import MissingEncoder
+from ragcache.core.kept_prompts import KeptPrompts
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import StoreError
@@ -32,6 +33,7 @@ class PrefillContext:
     encoding: EncodingContext
     tenant: str = ""
     store_misses: bool = False  # copy the KV of missing chunks from the prompt, to be stored later
+    chats: KeptPrompts | None = None  # KV of earlier turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ def prefill(
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
     missed: dict[int, Miss] = {}
+    kept = None
+    if context.chats is not None:
+        kept = context.chats.find(request, context.encoding, context.tenant)
     while True:
         blender, chosen = request.blender, None
         encoded = set() if encoder is None else {key.digest for key in encoder.encoded}
@@ -71,6 +76,7 @@ def prefill(
             encoding=context.encoding,
             tenant=context.tenant,
             unusable=failed.keys() - encoded,
+            kept=0 if kept is None else kept.rows,
         )
         if encoder is not None and (new := encoder.encode(found, blender)):
             missed.update(found.misses)
@@ -94,6 +100,7 @@ def prefill(
                     source,
                     room=request.sampling.max_tokens,
                     check=request.check,
+                    kept=None if kept is None else kept.prefilled,
                     capture=sorted(found.misses) if capture else (),
                     capture_texts=sorted(found.missing_texts) if context.store_misses else (),
                 )

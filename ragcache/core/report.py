@@ -35,7 +35,7 @@ def make_report(done: FusedPrefill, passages: Sequence[Passage] = ()) -> Report:
         prefix_tokens=len(prompt.prefix),
         chunk_tokens=sum(map(len, prompt.chunks)),
         question_tokens=len(prompt) - len(prompt.prefix) - sum(map(len, prompt.chunks)),
-        reused_tokens=len(layout.reusable) - before - recomputed,
+        reused_tokens=len(layout.reusable) + layout.kept_chunk_rows - before - recomputed,
         recomputed_tokens=recomputed,
         charged_budget=fused.charged_budget,
         bytes_loaded=sum(layer.load_bytes for layer in fused.layers),
@@ -48,7 +48,8 @@ def make_report(done: FusedPrefill, passages: Sequence[Passage] = ()) -> Report:
             for i, name in enumerate(names[: len(prompt.chunks)])
         ),
         layers=fused.layers,
-        loaded_text_tokens=len(layout.loaded_text_rows),
+        loaded_text_tokens=len(layout.loaded_text_rows) + layout.kept - layout.kept_chunk_rows,
+        kept_tokens=layout.kept,
         probe_rows=fused.probed,
         fallbacks=(*done.fallbacks, *_fallbacks(done)),
         computed=tuple(fused.computed.tolist()),
@@ -73,6 +74,8 @@ def _chunk(
     """The report of chunk ``index``. ``rows``: the number of its rows that were computed, per
     layer; ``partial``: the same for the layers that are not computed in full."""
     tokens = len(found.layout.prompt.chunks[index])
+    if found.layout.prompt.spans[index][1] <= found.layout.kept:
+        return ChunkReport(name, tokens, 0, 0.0)
     if (miss := misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
     if index in found.cheaper:

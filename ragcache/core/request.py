@@ -114,6 +114,7 @@ class PromptRequest:
     #: minimum. None: all stored chunks are loaded.
     speeds: Speeds | None = None
     misses: Misses = "exact"
+    is_chat: bool = False  # whether the prompt is of messages, and may be continued by a next turn
     check: Callable[[], None] | None = None
     keep: bool = True
     #: Called with the answer's text so far; True ends the answer, as a stop string does.

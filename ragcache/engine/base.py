@@ -180,14 +180,17 @@ class Prefiller(Encoder):
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
+        kept: tuple[Prefilled, int] | None = None,
     ) -> Prefilled:
         """Run the prompt through the model. Without ``callbacks``, every row is computed (full
         prefill).
 
         ``positions`` (one per token, default 0, 1, ...) must not decrease over computed rows.
         ``room`` rows are reserved for the answer. ``attend`` is called for every layer, here and
-        while the answer is decoded; it needs ``exposes_attention``. Raises PromptError for an
-        empty prompt, and ContextError if the prompt and ``room`` exceed the context.
+        while the answer is decoded; it needs ``exposes_attention``. ``kept``: an earlier prompt of
+        this engine, and how many first rows have the same tokens and positions in both; their KV is
+        copied, and ``callbacks`` do not return them. Raises PromptError for an empty prompt, and
+        ContextError if the prompt and ``room`` exceed the context.
         """
 
     @abstractmethod

@@ -14,6 +14,7 @@ from ragcache.types import Fingerprint, Prompt
 
 __all__ = ["PromptLookup", "chunk_keys", "look_up", "text_keys"]
 
+_KEPT = Miss("absent", "its KV is that of an earlier prompt")
 _AFTER_A_MISS = Miss("absent", "a part before it is not stored")
 
 
@@ -88,12 +89,15 @@ def look_up(
     encoding: EncodingContext,
     tenant: str = "",
     unusable: Collection[bytes] = (),
+    kept: int = 0,
 ) -> PromptLookup:
     """Look up every part of ``prompt``. ``unusable``: key digests of records that could not be
-    read; they count as damaged. Raises StoreError if the store fails."""
+    read; they count as damaged. ``kept``: first rows whose KV is that of an earlier prompt; nothing
+    is looked up for the chunks among them, nor for texts. Raises StoreError if the store fails."""
     reuses = blender.reuses
     keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
-    of_texts = text_keys(prompt, fingerprint, reuses, tenant)
+    first = sum(1 for _, stop in prompt.spans if stop <= kept)  # the first chunk to look up
+    of_texts = () if kept else text_keys(prompt, fingerprint, reuses, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
     texts = _until_first_miss(_find(store, of_texts, unusable))
     found: list[StoredChunk | Variant | Miss]
@@ -102,7 +106,7 @@ def look_up(
     elif reuses == "variant":
         found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
     else:
-        found = list(_find(store, keys, unusable))
+        found = [*[_KEPT] * first, *_find(store, keys[first:], unusable)]
     if reuses == "in_context":
         texts, found = _until_first_gap(prompt, texts, found)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
@@ -114,6 +118,7 @@ def look_up(
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
         _sensitivities(prompt, records, encoding.exact(prompt.prefix)),
+        kept,
     )
     return PromptLookup(
         layout,
@@ -123,7 +128,7 @@ def look_up(
         of_texts,
         tuple(texts),
         {i: record for i, record in enumerate(records) if isinstance(record, StoredChunk)},
-        {i: f for i, f in enumerate(found) if isinstance(f, Miss)},
+        {i: f for i, f in enumerate(found) if isinstance(f, Miss) and f is not _KEPT},
         {i: f for i, f in enumerate(found) if isinstance(f, Variant)},
     )
 

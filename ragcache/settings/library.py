@@ -87,6 +87,11 @@ class Settings(SourcedSettings):
         description="Further codecs in which chunks are stored in the remote, for slow links: "
         "separated by commas, the most accurate first, such as int8,cachegen.",
     )
+    chat_bytes: ByteSize = Field(
+        ByteSize(512 << 20),
+        description="Maximum KV of chats that is kept in the model's memory for their next turns. "
+        "0 keeps none.",
+    )
     eviction: Literal["lru", "pgdsf", "craft"] = Field(
         "pgdsf", description="Eviction policy of a full store: lru, pgdsf or craft."
     )

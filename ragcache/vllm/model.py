@@ -126,7 +126,10 @@ class VllmModel(Prefiller):
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
+        kept: tuple[Prefilled, int] | None = None,
     ) -> Prefilled:
+        if kept is not None:
+            raise NotImplementedError("vLLM keeps the KV of earlier prompts itself")
         positions = range(len(tokens)) if positions is None else positions
         if callbacks is None and attend is None:
             hidden = self._forward(tokens, positions)

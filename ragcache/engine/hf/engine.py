@@ -239,12 +239,18 @@ class TransformersEngine(TokenizerEngine, Engine):
         positions: Sequence[int] | None = None,
         room: int = 1,
         attend: AttentionRule | None = None,
+        kept: tuple[Prefilled, int] | None = None,
     ) -> Prefilled:
         positions = range(len(tokens)) if positions is None else positions
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        kv = self._forward.cache(len(tokens) + room)
+        capacity = len(tokens) + room
+        if kept is None:
+            kv = self._forward.cache(capacity)
+        else:
+            earlier, rows = kept
+            kv = earlier.kv.beginning(rows, capacity)
         with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
         return Prefilled(logits[0, -1].float(), kv, len(tokens), positions[-1] + 1, attend)

@@ -54,12 +54,18 @@ class PlacedKV(Cache):
 
     def continued(self, room: int) -> PlacedKV:
         """A copy with ``room`` for more rows. This cache is unchanged, and may be copied again."""
-        copy = PlacedKV(len(self._keys), self.length + room, self.blocks)
+        copy = self.beginning(self.length, self.length + room)
         copy.length = self.length
+        return copy
+
+    def beginning(self, rows: int, capacity: int) -> PlacedKV:
+        """A cache of ``capacity`` in which the first ``rows`` rows hold those of this one. They
+        count as written in place; its length is 0."""
+        copy = PlacedKV(len(self._keys), capacity, self.blocks)
         for layer in range(len(self._keys)):
             buffers = self.buffers(layer)
-            for rows, into in zip(buffers, copy.allocated(layer, buffers), strict=True):
-                into[:, :, : self.length] = rows[:, :, : self.length]
+            for own, into in zip(buffers, copy.allocated(layer, buffers), strict=True):
+                into[:, :, :rows] = own[:, :, :rows]
         return copy
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
