@@ -26,23 +26,31 @@ _WAIT_S = 120  # limit of elapsed time, for a busy machine
 _REFUSED, _TOO_MUCH = 3, 4  # exit status: the template refuses the messages; it exceeds a limit
 
 
-def check_rendering(tokenizer: Any, source: str, messages: list[dict[str, str]]) -> None:
+def check_rendering(
+    tokenizer: Any,
+    source: str,
+    messages: list[dict[str, str]],
+    *,
+    documents: list[dict[str, Any]] | None = None,
+    fix: str = _FIX,
+) -> None:
     """Raise ModelError unless the chat template ``source`` renders ``messages`` within the limits.
 
-    A template that refuses the messages with an error passes too.
+    A template that refuses the messages with an error passes too. ``fix`` ends the error's message.
     """
     given = {
         "conversations": [messages],
         "chat_template": source,
         "add_generation_prompt": True,
+        **({"documents": documents} if documents else {}),
         **{name: str(token) for name, token in tokenizer.special_tokens_map.items()},
     }
     text = json.dumps(given, sort_keys=True)
     versions = [f"{name} {version(name)}" for name in ("transformers", "jinja2")]
-    cached_text("template", [text, *versions], lambda: _render_in_subprocess(text))
+    cached_text("template", [text, *versions], lambda: _render_in_subprocess(text, fix))
 
 
-def _render_in_subprocess(text: str) -> str:
+def _render_in_subprocess(text: str, fix: str) -> str:
     """Render in a subprocess. Raises ModelError if the template is broken or exceeds a limit."""
     try:
         done = subprocess.run(
@@ -52,19 +60,19 @@ def _render_in_subprocess(text: str) -> str:
             timeout=_WAIT_S,
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(_unbounded()) from error
+        raise ModelError(_unbounded(fix)) from error
     if done.returncode in (0, _REFUSED):
         return "rendered"
     if done.returncode == 1:  # an exception of jinja or Python
         message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ModelError(f"the chat template is broken ({message[:300]}). {_FIX}")
-    raise ModelError(_unbounded())
+        raise ModelError(f"the chat template is broken ({message[:300]}). {fix}")
+    raise ModelError(_unbounded(fix))
 
 
-def _unbounded() -> str:
+def _unbounded(fix: str) -> str:
     return (
         f"the chat template does not end within {_SECONDS} seconds and {_BYTES >> 20} MiB of "
-        f"memory. {_FIX}"
+        f"memory. {fix}"
     )
 
 
