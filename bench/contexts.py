@@ -31,7 +31,7 @@ from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
-from ragcache.engine.chat import ChatMessage
+from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.template import SEPARATOR
 from ragcache.eval.dataset import first_questions, load_dataset
@@ -93,8 +93,7 @@ def prompt_of(engine: Engine, chunks: Sequence[str], question: str) -> Prompt:
 
 def _around(engine: Engine, messages: Sequence[ChatMessage]) -> tuple[list[Any], list[Any]]:
     """The segments before and after the last user's text begins."""
-    rendered = engine.chat_template().render(messages)
-    flat = [segment for group in rendered for segment in group]
+    flat = list(engine.chat_template().render(messages).segments)
     at = next(n for n, segment in enumerate(flat) if segment.text == messages[-1].text)
     return flat[:at], flat[at:]
 

@@ -20,7 +20,7 @@ from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.prompting import PromptBuilder, question_of, read_template
 from ragcache.core.request import PromptRequest, Request, RequestOptions, message_text
 from ragcache.engine.base import ChunkEngine, Engine
-from ragcache.engine.chat import ChatMessage
+from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, ContextError, NoChunksError, PromptError, StoreError
 from ragcache.models import TINY, model_path

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from ragcache.core.request import Misses
-from ragcache.engine.chat import DocumentsIn
+from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.settings import Ratio
 from ragcache.text import replace_surrogates_in
 from ragcache.types import Sampling, invalid_id_reason

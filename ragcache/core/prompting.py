@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from ragcache.core.request import Request
 from ragcache.engine.base import ChunkEngine
-from ragcache.engine.chat import ChatMessage, DocumentsIn
+from ragcache.engine.chat import RenderedChat
+from ragcache.engine.chat_documents import DocumentsIn
+from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.template import SEPARATOR, SYSTEM, PromptTemplate
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.known_texts import KnownTexts
@@ -64,22 +66,15 @@ class PromptBuilder:
             texts = [passage.chunk.text for passage in passages]
             return BuiltPrompt(self.template.prompt(texts, request.question), tuple(passages))
         template = self.engine.chat_template(source, self.template.day)
-        documents = [_document(passage) for passage in passages]
-        own = not messages
-        if own:
-            text = SYSTEM if instructions is None else instructions
-            messages = [
-                ChatMessage.of("system", text + SEPARATOR),
-                ChatMessage.of("user", f"Question: {request.question.strip()}"),
-            ]
-        elif instructions is not None and messages[0].role not in _FIXED_ROLES:
-            messages = [ChatMessage.of("system", instructions), *messages]
+        if not messages:
+            instructions = (SYSTEM if instructions is None else instructions) + SEPARATOR
+            messages = [ChatMessage.of("user", f"Question: {request.question.strip()}")]
         rendered = template.render(
             messages,
-            documents,
+            [_document(passage) for passage in passages],
             documents_in=request.documents_in or self.documents_in,
+            instructions=instructions or "",
             tools=request.tools,
-            fold_system=own,
         )
         return self._tokenised(rendered, passages)
 
@@ -118,10 +113,8 @@ class PromptBuilder:
             segments.append(Segment(text))
         return ChatMessage(role, tuple(segments), fields)
 
-    def _tokenised(
-        self, rendered: Sequence[Sequence[Segment]], passages: Sequence[Passage]
-    ) -> BuiltPrompt:
-        """Tokenise each part alone. ``rendered``: segments by message."""
+    def _tokenised(self, rendered: RenderedChat, passages: Sequence[Passage]) -> BuiltPrompt:
+        """Tokenise each part alone."""
         by_id = {passage.chunk.id: passage for passage in passages}
         parts: list[Part] = []
         placed: list[Passage] = []
@@ -132,18 +125,19 @@ class PromptBuilder:
                 parts.append(Part(self._text(run)))
                 run.clear()
 
-        for number, segments in enumerate(rendered):
-            for segment in segments:
-                part = self._chunk(segment)
-                if part is None:
-                    run.append(segment)
-                    continue
-                close()
-                parts.append(part)
-                found = Passage(Chunk(f"message {number}", len(placed), segment.text), 0.0)
-                placed.append(by_id.get(segment.id, found))
-            if not placed:
+        message = 0
+        for segment, number in zip(rendered.segments, rendered.message_of, strict=True):
+            if number != message and not placed:
                 close()  # a message before the first chunk is a part of its own
+            message = number
+            part = self._chunk(segment)
+            if part is None:
+                run.append(segment)
+                continue
+            close()
+            parts.append(part)
+            found = Passage(Chunk(f"message {number}", len(placed), segment.text), 0.0)
+            placed.append(by_id.get(segment.id, found))
         close()
         return BuiltPrompt(Prompt(_ending_in_text(parts)), tuple(placed))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
 from ragcache.blend import Blender
-from ragcache.engine.chat import DocumentsIn
+from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens

@@ -37,7 +37,7 @@ class TokenizerEngine(ChunkEngine):
         if key not in self._chat_templates:
             if len(self._chat_templates) >= _TEMPLATES_KEPT:
                 self._chat_templates.clear()
-            self._chat_templates[key] = ChatTemplate.of(self.tokenizer, source, day)
+            self._chat_templates[key] = ChatTemplate(self.tokenizer, source, day)
         return self._chat_templates[key]
 
     @cached_property
