@@ -40,7 +40,6 @@ __all__ = [
     "Report",
     "Sampling",
     "Segment",
-    "SegmentKind",
     "StageProgress",
     "Tokens",
     "invalid_id_reason",

@@ -20,7 +20,7 @@ from ragcache.store.format.record import as_stored
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV
 
-__all__ = ["MissingEncoder", "check_consistent", "check_window"]
+__all__ = ["check_consistent"]
 
 
 @dataclass(slots=True)

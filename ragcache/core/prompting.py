@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,8 @@ class PromptBuilder:
             segments += find_parts(text, self.known(), **least)
         elif text:
             segments.append(Segment(text))
+        if fields.get("tool_calls"):
+            fields["tool_calls"] = [_with_arguments(call) for call in fields["tool_calls"]]
         return ChatMessage(role, tuple(segments), fields)
 
     def _tokenised(self, rendered: RenderedChat, passages: Sequence[Passage]) -> BuiltPrompt:
@@ -161,6 +164,19 @@ class PromptBuilder:
             return self.engine.tokenize("".join(segment.text for segment in run), control=True)
         each = [self.engine.tokenize(s.text, control=s.kind == "template") for s in run]
         return tuple(token for tokens in each for token in tokens)
+
+
+def _with_arguments(call: Any) -> Any:
+    """A tool call with its arguments as an object, which templates take; in OpenAI's API they are
+    JSON in a string."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def question_of(messages: Sequence[ChatMessage]) -> str:

@@ -22,6 +22,8 @@ from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ConfigError, ModelError, PromptError
 from ragcache.types import Segment
 
+__all__ = ["RenderedChat"]
+
 _DOCUMENT_KEYS = ("text", "content", "contents")  # names of a document's text in templates
 _PROBE = "4170923856"  # a text that templates do not change
 

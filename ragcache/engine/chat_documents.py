@@ -12,6 +12,8 @@ from ragcache.engine.template import SEPARATOR
 from ragcache.errors import PromptError
 from ragcache.types import Segment
 
+__all__ = ["DocumentsIn"]
+
 #: Where documents are placed by a template that does not read them: before the text of the last
 #: user message, or at the end of the system message.
 DocumentsIn = Literal["user", "system"]

@@ -10,6 +10,8 @@ from typing import Any
 from ragcache.errors import PromptError
 from ragcache.types import Segment
 
+__all__ = ["ChatMessage"]
+
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _ROLE = re.compile(r"[A-Za-z][A-Za-z_-]*")
 

@@ -13,7 +13,7 @@ from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ModelError, PromptError
 from ragcache.types import Prompt, Tokens
 
-__all__ = ["PromptTemplate", "SEPARATOR", "split_chat_template"]
+__all__ = ["PromptTemplate", "SEPARATOR", "SYSTEM", "split_chat_template"]
 
 SYSTEM = "Use the notes to answer the question."
 SEPARATOR = "\n\n"  # ends the instructions and every chunk

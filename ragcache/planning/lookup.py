@@ -12,7 +12,7 @@ from ragcache.store.base import ChunkStore, Miss, StoredChunk, Variant
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.types import Fingerprint, Prompt
 
-__all__ = ["PromptLookup", "chunk_keys", "look_up", "text_keys"]
+__all__ = ["PromptLookup", "look_up"]
 
 _KEPT = Miss("absent", "its KV is that of an earlier prompt")
 _AFTER_A_MISS = Miss("absent", "a part before it is not stored")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ragcache.store.key import ChunkKey
     from ragcache.types import ChunkKV, ChunkNotes
 
-__all__ = ["TranscodeTarget"]
+__all__ = ["TranscodeTarget", "as_stored"]
 
 
 class Record(NamedTuple):
