@@ -17,7 +17,7 @@ from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.prompting import PromptBuilder, question_of, read_template
-from ragcache.core.request import PromptRequest, Request, RequestOptions, message_text
+from ragcache.core.request import PromptRequest, Request, RequestOptions, check_asks, message_text
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.chat import ChatMessage
 from ragcache.engine.template import SEPARATOR
@@ -321,6 +321,7 @@ class RagCache:
         if request.question.strip():
             raise PromptError("give a question or messages, not both")
         require_list(request.messages, "messages")
+        check_asks(request.messages)
         check_bytes(self.engine, request.instructions or "", *map(message_text, request.messages))
 
     def _passages(

@@ -61,11 +61,15 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(ann: httpx.Client) -> None
 
 
 def test_a_chat_has_openais_shape(running: Served, ann: httpx.Client) -> None:
-    whole = chat(ann, documents=["Mira Holt lives in Oslo."]).json()
+    given: Any = {
+        "documents": ["Mira Holt lives in Oslo."],
+        "ragcache": {"misses": "consistent"},  # the first answer is that of the second request
+    }
+    whole = chat(ann, **given).json()
     running.settle()
     assert whole["object"] == "chat.completion" and len(whole["ragcache"]["chunks"]) == 1
     usage = {"include_usage": True}
-    streamed = chat(ann, documents=["Mira Holt lives in Oslo."], stream=True, stream_options=usage)
+    streamed = chat(ann, **given, stream=True, stream_options=usage)
     assert streamed.headers["content-type"].startswith("text/event-stream")
     first, *_, last, counted, done = events(streamed)
     assert done == "[DONE]" and first["choices"][0]["delta"]["role"] == "assistant"
@@ -95,17 +99,51 @@ def test_the_same_text_is_one_chunk_however_it_comes(running: Served, ann: httpx
     assert [c["miss"] for c in chat(ann, parts).json()["ragcache"]["chunks"]] == [None]
 
 
-def test_nothing_of_a_chat_is_dropped(running: Served, ann: httpx.Client) -> None:
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Hi."},
-        {"role": "user", "content": QUESTION},
-    ]
-    found = chat(ann, messages, documents=[]).json()
-    lead = "Be brief.\n\nEarlier turns:\nUser: Hello\nAssistant: Hi."
-    want = running.service.default_cache.engine.template.prompt([], QUESTION, lead)
-    assert found["usage"]["prompt_tokens"] == len(want)
+TURNS: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": QUESTION},
+]
+
+
+def prompt_text(answer: dict[str, Any]) -> str:
+    """The text of the prompt of an answer with a trace."""
+    parts = answer["ragcache"]["prompt"]
+    return "".join(text for part in parts for text, _ in part["tokens"])
+
+
+def test_a_chat_is_rendered_by_the_models_template_as_it_is(ann: httpx.Client) -> None:
+    found = chat(ann, TURNS, documents=[], ragcache={"trace": True}).json()
+    rendered = f"Be brief.\n\nHello\nAnswer: Hi.\n\n{QUESTION}\nAnswer:"
+    assert prompt_text(found) == f"<bos>{rendered}"
+    bare = chat(ann, documents=[], ragcache={"trace": True}).json()
+    assert prompt_text(bare) == f"<bos>{QUESTION}\nAnswer:"  # nothing is added
+
+
+def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
+    given: Any = {"documents": ["It rains."], "ragcache": {"trace": True}}
+    before = chat(ann, TURNS, **given).json()
+    assert f"Hi.\n\nIt rains.\n\n{QUESTION}" in prompt_text(before)
+    given["ragcache"]["documents_in"] = "system"
+    assert "Be brief.It rains.\n\nHello" in prompt_text(chat(ann, TURNS, **given).json())
+    kinds = [part["kind"] for part in before["ragcache"]["prompt"]]
+    assert kinds == ["prefix", "chunk", "question"]
+    given["ragcache"] |= {"instructions": "Be kind.", "documents_in": "user"}
+    assert "Be kind.\n\nIt rains." in prompt_text(chat(ann, **given).json())
+
+
+def test_an_answer_that_has_begun_is_continued(ann: httpx.Client) -> None:
+    begun = [*TURNS, {"role": "assistant", "content": "She lives in"}]
+    found = chat(ann, begun, documents=[], ragcache={"trace": True}).json()
+    assert prompt_text(found).endswith(f"{QUESTION}\nAnswer: She lives in")
+
+
+def test_a_template_is_only_taken_where_the_service_trusts_requests(ann: httpx.Client) -> None:
+    refused = chat(ann, ragcache={"template": "{{ messages[0].content }}"})
+    error = refused.json()["error"]
+    assert refused.status_code == 400 and error["param"] == "ragcache.template"
+    assert "--trust-request-templates" in error["message"]
 
 
 def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
@@ -118,7 +156,6 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
     ("fields", "param", "message"),
     [
         ({"n": 2}, None, "n is not supported"),
-        ({"tools": [{"type": "function"}]}, None, "tools is not supported"),
         ({"logprobs": True}, None, "logprobs is not supported"),
         ({"response_format": {"type": "json_object"}}, None, "response_format is not"),
         ({"colour": "red"}, "colour", "this field is unknown"),
@@ -128,18 +165,15 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"documents": [{"id": "a"}]}, "documents.0", "has no text"),
         ({"ragcache": {"mode": "blend"}}, None, "mode 'blend' is unknown"),
         ({"ragcache": {"retrieve": True}, "documents": ["a"]}, "ragcache.retrieve", "without doc"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "last message must"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'user'"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "user", "content": " "}]}, None, "the last message is empty"),
+        ({"messages": [{"role": "system", "content": "a"}]}, None, "no message of a user or tool"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "messages.0.role", "'user'"),
         ({"stop": ["a"] * 17}, "stop", "17 texts are more than the limit of 16"),
         ({"stop": [""]}, "stop", "1 to 1000 characters"),
         ({"stop": [1]}, "stop", "a list of texts"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "tool_choice is not supported"),
         ({"logprobs": True}, "logprobs", "logprobs is not supported"),
-        (
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
-            "messages.0.tool_calls",
-            "tool_calls is not supported",
-        ),
         (
             {"messages": [{"role": "assistant", "content": None}]},
             "messages.0.content",
