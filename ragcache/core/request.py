@@ -14,7 +14,15 @@ from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
 
-__all__ = ["Misses", "PromptRequest", "Request", "RequestOptions", "check_asks", "message_text"]
+__all__ = [
+    "Misses",
+    "PromptRequest",
+    "Request",
+    "RequestOptions",
+    "check_asks",
+    "message_text",
+    "request_texts",
+]
 
 
 #: How chunks and texts are computed whose KV is not stored:
@@ -98,6 +106,17 @@ def message_text(message: Any) -> str:
     parts = content if isinstance(content, Sequence) else ()
     texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def request_texts(request: Request) -> list[str]:
+    """All texts of a request that its prompt will have."""
+    chunks = (c.chunk if isinstance(c, Passage) else c for c in request.chunks or ())
+    return [
+        request.question,
+        request.instructions or "",
+        *map(message_text, request.messages or ()),
+        *(chunk if isinstance(chunk, str) else chunk.text for chunk in chunks),
+    ]
 
 
 def check_asks(messages: Sequence[Any]) -> None:

@@ -35,7 +35,9 @@ def test_query_answers_as_the_pipeline_does(running: Served, ann: httpx.Client) 
     assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     reused = ann.post("/v1/query", json={"question": QUESTION, "mode": "reuse"}).json()
     report = reused["ragcache"]
-    assert reused["usage"]["prompt_tokens_details"]["cached_tokens"] == report["reused_tokens"] > 0
+    cached = reused["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == report["reused_tokens"] + report["loaded_text_tokens"]
+    assert report["reused_tokens"] > 0 and report["loaded_text_tokens"] > 0
 
 
 def test_a_search_finds_what_a_query_answers_from(running: Served, ann: httpx.Client) -> None:
@@ -128,7 +130,7 @@ def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
     given["ragcache"]["documents_in"] = "system"
     assert "Be brief.It rains.\n\nHello" in prompt_text(chat(ann, TURNS, **given).json())
     kinds = [part["kind"] for part in before["ragcache"]["prompt"]]
-    assert kinds == ["prefix", "chunk", "question"]
+    assert kinds == [*["prefix"] * (len(kinds) - 2), "chunk", "question"]
     given["ragcache"] |= {"instructions": "Be kind.", "documents_in": "user"}
     assert "Be kind.\n\nIt rains." in prompt_text(chat(ann, **given).json())
 
@@ -232,3 +234,63 @@ def test_what_openai_takes_is_taken(ann: httpx.Client) -> None:
         {"role": "user", "content": QUESTION},
     ]
     assert chat(ann, turns).status_code == 200
+
+
+def test_what_would_be_loaded_is_said_without_an_answer(running: Served, ann: httpx.Client) -> None:
+    asked = {"question": QUESTION, "mode": "reuse"}
+    said = ann.post("/v1/explain", json=asked).json()
+    answered = ann.post("/v1/query", json=asked).json()["ragcache"]
+    assert said["object"] == "ragcache.explanation" and said["mode"] == "reuse"
+    assert said["parts"] == answered["parts"] and said["passages"] == answered["passages"]
+    assert said["tokens"] == sum(part["tokens"] for part in said["parts"])
+    assert said["loaded"] == answered["reused_tokens"] + answered["loaded_text_tokens"] > 0
+    body = {"model": "ragcache", "messages": TURNS, "documents": ["Never seen by this service."]}
+    chunk = next(p for p in explain(ann, body).json()["parts"] if p["kind"] == "chunk")
+    assert (chunk["loaded"], chunk["reason"]) == (0, "never seen before")
+    chat(ann, TURNS, documents=body["documents"])
+    running.settle()
+    again = next(p for p in explain(ann, body).json()["parts"] if p["kind"] == "chunk")
+    assert (again["loaded"], again["reason"]) == (again["tokens"], "")
+
+
+def explain(client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+    return client.post("/v1/explain", json=body)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"question": " "}, None, "the question is empty"),
+        ({"question": "Who?", "colour": 1}, "colour", "this field is unknown"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content", "valid string"),
+        ({"messages": [{"role": "user", "content": "Who?"}], "n": 2}, None, "n is not supported"),
+    ],
+)
+def test_what_cannot_be_explained(
+    ann: httpx.Client, body: dict[str, Any], param: str | None, message: str
+) -> None:
+    model = {"model": "ragcache"} if "messages" in body else {}
+    response = explain(ann, {**model, **body})
+    error = response.json()["error"]
+    assert response.status_code == 400 and message in error["message"]
+    assert param is None or error["param"] == param
+
+
+def test_a_trace_has_every_part_in_order(running: Served, ann: httpx.Client) -> None:
+    """Texts that stand between chunks, such as what a message says between two given texts."""
+    text = "The mill in Bexley grinds no more, and its wheel stands still. " * 8
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": t} for t in ("It rains.", "Where?")]},
+        {"role": "assistant", "content": "In Oslo."},
+        {"role": "user", "content": [{"type": "text", "text": t} for t in (text, QUESTION)]},
+    ]
+    found = chat(ann, messages, ragcache={"trace": True, "mode": "reuse"}).json()
+    parts = found["ragcache"]["prompt"]
+    assert [part["kind"] for part in parts] == ["prefix", "chunk", "text", "chunk", "question"]
+    middle = "Where?\nAnswer: In Oslo.\n\n"
+    assert "".join(piece for piece, _ in parts[2]["tokens"]) == middle
+    assert prompt_text(found) == (
+        f"<bos>It rains.\n\n{middle}{text.strip()}\n\n{QUESTION}\nAnswer:"
+    )
+    assert [part["name"] for part in parts][2:] == ["text 2", "message 2#1", "question"]
