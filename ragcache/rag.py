@@ -13,12 +13,13 @@ from ragcache import setup
 from ragcache.blend import Blender, blender
 from ragcache.core.consistent import check_consistent
 from ragcache.core.embedder_identity import record_embedder
+from ragcache.core.explain import PartHistory
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.kept_prompts import KeptPrompts
 from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.prompting import PromptBuilder, question_of, read_template
-from ragcache.core.request import PromptRequest, Request, RequestOptions, message_text
+from ragcache.core.request import PromptRequest, Request, RequestOptions, check_asks, message_text
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.template import SEPARATOR
@@ -40,7 +41,16 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.record import TranscodeTarget
 from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.tiers.ram import RamTier
-from ragcache.types import Answer, Chunk, Document, Passage, Prompt, Sampling, StageProgress
+from ragcache.types import (
+    Answer,
+    Chunk,
+    Document,
+    Explanation,
+    Passage,
+    Prompt,
+    Sampling,
+    StageProgress,
+)
 from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
@@ -128,13 +138,16 @@ class RagCache:
             settings.find_chars,
             self.known_texts,
         )
+        history = PartHistory(engine, lambda key: self.catalog.uses(key.content))
         self.generator: Generator
         if isinstance(engine, Engine):
-            self.generator = LocalGenerator(engine, self.chunks, encoding, tenant, chats=self.chats)
+            self.generator = LocalGenerator(
+                engine, self.chunks, encoding, tenant, history, chats=self.chats
+            )
         else:
             from ragcache.vllm.stream import VllmGenerator
 
-            self.generator = VllmGenerator(engine, self.chunks, encoding, tenant)
+            self.generator = VllmGenerator(engine, self.chunks, encoding, tenant, history)
 
     @classmethod
     def open(
@@ -272,6 +285,15 @@ class RagCache:
         PromptError for a wrong request, ContextError if prompt and answer exceed the context, and
         StoreError if no stored chunk is usable with this model.
         """
+        return self.generator.stream(self._prepared(request))
+
+    def explain(self, request: Request) -> Explanation:
+        """What would be loaded for the prompt of a request now, part by part, and why the rest
+        would not. Nothing is answered, stored or counted. Raises as :meth:`generate`."""
+        return self.generator.explain(self._prepared(request))
+
+    def _prepared(self, request: Request) -> PromptRequest:
+        """The request with its prompt. Raises as :meth:`generate`."""
         blender, automatic = self._blender(request.mode, request.ratio)
         misses = request.misses or self.settings.misses
         if misses == "consistent":
@@ -279,39 +301,44 @@ class RagCache:
             automatic = False
         began = time.perf_counter()
         self._check_request(request)
-        messages: list[ChatMessage] = []
-        if request.messages is not None:
-            messages = self.prompts.read(request.messages, request.find_chunks)
+        messages = self._messages(request)
         given, retrieved = self._passages(request, messages, blender)
         retrieval_s = time.perf_counter() - began if retrieved else 0.0
         prompt, passages = self.prompts.build(request, given, messages)
         without = None if passages else self._without(retrieved, request.require_chunks)
         sampling = request.sampling or self.default_sampling
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
-        return self.generator.stream(
-            PromptRequest(
-                prompt,
-                blender,
-                sampling,
-                passages=passages,
-                retrieval_s=retrieval_s,
-                no_chunks=without,
-                speeds=self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
-                misses=misses,
-                is_chat=request.messages is not None,
-                check=request.check,
-                keep=request.keep,
-            )
+        return PromptRequest(
+            prompt,
+            blender,
+            sampling,
+            passages=passages,
+            retrieval_s=retrieval_s,
+            no_chunks=without,
+            speeds=self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
+            misses=misses,
+            is_chat=request.messages is not None,
+            check=request.check,
+            keep=request.keep,
         )
+
+    def prompt(self, request: Request) -> Prompt:
+        """The prompt of a request with the chunks that it has; none are retrieved. Raises
+        PromptError."""
+        passages = [_passage(chunk, number) for number, chunk in enumerate(request.chunks or ())]
+        return self.prompts.build(request, passages, self._messages(request)).prompt
+
+    def _messages(self, request: Request) -> list[ChatMessage]:
+        if request.messages is None:
+            return []
+        return self.prompts.read(request.messages, request.find_chunks)
 
     def with_retrieved(self, request: Request) -> Request:
         """The request with the chunks that are retrieved for it, if it needs any and some are
         found; :meth:`generate` then retrieves none. Raises as :meth:`generate`."""
         blender, _ = self._blender(request.mode, request.ratio)
         self._check_request(request)
-        messages: list[ChatMessage] = []
-        if request.messages is not None:
-            messages = self.prompts.read(request.messages, request.find_chunks)
+        messages = self._messages(request)
         passages, retrieved = self._passages(request, messages, blender)
         # Without passages the chunks stay None, so that the report says why there are none.
         return replace(request, chunks=passages) if retrieved and passages else request
@@ -327,6 +354,7 @@ class RagCache:
         if request.question.strip():
             raise PromptError("give a question or messages, not both")
         require_list(request.messages, "messages")
+        check_asks(request.messages)
         check_bytes(self.engine, request.instructions or "", *map(message_text, request.messages))
 
     def _passages(

@@ -25,6 +25,7 @@ __all__ = [
     "ChunkNotes",
     "ChunkReport",
     "Document",
+    "Explanation",
     "Fingerprint",
     "KVPair",
     "KVSpec",
@@ -33,6 +34,7 @@ __all__ = [
     "LayerUpload",
     "MissReason",
     "Part",
+    "PartReport",
     "Passage",
     "Plan",
     "Progress",
@@ -429,6 +431,17 @@ class ChunkReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PartReport:
+    """How one part of a prompt is provided, a chunk or other text."""
+
+    kind: Literal["text", "chunk"]
+    name: str  # the id of a chunk
+    tokens: int
+    loaded: int  # tokens whose KV is loaded; the method recomputes some of a chunk's
+    reason: str = ""  # why it is not loaded, in words
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The controller's decision for a prompt, and its reasons. Times are predictions in seconds."""
 
@@ -468,6 +481,7 @@ class Report:
     ttft_s: float  # from when the chunks are known to the first token
     total_s: float  # from when the chunks are known to the last token
     chunks: tuple[ChunkReport, ...] = ()
+    parts: tuple[PartReport, ...] = ()  # the same of every part of the prompt, in order
     layers: tuple[LayerTrace, ...] = ()
     loaded_text_tokens: int = 0  # of texts whose KV was not computed: loaded, or kept
     kept_tokens: int = 0  # first tokens whose KV is that of an earlier turn of the chat
@@ -477,6 +491,17 @@ class Report:
     no_chunks: str | None = None  # why the prompt has no chunks; None if it has some
     plan: Plan | None = None  # if the ratio was chosen automatically (mode auto)
     computed: tuple[int, ...] = ()  # per row of the prompt, the layers at which it was computed
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self.prefix_tokens + self.chunk_tokens + self.question_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt, of chunks and other text, that were loaded from the store and not
+        recomputed."""
+        return self.reused_tokens + self.loaded_text_tokens
 
     @property
     def recomputed_share(self) -> float:
@@ -492,6 +517,27 @@ class Report:
         reusable = self.reused_tokens + self.recomputed_tokens
         missed = self.chunk_tokens - reusable
         return (self.charged_budget * reusable + missed) / max(1, self.chunk_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would be loaded for a request, if it were answered now."""
+
+    mode: str
+    parts: tuple[PartReport, ...]  # of the prompt, in order
+    passages: tuple[Passage, ...] = ()  # of the prompt's chunks
+    no_chunks: str | None = None  # why the prompt has no chunks; None if it has some
+    plan: Plan | None = None  # if the ratio is chosen automatically
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def loaded(self) -> int:
+        """Tokens whose KV would be loaded; the method recomputes some of the chunks'."""
+        return sum(part.loaded for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

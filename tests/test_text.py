@@ -74,9 +74,9 @@ def test_tokenizer_and_embedders_take_them(cache: RagCache) -> None:
 def test_python(cache: RagCache) -> None:
     cache.add([Document(f"id {HALF}", HALVES, {"title": HALF})])
     assert cache.catalog.entry(f"id {HALF}") == cache.catalog.entry("id \ufffd") is not None
-    options: dict[str, Any] = {"chunks": [HALVES], "lead": HALF}
+    options: dict[str, Any] = {"chunks": [HALVES], "instructions": HALF}
     answer = cache.ask(HALVES, **options, sampling=Sampling(2, stop=[HALF]))
-    assert answer.prompt == cache.ask(WHOLE, chunks=[WHOLE], lead="\ufffd").prompt
+    assert answer.prompt == cache.ask(WHOLE, chunks=[WHOLE], instructions="\ufffd").prompt
     assert cache.retrieve(HALVES)
     assert cache.delete([f"id {HALF}"]) == [f"id {HALF}"]
     assert cache.catalog.entry("id \ufffd") is None

@@ -51,7 +51,7 @@ class Metrics:
         )
         self.tokens = Counter(
             "ragcache_tokens",
-            "cached: of chunks with loaded KV; computed: the rest of the prompts; answer",
+            "cached: of prompts, with loaded KV; computed: the rest of the prompts; answer",
             ["kind"],
             registry=registry,
         )
@@ -81,9 +81,8 @@ class Metrics:
         self.queued.observe(queued_s)
         if report.no_chunks is not None:
             self.no_chunks.inc()
-        prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
-        self.tokens.labels("cached").inc(report.reused_tokens)
-        self.tokens.labels("computed").inc(prompt - report.reused_tokens)
+        self.tokens.labels("cached").inc(report.cached_tokens)
+        self.tokens.labels("computed").inc(report.prompt_tokens - report.cached_tokens)
         self.tokens.labels("answer").inc(len(answer.tokens))
         for chunk in report.chunks:
             if chunk.miss is not None:

@@ -10,7 +10,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     model_validator,
 )
 
@@ -138,22 +140,6 @@ class Search(StrictModel):
     neighbours: int | None = Field(None, ge=0, le=100)
 
 
-class Tokenize(StrictModel):
-    """A text, or a question and the documents of its prompt."""
-
-    text: str | None = None
-    question: str | None = None
-    documents: _LimitedList[str | dict[str, Any]] | None = None
-
-    @model_validator(mode="after")
-    def _text_or_question(self) -> Tokenize:
-        if (self.text is None) == (self.question is None):
-            raise ValueError("give either a text, or a question with the documents of its prompt")
-        if self.text is not None and self.documents is not None:
-            raise ValueError("documents belong to a question: leave out text, or documents")
-        return self
-
-
 class Query(_SamplingOptions, _FusionOptions):
     question: str
     stream: bool = False
@@ -214,6 +200,29 @@ class Message(StrictModel):
         return {**given, "content": self.content or ""}
 
 
+class Tokenize(StrictModel):
+    """A text; or a question or messages, with the documents of their prompt."""
+
+    text: str | None = None
+    question: str | None = None
+    messages: Annotated[_LimitedList[Message], Field(min_length=1)] | None = None
+    documents: _LimitedList[str | dict[str, Any]] | None = None
+    tools: _LimitedList[dict[str, Any]] | None = None
+    ragcache: Options = Options.model_validate({})
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Tokenize:
+        if sum(given is not None for given in (self.text, self.question, self.messages)) != 1:
+            raise ValueError(
+                "give either a text, or a question or messages with the documents of their prompt"
+            )
+        if self.text is not None and self.documents is not None:
+            raise ValueError("documents belong to a question: leave out text, or documents")
+        if self.messages is None and self.tools is not None:
+            raise ValueError("tools belong to messages: give messages, or leave out tools")
+        return self
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -260,6 +269,18 @@ class Chat(_SamplingOptions):
     def _supported(self) -> Chat:
         _check_supported(self, _UNSUPPORTED)
         return self
+
+
+def _kind_of(body: Any) -> str:
+    messages = body.get("messages") if isinstance(body, dict) else None
+    return "body-chat" if messages is not None else "body-query"
+
+
+#: A body of ``/v1/query``, or with ``messages`` one of chat completions.
+QueryOrChat = Annotated[
+    Annotated[Query, Tag("body-query")] | Annotated[Chat, Tag("body-chat")],
+    Discriminator(_kind_of),
+]
 
 
 def _id(given: str) -> str:

@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 def usage(answer: Answer, *, flat: bool = False) -> dict[str, Any]:
     """OpenAI's ``usage`` object, with the number of ``chunks`` in the prompt. Cached tokens are
-    those of chunks whose KV was loaded from the store and not computed. ``flat``: the counts that
-    the access log has."""
-    report = answer.report
-    prompt = report.prefix_tokens + report.chunk_tokens + report.question_tokens
+    those of chunks and other text whose KV was loaded from the store and not recomputed. ``flat``:
+    the counts that the access log has."""
+    report, prompt = answer.report, answer.report.prompt_tokens
     counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(answer.tokens)}
     if flat:
-        return counts | {"cached_tokens": report.reused_tokens}
+        return counts | {"cached_tokens": report.cached_tokens}
     return counts | {
         "total_tokens": prompt + len(answer.tokens),
-        "prompt_tokens_details": {"cached_tokens": report.reused_tokens},
+        "prompt_tokens_details": {"cached_tokens": report.cached_tokens},
         "chunks": len(report.chunks),
     }
 

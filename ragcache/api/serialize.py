@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ragcache.store.tiers.ram import RamTier
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.store.base import ChunkStore
     from ragcache.store.remote.store import RemoteTraffic
-    from ragcache.types import Answer, Passage, Tokens
+    from ragcache.types import Answer, Explanation, Passage, Tokens
 
 __all__ = ["report_json"]
 
@@ -36,8 +36,9 @@ def report_json(
 
     It has the fields of :class:`ragcache.types.Report` except ``computed``, and ``passages``: the
     id and score of every chunk. With ``trace``, which needs the ``engine`` that answered, it also
-    has document text: ``prompt`` lists the prompt's parts, in order. A part's ``kind`` is prefix,
-    chunk or question; ``loaded`` says whether its KV came from the store; its ``tokens`` are
+    has document text: ``prompt`` lists the prompt's parts, in order. A part's ``kind`` is prefix
+    (text before the first chunk), chunk, text (between chunks) or question (the last text);
+    ``loaded`` says whether its KV came from the store; its ``tokens`` are
     ``[text, share]``, where share is the share of layers at which the token's KV was computed,
     from 0 (reused) to 1. Tokens that only together form a character are merged into one, with the
     mean of their shares, so the texts of a part, joined, are its text.
@@ -51,6 +52,13 @@ def report_json(
             raise ValueError("a trace needs the text of tokens: give the engine that answered")
         found["prompt"] = _parts(answer, engine)
     return found
+
+
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    """An explanation in JSON types, with its totals and the id and score of every chunk."""
+    found = asdict(replace(explanation, passages=()))
+    found["passages"] = [{"id": p.chunk.id, "score": p.score} for p in explanation.passages]
+    return {**found, "tokens": explanation.tokens, "loaded": explanation.loaded}
 
 
 def store_json(store: ChunkStore, traffic: RemoteTraffic | None = None) -> dict[str, Any]:
@@ -68,18 +76,20 @@ def store_json(store: ChunkStore, traffic: RemoteTraffic | None = None) -> dict[
 
 
 def _parts(answer: Answer, engine: ChunkEngine) -> list[dict[str, Any]]:
-    prompt, report = answer.prompt, answer.report
-    layers = len(report.layers)
-    shares = [count / layers for count in report.computed]
-    prefix, question = shares[: len(prompt.prefix)], shares[prompt.question_start :]
-    loaded = any(share < 1 for share in prefix)
-    parts = [_part("prefix", "instructions", loaded, prompt.prefix, prefix, engine)]
-    for chunk, tokens, (start, stop) in zip(
-        report.chunks, prompt.chunks, prompt.spans, strict=True
+    prompt, layers = answer.prompt, len(answer.report.layers)
+    shares = [count / layers for count in answer.report.computed]
+    first = prompt.spans[0][0] if prompt.chunks else prompt.question_start
+    parts = []
+    for part, report, (start, stop) in zip(
+        prompt.parts, answer.report.parts, prompt.part_spans, strict=True
     ):
-        loaded_chunk = chunk.miss is None and not chunk.cheaper
-        parts.append(_part("chunk", chunk.id, loaded_chunk, tokens, shares[start:stop], engine))
-    parts.append(_part("question", "question", False, prompt.question, question, engine))
+        kind: str = report.kind
+        if kind == "text" and stop <= first:
+            kind = "prefix"
+        elif kind == "text" and stop == len(prompt):
+            kind = "question"
+        loaded = report.loaded > 0
+        parts.append(_part(kind, report.name, loaded, part.tokens, shares[start:stop], engine))
     return parts
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ragcache.core.request import Request
 from ragcache.engine.base import ChunkEngine
-from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ContextError
+from ragcache.rag import RagCache
 
 __all__ = ["count_prompt"]
 
@@ -27,15 +28,14 @@ class PromptCounts:
         return self.prefix_tokens + self.chunk_tokens + self.question_tokens
 
 
-def count_prompt(template: PromptTemplate, question: str, chunks: Sequence[str]) -> PromptCounts:
-    """Count the tokens of the prompt that ``template`` makes. A blank question has no tokens, since
-    a list of messages may be counted before it is complete. Raises PromptError for a blank
-    chunk."""
-    return PromptCounts(
-        len(template.prefix),
-        sum(len(template.chunk(text)) for text in chunks),
-        len(template.question(question)) if question.strip() else 0,
-    )
+def count_prompt(cache: RagCache, request: Request) -> PromptCounts:
+    """Count the tokens of a request's prompt, with the chunks that it has. A blank question has no
+    tokens, since a list of messages may be counted before it is complete. Raises PromptError for a
+    blank chunk, and for messages that the chat template refuses."""
+    blank = request.messages is None and not request.question.strip()
+    prompt = cache.prompt(replace(request, question="?") if blank else request)
+    prefix, chunks = len(prompt.prefix), sum(map(len, prompt.chunks))
+    return PromptCounts(prefix, chunks, 0 if blank else len(prompt) - prefix - chunks)
 
 
 def check_text_length(engine: ChunkEngine, texts: Sequence[str]) -> None:

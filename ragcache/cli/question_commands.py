@@ -31,7 +31,14 @@ from ragcache.cli.options import (
     opened,
 )
 from ragcache.cli.output import figures, loading, out, print_note, progress
-from ragcache.cli.render.answers import answer_table, chunk_table, explanation, layer_table, summary
+from ragcache.cli.render.answers import (
+    answer_table,
+    chunk_table,
+    explanation,
+    layer_table,
+    reasons,
+    summary,
+)
 from ragcache.errors import SourceError
 from ragcache.models import SMOLLM2
 from ragcache.settings import ServiceSettings, Settings, seconds
@@ -290,6 +297,8 @@ def query(
         for line in explanation(answer):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
+        for line in reasons(answer):
+            out.print(line, highlight=False, soft_wrap=True)
         out.print(layer_table(answer.report, out.width))
     found = {
         mode: {"answer": one.text.strip(), "report": report_json(one)}
@@ -358,6 +367,13 @@ def serve(
         str | None,
         typer.Option(help="Maximum KV of each tenant that is cached in RAM, such as 4GB."),
     ] = None,
+    trust_request_templates: Annotated[
+        bool | None,
+        typer.Option(
+            "--trust-request-templates",
+            help="Let requests bring chat templates, which are programs.",
+        ),
+    ] = None,
     remote: Remote = None,
     remote_codecs: RemoteCodecs = None,
 ) -> None:
@@ -387,6 +403,7 @@ def serve(
             keys=keys,
             queue=queue,
             streams=streams,
+            trust_request_templates=trust_request_templates,
             timeout_s=None if timeout is None else seconds(timeout),
         ),
         loading,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from ragcache.core.consistent import MissingEncoder, check_window
 from ragcache.core.missed import MissedChunks
-from ragcache.core.prefill import PrefillContext, prefill
+from ragcache.core.prefill import PrefillContext, explain, prefill
 from ragcache.core.report import make_report
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Draft, Engine, Prefilled, Step
 from ragcache.errors import StoreError
 from ragcache.store.base import ChunkStore
 from ragcache.store.tiers.overlay import OverlayStore
-from ragcache.types import Answer
+from ragcache.types import Answer, Explanation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,9 @@ class Generator(Protocol):
         """Prepare an answer. Nothing is computed until the stream is read. Raises ConfigError for
         a mode that this generator does not support."""
 
+    def explain(self, request: PromptRequest) -> Explanation:
+        """What would be loaded for an answer now. Nothing is computed."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalGenerator(PrefillContext):
@@ -42,6 +45,9 @@ class LocalGenerator(PrefillContext):
 
     def stream(self, request: PromptRequest) -> _LocalStream:
         return _LocalStream(self, request)
+
+    def explain(self, request: PromptRequest) -> Explanation:
+        return explain(self, request)
 
 
 class GenerationStream(ABC):
@@ -166,7 +172,7 @@ class _LocalStream(GenerationStream):
                 request.check()
         total = time.perf_counter() - began
         report = replace(
-            make_report(done, request.passages),
+            make_report(done, request.passages, generator.history),
             ttft_s=ttft,
             total_s=total,
             plan=done.plan,

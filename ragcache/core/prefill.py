@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ragcache.blend import Blender, with_ratio
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.core.consistent import MissingEncoder
+from ragcache.core.explain import PartHistory, chunk_names, part_reports
 from ragcache.core.kept_prompts import KeptPrompts
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
@@ -19,9 +20,9 @@ from ragcache.planning.lookup import PromptLookup, look_up
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
-from ragcache.types import Plan
+from ragcache.types import Explanation, Plan
 
-__all__ = ["PrefillContext", "prefill"]
+__all__ = ["PrefillContext", "explain", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class PrefillContext:
     store: ChunkStore
     encoding: EncodingContext
     tenant: str = ""
+    history: PartHistory | None = None  # of the parts of prompts, for the reasons in reports
     store_misses: bool = False  # copy the KV of missing chunks from the prompt, to be stored later
     chats: KeptPrompts | None = None  # KV of earlier turns
 
@@ -112,6 +114,31 @@ def prefill(
         else:
             unreadable = tuple(failed.values())
             return FusedPrefill(fused, found, blender, chosen, tuple(fallbacks), unreadable, missed)
+
+
+def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
+    """What :func:`prefill` would load for ``request`` now. Nothing is counted or computed."""
+    found = look_up(
+        request.prompt,
+        request.blender,
+        context.store,
+        context.engine.fingerprint,
+        encoding=context.encoding,
+        tenant=context.tenant,
+        count=False,
+    )
+    blender, chosen = request.blender, None
+    if request.speeds is not None:
+        chosen, found = _planned(context, found, blender, request.speeds, ())
+        blender = with_ratio(blender, chosen.ratio)
+    names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])
+    return Explanation(
+        blender.mode,
+        part_reports(found, names, context.history),
+        request.passages,
+        request.no_chunks,
+        chosen,
+    )
 
 
 def _planned(

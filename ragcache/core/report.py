@@ -9,6 +9,7 @@ from statistics import fmean
 import torch
 
 from ragcache.blend.fuse import FusedPrompt
+from ragcache.core.explain import PartHistory, chunk_names, part_reports
 from ragcache.core.prefill import FusedPrefill
 from ragcache.planning.lookup import PromptLookup
 from ragcache.store.base import Miss
@@ -17,12 +18,18 @@ from ragcache.types import ChunkReport, Passage, Report
 __all__ = ["make_report"]
 
 
-def make_report(done: FusedPrefill, passages: Sequence[Passage] = ()) -> Report:
-    """A Report whose times are 0. Chunks have the ids of their passages, or else numbers from 1."""
+def make_report(
+    done: FusedPrefill, passages: Sequence[Passage] = (), history: PartHistory | None = None
+) -> Report:
+    """A Report whose times are 0. Chunks have the ids of their passages, or else numbers from 1.
+    The prompt's parts are added to ``history``, which explains why parts were not stored."""
     fused, found, blender = done.fused, done.found, done.blender
     misses = {**done.missed, **found.misses}
     layout, prompt = fused.layout, fused.layout.prompt
-    names = [p.chunk.id for p in passages] or [str(i + 1) for i in range(len(prompt.chunks))]
+    names = chunk_names(prompt, [passage.chunk.id for passage in passages])
+    parts = part_reports(found, names, history, done.missed)
+    if history is not None:
+        history.remember(found, names, done.missed)
     layers = _rows_by_chunk(fused)
     partial = [rows for rows in layers if sum(rows) < len(layout.reusable)] or layers
     before = sum(len(prompt.chunks[number]) for number in done.missed)
@@ -47,6 +54,7 @@ def make_report(done: FusedPrefill, passages: Sequence[Passage] = ()) -> Report:
             )
             for i, name in enumerate(names[: len(prompt.chunks)])
         ),
+        parts=parts,
         layers=fused.layers,
         loaded_text_tokens=len(layout.loaded_text_rows) + layout.kept - layout.kept_chunk_rows,
         kept_tokens=layout.kept,

@@ -8,12 +8,21 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from ragcache.blend import Blender
 from ragcache.engine.chat_documents import DocumentsIn
+from ragcache.errors import PromptError
 from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
 from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
 
-__all__ = ["Misses", "PromptRequest", "Request", "RequestOptions", "message_text"]
+__all__ = [
+    "Misses",
+    "PromptRequest",
+    "Request",
+    "RequestOptions",
+    "check_asks",
+    "message_text",
+    "request_texts",
+]
 
 
 #: How chunks and texts are computed whose KV is not stored:
@@ -97,6 +106,34 @@ def message_text(message: Any) -> str:
     parts = content if isinstance(content, Sequence) else ()
     texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def request_texts(request: Request) -> list[str]:
+    """All texts of a request that its prompt will have."""
+    chunks = (c.chunk if isinstance(c, Passage) else c for c in request.chunks or ())
+    return [
+        request.question,
+        request.instructions or "",
+        *map(message_text, request.messages or ()),
+        *(chunk if isinstance(chunk, str) else chunk.text for chunk in chunks),
+    ]
+
+
+def check_asks(messages: Sequence[Any]) -> None:
+    """Raise PromptError for messages without a question: none of a user or tool has text, or the
+    last one is a user's and blank. Messages without a role are left to others."""
+    roles = [each.get("role") if isinstance(each, Mapping) else None for each in messages]
+    if not all(roles):
+        return
+    blank = [not message_text(each).strip() for each in messages]
+    if messages and roles[-1] == "user" and blank[-1]:
+        raise PromptError("the last message is empty: ask something")
+    rules = ("system", "developer", "assistant")  # roles that ask nothing
+    asks = (not (empty or role in rules) for role, empty in zip(roles, blank, strict=True))
+    if messages and not any(asks):
+        raise PromptError(
+            f"no message of a user or tool among these {len(messages)} has text: ask something"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ class LocalBackend:
 
     def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
         texts = [chunk.text for chunk in chunks]
-        return self.run(lambda cache: count_prompt(cache.template, question, texts).count)
+        return self.run(lambda cache: count_prompt(cache, Request(question, chunks=texts)).count)
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         return self.run(lambda cache: _retrieve(cache, question, k, neighbours))

@@ -90,23 +90,27 @@ def look_up(
     tenant: str = "",
     unusable: Collection[bytes] = (),
     kept: int = 0,
+    count: bool = True,
 ) -> PromptLookup:
     """Look up every part of ``prompt``. ``unusable``: key digests of records that could not be
     read; they count as damaged. ``kept``: first rows whose KV is that of an earlier prompt; nothing
-    is looked up for the chunks among them, nor for texts. Raises StoreError if the store fails."""
+    is looked up for the chunks among them, nor for texts. ``count``: as for
+    :meth:`ChunkStore.get_header`. Raises StoreError if the store fails."""
     reuses = blender.reuses
     keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
     first = sum(1 for _, stop in prompt.spans if stop <= kept)  # the first chunk to look up
     of_texts = () if kept else text_keys(prompt, fingerprint, reuses, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
-    texts = _until_first_miss(_find(store, of_texts, unusable))
+    texts = _until_first_miss(_find(store, of_texts, unusable, count))
     found: list[StoredChunk | Variant | Miss]
     if reuses == "nothing":
         found = [Miss("absent", f"mode {blender.name} loads nothing")] * len(keys)
     elif reuses == "variant":
-        found = [_fitting(store, key, blender, names[:i], unusable) for i, key in enumerate(keys)]
+        found = [
+            _fitting(store, key, blender, names[:i], unusable, count) for i, key in enumerate(keys)
+        ]
     else:
-        found = [*[_KEPT] * first, *_find(store, keys[first:], unusable)]
+        found = [*[_KEPT] * first, *_find(store, keys[first:], unusable, count)]
     if reuses == "in_context":
         texts, found = _until_first_gap(prompt, texts, found)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
@@ -172,10 +176,10 @@ def text_keys(
 
 
 def _find(
-    store: ChunkStore, keys: Sequence[ChunkKey], unusable: Collection[bytes]
+    store: ChunkStore, keys: Sequence[ChunkKey], unusable: Collection[bytes], count: bool
 ) -> list[StoredChunk | Miss]:
     usable = [key for key in keys if key.digest not in unusable]
-    found = dict(zip(usable, store.get_headers(usable), strict=True))
+    found = dict(zip(usable, store.get_headers(usable, count=count), strict=True))
     failed = Miss("corrupt", "its record failed its check while being read")
     return [found.get(key, failed) for key in keys]
 
@@ -186,6 +190,7 @@ def _fitting(
     blender: Blender,
     before: Sequence[bytes],
     unusable: Collection[bytes],
+    count: bool,
 ) -> Variant | Miss:
     """The variant of a chunk with the lowest overhead after the chunks ``before``; of several such,
     the one with the highest score."""
@@ -194,11 +199,13 @@ def _fitting(
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:
         fits = f"none of its {len(usable)} variants fits this context" if usable else "no variant"
-        exact = store.get_header(key)  # counts the miss; if it is found, its notes are damaged
+        exact = store.get_header(
+            key, count=count
+        )  # counts the miss; if it is found, its notes are damaged
         reason = exact.reason if isinstance(exact, Miss) else "corrupt"
         return Miss(reason, f"{fits}: computed, and kept as one")
     best = min(fitting)[-1]
-    found = store.get_header(best.stored.key)
+    found = store.get_header(best.stored.key, count=count)
     return found if isinstance(found, Miss) else best
 
 

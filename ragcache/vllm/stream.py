@@ -10,6 +10,7 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, written
+from ragcache.core.explain import PartHistory, chunk_names, part_reports
 from ragcache.core.generate import GenerationStream
 from ragcache.core.precompute import precompute
 from ragcache.core.request import PromptRequest
@@ -24,6 +25,7 @@ from ragcache.types import (
     Answer,
     ChunkKV,
     ChunkReport,
+    Explanation,
     LayerTrace,
     Report,
 )
@@ -52,11 +54,27 @@ class VllmGenerator:
     store: ChunkStore
     encoding: EncodingContext
     tenant: str = ""
+    history: PartHistory | None = None
 
     def stream(self, request: PromptRequest) -> GenerationStream:
         """Start an answer. ``request.speeds`` is ignored: the servers' speeds are not known."""
         check_mode(request.blender)
         return _VllmStream(self, request)
+
+    def explain(self, request: PromptRequest) -> Explanation:
+        """What the servers would load now; they may have more in prefix caches of their own."""
+        found = look_up(
+            request.prompt,
+            request.blender,
+            self.store,
+            self.engine.fingerprint,
+            encoding=self.encoding,
+            tenant=self.tenant,
+            count=False,
+        )
+        names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])
+        parts = part_reports(found, names, self.history)
+        return Explanation(request.blender.mode, parts, request.passages, request.no_chunks)
 
 
 class _VllmStream(GenerationStream):
@@ -226,14 +244,18 @@ class _VllmStream(GenerationStream):
     def _report(self) -> Report:
         """The worker's report; without one, that of a prompt that vLLM computed or had cached."""
         assert self._resolved is not None
-        names = [p.chunk.id for p in self.request.passages] or list(
-            map(str, range(1, 1 + len(self._prompt.chunks)))
-        )
+        found, history = self._resolved, self._generator.history
+        names = chunk_names(self._prompt, [p.chunk.id for p in self.request.passages])
         if self._reply and "report" in self._reply:
-            return _read_report(self._reply["report"], names, self._fallbacks)
-        if self._reply is not None:
-            self._fallbacks.append("vLLM had the fused prompt in its prefix cache")
-        return _report_without_work(self._resolved, self._blender, names, self._fallbacks)
+            report = _read_report(self._reply["report"], names, self._fallbacks)
+        else:
+            if self._reply is not None:
+                self._fallbacks.append("vLLM had the fused prompt in its prefix cache")
+            report = _report_without_work(found, self._blender, names, self._fallbacks)
+        parts = part_reports(found, names, history)
+        if history is not None:
+            history.remember(found, names)
+        return replace(report, parts=parts)
 
 
 def _read_report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:

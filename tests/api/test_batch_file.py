@@ -20,6 +20,7 @@ from tests.cli.test_commands import Run, model, notes, run
 __all__ = ["model", "notes", "run"]  # fixtures
 
 GIVEN = ["Her father built boats.", "The mill grinds no more."]
+CHAT: list[dict[str, str]] = [{"role": "user", "content": "Who built boats?"}]
 ASKED: list[dict[str, Any]] = [
     {"question": "Who keeps a parrot?", "max_tokens": 3},
     {
@@ -28,8 +29,9 @@ ASKED: list[dict[str, Any]] = [
         "url": "/v1/chat/completions",
         "body": {
             "model": "ragcache",
-            "messages": [{"role": "user", "content": "Who built boats?"}],
+            "messages": CHAT,
             "documents": GIVEN,
+            "ragcache": {"misses": "consistent"},  # the same answer, whatever is stored
         },
     },
     {"custom_id": "q", "url": "/v1/query", "body": {"question": "Where is the mill?", "top_k": 1}},
@@ -87,7 +89,7 @@ def test_answers_are_those_of_questions_asked_one_by_one(tmp_path: Path, questio
     with opened(tmp_path / "store") as cache:
         done = drive(iter_answer_batch(cache, read_batch(questions), out), None)
         wanted = [
-            cache.ask("Who built boats?", chunks=GIVEN).text,
+            cache.ask(messages=CHAT, chunks=GIVEN).text,
             cache.ask("Where is the mill?", top_k=1).text,
         ]
     assert (done.requests, done.answered, done.resumed, done.failed) == (4, 4, 0, 0)

@@ -50,7 +50,7 @@ def test_questions_over_the_same_missing_chunks_encode_each_once(
                 service.submit("", Request(QUESTION, chunks=given(*TEXTS)), one)
         assert {one.end() for one in heard} == {"done"}
         settle(service)
-        wanted = {engine.template.chunk(text) for text in TEXTS} | {engine.template.prefix}
+        wanted = {engine.template.chunk(text) for text in TEXTS}  # texts are taken from the prompt
         assert encoded == Counter(dict.fromkeys(wanted, 1))
         again = asked(service, QUESTION, chunks=given(*TEXTS)).report
         assert {chunk.miss for chunk in again.chunks} == {None}

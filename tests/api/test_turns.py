@@ -139,7 +139,9 @@ def test_splitting_keeps_nobody_from_the_engine(
             time.sleep(0.002)
 
 
-@pytest.mark.parametrize("what", ["question", "lead", "chunk", "many", "search", "store"])
+@pytest.mark.parametrize(
+    "what", ["question", "chat", "instructions", "chunk", "many", "search", "store"]
+)
 def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -161,7 +163,8 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
             return
         ask = {
             "question": Request(long),
-            "lead": Request("Who?", lead=long),
+            "chat": Request(messages=[{"role": "user", "content": long}]),
+            "instructions": Request("Who?", instructions=long),
             "chunk": Request("Who?", chunks=given(long)),
             "many": Request("Who?", chunks=given(*["a"] * 600)),
         }[what]

@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
     folder = tmp_path_factory.mktemp("store")
     template = folder / "chat.jinja"
     template.write_text(CHATML)
-    settings = Settings(store=folder / "store", template=template)
+    settings = Settings.load(store=folder / "store", template=template)
     with RagCache.open(folder / "store", settings=settings) as opened:
         opened.add([Document("a", LONG.split("\n\n")[2])])
         yield opened

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from ragcache.api.bridge import AnswerStream, cancel_on_disconnect, wait_for_future
-from ragcache.api.chat_request import chat_request, document_chunk, query_request
+from ragcache.api.chat_request import chat_request, counted_request, query_request
 from ragcache.api.errors import ApiError
-from ragcache.api.requests import Chat, Query, Search, Tokenize
+from ragcache.api.requests import Chat, Query, QueryOrChat, Search, Tokenize
 from ragcache.api.responses import ChatCompletionResponse, QueryResponse
 from ragcache.api.routes import (
     AppState,
@@ -23,10 +23,10 @@ from ragcache.api.routes import (
     open_cache,
     run_in_thread,
 )
-from ragcache.api.serialize import passage_json
+from ragcache.api.serialize import explanation_json, passage_json
 from ragcache.api.sse import EventStream
 from ragcache.api.token_counts import check_text_length, count_prompt
-from ragcache.core.request import Request
+from ragcache.core.request import Request, request_texts
 from ragcache.rag import RagCache
 
 router = APIRouter(tags=["answers"])
@@ -42,6 +42,24 @@ async def query(
     engine = state.service.default_cache.engine
     response = QueryResponse(engine, http_request.state.request_id, body.trace)
     return await _answer(state, http_request, tenant, request, response, bool(body.stream))
+
+
+@router.post("/v1/explain")
+async def explain(
+    body: QueryOrChat, http_request: HttpRequest, state: StateDep, tenant: TenantDep
+) -> dict[str, Any]:
+    """What would be loaded for a body of ``/v1/query`` or of chat completions, part by part, and
+    why the rest would not. Nothing is answered."""
+    if isinstance(body, Query):
+        request = query_request(body, state.sampling)
+    else:
+        request = _chat_request(body, state)
+    service = state.service
+    future = service.call(
+        tenant, lambda cache: cache.explain(request), seconds=service.settings.timeout_s
+    )
+    found = explanation_json(await wait_for_future(http_request.receive, future))
+    return {"object": "ragcache.explanation", "model": state.model, **found}
 
 
 @router.post("/v1/search")
@@ -69,18 +87,18 @@ async def search(
 async def tokenize(
     body: Tokenize, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any]:
-    """The tokens of a text; or the token counts of the prompt that a question makes with its
-    documents. Nothing is retrieved or answered."""
+    """The tokens of a text; or the token counts of the prompt that a question or messages make with
+    their documents. Nothing is retrieved or answered."""
     service, engine = state.service, state.service.default_cache.engine
-    documents = [document_chunk(one, at).text for at, one in enumerate(body.documents or ())]
-    text = body.question or "" if body.text is None else body.text
-    check_text_length(engine, [text, *documents])
+    trusted = service.settings.trust_request_templates
+    request = counted_request(body, trusts_templates=trusted)
+    check_text_length(engine, [body.text or "", *request_texts(request)])
 
     def count(cache: RagCache) -> dict[str, Any]:
         if body.text is not None:
             tokens = cache.engine.tokenize(body.text)
             return {"count": len(tokens), "tokens": list(tokens)}
-        counts = count_prompt(cache.template, text, documents)
+        counts = count_prompt(cache, request)
         return {"count": counts.count, **asdict(counts)}
 
     future = service.call(tenant, count, seconds=service.settings.timeout_s)
@@ -93,15 +111,7 @@ async def completions(
     body: Chat, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any] | Response:
     """OpenAI's chat completions, with ``documents``: docs/serving.md says what becomes a chunk."""
-    if body.model not in (state.model, "ragcache"):
-        raise ApiError(
-            404,
-            f"there is no model {body.model!r} here: ask for {state.model!r}, or 'ragcache'",
-            code="model_not_found",
-            param="model",
-        )
-    trusted = state.service.settings.trust_request_templates
-    request = chat_request(body, state.sampling, trusts_templates=trusted)
+    request = _chat_request(body, state)
     options = body.stream_options
     response = ChatCompletionResponse(
         state.service.default_cache.engine,
@@ -110,6 +120,19 @@ async def completions(
         include_usage=options is not None and bool(options.include_usage),
     )
     return await _answer(state, http_request, tenant, request, response, bool(body.stream))
+
+
+def _chat_request(body: Chat, state: AppState) -> Request:
+    """The request of a chat. Raises ApiError for another model, and as :func:`chat_request`."""
+    if body.model not in (state.model, "ragcache"):
+        raise ApiError(
+            404,
+            f"there is no model {body.model!r} here: ask for {state.model!r}, or 'ragcache'",
+            code="model_not_found",
+            param="model",
+        )
+    trusted = state.service.settings.trust_request_templates
+    return chat_request(body, state.sampling, trusts_templates=trusted)
 
 
 async def _answer(

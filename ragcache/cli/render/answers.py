@@ -51,6 +51,14 @@ def explanation(answer: Answer) -> Iterator[str]:
         yield "- These differ widely: `ragcache profile` measures again how fast this machine is."
 
 
+def reasons(answer: Answer) -> Iterator[str]:
+    """Lines that say for every part of the prompt that was not loaded why."""
+    for part in answer.report.parts:
+        if part.reason:
+            what = "chunk" if part.kind == "chunk" else "text"
+            yield f"- {what} {one_line(part.name)}, {part.tokens} tokens: {one_line(part.reason)}"
+
+
 def answer_table(answers: dict[str, Answer]) -> Table:
     """Answers to one question in several modes: text, TTFT, shares of computed tokens, bytes."""
     table = Table("mode", "answer", "TTFT", "recomputed", "charged", "loaded", box=SIMPLE)

@@ -244,6 +244,11 @@ class Catalog(StoredTexts):
         with self._tables.read() as txn:
             return references.contents(txn)
 
+    def uses(self, content: bytes) -> bool:
+        """Whether a document's chunk uses the KV of this content digest."""
+        with self._tables.read() as txn:
+            return references.has_uses(txn, content)
+
     @property
     def size(self) -> tuple[int, int]:
         """The number of documents, and of their chunks."""

@@ -49,8 +49,13 @@ def release(txn: Transaction, row: int) -> list[bytes]:
 def delete_unused(change: Change, contents: Iterable[bytes]) -> None:
     """Delete the KV of those ``contents`` that no row uses."""
     for content in contents:
-        if next(change.txn.keys("uses", content), None) is None:
+        if not has_uses(change.txn, content):
             change.delete_content(content)
+
+
+def has_uses(txn: Transaction, content: bytes) -> bool:
+    """Whether any row uses this content."""
+    return next(txn.keys("uses", content), None) is not None
 
 
 def contents(txn: Transaction) -> set[bytes]:

@@ -35,7 +35,9 @@ def test_query_answers_as_the_pipeline_does(running: Served, ann: httpx.Client) 
     assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     reused = ann.post("/v1/query", json={"question": QUESTION, "mode": "reuse"}).json()
     report = reused["ragcache"]
-    assert reused["usage"]["prompt_tokens_details"]["cached_tokens"] == report["reused_tokens"] > 0
+    cached = reused["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == report["reused_tokens"] + report["loaded_text_tokens"]
+    assert report["reused_tokens"] > 0 and report["loaded_text_tokens"] > 0
 
 
 def test_a_search_finds_what_a_query_answers_from(running: Served, ann: httpx.Client) -> None:
@@ -61,11 +63,15 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(ann: httpx.Client) -> None
 
 
 def test_a_chat_has_openais_shape(running: Served, ann: httpx.Client) -> None:
-    whole = chat(ann, documents=["Mira Holt lives in Oslo."]).json()
+    given: Any = {
+        "documents": ["Mira Holt lives in Oslo."],
+        "ragcache": {"misses": "consistent"},  # the first answer is that of the second request
+    }
+    whole = chat(ann, **given).json()
     running.settle()
     assert whole["object"] == "chat.completion" and len(whole["ragcache"]["chunks"]) == 1
     usage = {"include_usage": True}
-    streamed = chat(ann, documents=["Mira Holt lives in Oslo."], stream=True, stream_options=usage)
+    streamed = chat(ann, **given, stream=True, stream_options=usage)
     assert streamed.headers["content-type"].startswith("text/event-stream")
     first, *_, last, counted, done = events(streamed)
     assert done == "[DONE]" and first["choices"][0]["delta"]["role"] == "assistant"
@@ -95,17 +101,51 @@ def test_the_same_text_is_one_chunk_however_it_comes(running: Served, ann: httpx
     assert [c["miss"] for c in chat(ann, parts).json()["ragcache"]["chunks"]] == [None]
 
 
-def test_nothing_of_a_chat_is_dropped(running: Served, ann: httpx.Client) -> None:
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Hi."},
-        {"role": "user", "content": QUESTION},
-    ]
-    found = chat(ann, messages, documents=[]).json()
-    lead = "Be brief.\n\nEarlier turns:\nUser: Hello\nAssistant: Hi."
-    want = running.service.default_cache.engine.template.prompt([], QUESTION, lead)
-    assert found["usage"]["prompt_tokens"] == len(want)
+TURNS: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": QUESTION},
+]
+
+
+def prompt_text(answer: dict[str, Any]) -> str:
+    """The text of the prompt of an answer with a trace."""
+    parts = answer["ragcache"]["prompt"]
+    return "".join(text for part in parts for text, _ in part["tokens"])
+
+
+def test_a_chat_is_rendered_by_the_models_template_as_it_is(ann: httpx.Client) -> None:
+    found = chat(ann, TURNS, documents=[], ragcache={"trace": True}).json()
+    rendered = f"Be brief.\n\nHello\nAnswer: Hi.\n\n{QUESTION}\nAnswer:"
+    assert prompt_text(found) == f"<bos>{rendered}"
+    bare = chat(ann, documents=[], ragcache={"trace": True}).json()
+    assert prompt_text(bare) == f"<bos>{QUESTION}\nAnswer:"  # nothing is added
+
+
+def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
+    given: Any = {"documents": ["It rains."], "ragcache": {"trace": True}}
+    before = chat(ann, TURNS, **given).json()
+    assert f"Hi.\n\nIt rains.\n\n{QUESTION}" in prompt_text(before)
+    given["ragcache"]["documents_in"] = "system"
+    assert "Be brief.It rains.\n\nHello" in prompt_text(chat(ann, TURNS, **given).json())
+    kinds = [part["kind"] for part in before["ragcache"]["prompt"]]
+    assert kinds == [*["prefix"] * (len(kinds) - 2), "chunk", "question"]
+    given["ragcache"] |= {"instructions": "Be kind.", "documents_in": "user"}
+    assert "Be kind.\n\nIt rains." in prompt_text(chat(ann, **given).json())
+
+
+def test_an_answer_that_has_begun_is_continued(ann: httpx.Client) -> None:
+    begun = [*TURNS, {"role": "assistant", "content": "She lives in"}]
+    found = chat(ann, begun, documents=[], ragcache={"trace": True}).json()
+    assert prompt_text(found).endswith(f"{QUESTION}\nAnswer: She lives in")
+
+
+def test_a_template_is_only_taken_where_the_service_trusts_requests(ann: httpx.Client) -> None:
+    refused = chat(ann, ragcache={"template": "{{ messages[0].content }}"})
+    error = refused.json()["error"]
+    assert refused.status_code == 400 and error["param"] == "ragcache.template"
+    assert "--trust-request-templates" in error["message"]
 
 
 def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
@@ -118,7 +158,6 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
     ("fields", "param", "message"),
     [
         ({"n": 2}, None, "n is not supported"),
-        ({"tools": [{"type": "function"}]}, None, "tools is not supported"),
         ({"logprobs": True}, None, "logprobs is not supported"),
         ({"response_format": {"type": "json_object"}}, None, "response_format is not"),
         ({"colour": "red"}, "colour", "this field is unknown"),
@@ -128,18 +167,15 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"documents": [{"id": "a"}]}, "documents.0", "has no text"),
         ({"ragcache": {"mode": "blend"}}, None, "mode 'blend' is unknown"),
         ({"ragcache": {"retrieve": True}, "documents": ["a"]}, "ragcache.retrieve", "without doc"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "last message must"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'user'"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "user", "content": " "}]}, None, "the last message is empty"),
+        ({"messages": [{"role": "system", "content": "a"}]}, None, "no message of a user or tool"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "messages.0.role", "'user'"),
         ({"stop": ["a"] * 17}, "stop", "17 texts are more than the limit of 16"),
         ({"stop": [""]}, "stop", "1 to 1000 characters"),
         ({"stop": [1]}, "stop", "a list of texts"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "tool_choice is not supported"),
         ({"logprobs": True}, "logprobs", "logprobs is not supported"),
-        (
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
-            "messages.0.tool_calls",
-            "tool_calls is not supported",
-        ),
         (
             {"messages": [{"role": "assistant", "content": None}]},
             "messages.0.content",
@@ -198,3 +234,63 @@ def test_what_openai_takes_is_taken(ann: httpx.Client) -> None:
         {"role": "user", "content": QUESTION},
     ]
     assert chat(ann, turns).status_code == 200
+
+
+def test_what_would_be_loaded_is_said_without_an_answer(running: Served, ann: httpx.Client) -> None:
+    asked = {"question": QUESTION, "mode": "reuse"}
+    said = ann.post("/v1/explain", json=asked).json()
+    answered = ann.post("/v1/query", json=asked).json()["ragcache"]
+    assert said["object"] == "ragcache.explanation" and said["mode"] == "reuse"
+    assert said["parts"] == answered["parts"] and said["passages"] == answered["passages"]
+    assert said["tokens"] == sum(part["tokens"] for part in said["parts"])
+    assert said["loaded"] == answered["reused_tokens"] + answered["loaded_text_tokens"] > 0
+    body = {"model": "ragcache", "messages": TURNS, "documents": ["Never seen by this service."]}
+    chunk = next(p for p in explain(ann, body).json()["parts"] if p["kind"] == "chunk")
+    assert (chunk["loaded"], chunk["reason"]) == (0, "never seen before")
+    chat(ann, TURNS, documents=body["documents"])
+    running.settle()
+    again = next(p for p in explain(ann, body).json()["parts"] if p["kind"] == "chunk")
+    assert (again["loaded"], again["reason"]) == (again["tokens"], "")
+
+
+def explain(client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+    return client.post("/v1/explain", json=body)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"question": " "}, None, "the question is empty"),
+        ({"question": "Who?", "colour": 1}, "colour", "this field is unknown"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content", "valid string"),
+        ({"messages": [{"role": "user", "content": "Who?"}], "n": 2}, None, "n is not supported"),
+    ],
+)
+def test_what_cannot_be_explained(
+    ann: httpx.Client, body: dict[str, Any], param: str | None, message: str
+) -> None:
+    model = {"model": "ragcache"} if "messages" in body else {}
+    response = explain(ann, {**model, **body})
+    error = response.json()["error"]
+    assert response.status_code == 400 and message in error["message"]
+    assert param is None or error["param"] == param
+
+
+def test_a_trace_has_every_part_in_order(running: Served, ann: httpx.Client) -> None:
+    """Texts that stand between chunks, such as what a message says between two given texts."""
+    text = "The mill in Bexley grinds no more, and its wheel stands still. " * 8
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": t} for t in ("It rains.", "Where?")]},
+        {"role": "assistant", "content": "In Oslo."},
+        {"role": "user", "content": [{"type": "text", "text": t} for t in (text, QUESTION)]},
+    ]
+    found = chat(ann, messages, ragcache={"trace": True, "mode": "reuse"}).json()
+    parts = found["ragcache"]["prompt"]
+    assert [part["kind"] for part in parts] == ["prefix", "chunk", "text", "chunk", "question"]
+    middle = "Where?\nAnswer: In Oslo.\n\n"
+    assert "".join(piece for piece, _ in parts[2]["tokens"]) == middle
+    assert prompt_text(found) == (
+        f"<bos>It rains.\n\n{middle}{text.strip()}\n\n{QUESTION}\nAnswer:"
+    )
+    assert [part["name"] for part in parts][2:] == ["text 2", "message 2#1", "question"]
