@@ -138,22 +138,6 @@ class Search(StrictModel):
     neighbours: int | None = Field(None, ge=0, le=100)
 
 
-class Tokenize(StrictModel):
-    """A text, or a question and the documents of its prompt."""
-
-    text: str | None = None
-    question: str | None = None
-    documents: _LimitedList[str | dict[str, Any]] | None = None
-
-    @model_validator(mode="after")
-    def _text_or_question(self) -> Tokenize:
-        if (self.text is None) == (self.question is None):
-            raise ValueError("give either a text, or a question with the documents of its prompt")
-        if self.text is not None and self.documents is not None:
-            raise ValueError("documents belong to a question: leave out text, or documents")
-        return self
-
-
 class Query(_SamplingOptions, _FusionOptions):
     question: str
     stream: bool = False
@@ -173,14 +157,17 @@ class Options(_FusionOptions):
 
 
 class Part(BaseModel):
+    """A text, or a chunk, whose KV can be reused; ``id`` names a chunk in the report."""
+
     model_config = ConfigDict(extra="allow")
 
     type: str
     text: str | None = None
+    id: str | None = None
 
     @model_validator(mode="after")
     def _is_text(self) -> Part:
-        if self.type != "text" or self.text is None:
+        if self.type not in ("text", "chunk") or self.text is None:
             raise ValueError(f"parts of type {self.type!r} are not supported: send text")
         return self
 
@@ -210,8 +197,33 @@ class Message(StrictModel):
         fields = {"name", "tool_calls", "tool_call_id"} & self.model_fields_set
         given = self.model_dump(include={"role", *fields}, exclude_none=True)
         if isinstance(self.content, list):
-            return {**given, "content": [part.text or "" for part in self.content]}
+            fields = {"type", "text", "id"}
+            parts = [part.model_dump(include=fields, exclude_none=True) for part in self.content]
+            return {**given, "content": parts}
         return {**given, "content": self.content or ""}
+
+
+class Tokenize(StrictModel):
+    """A text; or a question or messages, and the documents of their prompt."""
+
+    text: str | None = None
+    question: str | None = None
+    messages: _LimitedList[Message] | None = Field(None, min_length=1)
+    documents: _LimitedList[str | dict[str, Any]] | None = None
+    tools: _LimitedList[dict[str, Any]] | None = None
+    ragcache: Options = Options.model_validate({})
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Tokenize:
+        if sum(each is not None for each in (self.text, self.question, self.messages)) != 1:
+            raise ValueError(
+                "give either a text, or a question or messages with the documents of their prompt"
+            )
+        if self.text is not None and self.documents is not None:
+            raise ValueError(
+                "documents belong to a question or messages: leave out text, or documents"
+            )
+        return self
 
 
 class StreamOptions(BaseModel):

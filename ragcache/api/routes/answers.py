@@ -25,7 +25,7 @@ from ragcache.api.routes import (
 )
 from ragcache.api.serialize import passage_json
 from ragcache.api.sse import EventStream
-from ragcache.api.token_counts import check_text_length, count_prompt
+from ragcache.api.token_counts import check_text_length, count_chat, count_prompt
 from ragcache.core.request import Request
 from ragcache.rag import RagCache
 
@@ -69,9 +69,21 @@ async def search(
 async def tokenize(
     body: Tokenize, http_request: HttpRequest, state: StateDep, tenant: TenantDep
 ) -> dict[str, Any]:
-    """The tokens of a text; or the token counts of the prompt that a question makes with its
-    documents. Nothing is retrieved or answered."""
+    """The tokens of a text; or the token counts of the prompt that a question or messages make with
+    their documents. Nothing is retrieved or answered."""
     service, engine = state.service, state.service.default_cache.engine
+    if body.messages is not None:
+        fields = {"model": state.model, "messages": body.messages, "documents": body.documents}
+        chat = Chat.model_validate({**fields, "tools": body.tools, "ragcache": body.ragcache})
+        trusted = service.settings.trust_request_templates
+        request = chat_request(chat, state.sampling, trusts_templates=trusted)
+        counted = service.call(
+            tenant,
+            lambda cache: asdict(counts := count_chat(cache, request)) | {"count": counts.count},
+            seconds=service.settings.timeout_s,
+        )
+        counts = await wait_for_future(http_request.receive, counted)
+        return {"object": "ragcache.tokens", "context_tokens": engine.context_tokens, **counts}
     documents = [document_chunk(one, at).text for at, one in enumerate(body.documents or ())]
     text = body.question or "" if body.text is None else body.text
     check_text_length(engine, [text, *documents])
