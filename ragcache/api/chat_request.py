@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ragcache.api.errors import ApiError
-from ragcache.api.requests import Chat, Query
+from ragcache.api.requests import Chat, Options, Query, Tokenize
 from ragcache.core.request import Request
 from ragcache.types import Chunk, Sampling
 
@@ -23,21 +23,14 @@ def chat_request(body: Chat, default: Sampling, *, trusts_templates: bool = Fals
 
     ``trusts_templates``: whether a request may bring a chat template, which is a program.
     """
-    options = body.ragcache
-    chunks = [document_chunk(one, at) for at, one in enumerate(body.documents or ())]
+    options, chunks = body.ragcache, _chunks(body)
     if options.retrieve and chunks:
         raise ApiError(
             400,
             "retrieve is for requests without documents: leave out retrieve, or the documents",
             param="ragcache.retrieve",
         )
-    if options.template is not None and not trusts_templates:
-        raise ApiError(
-            400,
-            "a chat template is a program, and this service runs none that requests bring: leave "
-            "it out, or start the service with --trust-request-templates",
-            param="ragcache.template",
-        )
+    _check_template(options, trusts_templates)
     retrieve = body.documents is None if options.retrieve is None else options.retrieve
     return Request(
         messages=[message.as_given() for message in body.messages],
@@ -57,6 +50,24 @@ def chat_request(body: Chat, default: Sampling, *, trusts_templates: bool = Fals
     )
 
 
+def counted_request(body: Tokenize, *, trusts_templates: bool = False) -> Request:
+    """The request whose prompt ``/v1/tokenize`` counts: with the documents of the body alone.
+    Raises as :func:`chat_request`."""
+    options = body.ragcache
+    _check_template(options, trusts_templates)
+    given = body.messages
+    return Request(
+        body.question or "",
+        messages=None if given is None else [message.as_given() for message in given],
+        chunks=_chunks(body),
+        instructions=options.instructions,
+        template=options.template,
+        documents_in=options.documents_in,
+        find_chunks=options.find_chunks,
+        tools=body.tools or None,
+    )
+
+
 def query_request(body: Query, default: Sampling) -> Request:
     """The request of a body of ``/v1/query``."""
     return Request(
@@ -72,7 +83,21 @@ def query_request(body: Query, default: Sampling) -> Request:
     )
 
 
-def document_chunk(document: str | dict[str, Any], number: int) -> Chunk:
+def _chunks(body: Chat | Tokenize) -> list[Chunk]:
+    return [_document_chunk(one, at) for at, one in enumerate(body.documents or ())]
+
+
+def _check_template(options: Options, trusted: bool) -> None:
+    if options.template is not None and not trusted:
+        raise ApiError(
+            400,
+            "a chat template is a program, and this service runs none that requests bring: leave "
+            "it out, or start the service with --trust-request-templates",
+            param="ragcache.template",
+        )
+
+
+def _document_chunk(document: str | dict[str, Any], number: int) -> Chunk:
     """The chunk of document ``number`` of a chat. Raises ApiError if it has no text.
 
     A document is a string; ``{"title", "text"}`` as in Hugging Face's templates and vLLM; or

@@ -204,25 +204,25 @@ class Message(StrictModel):
 
 
 class Tokenize(StrictModel):
-    """A text; or a question or messages, and the documents of their prompt."""
+    """A text; or a question or messages, with the documents of their prompt."""
 
     text: str | None = None
     question: str | None = None
-    messages: _LimitedList[Message] | None = Field(None, min_length=1)
+    messages: Annotated[_LimitedList[Message], Field(min_length=1)] | None = None
     documents: _LimitedList[str | dict[str, Any]] | None = None
     tools: _LimitedList[dict[str, Any]] | None = None
     ragcache: Options = Options.model_validate({})
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Tokenize:
-        if sum(each is not None for each in (self.text, self.question, self.messages)) != 1:
+    def _one_of_three(self) -> Tokenize:
+        if sum(given is not None for given in (self.text, self.question, self.messages)) != 1:
             raise ValueError(
                 "give either a text, or a question or messages with the documents of their prompt"
             )
         if self.text is not None and self.documents is not None:
-            raise ValueError(
-                "documents belong to a question or messages: leave out text, or documents"
-            )
+            raise ValueError("documents belong to a question: leave out text, or documents")
+        if self.messages is None and self.tools is not None:
+            raise ValueError("tools belong to messages: give messages, or leave out tools")
         return self
 
 

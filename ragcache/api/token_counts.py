@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ragcache.core.request import Request, message_text
+from ragcache.core.request import Request
 from ragcache.engine.base import ChunkEngine
-from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ContextError
 from ragcache.rag import RagCache
 from ragcache.types import Chunk, Passage
 
-__all__ = ["PromptCounts", "check_text_length", "count_chat", "count_prompt"]
+__all__ = ["count_prompt"]
 
 _CHARACTERS = 16  # per token of the context: a longer text cannot fit
 
@@ -30,32 +29,20 @@ class PromptCounts:
         return self.prefix_tokens + self.chunk_tokens + self.question_tokens
 
 
-def count_prompt(template: PromptTemplate, question: str, chunks: Sequence[str]) -> PromptCounts:
-    """Count the tokens of the prompt that ``template`` makes. A blank question has no tokens, since
-    a list of messages may be counted before it is complete. Raises PromptError for a blank
-    chunk."""
-    return PromptCounts(
-        len(template.prefix),
-        sum(len(template.chunk(text)) for text in chunks),
-        len(template.question(question)) if question.strip() else 0,
-    )
-
-
-def count_chat(cache: RagCache, request: Request) -> PromptCounts:
-    """Count the tokens of the prompt of a request's messages and chunks. Nothing is retrieved.
-
-    Raises ContextError for texts that cannot fit, and PromptError as
-    :meth:`ragcache.core.prompting.PromptBuilder.build`.
-    """
-    given = [chunk for chunk in request.chunks or () if isinstance(chunk, Chunk)]
-    messages = request.messages or ()
-    texts = [chunk.text for chunk in given]
-    check_text_length(cache.engine, [*texts, *map(message_text, messages)])
-    read = cache.prompts.read(messages, request.find_chunks)
-    prompt, _ = cache.prompts.build(request, [Passage(chunk, 0.0) for chunk in given], read)
-    chunk_tokens = sum(map(len, prompt.chunks))
-    prefix_tokens = len(prompt.prefix)
-    return PromptCounts(prefix_tokens, chunk_tokens, len(prompt) - prefix_tokens - chunk_tokens)
+def count_prompt(cache: RagCache, request: Request) -> PromptCounts:
+    """Count the tokens of a request's prompt, with the chunks that it has. A blank question has no
+    tokens, since a list of messages may be counted before it is complete. Raises PromptError for a
+    blank chunk, and for messages that the chat template refuses."""
+    blank = request.messages is None and not request.question.strip()
+    if blank:
+        request = replace(request, question="?")
+    chunks = [chunk for chunk in request.chunks or () if isinstance(chunk, Chunk)]
+    messages = request.messages
+    read = [] if messages is None else cache.prompts.read(messages, request.find_chunks)
+    prompt, _ = cache.prompts.build(request, [Passage(chunk, 0.0) for chunk in chunks], read)
+    prefix, chunk_tokens = len(prompt.prefix), sum(map(len, prompt.chunks))
+    rest = 0 if blank else len(prompt) - prefix - chunk_tokens
+    return PromptCounts(prefix, chunk_tokens, rest)
 
 
 def check_text_length(engine: ChunkEngine, texts: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from langchain_core.documents import Document
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.serialize import report_json
 from ragcache.api.ticket_queue import DeadlineExceeded
-from ragcache.api.token_counts import count_chat
+from ragcache.api.token_counts import count_prompt
 from ragcache.core.request import Request
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
@@ -102,7 +102,7 @@ class LocalBackend:
         return self.run(lambda cache: list(cache.engine.tokenize(text)))
 
     def count(self, request: ChatRequest) -> int:
-        return self.run(lambda cache: count_chat(cache, self._request(request)).count)
+        return self.run(lambda cache: count_prompt(cache, self._request(request)).count)
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         return self.run(lambda cache: _retrieve(cache, question, k, neighbours))

@@ -26,23 +26,44 @@ def test_a_text(running: Served, ann: httpx.Client) -> None:
 @pytest.mark.parametrize("documents", [TEXTS, [{"title": "Mill", "text": TEXTS[1], "id": 0}], []])
 def test_a_prompt_has_what_its_answer_says(ann: httpx.Client, documents: Any) -> None:
     given = {"documents": documents}
-    messages = [{"role": "user", "content": "Who grinds?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who grinds?"},
+    ]
     counted = ann.post("/v1/tokenize", json={"messages": messages, **given}).json()
     chat = {"model": "ragcache", "messages": messages, "max_tokens": 1, **given}
     answer = ann.post("/v1/chat/completions", json=chat).json()
     assert counted["count"] == answer["usage"]["prompt_tokens"]
     for part in ("prefix_tokens", "chunk_tokens", "question_tokens"):
         assert counted[part] == answer["ragcache"][part]
+
+
+def test_a_question_has_what_its_answer_says(ann: httpx.Client) -> None:
+    asked = ann.post("/v1/query", json={"question": "Who grinds?", "max_tokens": 1}).json()
+    texts = [passage["text"] for passage in asked["passages"]]
+    body = {"question": "Who grinds?", "documents": texts}
+    counted = ann.post("/v1/tokenize", json=body).json()
+    assert counted["count"] == asked["usage"]["prompt_tokens"]
     alone = ann.post("/v1/tokenize", json={"question": ""}).json()
-    assert alone["count"] == alone["prefix_tokens"] > 0
+    assert alone["count"] == alone["prefix_tokens"] == counted["prefix_tokens"]
 
 
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({}, "give either a text, or a question"),
-        ({"text": "a", "question": "b"}, "give either a text, or a question"),
-        ({"text": "a", "documents": []}, "documents belong to a question or messages"),
+        ({}, "give either a text, or a question or messages"),
+        ({"text": "a", "question": "b"}, "give either a text, or a question or messages"),
+        ({"text": "a", "documents": []}, "documents belong to a question"),
+        ({"question": "a", "messages": []}, "messages"),
+        ({"question": "a", "tools": [{}]}, "tools belong to messages"),
+        (
+            {"question": "a", "ragcache": {"template": "{{ messages }}"}},
+            "a chat template is a program",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a" * 8193}]},
+            "8193 characters are more than the limit of 8192",
+        ),
         ({"question": "a", "documents": "b"}, "documents"),
         ({"question": "a", "documents": [" "]}, "a chunk is empty"),
         ({"question": "a", "documents": [{"id": "x"}]}, "has no text"),

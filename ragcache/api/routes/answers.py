@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from ragcache.api.bridge import AnswerStream, cancel_on_disconnect, wait_for_future
-from ragcache.api.chat_request import chat_request, document_chunk, query_request
+from ragcache.api.chat_request import chat_request, counted_request, query_request
 from ragcache.api.errors import ApiError
 from ragcache.api.requests import Chat, Query, Search, Tokenize
 from ragcache.api.responses import ChatCompletionResponse, QueryResponse
@@ -25,9 +25,10 @@ from ragcache.api.routes import (
 )
 from ragcache.api.serialize import passage_json
 from ragcache.api.sse import EventStream
-from ragcache.api.token_counts import check_text_length, count_chat, count_prompt
-from ragcache.core.request import Request
+from ragcache.api.token_counts import check_text_length, count_prompt
+from ragcache.core.request import Request, message_text
 from ragcache.rag import RagCache
+from ragcache.types import Chunk
 
 router = APIRouter(tags=["answers"])
 
@@ -72,27 +73,17 @@ async def tokenize(
     """The tokens of a text; or the token counts of the prompt that a question or messages make with
     their documents. Nothing is retrieved or answered."""
     service, engine = state.service, state.service.default_cache.engine
-    if body.messages is not None:
-        fields = {"model": state.model, "messages": body.messages, "documents": body.documents}
-        chat = Chat.model_validate({**fields, "tools": body.tools, "ragcache": body.ragcache})
-        trusted = service.settings.trust_request_templates
-        request = chat_request(chat, state.sampling, trusts_templates=trusted)
-        counted = service.call(
-            tenant,
-            lambda cache: asdict(counts := count_chat(cache, request)) | {"count": counts.count},
-            seconds=service.settings.timeout_s,
-        )
-        counts = await wait_for_future(http_request.receive, counted)
-        return {"object": "ragcache.tokens", "context_tokens": engine.context_tokens, **counts}
-    documents = [document_chunk(one, at).text for at, one in enumerate(body.documents or ())]
-    text = body.question or "" if body.text is None else body.text
-    check_text_length(engine, [text, *documents])
+    trusted = service.settings.trust_request_templates
+    request = counted_request(body, trusts_templates=trusted)
+    given = [message_text(message) for message in request.messages or ()]
+    chunks = [chunk.text for chunk in request.chunks or () if isinstance(chunk, Chunk)]
+    check_text_length(engine, [body.text or "", request.question, *given, *chunks])
 
     def count(cache: RagCache) -> dict[str, Any]:
         if body.text is not None:
             tokens = cache.engine.tokenize(body.text)
             return {"count": len(tokens), "tokens": list(tokens)}
-        counts = count_prompt(cache.template, text, documents)
+        counts = count_prompt(cache, request)
         return {"count": counts.count, **asdict(counts)}
 
     future = service.call(tenant, count, seconds=service.settings.timeout_s)
