@@ -1,7 +1,8 @@
 """An agent with a retriever tool: chunks are passed from tool to model as the message's artifact.
 
 The small model cannot choose tools, so the first step always calls this one, with the message that
-a larger model would produce. The rest is as in any LangGraph agent.
+a larger model would produce. It also answers only a question that follows its notes, so the last
+step asks again. The rest is as in any LangGraph agent.
 
 python -m examples.langchain.agent
 """
@@ -37,7 +38,8 @@ def build(folder: str) -> Any:
         return {"messages": [AIMessage("", tool_calls=[call])]}
 
     async def answer(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [await model.ainvoke(state["messages"])]}
+        asked, *_ = state["messages"]
+        return {"messages": [await model.ainvoke([*state["messages"], HumanMessage(asked.text)])]}
 
     graph = StateGraph(MessagesState)
     graph.add_node("choose", choose)

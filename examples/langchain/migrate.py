@@ -9,9 +9,10 @@ Before::
     prompt = ChatPromptTemplate.from_template("{context}\\n\\nQuestion: {question}")
     chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | model
 
-An unchanged chain works with ``ChatRagCache(store=..., model=...)`` in place of the model: texts of
-known chunks are found in the prompt, and the report says so. It is better to mark where chunks
-begin, as the second chain does.
+An unchanged chain works with ``ChatRagCache(store=..., model=...)`` in place of the model: the
+texts of stored chunks are found where they stand in the messages, and their KV is reused. By
+default, only texts of 1,000 characters and more are searched; the setting ``find_chars`` changes
+that. Documents that are marked as chunks, as in the second chain, are reused at any length.
 
 python -m examples.langchain.migrate
 """
@@ -24,6 +25,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
 from examples.langchain.chain import QUESTION, TEXTS
 from ragcache.langchain import ChatRagCache, RagCacheVectorStore, rag_messages
+from ragcache.settings import Settings
 
 
 def join(documents: list[Document]) -> str:
@@ -31,7 +33,7 @@ def join(documents: list[Document]) -> str:
 
 
 def main(folder: str) -> None:
-    store = RagCacheVectorStore(folder)
+    store = RagCacheVectorStore(folder, settings=Settings.load(find_chars=100))
     store.add_texts(TEXTS, ids=["holt", "corvex"])
     retriever, model = store.as_retriever(), ChatRagCache(store=store)
 

@@ -159,14 +159,17 @@ class Options(_FusionOptions):
 
 
 class Part(BaseModel):
+    """A text, or a chunk, whose KV can be reused; ``id`` names a chunk in the report."""
+
     model_config = ConfigDict(extra="allow")
 
     type: str
     text: str | None = None
+    id: str | None = None
 
     @model_validator(mode="after")
     def _is_text(self) -> Part:
-        if self.type != "text" or self.text is None:
+        if self.type not in ("text", "chunk") or self.text is None:
             raise ValueError(f"parts of type {self.type!r} are not supported: send text")
         return self
 
@@ -196,7 +199,9 @@ class Message(StrictModel):
         fields = {"name", "tool_calls", "tool_call_id"} & self.model_fields_set
         given = self.model_dump(include={"role", *fields}, exclude_none=True)
         if isinstance(self.content, list):
-            return {**given, "content": [part.text or "" for part in self.content]}
+            fields = {"type", "text", "id"}
+            parts = [part.model_dump(include=fields, exclude_none=True) for part in self.content]
+            return {**given, "content": parts}
         return {**given, "content": self.content or ""}
 
 

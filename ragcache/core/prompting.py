@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from ragcache.types import Chunk, Part, Passage, Prompt, Segment, Tokens
 __all__ = ["PromptBuilder", "question_of", "read_template"]
 
 MIN_FOUND_TOKENS = 64  # a part that is found in a message and has fewer is no chunk
+
+_UNNAMED = "unnamed"  # id of a chunk that was given without one
 
 #: Roles whose texts are only searched for known chunks: such a message is usually the same in every
 #: prompt, and exact where it stands before the first chunk.
@@ -81,7 +84,11 @@ class PromptBuilder:
 
     def read(self, messages: Sequence[Mapping[str, Any]], find: bool | None) -> list[ChatMessage]:
         """The messages of a request, as in OpenAI's API: a role, and a content that is a text or a
-        list of texts. Of several texts of a user's message, all but the last are chunks.
+        list of parts. A part is a text, ``{"type": "text", "text"}``, or a chunk, ``{"type":
+        "chunk", "text", "id"}``, whose id is for the report. Without chunks, of several texts of a
+        user's message all but the last are chunks. A text ends with a line break before another
+        part, and a chunk with a blank line. Arguments of tool calls that are JSON are given to the
+        template as objects.
 
         ``find``: whether to search long texts for chunks; None: as in the settings. Raises
         PromptError for messages of another form.
@@ -101,20 +108,24 @@ class PromptBuilder:
         role, content = fields.pop("role", None), fields.pop("content", None)
         if not isinstance(role, str) or not role:
             raise PromptError(f"message {number} has no role: give system, user, assistant or tool")
-        texts = _texts(number, content)
+        parts = _content(number, content)
+        if role == "user" and not any(segment.kind == "chunk" for segment in parts):
+            parts = [*(_given_chunk(each.text) for each in parts[:-1]), *parts[-1:]]
         segments: list[Segment] = []
-        if role == "user":
-            segments += [_given_chunk(text, number, at) for at, text in enumerate(texts[:-1])]
-            texts = texts[-1:]
-        text = "\n".join(texts)
-        if find and len(text) >= max(1, self.find_chars):
-            least = {"min_chars": len(text) + 1} if role in _FIXED_ROLES else {}
-            segments += find_parts(text, self.known(), **least)
-        elif text:
-            segments.append(Segment(text))
-        if fields.get("tool_calls"):
-            fields["tool_calls"] = [_with_arguments(call) for call in fields["tool_calls"]]
-        return ChatMessage(role, tuple(segments), fields)
+        for kind, run in groupby(parts, key=lambda segment: segment.kind):
+            if kind == "chunk":
+                segments += run
+                continue
+            texts = list(run)
+            text = "\n".join(segment.text for segment in texts)
+            if texts[-1] is not parts[-1]:
+                text += "\n"  # a chunk follows
+            if find and len(text) >= max(1, self.find_chars):
+                least = {"min_chars": len(text) + 1} if role in _FIXED_ROLES else {}
+                segments += find_parts(text, self.known(), **least)
+            elif text:
+                segments.append(Segment(text))
+        return ChatMessage(role, tuple(segments), _with_parsed_arguments(fields))
 
     def _tokenised(self, rendered: RenderedChat, passages: Sequence[Passage]) -> BuiltPrompt:
         """Tokenise each part alone."""
@@ -139,10 +150,11 @@ class PromptBuilder:
                 continue
             close()
             parts.append(part)
-            found = Passage(Chunk(f"message {number}", len(placed), segment.text), 0.0)
+            found = Passage(_named(segment, f"message {number}#{len(placed)}"), 0.0)
             placed.append(by_id.get(segment.id, found))
         close()
-        return BuiltPrompt(Prompt(_ending_in_text(parts)), tuple(placed))
+        prompt = Prompt(_ending_in_text(parts))
+        return BuiltPrompt(prompt, tuple(placed[: len(prompt.chunks)]))
 
     def _chunk(self, segment: Segment) -> Part | None:
         """The part of a chunk; None for text, and for a found part that is too short."""
@@ -197,31 +209,64 @@ def read_template(path: Path) -> str:
         ) from error
 
 
-def _texts(number: int, content: Any) -> list[str]:
+def _content(number: int, content: Any) -> list[Segment]:
+    """The texts and chunks of a content, without empty texts."""
     if content is None:
         return []
     if isinstance(content, str):
-        return [content]
+        return [Segment(content)]
     if isinstance(content, Sequence):
-        parts = [part if isinstance(part, str) else _text_of(number, part) for part in content]
-        return [text for text in parts if text]
+        segments = [_segment(number, part) for part in content]
+        return [segment for segment in segments if segment.text]
     raise PromptError(
         f"the content of message {number} is a {type(content).__name__}: give a text, or a list of "
         "texts"
     )
 
 
-def _text_of(number: int, part: Any) -> str:
-    if isinstance(part, Mapping) and part.get("type", "text") == "text":
-        text = part.get("text")
-        if isinstance(text, str):
-            return text
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+def _segment(number: int, part: Any) -> Segment:
+    if isinstance(part, str):
+        return Segment(part)
+    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    if isinstance(part, Mapping) and isinstance(text := part.get("text"), str):
+        if kind == "text":
+            return Segment(text)
+        if kind == "chunk":
+            return _given_chunk(text, part.get("id"))
     raise PromptError(f"message {number} has a part of type {kind!r}: only text is supported")
 
 
-def _given_chunk(text: str, number: int, at: int) -> Segment:
-    return Segment(_separated(text), "chunk", f"message {number}#{at}")
+def _given_chunk(text: str, id: Any = None) -> Segment:
+    return Segment(_separated(text), "chunk", _UNNAMED if id is None else str(id))
+
+
+def _named(segment: Segment, other: str) -> Chunk:
+    """The chunk of a segment, for the report: with its id, or else the id ``other``."""
+    id = other if segment.id in ("", _UNNAMED) else segment.id
+    document, mark, ordinal = id.rpartition("#")
+    if mark and document and ordinal.isdecimal():
+        return Chunk(document, int(ordinal), segment.text)
+    return Chunk(id, 0, segment.text)
+
+
+def _with_parsed_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a message, with the arguments of tool calls as objects: OpenAI's API has them as
+    JSON, which templates would quote as a string."""
+    calls = fields.get("tool_calls")
+    if not isinstance(calls, Sequence):
+        return dict(fields)
+    return {**fields, "tool_calls": [_with_parsed(call) for call in calls]}
+
+
+def _with_parsed(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):  # as the model wrote them
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _document(passage: Passage) -> Segment:

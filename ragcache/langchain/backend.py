@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from langchain_core.documents import Document
 
-from ragcache.langchain.chunk_parsing import InputChunk
-from ragcache.retriever.known_texts import KnownTexts
+from ragcache.core.request import Misses
+from ragcache.engine.chat_documents import DocumentsIn
+from ragcache.langchain.convert import InputChunk
 from ragcache.settings import Ratio
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A question with its chunks. For fields that are None the backend's settings apply."""
+    """Messages, and the documents beside them. For fields that are None the backend's settings
+    apply."""
 
-    question: str
-    chunks: tuple[InputChunk, ...] = ()
+    messages: tuple[Mapping[str, Any], ...]  # as RagCache.ask takes them
+    documents: tuple[InputChunk, ...] = ()
     model: str = ""  # empty: whichever model the backend has
     mode: str | None = None
     ratio: Ratio | None = None
+    misses: Misses | None = None
+    instructions: str | None = None
+    template: str | None = None
+    documents_in: DocumentsIn | None = None
+    find_chunks: bool | None = None
+    require_chunks: bool | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -48,12 +56,6 @@ class Backend(Protocol):
     The ``a...`` methods do the same as their counterparts and never block the event loop.
     """
 
-    def known_texts(self) -> KnownTexts:
-        """The texts of the stored chunks."""
-        ...
-
-    async def aknown_texts(self) -> KnownTexts: ...
-
     def model_name(self) -> str:
         """The name of the backend's model; empty if it is unknown."""
         ...
@@ -64,8 +66,8 @@ class Backend(Protocol):
         """A text's tokens, by the tokenizer of the backend's model."""
         ...
 
-    def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
-        """Tokens of the prompt of a question and chunks; a blank question has none."""
+    def count(self, request: ChatRequest) -> int:
+        """Tokens of a request's prompt."""
         ...
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:

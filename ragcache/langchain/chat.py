@@ -13,26 +13,39 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from pydantic import ConfigDict, PrivateAttr
 
-from ragcache.errors import PromptError
+from ragcache.core.request import Misses
+from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
-from ragcache.langchain.chunk_parsing import MATCHED, ParsedMessages, parse_messages
 from ragcache.langchain.connection import BackendConnection
+from ragcache.langchain.convert import MATCHED, ConvertedMessages, convert_messages
 from ragcache.langchain.messages import RagCacheMessage, RagCacheMessageChunk
 from ragcache.settings import Ratio
 from ragcache.util.list_argument import require_list
 from ragcache.util.option_names import check_options
 
 #: Options of the model that a call or ``bind`` may set.
-_OPTIONS = {"model", "mode", "ratio", "max_tokens", "temperature", "top_p", "seed", "timeout"}
+_OPTIONS = {
+    "model",
+    "mode",
+    "ratio",
+    "misses",
+    "instructions",
+    "template",
+    "documents_in",
+    "find_chunks",
+    "require_chunks",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "timeout",
+}
 #: All options of a call.
-_CALL_OPTIONS = _OPTIONS | {"documents", "require_chunks", "stop"}
+_CALL_OPTIONS = _OPTIONS | {"documents", "stop"}
 #: Options that LangChain binds for its traces.
 _TRACE_OPTIONS = {"ls_structured_output_format", "structured_output_format"}
 
-_NO_TOOLS = (
-    "ChatRagCache cannot {what}: so that stored KV fits, a prompt is a prefix, chunks and a "
-    "question, without tools or schemas. {instead}"
-)
+_NO_TOOLS = "ChatRagCache cannot {what}: its answers are text, without tools or schemas. {instead}"
 
 
 class ChatRagCache(BackendConnection, BaseChatModel):
@@ -40,19 +53,19 @@ class ChatRagCache(BackendConnection, BaseChatModel):
 
     ``store=`` or ``base_url=`` says which one, see :class:`BackendConnection`.
 
-    The last human message is the question. Chunks are ``text-plain`` blocks (:func:`rag_messages`
-    makes them), all but the last of several text parts of the last human message, documents in
-    ``ToolMessage.artifact``, and ``documents=`` of the call or of ``bind``. Without any of these,
-    the texts of stored chunks are searched for in the messages, and the report says so. A chunk
-    that is not stored yet is computed with its first question, and stored before the answer ends.
+    The messages go to the model's chat template as they are, and chunks stay where they stand:
+    ``text-plain`` blocks (:func:`rag_messages` makes them), all but the last of several text blocks
+    of a human message, documents in ``ToolMessage.artifact``, and stored chunks that are found in
+    long texts, such as the context in a system message. ``documents=`` of the call or of ``bind``
+    are placed by the template, or else in the message ``documents_in``. A chunk that is not stored
+    yet is computed with its first question, and stored before the answer ends. Nothing is
+    retrieved. If the last message is an AIMessage, it is continued.
 
-    An empty list of documents means that there are none: no chunks are searched for, and the
-    question is answered without any, as the report's ``fallbacks`` say. With ``require_chunks`` a
-    question without chunks raises PromptError.
-
-    Other messages are not dropped: instructions, earlier turns and tool results go before the
-    question (:attr:`ragcache.langchain.chunk_parsing.ParsedMessages.text`). They are computed for
-    every prompt; only chunks are reused. Tools and images are not supported.
+    ``instructions`` are the system message of messages that have none. ``template`` is the Jinja
+    source of a chat template to use in place of the model's own; a service accepts it only if it
+    was started with ``--trust-request-templates``. With ``require_chunks``, messages without chunks
+    raise PromptError. Tools and images are not supported; tool calls and results in the messages
+    are passed to the template.
 
     An answer's ``response_metadata["ragcache"]`` has the report: mode, TTFT, what was reused of
     each chunk, and in ``boundaries`` the sources of the chunks. The settings of the store or
@@ -61,6 +74,12 @@ class ChatRagCache(BackendConnection, BaseChatModel):
 
     mode: str | None = None
     ratio: Ratio | None = None
+    misses: Misses | None = None
+    instructions: str | None = None
+    template: str | None = None
+    documents_in: DocumentsIn | None = None
+    find_chunks: bool | None = None
+    require_chunks: bool | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -68,7 +87,6 @@ class ChatRagCache(BackendConnection, BaseChatModel):
     stop: list[str] | None = None
     timeout: float | None = None  # seconds
     streaming: bool = False
-    require_chunks: bool = False  # refuse a question without chunks
 
     model_config = ConfigDict(extra="forbid")
 
@@ -155,16 +173,14 @@ class ChatRagCache(BackendConnection, BaseChatModel):
     ) -> int:
         """The number of tokens of the prompt of these messages: the ``input_tokens`` of a call.
 
-        Messages without a question are counted as they are. Tools are not supported.
+        Without messages, it is 0. Tools are not supported.
         """
         if tools:
             self.bind_tools(tools)
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages)
-        parsed = parse_messages(messages, documents)
-        if not parsed.sources:
-            parsed = parsed.match_known(self.backend.known_texts())
-        return self.backend.count(parsed.text_or_blank, parsed.chunks)
+        converted = convert_messages(messages, documents)
+        return self.backend.count(self._request(converted, None, {})) if messages else 0
 
     def _generate(
         self,
@@ -173,10 +189,8 @@ class ChatRagCache(BackendConnection, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        parsed = _parse(messages, kwargs)
-        if not parsed.sources:
-            parsed = parsed.match_known(self.backend.known_texts())
-        return _result(parsed, *self.backend.ask(self._request(parsed, stop, kwargs)))
+        converted = _convert(messages, kwargs)
+        return _result(converted, *self.backend.ask(self._request(converted, stop, kwargs)))
 
     async def _agenerate(
         self,
@@ -185,10 +199,8 @@ class ChatRagCache(BackendConnection, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        parsed, backend = _parse(messages, kwargs), await self.aopen_backend()
-        if not parsed.sources:
-            parsed = parsed.match_known(await backend.aknown_texts())
-        return _result(parsed, *await backend.aask(self._request(parsed, stop, kwargs)))
+        converted, backend = _convert(messages, kwargs), await self.aopen_backend()
+        return _result(converted, *await backend.aask(self._request(converted, stop, kwargs)))
 
     def _stream(
         self,
@@ -197,12 +209,10 @@ class ChatRagCache(BackendConnection, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        parsed = _parse(messages, kwargs)
-        if not parsed.sources:
-            parsed = parsed.match_known(self.backend.known_texts())
-        with closing(self.backend.stream(self._request(parsed, stop, kwargs))) as pieces:
+        converted = _convert(messages, kwargs)
+        with closing(self.backend.stream(self._request(converted, stop, kwargs))) as pieces:
             for piece in pieces:
-                chunk = _piece(parsed, piece)
+                chunk = _piece(converted, piece)
                 if run_manager and chunk.text:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -214,49 +224,34 @@ class ChatRagCache(BackendConnection, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        parsed, backend = _parse(messages, kwargs), await self.aopen_backend()
-        if not parsed.sources:
-            parsed = parsed.match_known(await backend.aknown_texts())
-        async with aclosing(backend.astream(self._request(parsed, stop, kwargs))) as pieces:
+        converted, backend = _convert(messages, kwargs), await self.aopen_backend()
+        async with aclosing(backend.astream(self._request(converted, stop, kwargs))) as pieces:
             async for piece in pieces:
-                chunk = _piece(parsed, piece)
+                chunk = _piece(converted, piece)
                 if run_manager and chunk.text:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
     def _request(
-        self, parsed: ParsedMessages, stop: Sequence[str] | None, options: dict[str, Any]
+        self, converted: ConvertedMessages, stop: Sequence[str] | None, options: dict[str, Any]
     ) -> ChatRequest:
         """The request of a call, whose options take precedence over the model's. Raises TypeError
-        for unknown options, and PromptError if chunks are required and there are none."""
+        for unknown options."""
         check_options(options, _CALL_OPTIONS, type(self).__name__)
-        required = options.get("require_chunks")
-        if not parsed.chunks and (self.require_chunks if required is None else required):
-            raise PromptError(
-                f"{_no_chunks(parsed)}, and require_chunks refuses a question without chunks: give "
-                "documents, or leave require_chunks out"
-            )
         fields = {name: getattr(self, name) for name in _OPTIONS}
         called = {name: value for name, value in options.items() if name in _OPTIONS}
         fields |= {name: value for name, value in called.items() if value is not None}
         stop = self.stop if stop is None else stop
         stop = () if stop is None else tuple(require_list(stop, "stop"))
-        return ChatRequest(parsed.text, parsed.chunks, stop=stop, **fields)
+        return ChatRequest(converted.messages, converted.documents, stop=stop, **fields)
 
 
-def _parse(messages: Sequence[BaseMessage], options: dict[str, Any]) -> ParsedMessages:
-    return parse_messages(messages, options.get("documents"))
+def _convert(messages: Sequence[BaseMessage], options: dict[str, Any]) -> ConvertedMessages:
+    return convert_messages(messages, options.get("documents"))
 
 
-def _no_chunks(parsed: ParsedMessages) -> str:
-    """Why there are no chunks."""
-    if parsed.sources:
-        return f"there are no documents: {' and '.join(parsed.sources)} had none with text"
-    return "there are no documents: no message has any, and none was found in the messages' texts"
-
-
-def _result(parsed: ParsedMessages, text: str, metadata: AnswerMetadata) -> ChatResult:
-    response_metadata = _response_metadata(parsed, metadata)
+def _result(converted: ConvertedMessages, text: str, metadata: AnswerMetadata) -> ChatResult:
+    response_metadata = _response_metadata(converted, metadata)
     message = RagCacheMessage(
         content=text, response_metadata=response_metadata, usage_metadata=_usage(metadata)
     )
@@ -268,12 +263,12 @@ def _result(parsed: ParsedMessages, text: str, metadata: AnswerMetadata) -> Chat
     )
 
 
-def _piece(parsed: ParsedMessages, piece: str | AnswerMetadata) -> ChatGenerationChunk:
+def _piece(converted: ConvertedMessages, piece: str | AnswerMetadata) -> ChatGenerationChunk:
     if isinstance(piece, str):
         return ChatGenerationChunk(message=RagCacheMessageChunk(content=piece))
     last = RagCacheMessageChunk(
         content="",
-        response_metadata=_response_metadata(parsed, piece),
+        response_metadata=_response_metadata(converted, piece),
         usage_metadata=_usage(piece),
         chunk_position="last",
     )
@@ -290,29 +285,27 @@ def _usage(metadata: AnswerMetadata) -> UsageMetadata:
     )
 
 
-def _response_metadata(parsed: ParsedMessages, metadata: AnswerMetadata) -> dict[str, Any]:
-    """The message's metadata. Its report has the caller's ids of chunks, and their sources."""
-    report = dict(metadata.report)
+def _response_metadata(converted: ConvertedMessages, metadata: AnswerMetadata) -> dict[str, Any]:
+    """The message's metadata. Its report has the callers' ids of chunks, and their sources."""
+    report, ids = dict(metadata.report), converted.ids()
     for name in ("chunks", "passages"):
-        if len(entries := report.get(name, ())) == len(parsed.chunks):
-            report[name] = [
-                {**entry, "id": entry["id"] if chunk.id is None else chunk.id}
-                for entry, chunk in zip(entries, parsed.chunks, strict=True)
-            ]
+        report[name] = [
+            {**entry, "id": ids.get(entry["id"], entry["id"])} for entry in report.get(name, ())
+        ]
+    sources = list(converted.sources)
+    if len(report["chunks"]) > converted.chunks:
+        sources.append(MATCHED)
     notes = []
-    if MATCHED in parsed.sources:
-        notes.append(
-            f"{len(parsed.chunks)} chunks were found by their texts in the messages, as no message "
-            "marks its chunks: use rag_messages, or give documents="
-        )
-    if parsed.blank and parsed.chunks:
-        notes.append(f"{parsed.blank} of the documents had no text, and were left out")
-    if not parsed.chunks:
-        notes.append(f"{_no_chunks(parsed)}, so the answer comes from the question alone")
+    if converted.blank and converted.chunks:
+        notes.append(f"{converted.blank} of the documents had no text, and were left out")
+    if not report["chunks"]:
+        empty = " and ".join(converted.sources)
+        why = f"{empty} had none with text" if empty else "no message has any"
+        notes.append(f"there are no documents: {why}, so the answer comes from the messages alone")
     report["fallbacks"] = [*report.get("fallbacks", ()), *notes]
     return {
         "model_name": metadata.model,
         "model_provider": "ragcache",
         "finish_reason": metadata.finish_reason,
-        "ragcache": {**report, "boundaries": list(parsed.sources)},
+        "ragcache": {**report, "boundaries": sources},
     }

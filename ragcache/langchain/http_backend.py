@@ -10,9 +10,9 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Generator,
+    Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,17 +24,24 @@ from langchain_core.documents import Document
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
-from ragcache.langchain.chunk_parsing import InputChunk
 from ragcache.langchain.documents import langchain_metadata
-from ragcache.retriever.known_texts import KnownTexts
 from ragcache.text import replace_surrogates_in
 
 _TIMEOUT_S = 60.0  # for an answer, by default
 _MODEL_TIMEOUT_S = 5.0  # for the model's name, which an answer does not need
-_TEXTS_TTL_S = 30.0  # of a list of known texts
-_PAGE = 1000  # texts per request
 _RETRY_STATUS = {429, 503}  # the service is busy; Retry-After says for how long
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
+#: Fields of the ``ragcache`` object.
+_OPTIONS = (
+    "mode",
+    "ratio",
+    "misses",
+    "instructions",
+    "template",
+    "documents_in",
+    "find_chunks",
+    "require_chunks",
+)
 
 
 def _routes(base_url: str) -> str:
@@ -63,28 +70,7 @@ class HttpBackend:
         }
         self._client = httpx.Client(**self._options)
         weakref.finalize(self, self._client.close)
-        self._texts: tuple[float, KnownTexts] | None = None
         self._model: str | None = None
-
-    def known_texts(self) -> KnownTexts:
-        """See :class:`Backend`; cached for half a minute."""
-        if (known := self._cached_texts()) is None:
-            pages: list[httpx.Response] = []
-            with _map_errors():
-                while more := _next_page(pages):
-                    pages.append(self._client.get("texts", params=more))
-            known = self._cache_texts(pages)
-        return known
-
-    async def aknown_texts(self) -> KnownTexts:
-        if (known := self._cached_texts()) is None:
-            pages: list[httpx.Response] = []
-            with _map_errors():
-                async with httpx.AsyncClient(**self._options) as client:
-                    while more := _next_page(pages):
-                        pages.append(await client.get("texts", params=more))
-            known = self._cache_texts(pages)
-        return known
 
     def model_name(self) -> str:
         """See :class:`Backend`; requested once, also if the service gives no name."""
@@ -105,9 +91,8 @@ class HttpBackend:
             tokens: list[int] = response.json()["tokens"]
             return tokens
 
-    def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
-        body = {"question": question, "documents": [chunk.text for chunk in chunks]}
-        with self._post(_PostRequest("tokenize", body)) as response:
+    def count(self, request: ChatRequest) -> int:
+        with self._post(_PostRequest("tokenize", _prompt(request))) as response:
             return int(response.json()["count"])
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
@@ -186,17 +171,6 @@ class HttpBackend:
                     pause = 1.0
                 await asyncio.sleep(pause)
 
-    def _cached_texts(self) -> KnownTexts | None:
-        if self._texts is None or time.monotonic() - self._texts[0] > _TEXTS_TTL_S:
-            return None
-        return self._texts[1]
-
-    def _cache_texts(self, pages: list[httpx.Response]) -> KnownTexts:
-        entries = [entry for page in pages for entry in page.json()["data"]]
-        known = KnownTexts((entry["text"], entry["id"]) for entry in entries)
-        self._texts = time.monotonic(), known
-        return known
-
 
 class _Unreachable(RagCacheError):
     """No service listens at that address."""
@@ -269,26 +243,34 @@ def _documents(body: Mapping[str, Any]) -> list[Document]:
     ]
 
 
-def _chat(request: ChatRequest, *, stream: bool) -> _PostRequest:
+def _prompt(request: ChatRequest) -> dict[str, Any]:
+    """The fields of a request that determine the prompt, and the other options of fusion."""
     body: dict[str, Any] = {
-        "model": request.model or "ragcache",
-        "messages": [{"role": "user", "content": request.question}],
+        "messages": list(request.messages),
         "documents": [
-            {"text": c.text} if c.id is None else {"id": c.id, "text": c.text}
-            for c in request.chunks
+            {"text": one.text} if one.id is None else {"id": one.id, "text": one.text}
+            for one in request.documents
         ],
-        "stream": stream,
     }
+    if options := _given(request, _OPTIONS):
+        body["ragcache"] = options
+    return body
+
+
+def _chat(request: ChatRequest, *, stream: bool) -> _PostRequest:
+    body = {"model": request.model or "ragcache", **_prompt(request), "stream": stream}
     if stream:
         body["stream_options"] = {"include_usage": True}
-    body |= {name: v for name in _SAMPLING if (v := getattr(request, name)) is not None}
+    body |= _given(request, _SAMPLING)
     if request.stop:
         body["stop"] = list(request.stop)
-    options = {"mode": request.mode, "ratio": request.ratio}
-    if options := {name: value for name, value in options.items() if value is not None}:
-        body["ragcache"] = options
     timeout = _TIMEOUT_S if request.timeout is None else request.timeout
     return _PostRequest("chat/completions", body, timeout, stream)
+
+
+def _given(request: ChatRequest, names: Iterable[str]) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
 @contextmanager
@@ -305,15 +287,6 @@ def _map_errors(seconds: float = _TIMEOUT_S) -> Iterator[None]:
         raise RagCacheError(
             f"the request to the service failed: {error}. Check base_url"
         ) from error
-
-
-def _next_page(pages: list[httpx.Response]) -> dict[str, int] | None:
-    """The query of the page of texts after these; None after the last. Raises as ``_check``."""
-    if not pages:
-        return {"limit": _PAGE}
-    _check(pages[-1])
-    body = pages[-1].json()
-    return {"limit": _PAGE, "after": body["data"][-1]["row"]} if body["has_more"] else None
 
 
 def _check(response: httpx.Response) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,13 +25,10 @@ from ragcache.api.token_counts import count_prompt
 from ragcache.core.request import Request
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
-from ragcache.langchain.chunk_parsing import InputChunk
 from ragcache.langchain.documents import as_document
 from ragcache.models.trusted_names import absolute_name
 from ragcache.rag import RagCache
-from ragcache.retriever.known_texts import KnownTexts
 from ragcache.settings import Settings
-from ragcache.store.catalog.catalog import Catalog
 from ragcache.types import Answer, Chunk, Sampling
 
 _Result = TypeVar("_Result")
@@ -55,7 +52,6 @@ class LocalBackend:
     def __init__(self, cache: RagCache, *, owned: bool) -> None:
         self.cache = cache
         self.scheduler = Scheduler(queue=_QUEUE)
-        self._texts: tuple[int, KnownTexts] = (-1, KnownTexts())
         weakref.finalize(self, _close, self.scheduler, cache if owned else None)
 
     @classmethod
@@ -96,18 +92,6 @@ class LocalBackend:
         (result,) = [piece async for piece in self._apieces(lambda _: map(work, [self.cache]))]
         return result  # type: ignore[no-any-return]
 
-    def known_texts(self) -> KnownTexts:
-        """See :class:`Backend`; read again when documents have changed."""
-        catalog = self.cache.catalog
-        generation, known = self._texts
-        if generation != (now := catalog.generation):
-            known = KnownTexts(_stored_chunks(catalog))
-            self._texts = now, known
-        return known
-
-    async def aknown_texts(self) -> KnownTexts:
-        return await asyncio.to_thread(self.known_texts)
-
     def model_name(self) -> str:
         return self.cache.engine.name
 
@@ -117,9 +101,8 @@ class LocalBackend:
     def token_ids(self, text: str) -> list[int]:
         return self.run(lambda cache: list(cache.engine.tokenize(text)))
 
-    def count(self, question: str, chunks: Sequence[InputChunk]) -> int:
-        texts = [chunk.text for chunk in chunks]
-        return self.run(lambda cache: count_prompt(cache, Request(question, chunks=texts)).count)
+    def count(self, request: ChatRequest) -> int:
+        return self.run(lambda cache: count_prompt(cache, self._request(request)).count)
 
     def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
         return self.run(lambda cache: _retrieve(cache, question, k, neighbours))
@@ -150,20 +133,28 @@ class LocalBackend:
 
         def run(check: Callable[[], None]) -> Generator[str | AnswerMetadata, None, None]:
             self._check_model(request.model)
-            stream = self.cache.generate(
-                Request(
-                    request.question,
-                    chunks=[_chunk(chunk, n) for n, chunk in enumerate(request.chunks)],
-                    mode=request.mode,
-                    ratio=request.ratio,
-                    sampling=self._sampling(request),
-                    check=check,
-                )
-            )
+            stream = self.cache.generate(self._request(request, check))
             yield from stream
             yield self._metadata(stream.answer)
 
         return run
+
+    def _request(self, request: ChatRequest, check: Callable[[], None] | None = None) -> Request:
+        documents = enumerate(request.documents)
+        return Request(
+            messages=request.messages,
+            chunks=[Chunk(one.id or "documents", n, one.text) for n, one in documents],
+            instructions=request.instructions,
+            template=request.template,
+            documents_in=request.documents_in,
+            find_chunks=request.find_chunks,
+            mode=request.mode,
+            ratio=request.ratio,
+            misses=request.misses,
+            require_chunks=request.require_chunks,
+            sampling=self._sampling(request),
+            check=check,
+        )
 
     def _check_model(self, model: str) -> None:
         names = {"", self.cache.engine.name, self.cache.catalog.get_setting("model") or ""}
@@ -249,25 +240,6 @@ def _retrieve(
 ) -> list[Document]:
     passages = cache.retrieve(question, k, neighbours)
     return [as_document(cache.catalog, passage.chunk) for passage in passages]
-
-
-def _chunk(chunk: InputChunk, number: int) -> Chunk:
-    """Keeps the caller's id; ``document#ordinal`` is the id of a split document's chunk."""
-    if chunk.id is None:
-        return Chunk("given", number, chunk.text)
-    document, mark, ordinal = chunk.id.rpartition("#")
-    if mark and ordinal.isdecimal():
-        return Chunk(document, int(ordinal), chunk.text)
-    return Chunk(chunk.id, 0, chunk.text)
-
-
-def _stored_chunks(catalog: Catalog) -> Iterator[tuple[str, str]]:
-    """The texts of all chunks, and ids as
-    :func:`ragcache.langchain.documents.as_document` makes them."""
-    for entry in catalog.entries():
-        with suppress(KeyError):  # deleted or replaced meanwhile
-            for chunk in catalog.chunks(catalog.rows_of(entry.id)):
-                yield chunk.text, entry.id if entry.chunks == 1 else chunk.id
 
 
 def _close(scheduler: Scheduler, cache: RagCache | None) -> None:

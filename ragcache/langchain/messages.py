@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 
 from ragcache.errors import PromptError
-from ragcache.langchain.chunk_parsing import NO_DOCUMENTS
+from ragcache.langchain.convert import NO_DOCUMENTS
 from ragcache.langchain.notebook_html import report_html
 from ragcache.util.list_argument import require_list
 
@@ -19,11 +19,11 @@ def rag_messages(
 ) -> list[BaseMessage]:
     """A question with documents: one human message with a ``text-plain`` block for each document.
 
-    A block has its document's text and id, and as ``title`` the one in its metadata. An empty list
-    of documents is recorded in the message: no chunks are then searched for. In a chain the
-    question may be a mapping with ``question`` and ``documents``; the messages in its ``history``
-    go before. Raises PromptError if there is no question, and ConfigError for documents that are
-    not a list, such as one joined text.
+    A block has its document's text and id, and as ``title`` the one in its metadata; of equal
+    texts, the first is used. An empty list of documents is recorded in the message, for the report.
+    In a chain the question may be a mapping with ``question`` and ``documents``; the messages in
+    its ``history`` go before. Raises PromptError if there is no question, and ConfigError for
+    documents that are not a list, such as one joined text.
 
     >>> rag_messages("Where?", [Document("In Oslo.", id="holt")])[0].content[0]["text"]
     'In Oslo.'
@@ -39,10 +39,19 @@ def rag_messages(
         raise PromptError('there is no question: give a string, or a mapping with "question"')
     blocks: list[str | dict[str, Any]] = []
     if documents is not None:
-        blocks += map(_block, require_list(documents, "documents", Document))
+        blocks += map(_block, _unique(require_list(documents, "documents", Document)))
     marker = {NO_DOCUMENTS: True} if documents is not None and not blocks else {}
     content: list[str | dict[str, Any]] = [*blocks, {"type": "text", "text": question}]
     return [*history, HumanMessage(content, additional_kwargs=marker)]
+
+
+def _unique(documents: Iterable[Document | str]) -> list[Document | str]:
+    """The documents, each text at its first place."""
+    first: dict[str, Document | str] = {}
+    for document in documents:
+        text = document if isinstance(document, str) else document.page_content
+        first.setdefault(text.strip(), document)
+    return list(first.values())
 
 
 def _block(document: Document | str) -> dict[str, Any]:

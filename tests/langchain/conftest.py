@@ -16,12 +16,13 @@ from tests.langchain import stub
 
 PLACES = ["store", "service"]
 DOCUMENTS = [Document(d.text, id=d.id, metadata={"title": d.id}) for d in scene.DOCUMENTS]
+FIND_CHARS = 200  # all documents together are longer, and each is shorter
 QUESTION = "Where does Mira Holt live?"
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
-    with scene.small(tmp_path_factory.mktemp("store")) as cache:
+    with scene.small(tmp_path_factory.mktemp("store"), find_chars=FIND_CHARS) as cache:
         RagCacheVectorStore(cache).add_documents(DOCUMENTS)
         yield cache
 
@@ -35,7 +36,7 @@ def service(cache: RagCache) -> Iterator[stub.Stub]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a service that has the same documents."""
-    with served(tmp_path_factory.mktemp("served")) as one:
+    with served(tmp_path_factory.mktemp("served"), find_chars=FIND_CHARS) as one:
         RagCacheVectorStore(one.service.cache("ann")).add_documents(DOCUMENTS)
         yield f"{one.url}/v1"
 

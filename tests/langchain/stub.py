@@ -12,7 +12,7 @@ from typing import Any
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest
-from ragcache.langchain.chunk_parsing import InputChunk
+from ragcache.langchain.convert import InputChunk
 from ragcache.langchain.local_backend import LocalBackend
 from ragcache.rag import RagCache
 
@@ -55,17 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        if self.path == "/v1/models":
-            model = self.stub.local.cache.engine.name
-            if self._welcome():
-                self._send(200, {"data": [{"id": model}]})
-            return
-        assert self.path.startswith("/v1/texts?")
-        cache = self.stub.local.cache
-        chunks = cache.catalog.chunks(cache.catalog.vectors()[0].tolist())
+        assert self.path == "/v1/models"
         if self._welcome():
-            texts = [{"row": row, "id": c.id, "text": c.text} for row, c in enumerate(chunks)]
-            self._send(200, {"data": texts, "has_more": False})
+            self._send(200, {"data": [{"id": self.stub.local.cache.engine.name}]})
 
     def do_POST(self) -> None:
         assert self.path == "/v1/chat/completions"
@@ -130,11 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _request(body: dict[str, Any]) -> ChatRequest:
-    ((message),) = body["messages"]
     given = body["documents"]
     sampling = {k: body[k] for k in ("max_tokens", "temperature", "top_p", "seed") if k in body}
     return ChatRequest(
-        message["content"],
+        tuple(body["messages"]),
         tuple(InputChunk(d["text"], d.get("id")) for d in given),
         stop=tuple(body.get("stop", ())),
         **sampling,

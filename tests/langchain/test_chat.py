@@ -37,7 +37,7 @@ from ragcache.langchain import (
     RagCacheRetriever,
     rag_messages,
 )
-from ragcache.langchain.chunk_parsing import parse_messages
+from ragcache.langchain.convert import convert_messages
 from ragcache.langchain.http_backend import HttpBackend
 from ragcache.langchain.local_backend import LocalBackend
 from ragcache.langchain.notebook_html import report_html
@@ -57,7 +57,8 @@ both_places = pytest.mark.parametrize("place", PLACES, indirect=True, scope="mod
 @both_places
 def test_options_reach_the_engine(place: dict[str, Any], cache: RagCache) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "seed": 7, "max_tokens": 9}
-    own = cache.ask(QUESTION, chunks=TEXTS, sampling=Sampling(**options), mode="reuse")
+    messages = [{"role": "user", "content": [*TEXTS, QUESTION]}]
+    own = cache.ask(messages=messages, chunks=[], sampling=Sampling(**options), mode="reuse")
     made = ChatRagCache(**place, **options, mode="reuse").invoke(ASKED)
     called = ChatRagCache(**place).bind(**options).invoke(ASKED, mode="reuse")
     assert made.text == called.text == own.text
@@ -200,7 +201,7 @@ def test_what_cannot_be_is_refused(place: dict[str, Any]) -> None:
         ChatRagCache(**place | {"logprob": True})
     with pytest.raises(TypeError, match="top_k: unknown option of RagCacheRetriever"):
         RagCacheRetriever(**place | {"top_k": 3})
-    with pytest.raises(ValueError, match="no question"):
+    with pytest.raises(PromptError, match="messages"):
         list(model.stream([]))
 
 
@@ -218,8 +219,7 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(
     usage = model.invoke(QUESTION, documents=TEXTS).usage_metadata
     counted = model.get_num_tokens_from_messages([HumanMessage(QUESTION)], documents=TEXTS)
     assert usage and counted == usage["input_tokens"]
-    prefix = len(cache.engine.template.prefix)
-    assert model.get_num_tokens_from_messages([]) == prefix
+    assert model.get_num_tokens_from_messages([]) == 0
     own = ChatRagCache(**place, custom_get_token_ids=lambda text: [0] * len(text))
     assert own.get_num_tokens("four") == 4
     assert own.get_num_tokens_from_messages([HumanMessage("four")]) > 4
@@ -267,9 +267,7 @@ def test_an_empty_retrieval_is_no_documents(
     place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ChatRagCache(**place)
-    backend: Any = model.backend
-    for known in ("known_texts", "aknown_texts"):  # nothing is looked for
-        monkeypatch.setattr(backend, known, lambda: pytest.fail("texts were scanned"))
+    monkeypatch.setattr(RagCache, "retrieve", lambda *_: pytest.fail("chunks were retrieved"))
     found = AIMessage("", tool_calls=[{"name": "notes", "args": {}, "id": "1"}])
     tool = ToolMessage("", artifact=[], tool_call_id="1")
     asked = f"{TEXTS[0]} {QUESTION}"
@@ -284,14 +282,13 @@ def test_an_empty_retrieval_is_no_documents(
         report = answer.response_metadata["ragcache"]
         assert report["chunks"] == []
         assert "there are no documents" in report["fallbacks"][-1]
-        assert "the answer comes from the question alone" in report["fallbacks"][-1]
+        assert "the answer comes from the messages alone" in report["fallbacks"][-1]
     (message,) = rag_messages(asked, [])
     assert message_to_dict(message) == message_to_dict(
         messages_from_dict([message_to_dict(message)])[0]
     )
-    assert parse_messages(messages_from_dict([message_to_dict(message)])).sources == (
-        "content blocks",
-    )
+    converted = convert_messages(messages_from_dict([message_to_dict(message)]))
+    assert converted.sources == ("content blocks",)
 
 
 @both_places
@@ -307,9 +304,9 @@ def test_no_documents_can_be_refused(place: dict[str, Any]) -> None:
     strict = ChatRagCache(**place, require_chunks=True)
     assert strict.invoke(ASKED).text
     for asked in (rag_messages(QUESTION, []), QUESTION):
-        with pytest.raises(PromptError, match="no documents.*require_chunks refuses"):
+        with pytest.raises(PromptError, match="no chunks to answer from.*require_chunks"):
             strict.invoke(asked)
-        with pytest.raises(PromptError, match="no documents"):
+        with pytest.raises(PromptError, match="no chunks to answer from"):
             list(ChatRagCache(**place).stream(asked, require_chunks=True))
         assert strict.invoke(asked, require_chunks=False).text
 
@@ -414,8 +411,11 @@ def test_the_service_is_asked_as_its_contract_says(service: stub.Stub) -> None:
     model.invoke(ASKED)
     list(model.stream(ASKED))
     plain, streamed = service.asked[-2:]
-    assert plain["messages"] == [{"role": "user", "content": QUESTION}]
-    assert plain["documents"][0] == {"id": "holt", "text": TEXTS[0]}
+    chunk = {"type": "chunk", "text": TEXTS[0], "id": "holt"}
+    (message,) = plain["messages"]
+    assert message["role"] == "user" and message["content"][0] == chunk
+    assert message["content"][-1] == {"type": "text", "text": QUESTION}
+    assert plain["documents"] == []
     assert plain["ragcache"] == {"mode": "fused", "ratio": 0.3}
     assert (plain["seed"], plain["stream"], streamed["stream"]) == (1, False, True)
     assert streamed["stream_options"] == {"include_usage": True}
@@ -436,8 +436,6 @@ def test_a_key_that_is_refused(service: stub.Stub) -> None:
     model = ChatRagCache(base_url=service.url, api_key=SecretStr("wrong"))
     with pytest.raises(ConfigError, match="401: no such key. Check api_key"):
         model.invoke(ASKED)
-    with pytest.raises(ConfigError, match="401: no such key. Check api_key"):
-        model.invoke("a text that looks for known chunks")
 
 
 def test_a_service_that_is_not_there() -> None:

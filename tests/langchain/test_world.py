@@ -1,4 +1,8 @@
-"""The small world through a LangChain chain: the same answers as RagCache, in every mode."""
+"""The small world through a LangChain chain: the same answers as RagCache, in every mode.
+
+The chain's messages have the layout of :meth:`RagCache.ask`: its instructions, and "Question:"
+before the question.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import RunnableLambda
 
 from ragcache.blend import BLENDERS
 from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.engine.template import SEPARATOR, SYSTEM
 from ragcache.langchain import ChatRagCache, RagCacheRetriever, rag_messages
 from ragcache.models import world_file
 from ragcache.rag import RagCache
@@ -45,9 +50,9 @@ def test_the_chain_answers_as_the_pipeline(
     small_world: RagCache, questions: list[str], mode: str
 ) -> None:
     retriever = RagCacheRetriever(store=small_world)
-    model = ChatRagCache(store=small_world, mode=mode)
+    model = ChatRagCache(store=small_world, mode=mode, instructions=SYSTEM + SEPARATOR)
     chain = (
-        {"documents": retriever, "question": RunnablePassthrough()}
+        {"documents": retriever, "question": RunnableLambda("Question: {}".format)}
         | RunnableLambda(rag_messages)
         | model
     )

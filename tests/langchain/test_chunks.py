@@ -35,12 +35,18 @@ def model(place: dict[str, Any]) -> ChatRagCache:
     return ChatRagCache(**place)
 
 
-def check(answer: BaseMessage, cache: RagCache, way: str = "content blocks") -> None:
-    """All chunks were found in the store, and the answer is the pipeline's own."""
+CHUNKS = [{"type": "chunk", "text": text} for text in TEXTS]
+OWN = [{"role": "user", "content": [*TEXTS, QUESTION]}]
+
+
+def check(
+    answer: BaseMessage, cache: RagCache, way: str = "content blocks", messages: Any = OWN
+) -> None:
+    """All chunks were found in the store, and the answer is RagCache's own to ``messages``."""
     report = answer.response_metadata["ragcache"]
     assert report["boundaries"] == [way]
     assert [chunk["miss"] for chunk in report["chunks"]] == [None] * len(DOCUMENTS)
-    own = cache.ask(QUESTION, chunks=TEXTS)
+    own = cache.ask(messages=messages, chunks=[])
     assert report["reused_tokens"] == own.report.reused_tokens > 0
     assert answer.text == own.text
 
@@ -85,7 +91,9 @@ def test_serialisation(model: ChatRagCache, cache: RagCache) -> None:
 def test_a_placeholder(model: ChatRagCache, cache: RagCache) -> None:
     documents = [HumanMessage(ASKED[0].content[:-1])]  # blocks alone, before the question
     prompt = ChatPromptTemplate([MessagesPlaceholder("found"), ("human", "{question}")])
-    check((prompt | model).invoke({"found": documents, "question": QUESTION}), cache)
+    own = [{"role": "user", "content": CHUNKS}, {"role": "user", "content": QUESTION}]
+    answer = (prompt | model).invoke({"found": documents, "question": QUESTION})
+    check(answer, cache, messages=own)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +122,9 @@ def test_retriever_and_model_of_one_place(
     assert retriever.invoke(QUESTION) == own == asyncio.run(retriever.ainvoke(QUESTION))
     assert retriever.invoke(QUESTION, k=1, neighbours=0) == own[:1]
     answer = model.invoke(rag_messages(QUESTION, retriever.invoke(QUESTION)))
-    assert answer.text == cache.ask(QUESTION, chunks=[d.page_content for d in own]).text
+    content = [*(document.page_content for document in own), QUESTION]
+    messages = [{"role": "user", "content": content}]
+    assert answer.text == cache.ask(messages=messages, chunks=[]).text
     report = answer.response_metadata["ragcache"]
     assert [chunk["id"] for chunk in report["chunks"]] == [document.id for document in own]
     assert [chunk["miss"] for chunk in report["chunks"]] == [None] * len(own)
@@ -131,9 +141,14 @@ def test_a_tools_artifact(model: ChatRagCache, cache: RagCache) -> None:
     result = tool.invoke(call)
     result.artifact.sort(key=lambda d: TEXTS.index(d.page_content))
     asked = [HumanMessage(QUESTION), AIMessage("", tool_calls=[call]), result]
-    check(model.invoke(asked), cache, "tool artifacts")
+    own = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": ""},
+        {"role": "tool", "content": CHUNKS},
+    ]
+    check(model.invoke(asked), cache, "tool artifacts", own)
     result.artifact = [json.loads(document.model_dump_json()) for document in result.artifact]
-    check(model.invoke(asked), cache, "tool artifacts")
+    check(model.invoke(asked), cache, "tool artifacts", own)
 
 
 def test_several_text_parts(model: ChatRagCache, cache: RagCache) -> None:
@@ -149,7 +164,7 @@ def test_a_joined_string_is_matched_and_the_report_says_so(
     report = answer.response_metadata["ragcache"]
     assert report["boundaries"] == ["matched text"]
     assert [chunk["miss"] for chunk in report["chunks"]] == [None] * 3
-    assert "3 chunks were found by their texts" in report["fallbacks"][-1]
+    assert [chunk["id"] for chunk in report["chunks"]] == ["holt#0", "mill#0", "boats#0"]
 
 
 def test_a_chunk_that_nobody_knows_is_stored_with_its_first_question(model: ChatRagCache) -> None:
