@@ -36,7 +36,9 @@ def service(cache: RagCache) -> Iterator[stub.Stub]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a service that has the same documents."""
-    with served(tmp_path_factory.mktemp("served"), find_chars=FIND_CHARS) as one:
+    with served(
+        tmp_path_factory.mktemp("served"), find_chars=FIND_CHARS, trust_request_templates=True
+    ) as one:
         RagCacheVectorStore(one.service.cache("ann")).add_documents(DOCUMENTS)
         yield f"{one.url}/v1"
 
