@@ -161,7 +161,7 @@ CONTENTS = st.one_of(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))
 def chats(draw: st.DrawFn) -> list[dict[str, Any]]:
     """A system message or none, or an empty one; turns; and the last of the user."""
     system = draw(st.sampled_from([None, "", "Be brief.", "<eos>"]))
-    chat = [] if system is None else [{"role": "system", "content": system}]
+    chat: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     for _ in range(draw(st.integers(0, 2))):
         chat += [{"role": "user", "content": draw(CONTENTS)}]
         chat += [{"role": "assistant", "content": draw(TEXTS)}]
