@@ -180,17 +180,19 @@ def _reply(
 
 
 def shown(outcomes: Sequence[Outcome]) -> str:
-    """The table of all variants, and that of paired differences with 95 % intervals."""
+    """The table of the variants that were measured with every question, and that of paired
+    differences with 95 % intervals."""
+    labels = [label for label in outcomes[0] if all(label in one for one in outcomes)]
     means = [
         [
             label,
             *(_shown(fmean(one[label][figure] for one in outcomes), figure) for figure in _FIGURES),
         ]
-        for label in outcomes[0]
+        for label in labels
     ]
     differences = [
         [one, other, *map(_with_interval, _differences(outcomes, one, other), _FIGURES)]
-        for one, other in _pairs(outcomes[0])
+        for one, other in _pairs(labels)
     ]
     heads = _FIGURES.values()
     return "\n".join(

@@ -82,6 +82,11 @@ def test_one_question_has_no_intervals() -> None:
     assert shown(every).splitlines()[-1].endswith("| +0.000 | +0.000 | +0% | +0% |")
 
 
+def test_a_variant_that_a_question_lacks_is_left_out() -> None:
+    text = shown([outcome(0.5, "reuse, bos", "reuse, exact"), outcome(0.5, "reuse, exact")])
+    assert "reuse, exact" in text and "reuse, bos" not in text
+
+
 def test_every_variant_is_compared() -> None:
     pairs = contexts._pairs(list(variants()))
     assert {label for pair in pairs for label in pair} == set(variants())
