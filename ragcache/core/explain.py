@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Literal
 
 from ragcache.core.seen_parts import SeenParts
 from ragcache.engine.base import ChunkEngine
@@ -109,8 +110,16 @@ def part_reports(
 
     prompt, reports = found.layout.prompt, list[PartReport]()
     chunks = texts = 0
-    for part, name in zip(prompt.parts, _text_names(prompt), strict=True):
-        if part.is_chunk:
+    for part, name, (start, stop) in zip(
+        prompt.parts, _text_names(prompt), prompt.part_spans, strict=True
+    ):
+        if (kept := min(stop, found.layout.kept) - start) > 0:
+            kind: Literal["text", "chunk"] = "chunk" if part.is_chunk else "text"
+            reason = "" if kept == stop - start else "its beginning is that of an earlier turn"
+            named = names[chunks] if part.is_chunk else name
+            reports.append(PartReport(kind, named, stop - start, kept, reason))
+            chunks, texts = chunks + part.is_chunk, texts + (not part.is_chunk)
+        elif part.is_chunk:
             reports.append(of_chunk(chunks, len(part.tokens)))
             chunks += 1
         else:

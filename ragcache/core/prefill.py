@@ -9,7 +9,7 @@ from ragcache.blend import Blender, with_ratio
 from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.core.consistent import MissingEncoder
 from ragcache.core.explain import PartHistory, chunk_names, part_reports
-from ragcache.core.kept_prompts import KeptPrompts
+from ragcache.core.kept_prompts import KeptPrompts, KeptRows
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import StoreError
@@ -64,9 +64,7 @@ def prefill(
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
     missed: dict[int, Miss] = {}
-    kept = None
-    if context.chats is not None:
-        kept = context.chats.find(request, context.encoding, context.tenant)
+    kept = _kept(context, request)
     while True:
         blender, chosen = request.blender, None
         encoded = set() if encoder is None else {key.digest for key in encoder.encoded}
@@ -84,7 +82,7 @@ def prefill(
             missed.update(found.misses)
             context.store.put_all(new)
             continue
-        if request.speeds is not None:
+        if request.speeds is not None and kept is None:  # the rest of a chat is short
             chosen, found = _planned(context, found, blender, request.speeds, failed)
             blender = with_ratio(blender, chosen.ratio)
         capture = context.store_misses and blender.reuses in ("in_context", "variant")
@@ -118,6 +116,7 @@ def prefill(
 
 def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     """What :func:`prefill` would load for ``request`` now. Nothing is counted or computed."""
+    kept = _kept(context, request)
     found = look_up(
         request.prompt,
         request.blender,
@@ -126,9 +125,10 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
         encoding=context.encoding,
         tenant=context.tenant,
         count=False,
+        kept=0 if kept is None else kept.rows,
     )
     blender, chosen = request.blender, None
-    if request.speeds is not None:
+    if request.speeds is not None and kept is None:
         chosen, found = _planned(context, found, blender, request.speeds, ())
         blender = with_ratio(blender, chosen.ratio)
     names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])
@@ -139,6 +139,13 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
         request.no_chunks,
         chosen,
     )
+
+
+def _kept(context: PrefillContext, request: PromptRequest) -> KeptRows | None:
+    """The first rows of the prompt that an earlier turn of the chat has computed."""
+    if context.chats is None:
+        return None
+    return context.chats.find(request, context.encoding, context.tenant)
 
 
 def _planned(

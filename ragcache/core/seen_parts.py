@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from ragcache.store.key import ChunkKey
 from ragcache.types import Tokens
 
-__all__ = ["SeenParts"]
-
 _Trait = tuple[str, Tokens | str]
 
 _ENDS = 16  # tokens at either end of a part by which similar ones are found

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ragcache.store.remote.bandwidth import LinkEstimate
     from ragcache.types import ChunkKV, ChunkNotes, Fingerprint, KVSpec, MissReason
 
-__all__ = ["ChunkStore", "Miss", "StoreStats", "StoredChunk", "Variant", "unusable_error"]
+__all__ = ["ABSENT", "ChunkStore", "Miss", "StoreStats", "StoredChunk", "Variant", "unusable_error"]
 
 _Found = TypeVar("_Found")
 

@@ -102,7 +102,7 @@ def check_sums(report: Report, prompt: Prompt) -> None:
     assert report.chunk_tokens == sum(chunk.tokens for chunk in report.chunks)
     missed = sum(chunk.tokens for chunk in report.chunks if chunk.miss is not None)
     assert report.reused_tokens + report.recomputed_tokens + missed == report.chunk_tokens
-    assert 0 <= report.loaded_text_tokens <= report.prefix_tokens
+    assert 0 <= report.loaded_text_tokens <= report.prefix_tokens + report.kept_tokens
     assert 0 <= report.reused_tokens and 0 <= report.recomputed_tokens
     assert len(report.computed) == len(prompt)
 

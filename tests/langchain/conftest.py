@@ -22,7 +22,9 @@ QUESTION = "Where does Mira Holt live?"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
-    with scene.small(tmp_path_factory.mktemp("store"), find_chars=FIND_CHARS) as cache:
+    with scene.small(
+        tmp_path_factory.mktemp("store"), find_chars=FIND_CHARS, chat_bytes=0
+    ) as cache:
         RagCacheVectorStore(cache).add_documents(DOCUMENTS)
         yield cache
 
@@ -37,7 +39,10 @@ def service(cache: RagCache) -> Iterator[stub.Stub]:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a service that has the same documents."""
     with served(
-        tmp_path_factory.mktemp("served"), find_chars=FIND_CHARS, trust_request_templates=True
+        tmp_path_factory.mktemp("served"),
+        find_chars=FIND_CHARS,
+        chat_bytes=0,
+        trust_request_templates=True,
     ) as one:
         RagCacheVectorStore(one.service.cache("ann")).add_documents(DOCUMENTS)
         yield f"{one.url}/v1"

@@ -128,7 +128,7 @@ def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
     before = chat(ann, TURNS, **given).json()
     assert f"Hi.\n\nIt rains.\n\n{QUESTION}" in prompt_text(before)
     given["ragcache"]["documents_in"] = "system"
-    assert "Be brief.It rains.\n\nHello" in prompt_text(chat(ann, TURNS, **given).json())
+    assert "Be brief.\n\nIt rains.\n\nHello" in prompt_text(chat(ann, TURNS, **given).json())
     kinds = [part["kind"] for part in before["ragcache"]["prompt"]]
     assert kinds == [*["prefix"] * (len(kinds) - 2), "chunk", "question"]
     given["ragcache"] |= {"instructions": "Be kind.", "documents_in": "user"}
