@@ -23,7 +23,7 @@ CHAT: list[dict[str, str]] = [
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[RagCache]:
-    with scene.small(tmp_path) as cache:
+    with scene.small(tmp_path, chat_bytes=0) as cache:
         yield cache
 
 

@@ -17,6 +17,7 @@ from tests.langchain import stub
 PLACES = ["store", "service"]
 DOCUMENTS = [Document(d.text, id=d.id, metadata={"title": d.id}) for d in scene.DOCUMENTS]
 FIND_CHARS = 200  # all documents together are longer, and each is shorter
+SETTINGS: dict[str, Any] = {"find_chars": FIND_CHARS, "chat_bytes": 0}  # no earlier turns
 QUESTION = "Where does Mira Holt live?"
 
 
