@@ -91,7 +91,8 @@ def test_usage_and_report(place: dict[str, Any], cache: RagCache) -> None:
     parts = ("prefix_tokens", "chunk_tokens", "question_tokens")
     assert usage["input_tokens"] == sum(report[part] for part in parts)
     assert usage["output_tokens"] == 6
-    assert usage["input_token_details"] == {"cache_read": report["reused_tokens"]}
+    loaded = report["reused_tokens"] + report["loaded_text_tokens"]
+    assert usage["input_token_details"] == {"cache_read": loaded}
     assert report["mode"] == "fused" and 0 < report["ttft_s"] < report["total_s"]
     assert {"id", "tokens", "recomputed", "charged", "miss"} <= report["chunks"][0].keys()
     assert answer.response_metadata["model_name"] == "llama"
