@@ -178,19 +178,6 @@ class PromptBuilder:
         return tuple(token for tokens in each for token in tokens)
 
 
-def _with_arguments(call: Any) -> Any:
-    """A tool call with its arguments as an object, which templates take; in OpenAI's API they are
-    JSON in a string."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def question_of(messages: Sequence[ChatMessage]) -> str:
     """The text to retrieve chunks for: what the last user's message has besides chunks."""
     last = next((message for message in reversed(messages) if message.role == "user"), None)
