@@ -14,11 +14,17 @@ from ragcache.engine.base import ChunkEngine
 from ragcache.engine.chat import RenderedChat
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.engine.chat_message import ChatMessage
-from ragcache.engine.template import SEPARATOR, SYSTEM, PromptTemplate
+from ragcache.engine.template import (
+    SEPARATOR,
+    SYSTEM,
+    PromptTemplate,
+    chunk_text,
+    text_tokens,
+)
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.known_texts import KnownTexts
 from ragcache.retriever.parts import find_parts
-from ragcache.types import Chunk, Part, Passage, Prompt, Segment, Tokens
+from ragcache.types import Chunk, Part, Passage, Prompt, Segment
 
 __all__ = ["PromptBuilder", "question_of", "read_template"]
 
@@ -136,7 +142,7 @@ class PromptBuilder:
 
         def close() -> None:
             if run:
-                parts.append(Part(self._text(run)))
+                parts.append(Part(text_tokens(self.engine.tokenize, run)))
                 run.clear()
 
         message = 0
@@ -167,15 +173,6 @@ class PromptBuilder:
         if stored is not None and stored[: len(tokens)] != tokens:
             stored = None
         return Part(tokens, True, stored)
-
-    def _text(self, run: Sequence[Segment]) -> Tokens:
-        """The ids of adjacent segments that are no chunks. Only the template's own text becomes
-        control tokens."""
-        plain = [segment.text for segment in run if segment.kind != "template"]
-        if all(self.engine.tokenize(t, control=True) == self.engine.tokenize(t) for t in plain):
-            return self.engine.tokenize("".join(segment.text for segment in run), control=True)
-        each = [self.engine.tokenize(s.text, control=s.kind == "template") for s in run]
-        return tuple(token for tokens in each for token in tokens)
 
 
 def question_of(messages: Sequence[ChatMessage]) -> str:
@@ -224,7 +221,7 @@ def _segment(number: int, part: Any) -> Segment:
 
 
 def _given_chunk(text: str, id: Any = None) -> Segment:
-    return Segment(_separated(text), "chunk", _UNNAMED if id is None else str(id))
+    return Segment(chunk_text(text), "chunk", _UNNAMED if id is None else str(id))
 
 
 def _named(segment: Segment, other: str) -> Chunk:
@@ -257,13 +254,7 @@ def _with_parsed(call: Any) -> Any:
 
 
 def _document(passage: Passage) -> Segment:
-    return Segment(_separated(passage.chunk.text), "chunk", passage.chunk.id)
-
-
-def _separated(text: str) -> str:
-    if not text.strip():
-        raise PromptError("a chunk is empty: leave it out, or give it text")
-    return text.strip() + SEPARATOR
+    return Segment(chunk_text(passage.chunk.text), "chunk", passage.chunk.id)
 
 
 def _ending_in_text(parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -6,14 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 from ragcache.engine.prompt_date import uses_date, with_fixed_date
 from ragcache.engine.rendering import check_rendering
 from ragcache.errors import ModelError, PromptError
-from ragcache.types import Prompt, Tokens
+from ragcache.types import Prompt, Segment, Tokens
 
-__all__ = ["PromptTemplate", "SEPARATOR", "SYSTEM", "split_chat_template"]
+__all__ = [
+    "PromptTemplate",
+    "SEPARATOR",
+    "SYSTEM",
+    "chunk_text",
+    "split_chat_template",
+    "text_tokens",
+]
 
 SYSTEM = "Use the notes to answer the question."
 SEPARATOR = "\n\n"  # ends the instructions and every chunk
@@ -48,9 +56,7 @@ class PromptTemplate:
 
     def chunk(self, text: str) -> Tokens:
         """Ids of a chunk with its separator. Raises PromptError for a blank text."""
-        if not text.strip():
-            raise PromptError("a chunk is empty: leave it out, or give it text")
-        return self.tokenize(text.strip() + SEPARATOR)
+        return self.tokenize(chunk_text(text))
 
     def question(self, text: str, lead: str = "") -> Tokens:
         """Ids of ``lead``, the question and the template's text after it. Raises PromptError for a
@@ -60,15 +66,29 @@ class PromptTemplate:
         question = f"Question: {text.strip()}"
         if lead.strip():
             question = f"{lead.strip()}{SEPARATOR}{question}"
-        plain = self.tokenize(question)
-        if self.tokenize(question, control=True) == plain:  # without names of control tokens
-            return self.tokenize(question + self.after, control=True)
-        return plain + self.tokenize(self.after, control=True)
+        return text_tokens(self.tokenize, [Segment(question), Segment(self.after, "template")])
 
     def prompt(self, chunks: Sequence[str], question: str, lead: str = "") -> Prompt:
         """The prompt of these chunks and this question. Raises as :meth:`chunk` and
         :meth:`question`."""
         return Prompt.of(self.prefix, tuple(map(self.chunk, chunks)), self.question(question, lead))
+
+
+def chunk_text(text: str) -> str:
+    """The text of a chunk as it is tokenised. Raises PromptError for a blank one."""
+    if not text.strip():
+        raise PromptError("a chunk is empty: leave it out, or give it text")
+    return text.strip() + SEPARATOR
+
+
+def text_tokens(tokenize: Tokenize, run: Sequence[Segment]) -> Tokens:
+    """Ids of adjacent segments that are no chunks. Only text of kind "template" becomes control
+    tokens: if another text contains the name of one, each segment is tokenised alone."""
+    plain = [segment.text for segment in run if segment.kind != "template"]
+    if all(tokenize(text, control=True) == tokenize(text) for text in plain):
+        return tokenize("".join(segment.text for segment in run), control=True)
+    each = (tokenize(s.text, control=s.kind == "template") for s in run)
+    return tuple(chain.from_iterable(each))
 
 
 def split_chat_template(
