@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ragcache.blend.base import Blender
-from ragcache.core.precompute import compute_batch, make_batches
+from ragcache.core.precompute import Batch, compute_batch
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Engine
 from ragcache.errors import ConfigError
@@ -40,8 +40,8 @@ class MissingEncoder:
         if blender.by_sensitivity:
             wanted |= {record.key for record in found.unmeasured.values()}
         # Each in a forward of its own: bits must not depend on what else is missing.
-        for batch in make_batches(((key.context, key) for key in wanted), batch_tokens=1):
-            new += zip(batch.keys, compute_batch(self.engine, batch), strict=True)
+        for key in wanted:
+            new += [(key, kv) for kv in compute_batch(self.engine, Batch(key.context, (key,)))]
         for key in found.missing_texts.values():
             new += [(key, kv) for kv in self.engine.encode([key.tokens], context=key.context)]
         stored = [(key, as_stored(key, kv)) for key, kv in new]

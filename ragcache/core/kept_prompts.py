@@ -23,11 +23,12 @@ class KeptRows(NamedTuple):
     rows: int
 
 
+_Use = tuple[str, Blender, EncodingContext]  # tenant, method and context: only equal ones share KV
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    tenant: str
-    blender: Blender
-    encoding: EncodingContext
+    use: _Use
     tokens: Tokens  # of the prompt and its answer, as far as they are computed
     prefilled: Prefilled
     size: int  # bytes
@@ -53,11 +54,8 @@ class KeptPrompts:
         if not self._suits(request):
             return None
         with self._lock:
-            kept = [
-                one
-                for one in self._kept
-                if (one.tenant, one.blender, one.encoding) == (tenant, request.blender, encoding)
-            ]
+            use = tenant, request.blender, encoding
+            kept = [one for one in self._kept if one.use == use]
         found = [KeptRows(one.prefilled, _usable(request.prompt, one.tokens)) for one in kept]
         best = max(found, key=lambda one: one.rows, default=None)
         return best if best is not None and best.rows else None
@@ -76,7 +74,7 @@ class KeptPrompts:
         if not self._suits(request) or size > self.most_bytes:
             return
         tokens = request.prompt.tokens + answer[:-1]  # the last token's row is not computed
-        new = _Kept(tenant, request.blender, encoding, tokens, prefilled, size)
+        new = _Kept((tenant, request.blender, encoding), tokens, prefilled, size)
         with self._lock:
             kept = [one for one in self._kept if not _continues(new, one)] + [new]
             while sum(one.size for one in kept) > self.most_bytes:
@@ -105,5 +103,4 @@ def _usable(prompt: Prompt, tokens: Tokens) -> int:
 
 
 def _continues(new: _Kept, old: _Kept) -> bool:
-    same = (new.tenant, new.blender, new.encoding) == (old.tenant, old.blender, old.encoding)
-    return same and new.tokens[: len(old.tokens)] == old.tokens
+    return new.use == old.use and new.tokens[: len(old.tokens)] == old.tokens

@@ -37,6 +37,33 @@ class PrefillContext:
     store_misses: bool = False  # copy the KV of missing chunks from the prompt, to be stored later
     chats: KeptPrompts | None = None  # KV of earlier turns
 
+    def look_up(
+        self,
+        request: PromptRequest,
+        kept: KeptRows | None = None,
+        *,
+        unusable: Collection[bytes] = (),
+        count: bool = True,
+    ) -> PromptLookup:
+        """See :func:`ragcache.planning.lookup.look_up`."""
+        return look_up(
+            request.prompt,
+            request.blender,
+            self.store,
+            self.engine.fingerprint,
+            encoding=self.encoding,
+            tenant=self.tenant,
+            unusable=unusable,
+            count=count,
+            kept=0 if kept is None else kept.rows,
+        )
+
+    def kept_rows(self, request: PromptRequest) -> KeptRows | None:
+        """The first rows of the prompt that an earlier turn of the chat has computed."""
+        if self.chats is None:
+            return None
+        return self.chats.find(request, self.encoding, self.tenant)
+
 
 @dataclass(frozen=True, slots=True)
 class FusedPrefill:
@@ -64,20 +91,11 @@ def prefill(
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
     missed: dict[int, Miss] = {}
-    kept = _kept(context, request)
+    kept = context.kept_rows(request)
     while True:
         blender, chosen = request.blender, None
         encoded = set() if encoder is None else {key.digest for key in encoder.encoded}
-        found = look_up(
-            request.prompt,
-            blender,
-            context.store,
-            context.engine.fingerprint,
-            encoding=context.encoding,
-            tenant=context.tenant,
-            unusable=failed.keys() - encoded,
-            kept=0 if kept is None else kept.rows,
-        )
+        found = context.look_up(request, kept, unusable=failed.keys() - encoded)
         if encoder is not None and (new := encoder.encode(found, blender)):
             missed.update(found.misses)
             context.store.put_all(new)
@@ -116,17 +134,8 @@ def prefill(
 
 def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     """What :func:`prefill` would load for ``request`` now. Nothing is counted or computed."""
-    kept = _kept(context, request)
-    found = look_up(
-        request.prompt,
-        request.blender,
-        context.store,
-        context.engine.fingerprint,
-        encoding=context.encoding,
-        tenant=context.tenant,
-        count=False,
-        kept=0 if kept is None else kept.rows,
-    )
+    kept = context.kept_rows(request)
+    found = context.look_up(request, kept, count=False)
     blender, chosen = request.blender, None
     if request.speeds is not None and kept is None:
         chosen, found = _planned(context, found, blender, request.speeds, ())
@@ -139,13 +148,6 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
         request.no_chunks,
         chosen,
     )
-
-
-def _kept(context: PrefillContext, request: PromptRequest) -> KeptRows | None:
-    """The first rows of the prompt that an earlier turn of the chat has computed."""
-    if context.chats is None:
-        return None
-    return context.chats.find(request, context.encoding, context.tenant)
 
 
 def _planned(

@@ -15,7 +15,6 @@ from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import ConfigError
 from ragcache.planning.context import EncodingContext
-from ragcache.planning.lookup import look_up
 from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.memory import MemoryStore
@@ -123,14 +122,7 @@ class JobRunner:
         """
         # An error must be raised while all ranks still agree.
         _check_no_selection_by_kv(mode, prompt, self.model.spec.layers)
-        found = look_up(
-            prompt,
-            mode,
-            context.store,
-            self.model.fingerprint,
-            encoding=context.encoding,
-            tenant=context.tenant,
-        )
+        found = context.look_up(PromptRequest(prompt, mode))
         read = {part.key: context.store.get(part.key) for part in found.stored}
         mine = frozenset(key.digest for key, kv in read.items() if not isinstance(kv, Miss))
         assert self.rank.all_gather is not None

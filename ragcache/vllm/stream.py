@@ -61,17 +61,21 @@ class VllmGenerator:
         check_mode(request.blender)
         return _VllmStream(self, request)
 
-    def explain(self, request: PromptRequest) -> Explanation:
-        """What the servers would load now; they may have more in prefix caches of their own."""
-        found = look_up(
+    def look_up(self, request: PromptRequest, *, count: bool = True) -> PromptLookup:
+        """See :func:`ragcache.planning.lookup.look_up`."""
+        return look_up(
             request.prompt,
             request.blender,
             self.store,
             self.engine.fingerprint,
             encoding=self.encoding,
             tenant=self.tenant,
-            count=False,
+            count=count,
         )
+
+    def explain(self, request: PromptRequest) -> Explanation:
+        """What the servers would load now; they may have more in prefix caches of their own."""
+        found = self.look_up(request, count=False)
         names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])
         parts = part_reports(found, names, self.history)
         return Explanation(request.blender.mode, parts, request.passages, request.no_chunks)
@@ -135,15 +139,7 @@ class _VllmStream(GenerationStream):
     def _generate(self) -> Iterator[str | None]:
         """Pieces of text, and None whenever no token has arrived for a while."""
         began = time.perf_counter()
-        given = self._generator
-        self._resolved = look_up(
-            self._prompt,
-            self._blender,
-            given.store,
-            self._engine.fingerprint,
-            encoding=given.encoding,
-            tenant=given.tenant,
-        )
+        self._resolved = self._generator.look_up(self.request)
         steps: list[Step] = []
         ttft = 0.0
         speller = IncrementalDetokenizer(self._engine.tokenizer, self._engine.ends, self._sampling)
