@@ -179,8 +179,8 @@ class LocalBackend:
         return AnswerMetadata(
             model=self.cache.engine.name,
             finish_reason="length" if answer.stopped == "length" else "stop",
-            input_tokens=report.prefix_tokens + report.chunk_tokens + report.question_tokens,
-            cached_tokens=report.reused_tokens,
+            input_tokens=report.prompt_tokens,
+            cached_tokens=report.cached_tokens,
             output_tokens=len(answer.tokens),
             report=json.loads(
                 json.dumps(report_json(answer))
