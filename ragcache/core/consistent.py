@@ -53,7 +53,7 @@ def check_window(engine: Engine, request: PromptRequest) -> None:
     """Raise ConfigError if a sliding window is shorter than a prompt with overlapping positions:
     the window counts rows, not positions."""
     window, tokens = engine.sliding_window, len(request.prompt)
-    if request.blender.placement == "overlapping" and window is not None and tokens > window:
+    if window is not None and tokens > window:
         raise ConfigError(
             f"overlapping positions cannot be used: {engine.name} has layers that see {window} "
             f"tokens, and this prompt has {tokens}. Use positions=consecutive."

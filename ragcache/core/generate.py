@@ -150,8 +150,10 @@ class _LocalStream(GenerationStream):
     def _run(self) -> Iterator[str]:
         began = time.perf_counter()
         request, generator, encoder = self.request, self._generator, None
-        check_window(generator.engine, request)
-        if request.misses == "consistent" or request.blender.placement == "overlapping":
+        overlapping = request.blender.placement == "overlapping"
+        if overlapping:
+            check_window(generator.engine, request)
+        if overlapping or request.misses == "consistent":
             generator = replace(generator, store=OverlayStore(generator.store))
             encoder = MissingEncoder(generator.engine)
         done = prefill(generator, request, encoder)
@@ -177,15 +179,20 @@ class _LocalStream(GenerationStream):
             total_s=total,
             plan=done.plan,
         )
+        refusal = self._generator.store.refusal() if done.missed else None
+        if refusal is not None:
+            note = f"they are not stored for next time: {refusal}"
+            report = replace(report, fallbacks=(*report.fallbacks, note))
         tokens = tuple(step.token for step in steps)
         if request.forced is not None and self._forced_logits is None:
             wanted = request.forced or tokens  # the first token may have ended the answer
             self._forced_logits = generator.engine.continuation_logits(prefilled, wanted)
-        if generator.store_misses:
+        if generator.store_misses and refusal is None:
             encoded = {} if encoder is None else encoder.encoded
             self._missed = MissedChunks(generator.engine, self._generator, done, encoded)
         if generator.chats is not None:
-            size = generator.engine.spec.chunk_bytes(len(request.prompt) + len(tokens))
+            rows = len(request.prompt) + request.sampling.max_tokens  # that were reserved
+            size = generator.engine.spec.chunk_bytes(rows)
             generator.chats.keep(
                 request, generator.encoding, generator.tenant, prefilled, tokens, size
             )
