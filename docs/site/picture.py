@@ -172,9 +172,9 @@ def request() -> str:
         Box(580, 40, 150, 42, "ChatRagCache", ("LangChain",), "plain"),
     ]
     steps = [
-        ("Request", "question, chunks, mode, ratio, sampling"),
+        ("Request", "question or messages, chunks, mode, ratio, sampling"),
         ("Retrieve", "nearest chunks and their neighbours, unless chunks are given"),
-        ("Build the prompt", "prefix, chunks, question: each tokenised alone"),
+        ("Build the prompt", "texts and chunks in any order, each tokenised alone"),
         ("Look up", "a key for each part: a hit, or a miss with its reason"),
         ("Plan", "which chunks to load or to compute, and the recompute ratio"),
     ]
