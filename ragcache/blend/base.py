@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
@@ -93,7 +93,16 @@ class Layout:
     @property
     def kept_chunk_rows(self) -> int:
         """The number of kept rows that are of chunks."""
-        return sum(stop - start for start, stop in self.prompt.spans if stop <= self.kept)
+        return sum(min(stop, self.kept) - start for start, stop in self._kept_chunks)
+
+    @property
+    def after_kept_rows(self) -> int:
+        """The number of computed rows of a chunk whose first rows are kept."""
+        return sum(max(0, stop - self.kept) for _, stop in self._kept_chunks)
+
+    @property
+    def _kept_chunks(self) -> Iterator[tuple[int, int]]:
+        return ((start, stop) for start, stop in self.prompt.spans if start < self.kept)
 
     @cached_property
     def reusable(self) -> Tensor:

@@ -98,7 +98,7 @@ def look_up(
     :meth:`ChunkStore.get_header`. Raises StoreError if the store fails."""
     reuses = blender.reuses
     keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
-    first = sum(1 for _, stop in prompt.spans if stop <= kept)  # the first chunk to look up
+    first = sum(1 for start, _ in prompt.spans if start < kept)  # the first chunk to look up
     of_texts = () if kept else text_keys(prompt, fingerprint, reuses, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
     texts = _until_first_miss(_find(store, of_texts, unusable, count))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ragcache.blend import blender
+from ragcache.core.generate import LocalGenerator
 from ragcache.core.prompting import MIN_FOUND_TOKENS
-from ragcache.core.request import Request
+from ragcache.core.request import PromptRequest, Request
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
 from ragcache.store.disk.store import DiskStore
-from ragcache.types import Prompt, Sampling, Tokens
-from tests import models
+from ragcache.types import Part, Prompt, Sampling, Tokens
+from tests import models, scene
 
 CHATML = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
@@ -153,3 +156,33 @@ def test_only_what_was_edited_is_computed(cache: RagCache) -> None:
     assert isinstance(cache.engine, TransformersEngine)
     full = cache.engine.prefill(stream.answer.prompt.tokens).logits
     torch.testing.assert_close(stream.first_logits, full, atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_that_became_a_chunk_is_kept(tmp_path: Path) -> None:
+    """All but its last token, whose KV was not computed when the answer was cut off there."""
+    with scene.small(tmp_path) as cache:
+        generator, tokens = cache.generator, tuple(range(10, 90))
+        assert isinstance(generator, LocalGenerator)
+
+        def ask(*parts: Part) -> Any:
+            request = PromptRequest(
+                Prompt(parts), blender("fused"), Sampling(max_tokens=1), is_chat=True
+            )
+            stream = generator.stream(request)
+            assert stream.answer.tokens
+            return stream
+
+        start, question = Part((1, 5, 9)), Part((100, 101))
+        ask(start, Part(tokens[:-1]))
+        stream = ask(start, Part(tokens, True), question)
+        report = stream.answer.report
+        assert report.kept_tokens == len(start.tokens) + len(tokens) - 1
+        assert (report.reused_tokens, report.recomputed_tokens) == (len(tokens) - 1, 1)
+        (chunk,) = report.chunks
+        assert (chunk.tokens, chunk.recomputed, chunk.miss) == (len(tokens), 1, None)
+        assert sum(count > 0 for count in report.computed) == 1 + len(question.tokens)
+        assert isinstance(cache.engine, TransformersEngine)
+        full = cache.engine.prefill((*start.tokens, *tokens, *question.tokens)).logits
+        torch.testing.assert_close(stream.first_logits, full, atol=1e-4, rtol=1e-4)
+        other = ask(start, Part((*tokens[:60], 7, *tokens[61:]), True), question).answer.report
+        assert other.kept_tokens == len(start.tokens)  # no part of an edited chunk
