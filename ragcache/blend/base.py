@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
@@ -71,6 +71,9 @@ class Layout:
     names: tuple[bytes, ...] = ()  # per chunk, the digest of its tokens, which notes refer to
     sensitivities: tuple[tuple[float, ...], ...] = ()  # per chunk and token; () if not stored
     kept: int = 0  # first rows whose KV is that of an earlier prompt: no loaded part is among them
+    #: Per chunk, whether its KV was computed after exactly the tokens that precede it here, so that
+    #: it is that of full prefill; (): of none.
+    exact: tuple[bool, ...] = ()
 
     @cached_property
     def loaded_spans(self) -> tuple[tuple[int, int], ...]:
@@ -90,7 +93,16 @@ class Layout:
     @property
     def kept_chunk_rows(self) -> int:
         """The number of kept rows that are of chunks."""
-        return sum(stop - start for start, stop in self.prompt.spans if stop <= self.kept)
+        return sum(min(stop, self.kept) - start for start, stop in self._kept_chunks)
+
+    @property
+    def after_kept_rows(self) -> int:
+        """The number of computed rows of a chunk whose first rows are kept."""
+        return sum(max(0, stop - self.kept) for _, stop in self._kept_chunks)
+
+    @property
+    def _kept_chunks(self) -> Iterator[tuple[int, int]]:
+        return ((start, stop) for start, stop in self.prompt.spans if start < self.kept)
 
     @cached_property
     def reusable(self) -> Tensor:
@@ -116,6 +128,14 @@ class Layout:
 
         starts = torch.tensor([start for start, _ in self.prompt.spans], dtype=torch.int64)
         return self.reusable - starts[self.chunk_of]
+
+    @cached_property
+    def moved(self) -> Tensor:
+        """Whether each row in ``reusable`` is of a chunk that is not :attr:`exact`, bool."""
+        import torch
+
+        exact = self.exact or (False,) * len(self.loaded)
+        return ~torch.tensor(exact, dtype=torch.bool)[self.chunk_of]
 
     @cached_property
     def sensitivity(self) -> Tensor:
@@ -262,10 +282,13 @@ class Blender(ABC):
         """Whether this method ranks rows by the sensitivities that are stored with chunks."""
         return False
 
-    def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
+    def overhead(
+        self, notes: ChunkNotes, before: Sequence[bytes], exact: bool = False
+    ) -> float | None:
         """Share of a variant's rows that this method would recompute if its chunk follows the
         chunks ``before`` (digests of their tokens); None if the whole chunk should be computed
-        instead. Only methods that reuse variants implement this."""
+        instead. ``exact``: see :attr:`Layout.exact`. Only methods that reuse variants implement
+        this."""
         raise NotImplementedError(f"{self.name} loads no variants")
 
     @property

@@ -50,13 +50,15 @@ class CacheCraft(Blender):
     def reuses(self) -> ReusedKV:
         return "variant"
 
-    def fix(self, notes: ChunkNotes, before: Sequence[bytes]) -> float:
+    def fix(self, notes: ChunkNotes, before: Sequence[bytes], exact: bool = False) -> float:
         """CFO of a variant whose chunk now follows the chunks ``before``, in [0, 1]."""
-        again = _overlap(dict(zip(notes.before, notes.inter, strict=True)), before)
+        again = _overlap(dict(zip(notes.before, notes.inter, strict=True)), before, exact)
         return min(1.0, self.alpha * notes.impact * (1 - again))
 
-    def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
-        cost = self.fix(notes, before)
+    def overhead(
+        self, notes: ChunkNotes, before: Sequence[bytes], exact: bool = False
+    ) -> float | None:
+        cost = self.fix(notes, before, exact)
         return None if cost > self.renew else cost
 
     def selector(self, layout: Layout, layers: int) -> Selector:
@@ -64,22 +66,23 @@ class CacheCraft(Blender):
         for number, here in enumerate(layout.loaded):
             if here and (notes := layout.notes[number]) is not None:
                 start, end = layout.prompt.spans[number]
-                count = math.ceil(self.fix(notes, layout.names[:number]) * (end - start))
+                fix = self.fix(notes, layout.names[:number], layout.exact[number])
+                count = math.ceil(fix * (end - start))
                 looks_out = torch.tensor(notes.per_token)
                 rows.append(start + looks_out.topk(count).indices.sort().values)
         return _Focused(layout, torch.cat(rows), self.patience if self.focus else layers + 1)
 
 
-def _overlap(inter: Mapping[bytes, float], before: Sequence[bytes]) -> float:
+def _overlap(inter: Mapping[bytes, float], before: Sequence[bytes], exact: bool) -> float:
     """b' in [0, 1] of a chunk: how much of its original context precedes it again.
 
     ``inter``: its attention to each chunk of the original context, in their order. beta is the
     share of that attention that goes to chunks in ``before``, gamma the share of pairs of these
-    chunks whose order has changed; b' = beta * (1 - gamma). Without an original context, b' is 1
-    if ``before`` is empty, else 0.
+    chunks whose order has changed; b' = beta * (1 - gamma). It is 1 where everything before the
+    chunk is the same (``exact``), and otherwise 0 if no chunk was in its original context.
     """
-    if not inter:
-        return float(not before)
+    if exact or not inter:
+        return float(exact)
     place = {digest: at for at, digest in reversed(list(enumerate(before)))}
     common = [place[digest] for digest in inter if digest in place]
     total = sum(inter.values())

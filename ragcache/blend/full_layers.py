@@ -55,8 +55,10 @@ class WithFullLayers(Blender):
     def by_sensitivity(self) -> bool:
         return self.inner.by_sensitivity
 
-    def overhead(self, notes: ChunkNotes, before: Sequence[bytes]) -> float | None:
-        return self.inner.overhead(notes, before)
+    def overhead(
+        self, notes: ChunkNotes, before: Sequence[bytes], exact: bool = False
+    ) -> float | None:
+        return self.inner.overhead(notes, before, exact)
 
     @property
     def placement(self) -> Positions:

@@ -96,9 +96,11 @@ class KeptPrompts:
 
 def _usable(prompt: Prompt, tokens: Tokens) -> int:
     """How many first rows of ``prompt`` are those of ``tokens``: not the last one, and no part of a
-    chunk."""
+    chunk, unless it is the earlier answer, whose last token has no row, that has become one."""
     pairs = zip(prompt.tokens[:-1], tokens, strict=False)
     rows = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if rows == len(tokens):
+        return rows
     return next((start for start, stop in prompt.spans if start < rows < stop), rows)
 
 

@@ -84,8 +84,9 @@ class MissedChunks:
 
     def _worth(self) -> dict[ChunkKey, float]:
         """The score of each variant that was used: 1 / CFO (Cache-Craft), at most 100."""
-        names, worth = self._found.layout.names, {}
+        layout, worth = self._found.layout, {}
         for number, variant in self._found.served.items():
-            cost = self._blender.overhead(variant.notes, names[:number])
+            before, exact = layout.names[:number], layout.exact[number]
+            cost = self._blender.overhead(variant.notes, before, exact)
             worth[variant.stored.key] = 1 / max(0.01, cost or 0.0)
         return worth

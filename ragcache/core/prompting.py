@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +28,7 @@ from ragcache.types import Chunk, Part, Passage, Prompt, Segment
 
 __all__ = ["PromptBuilder", "question_of", "read_template"]
 
-MIN_FOUND_TOKENS = 64  # a part that is found in a message and has fewer is no chunk
+MIN_FOUND_TOKENS = 64  # a part of a searched message that has fewer is no chunk
 
 _UNNAMED = "unnamed"  # id of a chunk that was given without one
 
@@ -42,6 +42,14 @@ class BuiltPrompt(NamedTuple):
 
     prompt: Prompt
     passages: tuple[Passage, ...]
+
+
+class _Piece(NamedTuple):
+    """A segment of a rendered chat."""
+
+    segment: Segment
+    message: int  # its number
+    chunk: Part | None  # None: text
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class PromptBuilder:
             instructions=instructions or "",
             tools=request.tools,
         )
-        return self._tokenised(rendered, passages)
+        return self._tokenised(rendered, passages, self._searches(request.find_chunks))
 
     def read(self, messages: Sequence[Mapping[str, Any]], find: bool | None) -> list[ChatMessage]:
         """The messages of a request, as in OpenAI's API: a role, and a content that is a text or a
@@ -101,8 +109,11 @@ class PromptBuilder:
         """
         if not messages:
             raise PromptError("there are no messages: give at least one")
-        searched = self.find_chars > 0 if find is None else find
+        searched = self._searches(find)
         return [self._message(number, each, searched) for number, each in enumerate(messages)]
+
+    def _searches(self, find: bool | None) -> bool:
+        return self.find_chars > 0 if find is None else find
 
     def _message(self, number: int, given: Mapping[str, Any], find: bool) -> ChatMessage:
         if not isinstance(given, Mapping):
@@ -133,9 +144,15 @@ class PromptBuilder:
                 segments.append(Segment(text))
         return ChatMessage(role, tuple(segments), _with_parsed_arguments(fields))
 
-    def _tokenised(self, rendered: RenderedChat, passages: Sequence[Passage]) -> BuiltPrompt:
-        """Tokenise each part alone."""
+    def _tokenised(
+        self, rendered: RenderedChat, passages: Sequence[Passage], searched: bool
+    ) -> BuiltPrompt:
+        """Tokenise each part alone. ``searched``: whether the messages were searched for chunks."""
         by_id = {passage.chunk.id: passage for passage in passages}
+        pieces = [
+            _Piece(segment, number, self._chunk(segment))
+            for segment, number in zip(rendered.segments, rendered.message_of, strict=True)
+        ]
         parts: list[Part] = []
         placed: list[Passage] = []
         run: list[Segment] = []
@@ -146,11 +163,10 @@ class PromptBuilder:
                 run.clear()
 
         message = 0
-        for segment, number in zip(rendered.segments, rendered.message_of, strict=True):
+        for segment, number, part in self._with_texts_as_chunks(pieces) if searched else pieces:
             if number != message and not placed:
                 close()  # a message before the first chunk is a part of its own
             message = number
-            part = self._chunk(segment)
             if part is None:
                 run.append(segment)
                 continue
@@ -161,6 +177,28 @@ class PromptBuilder:
         close()
         prompt = Prompt(_ending_in_text(parts))
         return BuiltPrompt(prompt, tuple(placed[: len(prompt.chunks)]))
+
+    def _with_texts_as_chunks(self, pieces: Sequence[_Piece]) -> Iterator[_Piece]:
+        """The pieces, with texts of messages between chunks as chunks too, so that they are not
+        computed again wherever something before them changes. Texts before the first chunk are
+        not: they are exact. Nor is the text after the chunks of the last message: the question."""
+        chunks = [at for at, piece in enumerate(pieces) if piece.chunk]
+        if not chunks:
+            yield from pieces
+            return
+        before, after = pieces[: chunks[0]], pieces[chunks[0] :]
+        asking = len(after)
+        while (
+            asking > chunks[-1] - chunks[0] + 1 and after[asking - 1].message == after[-1].message
+        ):
+            asking -= 1
+        yield from before
+        for (is_text, _), run in groupby(after[:asking], key=_run_of_text):
+            texts = list(run)
+            whole = Segment("".join(piece.segment.text for piece in texts), "chunk")
+            part = self._chunk(whole) if is_text and not whole.text.isspace() else None
+            yield from texts if part is None else [_Piece(whole, texts[0].message, part)]
+        yield from after[asking:]
 
     def _chunk(self, segment: Segment) -> Part | None:
         """The part of a chunk; None for text, and for a found part that is too short."""
@@ -173,6 +211,11 @@ class PromptBuilder:
         if stored is not None and stored[: len(tokens)] != tokens:
             stored = None
         return Part(tokens, True, stored)
+
+
+def _run_of_text(piece: _Piece) -> tuple[bool, int]:
+    """Equal for adjacent texts of one message. The template's own text is none."""
+    return piece.chunk is None and piece.segment.kind != "template", piece.message
 
 
 def question_of(messages: Sequence[ChatMessage]) -> str:

@@ -43,7 +43,7 @@ def make_report(
         chunk_tokens=sum(map(len, prompt.chunks)),
         question_tokens=len(prompt) - len(prompt.prefix) - sum(map(len, prompt.chunks)),
         reused_tokens=len(layout.reusable) + layout.kept_chunk_rows - before - recomputed,
-        recomputed_tokens=recomputed,
+        recomputed_tokens=recomputed + layout.after_kept_rows,
         charged_budget=fused.charged_budget,
         bytes_loaded=sum(layer.load_bytes for layer in fused.layers),
         ttft_s=0.0,
@@ -82,8 +82,10 @@ def _chunk(
     """The report of chunk ``index``. ``rows``: the number of its rows that were computed, per
     layer; ``partial``: the same for the layers that are not computed in full."""
     tokens = len(found.layout.prompt.chunks[index])
-    if found.layout.prompt.spans[index][1] <= found.layout.kept:
-        return ChunkReport(name, tokens, 0, 0.0)
+    start, stop = found.layout.prompt.spans[index]
+    if start < found.layout.kept:
+        computed = max(0, stop - found.layout.kept)
+        return ChunkReport(name, tokens, computed, computed / tokens)
     if (miss := misses.get(index)) is not None:
         return ChunkReport(name, tokens, tokens, 1.0, miss.reason)
     if index in found.cheaper:

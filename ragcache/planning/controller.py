@@ -224,10 +224,10 @@ def _without_costly(cost: PrefillCost, speeds: Speeds, every: _Loaded) -> _Loade
     longer of loading and computing (at the floor) is shorter.
 
     Greedy, by the loading time saved per second of computing added; among equal chunks the last
-    first, since the first chunk of a prompt is exact when it is loaded. Never slower than loading
-    all or computing all. If nothing is remote, slower than the best set by at most the largest
-    l * c / (l + c) over the chunks, for a chunk that takes l to load and c to compute; for chunks
-    of one size it is the best set.
+    first, since the first chunk of a prompt may be exact when it is loaded. Never slower than
+    loading all or computing all. If nothing is remote, slower than the best set by at most the
+    largest l * c / (l + c) over the chunks, for a chunk that takes l to load and c to compute; for
+    chunks of one size it is the best set.
     """
     load, compute = _times(cost, speeds, every)
     changes = []

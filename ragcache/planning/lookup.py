@@ -98,7 +98,7 @@ def look_up(
     :meth:`ChunkStore.get_header`. Raises StoreError if the store fails."""
     reuses = blender.reuses
     keys = chunk_keys(prompt, fingerprint, reuses, encoding, tenant)
-    first = sum(1 for _, stop in prompt.spans if stop <= kept)  # the first chunk to look up
+    first = sum(1 for start, _ in prompt.spans if start < kept)  # the first chunk to look up
     of_texts = () if kept else text_keys(prompt, fingerprint, reuses, tenant)
     names = tuple(map(digest_tokens, prompt.chunks)) if reuses == "variant" else ()
     texts = _until_first_miss(_find(store, of_texts, unusable, count))
@@ -114,6 +114,7 @@ def look_up(
     if reuses == "in_context":
         texts, found = _until_first_gap(prompt, texts, found)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
+    exact = _exact(prompt, reuses, encoding, keys, records)
     layout = Layout(
         prompt,
         tuple(isinstance(record, StoredChunk) for record in records),
@@ -121,8 +122,9 @@ def look_up(
         positions(prompt, blender.placement),
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
-        _sensitivities(prompt, records, encoding.exact(prompt.prefix)),
+        _sensitivities(prompt, records, exact),
         kept,
+        exact,
     )
     return PromptLookup(
         layout,
@@ -195,7 +197,7 @@ def _fitting(
     """The variant of a chunk with the lowest overhead after the chunks ``before``; of several such,
     the one with the highest score."""
     usable = [v for v in store.variants.find(key) if v.stored.key.digest not in unusable]
-    costs = [(blender.overhead(v.notes, before), v) for v in usable]
+    costs = [(blender.overhead(v.notes, before, _in_context(v.stored, key)), v) for v in usable]
     fitting = [(cost, -v.score, n, v) for n, (cost, v) in enumerate(costs) if cost is not None]
     if not fitting:
         fits = f"none of its {len(usable)} variants fits this context" if usable else "no variant"
@@ -209,18 +211,42 @@ def _fitting(
     return found if isinstance(found, Miss) else best
 
 
+def _exact(
+    prompt: Prompt,
+    reuses: ReusedKV,
+    encoding: EncodingContext,
+    keys: Sequence[ChunkKey],
+    records: Sequence[StoredChunk | Miss],
+) -> tuple[bool, ...]:
+    """Whether the KV of each chunk was computed after exactly the tokens before it."""
+    if reuses == "encoded":
+        alone = len(encoding.context)  # a chunk that starts elsewhere is not exact
+        starts = (start for start, _ in prompt.spans)
+        return tuple(start == alone and encoding.exact(prompt.tokens[:start]) for start in starts)
+    return tuple(
+        isinstance(record, StoredChunk) and _in_context(record, key)
+        for record, key in zip(records, keys, strict=True)
+    )
+
+
+def _in_context(record: StoredChunk, key: ChunkKey) -> bool:
+    """Whether ``record`` was computed in the context of ``key``, the chunk's in this prompt: the
+    mode of a variant's key has a digest of it."""
+    return record.key.mode == key.mode
+
+
 def _sensitivities(
-    prompt: Prompt, records: Sequence[StoredChunk | Miss], first_exact: bool
+    prompt: Prompt, records: Sequence[StoredChunk | Miss], exact: Sequence[bool]
 ) -> tuple[tuple[float, ...], ...]:
-    """The sensitivities of every chunk's tokens, () where unknown. ``first_exact``: the first chunk
-    directly follows the context that it was computed in, so its sensitivities are 0."""
-    found = [
-        record.sensitivity[: len(chunk)] if isinstance(record, StoredChunk) else ()
-        for record, chunk in zip(records, prompt.chunks, strict=True)
-    ]
-    if found and first_exact:
-        found[0] = (0.0,) * len(prompt.chunks[0])
-    return tuple(found)
+    """The sensitivities of every chunk's tokens, () where unknown; 0 where its KV is exact."""
+    return tuple(
+        (0.0,) * len(chunk)
+        if here
+        else record.sensitivity[: len(chunk)]
+        if isinstance(record, StoredChunk)
+        else ()
+        for record, chunk, here in zip(records, prompt.chunks, exact, strict=True)
+    )
 
 
 def _until_first_miss(found: Sequence[StoredChunk | Miss]) -> list[StoredChunk]:

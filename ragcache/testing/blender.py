@@ -98,7 +98,11 @@ def run(
     place = positions(prompt, blender.placement)
     names = tuple(map(digest_tokens, prompt.chunks))
     sensitive = SENSITIVITIES if prompt == PROMPT else ()
-    layout = Layout(prompt, loaded, int(stored), place, tuple(notes), names, sensitive)
+    exact = tuple(
+        blender.reuses == "in_context" or (blender.reuses == "encoded" and not i)
+        for i in range(len(chunks))
+    )
+    layout = Layout(prompt, loaded, int(stored), place, tuple(notes), names, sensitive, exact=exact)
     return fuse(engine, blender, layout, MemorySource(parts), room=room)
 
 

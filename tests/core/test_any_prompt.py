@@ -28,8 +28,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.types import Answer, Part, Prompt, Report, Sampling
 from tests import models, scene
 
-#: Methods that load KV of the encoding context, with everything recomputed. Not EPIC, which never
-#: recomputes the first chunk.
+#: Methods that load KV of the encoding context, with everything recomputed.
 EVERYTHING = (
     "fused:recompute_ratio=1.0",
     "cacheblend:recompute_ratio=1.0",
@@ -38,6 +37,7 @@ EVERYTHING = (
     "infoflow:recompute_ratio=1.0",
     "qcfuse:recompute_ratio=1.0",
     "random:recompute_ratio=1.0",
+    "epic:first_tokens=64",
 )
 SOME = "fused", "cacheblend", "prophet", "infoflow", "qcfuse", "kvshare", "random", "epic", "reuse"
 

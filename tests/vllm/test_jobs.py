@@ -11,6 +11,7 @@ import torch
 
 from ragcache.blend import Blender, blender, written
 from ragcache.blend.cacheblend import CacheBlend
+from ragcache.blend.epic import Epic
 from ragcache.blend.fused import Fused
 from ragcache.blend.prefix import Prefix
 from ragcache.blend.reuse import Reuse
@@ -27,7 +28,7 @@ from ragcache.vllm.manifest import Manifest
 from ragcache.vllm.planner import LoadJob
 from tests.vllm.shapes import SHAPES, Shapes
 
-MODES = [Reuse(), Fused(0.3), CacheBlend(0.3), Prefix()]
+MODES = [Reuse(), Fused(0.3), CacheBlend(0.3), Epic(3), Prefix()]
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +91,12 @@ def test_a_job_fuses_as_the_embedded_engine_does(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_job_at_ratio_one_equals_full_prefill(
-    shapes: Shapes, stores: TenantStores, monkeypatch: pytest.MonkeyPatch, shape: str
+@pytest.mark.parametrize("mode", ["fused:recompute_ratio=1", "epic:first_tokens=64"])
+def test_a_job_that_recomputes_everything_equals_full_prefill(
+    shapes: Shapes, stores: TenantStores, monkeypatch: pytest.MonkeyPatch, shape: str, mode: str
 ) -> None:
     prompt = shapes.prompts[shape]
-    made = job(shapes, prompt, "fused:recompute_ratio=1")
+    made = job(shapes, prompt, mode)
     _, logits = ran(JobRunner(shapes.engine, stores), made, monkeypatch)
     torch.testing.assert_close(
         logits, shapes.engine.prefill(prompt.tokens).logits, rtol=1e-4, atol=1e-4
@@ -116,10 +118,11 @@ def test_without_a_context_chunks_are_keyed_by_the_tokens_before_the_first(
     chunk = shapes.prompts["chunk first"].parts[0]
     question = shapes.prompts["chunk first"].parts[-1]
     prompt = Prompt.of(shapes.encoding.context, [chunk.tokens], question.tokens)
-    made = job(shapes, prompt, "reuse")
+    made = job(shapes, prompt, "epic")
     made = replace(made, manifest=replace(made.manifest, behind=None))
     report, _ = ran(JobRunner(shapes.engine, stores), made, monkeypatch)
     assert [chunk["miss"] for chunk in report["chunks"]] == [None]
+    assert report["recomputed_tokens"] == 0  # exact where it stands
 
 
 def rank(absent: frozenset[bytes] = frozenset()) -> TensorParallelRank:
