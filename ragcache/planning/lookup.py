@@ -121,7 +121,7 @@ def look_up(
         positions(prompt, blender.placement),
         tuple(f.notes if isinstance(f, Variant) else None for f in found),
         names,
-        _sensitivities(prompt, records, encoding.exact(prompt.prefix)),
+        _sensitivities(prompt, records, keys),
         kept,
     )
     return PromptLookup(
@@ -210,15 +210,15 @@ def _fitting(
 
 
 def _sensitivities(
-    prompt: Prompt, records: Sequence[StoredChunk | Miss], first_exact: bool
+    prompt: Prompt, records: Sequence[StoredChunk | Miss], keys: Sequence[ChunkKey]
 ) -> tuple[tuple[float, ...], ...]:
-    """The sensitivities of every chunk's tokens, () where unknown. ``first_exact``: the first chunk
-    directly follows the context that it was computed in, so its sensitivities are 0."""
+    """The sensitivities of every chunk's tokens, () where unknown. They are 0 for the first chunk
+    if it directly follows the context that it was computed in."""
     found = [
         record.sensitivity[: len(chunk)] if isinstance(record, StoredChunk) else ()
         for record, chunk in zip(records, prompt.chunks, strict=True)
     ]
-    if found and first_exact:
+    if keys and keys[0].context == prompt.tokens[: prompt.spans[0][0]]:
         found[0] = (0.0,) * len(prompt.chunks[0])
     return tuple(found)
 
