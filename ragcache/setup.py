@@ -18,7 +18,7 @@ from ragcache.engine.template import PromptTemplate
 from ragcache.errors import ConfigError, ModelError
 from ragcache.models import TINY, is_packaged
 from ragcache.models.trusted_names import absolute_name, is_trusted
-from ragcache.planning.context import EncodingContext, encoding_context
+from ragcache.planning.context import DEFAULT_CONTEXT, EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.embedder_files import PACKAGED
 from ragcache.settings import Settings
@@ -154,9 +154,10 @@ def resolve_encoding_context(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
 ) -> EncodingContext:
     """The tokens before a chunk while its KV is computed: the setting, else the store's own, else
-    the prefix. Raises ConfigError for an unknown name."""
+    :data:`DEFAULT_CONTEXT`. Raises ConfigError for an unknown name."""
     recorded = catalog.get_setting("compile")
-    how = encoding_context(settings.encoding_context or recorded or "prefix", engine, template)
+    name = settings.encoding_context or recorded or DEFAULT_CONTEXT
+    how = encoding_context(name, engine, template)
     record_settings(catalog, compile=how.mode)
     return how
 

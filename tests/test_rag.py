@@ -81,9 +81,11 @@ def test_a_document_whose_time_is_over_is_not_found(
         cache.add([], ttl_s=0)
 
 
-def test_fused_leaves_the_first_chunk_alone(cache: RagCache) -> None:
-    """It stands where it was computed: nothing in it is wrong."""
-    answer = cache.ask(QUESTION, ratio=0.3)
+def test_fused_leaves_a_first_chunk_alone_that_stands_where_it_was_computed(tmp_path: Path) -> None:
+    """Nothing in it is wrong."""
+    with scene.small(tmp_path, encoding_context="prefix") as cache:
+        cache.add(scene.DOCUMENTS)
+        answer = cache.ask(QUESTION, ratio=0.3)
     first, *others = answer.report.chunks
     assert first.recomputed == 0 < sum(chunk.recomputed for chunk in others)
     assert answer.report.bytes_loaded and answer.report.probe_rows == 0
@@ -119,6 +121,8 @@ def test_reopened_it_has_lost_nothing(tmp_path: Path) -> None:
 def test_every_mode_answers_and_accounts(cache: RagCache, mode: str) -> None:
     if mode == "cachecraft":
         cache.ask(QUESTION, mode=mode)  # leaves the variants that it computes
+    if mode == "prefix":
+        cache.ask(QUESTION, mode=mode)  # stores the chunks behind this prompt's prefix
     answer = cache.ask(QUESTION, mode=mode)
     report = answer.report
     assert len(answer.tokens) <= 6 and answer.stopped in ("eos", "length")
@@ -342,7 +346,7 @@ def test_a_store_of_a_compile_mode_that_is_gone_is_computed_again(tmp_path: Path
 
 def test_a_compile_mode_that_cannot_be_is_refused() -> None:
     engine = models.engine("llama")
-    with pytest.raises(ConfigError, match="encoding context 'bare' is unknown: use one of prefix"):
+    with pytest.raises(ConfigError, match="encoding context 'bare' is unknown: use one of prose"):
         encoding_context("bare", engine)
     engine.bos = None
     with pytest.raises(ConfigError, match="link0 needs a BOS token, which llama does not have"):

@@ -51,7 +51,7 @@ Ratio = Annotated[
 EncodingContext = Annotated[
     str | None,
     typer.Option(
-        help="Tokens that precede a chunk while its KV is computed: prefix, bos or link0."
+        help="Tokens that precede a chunk while its KV is computed: prose, prefix, bos or link0."
     ),
 ]
 Remote = Annotated[

@@ -23,7 +23,7 @@ from ragcache.eval.metrics import (
 )
 from ragcache.eval.no_context import NoContext
 from ragcache.eval.outcomes import AskedQuestion, QuestionOutcome
-from ragcache.planning.context import EncodingContext, encoding_context
+from ragcache.planning.context import DEFAULT_CONTEXT, EncodingContext, encoding_context
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
 from ragcache.types import Answer, Prompt, Sampling
@@ -37,7 +37,7 @@ def ask_questions(
     contexts: Sequence[EvalContext],
     modes: Mapping[str, Blender],
     *,
-    compile_mode: str = "prefix",
+    compile_mode: str = DEFAULT_CONTEXT,
     max_tokens: int = 32,
     instruction: str = "",
     length: AnswerLength | None = None,

@@ -21,7 +21,7 @@ from ragcache.eval.outcomes_file import OutcomesFile, run_header
 from ragcache.eval.parallel import run_parallel
 from ragcache.eval.summary import ModeSummary, figures
 from ragcache.models import TINY, model_path
-from ragcache.planning.context import encoding_context
+from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
 from ragcache.settings import Settings
 from ragcache.store.base import ChunkStore
 from ragcache.types import StageProgress
@@ -75,7 +75,7 @@ def evaluate(
     contexts: Sequence[EvalContext],
     modes: Mapping[str, Blender],
     *,
-    compile_mode: str = "prefix",
+    compile_mode: str = DEFAULT_CONTEXT,
     max_tokens: int = 32,
     instruction: str = "",
 ) -> list[ModeOutcomes]:
@@ -229,7 +229,7 @@ def _ask_model(
             f"the saved outcomes are of another model than {engine.fingerprint}: its files, its "
             "dtype or the version of transformers have changed. Save to another file."
         )
-    encoding = encoding_context(settings.encoding_context or "prefix", engine)
+    encoding = encoding_context(settings.encoding_context or DEFAULT_CONTEXT, engine)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
         DiskStore(folder, layout=settings.layout) as store,

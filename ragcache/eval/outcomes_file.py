@@ -22,6 +22,7 @@ from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.dataset import EvalContext
 from ragcache.eval.outcomes import AskedQuestion, ModeOutcomes, QuestionOutcome
 from ragcache.models import TINY
+from ragcache.planning.context import DEFAULT_CONTEXT
 from ragcache.settings import Settings
 
 __all__ = ["load_outcomes"]
@@ -50,7 +51,7 @@ def run_header(
         "dtype": settings.dtype,
         "kernels": settings.kernels,
         "codec": settings.codec or "raw",
-        "encoding_context": settings.encoding_context or "prefix",
+        "encoding_context": settings.encoding_context or DEFAULT_CONTEXT,
         "max_tokens": max_tokens,
         "instruction": instruction,
         "modes": {

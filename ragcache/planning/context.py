@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError
+from ragcache.planning.prose import PROSE
 from ragcache.store.key import ChunkKey
 from ragcache.types import Fingerprint, Tokens
 
@@ -13,7 +15,11 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
 
-__all__ = ["EncodingContext", "encoding_context"]
+__all__ = ["DEFAULT_CONTEXT", "EncodingContext", "encoding_context"]
+
+DEFAULT_CONTEXT = "prose"  # of new stores
+
+PROSE_TOKENS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +28,22 @@ class EncodingContext:
 
     mode: str  # its name
     context: Tokens  # they precede the chunk in the forward pass; their KV is dropped
+    least: int | None = None  # first tokens of the context that precede every chunk; None: all
+    most: int = 0  # tokens of context and chunk, unless ``least`` and the chunk are more
 
-    def exact(self, prefix: Tokens) -> bool:
-        """Whether a chunk's KV equals full prefill's if the chunk directly follows ``prefix``."""
-        return self.context == prefix
+    def before(self, chunk: Tokens) -> Tokens:
+        """What a chunk is computed after: as much of the context as fits."""
+        least = len(self.context) if self.least is None else self.least
+        return self.context[: max(least, self.most - len(chunk))]
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
-        return ChunkKey(fingerprint, chunk, self.context, self.mode, tenant)
+        return ChunkKey(fingerprint, chunk, self.before(chunk), self.mode, tenant)
 
 
 #: Names and descriptions. Variants (``incontext``) are taken from prompts instead, see
 #: :func:`ragcache.core.precompute.store_variants`.
 _ENCODING_CONTEXTS = {
+    "prose": f"the prompt's own prefix and {PROSE_TOKENS} tokens of text about other things",
     "prefix": "the prompt's own prefix",
     "bos": "one BOS token, as when a serving engine prefills the chunk alone",
     "link0": "four BOS tokens, so that a chunk's first tokens are no attention sinks (LegoLink-0)",
@@ -51,6 +61,11 @@ def encoding_context(
     prefix = (template or engine.template).prefix
     if name == "prefix":
         return EncodingContext(name, prefix)
+    if name == "prose":
+        # No document is part of it: KV of one chunk has nothing of another.
+        most = engine.context_tokens
+        prose = engine.tokenize(SEPARATOR.join(PROSE))[: min(PROSE_TOKENS, most // 4)]
+        return EncodingContext(name, prefix + prose, len(prefix), most)
     if name.startswith("enriched"):
         raise ConfigError(
             f"encoding context {name} no longer exists: fused, the default mode, gave worse "

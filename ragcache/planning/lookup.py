@@ -114,7 +114,7 @@ def look_up(
     if reuses == "in_context":
         texts, found = _until_first_gap(prompt, texts, found)
     records = [f.stored if isinstance(f, Variant) else f for f in found]
-    exact = _exact(prompt, reuses, encoding, keys, records)
+    exact = _exact(prompt, reuses, keys, records)
     layout = Layout(
         prompt,
         tuple(isinstance(record, StoredChunk) for record in records),
@@ -214,15 +214,16 @@ def _fitting(
 def _exact(
     prompt: Prompt,
     reuses: ReusedKV,
-    encoding: EncodingContext,
     keys: Sequence[ChunkKey],
     records: Sequence[StoredChunk | Miss],
 ) -> tuple[bool, ...]:
     """Whether the KV of each chunk was computed after exactly the tokens before it."""
     if reuses == "encoded":
-        alone = len(encoding.context)  # a chunk that starts elsewhere is not exact
         starts = (start for start, _ in prompt.spans)
-        return tuple(start == alone and encoding.exact(prompt.tokens[:start]) for start in starts)
+        return tuple(
+            start == len(key.context) and prompt.tokens[:start] == key.context
+            for start, key in zip(starts, keys, strict=True)
+        )
     return tuple(
         isinstance(record, StoredChunk) and _in_context(record, key)
         for record, key in zip(records, keys, strict=True)

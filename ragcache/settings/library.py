@@ -48,8 +48,8 @@ class Settings(SourcedSettings):
     )
     encoding_context: str = Field(
         "",
-        description="Tokens that precede a chunk while its KV is computed: prefix, bos or link0. "
-        "Default: the store's own.",
+        description="Tokens that precede a chunk while its KV is computed: prose, prefix, bos or "
+        "link0. Default: the store's own.",
     )
     prompt_date: date | Literal["", "today"] = Field(
         "",

@@ -14,7 +14,6 @@ from ragcache.core.report import make_report
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Prefiller
 from ragcache.errors import ConfigError
-from ragcache.planning.context import EncodingContext
 from ragcache.store.base import ChunkStore, Miss
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.memory import MemoryStore
@@ -102,10 +101,8 @@ class JobRunner:
     def _fuse(self, manifest: Manifest, prompt: Prompt) -> None:
         mode = blender(manifest.mode)
         check_mode(mode, self.rank.of)
-        behind = prompt.prefix if manifest.behind is None else manifest.behind
-        encoding = EncodingContext(manifest.compiled, behind)
         store = self.stores.of(manifest.tenant)
-        context = PrefillContext(self.model, store, encoding, manifest.tenant)
+        context = PrefillContext(self.model, store, manifest.encoding(prompt), manifest.tenant)
         if self.rank.of > 1:
             context = self._with_common_chunks(context, prompt, mode)
         done = prefill(context, PromptRequest(prompt, mode, Sampling(max_tokens=1)))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from ragcache.errors import PromptError
+from ragcache.planning.context import EncodingContext
 from ragcache.store.key import digest_tokens
 from ragcache.store.tenants import TENANT
 from ragcache.types import Part, Prompt, Tokens
@@ -19,7 +21,7 @@ from ragcache.types import Part, Prompt, Tokens
 __all__ = ["Manifest"]
 
 FIELD = "ragcache"  # of kv_transfer_params
-VERSION = 2
+VERSION = 3
 Task = Literal["fuse", "keep"]
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -44,6 +46,8 @@ class Manifest:
     mode: str = "full"  # as parsed by :func:`ragcache.blend.blender`
     compiled: str = "prefix"  # name of the encoding context of the chunks
     behind: Tokens | None = None  # tokens of that context; None: those before the first chunk
+    least: int | None = None  # see EncodingContext
+    most: int = 0
     tenant: str = ""
     ticket: str = ""  # names the reply, 32 hex digits; empty: no reply
 
@@ -92,6 +96,11 @@ class Manifest:
         """
         return sum(self.parts[: self.chunks[-1] + 1 if self.chunks else -1])
 
+    def encoding(self, prompt: Prompt) -> EncodingContext:
+        """What the chunks of ``prompt`` were computed after."""
+        behind = prompt.prefix if self.behind is None else self.behind
+        return EncodingContext(self.compiled, behind, self.least, self.most)
+
     def __len__(self) -> int:
         return sum(self.parts)
 
@@ -102,12 +111,13 @@ class Manifest:
         mode: str,
         model: bytes,
         *,
-        compiled: str = "prefix",
-        behind: Tokens | None = None,
+        encoding: EncodingContext | None = None,
         tenant: str = "",
         ticket: str = "",
     ) -> Manifest:
-        """A manifest to fuse ``prompt`` by ``mode``; ``model`` is the fingerprint's digest."""
+        """A manifest to fuse ``prompt`` by ``mode``; ``model`` is the fingerprint's digest.
+        ``encoding``: what the chunks were computed after; None: what precedes the first one."""
+        how = encoding or EncodingContext("prefix", prompt.prefix)
         return cls(
             "fuse",
             model.hex(),
@@ -120,8 +130,10 @@ class Manifest:
                 if part.is_chunk
             ),
             mode,
-            compiled,
-            behind,
+            how.mode,
+            None if how.context == prompt.prefix else how.context,
+            how.least,
+            how.most,
             tenant,
             ticket,
         )
@@ -156,6 +168,8 @@ class Manifest:
                 fields[name] = _numbers(name, fields.get(name))
             if fields.get("behind") is not None:
                 fields["behind"] = _numbers("behind", fields["behind"])
+            if type(fields.get("least")) not in (int, NoneType):
+                raise TypeError("least must be of type int")
             tails = _list("tails", "lists of numbers", fields.get("tails"))
             fields["tails"] = tuple(_numbers("each of tails", tail) for tail in tails)
             return cls(**fields)
@@ -196,6 +210,7 @@ _FIELD_TYPES = {
     "tokens": str,
     "mode": str,
     "compiled": str,
+    "most": int,
     "tenant": str,
     "ticket": str,
 }

@@ -212,13 +212,11 @@ class _VllmStream(GenerationStream):
             # No chunk to fuse: vLLM's own prefill is exact, and its prefix cache has the texts that
             # other such prompts began with. Fused requests share no blocks with other prompts.
             return body | _salt_field(tenant_salt(tenant)), ""
-        encoding = self._generator.encoding
         manifest = Manifest.fuse(
             prompt,
             written(self._blender),
             self._engine.fingerprint.digest,
-            compiled=encoding.mode,
-            behind=None if encoding.exact(prompt.prefix) else encoding.context,
+            encoding=self._generator.encoding,
             tenant=tenant,
             ticket=new_ticket(),
         )

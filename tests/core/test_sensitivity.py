@@ -65,7 +65,7 @@ def test_a_chunk_that_is_stored_without_it_is_computed_anew(engine: Transformers
 def test_what_prefix_caching_stores_has_it(tmp_path: Path) -> None:
     """The first chunk of a prompt is stored under the key that every other method asks for."""
     texts = [document.text for document in scene.DOCUMENTS]
-    with scene.small(tmp_path) as cache:
+    with scene.small(tmp_path, encoding_context="prefix") as cache:
         cache.ask("Who?", mode="prefix", chunks=texts)
         first = cache.engine.template.chunk(texts[0])
         found = cache.store.get_header(cache.indexing.key_of(first))
@@ -83,7 +83,7 @@ def test_a_chunk_of_an_old_store_is_measured_after_its_first_answer(
     tmp_path: Path, ram_bytes: int
 ) -> None:
     texts = [document.text for document in scene.DOCUMENTS]
-    with scene.small(tmp_path, ram_bytes=ram_bytes) as cache:
+    with scene.small(tmp_path, ram_bytes=ram_bytes, encoding_context="prefix") as cache:
         cache.ask("Who?", chunks=texts)
         keys = [cache.indexing.key_of(cache.engine.template.chunk(text)) for text in texts]
         for key in keys[:2]:

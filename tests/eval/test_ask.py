@@ -20,7 +20,7 @@ from ragcache.eval.evaluate import evaluate, make_blenders
 from ragcache.eval.metrics import answer_agreement, first_line
 from ragcache.eval.no_context import NoContext
 from ragcache.eval.summary import figures
-from ragcache.planning.context import encoding_context
+from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Prompt, Sampling, Tokens
@@ -42,7 +42,7 @@ def stream(
     engine: TransformersEngine, prompt: Prompt, mode: Blender, tokens: int, forced: Tokens
 ) -> tuple[Tokens, Tensor]:
     """A mode's answer, and the logits that predict the forced tokens."""
-    store, encoding = MemoryStore(), encoding_context("prefix", engine)
+    store, encoding = MemoryStore(), encoding_context(DEFAULT_CONTEXT, engine)
     keys = [encoding.key(engine.fingerprint, ids) for ids in prompt.chunks]
     precompute(engine, store, [*keys, ChunkKey(engine.fingerprint, prompt.prefix)])
     generator = LocalGenerator(engine, store, encoding, store_misses=False)
@@ -110,7 +110,7 @@ def test_short_answers_are_their_first_line_and_end_with_it() -> None:
 
 def test_an_answer_ends_where_the_request_says(engine: TransformersEngine) -> None:
     prompt = engine.template.prompt(CONTEXT.chunks, "Where?")
-    encoding = encoding_context("prefix", engine)
+    encoding = encoding_context(DEFAULT_CONTEXT, engine)
     generator = LocalGenerator(engine, MemoryStore(), encoding, store_misses=False)
     sampling = Sampling(max_tokens=8)
     whole = generator.stream(PromptRequest(prompt, blender("full"), sampling)).answer
@@ -129,7 +129,7 @@ def test_forced_tokens_are_scored_if_the_first_token_ends_the_answer(
     engine: TransformersEngine,
 ) -> None:
     prompt = engine.template.prompt(CONTEXT.chunks, "Where?")
-    encoding = encoding_context("prefix", engine)
+    encoding = encoding_context(DEFAULT_CONTEXT, engine)
     generator = LocalGenerator(engine, MemoryStore(), encoding, store_misses=False)
     request = PromptRequest(
         prompt, blender("full"), Sampling(max_tokens=5), until=lambda text: True, forced=(5, 6, 7)
@@ -172,7 +172,7 @@ def test_no_context_is_full_prefill_of_the_question(engine: TransformersEngine) 
 
 def test_logits_that_were_not_asked_for_are_not_there(engine: TransformersEngine) -> None:
     prompt = engine.template.prompt((), "Where?")
-    generator = LocalGenerator(engine, MemoryStore(), encoding_context("prefix", engine))
+    generator = LocalGenerator(engine, MemoryStore(), encoding_context(DEFAULT_CONTEXT, engine))
     made = generator.stream(PromptRequest(prompt, blender("full"), Sampling(max_tokens=1)))
     assert made.answer.tokens
     with pytest.raises(RuntimeError, match="ask for forced tokens"):

@@ -128,8 +128,8 @@ class Request:
 
     @classmethod
     def fused(cls, prompt: Prompt, mode: Blender, scene: Scene, **changes: Any) -> Request:
-        model, behind = scene.engine.fingerprint.digest, scene.encoding.context
-        made = Manifest.fuse(prompt, written(mode), model, behind=behind, ticket=new_ticket())
+        model, how = scene.engine.fingerprint.digest, scene.encoding
+        made = Manifest.fuse(prompt, written(mode), model, encoding=how, ticket=new_ticket())
         made = replace(made, **changes)
         return cls(prompt, made, salt=cache_salt(made))
 

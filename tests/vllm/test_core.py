@@ -88,6 +88,8 @@ def test_every_part_of_the_recipe_is_in_the_salt() -> None:
         "mode": "reuse",
         "compiled": "bos",
         "behind": (1,),
+        "least": 1,
+        "most": 9,
         "tenant": "other",
     }
     assert others.keys() == {f.name for f in fields(Manifest)} - {"ticket"}

@@ -42,9 +42,8 @@ def stores(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> TenantSt
 
 
 def job(shapes: Shapes, prompt: Prompt, mode: str) -> LoadJob:
-    behind = shapes.encoding.context
-    digest = shapes.engine.fingerprint.digest
-    made = Manifest.fuse(prompt, mode, digest, behind=behind, ticket=new_ticket())
+    how, digest = shapes.encoding, shapes.engine.fingerprint.digest
+    made = Manifest.fuse(prompt, mode, digest, encoding=how, ticket=new_ticket())
     return LoadJob("r", made, prompt.tokens, 0, len(prompt) - 1, ())
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragcache.errors import PromptError
+from ragcache.planning.context import EncodingContext
 from ragcache.types import Part, Prompt, Tokens
 from ragcache.vllm.handoff import new_ticket
 from ragcache.vllm.manifest import FIELD, Manifest
@@ -38,10 +39,12 @@ def _part(draw: st.DrawFn) -> Part:
 @given(st.lists(_part(), min_size=1, max_size=8))
 def test_every_prompt_comes_back_as_it_was(parts: list[Part]) -> None:
     prompt = Prompt(tuple(parts))
-    made = Manifest.fuse(prompt, "fused", MODEL, compiled="bos", behind=(1,), ticket=new_ticket())
+    how = EncodingContext("prose", (1, 2, 3), least=1, most=9)
+    made = Manifest.fuse(prompt, "fused", MODEL, encoding=how, ticket=new_ticket())
     read = Manifest.read(json.loads(json.dumps(made.params())))
     assert read == made
     assert read.prompt(list(prompt.tokens)) == prompt
+    assert read.encoding(prompt) == how
     assert len(read) == len(prompt)
     ends = [end for _, end in prompt.spans]
     assert read.reuse_end == (max(ends) if ends else prompt.question_start)
@@ -72,7 +75,7 @@ def test_a_chunk_alone_is_kept_behind_its_context() -> None:
         ({"task": "keep", "chunks": [5], "tails": [[]]}, "a context and a chunk for keep"),
         ({"tenant": "../other"}, "tenant must be a tenant's name"),
         ({"ticket": "1"}, "ticket must have 32 hex digits"),
-        ({"version": 1}, "version 1, but this ragcache reads version 2: use the same release"),
+        ({"version": 1}, "version 1, but this ragcache reads version 3: use the same release"),
     ],
     ids=str,
 )
