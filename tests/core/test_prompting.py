@@ -159,6 +159,25 @@ def test_a_stopped_answer_is_a_turn_of_its_chat(cache: RagCache) -> None:
         assert after.tokens == ask(cache, *more).tokens  # as after an answer that was not stopped
 
 
+def test_another_chat_that_begins_alike_is_no_earlier_turn(cache: RagCache) -> None:
+    """All chats begin with the template's own text: it must not keep stored texts from being
+    loaded, nor the ratio from being planned."""
+    rules, other = said("system", "Be brief. " * 30), said("system", "Be kind. " * 30)
+    options: dict[str, Any] = {"chunks": ["One chunk of text."], "ratio": "auto"}
+    cache.chats.clear()
+    ask(cache, rules, said("user", "Where?"), **options)  # stores its system message
+    cache.chats.clear()
+    ask(cache, other, said("user", "Who?"), **options)
+    again = ask(cache, rules, said("user", "When?"), **options).report
+    assert again.kept_tokens == 0 and again.loaded_text_tokens > 60
+    assert again.plan is not None
+    alike = ask(cache, rules, said("user", LONG + "\n\nHow?"), ratio="auto").report
+    assert alike.plan is not None
+    turns = [rules, said("user", "Where?"), said("assistant", "Here."), said("user", "Why?")]
+    third = ask(cache, *turns, **options).report  # its documents moved
+    assert "this mode loads no text" not in {part.reason for part in third.parts}
+
+
 def test_kept_rows_are_those_of_the_prompt(cache: RagCache) -> None:
     """By value: the logits after a kept beginning are full prefill's."""
     cache.chats.clear()  # of other chats, which were not exact
