@@ -12,11 +12,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import httpx
 import numpy as np
@@ -30,6 +31,8 @@ from ragcache.models import world_file
 from ragcache.rag import RagCache
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.types import Document, Sampling
+
+_S = TypeVar("_S", bound=Service)
 
 KEY = "bench-" + "k" * 32
 TENANT = "bench"
@@ -54,13 +57,22 @@ def questions() -> list[str]:
         return [json.loads(line)["question"] for line in lines]
 
 
-@contextmanager
-def serving(folder: Path, **settings: object) -> Iterator[tuple[Service, httpx.Client]]:
+def serving(
+    folder: Path, **settings: object
+) -> AbstractContextManager[tuple[Service, httpx.Client]]:
     """A server at a free port of loopback, and a client of it."""
+    return serving_as(Service, folder, **settings)
+
+
+@contextmanager
+def serving_as(
+    kind: type[_S], folder: Path, **settings: object
+) -> Iterator[tuple[_S, httpx.Client]]:
+    """The same with a service of this ``kind``."""
     own = {name: settings.pop(name) for name in ServiceSettings.model_fields if name in settings}
-    given = Settings.load(store=folder, model="tiny", **settings)
+    given = Settings.load(**{"store": folder, "model": "tiny", **settings})
     limits = ServiceSettings.load(port=0, monitor_share=0.0, **own)
-    with Service.open(given, limits) as service:
+    with kind.open(given, limits) as service:
         server = Server(service, ApiKeys([(TENANT, KEY)]))
         thread = threading.Thread(target=server.run)
         thread.start()

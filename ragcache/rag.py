@@ -521,17 +521,17 @@ def _check_fits(
     need, have = len(prompt) + max_tokens, engine.context_tokens
     if need <= have:
         return
+    chunks = sum(map(len, prompt.chunks))
     message = (
         f"prompt and answer need {need} tokens, but {engine.name} has a context of {have}: "
-        f"{len(prompt.prefix)} of instructions, {sum(map(len, prompt.chunks))} in "
-        f"{len(prompt.chunks)} chunks, {len(prompt.question)} of question, and room for an answer "
-        f"of {max_tokens}."
+        f"{chunks} in {len(prompt.chunks)} chunks, {len(prompt) - chunks} of other text, and room "
+        f"for an answer of {max_tokens}."
     )
     room = have - max_tokens - len(prompt.question)
     over = [p.chunk.id for p, (_, end) in zip(passages, prompt.spans, strict=True) if end > room]
     if over:
         message += f" The first chunk that does not fit is {over[0]!r}."
-    raise ContextError(f"{message} Give or retrieve fewer chunks, or ask for a shorter answer.")
+    raise ContextError(f"{message} Give less text or fewer chunks, or ask for a shorter answer.")
 
 
 def _passage(chunk: str | Chunk | Passage, number: int) -> Passage:

@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 
+from bench.chat_turns import AnsweringService, rendered
+from ragcache.api.scheduler import Scheduler
 from ragcache.engine.base import Engine
 from ragcache.errors import ModelError
 from ragcache.models import SMOLLM2, model_path
 from ragcache.models.gguf import converted_folder
 from ragcache.rag import RagCache
-from ragcache.settings import Settings
+from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.types import Document
+from tests.api.conftest import serving
 
 # Speeches and laws of the United States, which are in the public domain.
 DOCUMENTS = [
@@ -98,6 +102,36 @@ def test_ratio_1_is_full_prefill_which_is_that_of_transformers(cache: RagCache) 
     with torch.no_grad():
         expected = model.generate(prompt, max_new_tokens=16, do_sample=False)
     assert tuple(expected[0, prompt.shape[1] :].tolist())[: len(full.tokens)] == full.tokens
+
+
+def test_an_unmodified_client_reuses_its_chat(cache: RagCache, tmp_path: Path) -> None:
+    """The documents stand in the first question, as people paste them."""
+    settings = Settings.load(store=tmp_path, ratio=0.15)
+    own = RagCache.open(tmp_path, settings=settings, beside=cache)
+    own.add(DOCUMENTS)
+    service = AnsweringService(own, Scheduler(), settings=ServiceSettings.load(port=0))
+    pasted = "\n\n".join(document.text for document in DOCUMENTS)
+    messages: Any = [{"role": "system", "content": "You are a historian. Answer briefly."}]
+    with serving(service, ()) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        for turn, question in enumerate((f"{pasted}\n\n{QUESTION}", "In which year?", "To whom?")):
+            messages.append({"role": "user", "content": question})
+            answer = client.chat.completions.create(
+                model="ragcache", messages=messages, max_tokens=16
+            )
+            assert text_of_prompt(service) == rendered(cache.engine, messages, ())
+            usage = answer.usage
+            assert usage is not None and usage.prompt_tokens_details is not None
+            share = (usage.prompt_tokens_details.cached_tokens or 0) / usage.prompt_tokens
+            assert share >= (0.9 if turn else 0.6)
+            messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+        client.close()
+    assert ANSWER in messages[2]["content"]
+
+
+def text_of_prompt(service: AnsweringService) -> str:
+    """Of the latest answer."""
+    return "".join(service.default_cache.engine.pieces(service.answer.prompt.tokens))
 
 
 @pytest.mark.slow

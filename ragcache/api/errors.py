@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -150,8 +151,15 @@ def validation_error(errors: Sequence[Any], skip: int = 0) -> ApiError:
     return ApiError(400, full.encode(errors="replace").decode(), param=param)
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_request")
     headers = dict(error.headers or {})
-    return ApiError(error.status_code, error.detail, code=code, headers=headers).response()
+    message = error.detail
+    if error.status_code in (404, 405) and message == HTTPStatus(error.status_code).phrase:
+        path = request.url.path.encode(errors="replace").decode()[:200]
+        message = (
+            f"there is no route {request.method} {path}: clients of OpenAI's API use "
+            "/v1/chat/completions and /v1/models, and /openapi.json lists every route"
+        )
+    return ApiError(error.status_code, message, code=code, headers=headers).response()

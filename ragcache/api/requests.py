@@ -174,9 +174,23 @@ class Part(BaseModel):
         return self
 
 
+def _part(given: Any) -> Any:
+    return {"type": "text", "text": given} if isinstance(given, str) else given
+
+
+#: A part of a content, which clients such as LangChain's may also send as a string.
+_Part = Annotated[Part, BeforeValidator(_part, json_schema_input_type=str | Part)]
+
+#: A content, of which errors name what is wrong with its kind alone.
+_Content = Annotated[
+    Annotated[str, Tag("content-text")] | Annotated[_LimitedList[_Part], Tag("content-parts")],
+    Discriminator(lambda given: f"content-{'parts' if isinstance(given, list) else 'text'}"),
+]
+
+
 class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | _LimitedList[Part] | None = None
+    content: _Content | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None

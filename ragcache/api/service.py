@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -122,16 +122,16 @@ class Service:
             cache, monitor = self.cache(tenant), self.quality_monitor
             adjusted = request if monitor is None else monitor.adjust(request)
             note = None if monitor is None else monitor.note(request)
-            stream = cache.generate(replace(adjusted, check=check, keep=False))
-            if stream.no_chunks is not None and on_no_chunks is not None:
-                on_no_chunks(stream.no_chunks)
-            for piece in stream.steps():
-                yield PENDING if piece is None else piece
-            if stream.misses:
-                self.scheduler.submit_idle(stream.keep)
-            if monitor is not None and (compare := monitor.sample(cache, adjusted, stream)):
-                self.scheduler.submit_idle(compare)
-            yield stream.answer if note is None else _with_note(stream.answer, note)
+            with closing(cache.generate(replace(adjusted, check=check, keep=False))) as stream:
+                if stream.no_chunks is not None and on_no_chunks is not None:
+                    on_no_chunks(stream.no_chunks)
+                for piece in stream.steps():
+                    yield PENDING if piece is None else piece
+                if stream.misses:
+                    self.scheduler.submit_idle(stream.keep)
+                if monitor is not None and (compare := monitor.sample(cache, adjusted, stream)):
+                    self.scheduler.submit_idle(compare)
+                yield stream.answer if note is None else _with_note(stream.answer, note)
 
         return self.scheduler.submit(tenant, run, on_event, seconds=seconds)
 

@@ -98,6 +98,8 @@ def part_reports(
             return PartReport("text", name, tokens, tokens)
         if last:
             reason = "the last part of a prompt is always computed"
+        elif found.layout.kept:
+            reason = "text behind an earlier turn is computed"
         elif not found.text_keys:
             reason = "this mode loads no text"
         elif number >= len(found.text_keys):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections.abc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,6 +67,10 @@ class GenerationStream(ABC):
         """The remaining pieces, for a caller that must not block: None if none has arrived yet."""
         return self._pieces
 
+    def close(self) -> None:
+        """End the answer here, and free what it holds. A finished answer stays."""
+        self._pieces.close()
+
     @property
     def answer(self) -> Answer:
         """The finished answer; reads the rest of the stream first. RuntimeError if the stream was
@@ -98,7 +103,7 @@ class GenerationStream(ABC):
         call does nothing. Raises StoreError."""
 
     @abstractmethod
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> collections.abc.Generator[str]:
         """Generate the answer piece by piece, and pass it to :meth:`_finish`."""
 
     def _finish(self, answer: Answer, store: ChunkStore) -> None:
@@ -147,7 +152,7 @@ class _LocalStream(GenerationStream):
         if missed is not None:
             missed.store()
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> collections.abc.Generator[str]:
         began = time.perf_counter()
         request, generator, encoder = self.request, self._generator, None
         overlapping = request.blender.placement == "overlapping"
@@ -161,17 +166,21 @@ class _LocalStream(GenerationStream):
         self._first_logits = prefilled.logits
         steps: list[Step] = []
         text, ttft = "", 0.0
-        for step in self._decode(prefilled):
-            ttft = ttft or time.perf_counter() - began
-            steps.append(step)
-            text += step.text
-            if step.text:
-                yield step.text
-            if request.until is not None and not step.stopped and request.until(text):
-                steps[-1] = replace(step, stopped="stop")
-                break
-            if request.check is not None:
-                request.check()
+        try:
+            for step in self._decode(prefilled):
+                ttft = ttft or time.perf_counter() - began
+                steps.append(step)
+                text += step.text
+                if step.text:
+                    yield step.text
+                if request.until is not None and not step.stopped and request.until(text):
+                    steps[-1] = replace(step, stopped="stop")
+                    break
+                if request.check is not None:
+                    request.check()
+        except BaseException:  # an answer that is stopped is a turn of its chat, too
+            self._keep_chat(prefilled, steps)
+            raise
         total = time.perf_counter() - began
         report = replace(
             make_report(done, request.passages, generator.history),
@@ -190,12 +199,7 @@ class _LocalStream(GenerationStream):
         if generator.store_misses and refusal is None:
             encoded = {} if encoder is None else encoder.encoded
             self._missed = MissedChunks(generator.engine, self._generator, done, encoded)
-        if generator.chats is not None:
-            rows = len(request.prompt) + request.sampling.max_tokens  # that were reserved
-            size = generator.engine.spec.chunk_bytes(rows)
-            generator.chats.keep(
-                request, generator.encoding, generator.tenant, prefilled, tokens, size
-            )
+        self._keep_chat(prefilled, steps)
         del done, prefilled  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(
@@ -208,6 +212,20 @@ class _LocalStream(GenerationStream):
             ),
             self._generator.store,
         )
+
+    def _keep_chat(self, prefilled: Prefilled, steps: Sequence[Step]) -> None:
+        """Keep the KV of the prompt and of the answer so far for the next turn of a chat."""
+        request, generator = self.request, self._generator
+        if generator.chats is not None:
+            rows = len(request.prompt) + request.sampling.max_tokens  # that were reserved
+            generator.chats.keep(
+                request,
+                generator.encoding,
+                generator.tenant,
+                prefilled,
+                tuple(step.token for step in steps),
+                generator.engine.spec.chunk_bytes(rows),
+            )
 
     def _decode(self, prefilled: Prefilled) -> Iterator[Step]:
         """The steps of the answer. Forced tokens are scored once the first step has been taken, so

@@ -16,6 +16,10 @@ from ragcache.types import Prompt, Tokens
 __all__ = ["KeptPrompts"]
 
 
+#: Rows more than the store has, from which those of another chat are used.
+_LEAST = 64
+
+
 class KeptRows(NamedTuple):
     """The first rows of an earlier prompt."""
 
@@ -30,6 +34,8 @@ _Use = tuple[str, Blender, EncodingContext]  # tenant, method and context: only 
 class _Kept:
     use: _Use
     tokens: Tokens  # of the prompt and its answer, as far as they are computed
+    asked: int  # tokens of the prompt
+    stored: int  # first tokens of the prompt whose KV the store has, too
     prefilled: Prefilled
     size: int  # bytes
 
@@ -56,7 +62,7 @@ class KeptPrompts:
         with self._lock:
             use = tenant, request.blender, encoding
             kept = [one for one in self._kept if one.use == use]
-        found = [KeptRows(one.prefilled, _usable(request.prompt, one.tokens)) for one in kept]
+        found = [KeptRows(one.prefilled, _usable(request.prompt, one)) for one in kept]
         best = max(found, key=lambda one: one.rows, default=None)
         return best if best is not None and best.rows else None
 
@@ -74,7 +80,9 @@ class KeptPrompts:
         if not self._suits(request) or size > self.most_bytes:
             return
         tokens = request.prompt.tokens + answer[:-1]  # the last token's row is not computed
-        new = _Kept((tenant, request.blender, encoding), tokens, prefilled, size)
+        asked, stored = len(request.prompt), len(request.prompt.prefix)
+        use = tenant, request.blender, encoding
+        new = _Kept(use, tokens, asked, stored, prefilled, size)
         with self._lock:
             kept = [one for one in self._kept if not _continues(new, one)] + [new]
             while sum(one.size for one in kept) > self.most_bytes:
@@ -94,14 +102,19 @@ class KeptPrompts:
         )
 
 
-def _usable(prompt: Prompt, tokens: Tokens) -> int:
-    """How many first rows of ``prompt`` are those of ``tokens``: not the last one, and no part of a
-    chunk, unless it is the earlier answer, whose last token has no row, that has become one."""
-    pairs = zip(prompt.tokens[:-1], tokens, strict=False)
+def _usable(prompt: Prompt, kept: _Kept) -> int:
+    """How many first rows of ``prompt`` are those of ``kept``: not the last one, and no part of a
+    chunk, unless it is the earlier answer, whose last token has no row, that has become one. Unless
+    it is a next turn, they must be worth it: no text is looked up or stored behind them, and all
+    chats begin with the template's own text."""
+    pairs = zip(prompt.tokens[:-1], kept.tokens, strict=False)
     rows = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    if rows == len(tokens):
+    if rows == len(kept.tokens):
         return rows
-    return next((start for start, stop in prompt.spans if start < rows < stop), rows)
+    rows = next((start for start, stop in prompt.spans if start < rows < stop), rows)
+    stops = (stop for _, stop in prompt.part_spans if stop <= min(rows, kept.stored))
+    new = rows - max(stops, default=0)
+    return rows if rows >= kept.asked - 1 or new >= _LEAST else 0
 
 
 def _continues(new: _Kept, old: _Kept) -> bool:

@@ -100,7 +100,8 @@ def prefill(
             missed.update(found.misses)
             context.store.put_all(new)
             continue
-        if request.speeds is not None and kept is None:  # the rest of a chat is short
+        if request.speeds is not None and not found.layout.kept_chunk_rows:
+            # Otherwise it is a chat, and the rest of it is short.
             chosen, found = _planned(context, found, blender, request.speeds, failed)
             blender = with_ratio(blender, chosen.ratio)
         capture = context.store_misses and blender.reuses in ("in_context", "variant")
@@ -137,7 +138,7 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     kept = context.kept_rows(request)
     found = context.look_up(request, kept, count=False)
     blender, chosen = request.blender, None
-    if request.speeds is not None and kept is None:
+    if request.speeds is not None and not found.layout.kept_chunk_rows:
         chosen, found = _planned(context, found, blender, request.speeds, ())
         blender = with_ratio(blender, chosen.ratio)
     names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])

@@ -133,9 +133,9 @@ class LocalBackend:
 
         def run(check: Callable[[], None]) -> Generator[str | AnswerMetadata, None, None]:
             self._check_model(request.model)
-            stream = self.cache.generate(self._request(request, check))
-            yield from stream
-            yield self._metadata(stream.answer)
+            with closing(self.cache.generate(self._request(request, check))) as stream:
+                yield from stream
+                yield self._metadata(stream.answer)
 
         return run
 

@@ -133,10 +133,13 @@ class _VllmStream(GenerationStream):
         self._wait_s = _POLL_S
         return self._steps
 
-    def _run(self) -> Iterator[str]:
+    def close(self) -> None:
+        self._steps.close()
+
+    def _run(self) -> Generator[str]:
         return (piece for piece in self._steps if piece is not None)
 
-    def _generate(self) -> Iterator[str | None]:
+    def _generate(self) -> Generator[str | None]:
         """Pieces of text, and None whenever no token has arrived for a while."""
         began = time.perf_counter()
         self._resolved = self._generator.look_up(self.request)

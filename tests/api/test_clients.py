@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
 import openai
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from tests.api.conftest import ANN, Served
 
@@ -51,6 +53,26 @@ def test_openai_continues_a_chat_with_the_message_it_got(client: openai.OpenAI) 
     assert second.choices[0].message.content
 
 
+def test_openai_stops_an_answer_and_goes_on(running: Served, client: openai.OpenAI) -> None:
+    """What a user's stop button does: the next turn reuses the prompt all the same."""
+    chat: Any = [{"role": "user", "content": "Which of the birds by the sea is a parrot? " * 4}]
+    with client:
+        options: Any = {"model": "ragcache", "extra_body": {"documents": []}}
+        with client.chat.completions.create(
+            messages=chat, stream=True, max_tokens=300, **options
+        ) as stream:
+            said = next(e.choices[0].delta.content for e in stream if e.choices[0].delta.content)
+        scheduler, until = running.service.scheduler, time.monotonic() + 20
+        while scheduler.depth() != (0, 0):  # until the service has heard of it
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        more = [*chat, {"role": "assistant", "content": said}, *ASKED]
+        second = client.chat.completions.create(messages=more, **options)
+    first = running.service.cache("ann").engine.tokenize(chat[0]["content"])
+    assert second.usage is not None and second.usage.prompt_tokens_details is not None
+    assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= len(first)
+
+
 def test_openai_raises_its_own_errors(running: Served, client: openai.OpenAI) -> None:
     with client:
         with pytest.raises(openai.BadRequestError, match="n is not supported") as caught:
@@ -75,3 +97,6 @@ def test_langchain_asks_and_streams(running: Served) -> None:
     assert "".join(str(piece.content) for piece in pieces) == whole.content
     brought = chat.invoke(QUESTION, extra_body={"documents": [{"title": "a", "text": "b"}]})
     assert brought.usage_metadata is not None
+    call = AIMessage("", tool_calls=[{"name": "notes", "args": {}, "id": "1"}])
+    result = ToolMessage(["Mira Holt", "lives in Oslo."], tool_call_id="1")
+    assert chat.invoke([HumanMessage(QUESTION), call, result]).content

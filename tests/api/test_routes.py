@@ -237,6 +237,11 @@ def test_what_is_not_there_says_where_it_is(
     with served(tmp_path / "store") as one, one.client(ANN) as ann:
         status, message = said(ann.get("/demo/nothing.js"))
         assert status == 404 and "the page is at /demo" in message
+        status, message = said(ann.post("/v1/responses", json={}))
+        assert status == 404 and "no route POST /v1/responses" in message
+        assert "/v1/chat/completions" in message
+        status, message = said(ann.get("/v1/query"))
+        assert status == 405 and "no route GET /v1/query" in message
         status, message = said(ann.get("/v1/models/gpt"))
         assert status == 404 and "or 'ragcache'" in message
         document = {"data": "Oslo", "text": "Bexley"}

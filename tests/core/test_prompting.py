@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,46 @@ def test_the_next_turn_computes_only_what_is_new(cache: RagCache) -> None:
     assert other.report.kept_tokens == 0  # of another method
 
 
+def test_a_stopped_answer_is_a_turn_of_its_chat(cache: RagCache) -> None:
+    chat = [said("system", "Be brief."), said("user", LONG + "\n\nHow many piers?")]
+    whole = ask(cache, *chat)
+    for stop in (1, 3):  # after so many pieces
+        more = [*chat, said("assistant", ""), said("user", "Where?")]
+        cache.chats.clear()
+        stream = cache.stream(messages=chat, chunks=(), sampling=SHORT)
+        more[-2]["content"] = "".join(islice(stream, stop))
+        stream.close()
+        with pytest.raises(RuntimeError, match="was not finished"):
+            _ = stream.answer
+        after = ask(cache, *more)
+        assert after.report.kept_tokens >= len(whole.prompt) - 1
+        cache.chats.clear()
+        assert ask(cache, *chat).text == whole.text
+        assert after.tokens == ask(cache, *more).tokens  # as after an answer that was not stopped
+
+
+def test_another_chat_that_begins_alike_is_no_earlier_turn(cache: RagCache) -> None:
+    """All chats begin with the template's own text: it must not keep stored texts from being
+    loaded, nor the ratio from being planned."""
+    rules, other = said("system", "Be brief. " * 30), said("system", "Be kind. " * 30)
+    options: dict[str, Any] = {"chunks": ["One chunk of text."], "ratio": "auto"}
+    cache.chats.clear()
+    ask(cache, rules, said("user", "Where?"), **options)  # stores its system message
+    cache.chats.clear()
+    ask(cache, other, said("user", "Who?"), **options)
+    again = ask(cache, rules, said("user", "When?"), **options).report
+    assert again.kept_tokens == 0 and again.loaded_text_tokens > 60
+    assert again.plan is not None
+    alike = ask(cache, rules, said("user", LONG + "\n\nHow?"), ratio="auto").report
+    assert alike.plan is not None
+    turns = [rules, said("user", "Where?"), said("assistant", "Here."), said("user", "Why?")]
+    third = ask(cache, *turns, **options).report  # its documents moved
+    assert "this mode loads no text" not in {part.reason for part in third.parts}
+
+
 def test_kept_rows_are_those_of_the_prompt(cache: RagCache) -> None:
     """By value: the logits after a kept beginning are full prefill's."""
+    cache.chats.clear()  # of other chats, which were not exact
     chat = [said("user", "Who? " * 30), said("assistant", "Ann."), said("user", "Where is she?")]
     ask(cache, *chat[:1])
     streams = [

@@ -17,7 +17,7 @@ from ragcache.core.prompting import BuiltPrompt, PromptBuilder
 from ragcache.errors import PromptError
 from ragcache.langchain import ChatRagCache, RagCacheMessageChunk, rag_messages
 from ragcache.rag import RagCache
-from tests import models
+from tests import models, scene
 from tests.api.conftest import ANN, served
 from tests.langchain.conftest import DOCUMENTS, PLACES, QUESTION
 
@@ -221,6 +221,20 @@ def test_misses_and_finding_are_options(place: dict[str, Any]) -> None:
     assert (report["chunks"], report["boundaries"]) == ([], [])
     found = model.invoke(f"{CONTEXT}\n\n{QUESTION}", find_chunks=True)
     assert len(found.response_metadata["ragcache"]["chunks"]) == len(TEXTS)
+
+
+def test_a_stopped_stream_is_a_turn_of_its_chat(tmp_path: Path) -> None:
+    asked = HumanMessage("Which of the birds by the sea is a parrot? " * 4)
+    with scene.small(tmp_path) as cache:
+        model = ChatRagCache(store=cache, max_tokens=200)
+        stream = model.stream([asked])
+        said = next(piece.text for piece in stream if piece.text)
+        stream.close()  # type: ignore[attr-defined]
+        answer = model.invoke([asked, AIMessage(said), HumanMessage(QUESTION)])
+        usage = answer.usage_metadata
+        assert usage and usage["input_token_details"]["cache_read"] >= len(
+            cache.engine.tokenize(asked.text)
+        )
 
 
 def test_a_service_that_does_not_trust_templates(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -123,6 +124,17 @@ def test_a_chat_is_rendered_by_the_models_template_as_it_is(ann: httpx.Client) -
     assert prompt_text(bare) == f"<bos>{QUESTION}\nAnswer:"  # nothing is added
 
 
+def test_a_content_may_be_texts_without_types(ann: httpx.Client) -> None:
+    """As LangChain's messages have them: a tool's result of two strings."""
+    plain, typed = ["One.", "Two."], [{"type": "text", "text": t} for t in ("One.", "Two.")]
+    texts = []
+    for content in (plain, typed, [plain[0], typed[1]]):
+        turns = [*TURNS, {"role": "tool", "tool_call_id": "1", "content": content}]
+        found = chat(ann, turns, documents=[], ragcache={"trace": True}).json()
+        texts.append(prompt_text(found))
+    assert "One.\nTwo." in texts[0] and len(set(texts)) == 1
+
+
 def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
     given: Any = {"documents": ["It rains."], "ragcache": {"trace": True}}
     before = chat(ann, TURNS, **given).json()
@@ -186,6 +198,12 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"documents": [{"title": None}]}, "documents.0", "documents.0 has no text"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content", "valid string"),
         (
+            {"messages": [{"role": "user", "content": ["a"] * 10_001}]},
+            "messages.0.content",
+            "at most 10000 items",
+        ),
+        ({"messages": [{"role": "user", "content": [1]}]}, "messages.0.content.0", "dictionary"),
+        (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages.0.content.0",
             "'image_url' are not supported",
@@ -212,6 +230,8 @@ def test_a_context_that_is_too_small_is_said_with_the_numbers(
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert "context of 512" in error["message"] and "'documents#1'" in error["message"]
+    need, _, inside, _, texts, room, *_ = map(int, re.findall(r"\b\d+\b", error["message"]))
+    assert need == inside + texts + room
 
 
 def test_another_model_is_not_found(ann: httpx.Client) -> None:
