@@ -51,12 +51,13 @@ class Slow:
 
     def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
         engine = service.default_cache.engine
-        self._encode, self._prefix = engine.encode, engine.template.prefix
+        self._encode = engine.encode
+        self._context = service.default_cache.indexing.encoding.context
         self.at, self._go, self.log = threading.Semaphore(0), threading.Semaphore(0), log
         monkeypatch.setattr(engine, "encode", self)
 
     def __call__(self, chunks: Sequence[tuple[int, ...]], **options: Any) -> Any:
-        if options.get("context", ()) in (self._prefix, ()):  # else the same, for sensitivity
+        if options.get("context", ()) in (self._context, ()):  # else the same, for sensitivity
             self.log.append("batch")
             self.at.release()
             assert self._go.acquire(timeout=SOON)

@@ -78,7 +78,7 @@ def test_documents_chunks_and_jobs(ann: httpx.Client) -> None:
     assert made["encoded"] == 1
     before = ann.get("/v1/chunks", params={"limit": 1000}).json()["data"]
     assert chunk["id"] in [one["id"] for one in before]
-    assert before[0]["encoding_context"] == before[0]["compiled"] == "prefix"
+    assert before[0]["encoding_context"] == before[0]["compiled"] == "prose"
     assert ann.get("/v1/chunks", params={"after": before[-2]["id"]}).json()["data"] == before[-1:]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").json()["deleted"]
     assert ann.delete(f"/v1/chunks/{chunk['id']}").status_code == 404

@@ -185,4 +185,5 @@ def test_an_answer_that_became_a_chunk_is_kept(tmp_path: Path) -> None:
         full = cache.engine.prefill((*start.tokens, *tokens, *question.tokens)).logits
         torch.testing.assert_close(stream.first_logits, full, atol=1e-4, rtol=1e-4)
         other = ask(start, Part((*tokens[:60], 7, *tokens[61:]), True), question).answer.report
-        assert other.kept_tokens == len(start.tokens)  # no part of an edited chunk
+        assert other.kept_tokens == 0  # no part of an edited chunk
+        assert other.loaded_text_tokens == len(start.tokens)
