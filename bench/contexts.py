@@ -2,11 +2,11 @@
 
 ``python -m bench.contexts --model MODEL --set FILE --out FILE`` asks the questions of a data set
 (``python -m bench.questions``) in prompts that begin with a user's own system message, which no
-stored chunk was computed after. Chunks are computed after three contexts: one BOS token (``bos``),
-ragcache's own instructions (``prefix``), and the prompt's exact prefix (``exact``). Each is reused
-and fused, with rows chosen over all chunks, or chunk by chunk (``per chunk``). Outcomes are saved
-after every question; the same command goes on where it was stopped. ``--only TEXT`` asks only the
-variants whose label contains TEXT.
+stored chunk was computed after. Chunks are computed after four contexts: one BOS token (``bos``),
+ragcache's own instructions (``prefix``), these and ordinary text (``prose``), and the prompt's
+exact prefix (``exact``). Each is reused and fused, with rows chosen over all chunks, or chunk by
+chunk (``per chunk``). Outcomes are saved after every question; the same command goes on where it
+was stopped. ``--only TEXT`` asks only the variants whose label contains TEXT.
 
 ``python -m bench.contexts --out FILE --table PAGE`` writes the tables of what is saved. Files of
 the same questions (``--out`` more than once) are joined.
@@ -61,7 +61,7 @@ SYSTEM = (
     "no answer in the passages, say that you do not know."
 )
 INSTRUCTION = "Only give me the answer and do not output any other words."
-CONTEXTS = "bos", "prefix", "exact"
+CONTEXTS = "bos", "prefix", "exact", "prose"
 RATIOS = 0.05, 0.1, 0.15
 TOKENS = 16
 
@@ -205,6 +205,7 @@ def _pairs(labels: Collection[str]) -> list[tuple[str, str]]:
     fused = [f"fused {ratio:.0%}" for ratio in RATIOS]
     pairs = [(f"{m}, {c}", f"{m}, exact") for c in ("prefix", "bos") for m in ("reuse", *fused)]
     pairs += [(f"{m}, prefix", f"{m}, bos") for m in ("reuse", *fused)]
+    pairs += [(f"{m}, prose", f"{m}, prefix") for m in ("reuse", *fused)]
     pairs += [(label, f"{m}, prefix") for m in fused for label in labels if f"{m} per" in label]
     return [pair for pair in pairs if set(pair) <= set(labels)]
 

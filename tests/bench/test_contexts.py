@@ -135,7 +135,7 @@ def test_a_run_goes_on_after_a_torn_line(
     printed = capsys.readouterr().out
     assert "2 of 2 questions" in printed and "1 of 2 questions" not in printed
     assert out.read_bytes().startswith(first) and len(load(out)) == 2
-    assert load(out)[0].keys() == {"reuse, bos", "reuse, prefix", "reuse, exact"}
+    assert load(out)[0].keys() == {"reuse, bos", "reuse, prefix", "reuse, exact", "reuse, prose"}
 
     page = tmp_path / "docs" / "contexts.md"
     run(monkeypatch, "--out", out, "--table", page)
