@@ -281,7 +281,7 @@ def measure(given: argparse.Namespace) -> None:
         each = [(context.chunks, q.text) for context in asked for q in context.questions]
         done = len(load(out))
         for number, (chunks, question) in enumerate(each[done:], done + 1):
-            outcome = ask(engine, prompt_of(engine, chunks, question), labels)
+            outcome = ask(engine, prompt_of(engine, chunks[: given.chunks], question), labels)
             file.write(json.dumps(outcome).encode() + b"\n")
             print(f"{number} of {len(each)} questions", flush=True)
 
@@ -311,6 +311,7 @@ def main() -> None:
         "--only", default="", metavar="TEXT", help="variants with TEXT in the label"
     )
     parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--chunks", type=int, help="only the first ones of every prompt")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--table", type=Path, metavar="PAGE", help="write the tables of --out")
     given = parser.parse_args()
