@@ -5,8 +5,9 @@
 stored chunk was computed after. Chunks are computed after four contexts: one BOS token (``bos``),
 ragcache's own instructions (``prefix``), these and ordinary text (``prose``), and the prompt's
 exact prefix (``exact``). Each is reused and fused, with rows chosen over all chunks, or chunk by
-chunk (``per chunk``). Outcomes are saved after every question; the same command goes on where it
-was stopped. ``--only TEXT`` asks only the variants whose label contains TEXT.
+chunk (``per chunk``). In place of the ordinary text, shorter, longer and other texts are tried,
+and random tokens. Outcomes are saved after every question; the same command goes on where it was
+stopped. ``--only TEXT`` asks only the variants whose label contains TEXT.
 
 ``python -m bench.contexts --out FILE --table PAGE`` writes the tables of what is saved. Files of
 the same questions (``--out`` more than once) are joined.
@@ -22,6 +23,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any, BinaryIO, ClassVar
 
@@ -43,11 +45,13 @@ from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError, RagCacheError
+from ragcache.eval.articles import ARTICLES
 from ragcache.eval.bootstrap import Array, Bootstrap, Estimate
 from ragcache.eval.dataset import first_questions, load_dataset
 from ragcache.eval.metrics import answer_agreement, first_token_kl
 from ragcache.models import model_path
 from ragcache.planning.context import EncodingContext, encoding_context
+from ragcache.planning.prose import PROSE
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Prompt, Sampling, Tokens
 
@@ -62,6 +66,9 @@ SYSTEM = (
 )
 INSTRUCTION = "Only give me the answer and do not output any other words."
 CONTEXTS = "bos", "prefix", "exact", "prose"
+#: Texts in place of the ordinary text: the number of tokens, and what they are of.
+TEXTS = "150 of prose", "300 of prose", "600 of articles", "1200 of articles", "600 of random ids"
+TEXT_RATIO = 0.15  # at which these are fused
 RATIOS = 0.05, 0.1, 0.15
 TOKENS = 16
 
@@ -106,6 +113,9 @@ def variants() -> dict[str, tuple[str, Blender]]:
             found[f"fused {ratio:.0%}, {context}"] = context, Fused(ratio)
     for ratio in RATIOS:
         found[f"fused {ratio:.0%} per chunk, as many rows, prefix"] = "prefix", FusedPerChunk(ratio)
+    for text in TEXTS:
+        found[f"reuse, {text}"] = text, blender("reuse")
+        found[f"fused {TEXT_RATIO:.0%}, {text}"] = text, Fused(TEXT_RATIO)
     return found
 
 
@@ -153,7 +163,17 @@ def _context(engine: Engine, name: str, prompt: Prompt) -> EncodingContext:
         return EncodingContext(name, prompt.prefix)
     if name == "bos" and engine.bos is None:
         return EncodingContext(name, prompt.tokens[:1])
-    return encoding_context(name, engine)
+    if name not in TEXTS:
+        return encoding_context(name, engine)
+    count, _, text = name.split(" ", 2)
+    return EncodingContext(name, engine.template.prefix + _ids(engine, text)[: int(count)])
+
+
+def _ids(engine: Engine, text: str) -> Tokens:
+    """Ids of one of :data:`TEXTS`."""
+    articles = [file.read_text(encoding="utf-8") for file in sorted(ARTICLES.glob("*.md"))]
+    ids = engine.tokenize(SEPARATOR.join(PROSE if text == "prose" else articles))
+    return tuple(Random(0).choices(sorted(set(ids)), k=len(ids))) if text == "random ids" else ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +226,7 @@ def _pairs(labels: Collection[str]) -> list[tuple[str, str]]:
     pairs = [(f"{m}, {c}", f"{m}, exact") for c in ("prefix", "bos") for m in ("reuse", *fused)]
     pairs += [(f"{m}, prefix", f"{m}, bos") for m in ("reuse", *fused)]
     pairs += [(f"{m}, prose", f"{m}, prefix") for m in ("reuse", *fused)]
+    pairs += [(f"{m}, {text}", f"{m}, prose") for text in TEXTS for m in ("reuse", fused[-1])]
     pairs += [(label, f"{m}, prefix") for m in fused for label in labels if f"{m} per" in label]
     return [pair for pair in pairs if set(pair) <= set(labels)]
 

@@ -126,7 +126,7 @@ def test_a_run_goes_on_after_a_torn_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out" / "all.jsonl"
-    run(monkeypatch, *asked, "--only", "reuse", "--questions", 1)
+    run(monkeypatch, *asked, "--only", "reuse, ", "--questions", 1)
     first = out.read_bytes()
     out.write_bytes(first + b'{"reuse, bos": {"kl"')
     assert len(load(out)) == 1
@@ -135,7 +135,9 @@ def test_a_run_goes_on_after_a_torn_line(
     printed = capsys.readouterr().out
     assert "2 of 2 questions" in printed and "1 of 2 questions" not in printed
     assert out.read_bytes().startswith(first) and len(load(out)) == 2
-    assert load(out)[0].keys() == {"reuse, bos", "reuse, prefix", "reuse, exact", "reuse, prose"}
+    assert load(out)[0].keys() == {
+        f"reuse, {name}" for name in (*contexts.CONTEXTS, *contexts.TEXTS)
+    }
 
     page = tmp_path / "docs" / "contexts.md"
     run(monkeypatch, "--out", out, "--table", page)
