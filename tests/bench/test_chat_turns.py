@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_every_turn_is_measured(
     tmp_path: Path,
     folder: Path,

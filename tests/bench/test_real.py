@@ -38,6 +38,7 @@ def inputs(tmp_path: Path, tiny_model_dir: Path) -> list[object]:
     return ["--model", "smollm2", "--set", "hotpotqa", *folders, *methods, *budgets]
 
 
+@pytest.mark.slow
 def test_a_run_and_its_page(
     tmp_path: Path,
     inputs: list[object],
