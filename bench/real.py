@@ -6,7 +6,8 @@ bench.real_models``). Every fusion method runs at the charged budgets of 5, 10, 
 as it can: the parameters are found first, on the first prompts. Outcomes are saved after every
 question; the same command goes on where it was stopped.
 
-``python -m bench.real --tables DIR`` writes docs/real-models.md from all that is saved in a folder.
+``python -m bench.real --tables DIR`` writes docs/real-models.md from all that is saved in a folder;
+what the page was written from is in bench/outcomes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bench import real_page
 from bench.budgets import METHODS, TARGETS, Budgets, find_budgets, narrow_model
 from bench.real_models import MODELS
 from bench.real_results import DATA_SETS, Facts, RunFiles
-from bench.results import ROOT, commit, machine
+from bench.results import OUTCOMES, ROOT, commit, machine
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError, RagCacheError
 from ragcache.eval.dataset import EvalContext, first_questions, load_dataset
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--set", choices=DATA_SETS)
     parser.add_argument("--models", type=Path, help="folder with NAME.gguf, or with folders NAME")
     parser.add_argument("--sets", type=Path, help="folder that bench.questions wrote")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "real", help="results")
+    parser.add_argument("--out", type=Path, default=OUTCOMES, help="results")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--minutes", type=float, help="stop after these; go on by the same command")
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all")

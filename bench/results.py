@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from ragcache.eval.parallel import usable_cores
 
 ROOT = Path(__file__).parent.parent
+OUTCOMES = ROOT / "bench" / "outcomes"  # of long runs on real models, kept with the code
 _FREE_PEAK = "5"  # what /proc/self/clear_refs takes to begin the peak anew, see proc(5)
 
 
