@@ -52,6 +52,7 @@ CONTENTS = {
         "benchmarks",
         "peers",
         "real-models",
+        "encoding-contexts",
         "small-model",
     ],
     "Extend": ["add-a-blender", "add-a-codec", "add-a-store", "contributing"],
