@@ -154,9 +154,12 @@ def resolve_encoding_context(
     catalog: Catalog, engine: ChunkEngine, settings: Settings, template: PromptTemplate
 ) -> EncodingContext:
     """The tokens before a chunk while its KV is computed: the setting, else the store's own, else
-    :data:`DEFAULT_CONTEXT`. Raises ConfigError for an unknown name."""
-    recorded = catalog.get_setting("compile")
-    name = settings.encoding_context or recorded or DEFAULT_CONTEXT
+    :data:`DEFAULT_CONTEXT`. Raises ConfigError for an unknown name.
+
+    The oldest stores have KV, but do not say after what it was computed: after the prefix.
+    """
+    own = DEFAULT_CONTEXT if catalog.get_setting("model") is None else "prefix"
+    name = settings.encoding_context or catalog.get_setting("compile") or own
     how = encoding_context(name, engine, template)
     record_settings(catalog, compile=how.mode)
     return how

@@ -329,6 +329,17 @@ def test_a_store_keeps_its_compile_mode(tmp_path: Path, mode: str) -> None:
         assert any(f"stored in mode {mode}, asked for mode prefix" in f for f in report.fallbacks)
 
 
+def test_a_store_that_says_no_compile_mode_is_new_or_an_old_one(tmp_path: Path) -> None:
+    with scene.small(tmp_path) as cache:
+        parts = cache.catalog, cache.engine, cache.settings, cache.template
+        for model, mode in ((None, "prose"), ("llama", "prefix")):
+            cache.catalog.drop_setting("compile")
+            if model is not None:
+                cache.catalog.put_setting("model", model)
+            assert setup.resolve_encoding_context(*parts).mode == mode
+            assert cache.catalog.get_setting("compile") == mode
+
+
 def test_a_store_of_a_compile_mode_that_is_gone_is_computed_again(tmp_path: Path) -> None:
     with scene.small(tmp_path) as cache:
         cache.add(scene.DOCUMENTS)

@@ -124,16 +124,15 @@ class PrecomputePlan:
 
 @dataclass(frozen=True, slots=True)
 class _SizeEstimator:
-    """Computes sizes and costs of chunks, encoded after a context of ``behind`` tokens."""
+    """Computes sizes and costs of chunks, encoded after their contexts."""
 
     model: ModelShape
-    behind: int
 
     def __call__(self, key: ChunkKey) -> WorkSize:
         n, spec = len(key.tokens), self.model.spec
         layer = codec(key.codec).layer_bytes(spec, n)
         size = spec.chunk_bytes(n) if layer is None else spec.layers * layer
-        return WorkSize(1, n, size, 2 * self.model.flops(n, self.behind))
+        return WorkSize(1, n, size, 2 * self.model.flops(n, len(key.context)))
 
     def of(self, batch: Batch) -> WorkSize:
         """The size of a batch."""
@@ -186,8 +185,7 @@ def iter_plan(
     """As :func:`make_plan`, as a generator of progress: the documents read so far, twice."""
     given = require_list(documents, "documents")
     engine, reader = cache.engine, _ChunkReader(cache)
-    model = ModelShape(engine.spec, engine.parameters, engine.heads)
-    estimator = _SizeEstimator(model, len(cache.indexing.encoding.context))
+    estimator = _SizeEstimator(ModelShape(engine.spec, engine.parameters, engine.heads))
     shard_batches, wanted, number = list[_Packed](), WorkSize(), 0
     for batch in reader.batches(given, batch_tokens):
         if batch is not None:

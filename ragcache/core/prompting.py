@@ -30,6 +30,10 @@ __all__ = ["PromptBuilder", "question_of", "read_template"]
 
 MIN_FOUND_TOKENS = 64  # a part of a searched message that has fewer is no chunk
 
+#: Messages before the first chunk that have fewer characters are one part with the next one: each
+#: part is looked up by all that precedes it.
+_LEAST_CHARS = 256
+
 _UNNAMED = "unnamed"  # id of a chunk that was given without one
 
 #: Roles whose texts are only searched for known chunks: such a message is usually the same in every
@@ -164,8 +168,8 @@ class PromptBuilder:
 
         message = 0
         for segment, number, part in self._with_texts_as_chunks(pieces) if searched else pieces:
-            if number != message and not placed:
-                close()  # a message before the first chunk is a part of its own
+            if number != message and not placed and sum(len(s.text) for s in run) >= _LEAST_CHARS:
+                close()
             message = number
             if part is None:
                 run.append(segment)

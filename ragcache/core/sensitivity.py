@@ -11,28 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ragcache.blend.ranking import band
+from ragcache.planning.prose import preceding_passage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import ChunkEngine
     from ragcache.types import ChunkKV, Tokens
-
-#: The passage that every chunk is encoded after. It names a woman, a man, a company, a town, a year
-#: and a trade, so that most references of a chunk find something to refer to.
-PASSAGE = (
-    "Margaret Hale was born in Leeds in 1961 and trained as an engineer. She later moved to "
-    "Boston, where she founded a company that builds bridges.",
-    "The company was sold in 2004. Its headquarters are in Geneva, and it employs about three "
-    "hundred people.",
-    "Riverton is a small town on the coast. It was founded in the twelfth century and is known for "
-    "its harbour. Thomas Berg has been its mayor since 2015. He likes to sail.",
-)
-
-
-def preceding_passage(engine: ChunkEngine) -> Tokens:
-    """Ids of :data:`PASSAGE`, tokenised as the chunks of a prompt."""
-    return tuple(token for text in PASSAGE for token in engine.template.chunk(text))
 
 
 def measure_sensitivity(
@@ -41,16 +26,21 @@ def measure_sensitivity(
     """The chunks ``alone``, which were computed after ``context``, with the sensitivity of every
     token.
 
-    The chunks are computed again, after ``context`` and :data:`PASSAGE` (as much of its end as the
-    engine's context has room for). With values V before and V' now, the sensitivity of token t is
+    The chunks are computed again, after ``context`` and the text of :func:`preceding_passage`.
+    Where the engine's context has no room for both, the text has what ``context`` leaves, but at
+    least half of the room: its beginning and the end of ``context`` are left out. With values V
+    before and V' now, the sensitivity of token t is
 
         u_t = mean over layers l of |V'_lt - V_lt|^2 / mean over tokens s of |V_ls|^2,
 
     over the middle third of the layers.
     """
     longest = max(len(kv.tokens) for kv in alone)
-    room = engine.context_tokens - len(context) - longest
-    met = context + preceding_passage(engine)[-room:] if room > 0 else context
+    room = engine.context_tokens - longest
+    passage = preceding_passage(engine)
+    most = max(room // 2, room - len(context))
+    passage = passage[max(0, len(passage) - most) :]
+    met = context[: room - len(passage)] + passage
     moved = engine.encode([kv.tokens for kv in alone], context=met)
     return [
         replace(kv, sensitivity=tuple(sensitivity(kv, other).tolist()))

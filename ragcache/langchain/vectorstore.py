@@ -286,8 +286,8 @@ def _documents(texts: Iterable[str], metadatas: list[dict[str, Any]] | None) -> 
 
 def _check_length(cache: RagCache, name: str, text: str) -> None:
     tokens, limit = cache.indexing.splitter.count(text), cache.engine.context_tokens
-    if tokens > limit:
+    if tokens >= limit:  # other tokens precede it
         raise SourceError(
-            f"{name} has {tokens} tokens, more than the {limit} of the model's context: split it, "
-            "or let the store split it (splitting=True)"
+            f"{name} has {tokens} tokens, and a chunk must have less than the {limit} of the "
+            "model's context: split it, or let the store split it (splitting=True)"
         )

@@ -28,13 +28,12 @@ class EncodingContext:
 
     mode: str  # its name
     context: Tokens  # they precede the chunk in the forward pass; their KV is dropped
-    least: int | None = None  # first tokens of the context that precede every chunk; None: all
-    most: int = 0  # tokens of context and chunk, unless ``least`` and the chunk are more
+    most: int | None = None  # tokens of context and chunk that the engine's own context has
 
     def before(self, chunk: Tokens) -> Tokens:
-        """What a chunk is computed after: as much of the context as fits."""
-        least = len(self.context) if self.least is None else self.least
-        return self.context[: max(least, self.most - len(chunk))]
+        """What a chunk is computed after: as much of the context as fits, at least its first token,
+        which is an attention sink."""
+        return self.context if self.most is None else self.context[: max(1, self.most - len(chunk))]
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
         return ChunkKey(fingerprint, chunk, self.before(chunk), self.mode, tenant)
@@ -58,14 +57,13 @@ def encoding_context(
     Raises ConfigError for an unknown name, and for a context that needs a BOS token if the engine
     has none.
     """
-    prefix = (template or engine.template).prefix
+    prefix, most = (template or engine.template).prefix, engine.context_tokens
     if name == "prefix":
-        return EncodingContext(name, prefix)
+        return EncodingContext(name, prefix, most)
     if name == "prose":
         # No document is part of it: KV of one chunk has nothing of another.
-        most = engine.context_tokens
         prose = engine.tokenize(SEPARATOR.join(PROSE))[: min(PROSE_TOKENS, most // 4)]
-        return EncodingContext(name, prefix + prose, len(prefix), most)
+        return EncodingContext(name, prefix + prose, most)
     if name.startswith("enriched"):
         raise ConfigError(
             f"encoding context {name} no longer exists: fused, the default mode, gave worse "
@@ -80,4 +78,4 @@ def encoding_context(
             f"encoding context {name} needs a BOS token, which {engine.name} does not have: use "
             "prefix"
         )
-    return EncodingContext(name, (engine.bos,) * (4 if name == "link0" else 1))
+    return EncodingContext(name, (engine.bos,) * (4 if name == "link0" else 1), most)

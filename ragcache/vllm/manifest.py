@@ -46,8 +46,7 @@ class Manifest:
     mode: str = "full"  # as parsed by :func:`ragcache.blend.blender`
     compiled: str = "prefix"  # name of the encoding context of the chunks
     behind: Tokens | None = None  # tokens of that context; None: those before the first chunk
-    least: int | None = None  # see EncodingContext
-    most: int = 0
+    most: int | None = None  # see EncodingContext
     tenant: str = ""
     ticket: str = ""  # names the reply, 32 hex digits; empty: no reply
 
@@ -99,7 +98,7 @@ class Manifest:
     def encoding(self, prompt: Prompt) -> EncodingContext:
         """What the chunks of ``prompt`` were computed after."""
         behind = prompt.prefix if self.behind is None else self.behind
-        return EncodingContext(self.compiled, behind, self.least, self.most)
+        return EncodingContext(self.compiled, behind, self.most)
 
     def __len__(self) -> int:
         return sum(self.parts)
@@ -132,7 +131,6 @@ class Manifest:
             mode,
             how.mode,
             None if how.context == prompt.prefix else how.context,
-            how.least,
             how.most,
             tenant,
             ticket,
@@ -168,8 +166,8 @@ class Manifest:
                 fields[name] = _numbers(name, fields.get(name))
             if fields.get("behind") is not None:
                 fields["behind"] = _numbers("behind", fields["behind"])
-            if type(fields.get("least")) not in (int, NoneType):
-                raise TypeError("least must be of type int")
+            if type(fields.get("most")) not in (int, NoneType):
+                raise TypeError("most must be of type int")
             tails = _list("tails", "lists of numbers", fields.get("tails"))
             fields["tails"] = tuple(_numbers("each of tails", tail) for tail in tails)
             return cls(**fields)
@@ -210,7 +208,6 @@ _FIELD_TYPES = {
     "tokens": str,
     "mode": str,
     "compiled": str,
-    "most": int,
     "tenant": str,
     "ticket": str,
 }

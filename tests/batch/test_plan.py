@@ -10,6 +10,7 @@ import pytest
 from ragcache.batch.plan import PrecomputePlan, Shard, WorkSize, make_plan
 from ragcache.batch.run import compute_locally, measure_tokens_per_second, run
 from ragcache.errors import ConfigError
+from ragcache.planning.flops import ModelShape
 from ragcache.rag import RagCache
 from ragcache.retriever.split import WHOLE
 from ragcache.types import Document
@@ -55,6 +56,10 @@ def test_a_plan_says_what_is_missing_and_a_run_does_it(cache: RagCache, tmp_path
     assert work.documents == 40 and work.wanted == work.missing and work.stored == WorkSize()
     assert work.missing.chunks == len(chunks) == len({key.digest for key in chunks})
     assert work.missing.tokens == sum(len(key.tokens) for key in chunks)
+    engine = cache.engine
+    model = ModelShape(engine.spec, engine.parameters, engine.heads)
+    flops = sum(model.flops(len(key.tokens), len(key.context)) for key in chunks)
+    assert work.missing.flops == pytest.approx(2 * flops)
     done = do(cache, work)
     assert done == work.missing
     assert cache.store.stats().payload_bytes == done.payload_bytes

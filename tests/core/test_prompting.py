@@ -124,6 +124,20 @@ def test_texts_before_the_first_chunk_are_loaded(cache: RagCache, mode: str) -> 
     assert again.tokens == first.tokens
 
 
+def test_short_messages_are_one_text_with_the_next(cache: RagCache) -> None:
+    """The keys of the texts have all that precedes them: with thousands, their time would grow with
+    the square of the prompt."""
+    turns = [said(role, f"Hi {n}.") for n in range(100) for role in ("user", "assistant")]
+    chat = [said("system", "Be brief. " * 30), *turns, said("user", "Where?")]
+    prompt = cache.prompt(Request(messages=chat))
+    text = "".join(cache.engine.pieces(prompt.tokens))
+    sizes = [len("".join(cache.engine.pieces(part.tokens))) for part in prompt.parts]
+    assert "Hi 99." in text and sum(sizes) == len(text)
+    assert all(256 <= size < 256 + 100 for size in sizes[1:-1]) and sizes[0] >= 300
+    longer = cache.prompt(Request(messages=[*chat, said("assistant", "There."), chat[-1]]))
+    assert longer.parts[: len(prompt.parts) - 1] == prompt.parts[:-1]
+
+
 def test_the_next_turn_computes_only_what_is_new(cache: RagCache) -> None:
     chat = [said("system", "Be brief."), said("user", LONG + "\n\nHow many harbours?")]
     first = ask(cache, *chat)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ragcache.core.precompute import precompute
-from ragcache.core.sensitivity import measure_sensitivity, preceding_passage
+from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.planning.prose import preceding_passage
 from ragcache.store.base import StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
@@ -41,11 +42,23 @@ def test_it_is_the_squared_change_of_the_values(engine: TransformersEngine) -> N
         assert min(kv.sensitivity) > 0
 
 
-def test_no_room_for_the_passage_is_no_sensitivity() -> None:
-    engine = models.engine("llama", max_position_embeddings=64)
-    chunk = tuple(range(64 - len(BEHIND)))
-    [kv] = measure_sensitivity(engine, engine.encode([chunk], context=BEHIND), BEHIND)
-    assert max(kv.sensitivity) < 1e-9
+@pytest.mark.parametrize("room", [0, 1, 2, 40, 300, 500])
+def test_the_context_makes_room_for_the_passage(engine: TransformersEngine, room: int) -> None:
+    """A chunk that fills the model's context has a sensitivity all the same."""
+    context, passage = tuple(range(20, 60)) * 10, preceding_passage(engine)
+    chunk = (7, 8) * ((engine.context_tokens - room) // 2) + (9,) * (room % 2)
+    before = context[:room]
+    [kv] = measure_sensitivity(engine, engine.encode([chunk], context=before), before)
+    share = min(len(passage), max(room // 2, room - len(before)))
+    met = before[: room - share] + passage[len(passage) - share :]
+    assert len(met) == room
+    layers = (2, 3)  # the middle third of six
+    a, b = (engine.encode([chunk], context=each)[0].values for each in (before, met))
+    want = [(a[i] - b[i]).square().sum((0, 2)) / a[i].square().sum((0, 2)).mean() for i in layers]
+    torch.testing.assert_close(
+        torch.tensor(kv.sensitivity), torch.stack(want).mean(0), atol=1e-6, rtol=1e-4
+    )
+    assert (min(kv.sensitivity) > 0) == (room > 1)
 
 
 def test_a_chunk_that_is_stored_without_it_is_computed_anew(engine: TransformersEngine) -> None:

@@ -89,7 +89,7 @@ def test_a_split_documents_chunks_have_ids_of_their_own(cache: RagCache) -> None
     ("documents", "ids", "says"),
     [
         ([Document(" ")], None, "has no text"),
-        ([Document("a b " * 2000, id="x")], None, "x has .* tokens, more than the 512"),
+        ([Document("a b " * 2000, id="x")], None, "x has .* tokens, and .* less than the 512"),
         ([Document("a"), Document("b")], ["1", "1"], "given to several"),
         ([Document("a")], ["1", "2"], "1 documents but 2 ids"),
     ],
@@ -101,6 +101,17 @@ def test_what_cannot_be_added_is_refused_whole(
     with pytest.raises((SourceError, ConfigError), match=says):
         store.add_documents([*documents], ids=ids)
     assert cache.documents() == []
+
+
+def test_the_longest_text_that_is_taken_is_stored(cache: RagCache) -> None:
+    store, most = RagCacheVectorStore(cache), cache.engine.context_tokens
+    text = "She plays" + "." * (most - cache.indexing.splitter.count("She plays"))
+    assert cache.indexing.splitter.count(text) == most
+    with pytest.raises(SourceError, match=f"x has {most} tokens"):
+        store.add_texts([text], ids=["x"])
+    store.add_texts([text[:-1]], ids=["x"])
+    [key] = cache.indexing.keys("x")
+    assert len(key.tokens) == most - 1 and cache.store.has(key)
 
 
 def test_one_thing_is_no_list(store: RagCacheVectorStore, cache: RagCache) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ragcache.core.request import Misses, Request
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.planning.context import DEFAULT_CONTEXT, PROSE_TOKENS, encoding_context
 from ragcache.planning.prose import PROSE
-from ragcache.types import ChunkKV, Document
+from ragcache.types import Chunk, ChunkKV, Document, Sampling
 from tests import models, scene
 
 
@@ -35,20 +37,38 @@ def test_a_short_context_is_mostly_left_to_chunks() -> None:
     assert len(how.context) == len(engine.template.prefix) + 512 // 4
 
 
-def test_a_long_chunk_has_as_much_of_it_before_as_fits(engine: TransformersEngine) -> None:
-    how, least = encoding_context("prose", engine), len(engine.template.prefix)
-    most = engine.context_tokens
-    for tokens in (1, most - len(how.context), most - least - 1, most - least, most):
-        before = how.before((7,) * tokens)
-        assert before == how.context[: len(before)]
-        assert len(before) == min(len(how.context), max(least, most - tokens))
-    [kv] = engine.encode([(7,) * (most - least)], context=how.before((7,) * (most - least)))
-    assert len(kv.tokens) == most - least
+@pytest.mark.parametrize("name", ["prose", "prefix", "link0"])
+def test_a_long_chunk_has_as_much_of_it_before_as_fits(
+    engine: TransformersEngine, name: str
+) -> None:
+    how, most = encoding_context(name, engine), engine.context_tokens
+    whole = len(how.context)
+    for room in (0, 1, 2, whole - 1, whole, whole + 1, most - 1):
+        before = how.before((7,) * (most - room))
+        assert before == how.context[: min(whole, max(1, room))]
 
 
-def test_other_contexts_are_whole_whatever_the_chunk(engine: TransformersEngine) -> None:
-    how = encoding_context("prefix", engine)
-    assert how.before((7,) * 5000) == how.context == engine.template.prefix
+@pytest.mark.parametrize("name", ["prose", "prefix"])
+@pytest.mark.parametrize("misses", ["exact", "consistent"])
+def test_a_chunk_that_fits_a_prompt_is_stored_too(
+    tmp_path: Path, name: str, misses: Misses
+) -> None:
+    """A chat may begin with less text than the store's own prompts."""
+    with scene.small(tmp_path, encoding_context=name) as cache:
+        most, chunk = cache.engine.context_tokens, "She likes it"
+
+        def asked() -> list[dict[str, Any]]:
+            content = [{"type": "chunk", "text": chunk}, {"type": "text", "text": "Who?"}]
+            return [{"role": "user", "content": content}]
+
+        chunk += "." * (most - len(cache.prompt(Request(messages=asked()))) - 1)
+        context = cache.indexing.key(Chunk("a", 0, chunk)).context
+        assert 0 < len(context) < len(cache.template.prefix)
+        for stored in (False, True):
+            sampling = Sampling(max_tokens=1)
+            answer = cache.ask(messages=asked(), misses=misses, sampling=sampling)
+            assert len(answer.prompt) == most - 1
+            assert (answer.report.reused_tokens > 0) == stored
 
 
 def test_kv_has_nothing_of_other_documents(tmp_path: Path) -> None:

@@ -88,7 +88,6 @@ def test_every_part_of_the_recipe_is_in_the_salt() -> None:
         "mode": "reuse",
         "compiled": "bos",
         "behind": (1,),
-        "least": 1,
         "most": 9,
         "tenant": "other",
     }

@@ -39,7 +39,7 @@ def _part(draw: st.DrawFn) -> Part:
 @given(st.lists(_part(), min_size=1, max_size=8))
 def test_every_prompt_comes_back_as_it_was(parts: list[Part]) -> None:
     prompt = Prompt(tuple(parts))
-    how = EncodingContext("prose", (1, 2, 3), least=1, most=9)
+    how = EncodingContext("prose", (1, 2, 3), most=9)
     made = Manifest.fuse(prompt, "fused", MODEL, encoding=how, ticket=new_ticket())
     read = Manifest.read(json.loads(json.dumps(made.params())))
     assert read == made
