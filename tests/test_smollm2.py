@@ -101,7 +101,7 @@ def test_fused_is_nearer_to_full_prefill_than_reuse(cache: RagCache) -> None:
         divergence[mode] = stream.first_logits.float().log_softmax(-1)
     full = divergence.pop("full")
     kl = {mode: (full.exp() * (full - other)).sum().item() for mode, other in divergence.items()}
-    assert 0 <= kl["fused"] < 0.5 * kl["reuse"] and kl["fused"] < 0.1
+    assert 0 < kl["fused"] < kl["reuse"] < 0.2
 
 
 def test_ratio_1_is_full_prefill_which_is_that_of_transformers(cache: RagCache) -> None:
