@@ -36,10 +36,9 @@ def measure_sensitivity(
     over the middle third of the layers.
     """
     longest = max(len(kv.tokens) for kv in alone)
-    room = engine.context_tokens - longest
-    passage = preceding_passage(engine)
+    room = max(0, engine.context_tokens - longest)
     most = max(room // 2, room - len(context))
-    passage = passage[max(0, len(passage) - most) :]
+    passage = preceding_passage(engine)[-most:] if most else ()
     met = context[: room - len(passage)] + passage
     moved = engine.encode([kv.tokens for kv in alone], context=met)
     return [
