@@ -28,6 +28,7 @@ from ragcache.blend.base import Layout, RatioBlender, Selector
 from ragcache.blend.cacheblend import deviation
 from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
+from ragcache.core.sensitivity import preceding_passage
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.ask import ask_questions
@@ -36,7 +37,6 @@ from ragcache.eval.outcomes import AskedQuestion, by_mode
 from ragcache.eval.parallel import run_parallel, usable_cores
 from ragcache.eval.summary import ModeSummary, figures
 from ragcache.models import TINY, model_path, world_file
-from ragcache.planning.prose import preceding_passage
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import KVPair, Tokens
 

@@ -178,9 +178,8 @@ class _LocalStream(GenerationStream):
                     break
                 if request.check is not None:
                     request.check()
-        except BaseException:  # an answer that is stopped is a turn of its chat, too
+        finally:  # an answer that is stopped is a turn of its chat, too
             self._keep_chat(prefilled, steps)
-            raise
         total = time.perf_counter() - began
         report = replace(
             make_report(done, request.passages, generator.history),
@@ -199,7 +198,6 @@ class _LocalStream(GenerationStream):
         if generator.store_misses and refusal is None:
             encoded = {} if encoder is None else encoder.encoded
             self._missed = MissedChunks(generator.engine, self._generator, done, encoded)
-        self._keep_chat(prefilled, steps)
         del done, prefilled  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(

@@ -11,7 +11,7 @@ from ragcache.core.consistent import MissingEncoder
 from ragcache.core.explain import PartHistory, chunk_names, part_reports
 from ragcache.core.kept_prompts import KeptPrompts, KeptRows
 from ragcache.core.request import PromptRequest
-from ragcache.engine.base import Prefiller
+from ragcache.engine.base import Encoder, Prefiller
 from ragcache.errors import StoreError
 from ragcache.planning.context import EncodingContext
 from ragcache.planning.controller import plan, prefill_cost
@@ -22,20 +22,18 @@ from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
 from ragcache.types import Explanation, Plan
 
-__all__ = ["PrefillContext", "explain", "prefill"]
+__all__ = ["LookupContext", "PrefillContext", "explain", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillContext:
-    """What all prefills share: the engine, the store, and which keys its chunks have."""
+class LookupContext:
+    """What prompts are looked up with: the engine, the store, and which keys its chunks have."""
 
-    engine: Prefiller
+    engine: Encoder
     store: ChunkStore
     encoding: EncodingContext
     tenant: str = ""
     history: PartHistory | None = None  # of the parts of prompts, for the reasons in reports
-    store_misses: bool = False  # copy the KV of missing chunks from the prompt, to be stored later
-    chats: KeptPrompts | None = None  # KV of earlier turns
 
     def look_up(
         self,
@@ -57,6 +55,15 @@ class PrefillContext:
             count=count,
             kept=0 if kept is None else kept.rows,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillContext(LookupContext):
+    """What all prefills share."""
+
+    engine: Prefiller
+    store_misses: bool = False  # copy the KV of missing chunks from the prompt, to be stored later
+    chats: KeptPrompts | None = None  # KV of earlier turns
 
     def kept_rows(self, request: PromptRequest) -> KeptRows | None:
         """The first rows of the prompt that an earlier turn of the chat has computed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,23 +186,19 @@ class PromptBuilder:
         """The pieces, with texts of messages between chunks as chunks too, so that they are not
         computed again wherever something before them changes. Texts before the first chunk are
         not: they are exact. Nor is the text after the chunks of the last message: the question."""
-        chunks = [at for at, piece in enumerate(pieces) if piece.chunk]
-        if not chunks:
-            yield from pieces
-            return
-        before, after = pieces[: chunks[0]], pieces[chunks[0] :]
-        asking = len(after)
-        while (
-            asking > chunks[-1] - chunks[0] + 1 and after[asking - 1].message == after[-1].message
-        ):
-            asking -= 1
-        yield from before
-        for (is_text, _), run in groupby(after[:asking], key=_run_of_text):
+        first = next((at for at, piece in enumerate(pieces) if piece.chunk), len(pieces))
+        of_question = takewhile(
+            lambda piece: piece.chunk is None and piece.message == pieces[-1].message,
+            reversed(pieces[first:]),
+        )
+        asking = len(pieces) - sum(1 for _ in of_question)
+        yield from pieces[:first]
+        for (is_text, _), run in groupby(pieces[first:asking], key=_run_of_text):
             texts = list(run)
             whole = Segment("".join(piece.segment.text for piece in texts), "chunk")
             part = self._chunk(whole) if is_text and not whole.text.isspace() else None
             yield from texts if part is None else [_Piece(whole, texts[0].message, part)]
-        yield from after[asking:]
+        yield from pieces[asking:]
 
     def _chunk(self, segment: Segment) -> Part | None:
         """The part of a chunk; None for text, and for a found part that is too short."""

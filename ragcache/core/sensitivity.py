@@ -11,13 +11,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ragcache.blend.ranking import band
-from ragcache.planning.prose import preceding_passage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ragcache.engine.base import ChunkEngine
     from ragcache.types import ChunkKV, Tokens
+
+#: The passage that every chunk is computed after a second time, to see how much its KV changes. It
+#: names a woman, a man, a company, a town, a year and a trade, so that most references of a chunk
+#: find something to refer to.
+PASSAGE = (
+    "Margaret Hale was born in Leeds in 1961 and trained as an engineer. She later moved to "
+    "Boston, where she founded a company that builds bridges.",
+    "The company was sold in 2004. Its headquarters are in Geneva, and it employs about three "
+    "hundred people.",
+    "Riverton is a small town on the coast. It was founded in the twelfth century and is known for "
+    "its harbour. Thomas Berg has been its mayor since 2015. He likes to sail.",
+)
+
+
+def preceding_passage(engine: ChunkEngine) -> Tokens:
+    """Ids of :data:`PASSAGE`, tokenised as the chunks of a prompt."""
+    return tuple(token for text in PASSAGE for token in engine.template.chunk(text))
 
 
 def measure_sensitivity(

@@ -21,6 +21,7 @@ __all__ = [
     "AttentionRule",
     "ChunkEngine",
     "Draft",
+    "Encoder",
     "Engine",
     "LayerView",
     "PrefillCallbacks",

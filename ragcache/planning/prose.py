@@ -1,15 +1,6 @@
-"""Ordinary text that chunks are computed after: see :mod:`ragcache.planning.context` and
-:mod:`ragcache.core.sensitivity`."""
+"""Ordinary text that chunks are computed after, see :mod:`ragcache.planning.context`."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ragcache.engine.base import ChunkEngine
-    from ragcache.types import Tokens
-
-__all__ = ["preceding_passage"]
 
 #: Titles and paragraphs about unlike things, as the chunks of a prompt are. All names are made up.
 PROSE = (
@@ -61,20 +52,3 @@ PROSE = (
     "It also decided to plant trees along the High Street, and asked the library to open on "
     "Sundays. The next meeting is on the 12th.",
 )
-
-#: The passage that every chunk is computed after a second time, to see how much its KV changes. It
-#: names a woman, a man, a company, a town, a year and a trade, so that most references of a chunk
-#: find something to refer to.
-PASSAGE = (
-    "Margaret Hale was born in Leeds in 1961 and trained as an engineer. She later moved to "
-    "Boston, where she founded a company that builds bridges.",
-    "The company was sold in 2004. Its headquarters are in Geneva, and it employs about three "
-    "hundred people.",
-    "Riverton is a small town on the coast. It was founded in the twelfth century and is known for "
-    "its harbour. Thomas Berg has been its mayor since 2015. He likes to sail.",
-)
-
-
-def preceding_passage(engine: ChunkEngine) -> Tokens:
-    """Ids of :data:`PASSAGE`, tokenised as the chunks of a prompt."""
-    return tuple(token for text in PASSAGE for token in engine.template.chunk(text))

@@ -10,15 +10,15 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, written
-from ragcache.core.explain import PartHistory, chunk_names, part_reports
+from ragcache.core.explain import chunk_names, part_reports
 from ragcache.core.generate import GenerationStream
 from ragcache.core.precompute import precompute
+from ragcache.core.prefill import LookupContext
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Step
 from ragcache.engine.decode import IncrementalDetokenizer
 from ragcache.errors import ModelError
-from ragcache.planning.context import EncodingContext
-from ragcache.planning.lookup import PromptLookup, look_up
+from ragcache.planning.lookup import PromptLookup
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey, digest_tokens
 from ragcache.types import (
@@ -47,31 +47,15 @@ _WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class VllmGenerator:
+class VllmGenerator(LookupContext):
     """Generates answers by servers, which load the KV of chunks from a tenant's store."""
 
     engine: VllmEngine
-    store: ChunkStore
-    encoding: EncodingContext
-    tenant: str = ""
-    history: PartHistory | None = None
 
     def stream(self, request: PromptRequest) -> GenerationStream:
         """Start an answer. ``request.speeds`` is ignored: the servers' speeds are not known."""
         check_mode(request.blender)
         return _VllmStream(self, request)
-
-    def look_up(self, request: PromptRequest, *, count: bool = True) -> PromptLookup:
-        """See :func:`ragcache.planning.lookup.look_up`."""
-        return look_up(
-            request.prompt,
-            request.blender,
-            self.store,
-            self.engine.fingerprint,
-            encoding=self.encoding,
-            tenant=self.tenant,
-            count=count,
-        )
 
     def explain(self, request: PromptRequest) -> Explanation:
         """What the servers would load now; they may have more in prefix caches of their own."""

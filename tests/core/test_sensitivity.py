@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from ragcache.core.precompute import precompute
-from ragcache.core.sensitivity import measure_sensitivity
+from ragcache.core.sensitivity import measure_sensitivity, preceding_passage
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.planning.prose import preceding_passage
 from ragcache.store.base import StoredChunk
 from ragcache.store.key import ChunkKey
 from ragcache.store.memory import MemoryStore
