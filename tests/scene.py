@@ -18,6 +18,21 @@ DOCUMENTS = [
 ]
 
 
+#: A chat template.
+CHATML = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def report(paragraphs: int) -> str:
+    """A long text, in which chunks are found."""
+    return "\n\n".join(
+        f"Paragraph {n} of the report. " + f"The town of Riverton has {n + 3} harbours. " * 12
+        for n in range(paragraphs)
+    )
+
+
 def small(path: Path, *, seed: int = 0, **settings: object) -> RagCache:
     """A store in ``path`` with a Llama whose weights follow ``seed``; answers of 6 tokens.
 

@@ -12,12 +12,7 @@ from pydantic import TypeAdapter
 from bench import chat_turns
 from bench.chat_turns import Turn, line, show
 from ragcache.eval.articles import ARTICLES
-from tests import models
-
-CHATML = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
+from tests import models, scene
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     """A model's folder."""
     models.model("llama", max_position_embeddings=8192).save_pretrained(tmp_path / "model")
     tokenizer = deepcopy(models.tokenizer())
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = scene.CHATML
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -16,15 +16,9 @@ from ragcache.errors import ConfigError, PromptError
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.types import Answer, Document, Prompt, Sampling
+from tests import scene
 
-CHATML = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-LONG = "\n\n".join(
-    f"Paragraph {n} of the report. " + f"The town of Riverton has {n + 3} harbours. " * 12
-    for n in range(6)
-)
+LONG = scene.report(6)
 SHORT = Sampling(max_tokens=4)
 
 
@@ -32,7 +26,7 @@ SHORT = Sampling(max_tokens=4)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
     folder = tmp_path_factory.mktemp("store")
     template = folder / "chat.jinja"
-    template.write_text(CHATML)
+    template.write_text(scene.CHATML)
     settings = Settings.load(store=folder / "store", template=template)
     with RagCache.open(folder / "store", settings=settings) as opened:
         opened.add([Document("a", LONG.split("\n\n")[2])])
@@ -60,7 +54,7 @@ def rendered(cache: RagCache, *messages: dict[str, Any]) -> str:
     assert isinstance(cache.engine, TransformersEngine)
     return squeezed(
         cache.engine.tokenizer.apply_chat_template(
-            list(messages), chat_template=CHATML, tokenize=False, add_generation_prompt=True
+            list(messages), chat_template=scene.CHATML, tokenize=False, add_generation_prompt=True
         )
     )
 

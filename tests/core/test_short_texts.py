@@ -22,14 +22,7 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.types import Part, Prompt, Sampling, Tokens
 from tests import models, scene
 
-CHATML = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-LONG = "\n\n".join(
-    f"Paragraph {n} of the report. " + f"The town of Riverton has {n + 3} harbours. " * 12
-    for n in range(3)
-)
+LONG = scene.report(3)
 SHORT = "The mill of Bexley stands on the river. " * 12  # more tokens than MIN_FOUND_TOKENS
 BRIEF = "The mill is old."
 CHAT = [
@@ -48,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RagCache]:
     """In float32."""
     folder = tmp_path_factory.mktemp("store")
     template = folder / "chat.jinja"
-    template.write_text(CHATML)
+    template.write_text(scene.CHATML)
     engine = models.engine(max_position_embeddings=8192)
     given = Settings.load(template=template, chat_bytes=0)
     path = folder / "store"
@@ -66,7 +59,7 @@ def reference(cache: RagCache, messages: Sequence[dict[str, Any]]) -> list[tuple
     """The parts, made one after another from the rendered text: for texts of one kind."""
     tokenize = cache.engine.tokenize
     read = cache.prompts.read(messages, True)
-    rendered = cache.engine.chat_template(CHATML, None).render(read)
+    rendered = cache.engine.chat_template(scene.CHATML, None).render(read)
     segments = list(zip(rendered.segments, rendered.message_of, strict=True))
     found = [
         segment.kind == "chunk" and len(tokenize(segment.text)) >= MIN_FOUND_TOKENS
