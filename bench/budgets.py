@@ -46,6 +46,7 @@ def _ratio(method: str, added: str = "") -> Method:
 #: By the name in tables. ``ape``, ``reuse`` and ``prefix`` have no parameter that sets a budget.
 METHODS: Mapping[str, Method] = {
     "fused": _ratio("fused:"),
+    "fused, attention=0": _ratio("fused:", ",attention=0"),
     "cacheblend": _ratio("cacheblend:"),
     "cacheblend, check_layer=2": _ratio("cacheblend:check_layer=2,"),
     "kvshare": _ratio("kvshare:"),

@@ -454,11 +454,14 @@ class Plan:
     sentences: tuple[str, ...] = ()  # the reasons
     #: By index of a chunk that is loaded in another codec: which one, from 1, of its alternatives.
     levels: Mapping[int, int] = field(default_factory=dict)
+    overlap: bool = True  # whether loading and computing do: False where a probe needs all first
 
     @property
     def prefill_s(self) -> float:
-        """Time to the first token: loading and computing overlap."""
-        return max(self.load_s, self.compute_s)
+        """Time to the first token."""
+        if self.overlap:
+            return max(self.load_s, self.compute_s)
+        return self.load_s + self.compute_s
 
 
 @dataclass(frozen=True, slots=True)

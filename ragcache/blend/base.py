@@ -39,6 +39,9 @@ __all__ = [
 ReusedKV = Literal["encoded", "in_context", "variant", "nothing"]
 Positions = Literal["consecutive", "overlapping"]
 
+#: Tokens of the question, the last ones, that a probe computes: it costs as much as these rows.
+PROBE_TOKENS = 128
+
 
 class KVSource(Protocol):
     """The stored KV of a prompt's loaded parts, read layer by layer, in order, once each.
@@ -165,6 +168,25 @@ class Layout:
         return slice(-len(self.prompt.question), None)
 
     @cached_property
+    def probing(self) -> Tensor:
+        """The rows that a probe computes: the question's, or the last :data:`PROBE_TOKENS`."""
+        import torch
+
+        rows = len(self.prompt)
+        return torch.arange(rows - min(PROBE_TOKENS, len(self.prompt.question)), rows)
+
+    @cached_property
+    def probed(self) -> Tensor:
+        """The rows of a probe: those whose KV is there without computing it, and :attr:`probing`.
+        Chunks that are missing, and other texts, are left out: they would cost too much."""
+        import torch
+
+        here = torch.ones(len(self.prompt), dtype=torch.bool)
+        here[self.fresh] = False
+        here[self.probing] = True
+        return here.nonzero()[:, 0]
+
+    @cached_property
     def fresh(self) -> Tensor:
         """Rows that every blender computes at every layer: those neither loaded nor kept."""
         import torch
@@ -181,8 +203,9 @@ class Probe:
     """A forward pass before the fused prefill, in which the question attends to the stored KV, as
     in naive reuse.
 
-    It stops after ``layers`` layers, and ``see`` is called with the attention of each. The rows
-    that it computes count towards the charged budget.
+    It stops after ``layers`` layers, and ``see`` is called with the attention of each: the queries
+    are of :attr:`Layout.probing`, the keys of :attr:`Layout.probed`. The rows that it computes
+    count towards the charged budget.
     """
 
     layers: int
@@ -300,9 +323,16 @@ class Blender(ABC):
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether the first rows of a prompt may be kept from an earlier one: the method looks
-        neither at attention nor at computed KV, and its attention is the model's own."""
+        """Whether the first rows of a prompt may be kept from an earlier one: the method needs
+        neither the attention nor the computed KV of these rows, and its attention is the model's
+        own."""
         return False
+
+    @property
+    def without_attention(self) -> Blender | None:
+        """The method to use in place of this one where attention weights are not shown; None if it
+        cannot do without."""
+        return None
 
     @property
     def parameters(self) -> dict[str, Any]:

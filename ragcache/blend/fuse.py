@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ragcache.blend.base import Blender, FixedRows, KVSource, Layout, Selector
+from ragcache.blend.base import Blender, KVSource, Layout, Probe, Selector
 from ragcache.blend.context_attention import ContextAttention
 from ragcache.engine.base import PrefillCallbacks
 from ragcache.errors import ConfigError, PromptError
@@ -72,6 +72,7 @@ def fuse(
     layers, tokens, positions = engine.spec.layers, prompt.tokens, layout.positions
     if layout.loaded_spans and layout.loaded_spans[-1][1] == len(prompt):
         raise PromptError("the prompt ends with a chunk whose KV is loaded: end it with a text")
+    before = None if kept is None else (kept, layout.kept)
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
     attend = selector.attend
@@ -83,22 +84,26 @@ def fuse(
     if (probe or attend or blender.reuses == "variant") and not engine.exposes_attention:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
-            "Use cacheblend, reuse or full."
+            "Use fused:attention=0, cacheblend, reuse or full."
         )
     source.start([layer for layer in range(layers) if selector.loads(layer)])
+    placed, layers_placed = None, 0
     if probe is not None:
-        source = _ReplaySource(source)
-        callbacks = FusionCallbacks(FixedRows(layout.reusable[:0]), layout, source, check=check)
-        engine.probe(tokens, callbacks, probe.see, positions=positions, layers=probe.layers)
+        whole = len(layout.probed) == len(prompt)
+        source = source if whole else _ReplaySource(source)
+        kv = _run_probe(engine, probe, layout, source, check, room, before)
+        if whole:
+            placed, layers_placed = kv, probe.layers
     spans = [prompt.spans[i] for i in capture] + [prompt.text_spans[i] for i in capture_texts]
-    callbacks = FusionCallbacks(selector, layout, source, spans, check)
+    callbacks = FusionCallbacks(selector, layout, source, spans, check, placed=layers_placed)
     prefilled = engine.prefill(
         tokens,
         callbacks,
         positions=positions,
         room=room,
         attend=noted or attend,
-        kept=None if kept is None else (kept, layout.kept),
+        kept=before,
+        placed=placed,
     )
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
@@ -112,8 +117,56 @@ def fuse(
         captured[: len(capture)],
         captured[len(capture) :],
         tuple(map(noted.notes, capture)) if noted is not None else (),
-        len(layout.fresh) * probe.layers if probe is not None else 0,
+        len(layout.probing) * probe.layers if probe is not None else 0,
     )
+
+
+def _run_probe(
+    engine: Prefiller,
+    probe: Probe,
+    layout: Layout,
+    source: KVSource,
+    check: Callable[[], None] | None,
+    room: int,
+    kept: tuple[Prefilled, int] | None,
+) -> Any:
+    """Run ``probe`` on the rows ``layout.probed`` of the prompt, at their positions in it. Returns
+    their KV."""
+    rows, tokens, positions = layout.probed.tolist(), layout.prompt.tokens, layout.positions
+    return engine.probe(
+        tuple(tokens[row] for row in rows),
+        _ProbeCallbacks(layout, source, check),
+        probe.see,
+        positions=[positions[row] for row in rows],
+        layers=probe.layers,
+        room=room,
+        kept=kept,
+    )
+
+
+class _ProbeCallbacks(PrefillCallbacks):
+    """Places the loaded parts among the rows of a probe, and computes the question's."""
+
+    def __init__(self, layout: Layout, source: KVSource, check: Callable[[], None] | None) -> None:
+        self.source, self._check = source, check
+        spans = [
+            (start, start + stop - first)
+            for (first, stop), start in zip(
+                layout.loaded_spans,
+                torch.searchsorted(
+                    layout.probed, torch.tensor([first for first, _ in layout.loaded_spans])
+                ).tolist(),
+                strict=True,
+            )
+        ]
+        self._parts = _LoadedParts(spans)
+        self._computed = torch.searchsorted(layout.probed, layout.probing)
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        if self._check is not None:
+            self._check()
+        self._parts.place(kv, self.source.layer(layer))
+        return self._computed
 
 
 class _ReplaySource:
@@ -136,7 +189,8 @@ class _ReplaySource:
 
 
 class FusionCallbacks(PrefillCallbacks):
-    """The callbacks of one fused prefill. At layer l it computes ``fresh | chosen_l``."""
+    """The callbacks of one fused prefill. At layer l it computes ``fresh | chosen_l``. The loaded
+    parts of the first ``placed`` layers are in place."""
 
     def __init__(
         self,
@@ -145,15 +199,16 @@ class FusionCallbacks(PrefillCallbacks):
         source: KVSource,
         capture: Sequence[tuple[int, int]] = (),
         check: Callable[[], None] | None = None,
+        *,
+        placed: int = 0,
     ) -> None:
         self.selector, self.layout, self.source = selector, layout, source
-        self._check = check
+        self._check, self._placed = check, placed
         self._capture = capture
         self._captured: list[list[KVPair]] = [[] for _ in capture]  # per span of rows, per layer
         self.chosen: list[Tensor] = []
         self.computed = torch.zeros(len(layout.prompt), dtype=torch.int64)  # layers, per row
-        self._runs = _runs(layout.loaded_spans)
-        self._sizes = [stop - start for start, stop in layout.loaded_spans]
+        self._parts = _LoadedParts(layout.loaded_spans)
         self._left: Tensor | None = None  # of the chosen rows, where the layer has narrowed
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
         self._fresh: KVPair | None = None  # the same rows as computed
@@ -176,12 +231,11 @@ class FusionCallbacks(PrefillCallbacks):
         at = self._now()
         self.chosen.append(chosen)
         loads = self.selector.loads(layer)
-        parts = self.source.layer(layer) if self._runs and loads else []
+        needed = self._parts.spans and loads and layer >= self._placed
+        parts = self.source.layer(layer) if needed else []
         loaded = self._now()
         if parts:
-            used = [_first_rows(pair, n) for pair, n in zip(parts, self._sizes, strict=True)]
-            for start, run in self._runs:
-                kv.place(start, used[run])
+            self._parts.place(kv, parts)
         self._view = kv
         compares = len(chosen) and self.selector.compares(layer)
         self._stored = kv.read(chosen) if compares else None
@@ -236,7 +290,7 @@ class FusionCallbacks(PrefillCallbacks):
         layer = len(self._traces)
         if layer == len(self.chosen):
             return
-        needed = self._runs and self.selector.loads(layer)
+        needed = self._parts.spans and self.selector.loads(layer)
         load = self.source.load(layer) if needed else LayerLoad(0, self._began, self._began)
         at, loaded, placed = self._times
         trace = LayerTrace(
@@ -257,6 +311,21 @@ class FusionCallbacks(PrefillCallbacks):
 
     def _now(self) -> float:
         return time.perf_counter() - self._began
+
+
+class _LoadedParts:
+    """Where the parts of a source stand."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
+        self.spans = spans
+        self._runs = _runs(spans)
+
+    def place(self, kv: LayerView, parts: Sequence[KVPair]) -> None:
+        """Write one layer of all parts, of each the rows of its span."""
+        sizes = [stop - start for start, stop in self.spans]
+        used = [_first_rows(pair, n) for pair, n in zip(parts, sizes, strict=True)]
+        for start, run in self._runs:
+            kv.place(start, used[run])
 
 
 def _runs(spans: Sequence[tuple[int, int]]) -> list[tuple[int, slice]]:

@@ -71,18 +71,18 @@ class QuestionAttention(Selector):
         return highest(self.layout.reusable, self.scores, self.count)
 
     def _see(self, call: AttentionCall) -> Tensor | None:
-        everything, asking = self.anchors == 1, self.layout.asking
+        everything = self.anchors == 1
         if everything and call.layer not in self.layers:
             return None
-        scores = call.scores(asking if everything else slice(None))
-        reusable = self.layout.reusable.to(scores.device)
+        scores = call.scores()
+        reusable = torch.searchsorted(self.layout.probed, self.layout.reusable).to(scores.device)
         if call.layer in self.layers:
-            weights = call.softmax(scores[:, asking])
+            weights = call.softmax(scores)
             self.scores += self.reduce(weights.index_select(2, reusable)).cpu()
         if everything:
             return None  # the model's own attention
         hidden = reusable[~self._shown(call.keys.index_select(1, reusable)).to(reusable.device)]
-        scores[:, asking].index_fill_(2, hidden, float("-inf"))
+        scores.index_fill_(2, hidden, float("-inf"))
         return call.attend(call.softmax(scores))
 
     def _shown(self, keys: Tensor) -> Tensor:
@@ -102,6 +102,11 @@ class QuestionAttention(Selector):
 def mean(weights: Tensor) -> Tensor:
     """Mean over heads and question tokens."""
     return weights.mean((0, 1))
+
+
+def peak(weights: Tensor) -> Tensor:
+    """Maximum over heads and question tokens."""
+    return weights.amax((0, 1))
 
 
 def norm(weights: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def prefill(
     missed: dict[int, Miss] = {}
     kept = context.kept_rows(request)
     while True:
-        blender, chosen = request.blender, None
+        blender, chosen = _usable(request.blender, context.engine), None
         encoded = set() if encoder is None else {key.digest for key in encoder.encoded}
         found = context.look_up(request, kept, unusable=failed.keys() - encoded)
         if encoder is not None and (new := encoder.encode(found, blender)):
@@ -144,7 +144,7 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     """What :func:`prefill` would load for ``request`` now. Nothing is counted or computed."""
     kept = context.kept_rows(request)
     found = context.look_up(request, kept, count=False)
-    blender, chosen = request.blender, None
+    blender, chosen = _usable(request.blender, context.engine), None
     if request.speeds is not None and not found.layout.kept_chunk_rows:
         chosen, found = _planned(context, found, blender, request.speeds, ())
         blender = with_ratio(blender, chosen.ratio)
@@ -156,6 +156,11 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
         request.no_chunks,
         chosen,
     )
+
+
+def _usable(blender: Blender, engine: Prefiller) -> Blender:
+    """``blender``, or what replaces it where the engine does not show attention weights."""
+    return blender if engine.exposes_attention else blender.without_attention or blender
 
 
 def _planned(

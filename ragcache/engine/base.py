@@ -182,6 +182,7 @@ class Prefiller(Encoder):
         room: int = 1,
         attend: AttentionRule | None = None,
         kept: tuple[Prefilled, int] | None = None,
+        placed: Any = None,
     ) -> Prefilled:
         """Run the prompt through the model. Without ``callbacks``, every row is computed (full
         prefill).
@@ -190,7 +191,9 @@ class Prefiller(Encoder):
         ``room`` rows are reserved for the answer. ``attend`` is called for every layer, here and
         while the answer is decoded; it needs ``exposes_attention``. ``kept``: an earlier prompt of
         this engine, and how many first rows have the same tokens and positions in both; their KV is
-        copied, and ``callbacks`` do not return them. Raises PromptError for an empty prompt, and
+        copied, and ``callbacks`` do not return them. ``placed``: what :meth:`probe` returned for
+        the same tokens, positions, room and kept rows, which is used up; ``callbacks`` need not
+        place again what they placed in the probe. Raises PromptError for an empty prompt, and
         ContextError if the prompt and ``room`` exceed the context.
         """
 
@@ -203,9 +206,11 @@ class Prefiller(Encoder):
         *,
         positions: Sequence[int],
         layers: int,
-    ) -> None:
-        """As ``prefill``, but for the first ``layers`` layers only, and without a result: only the
-        calls of ``callbacks`` and ``attend`` matter."""
+        room: int = 1,
+        kept: tuple[Prefilled, int] | None = None,
+    ) -> Any:
+        """As ``prefill``, but for the first ``layers`` layers only, and without logits: what
+        matters are the calls of ``callbacks`` and ``attend``. Returns the KV of these layers."""
 
 
 class ChunkEngine(Encoder):

@@ -1,11 +1,12 @@
 """Decide which stored chunks of a prompt to load, and what share of their rows to recompute.
 
 Loading and computing overlap, so a prompt takes as long as the longer of the two; reading also
-delays computing by a measured share of its time. Chunks that are cheaper to compute than to load
-are computed. If loading the others still takes longer than computing, the ratio is raised until
-both take equally long, which costs no time (CacheBlend's loading controller, Yao et al., EuroSys
-2025, arXiv:2405.16444: T_recompute(r) = T_load). Everything follows from measured speeds; this
-module reads no clock.
+delays computing by a measured share of its time. Where a method probes the stored KV, computing
+begins when all is loaded, and a prompt takes as long as both together. Chunks that are cheaper to
+compute than to load are computed. If loading the others still takes longer than computing beside
+it, the ratio is raised until both take equally long, which costs no time (CacheBlend's loading
+controller, Yao et al., EuroSys 2025, arXiv:2405.16444: T_recompute(r) = T_load). Everything follows
+from measured speeds; this module reads no clock.
 
 A remote store may hold a chunk in several *alternatives*: the record itself, and records of other
 codecs, which are smaller and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240; its
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import TYPE_CHECKING
 
+from ragcache.blend import with_ratio
 from ragcache.store.base import StoredChunk
 from ragcache.types import Plan
 
@@ -73,6 +75,7 @@ class PrefillCost:
     layers: int
     floor: float = _MIN_RATIO  # the lowest ratio that may be chosen, up to 1
     full_layers: int = 0  # first layers that compute every row whatever the ratio
+    probed: float = 0.0  # rows that a probe of the loaded chunks computes, mean over all layers
 
     @property
     def tokens(self) -> int:
@@ -111,9 +114,13 @@ class PrefillCost:
         reused = sum(self.chunks[i] for i in loaded)
         placed = reused + self.texts
         share = (self.full_layers + (self.layers - self.full_layers) * ratio) / self.layers
-        rows = self.tokens - placed + share * reused
+        rows = self.tokens - placed + share * reused + (self.probed if loaded else 0)
         delay = speeds.overlap_penalty * self.read_s(speeds, loaded)
         return speeds.compute_s(rows, self.tokens, placed) + delay
+
+    def total_s(self, load_s: float, compute_s: float) -> float:
+        """The prompt's time, of those to load and to compute."""
+        return load_s + compute_s if self.probed else max(load_s, compute_s)
 
 
 def controls(blender: Blender) -> bool:
@@ -138,6 +145,9 @@ def prefill_cost(
     ``remote_codecs``: by chunk number, records of other codecs that may be loaded instead.
     """
     layout, others = found.layout, remote_codecs or {}
+    floor = max(_MIN_RATIO, blender.ratio or 0.0)
+    selector = with_ratio(blender, floor).selector(layout, layers)
+    probe = selector.probe if len(layout.reusable) else None
     lengths = tuple(map(len, layout.prompt.chunks))
     texts = len(layout.loaded_text_rows)
     return PrefillCost(
@@ -147,8 +157,9 @@ def prefill_cost(
         tuple(map(Alternative.of, found.texts)),
         tuple(_alternatives(found.chunks.get(i), others.get(i, ())) for i in range(len(lengths))),
         layers,
-        max(_MIN_RATIO, blender.ratio or 0.0),
+        floor,
         min(layers, blender.full_layers),
+        0.0 if probe is None else len(layout.probing) * probe.layers / layers,
     )
 
 
@@ -168,6 +179,7 @@ def plan(cost: PrefillCost, speeds: Speeds) -> Plan:
         _preload(cost.layers, load, compute) + 1,
         tuple(_sentences(cost, speeds, loaded, ratio)),
         {i: cost.alternatives[i].index(each) for i, each in loaded.items() if each.codec},
+        overlap=not (cost.probed and loaded),
     )
 
 
@@ -195,7 +207,7 @@ def _choose(cost: PrefillCost, speeds: Speeds) -> _Loaded:
         alike = {i: each[min(level, len(each) - 1)] for i, each in records.items()}
         starts += [alike] if alike not in starts else []
     found = [_without_costly(cost, speeds, start) for start in starts]
-    return _least_lossy(cost, speeds, min(found, key=lambda one: max(_times(cost, speeds, one))))
+    return _least_lossy(cost, speeds, min(found, key=lambda one: _total(cost, speeds, one)))
 
 
 def _fastest(cost: PrefillCost, speeds: Speeds) -> _Loaded:
@@ -235,25 +247,25 @@ def _without_costly(cost: PrefillCost, speeds: Speeds, every: _Loaded) -> _Loade
         without_load, without_compute = _times(cost, speeds, _without(every, chunk))
         saved, added = load - without_load, without_compute - compute
         changes.append((added / saved if saved > 0 else inf, -chunk))
-    loaded, best = every, max(load, compute)
+    loaded, best = every, cost.total_s(load, compute)
     for _, negative in sorted(changes):
         fewer = _without(loaded, -negative)
-        if (time := max(_times(cost, speeds, fewer))) < best:
+        if (time := _total(cost, speeds, fewer)) < best:
             loaded, best = fewer, time
     nothing: _Loaded = {}
-    return nothing if max(_times(cost, speeds, nothing)) < best else loaded
+    return nothing if _total(cost, speeds, nothing) < best else loaded
 
 
 def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
     """The same chunks, each with the least lossy alternative that neither makes the prompt slower
     nor makes loading take more than :data:`_MAX_LOAD_SHARE` of its time. Chunks are considered in
     prompt order."""
-    limit = max(_times(cost, speeds, loaded))
+    limit = _total(cost, speeds, loaded)
     for i, record in loaded.items():
         for better in cost.alternatives[i][: cost.alternatives[i].index(record)]:
             changed = {**loaded, i: better}
             load, compute = _times(cost, speeds, changed)
-            if compute <= limit and load <= _MAX_LOAD_SHARE * limit:
+            if cost.total_s(load, compute) <= limit and load <= _MAX_LOAD_SHARE * limit:
                 loaded = changed
                 break
     return loaded
@@ -261,6 +273,8 @@ def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
 
 def _free_ratio(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
     """The highest ratio at which computing takes no longer than loading; in [floor, 1]."""
+    if cost.probed:
+        return cost.floor
     load, least = _times(cost, speeds, loaded)
     most = cost.compute_s(speeds, loaded, 1.0)
     if load <= least or most <= least:
@@ -271,6 +285,11 @@ def _free_ratio(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
 def _times(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> tuple[float, float]:
     """Seconds to load, and to compute at the floor."""
     return cost.load_s(speeds, loaded), cost.compute_s(speeds, loaded, cost.floor)
+
+
+def _total(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
+    """The seconds of the prompt, computed at the floor."""
+    return cost.total_s(*_times(cost, speeds, loaded))
 
 
 def _without(loaded: _Loaded, chunk: int) -> _Loaded:
@@ -304,9 +323,10 @@ def _sentences(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float)
         load, compute = _times(cost, speeds, loaded)
         said.append(
             f"{len(instead)} of {len(every)} stored chunks ({_numbers(instead)}; "
-            f"{sum(cost.chunks[i] for i in instead):,} tokens) are computed and not loaded: the "
-            f"longer of loading and computing falls from {_time(max(all_load, all_compute))} to "
-            f"{_time(max(load, compute))}."
+            f"{sum(cost.chunks[i] for i in instead):,} tokens) are computed and not loaded: "
+            f"{'the sum' if cost.probed else 'the longer'} of loading and computing falls from "
+            f"{_time(cost.total_s(all_load, all_compute))} to "
+            f"{_time(cost.total_s(load, compute))}."
         )
     for codec, count in Counter(record.codec for record in loaded.values() if record.codec).items():
         said.append(f"{count} of {len(loaded)} are loaded as {codec}, which takes fewer bytes.")
@@ -321,7 +341,12 @@ def _balance(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float) -
     parts, size = len(records), sum(record.size for record in records)
     load, least = _times(cost, speeds, loaded)
     rows = sum(cost.chunks[i] for i in loaded)
-    if ratio == cost.floor:
+    if cost.probed:
+        verdict = (
+            "the probe of the question needs all that is loaded, so computing more would take "
+            f"longer, and the ratio stays at its floor, {ratio:.2f}."
+        )
+    elif ratio == cost.floor:
         verdict = f"computing takes longer, so the ratio stays at its floor, {ratio:.2f}."
     else:
         most = _time(cost.compute_s(speeds, loaded, ratio))

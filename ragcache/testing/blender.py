@@ -204,6 +204,18 @@ class BlenderTests:
         assert all(map(torch.equal, first.chosen, again.chosen))
         assert torch.equal(first.prefilled.logits, again.prefilled.logits)
 
+    def test_a_probe_only_chooses(self, engine: Engine, between: Blender) -> None:
+        """The same rows without a probe have the same logits, whether it has placed all rows of the
+        prompt, or some."""
+        if not run(engine, between).probed:
+            pytest.skip("the method has no probe")
+        for missing in ((), (1,)):
+            fused = run(engine, between, missing=missing)
+            again = run(engine, _Replayed(fused.chosen, between.reuses), missing=missing)
+            torch.testing.assert_close(
+                fused.prefilled.logits, again.prefilled.logits, atol=0, rtol=0
+            )
+
     def test_nothing_attends_to_the_future(self, engine: Engine, between: Blender) -> None:
         """If a token of a later chunk changes, the KV of no earlier row does. The second run
         computes the rows of the first, since the method might choose others after the change."""
@@ -244,8 +256,8 @@ class _Watched(Prefiller):
 
     def probe(
         self, tokens: Tokens, callbacks: PrefillCallbacks, attend: AttentionRule, **options: Any
-    ) -> None:
-        self.engine.probe(tokens, callbacks, attend, **options)
+    ) -> Any:
+        return self.engine.probe(tokens, callbacks, attend, **options)
 
 
 class _Noting(PrefillCallbacks):

@@ -101,6 +101,8 @@ class JobRunner:
     def _fuse(self, manifest: Manifest, prompt: Prompt) -> None:
         mode = blender(manifest.mode)
         check_mode(mode, self.rank.of)
+        if self.rank.of > 1:  # each rank sees a part of the attention weights
+            mode = mode.without_attention or mode
         store = self.stores.of(manifest.tenant)
         context = PrefillContext(self.model, store, manifest.encoding(prompt), manifest.tenant)
         if self.rank.of > 1:

@@ -127,6 +127,7 @@ class VllmModel(Prefiller):
         room: int = 1,
         attend: AttentionRule | None = None,
         kept: tuple[Prefilled, int] | None = None,
+        placed: None = None,
     ) -> Prefilled:
         if kept is not None:
             raise NotImplementedError("vLLM keeps the KV of earlier prompts itself")
@@ -149,7 +150,13 @@ class VllmModel(Prefiller):
         *,
         positions: Sequence[int],
         layers: int,
+        room: int = 1,
+        kept: tuple[Prefilled, int] | None = None,
     ) -> None:
+        """As in the contract; KV is placed in the prompt's blocks, where :meth:`prefill` finds
+        it."""
+        if kept is not None:
+            raise NotImplementedError("vLLM keeps the KV of earlier prompts itself")
         self._prefill_layers(tokens, callbacks, positions, attend, until=layers)
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:

@@ -62,6 +62,7 @@ PARTIAL: list[Blender] = [
     CacheBlend(0.3, deviation="kv"),
     CacheBlend(0.3, gradual=True),
     Random(0.3),
+    Fused(0.3, attention=0),
     Prophet(0.3),
     InfoFlow(0.3),
     InfoFlow(0.3, layers="last"),

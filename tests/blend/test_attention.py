@@ -11,6 +11,7 @@ from torch import Tensor
 from ragcache.blend.ape import APE
 from ragcache.blend.base import Blender, Layout, positions
 from ragcache.blend.cachecraft import CacheCraft
+from ragcache.blend.fused import Fused
 from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
 from ragcache.blend.prophet import Prophet
@@ -58,6 +59,65 @@ def chosen(engine: TransformersEngine, blender: Blender) -> Tensor:
 def test_prophet_takes_what_the_question_attends_to(engine: TransformersEngine) -> None:
     weights = stale_attention(engine)[..., REUSABLE].mean((0, 1, 2))
     assert torch.equal(chosen(engine, Prophet(0.3)), best(weights, 0.3))
+
+
+@pytest.mark.parametrize("attention", [0.5, 1.0])
+def test_fused_takes_what_is_sensitive_and_what_the_question_would_notice(
+    engine: TransformersEngine, attention: float
+) -> None:
+    known = torch.tensor([u for chunk in scene.SENSITIVITIES for u in chunk])
+    count = int(0.3 * len(known))
+    sensitive = known.topk(count - int(attention * count)).indices
+    noticed = stale_attention(engine)[..., REUSABLE].amax((1, 2)).sum(0) * known.sqrt()
+    noticed[sensitive] = torch.inf
+    want = REUSABLE[noticed.topk(count).indices].sort().values
+    assert torch.equal(chosen(engine, Fused(0.3, attention)), want)
+
+
+def test_fused_without_a_choice_has_no_probe(engine: TransformersEngine) -> None:
+    few = (2 * len(scene.QUESTION) - 1) / len(REUSABLE) + 1e-6  # a probe would cost more rows
+    for blender in (Fused(0.0), Fused(1.0), Fused(0.3, attention=0), Fused(few)):
+        assert scene.run(engine, blender).probed == 0
+    assert scene.run(engine, Fused(0.3)).probed == 6 * len(scene.QUESTION)
+
+
+def test_a_probe_computes_no_missing_chunk(engine: TransformersEngine) -> None:
+    """The question alone, at its place in the prompt: the choice is the same as if the missing
+    chunk were not part of the prompt but left a gap."""
+    fused = scene.run(engine, Prophet(0.3), missing=[1])
+    assert fused.probed == 6 * len(scene.QUESTION)
+    spans = scene.PROMPT.spans
+    gap = torch.arange(*spans[1])
+    rows = [row for row in range(len(scene.PROMPT)) if row not in gap]
+    kv = scene.run(engine, Reuse()).prefilled.kv
+    with torch.inference_mode():
+        for layer in range(6):
+            keys, values = kv.buffers(layer)
+            fewer = torch.tensor([row for row in rows if row < scene.PROMPT.question_start])
+            keys[:, :, : len(fewer)] = keys[:, :, fewer].clone()
+            values[:, :, : len(fewer)] = values[:, :, fewer].clone()
+        kv.length = kv.start = len(fewer)
+        kv.begin(len(scene.QUESTION))
+        out = engine.model(
+            torch.tensor([scene.QUESTION]),
+            position_ids=torch.arange(scene.PROMPT.question_start, len(scene.PROMPT))[None],
+            past_key_values=kv,
+            output_attentions=True,
+        )
+    weights = torch.stack([layer[0] for layer in out.attentions]).mean((0, 1, 2))
+    here = torch.tensor([row for row in rows if row in REUSABLE])
+    scores = weights[: len(fewer)][torch.isin(fewer, here)]
+    want = here[scores.topk(int(0.3 * len(here))).indices].sort().values
+    assert torch.equal(fused.chosen[0], want)
+
+
+def test_a_probe_of_a_long_question_computes_its_end(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragcache.blend.base.PROBE_TOKENS", 3)
+    fused = scene.run(engine, Fused(0.3))
+    assert fused.probed == 6 * 3
+    assert fused.layout.probing.tolist() == list(range(len(scene.PROMPT) - 3, len(scene.PROMPT)))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +191,7 @@ def test_a_probe_is_charged_with_the_rows_it_computes(engine: TransformersEngine
 
 def test_a_probe_reads_no_layer_twice(engine: TransformersEngine) -> None:
     """What is loaded is what reuse loads."""
-    for blender in (Prophet(0.3), InfoFlow(0.3)):
+    for blender in (Prophet(0.3), InfoFlow(0.3), Fused(0.3)):
         layers = scene.run(engine, blender).layers
         assert sum(x.load_bytes for x in layers) == sum(
             x.load_bytes for x in scene.run(engine, Reuse()).layers
@@ -190,7 +250,7 @@ def test_an_engine_that_hides_its_attention_is_refused(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "exposes_attention", False)
-    for blender in (Prophet(), InfoFlow(), KVShare(), QCFuse(), APE(), CacheCraft()):
+    for blender in (Prophet(), InfoFlow(), KVShare(), QCFuse(), APE(), CacheCraft(), Fused(0.3)):
         with pytest.raises(ConfigError, match="looks at attention weights, which llama does not"):
             scene.run(engine, blender)
 

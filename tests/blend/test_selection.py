@@ -74,7 +74,8 @@ def test_gradual_filtering_shrinks_and_keeps_the_mean(engine: TransformersEngine
 
 
 def test_fused_takes_the_most_sensitive_rows(engine: TransformersEngine) -> None:
-    fused = scene.run(engine, Fused(0.3))
+    fused = scene.run(engine, Fused(0.3, attention=0))
+    assert not fused.probed
     known = torch.tensor([u for chunk in scene.SENSITIVITIES for u in chunk])
     reusable = fused.layout.reusable
     want = reusable[known.topk(int(0.3 * len(known))).indices].sort().values
@@ -92,10 +93,10 @@ def test_rows_of_unknown_sensitivity_are_as_the_average() -> None:
     start, stop = scene.PROMPT.spans[1]
     last = scene.PROMPT.spans[2][0]
     ratio = (len(above) + second) / len(given.reusable) + 1e-6
-    chosen = Fused(ratio).selector(given, 6).first().tolist()
+    chosen = Fused(ratio, attention=0).selector(given, 6).first().tolist()
     assert chosen == [*range(start, stop), *(last + n for n in above)]
     alone = replace(layout(), sensitivities=(exact, (), ()))
-    few = Fused(5 / len(alone.reusable) + 1e-6)
+    few = Fused(5 / len(alone.reusable) + 1e-6, attention=0)
     assert few.selector(alone, 6).first().tolist() == list(range(start, start + 5))
     assert first == start - len(scene.PREFIX)
 

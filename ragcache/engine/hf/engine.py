@@ -240,20 +240,24 @@ class TransformersEngine(TokenizerEngine, Engine):
         room: int = 1,
         attend: AttentionRule | None = None,
         kept: tuple[Prefilled, int] | None = None,
+        placed: PlacedKV | None = None,
     ) -> Prefilled:
         positions = range(len(tokens)) if positions is None else positions
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        capacity = len(tokens) + room
-        if kept is None:
-            kv = self._forward.cache(capacity)
-        else:
-            earlier, rows = kept
-            kv = earlier.kv.beginning(rows, capacity)
+        kv = self._rows_for(len(tokens) + room, kept) if placed is None else placed
         with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
         return Prefilled(logits[0, -1].float(), kv, len(tokens), positions[-1] + 1, attend)
+
+    def _rows_for(self, capacity: int, kept: tuple[Prefilled, int] | None) -> PlacedKV:
+        """A cache of ``capacity`` rows, which begins with those that are kept."""
+        if kept is None:
+            return self._forward.cache(capacity)
+        earlier, rows = kept
+        begun: PlacedKV = earlier.kv.beginning(rows, capacity)
+        return begun
 
     @torch.inference_mode()
     def probe(
@@ -264,9 +268,11 @@ class TransformersEngine(TokenizerEngine, Engine):
         *,
         positions: Sequence[int],
         layers: int,
-    ) -> None:
+        room: int = 1,
+        kept: tuple[Prefilled, int] | None = None,
+    ) -> PlacedKV:
         self._check_length(max(len(tokens), positions[-1] + 1), "the prompt")
-        kv = self._forward.cache(len(tokens))
+        kv = self._rows_for(len(tokens) + room, kept)
         with (
             suppress(StopForward),
             self._forward.driven(
@@ -274,6 +280,8 @@ class TransformersEngine(TokenizerEngine, Engine):
             ) as arguments,
         ):
             self.model(**arguments)
+        kv.crop(0)  # the rows of this forward are now rows in place
+        return kv
 
     def decode(
         self, prefilled: Prefilled, sampling: Sampling, *, draft: Draft | None = None
