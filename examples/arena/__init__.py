@@ -1,0 +1,1 @@
+"""ragcache on KVShareArena, the public board of methods that reuse KV."""
