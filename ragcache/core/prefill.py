@@ -109,7 +109,7 @@ def prefill(
             continue
         if request.speeds is not None and not found.layout.kept_chunk_rows:
             # Otherwise it is a chat, and the rest of it is short.
-            chosen, found = _planned(context, found, blender, request.speeds, failed)
+            chosen, found = _planned(context, found, request, request.speeds, failed)
             blender = with_ratio(blender, chosen.ratio)
         capture = context.store_misses and blender.reuses in ("in_context", "variant")
         try:
@@ -146,7 +146,7 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     found = context.look_up(request, kept, count=False)
     blender, chosen = request.blender, None
     if request.speeds is not None and not found.layout.kept_chunk_rows:
-        chosen, found = _planned(context, found, blender, request.speeds, ())
+        chosen, found = _planned(context, found, request, request.speeds, ())
         blender = with_ratio(blender, chosen.ratio)
     names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])
     return Explanation(
@@ -161,7 +161,7 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
 def _planned(
     context: PrefillContext,
     found: PromptLookup,
-    blender: Blender,
+    request: PromptRequest,
     speeds: Speeds,
     failed: Collection[bytes],
 ) -> tuple[Plan, PromptLookup]:
@@ -174,6 +174,13 @@ def _planned(
         speeds = replace(speeds, link=store.link(probe))
         every = zip(chunks, store.alternatives(list(chunks.values())), strict=True)
         levels = {i: [f for f in fs if f.key.digest not in failed] for i, fs in every}
-    chosen = plan(prefill_cost(found, blender, context.engine.spec.layers, levels), speeds)
+    cost = prefill_cost(
+        found,
+        request.blender,
+        context.engine.spec.layers,
+        levels,
+        is_calibrated=request.is_calibrated,
+    )
+    chosen = plan(cost, speeds)
     better = {i: levels[i][level - 1] for i, level in chosen.levels.items()}
     return chosen, found.with_records(better).without(chosen.recompute)
