@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from ragcache import setup
 from ragcache.blend import Blender, blender
+from ragcache.core.calibration import Calibration, recorded_calibration
 from ragcache.core.consistent import check_consistent
 from ragcache.core.embedder_identity import record_embedder
 from ragcache.core.explain import PartHistory
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
 __all__ = ["RagCache"]
 
 _MAP_BESIDE = 1 << 37  # bytes of LMDB's map: a thousand such stores fit into an address space
+_NO_PLAIN_QUESTION = (
+    "questions were calibrated, and this is a chat or has instructions or a template of its own"
+)
 _SAMPLE = 24  # documents whose first chunk is read to measure the speed of loading
 
 
@@ -95,6 +99,7 @@ class RagCache:
         #: The chat template of the prompts, with the store's own date if it has one.
         self.template = setup.resolve_prompt_template(self.catalog, engine, settings)
         encoding = setup.resolve_encoding_context(self.catalog, engine, settings, self.template)
+        self.encoding = encoding  # in which chunks are precomputed
         splitter = Splitter(
             lambda text: len(engine.tokenize(text.strip() + SEPARATOR)),  # see PromptTemplate.chunk
             setup.resolve_chunk_tokens(self.catalog, engine, settings),
@@ -294,7 +299,11 @@ class RagCache:
 
     def _prepared(self, request: Request) -> PromptRequest:
         """The request with its prompt. Raises as :meth:`generate`."""
-        blender, automatic = self._blender(request.mode, request.ratio)
+        calibration, why = recorded_calibration(self.catalog), ""
+        if calibration is not None:
+            why = calibration.expired(self.engine.fingerprint, self.encoding.mode)
+        valid = None if why else calibration
+        blender, automatic = self._blender(request.mode, request.ratio, valid)
         misses = request.misses or self.settings.misses
         if misses == "consistent":
             check_consistent(blender)
@@ -307,6 +316,10 @@ class RagCache:
         prompt, passages = self.prompts.build(request, given, messages)
         without = None if passages else self._without(retrieved, request.require_chunks)
         sampling = request.sampling or self.default_sampling
+        certificate = None
+        if calibration is not None:
+            why = why or ("" if self.prompts.is_plain(request) else _NO_PLAIN_QUESTION)
+            certificate = calibration.certificate(blender, sampling, why)
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
         return PromptRequest(
             prompt,
@@ -316,6 +329,8 @@ class RagCache:
             retrieval_s=retrieval_s,
             no_chunks=without,
             speeds=self.profile.speeds(lambda: self._sample(prompt)) if automatic else None,
+            is_calibrated=valid is not None and blender == valid.blender,
+            certificate=certificate,
             misses=misses,
             is_chat=request.messages is not None,
             check=request.check,
@@ -501,16 +516,25 @@ class RagCache:
         if not entries and prompt is not None:
             yield from map(self.indexing.key_of, prompt.chunks)
 
-    def _blender(self, mode: str | Blender | None, ratio: Ratio | None) -> tuple[Blender, bool]:
-        """The fusion method, and whether its ratio is chosen by measured speeds."""
+    def _blender(
+        self,
+        mode: str | Blender | None,
+        ratio: Ratio | None,
+        calibration: Calibration | None = None,
+    ) -> tuple[Blender, bool]:
+        """The fusion method, and whether its ratio is chosen by measured speeds. If the ratio is
+        auto and the method is that of a ``calibration``, it has the calibrated ratio."""
         if ratio is None and (mode is None or self.settings.ratio == "auto"):
             ratio = self.settings.ratio
         mode = self.settings.mode if mode is None else mode
         if ratio != "auto":
             return blender(mode, ratio), False
         made = blender(mode)
-        named = not isinstance(mode, str) or "recompute_ratio" in mode
-        return made, not named and controls(made)
+        if not isinstance(mode, str) or "recompute_ratio" in mode:
+            return made, False
+        if calibration is not None and calibration.matches(made):
+            made = calibration.blender
+        return made, controls(made)
 
 
 def _check_fits(

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Certificate",
     "Chunk",
     "ChunkKV",
     "ChunkNotes",
     "ChunkReport",
+    "Disagreement",
     "Document",
     "Explanation",
     "Fingerprint",
@@ -464,6 +466,29 @@ class Plan:
         return self.load_s + self.compute_s
 
 
+#: When two answers disagree: their normalised texts differ, or one of their first 16 tokens does.
+Disagreement = Literal["answer", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the calibration of a store promises about an answer.
+
+    With ``confidence``, at most a share ``epsilon`` of answers in ``mode`` at ``ratio`` or more
+    disagree with full prefill's; see :class:`ragcache.core.calibration.Calibration`.
+    """
+
+    covered: bool  # whether the promise is made for this answer
+    reason: str  # why not, in words; empty if it is
+    epsilon: float
+    confidence: float
+    disagreement: Disagreement
+    mode: str
+    ratio: float | None  # None: the mode takes none
+    questions: int  # that it was calibrated on
+    date: str  # of the calibration, in ISO format
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What was reused for an answer, and what it cost. Times are in seconds.
@@ -493,6 +518,7 @@ class Report:
     fallbacks: tuple[str, ...] = ()  # deviations from the request, and their reasons
     no_chunks: str | None = None  # why the prompt has no chunks; None if it has some
     plan: Plan | None = None  # if the ratio was chosen automatically (mode auto)
+    certificate: Certificate | None = None  # if the store has a calibration
     computed: tuple[int, ...] = ()  # per row of the prompt, the layers at which it was computed
 
     @property

@@ -21,6 +21,7 @@ from ragcache.cli.options import (
     Model,
     Store,
     check_exists,
+    check_free,
     opened,
 )
 from ragcache.cli.output import as_json, figures, loading, out, print_note, progress, waiting
@@ -28,8 +29,10 @@ from ragcache.cli.render import corpora, quality
 from ragcache.cli.render.stores import built_for, speed_table, store_table
 from ragcache.errors import ConfigError, NoChunksError, StoreError
 from ragcache.settings import Settings
+from ragcache.types import Disagreement
 
 if TYPE_CHECKING:
+    from ragcache.core.calibration import Calibration
     from ragcache.eval.dataset import EvalContext
 
 
@@ -159,8 +162,46 @@ def calibrate(
     keep: Annotated[
         float, typer.Option(help="Share of answers that must equal full prefill's, 0 to 1.")
     ] = 0.95,
-    limit: Annotated[int, typer.Option(help="Maximum questions.")] = 50,
-    max_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 32,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Promise that at most this share of answers disagrees with full prefill's, 0 to "
+            "1, in place of --keep."
+        ),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(help="Confidence of the promise of --epsilon, 0 to 1.")
+    ] = 0.95,
+    disagreement: Annotated[
+        Disagreement,
+        typer.Option(
+            help="When answers disagree, for --epsilon: their normalised texts differ (answer), or "
+            "one of their first 16 tokens does (tokens)."
+        ),
+    ] = "answer",
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="Record the promise in the store: ratio auto then takes its ratio as the least, "
+            "and reports say whether an answer is covered.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum questions. Default: 50; with --epsilon all, but one for each list of "
+            "chunks.",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum tokens of an answer. Default: 32; with --epsilon as in the settings.",
+            show_default=False,
+        ),
+    ] = None,
     processes: Annotated[
         int, typer.Option(help="Processes that share the questions; each loads the model.")
     ] = 1,
@@ -174,38 +215,114 @@ def calibrate(
     """
     from ragcache.eval import calibrate as choosing
     from ragcache.eval.dataset import load_dataset
+    from ragcache.eval.promise import Promise
     from ragcache.models import world_file
 
     settings = Settings.load(store=store, model=model, device=device, dtype=dtype)
     choosing.candidates(mode or ())  # before anything is loaded
+    promise = None if epsilon is None else Promise(epsilon, confidence)
+    if save and promise is None:
+        raise ConfigError("--save records a promise: give --epsilon too, such as 0.05")
+    if save:
+        check_free(settings.store)
     path = questions or world_file("prompts.jsonl")
-    if path.suffix in {".jsonl", ".json"}:
-        contexts = load_dataset(path)
-    else:
+    has_chunks = path.suffix in {".jsonl", ".json"}
+    contexts = load_dataset(path) if has_chunks else []
+    calibrated = None
+    if save or not has_chunks:
         with opened(settings, lazy=True) as cache:
-            contexts = choosing.retrieve_contexts(path, cache)
-            _check_chunks(contexts, str(path), cache.no_chunks())
+            if not has_chunks:
+                contexts = choosing.retrieve_contexts(path, cache)
+                _check_chunks(contexts, str(path), cache.no_chunks())
             settings = choosing.settings_of_store(settings, cache)
+            calibrated = cache.engine.fingerprint, cache.encoding.mode
+    if promise is not None:
+        contexts = _independent(contexts) if has_chunks else _noted_if_shared(contexts)
+    most = max_tokens
+    if most is None:
+        most = 32 if promise is None else settings.max_tokens
+    if limit is None:
+        limit = 50 if promise is None else len(contexts)
     with progress() as reporter:
-        found = choosing.calibrate(
+        outcomes = choosing.ask_candidates(
             settings,
             contexts,
             mode or ["fused"],
             limit=limit,
-            max_tokens=max_tokens,
+            max_tokens=most,
             processes=processes,
             progress=reporter,
         )
-    least = choosing.cheapest(found, keep)
+    found = choosing.summaries(outcomes)
     out.print(quality.curve_table(found))
-    out.print(quality.ratio_advice(least, keep), highlight=False, soft_wrap=True)
+    told: dict[str, object] = {"figures": [one.as_json() for one in found]}
+    if promise is None:
+        least = choosing.cheapest(found, keep)
+        out.print(quality.ratio_advice(least, keep), highlight=False, soft_wrap=True)
+        figures({"keep": keep, "least": None if least is None else least.mode, **told})
+        return
+    tests = choosing.candidate_tests(outcomes, promise, disagreement)
+    chosen = choosing.cheapest_promised(tests)
+    out.print(quality.promise_table(tests, promise))
+    for line in quality.promise_advice(tests, promise):
+        out.print(line, highlight=False, soft_wrap=True)
+    if save and calibrated is not None:
+        made = None
+        if chosen is not None:
+            made = choosing.calibration_of(chosen, promise, disagreement, most, *calibrated)
+        _save_calibration(settings.store, made)
     figures(
         {
-            "keep": keep,
-            "least": None if least is None else least.mode,
-            "figures": [one.as_json() for one in found],
+            "promise": asdict(promise) | {"disagreement": disagreement, "max_tokens": most},
+            "least": None if chosen is None else chosen.mode,
+            "candidates": [asdict(one) for one in tests],
+            "saved": save and chosen is not None,
+            **told,
         }
     )
+
+
+def _independent(contexts: Sequence[EvalContext]) -> list[EvalContext]:
+    """One question for each list of chunks, with a note if there were more."""
+    from ragcache.eval.calibrate import one_per_context
+
+    kept, total = one_per_context(contexts), sum(len(context.questions) for context in contexts)
+    if len(kept) < total:
+        print_note(
+            "note",
+            f"{len(kept)} of {total} questions are asked, one for each list of chunks: questions "
+            "over the same chunks are not independent",
+        )
+    return kept
+
+
+def _noted_if_shared(contexts: list[EvalContext]) -> list[EvalContext]:
+    """``contexts`` of one question each, with a note if some have the same chunks."""
+    alike = len(contexts) - len({context.chunks for context in contexts})
+    if alike:
+        print_note(
+            "note",
+            f"{alike} of {len(contexts)} questions find the same chunks as another one: the "
+            "promise holds if the questions were drawn at random from those that are asked, not "
+            "written for these chunks",
+        )
+    return contexts
+
+
+def _save_calibration(path: Path, made: Calibration | None) -> None:
+    """Record a calibration in a store; None: delete an earlier one, which no longer holds."""
+    from ragcache.core.calibration import drop_calibration
+    from ragcache.store import Catalog, DiskStore
+
+    with DiskStore(path) as store:
+        catalog = Catalog(store)
+        if made is not None:
+            made.record(catalog)
+            out.print(f"Recorded in {path}.", highlight=False, soft_wrap=True)
+        elif drop_calibration(catalog):
+            print_note("deleted", f"the earlier calibration of {path}: it cannot be confirmed")
+        else:
+            print_note("note", f"nothing is recorded in {path}: full prefill needs no promise")
 
 
 def _check_distinct(files: Sequence[tuple[str, Path]]) -> None:

@@ -36,6 +36,7 @@ from ragcache.cli.render.answers import (
     chunk_table,
     explanation,
     layer_table,
+    promise,
     reasons,
     summary,
 )
@@ -294,7 +295,7 @@ def query(
         print_note("note", note)
     if explain:
         out.print(summary(answer), highlight=False)
-        for line in explanation(answer):
+        for line in (*explanation(answer), *promise(answer)):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
         for line in reasons(answer):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from ragcache.core.calibration import certified
 from ragcache.core.consistent import MissingEncoder, check_window
 from ragcache.core.missed import MissedChunks
 from ragcache.core.prefill import PrefillContext, explain, prefill
@@ -112,6 +113,7 @@ class GenerationStream(ABC):
             answer.report,
             retrieval_s=self.request.retrieval_s,
             no_chunks=self.request.no_chunks,
+            certificate=certified(self.request, answer.report),
         )
         self._answer = replace(answer, report=report)
         if self.request.keep and self.misses:

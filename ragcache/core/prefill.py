@@ -98,9 +98,10 @@ def prefill(
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
     missed: dict[int, Miss] = {}
+    request = _usable(request, context.engine)
     kept = context.kept_rows(request)
     while True:
-        blender, chosen = _usable(request.blender, context.engine), None
+        blender, chosen = request.blender, None
         encoded = set() if encoder is None else {key.digest for key in encoder.encoded}
         found = context.look_up(request, kept, unusable=failed.keys() - encoded)
         if encoder is not None and (new := encoder.encode(found, blender)):
@@ -109,7 +110,7 @@ def prefill(
             continue
         if request.speeds is not None and not found.layout.kept_chunk_rows:
             # Otherwise it is a chat, and the rest of it is short.
-            chosen, found = _planned(context, found, blender, request.speeds, failed)
+            chosen, found = _planned(context, found, request, request.speeds, failed)
             blender = with_ratio(blender, chosen.ratio)
         capture = context.store_misses and blender.reuses in ("in_context", "variant")
         try:
@@ -142,11 +143,12 @@ def prefill(
 
 def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     """What :func:`prefill` would load for ``request`` now. Nothing is counted or computed."""
+    request = _usable(request, context.engine)
     kept = context.kept_rows(request)
     found = context.look_up(request, kept, count=False)
-    blender, chosen = _usable(request.blender, context.engine), None
+    blender, chosen = request.blender, None
     if request.speeds is not None and not found.layout.kept_chunk_rows:
-        chosen, found = _planned(context, found, blender, request.speeds, ())
+        chosen, found = _planned(context, found, request, request.speeds, ())
         blender = with_ratio(blender, chosen.ratio)
     names = chunk_names(request.prompt, [passage.chunk.id for passage in request.passages])
     return Explanation(
@@ -158,15 +160,18 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     )
 
 
-def _usable(blender: Blender, engine: Prefiller) -> Blender:
-    """``blender``, or what replaces it where the engine does not show attention weights."""
-    return blender if engine.exposes_attention else blender.without_attention or blender
+def _usable(request: PromptRequest, engine: Prefiller) -> PromptRequest:
+    """``request``, with the method that replaces its own where the engine does not show attention
+    weights."""
+    if engine.exposes_attention or (other := request.blender.without_attention) is None:
+        return request
+    return replace(request, blender=other)
 
 
 def _planned(
     context: PrefillContext,
     found: PromptLookup,
-    blender: Blender,
+    request: PromptRequest,
     speeds: Speeds,
     failed: Collection[bytes],
 ) -> tuple[Plan, PromptLookup]:
@@ -179,6 +184,13 @@ def _planned(
         speeds = replace(speeds, link=store.link(probe))
         every = zip(chunks, store.alternatives(list(chunks.values())), strict=True)
         levels = {i: [f for f in fs if f.key.digest not in failed] for i, fs in every}
-    chosen = plan(prefill_cost(found, blender, context.engine.spec.layers, levels), speeds)
+    cost = prefill_cost(
+        found,
+        request.blender,
+        context.engine.spec.layers,
+        levels,
+        is_calibrated=request.is_calibrated,
+    )
+    chosen = plan(cost, speeds)
     better = {i: levels[i][level - 1] for i, level in chosen.levels.items()}
     return chosen, found.with_records(better).without(chosen.recompute)

@@ -82,11 +82,10 @@ class PromptBuilder:
         Raises PromptError for a blank question or chunk, and for messages that the template
         refuses or changes.
         """
-        instructions = self.instructions if request.instructions is None else request.instructions
-        source = self.source if request.template is None else request.template
-        if not messages and instructions is None and source is None:
+        if self.is_plain(request):
             texts = [passage.chunk.text for passage in passages]
             return BuiltPrompt(self.template.prompt(texts, request.question), tuple(passages))
+        instructions, source = self._instructions(request), self._source(request)
         template = self.engine.chat_template(source, self.template.day)
         if not messages:
             instructions = (SYSTEM if instructions is None else instructions) + SEPARATOR
@@ -99,6 +98,18 @@ class PromptBuilder:
             tools=request.tools,
         )
         return self._tokenised(rendered, passages, self._searches(request.find_chunks))
+
+    def is_plain(self, request: Request) -> bool:
+        """Whether the prompt is a question in :attr:`template`: no chat, and without instructions
+        or a chat template of its own."""
+        own = self._instructions(request), self._source(request)
+        return request.messages is None and own == (None, None)
+
+    def _instructions(self, request: Request) -> str | None:
+        return self.instructions if request.instructions is None else request.instructions
+
+    def _source(self, request: Request) -> str | None:
+        return self.source if request.template is None else request.template
 
     def read(self, messages: Sequence[Mapping[str, Any]], find: bool | None) -> list[ChatMessage]:
         """The messages of a request, as in OpenAI's API: a role, and a content that is a text or a

@@ -11,7 +11,7 @@ from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.errors import PromptError
 from ragcache.planning.cost_model import Speeds
 from ragcache.settings import Ratio
-from ragcache.types import Chunk, Passage, Prompt, Sampling, Tokens
+from ragcache.types import Certificate, Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
 
 __all__ = [
@@ -150,6 +150,8 @@ class PromptRequest:
     #: ratio. ``blender`` must then be one that the controller can set; its own ratio is the
     #: minimum. None: all stored chunks are loaded.
     speeds: Speeds | None = None
+    is_calibrated: bool = False  # the controller may choose any ratio from that minimum on
+    certificate: Certificate | None = None  # for the report; see :mod:`ragcache.core.calibration`
     misses: Misses = "exact"
     is_chat: bool = False  # whether the prompt is of messages, and may be continued by a next turn
     check: Callable[[], None] | None = None

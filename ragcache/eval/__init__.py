@@ -3,5 +3,6 @@
 ``dataset`` reads questions with their chunks, ``evaluate`` asks them in every mode (``parallel``:
 in several processes), ``metrics`` scores the answers, and ``summary`` computes the figures of each
 mode with confidence intervals (``bootstrap``). ``calibrate`` finds the cheapest mode and ratio
-without labels, and ``plot`` draws quality against cost.
+without labels, ``promise`` tests what may be promised about them, and ``plot`` draws quality
+against cost.
 """

@@ -22,11 +22,11 @@ from ragcache.eval.metrics import (
     rouge_l,
 )
 from ragcache.eval.no_context import NoContext
-from ragcache.eval.outcomes import AskedQuestion, QuestionOutcome
+from ragcache.eval.outcomes import START_TOKENS, AskedQuestion, QuestionOutcome
 from ragcache.planning.context import DEFAULT_CONTEXT, EncodingContext, encoding_context
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Prompt, Sampling
+from ragcache.types import Answer, Prompt, Sampling, Tokens
 
 _PRECEDING = 2, 3, 4  # distances, in chunks, of the chunks before a variant's chunk
 
@@ -148,7 +148,12 @@ class _Asking:
             recomputed=report.recomputed_share if report.chunk_tokens else 0.0,
             charged=report.charged_share,
             bytes_loaded=report.bytes_loaded,
+            same_start=None if full is None else _start(given.answer) == _start(full.answer),
         )
+
+
+def _start(answer: Answer) -> Tokens:
+    return answer.tokens[:START_TOKENS]
 
 
 def _has_first_line(text: str) -> bool:

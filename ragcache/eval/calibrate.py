@@ -1,26 +1,47 @@
-"""Choose a mode and a ratio without labels: the cheapest that keeps full prefill's answers."""
+"""Choose a mode and a ratio without labels: the cheapest that keeps full prefill's answers.
+
+Either on the questions that were asked (:func:`cheapest`), or, as a promise with a stated error, on
+all questions like them (:func:`candidate_tests`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from itertools import groupby, product, takewhile
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.ape import APE
 from ragcache.blend.base import check_ratio
 from ragcache.blend.full import Full
+from ragcache.core.calibration import Calibration
+from ragcache.errors import ConfigError
 from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_questions
-from ragcache.eval.evaluate import compare
-from ragcache.eval.summary import ModeSummary
+from ragcache.eval.evaluate import ask_all
+from ragcache.eval.outcomes import ModeOutcomes
+from ragcache.eval.promise import Promise, Trial, upper_bound
+from ragcache.eval.summary import ModeSummary, figures
 from ragcache.settings import Settings
+from ragcache.types import Disagreement, Fingerprint
 from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
 
-__all__ = ["calibrate", "candidates", "cheapest", "retrieve_contexts", "settings_of_store"]
+__all__ = [
+    "CandidateTest",
+    "calibrate",
+    "candidates",
+    "cheapest",
+    "cheapest_promised",
+    "one_per_context",
+    "retrieve_contexts",
+    "settings_of_store",
+]
 
 #: The ratios that are tried for a mode that takes a ratio and does not name one.
 RATIOS = 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5
@@ -78,17 +99,48 @@ def calibrate(
     processes: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[ModeSummary]:
-    """Summaries of :func:`candidates`, cheapest first.
+    """Summaries of :func:`candidates`, cheapest first. Options and errors are those of
+    :func:`ask_candidates`."""
+    return summaries(
+        ask_candidates(
+            settings,
+            contexts,
+            modes,
+            limit=limit,
+            max_tokens=max_tokens,
+            processes=processes,
+            progress=progress,
+        )
+    )
 
-    ``limit`` questions from as many contexts as possible are answered, by full prefill too; the
-    correct answers are not used. Raises as :func:`ragcache.eval.evaluate.compare`.
+
+def ask_candidates(
+    settings: Settings,
+    contexts: Sequence[EvalContext],
+    modes: Sequence[str],
+    *,
+    limit: int,
+    max_tokens: int,
+    processes: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[ModeOutcomes]:
+    """The outcomes of full prefill, and of :func:`candidates`.
+
+    ``limit`` questions from as many contexts as possible are asked. Their correct answers only say
+    how long answers are (:func:`ragcache.eval.dataset.answer_length`). Raises as
+    :func:`ragcache.eval.evaluate.ask_all`.
     """
     asked = {"questions": spread_questions(contexts, limit)}
     chosen = {"full": Full(), **candidates(modes)}
-    ((_, found),) = compare(
+    ((_, found),) = ask_all(
         settings, asked, chosen, max_tokens=max_tokens, processes=processes, progress=progress
     )
-    return sorted((one for one in found if one.mode != "full"), key=_cost)
+    return found
+
+
+def summaries(outcomes: Sequence[ModeOutcomes]) -> list[ModeSummary]:
+    """Summaries of all modes but full prefill, cheapest first."""
+    return sorted((one for one in figures(outcomes) if one.mode != "full"), key=_cost)
 
 
 def cheapest(found: Sequence[ModeSummary], keep: float) -> ModeSummary | None:
@@ -105,7 +157,132 @@ def cheapest(found: Sequence[ModeSummary], keep: float) -> ModeSummary | None:
     return min(qualified, key=_cost, default=None)
 
 
-def _method(figures: ModeSummary) -> str:
+@dataclass(frozen=True, slots=True)
+class CandidateTest:
+    """A candidate, and whether the promise can be made for it."""
+
+    mode: str  # its label
+    trial: Trial
+    bound: float  # of the share that disagrees, at the confidence of the candidate's test
+    is_promised: bool
+    #: Questions with which it would be promised, if it and the larger ratios of its mode disagreed
+    #: on the same shares of them; None if the promise could not be made with any number.
+    needed: int | None
+    charged: float
+
+    @property
+    def options(self) -> tuple[str, float | None]:
+        """Its mode as :func:`ragcache.blend.blender` reads it, and its ratio."""
+        mode, _, ratio = self.mode.partition("@")
+        return mode, float(ratio) if ratio else blender(mode).ratio
+
+
+def one_per_context(contexts: Sequence[EvalContext]) -> list[EvalContext]:
+    """The first question over each list of chunks, since questions over the same chunks are not
+    independent; and without its correct answers, so that whole answers are compared."""
+    first: dict[tuple[str, ...], Question] = {}
+    for context in contexts:
+        for question in context.questions[:1]:
+            first.setdefault(context.chunks, question)
+    return [EvalContext(chunks, (replace(one, answers=()),)) for chunks, one in first.items()]
+
+
+def sequences(outcomes: Sequence[ModeOutcomes]) -> list[list[ModeOutcomes]]:
+    """All modes but full prefill in the order in which they are tested: the ratios of a mode from
+    the largest down. Other candidates are sequences of their own."""
+    found: dict[str, list[ModeOutcomes]] = {}
+    for one in outcomes:
+        if one.mode != "full":
+            found.setdefault(_method(one), []).append(one)
+    return [sorted(sequence, key=_ratio, reverse=True) for sequence in found.values()]
+
+
+def candidate_tests(
+    outcomes: Sequence[ModeOutcomes], promise: Promise, disagreement: Disagreement = "answer"
+) -> list[CandidateTest]:
+    """Every candidate of :func:`candidates` with its test, cheapest first.
+
+    The questions must be independent, and like those that the promise is about: drawn in the same
+    way, such as at random from a log.
+    """
+    tested: list[CandidateTest] = []
+    every = sequences(outcomes)
+    for sequence in every:
+        tested += _test_sequence(sequence, promise, disagreement, len(every))
+    return sorted(tested, key=lambda one: (one.charged, one.trial.failures))
+
+
+def cheapest_promised(tested: Sequence[CandidateTest]) -> CandidateTest | None:
+    """The cheapest candidate that is promised; None if that is full prefill alone."""
+    return next((one for one in tested if one.is_promised), None)
+
+
+def calibration_of(
+    chosen: CandidateTest,
+    promise: Promise,
+    disagreement: Disagreement,
+    max_tokens: int,
+    fingerprint: Fingerprint,
+    encoding_context: str,
+) -> Calibration:
+    """What is recorded in a store whose promised candidate is ``chosen``."""
+    mode, ratio = chosen.options
+    return Calibration(
+        epsilon=promise.epsilon,
+        confidence=promise.confidence,
+        disagreement=disagreement,
+        max_tokens=max_tokens,
+        mode=mode,
+        ratio=ratio,
+        questions=chosen.trial.questions,
+        failures=chosen.trial.failures,
+        model=str(fingerprint),
+        fingerprint=fingerprint.digest.hex(),
+        codec=fingerprint.codec,
+        encoding_context=encoding_context,
+        date=date.today().isoformat(),
+    )
+
+
+def _test_sequence(
+    sequence: Sequence[ModeOutcomes], promise: Promise, disagreement: Disagreement, shares: int
+) -> list[CandidateTest]:
+    failed = [disagreements(one, disagreement) for one in sequence]
+    trials = [Trial(len(each), sum(each)) for each in failed]
+    kept, delta = promise.kept(trials, shares), promise.delta(shares)
+    needed = [promise.needed(one, shares) for one in trials]
+    return [
+        CandidateTest(
+            one.mode,
+            trials[place],
+            upper_bound(trials[place].failures, trials[place].questions, delta),
+            place < kept,
+            None if None in needed[: place + 1] else max(n or 0 for n in needed[: place + 1]),
+            fmean(outcome.charged for outcome in one.outcomes),
+        )
+        for place, one in enumerate(sequence)
+    ]
+
+
+def disagreements(one: ModeOutcomes, disagreement: Disagreement) -> list[bool]:
+    """Whether the mode's answer disagreed with full prefill's, by question. Raises ConfigError for
+    outcomes in which they were not compared."""
+    compared = "same" if disagreement == "answer" else "same_start"
+    agreed = [getattr(outcome, compared) for outcome in one.outcomes]
+    if None in agreed:
+        raise ConfigError(
+            f"the outcomes of {one.mode} lack the comparison with full prefill by {disagreement}: "
+            "ask the questions again, in mode full too"
+        )
+    return [not same for same in agreed]
+
+
+def _ratio(one: ModeOutcomes) -> float:
+    """The ratio in the mode's label."""
+    return float(one.mode.partition("@")[2] or 0)
+
+
+def _method(figures: ModeSummary | ModeOutcomes) -> str:
     """The mode's label without the ratio."""
     return figures.mode.partition("@")[0]
 

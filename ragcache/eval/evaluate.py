@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import check_ratio
@@ -111,14 +112,44 @@ def compare(
     chosen: Mapping[str, Blender],
     *,
     against: str | None = None,
+    **options: Unpack[AskOptions],
+) -> Iterator[tuple[str, list[ModeSummary]]]:
+    """Evaluate the model of ``settings`` on each data set; yields its name and the summaries.
+
+    Raises ConfigError, before the model is loaded, if ``against`` is not a label of ``chosen``, and
+    else as :func:`ask_all`, which takes the same options.
+    """
+    if against is not None and against not in chosen:
+        raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
+    asked = ask_all(settings, datasets, chosen, **options)
+    return ((name, figures(outcomes, against)) for name, outcomes in asked)
+
+
+class AskOptions(TypedDict, total=False):
+    """Options of :func:`ask_all`."""
+
+    max_tokens: int
+    instruction: str
+    processes: int
+    progress: StageProgress | None
+    save: Path | None
+    note: Callable[[str], object] | None
+
+
+def ask_all(
+    settings: Settings,
+    datasets: Mapping[str, Sequence[EvalContext]],
+    chosen: Mapping[str, Blender],
+    *,
     max_tokens: int = 32,
     instruction: str = "",
     processes: int = 1,
     progress: StageProgress | None = None,
     save: Path | None = None,
     note: Callable[[str], object] | None = None,
-) -> Iterator[tuple[str, list[ModeSummary]]]:
-    """Evaluate the model of ``settings`` on each data set; yields its name and the summaries.
+) -> Iterator[tuple[str, list[ModeOutcomes]]]:
+    """Ask the model of ``settings`` the questions of each data set in the modes ``chosen``; yields
+    its name and the outcomes.
 
     Chunks are stored in a temporary directory. With several ``processes``, contexts are divided
     among them, each with its own model and its share of the cores. They are spawned, so a script
@@ -128,12 +159,10 @@ def compare(
     (:class:`ragcache.eval.outcomes_file.OutcomesFile`). If it exists, the questions in it are not
     asked again. ``note`` receives a message about what was found in it.
 
-    Raises ConfigError, before the model is loaded, if ``against`` is not a label of ``chosen``, if
-    ``processes`` or ``max_tokens`` < 1, if Rouge-L is needed and its stemmer is not installed, or
-    if ``save`` cannot be used or is of another run.
+    Raises ConfigError, before the model is loaded, if ``processes`` or ``max_tokens`` < 1, if
+    Rouge-L is needed and its stemmer is not installed, or if ``save`` cannot be used or is of
+    another run.
     """
-    if against is not None and against not in chosen:
-        raise ConfigError(f"cannot compare with {against!r}: the modes are {', '.join(chosen)}")
     _check_processes(processes)
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}: ask for at least 1")
@@ -150,18 +179,17 @@ def compare(
         _ask_model, settings, dict(chosen), max_tokens=max_tokens, instruction=instruction
     )
     told = progress or _no_progress
-    return _compared(ask, datasets, chosen, against, processes, told, saved)
+    return _asked(ask, datasets, chosen, processes, told, saved)
 
 
-def _compared(
+def _asked(
     ask: Callable[..., Iterator[AskedQuestion]],
     datasets: Mapping[str, Sequence[EvalContext]],
     chosen: Mapping[str, Blender],
-    against: str | None,
     processes: int,
     progress: StageProgress,
     saved: OutcomesFile | None,
-) -> Iterator[tuple[str, list[ModeSummary]]]:
+) -> Iterator[tuple[str, list[ModeOutcomes]]]:
     with closing(saved) if saved is not None else nullcontext():
         for name, contexts in datasets.items():
             asked = run_parallel(
@@ -176,7 +204,7 @@ def _compared(
                 known=None if saved is None else saved.known.get(name),
                 keep=None if saved is None else partial(saved.append, name),
             )
-            yield name, figures(by_mode(chosen, asked), against)
+            yield name, by_mode(chosen, asked)
 
 
 def _note_content(saved: OutcomesFile, note: Callable[[str], object]) -> None:

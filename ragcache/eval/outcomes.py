@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from ragcache.blend.base import Blender
 
+START_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class QuestionOutcome:
@@ -28,6 +30,7 @@ class QuestionOutcome:
     recomputed: float  # share of chunk tokens, mean over layers that are not computed in full
     charged: float  # share of chunk tokens computed, mean over all layers
     bytes_loaded: int
+    same_start: bool | None = None  # its first START_TOKENS tokens are those of full prefill
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["controls", "plan", "prefill_cost"]
 
-#: The lowest ratio that is chosen, however fast the machine loads: with a lower one, no method
-#: keeps its quality on all kinds of questions (docs/choosing-tokens.md).
+#: The lowest ratio that is chosen without a calibration, however fast the machine loads: with a
+#: lower one, no method keeps its quality on all kinds of questions (docs/choosing-tokens.md).
 _MIN_RATIO = 0.15
 #: Largest share of a prompt's time that loading may take when a less lossy alternative is chosen.
 #: It leaves a margin for a link that is slower than measured: a late layer delays all later ones.
@@ -138,14 +138,17 @@ def prefill_cost(
     blender: Blender,
     layers: int,
     remote_codecs: Mapping[int, Sequence[StoredChunk]] | None = None,
+    *,
+    is_calibrated: bool = False,
 ) -> PrefillCost:
     """The cost of a prompt under ``blender``, which the controller :func:`controls`, in a model of
-    ``layers`` layers. The floor is the blender's own ratio, or ``_MIN_RATIO`` if that is higher.
+    ``layers`` layers. The floor is the blender's own ratio, or ``_MIN_RATIO`` if that is higher and
+    the ratio was not calibrated.
 
     ``remote_codecs``: by chunk number, records of other codecs that may be loaded instead.
     """
     layout, others = found.layout, remote_codecs or {}
-    floor = max(_MIN_RATIO, blender.ratio or 0.0)
+    floor = max(0.0 if is_calibrated else _MIN_RATIO, blender.ratio or 0.0)
     selector = with_ratio(blender, floor).selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
     lengths = tuple(map(len, layout.prompt.chunks))

@@ -110,7 +110,8 @@ class Settings(SourcedSettings):
     ratio: Ratio = Field(
         "auto",
         description="Share of the chunk tokens that are recomputed, 0 to 1. With auto, it is at "
-        "least the method's default, and grows while recomputing takes no longer than loading.",
+        "least the store's calibrated ratio, or else the method's default, and grows while "
+        "recomputing takes no longer than loading.",
     )
     misses: Literal["exact", "consistent"] = Field(
         "exact",

@@ -408,6 +408,8 @@ def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
         (["eval", "--limit", "0"], "the limit is 0"),
         (["eval", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
         (["calibrate", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
+        (["calibrate", "--epsilon", "5"], "epsilon is 5.0: give a share between 0 and 1"),
+        (["calibrate", "--save"], "--save records a promise: give --epsilon too"),
         (["serve", "--host", "0.0.0.0"], "there are no API keys: anybody could read"),
         (["serve", "--keys", "nowhere"], "cannot read the API keys in nowhere"),
     ],
@@ -422,6 +424,38 @@ def test_errors_are_one_message(
     assert said.startswith("error: ") and message in said and "Traceback" not in err
     code, out, _ = run("index", notes)
     assert "KV of 0 chunks computed" in out  # nothing was lost
+
+
+def test_a_promise_is_calibrated_recorded_and_withdrawn(run: Run, notes: Path, model: Path) -> None:
+    """`random` at every ratio, and at a ratio of 1, where it is full prefill."""
+    run("index", notes, "--model", model)
+    chunks = [{"chunks": [f"Mira {n}.", "She sings."]} for n in range(3)]
+    for each in chunks:
+        each["questions"] = [{"question": who, "answers": ["M"]} for who in ("Who?", "What?")]  # type: ignore[misc]
+    Path("q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in chunks))
+    command = "calibrate", "q.jsonl", "--mode", "random:recompute_ratio=1.0", "--max-tokens", "2"
+    given = *command, "--epsilon", "0.5", "--confidence", "0.8", "--save"
+    code, out, err = run(*given, "--json")
+    assert code == 0, err
+    assert "3 of 6 questions are asked, one for each list of chunks" in err
+    found = json.loads(out)
+    assert found["promise"] == {
+        "epsilon": 0.5,
+        "confidence": 0.8,
+        "disagreement": "answer",
+        "max_tokens": 2,
+    }
+    assert found["saved"] and found["least"] == "random:recompute_ratio=1.0"
+    [test] = found["candidates"]
+    assert test["trial"] == {"questions": 3, "failures": 0} and test["is_promised"]
+    page = (Path(cli.__file__).parents[2] / "docs/scripting.md").read_text()
+    assert not [key for key in (*found, *found["promise"], *test) if f"`{key}`" not in page]
+    asked = "query", "Who?", "--explain", "--max-tokens", "2", "--mode", "random", "--ratio", "1"
+    assert "This answer is covered." in run(*asked)[1]
+    code, out, err = run(*given, "--epsilon", "0.1", "--disagreement", "tokens")
+    assert code == 0 and "Nothing cheaper than full prefill can be promised" in out
+    assert "With 13 more questions of which as few disagree" in out  # 16 without a failure
+    assert "deleted: the earlier calibration" in err
 
 
 def test_an_unreadable_pdf_is_named_and_nothing_is_lost(run: Run, notes: Path, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +10,24 @@ import pytest
 
 from ragcache.blend import blender
 from ragcache.blend.ape import APE
-from ragcache.cli.render.quality import ratio_advice
+from ragcache.cli.render.quality import promise_advice, ratio_advice
 from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.bootstrap import Estimate
 from ragcache.eval.calibrate import (
     RATIOS,
     _ape_grid,
     calibrate,
+    candidate_tests,
     candidates,
     cheapest,
+    cheapest_promised,
+    one_per_context,
     retrieve_contexts,
     settings_of_store,
 )
 from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_questions
+from ragcache.eval.outcomes import ModeOutcomes, QuestionOutcome
+from ragcache.eval.promise import Promise
 from ragcache.eval.summary import ModeSummary
 from ragcache.settings import Settings
 from tests import scene
@@ -132,3 +138,63 @@ def test_questions_come_from_many_contexts() -> None:
     assert [len(c.questions) for c in spread_questions(many, 2)] == [1, 1]
     with pytest.raises(ConfigError, match="at least 1"):
         spread_questions(many, 0)
+
+
+def outcomes(mode: str, agreed: Sequence[bool | None], charged: float = 0.0) -> ModeOutcomes:
+    """Of questions whose answers agreed with full prefill's, or not; first tokens always did."""
+    each = [
+        QuestionOutcome(0, "", True, 1, None, 0, True, 0, 1, same, 1, 1, 0, charged, 0, True)
+        for same in agreed
+    ]
+    return ModeOutcomes(mode, "", {}, each)
+
+
+def test_the_cheapest_that_passes_is_promised() -> None:
+    """The ratios of a mode from the largest down, to the first that fails; δ shared by modes."""
+    failing = [True] * 90 + [False] * 10
+    curve = [
+        outcomes("fused@0", [True] * 100, 0.0),  # by luck: a larger ratio fails
+        outcomes("fused@0.05", failing, 0.05),
+        outcomes("fused@0.15", [True] * 100, 0.15),
+        outcomes("fused@0.5", [True] * 99 + [False], 0.5),
+    ]
+    tests = candidate_tests([outcomes("full", [True] * 100, 1.0), *curve], Promise(0.05))
+    assert [one.mode for one in tests] == [one.mode for one in curve]  # cheapest first
+    assert [one.is_promised for one in tests] == [False, False, True, True]
+    assert [one.needed for one in tests] == [None, None, 100, 100]
+    chosen = cheapest_promised(tests)
+    assert chosen is not None and chosen.options == ("fused", 0.15)
+    assert chosen.bound == pytest.approx(1 - 0.05**0.01)
+    dear = outcomes("epic", [True] * 100, 0.3)
+    shared = candidate_tests([*curve, dear], Promise(0.05))
+    assert [one.mode for one in shared if one.is_promised] == ["epic"]  # 1 of 100: 0.037 > 0.025
+    assert cheapest_promised(candidate_tests(curve[1:2], Promise(0.05))) is None
+    tokens = candidate_tests(curve[1:2], Promise(0.05), "tokens")
+    assert tokens[0].is_promised
+
+
+def test_questions_needed_are_said() -> None:
+    few = [outcomes("fused@0.05", [True] * 40, 0.05), outcomes("fused@0.5", [True] * 40, 0.5)]
+    tests = candidate_tests(few, Promise(0.05))
+    said = " ".join(promise_advice(tests, Promise(0.05)))
+    assert said.startswith("Nothing cheaper than full prefill can be promised: at most 5.0% of")
+    assert said.endswith(
+        "With 19 more questions of which as few disagree, fused@0.05 can be promised."
+    )
+    passed = candidate_tests([outcomes("fused@0.05", [True] * 59, 0.05)], Promise(0.05))
+    [line] = promise_advice(passed, Promise(0.05))
+    assert line.startswith("Promised: --mode fused --ratio 0.05 (at most 5.0% of answers")
+
+
+def test_outcomes_without_full_prefill_promise_nothing() -> None:
+    with pytest.raises(ConfigError, match="lack the comparison with full prefill by answer"):
+        candidate_tests([outcomes("fused@0.05", [True, None])], Promise(0.05))
+
+
+def test_one_question_of_each_context_is_asked() -> None:
+    again = EvalContext(CONTEXTS[0].chunks, (Question("Where?", ("Oslo",)),))
+    many = [EvalContext(c.chunks, c.questions * 2) for c in CONTEXTS]
+    assert one_per_context([*many, again]) == CONTEXTS
+    assert one_per_context([again, EvalContext(("A.",), ())]) == [
+        EvalContext(again.chunks, (Question("Where?", ()),))
+    ]

@@ -51,6 +51,22 @@ def explanation(answer: Answer) -> Iterator[str]:
         yield "- These differ widely: `ragcache profile` measures again how fast this machine is."
 
 
+def promise(answer: Answer) -> Iterator[str]:
+    """A line about the store's promise, and whether it is made for this answer; none without a
+    calibration."""
+    found = answer.report.certificate
+    if found is None:
+        return
+    what = "answers" if found.disagreement == "answer" else "first 16 tokens"
+    ratio = "" if found.ratio is None else f" at a ratio of {found.ratio:g} or more"
+    covered = "covered" if found.covered else f"not covered: {found.reason}"
+    yield (
+        f"- Promised with {found.confidence:.0%} confidence: in mode {found.mode}{ratio}, at most "
+        f"{found.epsilon:.1%} of {what} disagree with full prefill's (calibrated on "
+        f"{found.questions:,} questions, {found.date}). This answer is {covered}."
+    )
+
+
 def reasons(answer: Answer) -> Iterator[str]:
     """Lines that say for every part of the prompt that was not loaded why."""
     for part in answer.report.parts:

@@ -13,6 +13,8 @@ from rich.table import Table
 from ragcache.cli.render import duration, estimate, number, one_line, percent, size
 
 if TYPE_CHECKING:
+    from ragcache.eval.calibrate import CandidateTest
+    from ragcache.eval.promise import Promise
     from ragcache.eval.summary import ModeSummary
 
 
@@ -137,6 +139,51 @@ def ratio_advice(chosen: ModeSummary | None, keep: float) -> str:
     return f"Least that keeps {keep:.0%}: {flags} ({kept}, {chosen.charged:.0%} computed)." + (
         uncertain if low < keep else ""
     )
+
+
+def promise_table(tests: Sequence[CandidateTest], promise: Promise) -> Table:
+    """Each candidate's disagreements, their bound, and what the promise needs."""
+    table = Table(title=f"promise: at most {promise.epsilon:.1%} disagree", box=SIMPLE)
+    table.add_column("mode", overflow="fold", min_width=12)
+    for head in ("disagreed", "at most", "charged", "promised", "needs questions"):
+        table.add_column(head, justify="right")
+    for one in tests:
+        table.add_row(
+            one_line(one.mode),
+            f"{one.trial.failures} of {one.trial.questions}",
+            f"{one.bound:.1%}",
+            f"{one.charged:.1%}",
+            "yes" if one.is_promised else "no",
+            ""
+            if one.is_promised
+            else "too many disagree"
+            if one.needed is None
+            else f"{one.needed:,}",
+        )
+    return table
+
+
+def promise_advice(tests: Sequence[CandidateTest], promise: Promise) -> Iterator[str]:
+    """The options that are promised, and how many more questions would allow cheaper ones."""
+    from ragcache.eval.calibrate import cheapest_promised
+
+    chosen = cheapest_promised(tests)
+    said = (
+        f"at most {promise.epsilon:.1%} of answers disagree with full prefill's, with "
+        f"{promise.confidence:.0%} confidence"
+    )
+    if chosen is None:
+        yield f"Nothing cheaper than full prefill can be promised: {said}. Use mode full."
+    else:
+        mode, ratio = chosen.mode.partition("@")[::2]
+        flags = f"--mode {mode}" + (f" --ratio {ratio}" if ratio else "")
+        yield f"Promised: {flags} ({said}; {chosen.charged:.0%} computed)."
+    cheaper = tests if chosen is None else tests[: tests.index(chosen)]
+    waiting = [(one.needed, one) for one in cheaper if one.needed is not None]
+    if waiting:
+        needed, one = min(waiting, key=lambda pair: pair[0])
+        more = needed - one.trial.questions
+        yield f"With {more:,} more questions of which as few disagree, {one.mode} can be promised."
 
 
 def _bar(share: float, width: int = 8) -> str:

@@ -1,0 +1,138 @@
+"""The calibration of a store: what may be promised about its answers, and for which of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+from pydantic import TypeAdapter, ValidationError
+
+from ragcache.blend import Blender, blender, with_ratio
+from ragcache.core.request import PromptRequest
+from ragcache.errors import ConfigError, StoreError
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.types import Certificate, Disagreement, Fingerprint, Report, Sampling
+
+__all__ = ["Calibration", "drop_calibration", "recorded_calibration"]
+
+_SETTING = "calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The result of ``ragcache calibrate --epsilon``: with ``confidence``, answers to questions as
+    it was made on disagree with full prefill's in at most a share ``epsilon`` of cases, in ``mode``
+    at ``ratio``.
+
+    That answers at higher ratios do not disagree more often was tested for some of them, and is
+    assumed in between. It holds for the model, codec and encoding context that it was made with.
+    """
+
+    epsilon: float
+    confidence: float
+    disagreement: Disagreement
+    max_tokens: int  # of the compared answers
+    mode: str  # as :func:`ragcache.blend.blender` reads it, without the ratio
+    ratio: float | None  # None: the mode takes none
+    questions: int
+    failures: int  # questions whose answers disagreed
+    model: str  # its name and the beginning of its fingerprint, for display
+    fingerprint: str  # digest of the model's, in hex
+    codec: str
+    encoding_context: str
+    date: str  # in ISO format
+
+    def record(self, catalog: Catalog) -> None:
+        """Record it in a store, in place of an earlier one."""
+        catalog.put_setting(_SETTING, json.dumps(asdict(self)))
+
+    def expired(self, fingerprint: Fingerprint, encoding_context: str) -> str:
+        """Why it does not hold for answers with this model and encoding context; empty if it
+        does."""
+        if fingerprint.codec != self.codec:
+            return f"it was calibrated with codec {self.codec}, and this is {fingerprint.codec}"
+        if encoding_context != self.encoding_context:
+            return (
+                f"it was calibrated with encoding context {self.encoding_context}, and this is "
+                f"{encoding_context}"
+            )
+        if fingerprint.digest.hex() != self.fingerprint:
+            return f"it was calibrated with the model {self.model}, and this is {fingerprint}"
+        return ""
+
+    @property
+    def blender(self) -> Blender:
+        """The calibrated mode at the calibrated ratio."""
+        made = blender(self.mode)
+        return made if self.ratio is None else with_ratio(made, self.ratio)
+
+    def matches(self, made: Blender) -> bool:
+        """Whether ``made`` is the calibrated mode, at any ratio."""
+        if self.ratio is None or made.ratio is None:
+            return made == self.blender
+        return with_ratio(made, self.ratio) == self.blender
+
+    def certificate(self, made: Blender, sampling: Sampling, reason: str = "") -> Certificate:
+        """The certificate of an answer by ``made``. ``reason``: why the promise is not made for
+        it, whatever its mode; empty if nothing speaks against it."""
+        why = reason or self._uncovered(made, sampling)
+        return Certificate(
+            not why,
+            why,
+            self.epsilon,
+            self.confidence,
+            self.disagreement,
+            self.mode,
+            self.ratio,
+            self.questions,
+            self.date,
+        )
+
+    def _uncovered(self, made: Blender, sampling: Sampling) -> str:
+        if sampling.temperature > 0:
+            return "greedy answers were calibrated, and this one is sampled"
+        if made.reuses == "nothing":  # full prefill agrees with itself
+            return ""
+        if not self.matches(made):
+            return f"mode {self.mode} was calibrated, and this is {made.mode}"
+        if made.ratio is not None and self.ratio is not None and made.ratio < self.ratio:
+            return f"a ratio of {self.ratio:g} was calibrated, and this is {made.ratio:g}"
+        if self.disagreement == "answer" and sampling.max_tokens > self.max_tokens:
+            return (
+                f"answers of {self.max_tokens} tokens were calibrated, and this may have "
+                f"{sampling.max_tokens}"
+            )
+        return ""
+
+
+_RECORD = TypeAdapter(Calibration)
+
+
+def recorded_calibration(catalog: Catalog) -> Calibration | None:
+    """That of a store; None without one. Raises StoreError for a malformed record."""
+    text = catalog.get_setting(_SETTING)
+    if text is None:
+        return None
+    try:
+        found = _RECORD.validate_json(text)
+        _ = found.blender
+    except (ValidationError, ConfigError) as error:
+        raise StoreError(
+            f"the calibration that is recorded in the store cannot be read: {error}. Calibrate "
+            "again: `ragcache calibrate QUESTIONS --epsilon 0.05 --save` replaces it."
+        ) from error
+    return found
+
+
+def drop_calibration(catalog: Catalog) -> bool:
+    """Delete that of a store; True if there was one."""
+    return catalog.drop_setting(_SETTING)
+
+
+def certified(request: PromptRequest, report: Report) -> Certificate | None:
+    """The request's certificate, once it is known what was loaded; None without one."""
+    found, plan = request.certificate, report.plan
+    if found is not None and found.covered and plan is not None and plan.levels:
+        reason = f"{len(plan.levels)} chunks were loaded in another codec than the calibrated one"
+        return replace(found, covered=False, reason=reason)
+    return found

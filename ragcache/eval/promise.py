@@ -1,0 +1,149 @@
+"""Test which candidates disagree with full prefill in at most a share ε of cases.
+
+Learn then Test (Angelopoulos et al., arXiv:2110.01052). A candidate that disagreed on ``failures``
+of ``trials`` independent questions has the p-value P(X <= failures), X ~ Binomial(trials, ε), for
+the hypothesis that its risk is above ε. It is exact, as Clopper and Pearson's bound is
+(Biometrika 26, 1934): the p-value is at most δ where the bound at confidence 1 - δ is at most ε.
+
+Candidates come in *sequences* whose order is fixed before the questions are asked, such as the
+ratios of a mode from the largest down. Each is tested at the whole δ of its sequence until the
+first that fails (fixed-sequence testing): if a false hypothesis is accepted, then the first one in
+the sequence was, which has probability δ. That holds in any order; since the risk usually falls
+with the ratio, this order loses nothing. Several sequences share 1 - confidence equally
+(Bonferroni). So with the stated confidence **every** candidate that passes keeps the promise, and
+any of them may be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from math import exp, lgamma, log, log1p
+
+from ragcache.errors import ConfigError
+
+__all__ = ["Promise"]
+
+_NEGLIGIBLE = 1e-17  # a term of a sum, as a share of the sum
+_BISECTIONS = 60
+_ROUNDING = 1e-9
+_MOST_QUESTIONS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """On how many independent questions a candidate disagreed with full prefill."""
+
+    questions: int
+    failures: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.failures <= self.questions, f"{self.failures} of {self.questions}"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Risk at most ``epsilon``, with this ``confidence``; both in (0, 1), else ConfigError."""
+
+    epsilon: float
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "confidence"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ConfigError(f"{name} is {value}: give a share between 0 and 1, such as 0.05")
+
+    def delta(self, sequences: int) -> float:
+        """The probability of a false promise that each of so many sequences may have."""
+        return (1 - self.confidence) / sequences
+
+    def passes(self, trial: Trial, sequences: int = 1) -> bool:
+        """Whether the candidate's own test succeeds."""
+        tail = binomial_tail(trial.failures, trial.questions, self.epsilon)
+        return tail <= self.delta(sequences)
+
+    def kept(self, sequence: Sequence[Trial], sequences: int = 1) -> int:
+        """How many candidates of a sequence may be promised, from its first on."""
+        return sum(1 for _ in takewhile(lambda trial: self.passes(trial, sequences), sequence))
+
+    def needed(self, trial: Trial, sequences: int = 1) -> int | None:
+        """The number of questions with which the candidate would pass if it disagreed on the same
+        share of them; None if that share is ε or more, or so close to it that 100,000 would
+        not do."""
+        if self.passes(trial, sequences):
+            return trial.questions
+        rate = trial.failures / trial.questions if trial.questions else 0.0
+        if rate >= self.epsilon:
+            return None
+        delta = self.delta(sequences)
+
+        def least(failures: int) -> int:
+            return _least_trials(failures, self.epsilon, delta)
+
+        def would(failures: int) -> bool:
+            return rate * least(failures) <= failures + _ROUNDING
+
+        # More failures need more questions, but of those a smaller share fails.
+        low, high = trial.failures - 1, trial.failures
+        while not would(high):
+            if least(high) > _MOST_QUESTIONS:
+                return None
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if would(middle) else (middle, high)
+        return least(high)
+
+
+def binomial_tail(failures: int, trials: int, rate: float) -> float:
+    """P(X <= failures) for X ~ Binomial(trials, rate), rate in (0, 1)."""
+    if failures >= trials:
+        return 1.0
+    if failures + 1 > (trials + 1) * rate:  # the other tail is the shorter one
+        return 1.0 - _sum_down(trials - failures - 1, trials, 1 - rate)
+    return _sum_down(failures, trials, rate)
+
+
+def upper_bound(failures: int, trials: int, delta: float) -> float:
+    """Clopper and Pearson's one-sided upper bound of a rate: it is below the true rate with a
+    probability of at most ``delta``."""
+    if failures >= trials:
+        return 1.0
+    low, high = failures / trials, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if binomial_tail(failures, trials, middle) > delta:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _sum_down(failures: int, trials: int, rate: float) -> float:
+    """P(X <= failures), from the last term down; ``failures`` at or below the mode of X, so that
+    terms fall."""
+    combinations = lgamma(trials + 1) - lgamma(failures + 1) - lgamma(trials - failures + 1)
+    term = exp(combinations + failures * log(rate) + (trials - failures) * log1p(-rate))
+    total, odds = 0.0, (1 - rate) / rate
+    for k in range(failures, -1, -1):
+        total += term
+        if term < _NEGLIGIBLE * total:
+            break
+        term *= k / (trials - k + 1) * odds
+    return total
+
+
+def _least_trials(failures: int, epsilon: float, delta: float) -> int:
+    """The least number of trials of which ``failures`` may fail."""
+    low, high = failures, max(1, failures)  # none fail all: the tail is 1
+    while binomial_tail(failures, high, epsilon) > delta:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if binomial_tail(failures, middle, epsilon) > delta:
+            low = middle
+        else:
+            high = middle
+    return high
