@@ -19,6 +19,7 @@ from ragcache.eval.metrics import (
     f1,
     first_line,
     first_token_kl,
+    first_token_margin,
     rouge_l,
 )
 from ragcache.eval.no_context import NoContext
@@ -149,6 +150,7 @@ class _Asking:
             charged=report.charged_share,
             bytes_loaded=report.bytes_loaded,
             same_start=None if full is None else _start(given.answer) == _start(full.answer),
+            margin=first_token_margin(given.first),
         )
 
 

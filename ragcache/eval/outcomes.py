@@ -31,6 +31,7 @@ class QuestionOutcome:
     charged: float  # share of chunk tokens computed, mean over all layers
     bytes_loaded: int
     same_start: bool | None = None  # its first START_TOKENS tokens are those of full prefill
+    margin: float | None = None  # of the first token: its highest logit minus the second highest
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,9 +145,8 @@ def test_runs_of_other_modes_are_joined(tmp_path: Path) -> None:
     joined = load_outcomes(first, second)["one"]
     assert [one.mode for one in joined] == ["full", "reuse", "fused"]
     assert [[o.kl for o in one.outcomes] for one in joined] == [[0, 1]] * 3
-    assert joined[2] == ModeOutcomes(
-        "fused", "fused", {"recompute_ratio": 0.15}, [outcome(0), outcome(1)]
-    )
+    parameters = {"recompute_ratio": 0.15, "attention": 0.5}
+    assert joined[2] == ModeOutcomes("fused", "fused", parameters, [outcome(0), outcome(1)])
     (tmp_path / "b.jsonl").write_bytes(second.read_bytes()[:-5])  # it is being written
     assert len(load_outcomes(first, second)["one"][0].outcomes) == 1
     other = save_outcomes(tmp_path / "c.jsonl", ["fused"], max_tokens=9)
