@@ -168,23 +168,30 @@ class Layout:
         return slice(-len(self.prompt.question), None)
 
     @cached_property
-    def probing(self) -> Tensor:
-        """The rows that a probe computes: the question's, or the last :data:`PROBE_TOKENS`."""
+    def probed(self) -> Tensor:
+        """The rows of a probe: those of chunks that are loaded or kept, all before the first chunk,
+        and the question's last :data:`PROBE_TOKENS`. So what a probe sees does not depend on which
+        texts are stored; missing chunks and texts between chunks would cost too much."""
         import torch
 
-        rows = len(self.prompt)
-        return torch.arange(rows - min(PROBE_TOKENS, len(self.prompt.question)), rows)
+        here = torch.zeros(len(self.prompt), dtype=torch.bool)
+        here[: max(self.kept, self.prompt.spans[0][0] if self.prompt.spans else 0)] = True
+        here[self.reusable] = True
+        here[-self.asked :] = True
+        return here.nonzero()[:, 0]
 
     @cached_property
-    def probed(self) -> Tensor:
-        """The rows of a probe: those whose KV is there without computing it, and :attr:`probing`.
-        Chunks that are missing, and other texts, are left out: they would cost too much."""
+    def probing(self) -> Tensor:
+        """The rows that a probe computes: those of :attr:`probed` that are neither loaded nor kept.
+        The question's, the last :attr:`asked`, are among them."""
         import torch
 
-        here = torch.ones(len(self.prompt), dtype=torch.bool)
-        here[self.fresh] = False
-        here[self.probing] = True
-        return here.nonzero()[:, 0]
+        return self.probed[torch.isin(self.probed, self.fresh)]
+
+    @property
+    def asked(self) -> int:
+        """The number of the question's rows that a probe computes."""
+        return min(PROBE_TOKENS, len(self.prompt.question))
 
     @cached_property
     def fresh(self) -> Tensor:

@@ -145,7 +145,7 @@ def _run_probe(
 
 
 class _ProbeCallbacks(PrefillCallbacks):
-    """Places the loaded parts among the rows of a probe, and computes the question's."""
+    """Places the loaded parts among the rows of a probe, and computes the others."""
 
     def __init__(self, layout: Layout, source: KVSource, check: Callable[[], None] | None) -> None:
         self.source, self._check = source, check

@@ -51,7 +51,7 @@ class Fused(RatioBlender):
     def selector(self, layout: Layout, layers: int) -> Selector:
         count = int(self.recompute_ratio * len(layout.reusable))
         attended = int(self.attention * count)
-        if count == len(layout.reusable) or attended < len(layout.probing):
+        if count == len(layout.reusable) or attended < layout.asked:
             attended = 0
         return _SensitiveAndAttended(
             layout, attended, range(layers), peak, sensitive=count - attended

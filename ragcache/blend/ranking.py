@@ -71,18 +71,18 @@ class QuestionAttention(Selector):
         return highest(self.layout.reusable, self.scores, self.count)
 
     def _see(self, call: AttentionCall) -> Tensor | None:
-        everything = self.anchors == 1
+        everything, asking = self.anchors == 1, slice(-self.layout.asked, None)
         if everything and call.layer not in self.layers:
             return None
-        scores = call.scores()
+        scores = call.scores(asking if everything else slice(None))
         reusable = torch.searchsorted(self.layout.probed, self.layout.reusable).to(scores.device)
         if call.layer in self.layers:
-            weights = call.softmax(scores)
+            weights = call.softmax(scores[:, asking])
             self.scores += self.reduce(weights.index_select(2, reusable)).cpu()
         if everything:
             return None  # the model's own attention
         hidden = reusable[~self._shown(call.keys.index_select(1, reusable)).to(reusable.device)]
-        scores.index_fill_(2, hidden, float("-inf"))
+        scores[:, asking].index_fill_(2, hidden, float("-inf"))
         return call.attend(call.softmax(scores))
 
     def _shown(self, keys: Tensor) -> Tensor:

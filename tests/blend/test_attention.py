@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from ragcache.blend.ape import APE
-from ragcache.blend.base import Blender, Layout, positions
+from ragcache.blend.base import Blender, FixedRows, Layout, positions
 from ragcache.blend.cachecraft import CacheCraft
+from ragcache.blend.fuse import fuse
 from ragcache.blend.fused import Fused
 from ragcache.blend.infoflow import InfoFlow
 from ragcache.blend.kvshare import KVShare
@@ -109,6 +111,42 @@ def test_a_probe_computes_no_missing_chunk(engine: TransformersEngine) -> None:
     scores = weights[: len(fewer)][torch.isin(fewer, here)]
     want = here[scores.topk(int(0.3 * len(here))).indices].sort().values
     assert torch.equal(fused.chosen[0], want)
+
+
+def test_a_probe_sees_the_same_whichever_texts_are_stored(engine: TransformersEngine) -> None:
+    whole = scene.run(engine, Fused(0.3))
+    layout = replace(whole.layout, texts_loaded=0)
+    chunks = scene.encoded(engine, scene.PROMPT, Fused())[1:]
+    fused = fuse(engine, Fused(0.3), layout, scene.Held(chunks))
+    assert torch.equal(fused.chosen[0], whole.chosen[0])
+    assert fused.probed == whole.probed + 6 * len(scene.PREFIX)
+    torch.testing.assert_close(fused.prefilled.logits, whole.prefilled.logits)
+
+
+def test_a_probe_sees_kept_rows(engine: TransformersEngine) -> None:
+    """The rows up to the second chunk are kept from a prompt that reused them: the choice among the
+    others, and the logits, are as if all had been loaded."""
+    earlier = scene.run(engine, Reuse())
+    start = scene.PROMPT.spans[1][0]
+    layout = replace(earlier.layout, loaded=(False, True, True), texts_loaded=0, kept=start)
+    later = scene.encoded(engine, scene.PROMPT, Fused())[2:]
+    fused = fuse(engine, Fused(0.4), layout, scene.Held(later), kept=earlier.prefilled, room=4)
+    assert fused.probed == 6 * len(scene.QUESTION)
+    known = torch.tensor([u for chunk in scene.SENSITIVITIES[1:] for u in chunk])
+    rows = torch.arange(start, scene.PROMPT.question_start)
+    count = int(0.4 * len(known))
+    noticed = stale_attention(engine)[..., rows].amax((1, 2)).sum(0) * known.sqrt()
+    noticed[known.topk(count - count // 2).indices] = torch.inf
+    assert torch.equal(fused.chosen[0], rows[noticed.topk(count).indices].sort().values)
+    chosen = FixedRows(fused.chosen[0])
+    every = scene.encoded(engine, scene.PROMPT, Fused())
+    again = fuse(engine, _Rows(chosen), earlier.layout, scene.Held(every), room=4)
+    torch.testing.assert_close(fused.prefilled.logits, again.prefilled.logits)
+    sampling = Sampling(max_tokens=4)
+    answers = [
+        [step.token for step in engine.decode(x.prefilled, sampling)] for x in (fused, again)
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_a_probe_of_a_long_question_computes_its_end(
@@ -257,6 +295,15 @@ def test_an_engine_that_hides_its_attention_is_refused(
 
 def _layout() -> Layout:
     return Layout(scene.PROMPT, (True,) * 3, 1, positions(scene.PROMPT, "consecutive"))
+
+
+@dataclass(frozen=True)
+class _Rows(Blender):
+    rows: FixedRows
+    name: ClassVar[str] = "rows"
+
+    def selector(self, layout: Layout, layers: int) -> FixedRows:
+        return self.rows
 
 
 class _Asking(PrefillCallbacks):
