@@ -26,6 +26,7 @@ from examples.train_tiny.world import Binding
 from ragcache.blend import Blender, blender
 from ragcache.blend.base import Layout, RatioBlender, Selector
 from ragcache.blend.cacheblend import deviation
+from ragcache.blend.fused import Fused
 from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
 from ragcache.core.sensitivity import preceding_passage
@@ -153,7 +154,8 @@ def tapered(ratio: float, layers: int, taper: float) -> list[float]:
 #: of a higher one.
 GROUPS: dict[str, dict[str, str | Blender]] = {
     "ranked by": {
-        "sensitivity (fused)": "fused",
+        "sensitivity (fused:attention=0)": "fused:attention=0",
+        "half by sensitivity, half by attention too (fused)": Fused(0.12),
         "sensitivity * sqrt(question attention)": Sensitive(0.12, attention_power=0.5),
         "sensitivity * question attention": Sensitive(0.12, attention_power=1),
         "sqrt(attention * error), fewer in each layer": AttendedError(),
@@ -167,33 +169,33 @@ GROUPS: dict[str, dict[str, str | Blender]] = {
         "nothing (random)": "random",
     },
     "preceding passage": {
-        "people, a company, a town (fused)": "fused",
+        "people, a company, a town (fused)": "fused:attention=0",
         "its first sentence": Sensitive(passage="sentence"),
         "a text without people or places": Sensitive(passage="technical"),
         "three chunks of the same world": Sensitive(passage="world"),
         "150 random tokens": Sensitive(passage="random"),
     },
     "layers": {
-        "middle third (fused)": "fused",
+        "middle third (fused)": "fused:attention=0",
         "first third": Sensitive(layers="first"),
         "last third": Sensitive(layers="last"),
         "all": Sensitive(layers="all"),
     },
     "share of tokens": {
-        "3 %": "fused:recompute_ratio=0.03",
-        "5 %": "fused:recompute_ratio=0.05",
-        "8 %": "fused:recompute_ratio=0.08",
-        "10 %": "fused:recompute_ratio=0.1",
-        "15 % (fused)": "fused",
-        "20 %": "fused:recompute_ratio=0.2",
-        "30 %": "fused:recompute_ratio=0.3",
+        "3 %": "fused:attention=0,recompute_ratio=0.03",
+        "5 %": "fused:attention=0,recompute_ratio=0.05",
+        "8 %": "fused:attention=0,recompute_ratio=0.08",
+        "10 %": "fused:attention=0,recompute_ratio=0.1",
+        "15 % (fused)": "fused:attention=0",
+        "20 %": "fused:attention=0,recompute_ratio=0.2",
+        "30 %": "fused:attention=0,recompute_ratio=0.3",
     },
     "rows per layer, of 8 %": {
-        "the same in all (fused)": "fused:recompute_ratio=0.08",
+        "the same in all (fused)": "fused:attention=0,recompute_ratio=0.08",
         "falling to the half (gradual)": Sensitive(0.08, taper=0.5),
         "falling evenly to none": Sensitive(0.08, taper=1),
         "as a square": Sensitive(0.08, taper=2),
-        "after one layer in full": "fused:recompute_ratio=0.08+full_layers=1",
+        "after one layer in full": "fused:attention=0,recompute_ratio=0.08+full_layers=1",
     },
     "probe of sqrt(attention * error)": {
         "15 % anchors": AttendedError(),
@@ -244,8 +246,10 @@ def main() -> None:
     if not given.mode and (not given.group or "encoding context" in given.group):
         behind: dict[str, ModeSummary] = {}
         for how in COMPILE:
-            found = measure(how, ["full", "reuse", "fused"])
-            behind |= {f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused")}
+            found = measure(how, ["full", "reuse", "fused:attention=0"])
+            behind |= {
+                f"{how}: {mode}": found[blender(mode)] for mode in ("reuse", "fused:attention=0")
+            }
         print(table("encoding context", behind))
 
 

@@ -4,10 +4,10 @@
 (``python -m bench.questions``) in prompts that begin with a user's own system message, which no
 stored chunk was computed after. Chunks are computed after four contexts: one BOS token (``bos``),
 ragcache's own instructions (``prefix``), these and ordinary text (``prose``), and the prompt's
-exact prefix (``exact``). Each is reused and fused, with rows chosen over all chunks, or chunk by
-chunk (``per chunk``). In place of the ordinary text, shorter, longer and other texts are tried,
-and random tokens. Outcomes are saved after every question; the same command goes on where it was
-stopped. ``--only TEXT`` asks only the variants whose label contains TEXT.
+exact prefix (``exact``). Each is reused and fused, with rows chosen by sensitivity, over all chunks
+or chunk by chunk (``per chunk``). In place of the ordinary text, shorter, longer and other texts
+are tried, and random tokens. Outcomes are saved after every question; the same command goes on
+where it was stopped. ``--only TEXT`` asks only the variants whose label contains TEXT.
 
 ``python -m bench.contexts --out FILE --table PAGE`` writes the tables of what is saved. Files of
 the same questions (``--out`` more than once) are joined.
@@ -110,12 +110,12 @@ def variants() -> dict[str, tuple[str, Blender]]:
     for context in CONTEXTS:
         found[f"reuse, {context}"] = context, blender("reuse")
         for ratio in RATIOS:
-            found[f"fused {ratio:.0%}, {context}"] = context, Fused(ratio)
+            found[f"fused {ratio:.0%}, {context}"] = context, Fused(ratio, attention=0)
     for ratio in RATIOS:
         found[f"fused {ratio:.0%} per chunk, as many rows, prefix"] = "prefix", FusedPerChunk(ratio)
     for text in TEXTS:
         found[f"reuse, {text}"] = text, blender("reuse")
-        found[f"fused {TEXT_RATIO:.0%}, {text}"] = text, Fused(TEXT_RATIO)
+        found[f"fused {TEXT_RATIO:.0%}, {text}"] = text, Fused(TEXT_RATIO, attention=0)
     return found
 
 

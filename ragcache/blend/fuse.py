@@ -89,10 +89,11 @@ def fuse(
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     placed, layers_placed = None, 0
     if probe is not None:
-        whole = len(layout.probed) == len(prompt)
-        source = source if whole else _ReplaySource(source)
+        reads = noted or attend or any(map(selector.compares, range(layers)))
+        once = not reads and len(layout.probed) == len(prompt)  # what is placed stays in place
+        source = source if once else _ReplaySource(source)
         kv = _run_probe(engine, probe, layout, source, check, room, before)
-        if whole:
+        if once:
             placed, layers_placed = kv, probe.layers
     spans = [prompt.spans[i] for i in capture] + [prompt.text_spans[i] for i in capture_texts]
     callbacks = FusionCallbacks(selector, layout, source, spans, check, placed=layers_placed)

@@ -193,7 +193,8 @@ class Prefiller(Encoder):
         this engine, and how many first rows have the same tokens and positions in both; their KV is
         copied, and ``callbacks`` do not return them. ``placed``: what :meth:`probe` returned for
         the same tokens, positions, room and kept rows, which is used up; ``callbacks`` need not
-        place again what they placed in the probe. Raises PromptError for an empty prompt, and
+        place again what they placed in the probe, but cannot read it, nor can ``attend`` be used.
+        Raises PromptError for an empty prompt, and
         ContextError if the prompt and ``room`` exceed the context.
         """
 

@@ -127,7 +127,7 @@ class VllmModel(Prefiller):
         room: int = 1,
         attend: AttentionRule | None = None,
         kept: tuple[Prefilled, int] | None = None,
-        placed: None = None,
+        placed: int | None = None,
     ) -> Prefilled:
         if kept is not None:
             raise NotImplementedError("vLLM keeps the KV of earlier prompts itself")
@@ -136,7 +136,7 @@ class VllmModel(Prefiller):
             hidden = self._forward(tokens, positions)
         else:
             hidden = self._prefill_layers(
-                tokens, callbacks or PrefillCallbacks(), positions, attend
+                tokens, callbacks or PrefillCallbacks(), positions, attend, placed=placed or 0
             )
         logits = self.model.compute_logits(hidden[-1:])
         return Prefilled(logits[0].float(), None, len(tokens), positions[-1] + 1, attend)
@@ -152,12 +152,13 @@ class VllmModel(Prefiller):
         layers: int,
         room: int = 1,
         kept: tuple[Prefilled, int] | None = None,
-    ) -> None:
-        """As in the contract; KV is placed in the prompt's blocks, where :meth:`prefill` finds
-        it."""
+    ) -> int:
+        """As in the contract. The KV is in the prompt's blocks: the number of layers is
+        returned."""
         if kept is not None:
             raise NotImplementedError("vLLM keeps the KV of earlier prompts itself")
         self._prefill_layers(tokens, callbacks, positions, attend, until=layers)
+        return layers
 
     def _forward(self, tokens: Tokens, positions: Sequence[int]) -> Tensor:
         """The model's own forward pass over all rows; returns hidden states (n, width)."""
@@ -175,9 +176,11 @@ class VllmModel(Prefiller):
         positions: Sequence[int],
         attend: AttentionRule | None,
         until: int | None = None,
+        placed: int = 0,
     ) -> Tensor:
         """Hidden states, after the last norm, of the rows that the last layer computed; no rows if
-        the forward stops before layer ``until``."""
+        the forward stops before layer ``until``. All rows of the first ``placed`` layers are in the
+        blocks."""
         assert self.decoder is not None
         state = _HiddenState(
             torch.arange(len(tokens), device=self.device),
@@ -185,7 +188,7 @@ class VllmModel(Prefiller):
         )
         place = self._to_tensor(positions)
         for index in range(len(self.layers) if until is None else until):
-            state = self._layer(index, state, callbacks, place, attend)
+            state = self._layer(index, state, callbacks, place, attend, index < placed)
         if until is not None:
             return state.hidden
         hidden, _ = self.decoder.norm(state.hidden, state.residual)
@@ -198,6 +201,7 @@ class VllmModel(Prefiller):
         callbacks: PrefillCallbacks,
         place: Tensor,
         attend: AttentionRule | None,
+        placed: bool,
     ) -> _HiddenState:
         """Compute one layer for the rows that ``callbacks`` choose among those of ``state``."""
         kv = PlacedKV(len(self.layers), len(place), self._memory)
@@ -205,7 +209,8 @@ class VllmModel(Prefiller):
         view = PlacedLayerView(self._rope, kv, index, self._rope_angles(index, place))
         kv.on_fresh = callbacks.after
         state = state.select(callbacks.before(index, view))
-        self._write_rows(index, kv, _complement(state.rows, len(place)))
+        if not placed:
+            self._write_rows(index, kv, _complement(state.rows, len(place)))
         call = _AttentionHooks(index, kv, attend)
         if callbacks.narrows(index):
             self._run_until_kv(index, state, place, call)
