@@ -29,7 +29,7 @@ from ragcache.blend.cacheblend import deviation
 from ragcache.blend.fused import Fused
 from ragcache.blend.ranking import Band, QuestionAttention, band, highest, mean
 from ragcache.cli import render
-from ragcache.core.sensitivity import preceding_passage
+from ragcache.core.sensitivity import preceding_passage, relative_change
 from ragcache.engine.base import Engine
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.ask import ask_questions
@@ -310,9 +310,7 @@ def changes(
     for text in dict.fromkeys(chunk for context in contexts for chunk in context.chunks):
         chunk = engine.template.chunk(text)
         [alone], [moved] = (engine.encode([chunk], context=b) for b in (prefix, prefix + before))
-        pairs = zip(alone.values, moved.values, strict=True)
-        sizes = [(a - b).square().sum((0, 2)) / a.square().sum((0, 2)).mean() for a, b in pairs]
-        found[chunk] = torch.stack(sizes)
+        found[chunk] = torch.stack([*map(relative_change, alone.values, moved.values)])
     return found
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import fmean
 
 from bench import real_page
+from bench.agreement import INSTRUCTION
 from bench.budgets import METHODS, TARGETS, Budgets, find_budgets, narrow_model
 from bench.real_models import MODELS
 from bench.real_results import DATA_SETS, Facts, RunFiles
@@ -36,7 +37,6 @@ from ragcache.settings import Settings
 from ragcache.store.disk.store import DiskStore
 
 WITHOUT_BUDGET = "full", "none", "prefix", "reuse", "ape"
-INSTRUCTION = "Only give me the answer and do not output any other words."
 PROMPTS = 3  # on which charged budgets are measured
 MAX_TOKENS = 16
 

@@ -70,7 +70,15 @@ def sensitivity(alone: ChunkKV, moved: ChunkKV) -> Tensor:
     total = torch.zeros(len(alone.tokens))
     layers = band("middle", len(alone.values))
     for layer in layers:
-        before, after = alone.values[layer].float(), moved.values[layer].float()
-        size = before.square().sum((0, 2)).mean().clamp_min(torch.finfo(torch.float32).tiny)
-        total += (after - before).square().sum((0, 2)) / size
+        total += relative_change(alone.values[layer], moved.values[layer])
     return total / len(layers)
+
+
+def relative_change(before: Tensor, after: Tensor) -> Tensor:
+    """Of keys or values of one layer, (heads, tokens, head_dim): the squared change of every token,
+    relative to the mean square of a token before it; (tokens,), float32."""
+    import torch
+
+    before, after = before.float(), after.float()
+    size = before.square().sum((0, 2)).mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (after - before).square().sum((0, 2)) / size

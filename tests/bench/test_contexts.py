@@ -1,4 +1,4 @@
-"""Encoding contexts compared: the rows per chunk, the tables, and a run of the small model."""
+"""Encoding contexts compared: the rows per chunk, and a run of the small model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bench import contexts
-from bench.contexts import Outcome, ask, joined, load, rows_per_chunk, shown, variants
+from bench.agreement import load, opened
+from bench.contexts import ask, rows_per_chunk, variants
 from ragcache.blend.base import Layout
 from ragcache.planning.context import EncodingContext
 from ragcache.testing import models
@@ -60,43 +61,9 @@ def test_a_chunk_that_is_not_loaded_has_no_rows() -> None:
     assert len(rows) == 25 and not any(start <= row < stop for row in rows.tolist())
 
 
-def outcome(kl: float, *labels: str) -> Outcome:
-    return {label: {"kl": kl, "first": 2 * kl, "top1": 0.5, "same": 1.0} for label in labels}
-
-
-def test_the_tables_have_means_and_paired_differences() -> None:
-    every = [
-        {**outcome(kl + 0.25, "reuse, bos"), **outcome(kl, "reuse, exact")} for kl in (0.5, 1.5)
-    ]
-    means, differences = shown(every).split("\n\n")
-    assert "| reuse, bos | 1.250 | 2.500 | 50% | 100% |" in means
-    assert "| reuse, exact | 1.000 | 2.000 | 50% | 100% |" in means
-    rows = differences.splitlines()[2:]
-    same = "+0% [+0%, +0%]"
-    want = "+0.250 [+0.250, +0.250] | +0.500 [+0.500, +0.500]"
-    assert rows == [f"| reuse, bos | reuse, exact | {want} | {same} | {same} |"]
-
-
-def test_one_question_has_no_intervals() -> None:
-    every = [outcome(0.5, "fused 5% per chunk, as many rows, prefix", "fused 5%, prefix")]
-    assert shown(every).splitlines()[-1].endswith("| +0.000 | +0.000 | +0% | +0% |")
-
-
-def test_a_variant_that_a_question_lacks_is_left_out() -> None:
-    text = shown([outcome(0.5, "reuse, bos", "reuse, exact"), outcome(0.5, "reuse, exact")])
-    assert "reuse, exact" in text and "reuse, bos" not in text
-
-
 def test_every_variant_is_compared() -> None:
     pairs = contexts._pairs(list(variants()))
     assert {label for pair in pairs for label in pair} == set(variants())
-
-
-def test_files_are_joined_by_question_and_the_first_counts() -> None:
-    one = [outcome(1, "a", "b"), outcome(2, "a", "b")]
-    two = [outcome(3, "b", "c"), outcome(4, "b", "c"), outcome(5, "b", "c")]
-    got = [{label: of["kl"] for label, of in each.items()} for each in joined([one, two])]
-    assert got == [{"a": 1, "b": 1, "c": 3}, {"a": 2, "b": 2, "c": 4}]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -163,7 +130,7 @@ def test_wrong_arguments_and_files(
         with pytest.raises(SystemExit):
             run(monkeypatch, *arguments)
         assert why in capsys.readouterr().err
-    with contexts._opened(out), pytest.raises(SystemExit):
+    with opened(out), pytest.raises(SystemExit):
         run(monkeypatch, *asked)
     assert "another process saves outcomes in" in capsys.readouterr().err
 
