@@ -90,9 +90,11 @@ class VllmEngine(TokenizerEngine):
             return list(pool.map(lambda chunk: self._encode(chunk, context), chunks))
 
     def _encode(self, chunk: Tokens, context: Tokens) -> ChunkKV:
-        manifest = Manifest.keep(chunk, context, self.fingerprint.digest, new_ticket())
+        # vLLM loads nothing for a prompt of one token, so the worker would not be asked.
+        given = chunk if context or len(chunk) > 1 else chunk * 2
+        manifest = Manifest.keep(given, context, self.fingerprint.digest, new_ticket())
         body: dict[str, Any] = {
-            "prompt": list(context + chunk),
+            "prompt": list(context + given),
             "max_tokens": 1,
             "temperature": 0,
             "kv_transfer_params": manifest.params(),
@@ -112,5 +114,6 @@ class VllmEngine(TokenizerEngine):
                     "Its log has the details."
                 )
             keys, values = self.replies.take_kv(manifest.ticket)
+            keys, values = keys[:, :, : len(chunk)], values[:, :, : len(chunk)]
             return ChunkKV(chunk, keys.unbind(), values.unbind())
         raise ModelError(f"no vLLM server answers: {', '.join(lost)} cannot be reached. Start one.")

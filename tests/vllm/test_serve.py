@@ -92,7 +92,7 @@ def vllm(model: Path, store: Path, log: Path) -> Vllm:
     connector = CONNECTOR | {"kv_connector_extra_config": {"store": str(store)}}
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"),
+        *("--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"),
         *("--host", "127.0.0.1", "--port", str(port), "--worker-cls", WORKER),
         *("--kv-transfer-config", json.dumps(connector)),
     ]
@@ -184,6 +184,14 @@ def test_documents_go_in_and_vllm_computes_their_kv(
             )
 
 
+def test_a_text_of_one_token_is_computed(running: Served, embedded: RagCache) -> None:
+    """A template may begin with one token, which is stored as every text before the chunks is."""
+    [got] = running.service.cache("ann").engine.encode([(5,)])
+    [want] = embedded.engine.encode([(5,)])
+    for pair in zip(got.keys + got.values, want.keys + want.values, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", list(MODES))
 def test_answers_are_those_of_the_embedded_engine(
     ann: httpx.Client, embedded: RagCache, mode: str
@@ -243,7 +251,8 @@ def test_langchain_works_through_it(running: Served, embedded: RagCache) -> None
             for piece in model.stream([HumanMessage(QUESTION)], documents=documents)
         )
     assert said.content == streamed
-    want = embedded.ask(QUESTION, chunks=documents, mode="fused", ratio=0.3)
+    chat = [{"role": "user", "content": QUESTION}]
+    want = embedded.ask(messages=chat, chunks=documents, mode="fused", ratio=0.3)
     assert said.content == want.text
 
 
@@ -329,7 +338,7 @@ def test_the_example_serves_and_ends_with_its_vllm(tiny_model_dir: Path, tmp_pat
         "PORT": str(port),
         "BEHIND": str(behind),
     }
-    command = ["sh", "examples/vllm/serve.sh", "--max-model-len", "1024", "--enforce-eager"]
+    command = ["sh", "examples/vllm/serve.sh", "--max-model-len", "2048", "--enforce-eager"]
     example = started(command, env, port, tmp_path / "log")
     try:
         example.wait()
