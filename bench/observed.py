@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ragcache.blend.base import Blender, Layout, Selector
 from ragcache.blend.fuse import fuse
-from ragcache.blend.ranking import QuestionAttention, mean, peak
+from ragcache.blend.ranking import QuestionAttention, band, mean, peak
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.prefill import prefill
 from ragcache.core.request import PromptRequest
@@ -38,11 +38,17 @@ class Observed:
     chunk: Tensor  # (n,), int64: the number of the chunk
     sensitivity: Tensor  # (n,)
     mean: Tensor  # (n,): weights, mean over heads and tokens, summed over layers
-    peak: Tensor  # (n,): maximum over heads and tokens, summed over layers
+    peak: Tensor  # (layers, n): maximum over heads and tokens
     true_peak: Tensor  # (layers, n): the same of full prefill
     key_error: Tensor  # (layers, n)
     value_error: Tensor  # (layers, n)
     count: int = 0  # rows to choose
+
+    @property
+    def middle_peak(self) -> Tensor:
+        """The peak over the middle third of the layers, (n,), as :class:`Fused` has it."""
+        middle = band("middle", len(self.peak))
+        return self.peak[middle.start : middle.stop].sum(0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def observe(
         chunk=found.layout.chunk_of,
         sensitivity=found.layout.sensitivity,
         mean=torch.stack(means).sum(0),
-        peak=torch.stack(peaks).sum(0),
+        peak=torch.stack(peaks),
         true_peak=true_peak,
         key_error=_errors([kv.keys for kv in stored], [kv.keys for kv in exact]),
         value_error=_errors([kv.values for kv in stored], [kv.values for kv in exact]),

@@ -2,11 +2,11 @@
 
 Loading and computing overlap, so a prompt takes as long as the longer of the two; reading also
 delays computing by a measured share of its time. Where a method probes the stored KV, computing
-begins when all is loaded, and a prompt takes as long as both together. Chunks that are cheaper to
-compute than to load are computed. If loading the others still takes longer than computing beside
-it, the ratio is raised until both take equally long, which costs no time (CacheBlend's loading
-controller, Yao et al., EuroSys 2025, arXiv:2405.16444: T_recompute(r) = T_load). Everything follows
-from measured speeds; this module reads no clock.
+begins when the probe has ended, and a prompt is taken to take as long as both together. Chunks that
+are cheaper to compute than to load are computed. If loading the others still takes longer than
+computing beside it, the ratio is raised until both take equally long, which costs no time
+(CacheBlend's loading controller, Yao et al., EuroSys 2025, arXiv:2405.16444: T_recompute(r) =
+T_load). Everything follows from measured speeds; this module reads no clock.
 
 A remote store may hold a chunk in several *alternatives*: the record itself, and records of other
 codecs, which are smaller and lose more (CacheGen, Liu et al., SIGCOMM 2024, arXiv:2310.07240; its
