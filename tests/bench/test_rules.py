@@ -64,7 +64,7 @@ def test_a_rule_scores_every_row(name: str) -> None:
     values = torch.rand(n)
     each = torch.rand(layers, n)
     chunk = torch.arange(n) // 5
-    made = Observed(torch.arange(n), chunk, values, values, values, each, each, each, count=6)
+    made = Observed(torch.arange(n), chunk, values, values, each, each, each, each, count=6)
     scores = RULES[name](made)
     assert scores.shape == (n,) and scores.isfinite().all()
     if name == "first chunk, then sensitivity":
