@@ -145,11 +145,14 @@ def promise_table(tests: Sequence[CandidateTest], promise: Promise) -> Table:
     """Each candidate's disagreements, their bound, and what the promise needs."""
     table = Table(title=f"promise: at most {promise.epsilon:.1%} disagree", box=SIMPLE)
     table.add_column("mode", overflow="fold", min_width=12)
-    for head in ("disagreed", "at most", "charged", "promised", "needs questions"):
+    escalates = any(one.least_margin for one in tests)
+    margins = ("least margin", "escalated") if escalates else ()
+    for head in (*margins, "disagreed", "at most", "charged", "promised", "needs questions"):
         table.add_column(head, justify="right")
     for one in tests:
         table.add_row(
             one_line(one.mode),
+            *((f"{one.least_margin:g}", f"{one.escalated:.1%}") if escalates else ()),
             f"{one.trial.failures} of {one.trial.questions}",
             f"{one.bound:.1%}",
             f"{one.charged:.1%}",
@@ -177,7 +180,13 @@ def promise_advice(tests: Sequence[CandidateTest], promise: Promise) -> Iterator
     else:
         mode, ratio = chosen.mode.partition("@")[::2]
         flags = f"--mode {mode}" + (f" --ratio {ratio}" if ratio else "")
-        yield f"Promised: {flags} ({said}; {chosen.charged:.0%} computed)."
+        escalated = ""
+        if chosen.least_margin:
+            flags += (
+                f", full prefill where the first token's margin is below {chosen.least_margin:g}"
+            )
+            escalated = f"{chosen.escalated:.0%} escalated, "
+        yield f"Promised: {flags} ({said}; {escalated}{chosen.charged:.0%} computed)."
     cheaper = tests if chosen is None else tests[: tests.index(chosen)]
     waiting = [(one.needed, one) for one in cheaper if one.needed is not None]
     if waiting:
