@@ -427,7 +427,9 @@ class ChunkReport:
     id: str
     tokens: int
     recomputed: int  # tokens, see Report.recomputed_tokens; all of them on a miss
-    charged: float  # share of its rows that were computed, mean over layers, in [0, 1]
+    #: Share of its rows that were computed, mean over layers, in [0, 1]; of both prefills, in
+    #: [1, 2], if the answer was escalated.
+    charged: float
     miss: str | None = None  # a MissReason, or None if its KV is stored
     cheaper: bool = False  # stored, but computed because that is cheaper than loading
 
@@ -475,7 +477,9 @@ class Certificate:
     """What the calibration of a store promises about an answer.
 
     With ``confidence``, at most a share ``epsilon`` of answers in ``mode`` at ``ratio`` or more
-    disagree with full prefill's; see :class:`ragcache.core.calibration.Calibration`.
+    disagree with full prefill's; see :class:`ragcache.core.calibration.Calibration`. An answer is
+    ``escalated`` if its first token's ``margin`` is below the least one: its prompt was prefilled
+    again, in full, before anything was streamed.
     """
 
     covered: bool  # whether the promise is made for this answer
@@ -487,6 +491,12 @@ class Certificate:
     ratio: float | None  # None: the mode takes none
     questions: int  # that it was calibrated on
     date: str  # of the calibration, in ISO format
+    least_margin: float = 0.0  # 0: no answer is escalated
+    #: The highest logit of the first token after the fused prefill minus the second highest; None
+    #: where no answer is escalated, or this one is not covered, or reused nothing.
+    margin: float | None = None
+    escalated: bool = False
+    discarded_s: float = 0.0  # of ``ttft_s``, until it was escalated: the fused prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,7 +504,9 @@ class Report:
     """What was reused for an answer, and what it cost. Times are in seconds.
 
     ``recomputed_tokens`` is a mean over the layers that are not computed in full, which is what
-    papers call the ratio. ``charged_budget`` counts all layers.
+    papers call the ratio. ``charged_budget`` counts all layers. Where the answer was escalated (see
+    :class:`Certificate`), what was computed counts both prefills, what was loaded is of the first,
+    and the layers are those of the second.
     """
 
     mode: str
@@ -533,18 +545,24 @@ class Report:
         return self.reused_tokens + self.loaded_text_tokens
 
     @property
+    def escalated(self) -> bool:
+        """Whether the prompt was prefilled again, in full; see :class:`Certificate`."""
+        return self.certificate is not None and self.certificate.escalated
+
+    @property
     def recomputed_share(self) -> float:
         """Share of all chunk tokens that were computed: recomputed ones and those of misses."""
         return 1 - self.reused_tokens / max(1, self.chunk_tokens)
 
     @property
     def charged_share(self) -> float:
-        """Share of all chunk tokens that were computed, mean over layers, including misses.
+        """Share of all chunk tokens that were computed, mean over layers, including misses; 1 more
+        if the answer was escalated.
 
         Equals ``charged_budget`` if every chunk was loaded.
         """
         reusable = self.reused_tokens + self.recomputed_tokens
-        missed = self.chunk_tokens - reusable
+        missed = (self.chunk_tokens - reusable) * (1 + self.escalated)
         return (self.charged_budget * reusable + missed) / max(1, self.chunk_tokens)
 
 

@@ -64,6 +64,9 @@ class Metrics:
         self.no_chunks = Counter(
             "ragcache_no_chunks", "Answers to prompts without chunks", registry=registry
         )
+        self.escalated = Counter(
+            "ragcache_escalated", "Answers that were escalated to full prefill", registry=registry
+        )
         self.given_up = Counter(
             "ragcache_given_up",
             "Requests whose client disconnected or whose deadline passed",
@@ -81,6 +84,8 @@ class Metrics:
         self.queued.observe(queued_s)
         if report.no_chunks is not None:
             self.no_chunks.inc()
+        if report.escalated:
+            self.escalated.inc()
         self.tokens.labels("cached").inc(report.cached_tokens)
         self.tokens.labels("computed").inc(report.prompt_tokens - report.cached_tokens)
         self.tokens.labels("answer").inc(len(answer.tokens))

@@ -179,12 +179,20 @@ def calibrate(
             "one of their first 16 tokens does (tokens)."
         ),
     ] = "answer",
+    escalate: Annotated[
+        bool,
+        typer.Option(
+            "--escalate",
+            help="With --epsilon: compute answers by full prefill, before they are streamed, whose "
+            "first token is uncertain. It makes lower ratios possible, and needs more questions.",
+        ),
+    ] = False,
     save: Annotated[
         bool,
         typer.Option(
             "--save",
             help="Record the promise in the store: ratio auto then takes its ratio as the least, "
-            "and reports say whether an answer is covered.",
+            "uncertain answers are escalated, and reports say whether an answer is covered.",
         ),
     ] = False,
     limit: Annotated[
@@ -223,6 +231,8 @@ def calibrate(
     promise = None if epsilon is None else Promise(epsilon, confidence)
     if save and promise is None:
         raise ConfigError("--save records a promise: give --epsilon too, such as 0.05")
+    if escalate and promise is None:
+        raise ConfigError("--escalate is for a promise: give --epsilon too, such as 0.05")
     if save:
         check_free(settings.store)
     path = questions or world_file("prompts.jsonl")
@@ -261,7 +271,7 @@ def calibrate(
         out.print(quality.ratio_advice(least, keep), highlight=False, soft_wrap=True)
         figures({"keep": keep, "least": None if least is None else least.mode, **told})
         return
-    tests = choosing.candidate_tests(outcomes, promise, disagreement)
+    tests = choosing.candidate_tests(outcomes, promise, disagreement, escalate=escalate)
     chosen = choosing.cheapest_promised(tests)
     out.print(quality.promise_table(tests, promise))
     for line in quality.promise_advice(tests, promise):

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
 from ragcache.blend import Blender, blender, with_ratio
-from ragcache.core.request import PromptRequest
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store.catalog.catalog import Catalog
-from ragcache.types import Certificate, Disagreement, Fingerprint, Report, Sampling
+from ragcache.types import Certificate, Disagreement, Fingerprint, Plan, Sampling
 
-__all__ = ["Calibration", "drop_calibration", "recorded_calibration"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Calibration",
+    "certified",
+    "drop_calibration",
+    "first_token_margin",
+    "is_uncertain",
+    "recorded_calibration",
+]
 
 _SETTING = "calibration"
 
@@ -24,8 +34,10 @@ class Calibration:
     it was made on disagree with full prefill's in at most a share ``epsilon`` of cases, in ``mode``
     at ``ratio``.
 
-    That answers at higher ratios do not disagree more often was tested for some of them, and is
-    assumed in between. It holds for the model, codec and encoding context that it was made with.
+    With a ``least_margin``, those are escalated whose first token's margin is below it: they are
+    computed by full prefill, and agree. That answers at higher ratios do not disagree more often
+    was tested for some of them without escalation, and is assumed of all others. It holds for the
+    model, codec and encoding context that it was made with.
     """
 
     epsilon: float
@@ -41,6 +53,7 @@ class Calibration:
     codec: str
     encoding_context: str
     date: str  # in ISO format
+    least_margin: float = 0.0  # 0: no answer is escalated
 
     def record(self, catalog: Catalog) -> None:
         """Record it in a store, in place of an earlier one."""
@@ -86,6 +99,7 @@ class Calibration:
             self.ratio,
             self.questions,
             self.date,
+            self.least_margin,
         )
 
     def _uncovered(self, made: Blender, sampling: Sampling) -> str:
@@ -129,10 +143,39 @@ def drop_calibration(catalog: Catalog) -> bool:
     return catalog.drop_setting(_SETTING)
 
 
-def certified(request: PromptRequest, report: Report) -> Certificate | None:
-    """The request's certificate, once it is known what was loaded; None without one."""
-    found, plan = request.certificate, report.plan
-    if found is not None and found.covered and plan is not None and plan.levels:
+def first_token_margin(logits: Tensor) -> float:
+    """The highest of ``logits`` (vocabulary,) minus the second highest: the logarithm of how many
+    times more likely the most likely token is than the next."""
+    first, second = logits.float().topk(2).values.tolist()
+    return float(first - second)
+
+
+def is_uncertain(margin: float, least: float) -> bool:
+    """Whether an answer with this margin is escalated."""
+    return not margin >= least  # NaN is not
+
+
+def certified(
+    given: Certificate | None, plan: Plan | None, logits: Tensor | None, *, is_full: bool
+) -> Certificate | None:
+    """The certificate ``given`` to a request, once its prompt is prefilled; None without one.
+
+    ``logits``: of the first token; None: they cannot be known. ``is_full``: no KV of a chunk was
+    loaded, so that this was full prefill. The caller must escalate an answer of which the
+    certificate says so.
+    """
+    if given is None or not given.covered:
+        return given
+    if plan is not None and plan.levels:
         reason = f"{len(plan.levels)} chunks were loaded in another codec than the calibrated one"
-        return replace(found, covered=False, reason=reason)
-    return found
+        return replace(given, covered=False, reason=reason)
+    if is_full or not given.least_margin:
+        return given
+    if logits is None:
+        reason = (
+            "answers are to be escalated by the margin of their first token, and its logits are "
+            "not known here"
+        )
+        return replace(given, covered=False, reason=reason)
+    margin = first_token_margin(logits)
+    return replace(given, margin=margin, escalated=is_uncertain(margin, given.least_margin))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from ragcache.blend.full import Full
 from ragcache.core.calibration import certified
 from ragcache.core.consistent import MissingEncoder, check_window
 from ragcache.core.missed import MissedChunks
 from ragcache.core.prefill import PrefillContext, explain, prefill
-from ragcache.core.report import make_report
+from ragcache.core.report import escalated_report, make_report
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Draft, Engine, Prefilled, Step
 from ragcache.errors import StoreError
@@ -113,7 +114,6 @@ class GenerationStream(ABC):
             answer.report,
             retrieval_s=self.request.retrieval_s,
             no_chunks=self.request.no_chunks,
-            certificate=certified(self.request, answer.report),
         )
         self._answer = replace(answer, report=report)
         if self.request.keep and self.misses:
@@ -164,6 +164,21 @@ class _LocalStream(GenerationStream):
             generator = replace(generator, store=OverlayStore(generator.store))
             encoder = MissingEncoder(generator.engine)
         done = prefill(generator, request, encoder)
+        computed_before = bool(done.missed)
+        encoded = {} if encoder is None else encoder.encoded
+        missed = MissedChunks(generator.engine, self._generator, done, encoded)
+        certificate = certified(
+            request.certificate,
+            done.plan,
+            done.fused.prefilled.logits,
+            is_full=not len(done.fused.layout.reusable),
+        )
+        discarded = None
+        if certificate is not None and certificate.escalated:
+            discarded = make_report(done, request.passages, generator.history)
+            del done  # frees its KV
+            certificate = replace(certificate, discarded_s=time.perf_counter() - began)
+            done = prefill(generator, replace(request, blender=Full(), speeds=None))
         prefilled = done.fused.prefilled
         self._first_logits = prefilled.logits
         steps: list[Step] = []
@@ -183,13 +198,12 @@ class _LocalStream(GenerationStream):
         finally:  # an answer that is stopped is a turn of its chat, too
             self._keep_chat(prefilled, steps)
         total = time.perf_counter() - began
-        report = replace(
-            make_report(done, request.passages, generator.history),
-            ttft_s=ttft,
-            total_s=total,
-            plan=done.plan,
-        )
-        refusal = self._generator.store.refusal() if done.missed else None
+        if discarded is None:
+            report = make_report(done, request.passages, generator.history)
+        else:
+            report = escalated_report(discarded, done.fused)
+        report = replace(report, ttft_s=ttft, total_s=total, certificate=certificate)
+        refusal = self._generator.store.refusal() if computed_before else None
         if refusal is not None:
             note = f"they are not stored for next time: {refusal}"
             report = replace(report, fallbacks=(*report.fallbacks, note))
@@ -198,8 +212,7 @@ class _LocalStream(GenerationStream):
             wanted = request.forced or tokens  # the first token may have ended the answer
             self._forced_logits = generator.engine.continuation_logits(prefilled, wanted)
         if generator.store_misses and refusal is None:
-            encoded = {} if encoder is None else encoder.encoded
-            self._missed = MissedChunks(generator.engine, self._generator, done, encoded)
+            self._missed = missed
         del done, prefilled  # frees the prompt's KV: what is to be stored has been copied
         self._finish(
             Answer(

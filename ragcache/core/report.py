@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -17,12 +18,15 @@ from ragcache.types import ChunkReport, Passage, Report
 
 __all__ = ["make_report"]
 
+_ESCALATED = "loaded, and then computed all the same: the answer was escalated to full prefill"
+
 
 def make_report(
     done: FusedPrefill, passages: Sequence[Passage] = (), history: PartHistory | None = None
 ) -> Report:
-    """A Report whose times are 0. Chunks have the ids of their passages, or else numbers from 1.
-    The prompt's parts are added to ``history``, which explains why parts were not stored."""
+    """A Report without a certificate, whose times are 0. Chunks have the ids of their passages, or
+    else numbers from 1. The prompt's parts are added to ``history``, which explains why parts were
+    not stored."""
     fused, found, blender = done.fused, done.found, done.blender
     misses = {**done.missed, **found.misses}
     layout, prompt = fused.layout, fused.layout.prompt
@@ -60,7 +64,28 @@ def make_report(
         kept_tokens=layout.kept,
         probe_rows=fused.probed,
         fallbacks=(*done.fallbacks, *_fallbacks(done)),
+        plan=done.plan,
         computed=tuple(fused.computed.tolist()),
+    )
+
+
+def escalated_report(discarded: Report, full: FusedPrompt) -> Report:
+    """The report of an answer by ``full`` prefill, after the fused prefill of ``discarded``."""
+    return replace(
+        discarded,
+        reused_tokens=0,
+        recomputed_tokens=discarded.reused_tokens + discarded.recomputed_tokens,
+        charged_budget=discarded.charged_budget + 1,
+        chunks=tuple(
+            replace(one, recomputed=one.tokens, charged=one.charged + 1) for one in discarded.chunks
+        ),
+        parts=tuple(
+            replace(one, loaded=0, reason=_ESCALATED) if one.loaded else one
+            for one in discarded.parts
+        ),
+        layers=full.layers,
+        loaded_text_tokens=0,
+        computed=tuple(full.computed.tolist()),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ragcache.blend import Blender
+from ragcache.core.calibration import first_token_margin
 from ragcache.core.generate import LocalGenerator
 from ragcache.core.precompute import precompute, store_variants
 from ragcache.core.request import PromptRequest
@@ -19,7 +20,6 @@ from ragcache.eval.metrics import (
     f1,
     first_line,
     first_token_kl,
-    first_token_margin,
     rouge_l,
 )
 from ragcache.eval.no_context import NoContext

@@ -2,27 +2,40 @@
 
 Either on the questions that were asked (:func:`cheapest`), or, as a promise with a stated error, on
 all questions like them (:func:`candidate_tests`).
+
+With *escalation*, an answer is computed by full prefill, before anything of it is streamed, if the
+margin of its first token is below a least one. It then agrees by construction, so the risk is that
+of an answer which is not escalated and disagrees. The least margins of a mode at one ratio are a
+sequence for :mod:`ragcache.eval.promise`, from the most cautious down: beyond its beginning, all
+are escalated and none disagrees, and the risk can only rise from each to the next, so that many of
+them cost nothing. The ratios of a mode are a chain of such sequences. One sequence through all
+ratios would spend nothing on their number either, but it ends at the first ratio that cannot be
+promised without escalation, and the low ratios, which escalation is for, come after it. With the
+chain they are tested at their own share in any case, and at those of the larger ratios too if none
+of these needs escalation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import groupby, product, takewhile
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ragcache.blend import Blender, blender
 from ragcache.blend.ape import APE
 from ragcache.blend.base import check_ratio
 from ragcache.blend.full import Full
-from ragcache.core.calibration import Calibration
+from ragcache.core.calibration import Calibration, is_uncertain
 from ragcache.errors import ConfigError
 from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_questions
 from ragcache.eval.evaluate import ask_all
-from ragcache.eval.outcomes import ModeOutcomes
+from ragcache.eval.outcomes import ModeOutcomes, QuestionOutcome
 from ragcache.eval.promise import Promise, Trial, upper_bound
 from ragcache.eval.summary import ModeSummary, figures
 from ragcache.settings import Settings
@@ -45,6 +58,11 @@ __all__ = [
 
 #: The ratios that are tried for a mode that takes a ratio and does not name one.
 RATIOS = 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5
+#: The least margins that are tried with escalation, in logits; fixed before questions are asked.
+MARGINS = (
+    *(16.0, 12.0, 10.0, 8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25),
+    *(1.0, 0.75, 0.5, 0.25, 0.0),
+)
 _STEPS = 0.6, 0.7, 0.8, 0.9, 1.0
 
 
@@ -158,17 +176,40 @@ def cheapest(found: Sequence[ModeSummary], keep: float) -> ModeSummary | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mode at a ratio, whose answers are escalated below a least margin. Arrays have a value for
+    every question."""
+
+    mode: str  # its label
+    least_margin: float  # 0: none is escalated
+    failed: NDArray[np.bool_]  # not escalated, and disagreed with full prefill
+    escalated: NDArray[np.bool_]
+    charged: NDArray[np.float64]  # of an escalated answer, its own share and 1 for full prefill
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether it costs less than full prefill, or escalates nothing."""
+        return not self.least_margin or float(self.charged.mean()) < 1
+
+    def trial(self, questions: NDArray[np.int64] | slice = slice(None)) -> Trial:
+        failed = self.failed[questions]
+        return Trial(len(failed), int(np.count_nonzero(failed)))
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateTest:
     """A candidate, and whether the promise can be made for it."""
 
     mode: str  # its label
     trial: Trial
-    bound: float  # of the share that disagrees, at the confidence of the candidate's test
-    is_promised: bool
-    #: Questions with which it would be promised, if it and the larger ratios of its mode disagreed
+    bound: float  # of the share that fails, at the confidence of the candidate's test
+    is_promised: bool  # and it is useful
+    #: Questions with which it would be promised, if it and those before it in its sequence failed
     #: on the same shares of them; None if the promise could not be made with any number.
     needed: int | None
-    charged: float
+    charged: float  # mean
+    least_margin: float  # 0: no answer is escalated
+    escalated: float  # share of the questions
 
     @property
     def options(self) -> tuple[str, float | None]:
@@ -187,28 +228,52 @@ def one_per_context(contexts: Sequence[EvalContext]) -> list[EvalContext]:
     return [EvalContext(chunks, (replace(one, answers=()),)) for chunks, one in first.items()]
 
 
-def sequences(outcomes: Sequence[ModeOutcomes]) -> list[list[ModeOutcomes]]:
-    """All modes but full prefill in the order in which they are tested: the ratios of a mode from
-    the largest down. Other candidates are sequences of their own."""
-    found: dict[str, list[ModeOutcomes]] = {}
+def chains(
+    outcomes: Sequence[ModeOutcomes], disagreement: Disagreement, *, escalate: bool = False
+) -> list[list[list[Candidate]]]:
+    """Sequences of candidates in the order in which they are tested, of each method of ``outcomes``
+    but full prefill a chain. Without ``escalate`` a chain is one sequence, of the ratios from the
+    largest down; with it, each ratio is a sequence, of :data:`MARGINS`. Raises ConfigError for
+    outcomes without what this needs."""
+    methods: dict[str, list[ModeOutcomes]] = {}
     for one in outcomes:
         if one.mode != "full":
-            found.setdefault(_method(one), []).append(one)
-    return [sorted(sequence, key=_ratio, reverse=True) for sequence in found.values()]
+            methods.setdefault(_method(one), []).append(one)
+    curves = [sorted(curve, key=_ratio, reverse=True) for curve in methods.values()]
+    if not escalate:
+        return [[[_candidate(one, disagreement) for one in curve]] for curve in curves]
+    return [
+        [[_candidate(one, disagreement, least) for least in MARGINS] for one in curve]
+        for curve in curves
+    ]
+
+
+def sequence_share(chained: Sequence[Sequence[object]]) -> float:
+    """The share of all that may go wrong which each sequence of these chains has."""
+    return 1 / max(1, sum(map(len, chained)))
 
 
 def candidate_tests(
-    outcomes: Sequence[ModeOutcomes], promise: Promise, disagreement: Disagreement = "answer"
+    outcomes: Sequence[ModeOutcomes],
+    promise: Promise,
+    disagreement: Disagreement = "answer",
+    *,
+    escalate: bool = False,
 ) -> list[CandidateTest]:
-    """Every candidate of :func:`candidates` with its test, cheapest first.
+    """Every mode of :func:`candidates` with its test, cheapest first. With ``escalate``, at the
+    lowest least margin that is promised; if none is, at the highest that costs less than full
+    prefill.
 
     The questions must be independent, and like those that the promise is about: drawn in the same
     way, such as at random from a log.
     """
+    every = chains(outcomes, disagreement, escalate=escalate)
+    share = sequence_share(every)
     tested: list[CandidateTest] = []
-    every = sequences(outcomes)
-    for sequence in every:
-        tested += _test_sequence(sequence, promise, disagreement, len(every))
+    for chain in every:
+        passed = promise.kept([[one.trial() for one in sequence] for sequence in chain], share)
+        for sequence, (level, count) in zip(chain, passed, strict=True):
+            tested += _test_sequence(sequence, promise, level, count)
     return sorted(tested, key=lambda one: (one.charged, one.trial.failures))
 
 
@@ -234,6 +299,7 @@ def calibration_of(
         max_tokens=max_tokens,
         mode=mode,
         ratio=ratio,
+        least_margin=chosen.least_margin,
         questions=chosen.trial.questions,
         failures=chosen.trial.failures,
         model=str(fingerprint),
@@ -245,28 +311,34 @@ def calibration_of(
 
 
 def _test_sequence(
-    sequence: Sequence[ModeOutcomes], promise: Promise, disagreement: Disagreement, shares: int
-) -> list[CandidateTest]:
-    failed = [disagreements(one, disagreement) for one in sequence]
-    trials = [Trial(len(each), sum(each)) for each in failed]
-    kept, delta = promise.kept(trials, shares), promise.delta(shares)
-    needed = [promise.needed(one, shares) for one in trials]
-    return [
-        CandidateTest(
+    sequence: Sequence[Candidate], promise: Promise, level: float, count: int
+) -> Iterator[CandidateTest]:
+    """One test for each mode of a sequence, of whose candidates the first ``count`` passed."""
+    needed = [promise.needed(one.trial(), level) for one in sequence]
+    for _, group in groupby(range(len(sequence)), key=lambda place: sequence[place].mode):
+        places = list(group)
+        useful = [place for place in places if sequence[place].is_useful]
+        promised = [place for place in useful if place < count]
+        place = promised[-1] if promised else (useful or places)[0]
+        one, before = sequence[place], needed[: place + 1]
+        trial = one.trial()
+        yield CandidateTest(
             one.mode,
-            trials[place],
-            upper_bound(trials[place].failures, trials[place].questions, delta),
-            place < kept,
-            None if None in needed[: place + 1] else max(n or 0 for n in needed[: place + 1]),
-            fmean(outcome.charged for outcome in one.outcomes),
+            trial,
+            upper_bound(trial.failures, trial.questions, promise.delta(level)),
+            bool(promised),
+            None if None in before else max(n or 0 for n in before),
+            float(one.charged.mean()),
+            one.least_margin,
+            float(one.escalated.mean()),
         )
-        for place, one in enumerate(sequence)
-    ]
 
 
-def disagreements(one: ModeOutcomes, disagreement: Disagreement) -> list[bool]:
-    """Whether the mode's answer disagreed with full prefill's, by question. Raises ConfigError for
-    outcomes in which they were not compared."""
+def _candidate(
+    one: ModeOutcomes, disagreement: Disagreement, least_margin: float = 0.0
+) -> Candidate:
+    """A mode with answers escalated below ``least_margin``. Raises ConfigError for outcomes in
+    which answers were not compared with full prefill's, or whose margins are not known."""
     compared = "same" if disagreement == "answer" else "same_start"
     agreed = [getattr(outcome, compared) for outcome in one.outcomes]
     if None in agreed:
@@ -274,7 +346,19 @@ def disagreements(one: ModeOutcomes, disagreement: Disagreement) -> list[bool]:
             f"the outcomes of {one.mode} lack the comparison with full prefill by {disagreement}: "
             "ask the questions again, in mode full too"
         )
-    return [not same for same in agreed]
+    escalated = np.array([_escalated(one, outcome, least_margin) for outcome in one.outcomes])
+    charged = np.array([outcome.charged for outcome in one.outcomes])
+    failed = ~np.array(agreed, np.bool_) & ~escalated
+    return Candidate(one.mode, least_margin, failed, escalated, charged + escalated)
+
+
+def _escalated(one: ModeOutcomes, outcome: QuestionOutcome, least_margin: float) -> bool:
+    if least_margin and outcome.margin is None:
+        raise ConfigError(
+            f"the outcomes of {one.mode} lack the margins of first tokens, which decide what is "
+            "escalated: ask the questions again"
+        )
+    return is_uncertain(outcome.margin or 0.0, least_margin)
 
 
 def _ratio(one: ModeOutcomes) -> float:

@@ -73,13 +73,6 @@ def first_token_kl(full: Tensor, mode: Tensor) -> float:
     return float(_kl(full, mode))
 
 
-def first_token_margin(logits: Tensor) -> float:
-    """The highest of ``logits`` (vocabulary,) minus the second highest: the logarithm of how many
-    times more likely the most likely token is than the next."""
-    first, second = logits.float().topk(2).values.tolist()
-    return float(first - second)
-
-
 def answer_agreement(full: Tensor, mode: Tensor) -> tuple[float, float]:
     """Of logits (tokens, vocabulary): the mean of KL(full || mode) over tokens in nats, and the
     share of tokens at which both have the same most likely one."""

@@ -6,12 +6,17 @@ the hypothesis that its risk is above ε. It is exact, as Clopper and Pearson's 
 (Biometrika 26, 1934): the p-value is at most δ where the bound at confidence 1 - δ is at most ε.
 
 Candidates come in *sequences* whose order is fixed before the questions are asked, such as the
-ratios of a mode from the largest down. Each is tested at the whole δ of its sequence until the
+ratios of a mode from the largest down. Each is tested at the whole level of its sequence until the
 first that fails (fixed-sequence testing): if a false hypothesis is accepted, then the first one in
-the sequence was, which has probability δ. That holds in any order; since the risk usually falls
-with the ratio, this order loses nothing. Several sequences share 1 - confidence equally
-(Bonferroni). So with the stated confidence **every** candidate that passes keeps the promise, and
-any of them may be chosen.
+the sequence was, which has at most the probability of that level. That holds in any order; since
+the risk usually falls with the ratio, this order loses nothing.
+
+Several sequences share δ = 1 - confidence equally (Bonferroni), and some of them are *chains*: one
+whose candidates all pass hands its level on to the next (the fallback procedure, Wiens and
+Dmitrienko, Journal of Biopharmaceutical Statistics 15, 2005). In a chain, a sequence with a false
+hypothesis hands on nothing without accepting it, so the levels at which false hypotheses are tested
+first are of disjoint shares, and add up to δ at most. So with the stated confidence **every**
+candidate that passes keeps the promise, and any of them may be chosen.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import exp, lgamma, log, log1p
+from typing import NamedTuple
 
 from ragcache.errors import ConfigError
 
@@ -42,6 +48,13 @@ class Trial:
         assert 0 <= self.failures <= self.questions, f"{self.failures} of {self.questions}"
 
 
+class Passed(NamedTuple):
+    """What of a sequence may be promised."""
+
+    share: float  # of all that may go wrong, with which its candidates were tested
+    candidates: int  # their number, from its first on
+
+
 @dataclass(frozen=True, slots=True)
 class Promise:
     """Risk at most ``epsilon``, with this ``confidence``; both in (0, 1), else ConfigError."""
@@ -55,29 +68,37 @@ class Promise:
             if not 0 < value < 1:
                 raise ConfigError(f"{name} is {value}: give a share between 0 and 1, such as 0.05")
 
-    def delta(self, sequences: int) -> float:
-        """The probability of a false promise that each of so many sequences may have."""
-        return (1 - self.confidence) / sequences
+    def delta(self, share: float) -> float:
+        """The probability of a false promise that a test may have which has this share of all."""
+        return (1 - self.confidence) * share
 
-    def passes(self, trial: Trial, sequences: int = 1) -> bool:
+    def passes(self, trial: Trial, share: float = 1.0) -> bool:
         """Whether the candidate's own test succeeds."""
         tail = binomial_tail(trial.failures, trial.questions, self.epsilon)
-        return tail <= self.delta(sequences)
+        return tail <= self.delta(share)
 
-    def kept(self, sequence: Sequence[Trial], sequences: int = 1) -> int:
-        """How many candidates of a sequence may be promised, from its first on."""
-        return sum(1 for _ in takewhile(lambda trial: self.passes(trial, sequences), sequence))
+    def kept(self, chain: Sequence[Sequence[Trial]], share: float = 1.0) -> list[Passed]:
+        """Which candidates of a chain of sequences may be promised. ``share``: what each of its
+        sequences has of all that may go wrong, before others hand theirs on."""
+        found: list[Passed] = []
+        handed = 0.0
+        for sequence in chain:
+            level = share + handed
+            passed = takewhile(bool, (self.passes(trial, level) for trial in sequence))
+            found.append(Passed(level, sum(passed)))
+            handed = level if found[-1].candidates == len(sequence) else 0.0
+        return found
 
-    def needed(self, trial: Trial, sequences: int = 1) -> int | None:
+    def needed(self, trial: Trial, share: float = 1.0) -> int | None:
         """The number of questions with which the candidate would pass if it disagreed on the same
         share of them; None if that share is ε or more, or so close to it that 100,000 would
         not do."""
-        if self.passes(trial, sequences):
+        if self.passes(trial, share):
             return trial.questions
         rate = trial.failures / trial.questions if trial.questions else 0.0
         if rate >= self.epsilon:
             return None
-        delta = self.delta(sequences)
+        delta = self.delta(share)
 
         def least(failures: int) -> int:
             return _least_trials(failures, self.epsilon, delta)

@@ -10,6 +10,7 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from ragcache.blend import Blender, written
+from ragcache.core.calibration import certified
 from ragcache.core.explain import chunk_names, part_reports
 from ragcache.core.generate import GenerationStream
 from ragcache.core.precompute import precompute
@@ -236,7 +237,9 @@ class _VllmStream(GenerationStream):
         parts = part_reports(found, names, history)
         if history is not None:
             history.remember(found, names)
-        return replace(report, parts=parts)
+        is_full = not any(found.layout.loaded)
+        certificate = certified(self.request.certificate, None, None, is_full=is_full)
+        return replace(report, parts=parts, certificate=certificate)
 
 
 def _read_report(given: dict[str, Any], names: Sequence[str], fallbacks: Sequence[str]) -> Report:

@@ -17,14 +17,17 @@ from ragcache.settings import Settings
 CONTEXTS = [EvalContext((f"Street {n}.",), (Question("Where?", ()),)) for n in range(200)]
 
 
-def outcome(context: int, same: bool, charged: float) -> QuestionOutcome:
+def outcome(
+    context: int, same: bool, charged: float, margin: float | None = None
+) -> QuestionOutcome:
     return QuestionOutcome(
-        context, "", True, 1, None, 0, True, 0, 1, same, 1, 1, 0, charged, 0, same
+        context, "", True, 1, None, 0, True, 0, 1, same, 1, 1, 0, charged, 0, same, margin
     )
 
 
-def saved(path: Path, risk: float) -> Path:
-    """Of 200 contexts: reuse always disagrees, fused in a share ``risk`` of cases at 10 %."""
+def saved(path: Path, risk: float, *, margins: bool = False) -> Path:
+    """Of 200 contexts: reuse always disagrees, fused in a share ``risk`` of cases at 10 %. The
+    margins of those are below 2; so are as many of others."""
     asked = {"set": CONTEXTS}
     modes = make_blenders(["full", "none", "reuse"]) | {
         "fused@10%": make_blenders(["fused"])["fused"]
@@ -35,7 +38,9 @@ def saved(path: Path, risk: float) -> Path:
         hard = number < risk * len(CONTEXTS)
         costs = {"full": (True, 1.0), "none": (False, 0.0), "reuse": (False, 0.0)}
         each = costs | {"fused@10%": (not hard, 0.1)}
-        outcomes = {mode: outcome(number, *found) for mode, found in each.items()}
+        unsure = number < 2 * risk * len(CONTEXTS)
+        margin = (1.6 if unsure else 9.0) if margins else None
+        outcomes = {mode: outcome(number, *found, margin) for mode, found in each.items()}
         file.append("set", number, AskedQuestion("m", outcomes))
     file.close()
     return path
@@ -50,15 +55,29 @@ def test_promises_are_kept(
     bench.main()
     sure, risky = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert sure[0] == "| 0.0, set"
-    assert sure[2:] == ["100", "0.0%", "0.0%", "0.0%", "10.0%", "0.0% |"]
-    broken, full = (float(cell.rstrip("% |")) for cell in (risky[4], risky[-1]))
+    assert sure[2:] == ["100", "no", "0.0%", "0.0%", "0.0%", "0.0%", "10.0%", "0.0% |"]
+    broken, full = (float(cell.rstrip("% |")) for cell in (risky[5], risky[-1]))
     assert 0 <= broken <= 5 and full == 100 - broken  # its risk is above ε: full prefill is right
 
 
 def test_one_question_of_each_context_counts() -> None:
     numbers = [0, 0, 1]
     each = [outcome(number, bool(place), 0.1) for place, number in enumerate(numbers)]
-    [[one]] = bench.candidates([ModeOutcomes("fused@10%", "fused", {}, each)], "answer")
+    [[[one]]] = bench.candidates([ModeOutcomes("fused@10%", "fused", {}, each)], "answer")
     assert one.failed.tolist() == [True, False]
-    few = bench.resample([[one]], Promise(0.05), 3)
-    assert few == bench.Kept(0, 0, 0, 1, 1)  # one question promises nothing
+    few = bench.resample([[[one]]], Promise(0.05), 3)
+    assert few == bench.Kept(0, 0, 0, 0, 1, 1)  # one question promises nothing
+
+
+def test_escalation_promises_what_no_method_alone_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(saved(tmp_path / "a_outcomes.jsonl", 0.15, margins=True))
+    given = "bench.promise", file, "--epsilon", "0.05", "--calibrations", "50"
+    monkeypatch.setattr("sys.argv", [*given, "--method", "fused"])
+    bench.main()
+    plain, with_it = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert plain[3:] == ["no", "0.0%", "0.0%", "0.0%", "0.0%", "100.0%", "100.0% |"]
+    assert with_it[3:7] == ["yes", "0.0%", "0.0%", "0.0%"] and with_it[-1] == "0.0% |"
+    escalated, charged = (float(cell.rstrip("%")) for cell in with_it[7:9])
+    assert escalated == pytest.approx(30, abs=2) and charged == pytest.approx(10 + escalated)

@@ -409,6 +409,7 @@ def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
         (["eval", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
         (["calibrate", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
         (["calibrate", "--epsilon", "5"], "epsilon is 5.0: give a share between 0 and 1"),
+        (["calibrate", "--escalate"], "--escalate is for a promise: give --epsilon too"),
         (["calibrate", "--save"], "--save records a promise: give --epsilon too"),
         (["serve", "--host", "0.0.0.0"], "there are no API keys: anybody could read"),
         (["serve", "--keys", "nowhere"], "cannot read the API keys in nowhere"),
@@ -434,7 +435,7 @@ def test_a_promise_is_calibrated_recorded_and_withdrawn(run: Run, notes: Path, m
         each["questions"] = [{"question": who, "answers": ["M"]} for who in ("Who?", "What?")]  # type: ignore[misc]
     Path("q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in chunks))
     command = "calibrate", "q.jsonl", "--mode", "random:recompute_ratio=1.0", "--max-tokens", "2"
-    given = *command, "--epsilon", "0.5", "--confidence", "0.8", "--save"
+    given = *command, "--epsilon", "0.5", "--confidence", "0.8", "--save", "--escalate"
     code, out, err = run(*given, "--json")
     assert code == 0, err
     assert "3 of 6 questions are asked, one for each list of chunks" in err
@@ -448,6 +449,7 @@ def test_a_promise_is_calibrated_recorded_and_withdrawn(run: Run, notes: Path, m
     assert found["saved"] and found["least"] == "random:recompute_ratio=1.0"
     [test] = found["candidates"]
     assert test["trial"] == {"questions": 3, "failures": 0} and test["is_promised"]
+    assert test["least_margin"] == test["escalated"] == 0
     page = (Path(cli.__file__).parents[2] / "docs/scripting.md").read_text()
     assert not [key for key in (*found, *found["promise"], *test) if f"`{key}`" not in page]
     asked = "query", "Who?", "--explain", "--max-tokens", "2", "--mode", "random", "--ratio", "1"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ragcache.blend import blender
 from ragcache.cli.render.answers import promise
@@ -14,13 +18,14 @@ from ragcache.core.calibration import (
     Calibration,
     certified,
     drop_calibration,
+    first_token_margin,
+    is_uncertain,
     recorded_calibration,
 )
-from ragcache.core.request import PromptRequest
 from ragcache.errors import StoreError
 from ragcache.planning.cost_model import Speeds
 from ragcache.rag import RagCache
-from ragcache.types import Certificate, Prompt, Sampling
+from ragcache.types import Answer, Certificate, Report, Sampling
 from tests import scene
 
 QUESTION = "Where does Mira Holt live?"
@@ -159,12 +164,11 @@ def test_it_does_not_hold_for_other_kv(cache: RagCache, changes: dict[str, Any],
 
 def test_kv_of_another_codec_is_not_covered(cache: RagCache) -> None:
     certificate = calibration(cache).certificate(blender("fused"), Sampling(6))
-    report = cache.ask(QUESTION).report
-    assert report.plan is not None
-    lossy = replace(report, plan=replace(report.plan, levels={0: 1, 2: 1}))
-    request = PromptRequest(Prompt(()), blender("fused"), certificate=certificate)
-    assert certified(request, report) == certificate
-    found = certified(request, lossy)
+    plan = cache.ask(QUESTION).report.plan
+    assert plan is not None
+    assert certified(certificate, plan, None, is_full=False) == certificate
+    lossy = replace(plan, levels={0: 1, 2: 1})
+    found = certified(certificate, lossy, None, is_full=False)
     assert found is not None and not found.covered and found.reason.startswith("2 chunks were")
 
 
@@ -179,3 +183,121 @@ def test_a_record_that_cannot_be_read_says_what_to_do(cache: RagCache) -> None:
     with pytest.raises(StoreError, match="cannot be read"):
         cache.ask(QUESTION)
     assert drop_calibration(cache.catalog) and not drop_calibration(cache.catalog)
+
+
+def test_the_margin_is_the_logarithm_of_a_ratio_of_probabilities() -> None:
+    logits = torch.tensor([1.0, 4.0, -2.0, 3.5])
+    first, second = logits.softmax(0).topk(2).values.tolist()
+    assert first_token_margin(logits) == pytest.approx(math.log(first / second)) == 0.5
+    assert is_uncertain(0.49, 0.5) and not is_uncertain(0.5, 0.5) and not is_uncertain(0.0, 0.0)
+    assert is_uncertain(first_token_margin(torch.tensor([math.nan, 1.0])), 0.5)
+    assert is_uncertain(first_token_margin(torch.tensor([math.nan, 1.0])), 0.5)
+
+
+def answered(cache: RagCache, **options: Any) -> tuple[Answer, torch.Tensor]:
+    """An answer, and the logits of its first token."""
+    stream = cache.stream(QUESTION, **options)
+    return stream.answer, stream.first_logits
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "reuse"}, {"misses": "consistent"}])
+def test_an_uncertain_answer_is_that_of_full_prefill(
+    cache: RagCache, options: dict[str, Any]
+) -> None:
+    mode = options.get("mode", "fused")
+    made = calibration(cache, mode=mode, ratio=None if mode == "reuse" else 0.05)
+    made.record(cache.catalog)
+    fused, logits = answered(cache, **options)
+    full, full_logits = answered(cache, mode="full")
+    margin = first_token_margin(logits)
+    assert not torch.equal(logits, full_logits) and fused.report.charged_share < 0.5
+    replace(made, least_margin=margin).record(cache.catalog)
+    sure, first = answered(cache, **options)
+    assert sure.tokens == fused.tokens and torch.equal(first, logits)
+    replace(made, least_margin=margin + 0.001).record(cache.catalog)
+    escalated, first = answered(cache, **options)
+    assert escalated.tokens == full.tokens and torch.equal(first, full_logits)
+    kept, given = sure.report.certificate, escalated.report.certificate
+    assert kept is not None and kept.covered and not kept.escalated and kept.discarded_s == 0
+    assert given is not None and given.covered and given.escalated
+    assert kept.margin == given.margin == margin and given.least_margin == margin + 0.001
+    assert f"of its first token is {margin:.3g}, and answers below" in next(promise(sure))
+    assert "so it was escalated to full prefill after " in next(promise(escalated))
+
+
+def test_the_report_counts_both_prefills(cache: RagCache) -> None:
+    calibration(cache).record(cache.catalog)
+    fused, full = cache.ask(QUESTION).report, cache.ask(QUESTION, mode="full").report
+    calibration(cache, least_margin=1e9).record(cache.catalog)
+    report = cache.ask(QUESTION).report
+    assert report.escalated and report.certificate is not None and not fused.escalated
+    assert 0 < report.certificate.discarded_s < report.ttft_s
+    assert report.charged_share == pytest.approx(fused.charged_share + 1)
+    assert [one.charged for one in report.chunks] == [one.charged + 1 for one in fused.chunks]
+    assert report.bytes_loaded == fused.bytes_loaded > full.bytes_loaded == 0
+    assert report.cached_tokens == full.cached_tokens == 0 and report.computed == full.computed
+    assert report.chunk_tokens == report.recomputed_tokens
+    assert not any(one.loaded for one in report.parts) and report.mode == "fused"
+    assert not cache.ask(QUESTION, mode="full").report.escalated
+
+
+def test_what_is_not_covered_is_not_escalated(cache: RagCache) -> None:
+    calibration(cache, least_margin=1e9).record(cache.catalog)
+    for options in ({"ratio": 0.04}, {"sampling": Sampling(6, 1.0)}, {"mode": "cacheblend"}):
+        report = cache.ask(QUESTION, **options).report
+        assert not report.escalated and report.charged_share < 1
+
+
+@pytest.mark.parametrize("mode", ["fused", "cachecraft", "prefix"])
+def test_an_escalated_answer_stores_what_was_missing(tmp_path: Path, mode: str) -> None:
+    """Also the KV that a method takes from the prompt itself."""
+    with scene.small(tmp_path) as cache:
+        cache.add(scene.DOCUMENTS)
+        chunks = [passage.chunk for passage in cache.retrieve(QUESTION)]
+        given: dict[str, Any] = {"mode": mode, "chunks": chunks}
+        cache.ask(QUESTION, **given | {"chunks": chunks[:1]})
+        fixed = blender(mode).ratio
+        calibration(cache, mode=mode, ratio=fixed, least_margin=1e9).record(cache.catalog)
+        if mode == "fused":
+            cache.store.delete(cache.indexing.key(chunks[1]))
+        first, second = (cache.ask(QUESTION, **given).report for _ in range(2))
+        assert first.escalated and second.escalated
+        assert [one.miss is None for one in first.chunks] == [True, False]
+        assert first.charged_share == pytest.approx(1 + _own_share(first))
+        assert not any(one.miss for one in second.chunks)
+
+
+def _own_share(report: Report) -> float:
+    tokens = sum(one.tokens for one in report.chunks)
+    return sum((one.charged - 1) * one.tokens for one in report.chunks) / tokens
+
+
+def test_a_prompt_that_reused_nothing_is_not_prefilled_twice(cache: RagCache) -> None:
+    calibration(cache, least_margin=1e9).record(cache.catalog)
+    for chunks in ([], ["A text that is not stored."]):
+        report = cache.ask(QUESTION, chunks=chunks, keep=False).report
+        assert report.certificate is not None and report.certificate.covered
+        assert not report.escalated and report.certificate.margin is None
+
+
+def test_an_escalated_answer_can_be_stopped(cache: RagCache) -> None:
+    calibration(cache, least_margin=1e9).record(cache.catalog)
+    stream = cache.stream(QUESTION)
+    next(iter(stream))
+    stream.close()
+    assert torch.equal(stream.first_logits, answered(cache, mode="full")[1])
+
+
+def test_without_logits_there_is_no_promise_that_needs_them(cache: RagCache) -> None:
+    made = calibration(cache, least_margin=2.0).certificate(blender("fused"), Sampling(6))
+    assert certified(made, None, None, is_full=True) == made
+    found = certified(made, None, None, is_full=False)
+    assert found is not None and not found.covered and "its logits are not known" in found.reason
+
+
+def test_a_record_of_before_escalation_is_read(cache: RagCache) -> None:
+    made = calibration(cache)
+    fields = asdict(made)
+    assert fields.pop("least_margin") == 0
+    cache.catalog.put_setting("calibration", json.dumps(fields))
+    assert recorded_calibration(cache.catalog) == made

@@ -17,6 +17,7 @@ from ragcache.eval.calibrate import (
     RATIOS,
     _ape_grid,
     calibrate,
+    calibration_of,
     candidate_tests,
     candidates,
     cheapest,
@@ -27,9 +28,10 @@ from ragcache.eval.calibrate import (
 )
 from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_questions
 from ragcache.eval.outcomes import ModeOutcomes, QuestionOutcome
-from ragcache.eval.promise import Promise
+from ragcache.eval.promise import Promise, upper_bound
 from ragcache.eval.summary import ModeSummary
 from ragcache.settings import Settings
+from ragcache.types import Fingerprint
 from tests import scene
 
 CONTEXTS = [
@@ -171,6 +173,58 @@ def test_the_cheapest_that_passes_is_promised() -> None:
     assert cheapest_promised(candidate_tests(curve[1:2], Promise(0.05))) is None
     tokens = candidate_tests(curve[1:2], Promise(0.05), "tokens")
     assert tokens[0].is_promised
+
+
+def uncertain(mode: str, charged: float, *, disagree: int, sure: int, n: int = 200) -> ModeOutcomes:
+    """Of ``n`` answers, ``disagree`` have margins of 1.9 and disagree, as many have them and agree,
+    and ``sure`` disagree with margins of 9."""
+    found = outcomes(mode, [False] * (disagree + sure) + [True] * (n - disagree - sure), charged)
+    margins = [1.9] * disagree + [9.0] * (n - 2 * disagree) + [1.9] * disagree
+    each = [
+        replace(one, margin=margin) for one, margin in zip(found.outcomes, margins, strict=True)
+    ]
+    return replace(found, outcomes=each)
+
+
+def test_with_escalation_more_can_be_promised() -> None:
+    """Each ratio at the lowest margin that passes; a quarter of δ for each, and what larger ratios
+    hand on."""
+    curve = [
+        uncertain("fused@0.5", 0.5, disagree=0, sure=2),  # needs none: P(X <= 2) = 0.002
+        uncertain("fused@0.3", 0.3, disagree=2, sure=2),  # P(X <= 4) = 0.026, above half of δ
+        uncertain("fused@0.05", 0.05, disagree=30, sure=1),
+        uncertain("fused@0", 0.0, disagree=60, sure=12),  # sure of too much
+    ]
+    promise = Promise(0.05)
+    tests = candidate_tests(curve, promise, escalate=True)
+    assert [one.mode for one in tests] == ["fused@0.3", "fused@0.05", "fused@0.5", "fused@0"]
+    assert [one.is_promised for one in tests] == [True, True, True, False]
+    assert [one.least_margin for one in tests] == [2.0, 2.0, 0.0, 8.0]  # 16 would escalate all
+    assert [one.escalated for one in tests] == [0.02, 0.3, 0.0, 0.6]
+    assert [one.charged for one in tests] == pytest.approx([0.32, 0.35, 0.5, 0.6])
+    assert [one.trial.failures for one in tests] == [2, 1, 2, 12]
+    assert tests[1].bound == pytest.approx(upper_bound(1, 200, 0.0125))
+    chosen = cheapest_promised(tests)
+    assert chosen is tests[0]
+    own = Fingerprint((("weights", "w"),))
+    made = calibration_of(chosen, promise, "answer", 6, own, "prose")
+    assert (made.mode, made.ratio, made.least_margin) == ("fused", 0.3, 2.0)
+    assert not any(one.is_promised for one in candidate_tests(curve[2:3], promise))
+    [line] = promise_advice(tests[1:], promise)
+    assert line.startswith(
+        "Promised: --mode fused --ratio 0.05, full prefill where the first token's margin is below "
+        "2 (at most 5.0% of answers"
+    )
+    assert line.endswith("; 30% escalated, 35% computed).")
+
+
+def test_what_costs_more_than_full_prefill_is_not_promised() -> None:
+    dear = [uncertain("fused@0.5", 0.5, disagree=60, sure=0)]  # 60 % escalated: 1.1
+    [test] = candidate_tests(dear, Promise(0.05), escalate=True)
+    assert not test.is_promised and test.charged <= 1 and test.needed is None
+    unknown = [outcomes("fused@0.05", [True])]
+    with pytest.raises(ConfigError, match="lack the margins of first tokens"):
+        candidate_tests(unknown, Promise(0.05), escalate=True)
 
 
 def test_questions_needed_are_said() -> None:

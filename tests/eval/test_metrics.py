@@ -14,7 +14,6 @@ from ragcache.eval.metrics import (
     exact_match,
     f1,
     first_token_kl,
-    first_token_margin,
     load_stemmer,
     rouge_l,
 )
@@ -72,9 +71,3 @@ def test_kl_is_from_full_to_the_mode_in_nats() -> None:
     assert first_token_kl(full, full) == 0
     masked = torch.tensor([0.0, -math.inf])  # a token that neither can say
     assert first_token_kl(masked, masked) == 0
-
-
-def test_the_margin_is_the_logarithm_of_a_ratio_of_probabilities() -> None:
-    logits = torch.tensor([1.0, 4.0, -2.0, 3.5])
-    first, second = logits.softmax(0).topk(2).values.tolist()
-    assert first_token_margin(logits) == pytest.approx(math.log(first / second)) == 0.5

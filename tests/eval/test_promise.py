@@ -13,6 +13,8 @@ from ragcache.errors import ConfigError
 from ragcache.eval.promise import Promise, Trial, binomial_tail, upper_bound
 
 CALIBRATIONS = 1000
+MARGINS = 6, 4, 2, 1, 0
+MOST_BROKEN = CALIBRATIONS * 0.05 + 2.6 * (CALIBRATIONS * 0.05 * 0.95) ** 0.5  # 99.5 % have fewer
 
 
 def exact_tail(failures: int, trials: int, rate: float) -> float:
@@ -50,16 +52,14 @@ def test_without_failures_the_questions_needed_are_known() -> None:
 
 
 @pytest.mark.parametrize(("questions", "failures"), [(40, 1), (60, 2), (100, 3), (100, 4)])
-@pytest.mark.parametrize("sequences", [1, 3])
+@pytest.mark.parametrize("share", [1, 1 / 3])
 def test_as_many_questions_are_needed_as_would_pass(
-    questions: int, failures: int, sequences: int
+    questions: int, failures: int, share: float
 ) -> None:
     promise = Promise(0.05)
-    needed = promise.needed(Trial(questions, failures), sequences)
+    needed = promise.needed(Trial(questions, failures), share)
     counts = range(questions, 3000)
-    passing = (
-        n for n in counts if promise.passes(Trial(n, -(-failures * n // questions)), sequences)
-    )
+    passing = (n for n in counts if promise.passes(Trial(n, -(-failures * n // questions)), share))
     assert needed == next(passing)
 
 
@@ -73,9 +73,17 @@ def test_some_can_never_be_promised() -> None:
 def test_a_sequence_ends_at_its_first_failure() -> None:
     promise, good, bad = Promise(0.05), Trial(100, 1), Trial(100, 2)
     assert promise.passes(good) and not promise.passes(bad)
-    assert promise.kept([good, good, bad, good]) == 2
-    assert promise.kept([bad, good]) == promise.kept([]) == 0
-    assert promise.kept([good], sequences=2) == 0  # P(X <= 1) = 0.037, above 0.025
+    assert promise.kept([[good, good, bad, good]]) == [(1, 2)]
+    assert promise.kept([[bad, good]]) == promise.kept([[bad]]) == [(1, 0)]
+    assert promise.kept([[good]], share=1 / 2) == [(1 / 2, 0)]  # P(X <= 1) = 0.037, above 0.025
+
+
+def test_a_sequence_that_passes_hands_its_share_on() -> None:
+    promise, sure, good = Promise(0.05), Trial(100, 0), Trial(100, 1)
+    chain = [[sure, sure], [sure, good], [good, sure], [sure]]
+    # P(X <= 1) = 0.037 needs three quarters of 0.05; P(X = 0) = 0.006 an eighth.
+    assert promise.kept(chain, 1 / 4) == [(1 / 4, 2), (1 / 2, 1), (1 / 4, 0), (1 / 4, 1)]
+    assert promise.kept([[sure]] * 2 + [[good]] * 2, 1 / 4)[2:] == [(3 / 4, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -96,15 +104,41 @@ def test_one_calibration_in_twenty_may_break_its_promise(
     broken = sum(
         any(
             max(risk[:kept], default=0) > promise.epsilon
-            for risk, kept in zip(risks, passed, strict=True)
+            for risk in risks
+            for _, kept in promise.kept([_trials(random, risk, questions)], 1 / len(risks))
         )
-        for passed in (
-            [promise.kept(_trials(random, risk, questions), len(risks)) for risk in risks]
-            for _ in range(CALIBRATIONS)
-        )
+        for _ in range(CALIBRATIONS)
     )
-    slack = 2.6 * (CALIBRATIONS * 0.05 * 0.95) ** 0.5  # 99.5 % of such counts are below
-    assert broken <= 0.05 * CALIBRATIONS + slack
+    assert broken <= MOST_BROKEN
+
+
+@pytest.mark.parametrize(
+    ("disagree", "pull"),
+    [
+        ((0.02, 0.045, 0.06, 0.12, 0.3), 1),  # margins say nothing
+        ((0.051,) * 5, 1),
+        ((0.04, 0.2, 0.1, 0.0, 0.3), 3),  # not monotone in the ratio
+        ((0.049, 0.0505, 0.0505, 0.3), 8),
+    ],
+)
+def test_so_it_is_with_escalation(disagree: tuple[float, ...], pull: int) -> None:
+    """Simulated: a mode's ratios, at which these shares of answers disagree, and whose margins are
+    then the lowest of ``pull`` that agreeing answers have. The risk of every candidate is known."""
+    random, promise, questions = np.random.default_rng(1), Promise(0.05), 300
+    highest, broken, used = 8.0, 0, 0
+    risks = [[each * (1 - least / highest) ** pull for least in MARGINS] for each in disagree]
+    for _ in range(CALIBRATIONS):
+        hardness = random.random(questions)
+        unsure = highest * (1 - (1 - random.random(questions)) ** (1 / pull))
+        chain = []
+        for each in disagree:
+            margins = unsure[hardness < each]
+            chain.append([Trial(questions, int((margins >= least).sum())) for least in MARGINS])
+        kept = [count for _, count in promise.kept(chain, 1 / len(chain))]
+        pairs = list(zip(risks, kept, strict=True))
+        broken += any(max(risk[:count], default=0) > promise.epsilon for risk, count in pairs)
+        used += any(0 < count < len(MARGINS) for count in kept)
+    assert broken <= MOST_BROKEN and used
 
 
 def _trials(random: np.random.Generator, risks: Sequence[float], questions: int) -> list[Trial]:

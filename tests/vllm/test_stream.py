@@ -4,6 +4,7 @@ the reply."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from ragcache.errors import ModelError, RagCacheError
 from ragcache.planning.lookup import text_keys
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.memory import MemoryStore
-from ragcache.types import Answer, Part, Prompt, Sampling, Tokens
+from ragcache.types import Answer, Certificate, Part, Prompt, Sampling, Tokens
 from ragcache.vllm.http import ServerUnreachable
 from ragcache.vllm.jobs import JobRunner, refusal_reply
 from ragcache.vllm.manifest import Manifest
@@ -152,6 +153,23 @@ def test_an_answer_is_the_embedded_engine_s(
     if manifest is not None:
         assert manifest.prompt(prompt.tokens) == prompt
         assert answer.report.reused_tokens == expected.report.reused_tokens
+
+
+@pytest.mark.parametrize("shape", ["no chunk", "chunk first"])
+def test_a_promise_that_needs_the_margin_is_not_made(
+    shapes: Shapes, store: DiskStore, shape: str
+) -> None:
+    """Servers return no logits. Without a chunk, the answer is full prefill's."""
+    made = Certificate(True, "", 0.05, 0.95, "answer", "fused", 0.3, 120, "2026-11-30")
+    needs = replace(made, least_margin=2.0)
+    for given in (made, needs):
+        answer = answered(
+            Servers(shapes, store), shapes.prompts[shape], Fused(0.3), certificate=given
+        )
+        found = answer.report.certificate
+        assert found is not None and not found.escalated
+        assert found.covered == (given is made or shape == "no chunk")
+        assert found.covered or "its logits are not known here" in found.reason
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -49,7 +49,8 @@ const words = (() => {
   /** Share of all chunk tokens computed, mean over layers: Report.charged_share. */
   function charged(r) {
     const reusable = r.reused_tokens + r.recomputed_tokens;
-    return (r.charged_budget * reusable + r.chunk_tokens - reusable) / Math.max(1, r.chunk_tokens);
+    const missed = (r.chunk_tokens - reusable) * (r.certificate?.escalated ? 2 : 1);
+    return (r.charged_budget * reusable + missed) / Math.max(1, r.chunk_tokens);
   }
 
   const foundNothing = (run) => run.ragcache.chunks.length === 0;

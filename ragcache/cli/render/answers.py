@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from ragcache.cli.render import duration, one_line, size
 
 if TYPE_CHECKING:
-    from ragcache.types import Answer, Report
+    from ragcache.types import Answer, Certificate, Report
 
 READING, PLACING, COMPUTING = "░▒█"
 _FAR = 3  # factor between predicted and measured time from which the speeds are out of date
@@ -47,7 +47,7 @@ def explanation(answer: Answer) -> Iterator[str]:
         f"- Measured: first token after {duration(r.ttft_s)}, {duration(waited)} of it "
         f"waiting{decoded}."
     )
-    if max(r.ttft_s, plan.prefill_s) > _FAR * min(r.ttft_s, plan.prefill_s):
+    if not r.escalated and max(r.ttft_s, plan.prefill_s) > _FAR * min(r.ttft_s, plan.prefill_s):
         yield "- These differ widely: `ragcache profile` measures again how fast this machine is."
 
 
@@ -60,10 +60,23 @@ def promise(answer: Answer) -> Iterator[str]:
     what = "answers" if found.disagreement == "answer" else "first 16 tokens"
     ratio = "" if found.ratio is None else f" at a ratio of {found.ratio:g} or more"
     covered = "covered" if found.covered else f"not covered: {found.reason}"
+    if found.margin is not None:
+        covered += f": {_escalation(found, found.margin)}"
     yield (
         f"- Promised with {found.confidence:.0%} confidence: in mode {found.mode}{ratio}, at most "
         f"{found.epsilon:.1%} of {what} disagree with full prefill's (calibrated on "
         f"{found.questions:,} questions, {found.date}). This answer is {covered}."
+    )
+
+
+def _escalation(certificate: Certificate, margin: float) -> str:
+    """Whether an answer whose first token had this margin was escalated, and what that cost."""
+    said = f"the margin of its first token is {margin:.3g}"
+    if not certificate.escalated:
+        return f"{said}, and answers below {certificate.least_margin:g} are escalated"
+    return (
+        f"{said}, below {certificate.least_margin:g}, so it was escalated to full prefill after "
+        f"{duration(certificate.discarded_s)}"
     )
 
 

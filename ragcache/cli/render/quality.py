@@ -142,23 +142,27 @@ def ratio_advice(chosen: ModeSummary | None, keep: float) -> str:
 
 
 def promise_table(tests: Sequence[CandidateTest], promise: Promise) -> Table:
-    """Each candidate's disagreements, their bound, and what the promise needs."""
+    """Each candidate's disagreements, their bound, and whether it is promised, or with how many
+    questions it would be."""
     table = Table(title=f"promise: at most {promise.epsilon:.1%} disagree", box=SIMPLE)
     table.add_column("mode", overflow="fold", min_width=12)
-    for head in ("disagreed", "at most", "charged", "promised", "needs questions"):
+    escalates = any(one.least_margin for one in tests)
+    heads = ("disagreed", "at most", "charged", "promised")
+    for head in ("escalated\nbelow margin", *heads) if escalates else heads:
         table.add_column(head, justify="right")
     for one in tests:
+        below = f"{one.escalated:.1%} < {one.least_margin:g}" if one.least_margin else "none"
         table.add_row(
             one_line(one.mode),
+            *([below] if escalates else ()),
             f"{one.trial.failures} of {one.trial.questions}",
             f"{one.bound:.1%}",
             f"{one.charged:.1%}",
-            "yes" if one.is_promised else "no",
-            ""
+            "yes"
             if one.is_promised
             else "too many disagree"
             if one.needed is None
-            else f"{one.needed:,}",
+            else f"with {one.needed:,}",
         )
     return table
 
@@ -177,7 +181,13 @@ def promise_advice(tests: Sequence[CandidateTest], promise: Promise) -> Iterator
     else:
         mode, ratio = chosen.mode.partition("@")[::2]
         flags = f"--mode {mode}" + (f" --ratio {ratio}" if ratio else "")
-        yield f"Promised: {flags} ({said}; {chosen.charged:.0%} computed)."
+        escalated = ""
+        if chosen.least_margin:
+            flags += (
+                f", full prefill where the first token's margin is below {chosen.least_margin:g}"
+            )
+            escalated = f"{chosen.escalated:.0%} escalated, "
+        yield f"Promised: {flags} ({said}; {escalated}{chosen.charged:.0%} computed)."
     cheaper = tests if chosen is None else tests[: tests.index(chosen)]
     waiting = [(one.needed, one) for one in cheaper if one.needed is not None]
     if waiting:
