@@ -42,6 +42,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "Report",
+    "START_TOKENS",
     "Sampling",
     "Segment",
     "StageProgress",
@@ -468,6 +469,8 @@ class Plan:
         return self.load_s + self.compute_s
 
 
+#: First tokens of an answer that are compared where :data:`Disagreement` is ``tokens``.
+START_TOKENS = 16
 #: When two answers disagree: their normalised texts differ, or one of their first 16 tokens does.
 Disagreement = Literal["answer", "tokens"]
 

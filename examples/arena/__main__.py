@@ -26,6 +26,7 @@ from kvsharearena.scoring import pgr
 
 from examples.arena.driver import RagCacheRepair
 from ragcache import ConfigError
+from ragcache.eval.evaluate import make_blenders
 
 HEADS = "method", "F1", "PGR", "compute saved", "TTFT saved", "reuse rate", "loaded", "peak memory"
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the results")
     args = parser.parse_args(arguments)
     named = [("none", None), ("full", None)]
+    make_blenders([args.mode], [] if args.ratio is None else [args.ratio])  # raises for a bad one
     named += [] if args.mode in ("none", "full") else [(args.mode, args.ratio)]
     found = {method_name(mode, ratio): results(args, mode, ratio) for mode, ratio in named}
     print(table(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -54,6 +54,11 @@ class WithFullLayers(Blender):
     @property
     def by_sensitivity(self) -> bool:
         return self.inner.by_sensitivity
+
+    @property
+    def without_attention(self) -> Blender | None:
+        other = self.inner.without_attention
+        return None if other is None else replace(self, inner=other)
 
     def overhead(
         self, notes: ChunkNotes, before: Sequence[bytes], exact: bool = False

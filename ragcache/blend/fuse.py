@@ -68,7 +68,7 @@ def fuse(
     StoreError if ``source`` cannot read a layer, ConfigError if the method needs attention weights
     but the engine does not expose them, and PromptError if the last part is loaded.
     """
-    prompt = layout.prompt
+    began, prompt = time.perf_counter(), layout.prompt
     layers, tokens, positions = engine.spec.layers, prompt.tokens, layout.positions
     if layout.loaded_spans and layout.loaded_spans[-1][1] == len(prompt):
         raise PromptError("the prompt ends with a chunk whose KV is loaded: end it with a text")
@@ -96,7 +96,9 @@ def fuse(
         if once:
             placed, layers_placed = kv, probe.layers
     spans = [prompt.spans[i] for i in capture] + [prompt.text_spans[i] for i in capture_texts]
-    callbacks = FusionCallbacks(selector, layout, source, spans, check, placed=layers_placed)
+    callbacks = FusionCallbacks(
+        selector, layout, source, spans, check, placed=layers_placed, began=began
+    )
     prefilled = engine.prefill(
         tokens,
         callbacks,
@@ -191,7 +193,7 @@ class _ReplaySource:
 
 class FusionCallbacks(PrefillCallbacks):
     """The callbacks of one fused prefill. At layer l it computes ``fresh | chosen_l``. The loaded
-    parts of the first ``placed`` layers are in place."""
+    parts of the first ``placed`` layers are in place. Times count from ``began``, or from now."""
 
     def __init__(
         self,
@@ -202,6 +204,7 @@ class FusionCallbacks(PrefillCallbacks):
         check: Callable[[], None] | None = None,
         *,
         placed: int = 0,
+        began: float | None = None,
     ) -> None:
         self.selector, self.layout, self.source = selector, layout, source
         self._check, self._placed = check, placed
@@ -214,7 +217,7 @@ class FusionCallbacks(PrefillCallbacks):
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
         self._fresh: KVPair | None = None  # the same rows as computed
         self._traces: list[LayerTrace] = []
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() if began is None else began
         self._times = (0.0, 0.0, 0.0)  # since then: at the layer, loaded, placed
 
     def before(self, layer: int, kv: LayerView) -> Tensor:

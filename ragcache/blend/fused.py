@@ -25,9 +25,9 @@ class Fused(RatioBlender):
 
     to first order what their error does to the question, over the same layers as u, the middle
     third. The weights are seen in a probe of the question over the stored KV, which ends there.
-    Where that would compute more rows than it chooses, all rows are chosen by sensitivity. This
-    method is ragcache's own, without a paper; docs/choosing-tokens.md has the measurements that it
-    is based on.
+    Where that would compute more of the question's rows than it chooses, all rows are chosen by
+    sensitivity. This method is ragcache's own, without a paper; docs/choosing-tokens.md has the
+    measurements that it is based on.
     """
 
     attention: float = 0.5

@@ -239,7 +239,7 @@ def calibrate(
     has_chunks = path.suffix in {".jsonl", ".json"}
     contexts = load_dataset(path) if has_chunks else []
     calibrated = None
-    if save or not has_chunks:
+    if save or not has_chunks or store is not None:
         with opened(settings, lazy=True) as cache:
             if not has_chunks:
                 contexts = choosing.retrieve_contexts(path, cache)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from ragcache.blend import Blender, blender, with_ratio
 from ragcache.errors import ConfigError, StoreError
 from ragcache.store.catalog.catalog import Catalog
-from ragcache.types import Certificate, Disagreement, Fingerprint, Plan, Sampling
+from ragcache.types import START_TOKENS, Certificate, Disagreement, Fingerprint, Plan, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,8 @@ class Calibration:
             return f"mode {self.mode} was calibrated, and this is {made.mode}"
         if made.ratio is not None and self.ratio is not None and made.ratio < self.ratio:
             return f"a ratio of {self.ratio:g} was calibrated, and this is {made.ratio:g}"
-        if self.disagreement == "answer" and sampling.max_tokens > self.max_tokens:
+        whole = self.disagreement == "answer" or self.max_tokens < START_TOKENS
+        if whole and sampling.max_tokens > self.max_tokens:
             return (
                 f"answers of {self.max_tokens} tokens were calibrated, and this may have "
                 f"{sampling.max_tokens}"

@@ -23,11 +23,11 @@ from ragcache.eval.metrics import (
     rouge_l,
 )
 from ragcache.eval.no_context import NoContext
-from ragcache.eval.outcomes import START_TOKENS, AskedQuestion, QuestionOutcome
+from ragcache.eval.outcomes import AskedQuestion, QuestionOutcome
 from ragcache.planning.context import DEFAULT_CONTEXT, EncodingContext, encoding_context
 from ragcache.store.base import ChunkStore
 from ragcache.store.key import ChunkKey
-from ragcache.types import Answer, Prompt, Sampling, Tokens
+from ragcache.types import START_TOKENS, Answer, Prompt, Sampling, Tokens
 
 _PRECEDING = 2, 3, 4  # distances, in chunks, of the chunks before a variant's chunk
 

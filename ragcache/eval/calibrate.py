@@ -75,11 +75,15 @@ def candidates(modes: Sequence[str]) -> dict[str, Blender]:
     """Blenders by label: each mode at all of :data:`RATIOS` (``fused@0.05``).
 
     ``ape`` is tried on a grid of its parameters. A mode that takes no ratio, or names its own, is
-    tried as it is. Raises ConfigError for an unknown mode.
+    tried as it is. Raises ConfigError for an unknown mode, and for full prefill.
     """
     made: dict[str, Blender] = {}
     for name in require_list(modes, "modes"):
         plain = blender(name)
+        if plain.reuses == "nothing":
+            raise ConfigError(
+                f"mode {name} is what others are compared with: name another mode, such as fused"
+            )
         if name == "ape":
             made |= _ape_grid()
         elif plain.ratio is not None and "recompute_ratio" not in name:

@@ -8,8 +8,6 @@ from typing import Any, Self
 
 from ragcache.blend.base import Blender
 
-START_TOKENS = 16
-
 
 @dataclass(frozen=True, slots=True)
 class QuestionOutcome:

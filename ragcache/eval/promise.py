@@ -31,6 +31,7 @@ from ragcache.errors import ConfigError
 
 __all__ = ["Promise"]
 
+_LEAST = 0.0001  # of a share that is promised, or of the chance that the promise is false
 _NEGLIGIBLE = 1e-17  # a term of a sum, as a share of the sum
 _BISECTIONS = 60
 _ROUNDING = 1e-9
@@ -57,16 +58,20 @@ class Passed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Risk at most ``epsilon``, with this ``confidence``; both in (0, 1), else ConfigError."""
+    """Risk at most ``epsilon``, with this ``confidence``; both from
+    :data:`_LEAST` to 1 - :data:`_LEAST`, else ConfigError."""
 
     epsilon: float
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "confidence"):
+        for name, example in (("epsilon", 0.05), ("confidence", 0.95)):
             value = getattr(self, name)
-            if not 0 < value < 1:
-                raise ConfigError(f"{name} is {value}: give a share between 0 and 1, such as 0.05")
+            if not _LEAST <= value <= 1 - _LEAST:
+                raise ConfigError(
+                    f"{name} is {value}: give a share from {_LEAST:g} to {1 - _LEAST:g}, such as "
+                    f"{example:g}"
+                )
 
     def delta(self, share: float) -> float:
         """The probability of a false promise that a test may have which has this share of all."""
@@ -115,7 +120,7 @@ class Promise:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if would(middle) else (middle, high)
-        return least(high)
+        return None if least(high) > _MOST_QUESTIONS else least(high)
 
 
 def binomial_tail(failures: int, trials: int, rate: float) -> float:

@@ -76,6 +76,7 @@ class PrefillCost:
     floor: float = _MIN_RATIO  # the lowest ratio that may be chosen, up to 1
     full_layers: int = 0  # first layers that compute every row whatever the ratio
     probed: float = 0.0  # rows that a probe of the loaded chunks computes, mean over all layers
+    probes: bool = False  # whether the method has a probe, at this ratio or a higher one
 
     @property
     def tokens(self) -> int:
@@ -118,10 +119,6 @@ class PrefillCost:
         delay = speeds.overlap_penalty * self.read_s(speeds, loaded)
         return speeds.compute_s(rows, self.tokens, placed) + delay
 
-    def total_s(self, load_s: float, compute_s: float) -> float:
-        """The prompt's time, of those to load and to compute."""
-        return load_s + compute_s if self.probed else max(load_s, compute_s)
-
 
 def controls(blender: Blender) -> bool:
     """Whether the controller can plan for a method: the method takes a ratio, and any chunk that it
@@ -163,6 +160,7 @@ def prefill_cost(
         floor,
         min(layers, blender.full_layers),
         0.0 if probe is None else len(layout.probing) * probe.layers / layers,
+        probe is not None or blender.without_attention not in (None, blender),
     )
 
 
@@ -250,7 +248,7 @@ def _without_costly(cost: PrefillCost, speeds: Speeds, every: _Loaded) -> _Loade
         without_load, without_compute = _times(cost, speeds, _without(every, chunk))
         saved, added = load - without_load, without_compute - compute
         changes.append((added / saved if saved > 0 else inf, -chunk))
-    loaded, best = every, cost.total_s(load, compute)
+    loaded, best = every, _total(cost, speeds, every)
     for _, negative in sorted(changes):
         fewer = _without(loaded, -negative)
         if (time := _total(cost, speeds, fewer)) < best:
@@ -267,8 +265,8 @@ def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
     for i, record in loaded.items():
         for better in cost.alternatives[i][: cost.alternatives[i].index(record)]:
             changed = {**loaded, i: better}
-            load, compute = _times(cost, speeds, changed)
-            if cost.total_s(load, compute) <= limit and load <= _MAX_LOAD_SHARE * limit:
+            load = cost.load_s(speeds, changed)
+            if _total(cost, speeds, changed) <= limit and load <= _MAX_LOAD_SHARE * limit:
                 loaded = changed
                 break
     return loaded
@@ -276,7 +274,7 @@ def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
 
 def _free_ratio(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
     """The highest ratio at which computing takes no longer than loading; in [floor, 1]."""
-    if cost.probed:
+    if cost.probes:
         return cost.floor
     load, least = _times(cost, speeds, loaded)
     most = cost.compute_s(speeds, loaded, 1.0)
@@ -292,7 +290,8 @@ def _times(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> tuple[float, f
 
 def _total(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
     """The seconds of the prompt, computed at the floor."""
-    return cost.total_s(*_times(cost, speeds, loaded))
+    load, compute = _times(cost, speeds, loaded)
+    return load + compute if cost.probed and loaded else max(load, compute)
 
 
 def _without(loaded: _Loaded, chunk: int) -> _Loaded:
@@ -321,15 +320,12 @@ def _sentences(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float)
     if not every:
         return [*said, "Nothing can be loaded, so there is no ratio to choose."]
     if len(loaded) < len(every):
-        all_load, all_compute = _times(cost, speeds, every)
         instead = [i for i in every if i not in loaded]
-        load, compute = _times(cost, speeds, loaded)
         said.append(
             f"{len(instead)} of {len(every)} stored chunks ({_numbers(instead)}; "
             f"{sum(cost.chunks[i] for i in instead):,} tokens) are computed and not loaded: "
             f"{'the sum' if cost.probed else 'the longer'} of loading and computing falls from "
-            f"{_time(cost.total_s(all_load, all_compute))} to "
-            f"{_time(cost.total_s(load, compute))}."
+            f"{_time(_total(cost, speeds, every))} to {_time(_total(cost, speeds, loaded))}."
         )
     for codec, count in Counter(record.codec for record in loaded.values() if record.codec).items():
         said.append(f"{count} of {len(loaded)} are loaded as {codec}, which takes fewer bytes.")
@@ -348,6 +344,11 @@ def _balance(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float) -
         verdict = (
             "the probe of the question needs all that is loaded, so computing more would take "
             f"longer, and the ratio stays at its floor, {ratio:.2f}."
+        )
+    elif cost.probes and load > least:
+        verdict = (
+            "loading takes longer, but a higher ratio would need a probe, so it stays at its "
+            f"floor, {ratio:.2f}."
         )
     elif ratio == cost.floor:
         verdict = f"computing takes longer, so the ratio stays at its floor, {ratio:.2f}."

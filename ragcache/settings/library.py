@@ -111,7 +111,7 @@ class Settings(SourcedSettings):
         "auto",
         description="Share of the chunk tokens that are recomputed, 0 to 1. With auto, it is at "
         "least the store's calibrated ratio, or else the method's default, and grows while "
-        "recomputing takes no longer than loading.",
+        "recomputing takes no longer than loading (a method that probes keeps its ratio).",
     )
     misses: Literal["exact", "consistent"] = Field(
         "exact",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -152,11 +153,14 @@ def test_the_command(
     assert cells[1][1:4] == ["0.000", "0.000", "-"]
     assert cells[2][1:5] == ["1.000", "1.000", "0.0%", "0.0%"]
     assert cells[3][1:3] == ["1.000", "1.000"]
-    assert all(float(cell.split("%")[0].split(" ")[0]) > 0 for cell in (cells[3][3], *cells[3][5:]))
+    positive = [cells[3][3], *cells[3][5:]]  # as in 85.1% and 1,067 MB
+    assert all(float(re.sub(r"[^\d.]", "", cell)) > 0 for cell in positive)
     saved = json.loads((out / "ragcache_fused_0.2_world.json").read_text())
     assert saved["method_card"]["provenance"] == "official"
     assert saved["summary"]["method"] == "ragcache_fused_0.2"
 
+    with pytest.raises(ConfigError, match="unknown"):
+        arena.main([*command, "--mode=fusde"])
     monkeypatch.setattr(arena, "run", None)  # all results are there: nothing is run again
     arena.main(command)
     assert capsys.readouterr().out == shown

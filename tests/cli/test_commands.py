@@ -408,7 +408,7 @@ def test_eval_saves_outcomes_and_says_why_there_is_no_pgr(
         (["eval", "--limit", "0"], "the limit is 0"),
         (["eval", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
         (["calibrate", "--max-tokens", "0"], "max_tokens is 0: ask for at least 1"),
-        (["calibrate", "--epsilon", "5"], "epsilon is 5.0: give a share between 0 and 1"),
+        (["calibrate", "--epsilon", "5"], "epsilon is 5.0: give a share from 0.0001 to 0.9999"),
         (["calibrate", "--escalate"], "--escalate is for a promise: give --epsilon too"),
         (["calibrate", "--save"], "--save records a promise: give --epsilon too"),
         (["serve", "--host", "0.0.0.0"], "there are no API keys: anybody could read"),

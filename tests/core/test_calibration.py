@@ -91,10 +91,10 @@ def test_the_calibrated_ratio_is_the_least_of_auto(cache: RagCache, ratio: float
 
 
 def test_a_slow_store_raises_the_calibrated_ratio(cache: RagCache) -> None:
-    calibration(cache, ratio=0.3).record(cache.catalog)
+    calibration(cache, mode="fused:attention=0", ratio=0.3).record(cache.catalog)
     use(cache, 2.0)
     try:
-        used, certificate = asked(cache)
+        used, certificate = asked(cache, mode="fused:attention=0")
         assert 0.3 < used < 1 and certificate.covered
     finally:
         use(cache, 0.0)
@@ -143,7 +143,9 @@ def test_what_computes_more_is_covered(cache: RagCache) -> None:
     for options in ({"ratio": 0.5}, {"mode": "full"}, {"mode": blender("fused", 0.05)}):
         assert asked(cache, **options)[1].covered
     calibration(cache, disagreement="tokens").record(cache.catalog)
-    assert asked(cache, sampling=Sampling(7))[1].covered  # 16 of them were compared
+    assert not asked(cache, sampling=Sampling(7))[1].covered  # 6 of 16 were compared
+    calibration(cache, disagreement="tokens", max_tokens=16).record(cache.catalog)
+    assert asked(cache, sampling=Sampling(17))[1].covered
     calibration(cache, mode="epic", ratio=None).record(cache.catalog)
     assert asked(cache, mode="epic")[1].covered and not asked(cache)[1].covered
 

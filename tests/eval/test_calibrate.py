@@ -101,6 +101,11 @@ def test_what_to_set_is_said(found: list[ModeSummary]) -> None:
     assert "Use mode full" in ratio_advice(None, 0.95)
 
 
+def test_full_prefill_is_no_candidate() -> None:
+    with pytest.raises(ConfigError, match="mode full is what others are compared with"):
+        candidates(["fused", "full"])
+
+
 def test_candidates_are_tried_at_ratios_or_as_they_are() -> None:
     made = candidates(["fused", "epic", "random:recompute_ratio=0.2", "ape"])
     assert len(made) == len(RATIOS) + 1 + 1 + 25

@@ -148,7 +148,10 @@ def _trials(random: np.random.Generator, risks: Sequence[float], questions: int)
     return [Trial(questions, int((hardness < risk).sum())) for risk in risks]
 
 
-@pytest.mark.parametrize("options", [(0, 0.95), (1, 0.95), (0.05, 1), (float("nan"), 0.95)])
+@pytest.mark.parametrize(
+    "options",
+    [(0, 0.95), (1, 0.95), (1e-300, 0.95), (0.05, 1), (0.05, 1e-17), (float("nan"), 0.95)],
+)
 def test_a_promise_is_a_share_with_a_confidence(options: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="give a share between 0 and 1"):
+    with pytest.raises(ConfigError, match="give a share from 0.0001 to 0.9999"):
         Promise(*options)

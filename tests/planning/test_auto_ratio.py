@@ -65,7 +65,7 @@ def test_a_slow_store_raises_the_ratio(cache: RagCache) -> None:
     length = len(cache.engine.template.chunk(LONG))
     question = cache.ask(QUESTION, chunks=[LONG]).report.question_tokens
     use(cache, 1.0, (question + 0.5 * length) / (2 * LAYERS))  # the prefix, and the chunk
-    report = cache.ask(QUESTION, chunks=[LONG]).report
+    report = cache.ask(QUESTION, chunks=[LONG], mode="fused:attention=0").report
     plan = planned(report)
     assert plan.ratio == pytest.approx(0.5) and plan.load_s == pytest.approx(plan.compute_s)
     assert report.recomputed_tokens == int(plan.ratio * length)
