@@ -45,8 +45,13 @@ class Observed:
     count: int = 0  # rows to choose
 
     @property
-    def middle_peak(self) -> Tensor:
-        """The peak over the middle third of the layers, (n,), as :class:`Fused` has it."""
+    def peaks(self) -> Tensor:
+        """The peaks, summed over layers, (n,), as ``fused`` ranks by them."""
+        return self.peak.sum(0)
+
+    @property
+    def middle_peaks(self) -> Tensor:
+        """The same over the middle third of the layers."""
         middle = band("middle", len(self.peak))
         return self.peak[middle.start : middle.stop].sum(0)
 

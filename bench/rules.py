@@ -53,7 +53,7 @@ def half(seen: Observed) -> Tensor:
     sensitive = torch.zeros(len(seen.rows), dtype=torch.bool)
     every = torch.arange(len(seen.rows))
     sensitive[highest(every, seen.sensitivity, seen.count - seen.count // 2)] = True
-    return _above(sensitive, seen.middle_peak * seen.sensitivity.sqrt())
+    return _above(sensitive, seen.peaks * seen.sensitivity.sqrt())
 
 
 def attended_error(seen: Observed) -> Tensor:
@@ -71,10 +71,10 @@ RULES: Mapping[str, Rule] = {
     "random": random,
     "sensitivity": lambda seen: seen.sensitivity,
     "mean attention": lambda seen: seen.mean,
-    "peak attention": lambda seen: seen.middle_peak,
+    "peak attention": lambda seen: seen.peaks,
     "mean attention * sqrt(u)": lambda seen: seen.mean * seen.sensitivity.sqrt(),
-    "peak attention * sqrt(u)": lambda seen: seen.middle_peak * seen.sensitivity.sqrt(),
-    "the same, all layers": lambda seen: seen.peak.sum(0) * seen.sensitivity.sqrt(),
+    "peak attention * sqrt(u)": lambda seen: seen.peaks * seen.sensitivity.sqrt(),
+    "the same, middle layers": lambda seen: seen.middle_peaks * seen.sensitivity.sqrt(),
     "half": half,
     "first chunk, then sensitivity": lambda seen: _above(seen.chunk == 0, seen.sensitivity),
     "oracle: error of values": lambda seen: seen.value_error.mean(0),

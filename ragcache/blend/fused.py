@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import Layout, RatioBlender, Selector, check_ratio
-from ragcache.blend.ranking import QuestionAttention, band, highest, peak
+from ragcache.blend.ranking import QuestionAttention, highest, peak
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,10 @@ class Fused(RatioBlender):
 
         sqrt(u) * sum over layers of max over heads and question tokens of the attention weight,
 
-    to first order what their error does to the question, over the same layers as u, the middle
-    third. The weights are seen in a probe of the question over the stored KV, which ends there.
-    Where that would compute more of the question's rows than it chooses, all rows are chosen by
-    sensitivity. This method is ragcache's own, without a paper; docs/choosing-tokens.md has the
-    measurements that it is based on.
+    to first order what their error does to the question. The weights are seen in a probe of the
+    question over the stored KV. Where that would compute more of the question's rows than it
+    chooses, all rows are chosen by sensitivity. This method is ragcache's own, without a paper;
+    docs/choosing-tokens.md has the measurements that it is based on.
     """
 
     attention: float = 0.5
@@ -55,7 +54,7 @@ class Fused(RatioBlender):
         if count == len(layout.reusable) or attended < layout.asked:
             attended = 0
         return _SensitiveAndAttended(
-            layout, attended, band("middle", layers), peak, sensitive=count - attended
+            layout, attended, range(layers), peak, sensitive=count - attended
         )
 
 

@@ -70,7 +70,7 @@ def test_fused_takes_what_is_sensitive_and_what_the_question_would_notice(
     known = torch.tensor([u for chunk in scene.SENSITIVITIES for u in chunk])
     count = int(0.3 * len(known))
     sensitive = known.topk(count - int(attention * count)).indices
-    noticed = stale_attention(engine)[2:4, ..., REUSABLE].amax((1, 2)).sum(0) * known.sqrt()
+    noticed = stale_attention(engine)[..., REUSABLE].amax((1, 2)).sum(0) * known.sqrt()
     noticed[sensitive] = torch.inf
     want = REUSABLE[noticed.topk(count).indices].sort().values
     assert torch.equal(chosen(engine, Fused(0.3, attention)), want)
@@ -80,7 +80,7 @@ def test_fused_without_a_choice_has_no_probe(engine: TransformersEngine) -> None
     few = (2 * len(scene.QUESTION) - 1) / len(REUSABLE) + 1e-6  # a probe would cost more rows
     for blender in (Fused(0.0), Fused(1.0), Fused(0.3, attention=0), Fused(few)):
         assert scene.run(engine, blender).probed == 0
-    assert scene.run(engine, Fused(0.3)).probed == 4 * len(scene.QUESTION)
+    assert scene.run(engine, Fused(0.3)).probed == 6 * len(scene.QUESTION)
 
 
 def test_a_probe_computes_no_missing_chunk(engine: TransformersEngine) -> None:
@@ -119,7 +119,7 @@ def test_a_probe_sees_the_same_whichever_texts_are_stored(engine: TransformersEn
     chunks = scene.encoded(engine, scene.PROMPT, Fused())[1:]
     fused = fuse(engine, Fused(0.3), layout, scene.Held(chunks))
     assert torch.equal(fused.chosen[0], whole.chosen[0])
-    assert fused.probed == whole.probed + 4 * len(scene.PREFIX)
+    assert fused.probed == whole.probed + 6 * len(scene.PREFIX)
     torch.testing.assert_close(fused.prefilled.logits, whole.prefilled.logits)
 
 
@@ -131,11 +131,11 @@ def test_a_probe_sees_kept_rows(engine: TransformersEngine) -> None:
     layout = replace(earlier.layout, loaded=(False, True, True), texts_loaded=0, kept=start)
     later = scene.encoded(engine, scene.PROMPT, Fused())[2:]
     fused = fuse(engine, Fused(0.4), layout, scene.Held(later), kept=earlier.prefilled, room=4)
-    assert fused.probed == 4 * len(scene.QUESTION)
+    assert fused.probed == 6 * len(scene.QUESTION)
     known = torch.tensor([u for chunk in scene.SENSITIVITIES[1:] for u in chunk])
     rows = torch.arange(start, scene.PROMPT.question_start)
     count = int(0.4 * len(known))
-    noticed = stale_attention(engine)[2:4, ..., rows].amax((1, 2)).sum(0) * known.sqrt()
+    noticed = stale_attention(engine)[..., rows].amax((1, 2)).sum(0) * known.sqrt()
     noticed[known.topk(count - count // 2).indices] = torch.inf
     assert torch.equal(fused.chosen[0], rows[noticed.topk(count).indices].sort().values)
     chosen = FixedRows(fused.chosen[0])
@@ -154,7 +154,7 @@ def test_a_probe_of_a_long_question_computes_its_end(
 ) -> None:
     monkeypatch.setattr("ragcache.blend.base.PROBE_TOKENS", 3)
     fused = scene.run(engine, Fused(0.3))
-    assert fused.probed == 4 * 3
+    assert fused.probed == 6 * 3
     assert fused.layout.probing.tolist() == list(range(len(scene.PROMPT) - 3, len(scene.PROMPT)))
 
 
