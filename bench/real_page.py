@@ -80,8 +80,8 @@ def write(out: Path, page: Path) -> None:
 
 
 def _published(results: Sequence[Results]) -> str:
-    """What papers say, and what the run with the most questions measured."""
-    most = max(results, key=lambda found: found.questions)
+    """What papers say, and what the run with the most methods, and then questions, measured."""
+    most = max(results, key=lambda found: (len(found.budgets.found), found.questions))
     return "\n".join(
         ["## Papers say, and we measured\n", PAPERS.format(run=most.title), published_table(most)]
     )
