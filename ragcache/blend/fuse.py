@@ -152,16 +152,10 @@ class _ProbeCallbacks(PrefillCallbacks):
 
     def __init__(self, layout: Layout, source: KVSource, check: Callable[[], None] | None) -> None:
         self.source, self._check = source, check
-        spans = [
-            (start, start + stop - first)
-            for (first, stop), start in zip(
-                layout.loaded_spans,
-                torch.searchsorted(
-                    layout.probed, torch.tensor([first for first, _ in layout.loaded_spans])
-                ).tolist(),
-                strict=True,
-            )
-        ]
+        firsts = torch.tensor([first for first, _ in layout.loaded_spans])
+        starts = torch.searchsorted(layout.probed, firsts).tolist()
+        moved = zip(starts, layout.loaded_spans, strict=True)
+        spans = [(start, start + stop - first) for start, (first, stop) in moved]
         self._parts = _LoadedParts(spans)
         self._computed = torch.searchsorted(layout.probed, layout.probing)
 
