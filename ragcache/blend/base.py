@@ -188,6 +188,12 @@ class Layout:
 
         return self.probed[torch.isin(self.probed, self.fresh)]
 
+    def in_probe(self, rows: Tensor) -> Tensor:
+        """The places of ``rows``, a subset of :attr:`probed`, among these."""
+        import torch
+
+        return torch.searchsorted(self.probed, rows)
+
     @property
     def asked(self) -> int:
         """The number of the question's rows that a probe computes."""
@@ -336,10 +342,10 @@ class Blender(ABC):
         return False
 
     @property
-    def without_attention(self) -> Blender | None:
-        """The method to use in place of this one where attention weights are not shown; None if it
+    def without_attention(self) -> Blender:
+        """The method to use where attention weights are not shown: this one, if it needs none or
         cannot do without."""
-        return None
+        return self
 
     @property
     def parameters(self) -> dict[str, Any]:

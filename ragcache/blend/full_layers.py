@@ -56,9 +56,8 @@ class WithFullLayers(Blender):
         return self.inner.by_sensitivity
 
     @property
-    def without_attention(self) -> Blender | None:
-        other = self.inner.without_attention
-        return None if other is None else replace(self, inner=other)
+    def without_attention(self) -> Blender:
+        return replace(self, inner=self.inner.without_attention)
 
     def overhead(
         self, notes: ChunkNotes, before: Sequence[bytes], exact: bool = False

@@ -153,11 +153,10 @@ class _ProbeCallbacks(PrefillCallbacks):
     def __init__(self, layout: Layout, source: KVSource, check: Callable[[], None] | None) -> None:
         self.source, self._check = source, check
         firsts = torch.tensor([first for first, _ in layout.loaded_spans])
-        starts = torch.searchsorted(layout.probed, firsts).tolist()
-        moved = zip(starts, layout.loaded_spans, strict=True)
+        moved = zip(layout.in_probe(firsts).tolist(), layout.loaded_spans, strict=True)
         spans = [(start, start + stop - first) for start, (first, stop) in moved]
         self._parts = _LoadedParts(spans)
-        self._computed = torch.searchsorted(layout.probed, layout.probing)
+        self._computed = layout.in_probe(layout.probing)
 
     def before(self, layer: int, kv: LayerView) -> Tensor:
         if self._check is not None:
@@ -317,11 +316,11 @@ class _LoadedParts:
     def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
         self.spans = spans
         self._runs = _runs(spans)
+        self._sizes = [stop - start for start, stop in spans]
 
     def place(self, kv: LayerView, parts: Sequence[KVPair]) -> None:
         """Write one layer of all parts, of each the rows of its span."""
-        sizes = [stop - start for start, stop in self.spans]
-        used = [_first_rows(pair, n) for pair, n in zip(parts, sizes, strict=True)]
+        used = [_first_rows(pair, n) for pair, n in zip(parts, self._sizes, strict=True)]
         for start, run in self._runs:
             kv.place(start, used[run])
 

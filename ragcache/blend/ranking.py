@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -70,12 +71,17 @@ class QuestionAttention(Selector):
     def first(self) -> Tensor:
         return highest(self.layout.reusable, self.scores, self.count)
 
+    @cached_property
+    def _places(self) -> Tensor:
+        """Those of the reusable rows among the keys of the probe."""
+        return self.layout.in_probe(self.layout.reusable)
+
     def _see(self, call: AttentionCall) -> Tensor | None:
         everything, asking = self.anchors == 1, slice(-self.layout.asked, None)
         if everything and call.layer not in self.layers:
             return None
         scores = call.scores(asking if everything else slice(None))
-        reusable = torch.searchsorted(self.layout.probed, self.layout.reusable).to(scores.device)
+        reusable = self._places.to(scores.device)
         if call.layer in self.layers:
             weights = call.softmax(scores[:, asking])
             self.scores += self.reduce(weights.index_select(2, reusable)).cpu()

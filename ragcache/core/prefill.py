@@ -163,9 +163,9 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
 def _usable(request: PromptRequest, engine: Prefiller) -> PromptRequest:
     """``request``, with the method that replaces its own where the engine does not show attention
     weights."""
-    if engine.exposes_attention or (other := request.blender.without_attention) is None:
+    if engine.exposes_attention:
         return request
-    return replace(request, blender=other)
+    return replace(request, blender=request.blender.without_attention)
 
 
 def _planned(

@@ -160,7 +160,7 @@ def prefill_cost(
         floor,
         min(layers, blender.full_layers),
         0.0 if probe is None else len(layout.probing) * probe.layers / layers,
-        probe is not None or blender.without_attention not in (None, blender),
+        probe is not None or blender.without_attention != blender,
     )
 
 

@@ -102,7 +102,7 @@ class JobRunner:
         mode = blender(manifest.mode)
         check_mode(mode, self.rank.of)
         if self.rank.of > 1:  # each rank sees a part of the attention weights
-            mode = mode.without_attention or mode
+            mode = mode.without_attention
         store = self.stores.of(manifest.tenant)
         context = PrefillContext(self.model, store, manifest.encoding(prompt), manifest.tenant)
         if self.rank.of > 1:
