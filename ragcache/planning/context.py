@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragcache.engine.template import SEPARATOR
 from ragcache.errors import ConfigError
 from ragcache.planning.prose import PROSE
 from ragcache.store.key import ChunkKey
@@ -31,9 +30,11 @@ class EncodingContext:
     most: int | None = None  # tokens of context and chunk that the engine's own context has
 
     def before(self, chunk: Tokens) -> Tokens:
-        """What a chunk is computed after: as much of the context as fits, at least its first token,
-        which is an attention sink."""
-        return self.context if self.most is None else self.context[: max(1, self.most - len(chunk))]
+        """What a chunk is computed after: the context, or where it does not fit, its first token,
+        which is an attention sink, and as much of its end as fits."""
+        room = len(self.context) if self.most is None else max(1, self.most - len(chunk))
+        cut = max(0, len(self.context) - room)
+        return self.context[:1] + self.context[1 + cut :]
 
     def key(self, fingerprint: Fingerprint, chunk: Tokens, tenant: str = "") -> ChunkKey:
         return ChunkKey(fingerprint, chunk, self.before(chunk), self.mode, tenant)
@@ -42,7 +43,7 @@ class EncodingContext:
 #: Names and descriptions. Variants (``incontext``) are taken from prompts instead, see
 #: :func:`ragcache.core.precompute.store_variants`.
 _ENCODING_CONTEXTS = {
-    "prose": f"the prompt's own prefix and {PROSE_TOKENS} tokens of text about other things",
+    "prose": f"the prompt's own prefix and up to {PROSE_TOKENS} tokens of text about other things",
     "prefix": "the prompt's own prefix",
     "bos": "one BOS token, as when a serving engine prefills the chunk alone",
     "link0": "four BOS tokens, so that a chunk's first tokens are no attention sinks (LegoLink-0)",
@@ -62,8 +63,7 @@ def encoding_context(
         return EncodingContext(name, prefix, most)
     if name == "prose":
         # No document is part of it: KV of one chunk has nothing of another.
-        prose = engine.tokenize(SEPARATOR.join(PROSE))[: min(PROSE_TOKENS, most // 4)]
-        return EncodingContext(name, prefix + prose, most)
+        return EncodingContext(name, prefix + _prose(engine, min(PROSE_TOKENS, most // 4)), most)
     if name.startswith("enriched"):
         raise ConfigError(
             f"encoding context {name} no longer exists: fused, the default mode, gave worse "
@@ -79,3 +79,18 @@ def encoding_context(
             "prefix"
         )
     return EncodingContext(name, (engine.bos,) * (4 if name == "link0" else 1), most)
+
+
+def _prose(engine: ChunkEngine, most: int) -> Tokens:
+    """The first texts of :data:`PROSE` that have at most ``most`` tokens together.
+
+    They are whole, and tokenised as the chunks of a prompt: after a sentence without an end, the
+    first tokens of a chunk would continue it.
+    """
+    found: Tokens = ()
+    for text in PROSE:
+        tokens = engine.template.chunk(text)
+        if len(found) + len(tokens) > most:
+            break
+        found += tokens
+    return found
