@@ -1,8 +1,8 @@
 """Find the parameter at which each fusion method has a wanted charged budget.
 
-The charged budget is measured, by prefills of the first prompts of a data set. For all methods but
-Cache-Craft it depends only on the number of layers, and on the tokens of chunks and question: for
-these it is measured on a narrow model (:func:`narrow_model`) of as many layers.
+The charged budget is measured, by answers to the first prompts of a data set. For all methods but
+Cache-Craft and ``fused`` it depends only on the number of layers, and on the tokens of chunks and
+question: for these it is measured on a narrow model (:func:`narrow_model`) of as many layers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _ratio(method: str, added: str = "") -> Method:
 
 #: By the name in tables. ``ape``, ``reuse`` and ``prefix`` have no parameter that sets a budget.
 METHODS: Mapping[str, Method] = {
-    "fused": _ratio("fused:"),
+    "fused": Method("fused:recompute_ratio={}", 0.005, 0.3, by_content=True),
     "fused, attention=0": _ratio("fused:", ",attention=0"),
     "cacheblend": _ratio("cacheblend:"),
     "cacheblend, check_layer=2": _ratio("cacheblend:check_layer=2,"),

@@ -172,7 +172,7 @@ def _charged(
             store,
             contexts,
             make_blenders(modes),
-            max_tokens=1,
+            max_tokens=MAX_TOKENS,
             instruction=INSTRUCTION,
         )
     return [fmean(outcome.charged for outcome in one.outcomes) for one in found]

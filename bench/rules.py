@@ -7,8 +7,8 @@ computed at all layers. The oracles know what only full prefill computes: what t
 better estimates of it could.
 
 What a rule costs is not included. Rules of attention need a probe of the question, which computes
-as many rows as the question has tokens: where that is more than half of the rows to choose, the
-shipped ``fused`` does without, and is ``sensitivity`` here; elsewhere it is ``half``.
+as many rows as the question has tokens. ``sensitivity`` is ``fused:attention=0``. The shipped
+``fused`` chooses later: once the question has seen repaired KV, and while the answer is decoded.
 
 Outcomes are saved after every question; the same command goes on where it was stopped. ``--only
 TEXT`` asks only the variants whose label contains TEXT. ``python -m bench.rules --out FILE --table
@@ -49,7 +49,7 @@ def random(seen: Observed) -> Tensor:
 
 
 def half(seen: Observed) -> Tensor:
-    """``fused``: half by sensitivity, half by the maximum attention weight too."""
+    """Half by sensitivity, half by the maximum attention weight too."""
     sensitive = torch.zeros(len(seen.rows), dtype=torch.bool)
     every = torch.arange(len(seen.rows))
     sensitive[highest(every, seen.sensitivity, seen.count - seen.count // 2)] = True

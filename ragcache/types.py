@@ -528,7 +528,9 @@ class Report:
     layers: tuple[LayerTrace, ...] = ()
     loaded_text_tokens: int = 0  # of texts whose KV was not computed: loaded, or kept
     kept_tokens: int = 0  # first tokens whose KV is that of an earlier turn of the chat
-    probe_rows: int = 0  # computed by a probe before the prefill, summed over its layers
+    probe_rows: int = 0  # computed by a probe, or again after late ones, summed over layers
+    late_tokens: int = 0  # of those recomputed: for the question, and while the answer was decoded
+    late_s: float = 0.0  # of ttft_s, computing what the question asked for
     retrieval_s: float = 0.0  # embedding the question and searching, before ttft_s begins
     fallbacks: tuple[str, ...] = ()  # deviations from the request, and their reasons
     no_chunks: str | None = None  # why the prompt has no chunks; None if it has some

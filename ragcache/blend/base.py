@@ -15,7 +15,7 @@ from ragcache.types import ChunkNotes, KVPair, LayerLoad, Prompt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ragcache.engine.base import AttentionRule
+    from ragcache.engine.base import AttentionRule, Repair
 
 __all__ = [
     "Blender",
@@ -243,6 +243,12 @@ class Selector(ABC):
     def lasting(self) -> bool:
         """Whether :attr:`attend` also applies while the answer is decoded."""
         return False
+
+    @property
+    def repair(self) -> Repair | None:
+        """Chooses rows to compute after the prefill, and while the answer is decoded; for a
+        selector without :attr:`attend`. None: no rows are."""
+        return None
 
     @abstractmethod
     def first(self) -> Tensor:

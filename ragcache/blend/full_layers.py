@@ -23,7 +23,7 @@ from ragcache.errors import ConfigError
 from ragcache.types import KVPair
 
 if TYPE_CHECKING:
-    from ragcache.engine.base import AttentionRule
+    from ragcache.engine.base import AttentionRule, Repair
     from ragcache.types import ChunkNotes
 
 
@@ -108,6 +108,10 @@ class _AfterFullLayers(Selector):
     @property
     def lasting(self) -> bool:
         return self.inner.lasting
+
+    @property
+    def repair(self) -> Repair | None:
+        return self.inner.repair
 
     def first(self) -> Tensor:
         self._rows = self.inner.first()

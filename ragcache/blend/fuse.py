@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ragcache.blend.base import Blender, KVSource, Layout, Probe, Selector
 from ragcache.blend.context_attention import ContextAttention
-from ragcache.engine.base import PrefillCallbacks
+from ragcache.engine.base import ComputeRows, PrefillCallbacks
 from ragcache.errors import ConfigError, PromptError
 from ragcache.types import ChunkKV, ChunkNotes, KVPair, LayerLoad, LayerTrace
 
 if TYPE_CHECKING:
-    from ragcache.engine.base import LayerView, Prefilled, Prefiller
+    from ragcache.engine.base import LayerView, Prefilled, Prefiller, Repair
 
 __all__ = ["FusedPrompt", "fuse"]
 
@@ -35,14 +35,30 @@ class FusedPrompt:
     captured_texts: tuple[ChunkKV, ...] = ()  # of the texts in ``capture_texts``
     notes: tuple[ChunkNotes, ...] = ()  # on the same chunks, if the method reuses variants
     probed: int = 0  # rows computed by a probe, summed over its layers
+    repair: Repair | None = None  # the method's, with all rows that it has chosen up to now
+    repair_s: float = 0.0  # seconds to compute those that it chose before the first token
+
+    @property
+    def late(self) -> Tensor:
+        """The reusable rows that were computed late, at every layer, up to now; sorted int64."""
+        late = [] if self.repair is None else self.repair.rows
+        return torch.cat([*late, torch.empty(0, dtype=torch.int64)]).sort().values
+
+    @property
+    def again(self) -> int:
+        """Rows that were computed besides the chosen, by a probe or again, summed over layers."""
+        again = 0 if self.repair is None else self.repair.again
+        return self.probed + again * len(self.chosen)
 
     @property
     def charged_budget(self) -> float:
-        """(sum_l |A_l & reusable| + probed) / (L * reusable); 1 where nothing was reusable."""
+        """(sum_l |A_l & reusable| + again) / (L * reusable); 1 where nothing was reusable."""
         reusable = len(self.layout.reusable) + self.layout.kept_chunk_rows
         if reusable == 0:
             return 1.0
-        return (sum(map(len, self.chosen)) + self.probed) / (len(self.chosen) * reusable)
+        layers = len(self.chosen)
+        chosen = sum(map(len, self.chosen)) + layers * len(self.late)
+        return (chosen + self.again) / (layers * reusable)
 
 
 def fuse(
@@ -75,17 +91,19 @@ def fuse(
     before = None if kept is None else (kept, layout.kept)
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
-    attend = selector.attend
+    attend, repair = selector.attend, selector.repair if len(layout.reusable) else None
     noted = (
         ContextAttention(layout, capture, attend)
         if capture and blender.reuses == "variant"
         else None
     )
-    if (probe or attend or blender.reuses == "variant") and not engine.exposes_attention:
+    looks = probe or attend or repair or blender.reuses == "variant"
+    if looks and not engine.exposes_attention:
         raise ConfigError(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use fused:attention=0, cacheblend, reuse or full."
         )
+    repair_s = 0.0
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     placed, layers_placed = None, 0
     if probe is not None:
@@ -104,24 +122,49 @@ def fuse(
         callbacks,
         positions=positions,
         room=room,
-        attend=noted or attend,
+        attend=noted or attend or (None if repair is None else repair.see),
         kept=before,
         placed=placed,
     )
+    layers_done = callbacks.finish()
+    if repair is not None:
+        began = time.perf_counter()
+        prefilled = _repaired(engine, repair, layout, prefilled, room)
+        repair_s = time.perf_counter() - began
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
     captured = callbacks.captured()
     return FusedPrompt(
         prefilled,
         layout,
-        callbacks.finish(),
+        layers_done,
         tuple(callbacks.chosen),
         callbacks.computed,
         captured[: len(capture)],
         captured[len(capture) :],
         tuple(map(noted.notes, capture)) if noted is not None else (),
         len(layout.probing) * probe.layers if probe is not None else 0,
+        repair,
+        repair_s,
     )
+
+
+def _repaired(
+    engine: Prefiller, repair: Repair, layout: Layout, prefilled: Prefilled, room: int
+) -> Prefilled:
+    """``prefilled`` with the rows that matter to its question computed. Those that matter to its
+    answer are left to the engine, if it decodes with repairs."""
+    rows = repair.take(final=not engine.repairs)
+    if len(rows):
+        asking = torch.arange(len(layout.prompt) - layout.asked, len(layout.prompt))
+        prefilled = engine.prefill(
+            layout.prompt.tokens,
+            ComputeRows(torch.cat([rows, asking])),
+            positions=layout.positions,
+            room=room,
+            placed=prefilled.kv,
+        )
+    return replace(prefilled, repair=repair if engine.repairs else None)
 
 
 def _run_probe(

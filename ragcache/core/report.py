@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from ragcache.blend.fuse import FusedPrompt
 from ragcache.core.explain import PartHistory, chunk_names, part_reports
@@ -62,11 +63,18 @@ def make_report(
         layers=fused.layers,
         loaded_text_tokens=len(layout.loaded_text_rows) + layout.kept - layout.kept_chunk_rows,
         kept_tokens=layout.kept,
-        probe_rows=fused.probed,
+        probe_rows=fused.again,
+        late_tokens=len(fused.late),
+        late_s=fused.repair_s,
         fallbacks=(*done.fallbacks, *_fallbacks(done)),
         plan=done.plan,
-        computed=tuple(fused.computed.tolist()),
+        computed=tuple(_computed(fused).tolist()),
     )
+
+
+def _computed(fused: FusedPrompt) -> Tensor:
+    """Per row of the prompt, at how many layers it was computed."""
+    return fused.computed.index_add(0, fused.late, torch.full_like(fused.late, len(fused.chosen)))
 
 
 def escalated_report(discarded: Report, full: FusedPrompt) -> Report:
@@ -92,7 +100,8 @@ def escalated_report(discarded: Report, full: FusedPrompt) -> Report:
 def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
     """Per layer and loaded chunk, the number of the chunk's rows that were computed."""
     layout = fused.layout
-    chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in fused.chosen]
+    every = [torch.cat([rows, fused.late]) for rows in fused.chosen]
+    chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in every]
     return [torch.bincount(chunk, minlength=len(layout.loaded)).tolist() for chunk in chunks]
 
 

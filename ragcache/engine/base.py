@@ -20,6 +20,7 @@ __all__ = [
     "AttentionCall",
     "AttentionRule",
     "ChunkEngine",
+    "ComputeRows",
     "Draft",
     "Encoder",
     "Engine",
@@ -27,6 +28,7 @@ __all__ = [
     "PrefillCallbacks",
     "Prefilled",
     "Prefiller",
+    "Repair",
     "Step",
 ]
 
@@ -115,15 +117,56 @@ class AttentionCall(ABC):
 AttentionRule = Callable[[AttentionCall], "Tensor | None"]
 
 
+class ComputeRows(PrefillCallbacks):
+    """Computes ``rows``, sorted int64, at every layer, where all others are in place."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def before(self, layer: int, kv: LayerView) -> Tensor:
+        return self.rows
+
+
+class Repair(ABC):
+    """Chooses rows of a prompt to compute late, by the attention of its last rows and its answer.
+
+    Once :meth:`see` was called with the attention of every layer, :meth:`take` returns the rows
+    whose stored KV matters there. They are computed over the KV in place, and the rows that looked
+    at them are computed again with them.
+    """
+
+    tokens: Tokens  # of the prompt
+    positions: Sequence[int]  # of its rows
+    rows: Sequence[Tensor]  # what ``take`` has returned up to now
+    again: int  # rows that had to be computed again
+    asking: int  # rows to compute again before the first token, if any are to be computed late
+
+    @abstractmethod
+    def see(self, call: AttentionCall) -> None:
+        """An AttentionRule."""
+
+    @abstractmethod
+    def take(self, *, final: bool = False) -> Tensor:
+        """The rows to compute now, sorted int64; none if what was seen since the last call is not
+        worth it. The first call is about the question, later ones about a token of the answer.
+        ``final``: there is no later call."""
+
+    @abstractmethod
+    def copy(self) -> Repair:
+        """A copy in the same state."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt after its prefill. Every decoding of it begins after the prompt again."""
+    """A prompt after its prefill. Every decoding of it begins after the prompt again; with a
+    ``repair``, over the rows that an earlier decoding has computed late."""
 
     logits: Tensor  # (vocabulary,), float32, of the prompt's last row
     kv: Any  # in the engine's own format, with rows reserved for the answer
     rows: int  # of the prompt
     next_position: int  # of the first generated token
     attend: AttentionRule | None = None  # applied to generated tokens too
+    repair: Repair | None = None  # of rows to compute while the answer is decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +212,7 @@ class Prefiller(Encoder):
     """A model whose layers PrefillCallbacks can drive: what fusion needs."""
 
     exposes_attention: bool  # whether an AttentionRule can be used
+    repairs: bool = False  # whether decoding follows :attr:`Prefilled.repair`
     #: Begins to copy stored KV to the device; thread-safe. None: the model is in host memory.
     upload: Callable[[Sequence[KVPair]], LayerUpload] | None = None
 
@@ -192,8 +236,9 @@ class Prefiller(Encoder):
         while the answer is decoded; it needs ``exposes_attention``. ``kept``: an earlier prompt of
         this engine, and how many first rows have the same tokens and positions in both; their KV is
         copied, and ``callbacks`` do not return them. ``placed``: what :meth:`probe` returned for
-        the same tokens, positions, room and kept rows, which is used up; ``callbacks`` need not
-        place again what they placed in the probe, but cannot read it, nor can ``attend`` be used.
+        the same tokens, positions, room and kept rows, or the ``kv`` of their prefill, which is
+        used up; ``callbacks`` need not place again what they placed then, but cannot read it, nor
+        can ``attend`` be used.
         Raises PromptError for an empty prompt, and
         ContextError if the prompt and ``room`` exceed the context.
         """

@@ -76,7 +76,7 @@ class PrefillCost:
     floor: float = _MIN_RATIO  # the lowest ratio that may be chosen, up to 1
     full_layers: int = 0  # first layers that compute every row whatever the ratio
     probed: float = 0.0  # rows that a probe of the loaded chunks computes, mean over all layers
-    probes: bool = False  # whether the method has a probe, at this ratio or a higher one
+    repeated: int = 0  # rows of the question that are computed again
 
     @property
     def tokens(self) -> int:
@@ -115,7 +115,8 @@ class PrefillCost:
         reused = sum(self.chunks[i] for i in loaded)
         placed = reused + self.texts
         share = (self.full_layers + (self.layers - self.full_layers) * ratio) / self.layers
-        rows = self.tokens - placed + share * reused + (self.probed if loaded else 0)
+        rows = self.tokens - placed + share * reused
+        rows += self.probed + self.repeated if loaded else 0
         delay = speeds.overlap_penalty * self.read_s(speeds, loaded)
         return speeds.compute_s(rows, self.tokens, placed) + delay
 
@@ -160,7 +161,7 @@ def prefill_cost(
         floor,
         min(layers, blender.full_layers),
         0.0 if probe is None else len(layout.probing) * probe.layers / layers,
-        probe is not None or blender.without_attention != blender,
+        0 if selector.repair is None else selector.repair.asking,
     )
 
 
@@ -274,7 +275,7 @@ def _least_lossy(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> _Loaded:
 
 def _free_ratio(cost: PrefillCost, speeds: Speeds, loaded: _Loaded) -> float:
     """The highest ratio at which computing takes no longer than loading; in [floor, 1]."""
-    if cost.probes:
+    if cost.probed:
         return cost.floor
     load, least = _times(cost, speeds, loaded)
     most = cost.compute_s(speeds, loaded, 1.0)
@@ -344,11 +345,6 @@ def _balance(cost: PrefillCost, speeds: Speeds, loaded: _Loaded, ratio: float) -
         verdict = (
             "the probe of the question needs all that is loaded, so computing more would take "
             f"longer, and the ratio stays at its floor, {ratio:.2f}."
-        )
-    elif cost.probes and load > least:
-        verdict = (
-            "loading takes longer, but a higher ratio would need a probe, so it stays at its "
-            f"floor, {ratio:.2f}."
         )
     elif ratio == cost.floor:
         verdict = f"computing takes longer, so the ratio stays at its floor, {ratio:.2f}."

@@ -139,7 +139,9 @@ class VllmModel(Prefiller):
                 tokens, callbacks or PrefillCallbacks(), positions, attend, placed=placed or 0
             )
         logits = self.model.compute_logits(hidden[-1:])
-        return Prefilled(logits[0].float(), None, len(tokens), positions[-1] + 1, attend)
+        return Prefilled(
+            logits[0].float(), len(self.layers), len(tokens), positions[-1] + 1, attend
+        )
 
     @torch.inference_mode()
     def probe(

@@ -63,26 +63,6 @@ def test_prophet_takes_what_the_question_attends_to(engine: TransformersEngine) 
     assert torch.equal(chosen(engine, Prophet(0.3)), best(weights, 0.3))
 
 
-@pytest.mark.parametrize("attention", [0.5, 1.0])
-def test_fused_takes_what_is_sensitive_and_what_the_question_would_notice(
-    engine: TransformersEngine, attention: float
-) -> None:
-    known = torch.tensor([u for chunk in scene.SENSITIVITIES for u in chunk])
-    count = int(0.3 * len(known))
-    sensitive = known.topk(count - int(attention * count)).indices
-    noticed = stale_attention(engine)[..., REUSABLE].amax((1, 2)).sum(0) * known.sqrt()
-    noticed[sensitive] = torch.inf
-    want = REUSABLE[noticed.topk(count).indices].sort().values
-    assert torch.equal(chosen(engine, Fused(0.3, attention)), want)
-
-
-def test_fused_without_a_choice_has_no_probe(engine: TransformersEngine) -> None:
-    few = (2 * len(scene.QUESTION) - 1) / len(REUSABLE) + 1e-6  # a probe would cost more rows
-    for blender in (Fused(0.0), Fused(1.0), Fused(0.3, attention=0), Fused(few)):
-        assert scene.run(engine, blender).probed == 0
-    assert scene.run(engine, Fused(0.3)).probed == 6 * len(scene.QUESTION)
-
-
 def test_a_probe_computes_no_missing_chunk(engine: TransformersEngine) -> None:
     """The question alone, at its place in the prompt: the choice is the same as if the missing
     chunk were not part of the prompt but left a gap."""
@@ -114,46 +94,20 @@ def test_a_probe_computes_no_missing_chunk(engine: TransformersEngine) -> None:
 
 
 def test_a_probe_sees_the_same_whichever_texts_are_stored(engine: TransformersEngine) -> None:
-    whole = scene.run(engine, Fused(0.3))
+    whole = scene.run(engine, Prophet(0.3))
     layout = replace(whole.layout, texts_loaded=0)
-    chunks = scene.encoded(engine, scene.PROMPT, Fused())[1:]
-    fused = fuse(engine, Fused(0.3), layout, scene.Held(chunks))
+    chunks = scene.encoded(engine, scene.PROMPT, Prophet())[1:]
+    fused = fuse(engine, Prophet(0.3), layout, scene.Held(chunks))
     assert torch.equal(fused.chosen[0], whole.chosen[0])
     assert fused.probed == whole.probed + 6 * len(scene.PREFIX)
     torch.testing.assert_close(fused.prefilled.logits, whole.prefilled.logits)
-
-
-def test_a_probe_sees_kept_rows(engine: TransformersEngine) -> None:
-    """The rows up to the second chunk are kept from a prompt that reused them: the choice among the
-    others, and the logits, are as if all had been loaded."""
-    earlier = scene.run(engine, Reuse())
-    start = scene.PROMPT.spans[1][0]
-    layout = replace(earlier.layout, loaded=(False, True, True), texts_loaded=0, kept=start)
-    later = scene.encoded(engine, scene.PROMPT, Fused())[2:]
-    fused = fuse(engine, Fused(0.4), layout, scene.Held(later), kept=earlier.prefilled, room=4)
-    assert fused.probed == 6 * len(scene.QUESTION)
-    known = torch.tensor([u for chunk in scene.SENSITIVITIES[1:] for u in chunk])
-    rows = torch.arange(start, scene.PROMPT.question_start)
-    count = int(0.4 * len(known))
-    noticed = stale_attention(engine)[..., rows].amax((1, 2)).sum(0) * known.sqrt()
-    noticed[known.topk(count - count // 2).indices] = torch.inf
-    assert torch.equal(fused.chosen[0], rows[noticed.topk(count).indices].sort().values)
-    chosen = FixedRows(fused.chosen[0])
-    every = scene.encoded(engine, scene.PROMPT, Fused())
-    again = fuse(engine, _Rows(chosen), earlier.layout, scene.Held(every), room=4)
-    torch.testing.assert_close(fused.prefilled.logits, again.prefilled.logits)
-    sampling = Sampling(max_tokens=4)
-    answers = [
-        [step.token for step in engine.decode(x.prefilled, sampling)] for x in (fused, again)
-    ]
-    assert answers[0] == answers[1]
 
 
 def test_a_probe_of_a_long_question_computes_its_end(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ragcache.blend.base.PROBE_TOKENS", 3)
-    fused = scene.run(engine, Fused(0.3))
+    fused = scene.run(engine, Prophet(0.3))
     assert fused.probed == 6 * 3
     assert fused.layout.probing.tolist() == list(range(len(scene.PROMPT) - 3, len(scene.PROMPT)))
 
@@ -229,7 +183,7 @@ def test_a_probe_is_charged_with_the_rows_it_computes(engine: TransformersEngine
 
 def test_a_probe_reads_no_layer_twice(engine: TransformersEngine) -> None:
     """What is loaded is what reuse loads."""
-    for blender in (Prophet(0.3), InfoFlow(0.3), Fused(0.3)):
+    for blender in (Prophet(0.3), InfoFlow(0.3)):
         layers = scene.run(engine, blender).layers
         assert sum(x.load_bytes for x in layers) == sum(
             x.load_bytes for x in scene.run(engine, Reuse()).layers

@@ -63,26 +63,22 @@ def test_where_loading_takes_longer_the_ratio_rises_until_it_does_not() -> None:
 
 def test_with_a_probe_computing_waits_for_loading() -> None:
     """So there is no time in which more could be computed, and less is worth loading."""
-    made = plan(asked(100, probed=20.0, probes=True), machine(7))
+    made = plan(asked(100, probed=20.0), machine(7))
     assert (made.ratio, made.recompute, made.overlap) == (0.15, (), False)
     assert made.load_s == pytest.approx(28 * MS)
     assert made.compute_s == pytest.approx(55 * MS)  # 20 + 20 + 0.15 * 100 rows
     assert made.prefill_s == pytest.approx(83 * MS)
     assert "the ratio stays at its floor, 0.15." in made.sentences[-1]
-    slow = plan(
-        asked(100, probed=20.0, probes=True), machine(18)
-    )  # 72 + 55 ms, and 120 to compute it all
+    slow = plan(asked(100, probed=20.0), machine(18))  # 72 + 55 ms, and 120 to compute it all
     assert slow.recompute == (0,) and slow.overlap
     assert slow.prefill_s == slow.compute_s == pytest.approx(120 * MS)
 
 
-def test_no_higher_ratio_is_chosen_that_would_start_a_probe() -> None:
-    made = plan(asked(100, probes=True), machine(15))  # 60 ms to load, 35 to compute
+def test_rows_of_the_question_that_are_computed_again_are_counted() -> None:
+    made = plan(asked(100, repeated=20), machine(7))
     assert made.ratio == 0.15 and made.overlap
-    assert made.prefill_s == pytest.approx(60 * MS)
-    assert (
-        "a higher ratio would need a probe, so it stays at its floor, 0.15." in (made.sentences[-1])
-    )
+    assert made.compute_s == pytest.approx(55 * MS)  # 20 + 20 + 0.15 * 100 rows
+    assert made.prefill_s == pytest.approx(55 * MS)
 
 
 def test_on_a_slow_disk_everything_is_computed_and_exact() -> None:

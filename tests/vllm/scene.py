@@ -145,6 +145,7 @@ class Scene:
 
     @classmethod
     def of(cls, engine: TransformersEngine, path: Path) -> Scene:
+        engine.repairs = False  # as vLLM
         prompt = engine.template.prompt(TEXTS[:3], QUESTION)
         scene = cls(engine, path, prompt)
         with DiskStore(path) as store:

@@ -29,6 +29,7 @@ class Shapes:
     @classmethod
     def make(cls) -> Shapes:
         engine = models.engine("llama")
+        engine.repairs = False  # as vLLM
 
         def text(given: str) -> Part:
             return Part(engine.tokenize(given))

@@ -152,6 +152,7 @@ def embedded(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The same documents and the same tenant, with the model in this process."""
     path = tmp_path_factory.mktemp("embedded")
     engine = TransformersEngine.load(tiny_model_dir, dtype="float32")
+    engine.repairs = False  # as vLLM
     with RagCache(
         engine, DiskStore(path), HashEmbedder(), path, settings(path), tenant="ann"
     ) as cache:

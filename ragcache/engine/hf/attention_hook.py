@@ -47,9 +47,9 @@ class EagerAttentionCall(AttentionCall):
 
     def scores(self, queries: slice = slice(None)) -> Tensor:
         selected = self.queries[:, queries].float()
-        groups = len(self.queries) // len(self.keys)
-        keys = self.keys.float().repeat_interleave(groups, 0)
-        scores = selected @ keys.transpose(1, 2) * self.scale
+        grouped = selected.reshape(len(self.keys), -1, selected.shape[2])  # heads of a KV head
+        scores = grouped @ self.keys.float().transpose(1, 2) * self.scale
+        scores = scores.view(*selected.shape[:2], -1)
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         mask = self._mask()[queries]
@@ -64,9 +64,9 @@ class EagerAttentionCall(AttentionCall):
         return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
     def attend(self, weights: Tensor) -> Tensor:
-        groups = len(self.queries) // len(self.keys)
-        out = weights @ self.values.float().repeat_interleave(groups, 0)
-        return out.to(self.queries.dtype)
+        heads, rows, keys = weights.shape
+        out = weights.reshape(len(self.values), -1, keys) @ self.values.float()
+        return out.view(heads, rows, -1).to(self.queries.dtype)
 
     def _mask(self) -> Tensor:
         if self.mask is not None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ragcache.engine.base import (
     AttentionRule,
+    ComputeRows,
     Draft,
     Engine,
     PrefillCallbacks,
@@ -110,7 +111,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         self.fingerprint = replace(own, spec=self.spec)
         key = self._self_test_key()
         found = cached_text("check", key, self._self_test) if stock else self._self_test()
-        self.exposes_attention = _ATTENTION in found.split()
+        self.exposes_attention = self.repairs = _ATTENTION in found.split()
         self.packs_chunks = _PACKING in found.split()  # several chunks in one forward
 
     @classmethod
@@ -246,7 +247,11 @@ class TransformersEngine(TokenizerEngine, Engine):
         if not tokens:
             raise PromptError("the prompt is empty: give it a question")
         self._check_length(max(len(tokens), positions[-1] + 1) + room, "prompt and answer")
-        kv = self._rows_for(len(tokens) + room, kept) if placed is None else placed
+        if placed is None:
+            kv = self._rows_for(len(tokens) + room, kept)
+        else:
+            kv = placed
+            kv.crop(0)  # the rows of the earlier forward are now rows in place
         with self._forward.driven(kv, tokens, positions, callbacks, attend=attend) as arguments:
             logits = self.model(**arguments).logits
         return Prefilled(logits[0, -1].float(), kv, len(tokens), positions[-1] + 1, attend)
@@ -280,7 +285,6 @@ class TransformersEngine(TokenizerEngine, Engine):
             ) as arguments,
         ):
             self.model(**arguments)
-        kv.crop(0)  # the rows of this forward are now rows in place
         return kv
 
     def decode(
@@ -288,12 +292,14 @@ class TransformersEngine(TokenizerEngine, Engine):
     ) -> Iterator[Step]:
         ends = end_tokens(self.model, self.tokenizer)
         prefilled.kv.crop(prefilled.rows)
-        known = None if draft is None else DraftReader(draft)
+        known = None if draft is None or prefilled.repair is not None else DraftReader(draft)
+        answer: list[int] = []
 
         def following(token: int, position: int) -> Tensor:
+            answer.append(token)
             logits = None if known is None else known.after(token)
             if logits is None:
-                return self._forward_logits(prefilled, [token], position)[-1]
+                return self._following(prefilled, answer)
             prefilled.kv.begin(1)  # the draft's forward has written this row
             return logits
 
@@ -307,17 +313,46 @@ class TransformersEngine(TokenizerEngine, Engine):
         first = prefilled.logits[None]
         if len(tokens) == 1:
             return first
-        rest = self._forward_logits(prefilled, tokens[:-1], prefilled.next_position)
+        if prefilled.repair is not None:
+            kv = prefilled.kv.continued(len(tokens))
+            copy = replace(prefilled, kv=kv, repair=prefilled.repair.copy())
+            each = [self._following(copy, tokens[:n]) for n in range(1, len(tokens))]
+            return torch.stack([prefilled.logits, *each])
+        rest = self._forward_logits(
+            prefilled, tokens[:-1], prefilled.next_position, prefilled.attend
+        )
         prefilled.kv.crop(prefilled.rows)
         return torch.cat([first, rest])
 
+    def _following(self, prefilled: Prefilled, answer: Sequence[int]) -> Tensor:
+        """Logits (vocabulary,), float32, after the last token of ``answer``. What it attends to is
+        repaired first."""
+        repair = prefilled.repair
+        attend = prefilled.attend if repair is None else repair.see
+        position = prefilled.next_position + len(answer) - 1
+        logits = self._forward_logits(prefilled, answer[-1:], position, attend)[-1]
+        if repair is None or not len(rows := repair.take()):
+            return logits
+        tokens = *repair.tokens, *answer
+        return self.prefill(
+            tokens,
+            ComputeRows(torch.cat([rows, torch.tensor([len(tokens) - 1])])),
+            positions=(*repair.positions, *range(prefilled.next_position, position + 1)),
+            room=0,
+            placed=prefilled.kv,
+        ).logits
+
     @torch.inference_mode()
-    def _forward_logits(self, prefilled: Prefilled, tokens: Sequence[int], position: int) -> Tensor:
+    def _forward_logits(
+        self,
+        prefilled: Prefilled,
+        tokens: Sequence[int],
+        position: int,
+        attend: AttentionRule | None,
+    ) -> Tensor:
         """Logits (tokens, vocabulary), float32, after each of ``tokens`` from ``position`` on."""
         positions = range(position, position + len(tokens))
-        with self._forward.driven(
-            prefilled.kv, tokens, positions, attend=prefilled.attend
-        ) as arguments:
+        with self._forward.driven(prefilled.kv, tokens, positions, attend=attend) as arguments:
             logits = self.model(**arguments | {"logits_to_keep": len(tokens)}).logits
         return cast(Tensor, logits[0].float())
 
