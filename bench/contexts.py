@@ -6,8 +6,9 @@ stored chunk was computed after. Chunks are computed after four contexts: one BO
 ragcache's own instructions (``prefix``), these and ordinary text (``prose``), and the prompt's
 exact prefix (``exact``). Each is reused and fused, with rows chosen by sensitivity, over all chunks
 or chunk by chunk (``per chunk``). In place of the ordinary text, shorter, longer and other texts
-are tried, and random tokens. Outcomes are saved after every question; the same command goes on
-where it was stopped. ``--only TEXT`` asks only the variants whose label contains TEXT.
+are tried, the same text cut within a sentence, and random tokens. Outcomes are saved after every
+question; the same command goes on where it was stopped. ``--only TEXT`` asks only the variants
+whose label contains TEXT.
 
 ``python -m bench.contexts --out FILE --table PAGE`` writes the tables of what is saved. Files of
 the same questions (``--out`` more than once) are joined.
@@ -33,7 +34,7 @@ from ragcache.engine.base import Engine
 from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.template import SEPARATOR
 from ragcache.eval.articles import ARTICLES
-from ragcache.planning.context import EncodingContext, encoding_context
+from ragcache.planning.context import EncodingContext, encoding_context, whole_texts
 from ragcache.planning.prose import PROSE
 from ragcache.store.memory import MemoryStore
 from ragcache.types import Prompt, Tokens
@@ -48,8 +49,16 @@ SYSTEM = (
     "no answer in the passages, say that you do not know."
 )
 CONTEXTS = "bos", "prefix", "exact", "prose"
-#: Texts in place of the ordinary text: the number of tokens, and what they are of.
-TEXTS = "150 of prose", "300 of prose", "600 of articles", "1200 of articles", "600 of random ids"
+#: Texts in place of the ordinary text: the most tokens, and what they are of. They end where a text
+#: ends, unless they are cut.
+TEXTS = (
+    "150 of prose",
+    "300 of prose",
+    "600 of prose, cut",
+    "600 of articles",
+    "1200 of articles",
+    "600 of random ids",
+)
 TEXT_RATIO = 0.15  # at which these are fused
 RATIOS = 0.05, 0.1, 0.15
 
@@ -145,14 +154,18 @@ def _context(engine: Engine, name: str, prompt: Prompt) -> EncodingContext:
     if name not in TEXTS:
         return encoding_context(name, engine)
     count, _, text = name.split(" ", 2)
-    return EncodingContext(name, engine.template.prefix + _ids(engine, text)[: int(count)])
+    return EncodingContext(name, engine.template.prefix + _ids(engine, text, int(count)))
 
 
-def _ids(engine: Engine, text: str) -> Tokens:
-    """Ids of one of :data:`TEXTS`."""
+def _ids(engine: Engine, text: str, most: int) -> Tokens:
+    """At most ``most`` ids of one of :data:`TEXTS`."""
     articles = [file.read_text(encoding="utf-8") for file in sorted(ARTICLES.glob("*.md"))]
-    ids = engine.tokenize(SEPARATOR.join(PROSE if text == "prose" else articles))
-    return tuple(Random(0).choices(sorted(set(ids)), k=len(ids))) if text == "random ids" else ids
+    parts = [part for each in articles for part in each.split(SEPARATOR)]
+    texts = list(PROSE) if text.startswith("prose") else parts
+    joined = engine.tokenize(SEPARATOR.join(texts))
+    if text == "random ids":
+        return tuple(Random(0).choices(sorted(set(joined)), k=most))
+    return joined[:most] if text.endswith("cut") else whole_texts(engine, texts, most)
 
 
 def _pairs(labels: Collection[str]) -> list[tuple[str, str]]:

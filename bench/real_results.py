@@ -17,6 +17,7 @@ from ragcache.eval.outcomes_file import load_outcomes
 from ragcache.eval.summary import ModeSummary, figures
 
 DATA_SETS: Mapping[str, str] = {
+    "articles": "Articles",
     "hotpotqa": "HotpotQA",
     "hotpotqa-split": "HotpotQA, split paragraphs",
     "musique": "MuSiQue",

@@ -199,6 +199,12 @@ class Layout:
         """The number of the question's rows that a probe computes."""
         return min(PROBE_TOKENS, len(self.prompt.question))
 
+    @property
+    def ending(self) -> int:
+        """The number of rows after the last chunk, at most :data:`PROBE_TOKENS`."""
+        after = max((stop for _, stop in self.prompt.spans), default=0)
+        return min(PROBE_TOKENS, len(self.prompt) - after)
+
     @cached_property
     def fresh(self) -> Tensor:
         """Rows that every blender computes at every layer: those neither loaded nor kept."""

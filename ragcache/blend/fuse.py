@@ -156,10 +156,10 @@ def _repaired(
     answer are left to the engine, if it decodes with repairs."""
     rows = repair.take(final=not engine.repairs)
     if len(rows):
-        asking = torch.arange(len(layout.prompt) - layout.asked, len(layout.prompt))
+        ending = torch.arange(len(layout.prompt) - layout.ending, len(layout.prompt))
         prefilled = engine.prefill(
             layout.prompt.tokens,
-            ComputeRows(torch.cat([rows, asking])),
+            ComputeRows(torch.cat([rows, ending])),
             positions=layout.positions,
             room=room,
             placed=prefilled.kv,

@@ -30,7 +30,8 @@ class Fused(RatioBlender):
     1. The share ``1 - attention`` of them, before anything is seen: those with the largest
        sensitivity u, the squared relative change of a token's values behind other text, which is
        stored with every chunk (see :mod:`ragcache.core.sensitivity`).
-    2. A half of the others when the question has seen the prompt, with the largest
+    2. A half of the others when the question (the text after the last chunk) has seen the prompt,
+       with the largest
 
            mean over layers of sqrt(u) * max over heads and question tokens of the attention weight,
 
@@ -68,7 +69,7 @@ class Fused(RatioBlender):
         rows = layout.reusable
         count = int(self.recompute_ratio * len(rows))
         late = int(self.attention * count) if count < len(rows) else 0
-        asking = late // 2 if late // 2 >= layout.asked else 0
+        asking = late // 2 if late // 2 >= layout.ending else 0
         answering = late - late // 2
         first = highest(rows, layout.sensitivity, count - asking - answering)
         if not late:
@@ -102,10 +103,10 @@ class _Attended(Repair):
         self._error[torch.searchsorted(self._reusable, computed)] = 0
         third, sixth = layers // 3, layers // 6
         self._layers = range(third, max(third + 1, layers - sixth))
-        self.asking = layout.asked if asking else 0
+        self.asking = layout.ending if asking else 0
         self._asking: int | None = asking  # None: the question has looked
         self._answering = answering
-        self._looking = layout.asked  # last rows whose attention is seen; 0: none is
+        self._looking = layout.ending  # last rows whose attention is seen; 0: none is
         self._seen: Tensor | None = None  # their peak attention, summed over layers
 
     def see(self, call: AttentionCall) -> None:

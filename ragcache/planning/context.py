@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
 
-__all__ = ["DEFAULT_CONTEXT", "EncodingContext", "encoding_context"]
+__all__ = ["DEFAULT_CONTEXT", "EncodingContext", "encoding_context", "whole_texts"]
 
 DEFAULT_CONTEXT = "prose"  # of new stores
 
@@ -63,7 +64,8 @@ def encoding_context(
         return EncodingContext(name, prefix, most)
     if name == "prose":
         # No document is part of it: KV of one chunk has nothing of another.
-        return EncodingContext(name, prefix + _prose(engine, min(PROSE_TOKENS, most // 4)), most)
+        prose = whole_texts(engine, PROSE, min(PROSE_TOKENS, most // 4))
+        return EncodingContext(name, prefix + prose, most)
     if name.startswith("enriched"):
         raise ConfigError(
             f"encoding context {name} no longer exists: fused, the default mode, gave worse "
@@ -81,14 +83,14 @@ def encoding_context(
     return EncodingContext(name, (engine.bos,) * (4 if name == "link0" else 1), most)
 
 
-def _prose(engine: ChunkEngine, most: int) -> Tokens:
-    """The first texts of :data:`PROSE` that have at most ``most`` tokens together.
+def whole_texts(engine: ChunkEngine, texts: Sequence[str], most: int) -> Tokens:
+    """The first of ``texts`` that have at most ``most`` tokens together.
 
     They are whole, and tokenised as the chunks of a prompt: after a sentence without an end, the
     first tokens of a chunk would continue it.
     """
     found: Tokens = ()
-    for text in PROSE:
+    for text in texts:
         tokens = engine.template.chunk(text)
         if len(found) + len(tokens) > most:
             break

@@ -248,6 +248,20 @@ def test_of_a_long_question_the_end_looks(
     assert torch.equal(fused.late, worst(weights, [sensitive(first)], budgets()[1]))
 
 
+def test_all_text_after_the_last_chunk_looks(engine: TransformersEngine) -> None:
+    """In however many parts, so an engine that computes its last rows again gets the same."""
+    *before, question = scene.PROMPT.parts
+    whole = scene.run(engine, Fused(RATIO, HALF))
+    for at in (1, ASKED - 1):
+        ends = (replace(question, tokens=t) for t in (scene.QUESTION[:at], scene.QUESTION[at:]))
+        prompt = Prompt((*before, *ends))
+        parts = scene.Held(scene.encoded(engine, scene.PROMPT, Fused()))
+        cut = fuse(engine, Fused(RATIO, HALF), replace(whole.layout, prompt=prompt), parts)
+        assert whole.again == cut.again == 6 * ASKED
+        assert torch.equal(whole.late, cut.late)
+        torch.testing.assert_close(whole.prefilled.logits, cut.prefilled.logits)
+
+
 def test_a_prompt_without_chunks_has_nothing_to_repair(engine: TransformersEngine) -> None:
     prompt = Prompt.of(scene.PREFIX, (), scene.QUESTION)
     fused = scene.run(engine, Fused(RATIO, HALF), prompt)

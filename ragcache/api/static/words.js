@@ -7,7 +7,7 @@ const words = (() => {
     full: "Computes the whole prompt and loads nothing: the reference for the other modes.",
     prefix: "Loads the longest prefix that the prompt shares with an earlier one, and computes the rest.",
     reuse: "Loads every chunk as it was stored and computes only the question: fastest, but wrong if a chunk refers to another.",
-    fused: "Loads every chunk and recomputes the tokens that depend most on the text before their chunk, and of these those that the question looks at.",
+    fused: "Loads every chunk and recomputes the tokens that depend most on the text before their chunk, and those that the question and the answer look at.",
     cacheblend: "Loads every chunk, compares the first layers with full prefill, and recomputes the tokens that differ most.",
     prophet: "Loads every chunk and recomputes the tokens that the question attends to most.",
     infoflow: "Loads every chunk and recomputes the tokens to which most of the question’s attention flows.",

@@ -22,8 +22,8 @@ _LIMITS = {
     "the name that it stands for if that is in another chunk, and no chunk sees another",
     "cacheblend": "only the tokens that deviate most from full prefill at the first layers are "
     "recomputed with the other chunks in view",
-    "fused": "only the tokens that depend most on the text before their chunk, and of these those "
-    "that the question looks at, are recomputed with the other chunks in view",
+    "fused": "only the tokens that depend most on the text before their chunk, and those "
+    "that the question and the answer look at, are recomputed with the other chunks in view",
 }
 
 
