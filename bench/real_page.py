@@ -31,9 +31,9 @@ Wikipedia. The page shows what came out, also where `fused` does not lead. To me
 
 What the figures mean:
 
-- **Articles**: 19 questions about the articles that `ragcache demo` asks about, over the chunks that
-  it retrieves (`python -m bench.articles`): prompts of about 2,200 tokens, in which most chunks
-  name their subject by a pronoun. The rule of `fused` was chosen on the first five of them.
+- **Articles**: questions about the articles of `ragcache demo`, over the chunks that it retrieves
+  (`python -m bench.articles`): prompts of about 2,200 tokens, in which most chunks name their
+  subject by a pronoun. The rule of `fused` was chosen on the first five.
 - **HotpotQA**: the two paragraphs that support the answer and four others, each a chunk that
   begins with its title (CC BY-SA 4.0). **Split paragraphs**: the same, but each paragraph is two
   chunks, and the second has no title, as when a splitter cuts real text. **MuSiQue**: 20

@@ -35,6 +35,7 @@ from ragcache.cli.render.answers import (
     answer_table,
     chunk_table,
     explanation,
+    late,
     layer_table,
     promise,
     reasons,
@@ -295,7 +296,7 @@ def query(
         print_note("note", note)
     if explain:
         out.print(summary(answer), highlight=False)
-        for line in (*explanation(answer), *promise(answer)):
+        for line in (*explanation(answer), *late(answer), *promise(answer)):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(chunk_table(answer))
         for line in reasons(answer):

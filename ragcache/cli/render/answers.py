@@ -51,6 +51,17 @@ def explanation(answer: Answer) -> Iterator[str]:
         yield "- These differ widely: `ragcache profile` measures again how fast this machine is."
 
 
+def late(answer: Answer) -> Iterator[str]:
+    """A line about the tokens that were computed late, if any."""
+    r = answer.report
+    if r.late_tokens:
+        first = f" (in {duration(r.late_s)}, before the first token)" if r.late_s else ""
+        yield (
+            f"- {r.late_tokens:,} of the recomputed tokens are those that the question looked at"
+            f"{first}, or the answer while it was decoded."
+        )
+
+
 def promise(answer: Answer) -> Iterator[str]:
     """A line about the store's promise, and whether it is made for this answer; none without a
     calibration."""

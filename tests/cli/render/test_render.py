@@ -7,6 +7,8 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -22,10 +24,12 @@ from ragcache.cli.render import (
     stages,
     waiting,
 )
-from ragcache.cli.render.answers import waterfall
+from ragcache.cli.render.answers import late, waterfall
 from ragcache.cli.render.quality import ModeTable
 from ragcache.cli.render.screen import replace_unencodable
-from ragcache.types import LayerTrace, Report
+from ragcache.types import Answer, LayerTrace, Prompt, Report
+
+PROMPT = Prompt.of((1,), ((2, 3),), (4,))
 
 
 def trace(read_at: float, read: float, at: float, wait: float, compute: float) -> LayerTrace:
@@ -39,6 +43,18 @@ def report(*layers: LayerTrace) -> Report:
 def test_the_waterfall_shows_when_a_layer_was_read_and_computed() -> None:
     layers = trace(0.0, 0.5, 0.0, 0.5, 0.25), trace(0.5, 0.25, 1.0, 0.0, 0.75)
     assert waterfall(report(*layers), width=8) == ["░░▒█    ", "  ░ ▒███"]
+
+
+def test_what_was_computed_late_is_said() -> None:
+    def said(**changes: Any) -> list[str]:
+        return [*late(Answer("Oslo", (1,), "eos", (), PROMPT, replace(report(), **changes)))]
+
+    assert said() == []
+    assert said(late_tokens=1200, late_s=0.0123) == [
+        "- 1,200 of the recomputed tokens are those that the question looked at (in 12.3 ms, "
+        "before the first token), or the answer while it was decoded."
+    ]
+    assert "first token" not in said(late_tokens=3)[0]
 
 
 def test_what_takes_no_time_is_not_drawn_and_little_is() -> None:
