@@ -77,6 +77,7 @@ class Layout:
     #: Per chunk, whether its KV was computed after exactly the tokens that precede it here, so that
     #: it is that of full prefill; (): of none.
     exact: tuple[bool, ...] = ()
+    repairs: bool = True  # whether rows can be computed while the answer is decoded
 
     @cached_property
     def loaded_spans(self) -> tuple[tuple[int, int], ...]:

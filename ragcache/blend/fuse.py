@@ -45,10 +45,19 @@ class FusedPrompt:
         return torch.cat([*late, torch.empty(0, dtype=torch.int64)]).sort().values
 
     @property
+    def recomputed(self) -> tuple[Tensor, ...]:
+        """Per layer, the reusable rows that were computed, up to now; sorted int64."""
+        late = self.late
+        more = (late[~torch.isin(late, rows)] for rows in self.chosen)
+        each = zip(self.chosen, more, strict=True)
+        return tuple(torch.cat(both).sort().values for both in each)
+
+    @property
     def again(self) -> int:
-        """Rows that were computed besides the chosen, by a probe or again, summed over layers."""
+        """Rows that were computed besides, by a probe or for a second time, summed over layers."""
         again = 0 if self.repair is None else self.repair.again
-        return self.probed + again * len(self.chosen)
+        second = sum(map(len, self.chosen)) - sum(map(len, self.recomputed))
+        return self.probed + second + (again + len(self.late)) * len(self.chosen)
 
     @property
     def charged_budget(self) -> float:
@@ -56,9 +65,8 @@ class FusedPrompt:
         reusable = len(self.layout.reusable) + self.layout.kept_chunk_rows
         if reusable == 0:
             return 1.0
-        layers = len(self.chosen)
-        chosen = sum(map(len, self.chosen)) + layers * len(self.late)
-        return (chosen + self.again) / (layers * reusable)
+        rows = sum(map(len, self.recomputed)) + self.again
+        return rows / (len(self.chosen) * reusable)
 
 
 def fuse(
@@ -89,6 +97,7 @@ def fuse(
     if layout.loaded_spans and layout.loaded_spans[-1][1] == len(prompt):
         raise PromptError("the prompt ends with a chunk whose KV is loaded: end it with a text")
     before = None if kept is None else (kept, layout.kept)
+    layout = replace(layout, repairs=engine.repairs)
     selector = blender.selector(layout, layers)
     probe = selector.probe if len(layout.reusable) else None
     attend, repair = selector.attend, selector.repair if len(layout.reusable) else None
@@ -130,7 +139,8 @@ def fuse(
     if repair is not None:
         began = time.perf_counter()
         prefilled = _repaired(engine, repair, layout, prefilled, room)
-        repair_s = time.perf_counter() - began
+        if repair.rows:
+            repair_s = time.perf_counter() - began
     if not selector.lasting:
         prefilled = replace(prefilled, attend=None)
     captured = callbacks.captured()
@@ -154,7 +164,7 @@ def _repaired(
 ) -> Prefilled:
     """``prefilled`` with the rows that matter to its question computed. Those that matter to its
     answer are left to the engine, if it decodes with repairs."""
-    rows = repair.take(final=not engine.repairs)
+    rows = repair.take()
     if len(rows):
         ending = torch.arange(len(layout.prompt) - layout.ending, len(layout.prompt))
         prefilled = engine.prefill(

@@ -69,10 +69,12 @@ class Fused(RatioBlender):
         rows = layout.reusable
         count = int(self.recompute_ratio * len(rows))
         late = int(self.attention * count) if count < len(rows) else 0
-        asking = late // 2 if late // 2 >= layout.ending else 0
-        answering = late - late // 2
+        asking = late // 2 if layout.repairs else late
+        answering = late - asking
+        if asking < layout.ending:
+            asking = 0
         first = highest(rows, layout.sensitivity, count - asking - answering)
-        if not late:
+        if not asking + answering:
             return FixedRows(first)
         return _SensitiveFirst(first, _Attended(layout, first, layers, asking, answering))
 
@@ -106,29 +108,30 @@ class _Attended(Repair):
         self.asking = layout.ending if asking else 0
         self._asking: int | None = asking  # None: the question has looked
         self._answering = answering
-        self._looking = layout.ending  # last rows whose attention is seen; 0: none is
+        self._rows = layout.ending  # last rows whose attention is seen
+        self.looking = True
         self._seen: Tensor | None = None  # their peak attention, summed over layers
 
     def see(self, call: AttentionCall) -> None:
-        if self._looking and call.layer in self._layers:
-            weights = call.softmax(call.scores(slice(-self._looking, None)))
+        if self.looking and call.layer in self._layers:
+            weights = call.softmax(call.scores(slice(-self._rows, None)))
             found = peak(weights.index_select(2, self._reusable.to(weights.device)))
             self._seen = found if self._seen is None else self._seen + found
 
-    def take(self, *, final: bool = False) -> Tensor:
+    def take(self) -> Tensor:
         if self._asking is not None:  # the question looked
-            most = self._asking + (self._answering if final else 0)
-            self._answering += self._asking
-            self._asking = None
+            most, self._asking = self._asking, None
+            self._answering += most
         else:
             most = max(1, int(_PER_TOKEN * len(self._reusable)))
-        rows, looked = self._worst(min(most, self._answering)), self._looking
+        rows = self._worst(min(most, self._answering))
         self._error[torch.searchsorted(self._reusable, rows)] = 0
         self._answering -= len(rows)
-        self._looking = 1 if self._answering and not final else 0
         if len(rows):
             self.rows.append(rows)
-            self.again += looked
+            self.again += self._rows
+        self._rows = 1
+        self.looking = self._answering > 0
         return rows
 
     def _worst(self, most: int) -> Tensor:

@@ -13,7 +13,7 @@ from ragcache.blend.full import Full
 from ragcache.core.calibration import certified
 from ragcache.core.consistent import MissingEncoder, check_window
 from ragcache.core.missed import MissedChunks
-from ragcache.core.prefill import PrefillContext, explain, prefill
+from ragcache.core.prefill import PrefillContext, explain, prefill, usable
 from ragcache.core.report import escalated_report, make_report
 from ragcache.core.request import PromptRequest
 from ragcache.engine.base import Draft, Engine, Prefilled, Step
@@ -47,7 +47,7 @@ class LocalGenerator(PrefillContext):
     store_misses: bool = True  # store the KV of chunks that are missing
 
     def stream(self, request: PromptRequest) -> _LocalStream:
-        return _LocalStream(self, request)
+        return _LocalStream(self, usable(request, self.engine))
 
     def explain(self, request: PromptRequest) -> Explanation:
         return explain(self, request)
@@ -180,6 +180,8 @@ class _LocalStream(GenerationStream):
             certificate = replace(certificate, discarded_s=time.perf_counter() - began)
             done = prefill(generator, replace(request, blender=Full(), speeds=None))
         prefilled = done.fused.prefilled
+        if request.forced == () and prefilled.repair is not None:
+            raise ValueError("the answer repairs what it looks at: name the forced tokens")
         self._first_logits = prefilled.logits
         steps: list[Step] = []
         text, ttft = "", 0.0

@@ -22,7 +22,7 @@ from ragcache.store.key import ChunkKey
 from ragcache.store.prefetch import LAYERS_AHEAD, LayerReader
 from ragcache.types import Explanation, Plan
 
-__all__ = ["LookupContext", "PrefillContext", "explain", "prefill"]
+__all__ = ["LookupContext", "PrefillContext", "explain", "prefill", "usable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def prefill(
     failed: dict[bytes, ChunkKey] = {}
     fallbacks: list[str] = []
     missed: dict[int, Miss] = {}
-    request = _usable(request, context.engine)
+    request = usable(request, context.engine)
     kept = context.kept_rows(request)
     while True:
         blender, chosen = request.blender, None
@@ -143,7 +143,7 @@ def prefill(
 
 def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     """What :func:`prefill` would load for ``request`` now. Nothing is counted or computed."""
-    request = _usable(request, context.engine)
+    request = usable(request, context.engine)
     kept = context.kept_rows(request)
     found = context.look_up(request, kept, count=False)
     blender, chosen = request.blender, None
@@ -160,7 +160,7 @@ def explain(context: PrefillContext, request: PromptRequest) -> Explanation:
     )
 
 
-def _usable(request: PromptRequest, engine: Prefiller) -> PromptRequest:
+def usable(request: PromptRequest, engine: Prefiller) -> PromptRequest:
     """``request``, with the method that replaces its own where the engine does not show attention
     weights."""
     if engine.exposes_attention:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -64,7 +64,7 @@ def make_report(
         loaded_text_tokens=len(layout.loaded_text_rows) + layout.kept - layout.kept_chunk_rows,
         kept_tokens=layout.kept,
         probe_rows=fused.again,
-        late_tokens=len(fused.late),
+        late_tokens=_late(fused, done.missed),
         late_s=fused.repair_s,
         fallbacks=(*done.fallbacks, *_fallbacks(done)),
         plan=done.plan,
@@ -74,7 +74,14 @@ def make_report(
 
 def _computed(fused: FusedPrompt) -> Tensor:
     """Per row of the prompt, at how many layers it was computed."""
-    return fused.computed.index_add(0, fused.late, torch.full_like(fused.late, len(fused.chosen)))
+    return fused.computed.index_fill(0, fused.late, len(fused.chosen))
+
+
+def _late(fused: FusedPrompt, missed: Collection[int]) -> int:
+    """The number of late rows of chunks that were stored before this prompt."""
+    layout = fused.layout
+    chunks = layout.chunk_of[torch.searchsorted(layout.reusable, fused.late)]
+    return sum(chunk not in missed for chunk in chunks.tolist())
 
 
 def escalated_report(discarded: Report, full: FusedPrompt) -> Report:
@@ -100,7 +107,7 @@ def escalated_report(discarded: Report, full: FusedPrompt) -> Report:
 def _rows_by_chunk(fused: FusedPrompt) -> list[list[int]]:
     """Per layer and loaded chunk, the number of the chunk's rows that were computed."""
     layout = fused.layout
-    every = [torch.cat([rows, fused.late]) for rows in fused.chosen]
+    every = fused.recomputed
     chunks = [layout.chunk_of[torch.searchsorted(layout.reusable, rows)] for rows in every]
     return [torch.bincount(chunk, minlength=len(layout.loaded)).tolist() for chunk in chunks]
 

@@ -160,5 +160,6 @@ class PromptRequest:
     until: Callable[[str], bool] | None = None
     #: For greedy decoding by an engine of this process: tokens whose logits are computed by teacher
     #: forcing, after the first token of the answer. The answer is decoded with them as a draft.
-    #: Empty: those of the answer itself. None: no logits but those of the prompt are kept.
+    #: Empty: those of the answer itself, if nothing is computed late for it (else ValueError).
+    #: None: no logits but those of the prompt are kept.
     forced: Tokens | None = None

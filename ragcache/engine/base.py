@@ -139,6 +139,7 @@ class Repair(ABC):
     positions: Sequence[int]  # of its rows
     rows: Sequence[Tensor]  # what ``take`` has returned up to now
     again: int  # rows that had to be computed again
+    looking: bool  # whether more rows may be chosen: if not, ``see`` and ``take`` do nothing
     asking: int  # rows to compute again before the first token, if any are to be computed late
 
     @abstractmethod
@@ -146,10 +147,9 @@ class Repair(ABC):
         """An AttentionRule."""
 
     @abstractmethod
-    def take(self, *, final: bool = False) -> Tensor:
+    def take(self) -> Tensor:
         """The rows to compute now, sorted int64; none if what was seen since the last call is not
-        worth it. The first call is about the question, later ones about a token of the answer.
-        ``final``: there is no later call."""
+        worth it. The first call is about the question, later ones about a token of the answer."""
 
     @abstractmethod
     def copy(self) -> Repair:
@@ -326,8 +326,9 @@ class Engine(ChunkEngine, Prefiller):
         """Generate tokens until EOS, a stop string or ``sampling.max_tokens``. The last step has
         ``stopped`` set.
 
-        While the tokens are those of ``draft``, its logits are used, and nothing is computed. The
-        tokens are those of decoding without a draft, up to rounding in the logits.
+        While the tokens are those of ``draft``, its logits are used, and nothing is computed; a
+        prompt with a ``repair`` makes no use of it. The tokens are those of decoding without a
+        draft, up to rounding in the logits.
         """
 
     @abstractmethod
@@ -336,6 +337,7 @@ class Engine(ChunkEngine, Prefiller):
         prompt and the tokens before it (teacher forcing), computed in one forward.
 
         The first row is that of the prompt. The prompt can be decoded afterwards, and this can be
-        called after decoding. Raises ValueError if there are no tokens, or more than the prompt's
+        called after decoding, but of a prompt with a ``repair`` it then tells of KV that the answer
+        has repaired. Raises ValueError if there are no tokens, or more than the prompt's
         prefill has reserved rows for.
         """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ragcache.blend.base import FixedRows
 from ragcache.blend.fuse import FusedPrompt, fuse
+from ragcache.blend.full_layers import WithFullLayers
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import LayerView, PrefillCallbacks
@@ -202,13 +203,34 @@ def test_a_question_that_costs_more_than_it_may_choose_does_not_look(
     assert torch.equal(fused.chosen[0], sensitive(first + asking))
 
 
+def test_an_engine_without_repairs_does_not_ask_at_that_cost_either(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "repairs", False)
+    few = (2 * ASKED - 1) / len(REUSABLE) + 1e-6
+    fused = scene.run(engine, Fused(few, HALF), room=4)
+    assert not len(fused.late) and not fused.again
+    assert torch.equal(fused.chosen[0], sensitive(int(few * len(REUSABLE))))
+
+
+def test_late_rows_are_counted_once_in_a_layer(engine: TransformersEngine) -> None:
+    """The second time in a layer that had computed every row, they are computed again."""
+    plain = scene.run(engine, Fused(RATIO, HALF))
+    fused = scene.run(engine, WithFullLayers(Fused(RATIO, HALF), 1))
+    n, count = len(REUSABLE), sum(budgets()[:2])
+    assert [len(rows) for rows in fused.recomputed] == [n] + [count] * 5
+    late = budgets()[1]
+    assert fused.again == plain.again + late == 6 * ASKED + late
+    assert fused.charged_budget == pytest.approx((n + 5 * count + fused.again) / (6 * n))
+
+
 def test_what_matters_little_is_left(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ragcache.blend.fused._LEAST", 1e9)
     fused = scene.run(engine, Fused(RATIO, HALF), room=4)
     list(engine.decode(fused.prefilled, Sampling(max_tokens=4)))
-    assert not len(fused.late) and not fused.again
+    assert not len(fused.late) and not fused.again and fused.repair_s == 0
 
 
 def test_the_choice_does_not_depend_on_stored_texts(engine: TransformersEngine) -> None:

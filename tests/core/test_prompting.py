@@ -171,6 +171,17 @@ def test_a_stopped_answer_is_a_turn_of_its_chat(cache: RagCache) -> None:
         )  # as after an answer that was not stopped
 
 
+def test_a_chat_goes_on_where_attention_is_hidden(
+    cache: RagCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache.engine, "exposes_attention", False)
+    chat = [said("system", "Be brief."), said("user", LONG + "\n\nHow many piers?")]
+    cache.chats.clear()
+    first = ask(cache, *chat)
+    after = ask(cache, *chat, said("assistant", first.text), said("user", "Where?"))
+    assert after.report.kept_tokens >= len(first.prompt) - 1
+
+
 def test_another_chat_that_begins_alike_is_no_earlier_turn(cache: RagCache) -> None:
     """All chats begin with the template's own text: it must not keep stored texts from being
     loaded, nor the ratio from being planned."""

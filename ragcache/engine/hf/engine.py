@@ -328,7 +328,9 @@ class TransformersEngine(TokenizerEngine, Engine):
         """Logits (vocabulary,), float32, after the last token of ``answer``. What it attends to is
         repaired first."""
         repair = prefilled.repair
-        attend = prefilled.attend if repair is None else repair.see
+        attend = prefilled.attend
+        if repair is not None:
+            attend = repair.see if repair.looking else None
         position = prefilled.next_position + len(answer) - 1
         logits = self._forward_logits(prefilled, answer[-1:], position, attend)[-1]
         if repair is None or not len(rows := repair.take()):
