@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
 
-__all__ = ["DEFAULT_CONTEXT", "EncodingContext", "encoding_context", "whole_texts"]
+__all__ = ["DEFAULT_CONTEXT", "EncodingContext", "encoding_context"]
 
 DEFAULT_CONTEXT = "prose"  # of new stores
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ragcache.blend.base import FixedRows
-from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.blend.full_layers import WithFullLayers
+from ragcache.blend.fuse import FusedPrompt, fuse
 from ragcache.blend.fused import Fused
 from ragcache.blend.reuse import Reuse
 from ragcache.engine.base import LayerView, PrefillCallbacks
