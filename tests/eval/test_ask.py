@@ -75,7 +75,7 @@ def test_answers_and_agreement_are_those_of_each_mode_alone(
         for label, mode in modes.items():
             given = alone if label == "none" else prompt
             own = replies[mode.mode, prompt.question]
-            assert own.answer.tokens == stream(engine, given, mode, 5, ())[0]
+            assert own.answer.tokens == stream(engine, given, mode, 5, answer)[0]
             one_by_one = [
                 stream(engine, given, mode, n + 1, answer[: n + 1])[1][-1]
                 for n in range(len(answer))
