@@ -46,7 +46,7 @@ class Observed:
 
     @property
     def peaks(self) -> Tensor:
-        """The peaks, summed over layers, (n,), as ``fused`` ranks by them."""
+        """The peaks, summed over layers, (n,)."""
         return self.peak.sum(0)
 
     @property

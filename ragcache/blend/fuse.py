@@ -55,9 +55,14 @@ class FusedPrompt:
     @property
     def again(self) -> int:
         """Rows that were computed besides, by a probe or for a second time, summed over layers."""
+        return self._rows - sum(map(len, self.recomputed))
+
+    @property
+    def _rows(self) -> int:
+        """All rows that were computed to choose or to replace loaded ones, summed over layers."""
         again = 0 if self.repair is None else self.repair.again
-        second = sum(map(len, self.chosen)) - sum(map(len, self.recomputed))
-        return self.probed + second + (again + len(self.late)) * len(self.chosen)
+        late = (len(self.late) + again) * len(self.chosen)
+        return sum(map(len, self.chosen)) + self.probed + late
 
     @property
     def charged_budget(self) -> float:
@@ -65,8 +70,7 @@ class FusedPrompt:
         reusable = len(self.layout.reusable) + self.layout.kept_chunk_rows
         if reusable == 0:
             return 1.0
-        rows = sum(map(len, self.recomputed)) + self.again
-        return rows / (len(self.chosen) * reusable)
+        return self._rows / (len(self.chosen) * reusable)
 
 
 def fuse(
@@ -112,7 +116,6 @@ def fuse(
             f"mode {blender.mode} looks at attention weights, which {engine.name} does not show. "
             "Use fused:attention=0, cacheblend, reuse or full."
         )
-    repair_s = 0.0
     source.start([layer for layer in range(layers) if selector.loads(layer)])
     placed, layers_placed = None, 0
     if probe is not None:
@@ -135,7 +138,7 @@ def fuse(
         kept=before,
         placed=placed,
     )
-    layers_done = callbacks.finish()
+    traces, repair_s = callbacks.finish(), 0.0
     if repair is not None:
         began = time.perf_counter()
         prefilled = _repaired(engine, repair, layout, prefilled, room)
@@ -147,7 +150,7 @@ def fuse(
     return FusedPrompt(
         prefilled,
         layout,
-        layers_done,
+        traces,
         tuple(callbacks.chosen),
         callbacks.computed,
         captured[: len(capture)],

@@ -109,7 +109,7 @@ class _Attended(Repair):
         self._asking: int | None = asking  # None: the question has looked
         self._answering = answering
         self._rows = layout.ending  # last rows whose attention is seen
-        self.looking = True
+        self.looking = asking > 0
         self._seen: Tensor | None = None  # their peak attention, summed over layers
 
     def see(self, call: AttentionCall) -> None:

@@ -139,7 +139,7 @@ class Repair(ABC):
     positions: Sequence[int]  # of its rows
     rows: Sequence[Tensor]  # what ``take`` has returned up to now
     again: int  # rows that had to be computed again
-    looking: bool  # whether more rows may be chosen: if not, ``see`` and ``take`` do nothing
+    looking: bool  # whether the next ``take`` may choose rows: if not, ``see`` does nothing
     asking: int  # rows to compute again before the first token, if any are to be computed late
 
     @abstractmethod
