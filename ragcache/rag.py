@@ -301,7 +301,7 @@ class RagCache:
         """The request with its prompt. Raises as :meth:`generate`."""
         calibration, why = recorded_calibration(self.catalog), ""
         if calibration is not None:
-            why = calibration.expired(self.engine.fingerprint, self.encoding.mode)
+            why = calibration.expired(self.engine.fingerprint, self.encoding)
         valid = None if why else calibration
         blender, automatic = self._blender(request.mode, request.ratio, valid)
         misses = request.misses or self.settings.misses
@@ -319,7 +319,7 @@ class RagCache:
         certificate = None
         if calibration is not None:
             why = why or ("" if self.prompts.is_plain(request) else _NO_PLAIN_QUESTION)
-            certificate = calibration.certificate(blender, sampling, why)
+            certificate = calibration.certificate(blender, sampling, len(prompt.chunks), why)
         _check_fits(self.engine, prompt, passages, sampling.max_tokens)
         return PromptRequest(
             prompt,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ragcache.blend import blender
+from ragcache.core.calibration import Calibration
 from ragcache.rag import RagCache
 from ragcache.retriever.embed import HashEmbedder
 from ragcache.settings import Settings
@@ -49,3 +53,27 @@ def save_model(path: Path, *, seed: int = 0) -> Path:
     models.model("llama", seed=seed).save_pretrained(path)
     models.tokenizer().save_pretrained(path)
     return path
+
+
+def calibration(cache: RagCache, **changes: Any) -> Calibration:
+    """One that covers the answers of ``cache``, with these ``changes``."""
+    own = cache.engine.fingerprint
+    made = Calibration(
+        epsilon=0.05,
+        confidence=0.95,
+        disagreement="answer",
+        max_tokens=6,
+        mode="fused",
+        ratio=0.05,
+        questions=120,
+        failures=1,
+        model=str(own),
+        fingerprint=own.digest.hex(),
+        codec=own.codec,
+        encoding_context=cache.encoding.mode,
+        date="2026-11-30",
+        context_digest=cache.encoding.digest,
+        revision=blender(changes.get("mode", "fused")).revision,
+        most_chunks=50,
+    )
+    return replace(made, **changes)

@@ -5,17 +5,19 @@ and on the questions. So for a share of the answers the first token is also comp
 prefill, in the background. How often both have the same most likely first token (agreement), and
 the KL divergence of the two distributions, are reported to the operator.
 
-If the agreement is significantly below the floor, the service recomputes more: the ratio rises to
-the next of :data:`RATIOS` above the one in use, and finally to full prefill. A mode without a ratio
-is replaced by ``fused`` at the first of them. From then on the monitor also computes, in the
-background, what the level below would answer; once that is significantly at or above the floor, the
-service returns to it. So the level does not oscillate, and full prefill is not left on the evidence
-of full prefill. Significantly means that the whole of Wilson's score interval (1927, 99 %) over at
-least ``min_samples`` answers lies on that side of the floor.
+If the agreement is below the floor, the service recomputes more: the ratio rises to the next of
+:data:`RATIOS` above the one in use, and finally to full prefill. A mode without a ratio is replaced
+by ``fused`` at the first of them. From then on the monitor also computes, in the background, what
+the level below would answer; once the agreement of that is above the floor, the service returns to
+it. So the level does not oscillate, and full prefill is not left on the evidence of full prefill.
+Both are decided by a test that may look after every comparison
+(:mod:`ragcache.eval.change_detector`).
 
 The monitor adjusts only requests that leave mode and ratio to the service. A request that names a
-mode or a ratio is answered with it and not counted, since a client that asks for ``reuse`` wants
-its effect. Answers for which no KV was loaded are not counted either, since they are exact.
+mode or a ratio is answered with it and not counted for the level, since a client that asks for
+``reuse`` wants its effect. Answers for which no KV was loaded are not counted either, since they
+are exact. Answers that a store's calibration covers are compared as a whole too, see
+:mod:`ragcache.api.promise_watch`.
 
 The comparisons of all tenants are counted together, and the status names and quotes no tenant. A
 tenant's reports only say that the ratio was raised. After a restart the service uses the settings
@@ -31,11 +33,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import sqrt
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from ragcache.api.promise_watch import PromiseWatch, compared_tokens, is_promised
 from ragcache.blend import blender
+from ragcache.eval.change_detector import ChangeDetector
 from ragcache.eval.metrics import first_token_kl
 from ragcache.settings import Settings
 from ragcache.types import Sampling
@@ -46,11 +49,11 @@ if TYPE_CHECKING:
     from ragcache.core.generate import GenerationStream
     from ragcache.core.request import Request
     from ragcache.rag import RagCache
+    from ragcache.types import Answer
 
 logger = logging.getLogger(__name__)
 
 RATIOS = 0.15, 0.3, 0.5
-_Z = 2.576  # quantile of the normal distribution for a 99 % interval
 _ONE_TOKEN = Sampling(max_tokens=1)
 
 
@@ -68,29 +71,29 @@ class MonitorLevel:
 
 @dataclass(slots=True)
 class _Comparisons:
-    """The last ``window`` comparisons of one level with full prefill."""
+    """Comparisons of one level with full prefill: the last ``window`` of them, and a detector for
+    one of the two outcomes."""
 
     window: int
+    detector: ChangeDetector
     agreed: deque[bool] = field(init=False)
     kl: deque[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.agreed, self.kl = deque(maxlen=self.window), deque(maxlen=self.window)
 
-    def add(self, full: Tensor, other: Tensor) -> None:
-        self.agreed.append(bool(full.argmax() == other.argmax()))
+    def add(self, full: Tensor, other: Tensor, looked_for: bool) -> bool:
+        """Count a comparison. Returns whether agreement, or disagreement, as ``looked_for`` says,
+        comes more often than the detector allows."""
+        agrees = bool(full.argmax() == other.argmax())
+        self.agreed.append(agrees)
         self.kl.append(first_token_kl(full, other))
-
-    def interval(self, min_samples: int) -> tuple[float, float]:
-        """The confidence interval of the agreement; (0, 1) for fewer than ``min_samples``
-        comparisons."""
-        few = len(self.agreed) < min_samples
-        return (0.0, 1.0) if few else wilson_interval(sum(self.agreed), len(self.agreed))
+        return self.detector.add(agrees == looked_for)
 
 
 class QualityMonitor:
     """Compares a ``share`` of a service's answers with full prefill, and has the service recompute
-    more if their agreement is below ``floor``. Only the last ``window`` comparisons count.
+    more if their agreement is below ``floor``. The status is about the last ``window`` comparisons.
 
     Thread-safe; the comparisons run on the engine's thread.
     """
@@ -102,11 +105,10 @@ class QualityMonitor:
         share: float = 0.01,
         floor: float = 0.95,
         window: int = 200,
-        min_samples: int = 20,
         seed: int | None = None,
     ) -> None:
-        self.share, self.floor = share, floor
-        self.window, self.min_samples = window, min_samples
+        self.share, self.floor, self.window = share, floor, window
+        self.promises = PromiseWatch()
         self._mode = settings.mode
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -134,14 +136,32 @@ class QualityMonitor:
     ) -> Callable[[], None] | None:
         """The comparison of a finished answer, to be run in the background; None if the answer is
         not compared. ``request`` is the adjusted one."""
-        level, report = self.level, stream.answer.report
+        level, answer = self.level, stream.answer
+        report, certificate = answer.report, answer.report.certificate
         exact = report.reused_tokens == 0 and len(self._levels) == 1
-        if exact or not _uses_level(request, level) or self._random.random() >= self.share:
+        counts = _uses_level(request, level) and not exact
+        promised = certificate if is_promised(report) else None
+        if not (counts or promised) or self._random.random() >= self.share:
             return None
-        chunks = [passage.chunk for passage in stream.answer.passages]
+        if promised is not None and promised.escalated:  # it is full prefill's answer
+            return lambda: self.promises.add(cache, promised, disagreed=False)
+        chunks = [passage.chunk for passage in answer.passages]
         same, logits = replace(request, chunks=chunks), stream.first_logits
         ratio = float(report.parameters.get("recompute_ratio", 0.0))
-        return lambda: self._compare(cache, same, level, logits, ratio)
+
+        def compare() -> None:
+            full = logits
+            if promised is not None:
+                sampling = request.sampling or cache.default_sampling
+                most = compared_tokens(promised, sampling)
+                full, found = _by_full_prefill(cache, same, replace(sampling, max_tokens=most))
+                self.promises.compare(cache, promised, answer, found)
+            elif level.mode != "full":
+                full, _ = _by_full_prefill(cache, same)
+            if counts:
+                self._compare(cache, same, level, full, logits, ratio)
+
+        return compare
 
     def status(self) -> dict[str, Any]:
         """The current level and its comparisons since ``since`` (seconds since the epoch)."""
@@ -157,16 +177,21 @@ class QualityMonitor:
                 "window": len(current.agreed),
                 "sampled": self._sampled,
                 "since": self._since,
+                **self.promises.status(),
             }
 
     def _compare(
-        self, cache: RagCache, request: Request, level: MonitorLevel, logits: Tensor, ratio: float
+        self,
+        cache: RagCache,
+        request: Request,
+        level: MonitorLevel,
+        full: Tensor,
+        logits: Tensor,
+        ratio: float,
     ) -> None:
-        """Compute the first token by full prefill and at the level below, count both, and change
-        the level if that is due."""
-        full = (
-            logits if level.mode == "full" else _first_logits(cache, replace(request, mode="full"))
-        )
+        """Compute the first token at the level below, count it and the answer's, and change the
+        level if that is due. ``full``, ``logits``: of the first token, by full prefill and as it
+        was answered."""
         below = None
         if len(self._levels) > 1:
             plain = replace(request, mode=None, ratio=None)
@@ -175,13 +200,12 @@ class QualityMonitor:
             if level is not self.level:
                 return  # it has changed since the answer was given
             self._sampled += 1
-            self._current.add(full, logits)
             self._ratios.append(ratio)
-            if below is not None:
-                self._below.add(full, below)
-            if self._current.interval(self.min_samples)[1] < self.floor:
+            falls_short = self._current.add(full, logits, looked_for=False)
+            suffices = below is not None and self._below.add(full, below, looked_for=True)
+            if falls_short:
                 self._change([*self._levels, self._above(mean(self._ratios))], self._current)
-            elif below is not None and self._below.interval(self.min_samples)[0] >= self.floor:
+            elif suffices:
                 self._change(self._levels[:-1], self._below)
 
     def _above(self, ratio: float) -> MonitorLevel:
@@ -204,17 +228,10 @@ class QualityMonitor:
         self._begin()
 
     def _begin(self) -> None:
-        self._current, self._below = _Comparisons(self.window), _Comparisons(self.window)
+        self._current = _Comparisons(self.window, ChangeDetector(1 - self.floor))
+        self._below = _Comparisons(self.window, ChangeDetector(self.floor))
         self._ratios: deque[float] = deque(maxlen=self.window)
         self._since = time.time()
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 99 % score interval of a proportion (Wilson, 1927)."""
-    share, z2 = successes / trials, _Z**2 / trials
-    middle = share + z2 / 2
-    half = _Z * sqrt(share * (1 - share) / trials + z2 / (4 * trials))
-    return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
 
 
 def _is_default(request: Request) -> bool:
@@ -229,11 +246,20 @@ def _uses_level(request: Request, level: MonitorLevel) -> bool:
 
 
 def _first_logits(cache: RagCache, request: Request) -> Tensor:
-    """Logits of the first token, (vocabulary,)."""
-    ratio = None if request.mode == "full" else request.ratio
-    stream = cache.generate(
-        replace(request, ratio=ratio, sampling=_ONE_TOKEN, check=None, keep=False)
-    )
+    return _answered(cache, request, _ONE_TOKEN)[0]
+
+
+def _by_full_prefill(
+    cache: RagCache, request: Request, sampling: Sampling = _ONE_TOKEN
+) -> tuple[Tensor, Answer]:
+    """Logits of the first token, (vocabulary,), and the answer."""
+    return _answered(cache, replace(request, mode="full", ratio=None), sampling)
+
+
+def _answered(cache: RagCache, request: Request, sampling: Sampling) -> tuple[Tensor, Answer]:
+    """The same for any mode."""
+    plain = replace(request, sampling=sampling, check=None, keep=False)
+    stream = cache.generate(plain)
     for _ in stream:
         pass
-    return stream.first_logits
+    return stream.first_logits, stream.answer

@@ -322,6 +322,12 @@ class Blender(ABC):
         return self.name
 
     @property
+    def revision(self) -> int:
+        """Raised when the method, with the same parameters, computes other rows or attends
+        otherwise than before. What was measured with an earlier one does not hold for it."""
+        return 1
+
+    @property
     def reuses(self) -> ReusedKV:
         """Which stored KV of a chunk this method loads."""
         return "encoded"

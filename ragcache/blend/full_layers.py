@@ -48,6 +48,10 @@ class WithFullLayers(Blender):
         return f"{self.inner.mode}+full_layers={self.layers}"
 
     @property
+    def revision(self) -> int:
+        return self.inner.revision
+
+    @property
     def reuses(self) -> ReusedKV:
         return self.inner.reuses
 

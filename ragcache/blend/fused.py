@@ -54,6 +54,10 @@ class Fused(RatioBlender):
         check_ratio(self.attention, "attention")
 
     @property
+    def revision(self) -> int:
+        return 2
+
+    @property
     def by_sensitivity(self) -> bool:
         return True
 

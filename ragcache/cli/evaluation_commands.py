@@ -245,7 +245,7 @@ def calibrate(
                 contexts = choosing.retrieve_contexts(path, cache)
                 _check_chunks(contexts, str(path), cache.no_chunks())
             settings = choosing.settings_of_store(settings, cache)
-            calibrated = cache.engine.fingerprint, cache.encoding.mode
+            calibrated = cache.engine.fingerprint, cache.encoding
     if promise is not None:
         contexts = _independent(contexts) if has_chunks else _noted_if_shared(contexts)
     most = max_tokens
@@ -279,7 +279,8 @@ def calibrate(
     if save and calibrated is not None:
         made = None
         if chosen is not None:
-            made = choosing.calibration_of(chosen, promise, disagreement, most, *calibrated)
+            chunks = choosing.most_chunks(contexts, limit)
+            made = choosing.calibration_of(chosen, promise, disagreement, most, *calibrated, chunks)
         _save_calibration(settings.store, made)
     figures(
         {

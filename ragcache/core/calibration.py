@@ -16,6 +16,8 @@ from ragcache.types import START_TOKENS, Certificate, Disagreement, Fingerprint,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ragcache.planning.context import EncodingContext
+
 __all__ = [
     "Calibration",
     "certified",
@@ -37,7 +39,8 @@ class Calibration:
     With a ``least_margin``, those are escalated whose first token's margin is below it: they are
     computed by full prefill, and agree. That answers at higher ratios do not disagree more often
     was tested for some of them without escalation, and is assumed of all others. It holds for the
-    model, codec and encoding context that it was made with.
+    model, codec, encoding context and revision of the method that it was made with, for prompts of
+    no more chunks, and until a service finds that too many answers disagree.
     """
 
     epsilon: float
@@ -54,23 +57,37 @@ class Calibration:
     encoding_context: str
     date: str  # in ISO format
     least_margin: float = 0.0  # 0: no answer is escalated
+    context_digest: str = ""  # of the encoding context's tokens
+    revision: int = 0  # of the method; 0: it was not recorded
+    most_chunks: int = 0  # of a prompt
+    refuted: str = ""  # what showed that the promise is not kept; empty: nothing
 
     def record(self, catalog: Catalog) -> None:
         """Record it in a store, in place of an earlier one."""
         catalog.put_setting(_SETTING, json.dumps(asdict(self)))
 
-    def expired(self, fingerprint: Fingerprint, encoding_context: str) -> str:
-        """Why it does not hold for answers with this model and encoding context; empty if it
-        does."""
+    def expired(self, fingerprint: Fingerprint, encoding: EncodingContext) -> str:
+        """Why it says nothing about answers with this model, encoding context and version of
+        ragcache; empty if it does."""
         if fingerprint.codec != self.codec:
             return f"it was calibrated with codec {self.codec}, and this is {fingerprint.codec}"
-        if encoding_context != self.encoding_context:
+        if encoding.mode != self.encoding_context:
             return (
                 f"it was calibrated with encoding context {self.encoding_context}, and this is "
-                f"{encoding_context}"
+                f"{encoding.mode}"
             )
         if fingerprint.digest.hex() != self.fingerprint:
             return f"it was calibrated with the model {self.model}, and this is {fingerprint}"
+        if encoding.digest != self.context_digest:
+            return (
+                f"it was calibrated with other text in the encoding context {encoding.mode}: "
+                "calibrate again"
+            )
+        if self.blender.revision != self.revision:
+            return (
+                f"it was calibrated with an earlier version of ragcache, whose mode {self.mode} "
+                "computed other tokens: calibrate again"
+            )
         return ""
 
     @property
@@ -85,10 +102,13 @@ class Calibration:
             return made == self.blender
         return with_ratio(made, self.ratio) == self.blender
 
-    def certificate(self, made: Blender, sampling: Sampling, reason: str = "") -> Certificate:
-        """The certificate of an answer by ``made``. ``reason``: why the promise is not made for
-        it, whatever its mode; empty if nothing speaks against it."""
-        why = reason or self._uncovered(made, sampling)
+    def certificate(
+        self, made: Blender, sampling: Sampling, chunks: int, reason: str = ""
+    ) -> Certificate:
+        """The certificate of an answer by ``made``, to a prompt of so many ``chunks``. ``reason``:
+        why the promise is not made for it, whatever its mode; empty if nothing speaks against
+        it."""
+        why = reason or self.refuted or self._uncovered(made, sampling, chunks)
         return Certificate(
             not why,
             why,
@@ -102,7 +122,13 @@ class Calibration:
             self.least_margin,
         )
 
-    def _uncovered(self, made: Blender, sampling: Sampling) -> str:
+    def issued(self, certificate: Certificate) -> bool:
+        """Whether it still makes the promise of ``certificate``, and it is its own."""
+        own = self.epsilon, self.mode, self.ratio, self.questions, self.date, self.least_margin
+        its = certificate.epsilon, certificate.mode, certificate.ratio, certificate.questions
+        return not self.refuted and own == (*its, certificate.date, certificate.least_margin)
+
+    def _uncovered(self, made: Blender, sampling: Sampling, chunks: int) -> str:
         if sampling.temperature > 0:
             return "greedy answers were calibrated, and this one is sampled"
         if made.reuses == "nothing":  # full prefill agrees with itself
@@ -111,6 +137,10 @@ class Calibration:
             return f"mode {self.mode} was calibrated, and this is {made.mode}"
         if made.ratio is not None and self.ratio is not None and made.ratio < self.ratio:
             return f"a ratio of {self.ratio:g} was calibrated, and this is {made.ratio:g}"
+        if chunks > self.most_chunks:
+            return (
+                f"prompts of up to {self.most_chunks} chunks were calibrated, and this has {chunks}"
+            )
         whole = self.disagreement == "answer" or self.max_tokens < START_TOKENS
         if whole and sampling.max_tokens > self.max_tokens:
             return (

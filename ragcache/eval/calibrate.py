@@ -43,6 +43,7 @@ from ragcache.types import Disagreement, Fingerprint
 from ragcache.util.list_argument import require_list
 
 if TYPE_CHECKING:
+    from ragcache.planning.context import EncodingContext
     from ragcache.rag import RagCache
 
 __all__ = [
@@ -158,6 +159,11 @@ def ask_candidates(
         settings, asked, chosen, max_tokens=max_tokens, processes=processes, progress=progress
     )
     return found
+
+
+def most_chunks(contexts: Sequence[EvalContext], limit: int) -> int:
+    """Of a prompt that :func:`ask_candidates` asks."""
+    return max((len(one.chunks) for one in spread_questions(contexts, limit)), default=0)
 
 
 def summaries(outcomes: Sequence[ModeOutcomes]) -> list[ModeSummary]:
@@ -292,9 +298,11 @@ def calibration_of(
     disagreement: Disagreement,
     max_tokens: int,
     fingerprint: Fingerprint,
-    encoding_context: str,
+    encoding: EncodingContext,
+    most_chunks: int,
 ) -> Calibration:
-    """What is recorded in a store whose promised candidate is ``chosen``."""
+    """What is recorded in a store whose promised candidate is ``chosen``. ``most_chunks``: of a
+    prompt that was asked."""
     mode, ratio = chosen.options
     return Calibration(
         epsilon=promise.epsilon,
@@ -309,7 +317,10 @@ def calibration_of(
         model=str(fingerprint),
         fingerprint=fingerprint.digest.hex(),
         codec=fingerprint.codec,
-        encoding_context=encoding_context,
+        encoding_context=encoding.mode,
+        context_digest=encoding.digest,
+        revision=blender(mode).revision,
+        most_chunks=most_chunks,
         date=date.today().isoformat(),
     )
 

@@ -13,7 +13,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from ragcache.errors import ConfigError
 
-__all__ = ["first_token_kl"]
+__all__ = ["exact_match", "first_token_kl"]
 
 
 def _normalise_answer(text: str) -> str:

@@ -22,7 +22,7 @@ from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.dataset import EvalContext
 from ragcache.eval.outcomes import AskedQuestion, ModeOutcomes, QuestionOutcome
 from ragcache.models import TINY
-from ragcache.planning.context import DEFAULT_CONTEXT
+from ragcache.planning.context import CONTEXT_REVISIONS, DEFAULT_CONTEXT
 from ragcache.settings import Settings
 
 __all__ = ["load_outcomes"]
@@ -44,6 +44,7 @@ def run_header(
     instruction: str,
 ) -> _Header:
     """Everything but the model's content that the outcomes of an evaluation depend on."""
+    context = settings.encoding_context or DEFAULT_CONTEXT
     return {
         "format": _FORMAT,
         "model": settings.model or TINY,
@@ -51,15 +52,22 @@ def run_header(
         "dtype": settings.dtype,
         "kernels": settings.kernels,
         "codec": settings.codec or "raw",
-        "encoding_context": settings.encoding_context or DEFAULT_CONTEXT,
+        "encoding_context": context,
+        **_revised(CONTEXT_REVISIONS.get(context, 1), "encoding_revision"),
         "max_tokens": max_tokens,
         "instruction": instruction,
-        "modes": {
-            label: {"method": made.mode, "parameters": made.parameters}
-            for label, made in modes.items()
-        },
+        "modes": {label: _mode(made) for label, made in modes.items()},
         "datasets": {name: _dataset(contexts) for name, contexts in datasets.items()},
     }
+
+
+def _mode(made: Blender) -> dict[str, Any]:
+    return {"method": made.mode, "parameters": made.parameters, **_revised(made.revision)}
+
+
+def _revised(revision: int, key: str = "revision") -> dict[str, Any]:
+    """Files of before revisions were counted have none: they are of the first."""
+    return {} if revision == 1 else {key: revision}
 
 
 def _dataset(contexts: Sequence[EvalContext]) -> dict[str, Any]:
@@ -281,7 +289,7 @@ def _foreign(path: Path) -> str:
 
 
 def _check_same_run(path: Path, saved: _Header, given: _Header) -> None:
-    if different := [key for key in given if saved.get(key) != given[key]]:
+    if different := [key for key in {**given, **saved} if saved.get(key) != given.get(key)]:
         what = "; ".join(
             f"{key}: {_shown(saved, key)}, now {_shown(given, key)}" for key in different
         )
@@ -293,8 +301,8 @@ def _check_same_run(path: Path, saved: _Header, given: _Header) -> None:
 def _check_joinable(first: tuple[Path, _Content], other: tuple[Path, _Content]) -> None:
     (path, one), (other_path, two) = first, other
     assert one.header is not None and two.header is not None
-    keys = [key for key in one.header if key not in ("modes", "datasets")]
-    different = [key for key in keys if one.header[key] != two.header.get(key)]
+    keys = [key for key in {**one.header, **two.header} if key not in ("modes", "datasets")]
+    different = [key for key in keys if one.header.get(key) != two.header.get(key)]
     if one.model != two.model and "model" not in different:
         different.append("the model's content")
     shared = one.header["datasets"].keys() & two.header["datasets"].keys()
@@ -309,7 +317,10 @@ def _check_joinable(first: tuple[Path, _Content], other: tuple[Path, _Content]) 
 def _shown(header: _Header, key: str) -> str:
     value = header.get(key)
     if key == "modes":
-        return ", ".join(value or ())
+        return ", ".join(
+            f"{label}, revision {made['revision']}" if "revision" in made else label
+            for label, made in (value or {}).items()
+        )
     if key == "datasets":
         return ", ".join(
             f"{n} ({d['questions']} questions, {d['digest'][:8]})" for n, d in (value or {}).items()

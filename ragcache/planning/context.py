@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from blake3 import blake3
 
 from ragcache.errors import ConfigError
 from ragcache.planning.prose import PROSE
@@ -15,11 +18,14 @@ if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
     from ragcache.engine.template import PromptTemplate
 
-__all__ = ["DEFAULT_CONTEXT", "EncodingContext", "encoding_context"]
+__all__ = ["CONTEXT_REVISIONS", "DEFAULT_CONTEXT", "EncodingContext", "encoding_context"]
 
 DEFAULT_CONTEXT = "prose"  # of new stores
 
 PROSE_TOKENS = 600
+
+#: Raised when the text of a context changes; 1 where it is not given.
+CONTEXT_REVISIONS = {"prose": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,11 @@ class EncodingContext:
     mode: str  # its name
     context: Tokens  # they precede the chunk in the forward pass; their KV is dropped
     most: int | None = None  # tokens of context and chunk that the engine's own context has
+
+    @property
+    def digest(self) -> str:
+        """Of its tokens, in hex."""
+        return blake3(array("q", self.context).tobytes()).hexdigest()
 
     def before(self, chunk: Tokens) -> Tokens:
         """What a chunk is computed after: the context, or where it does not fit, its first token,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ragcache.api import quality_monitor as module
 from ragcache.api.metrics import Metrics
-from ragcache.api.quality_monitor import RATIOS, MonitorLevel, QualityMonitor, wilson_interval
+from ragcache.api.quality_monitor import RATIOS, MonitorLevel, QualityMonitor
 from ragcache.api.scheduler import Scheduler
 from ragcache.api.service import Service
 from ragcache.core.request import Request
@@ -32,35 +32,29 @@ RIGHT, WRONG = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
 QUESTION = "Where does Mira Holt live?"
 
 
-def test_wilsons_interval() -> None:
-    assert list(wilson_interval(90, 100)) == pytest.approx([0.7967, 0.9541], abs=1e-3)
-    assert wilson_interval(0, 1)[1] < 0.95  # so that one failure alone must not count
-    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
-
-
 class Played:
     """A quality monitor of a service with these settings, over made-up answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         settings = Settings.load(**{"mode": "fused"} | options.pop("settings", {}))
-        self.guard = QualityMonitor(settings, **{"min_samples": 8} | options)
+        self.guard = QualityMonitor(settings, **options)
         self.below = RIGHT
         monkeypatch.setattr(module, "_first_logits", self._first)
 
     def _first(self, cache: object, ask: Request) -> Tensor:
-        return RIGHT if ask.mode == "full" else self.below
+        return self.below
 
     def see(self, *answers: Tensor, ratio: float | None = None) -> str:
         """What the service does after such answers."""
         for answer in answers:
             level = self.guard.level
             used = level.ratio if level.ratio is not None else 0.15
-            logits = RIGHT if level.mode == "full" else answer
             self.guard._compare(
                 None,  # type: ignore[arg-type]
                 Request(QUESTION),
                 level,
-                logits,
+                RIGHT,
+                RIGHT if level.mode == "full" else answer,
                 used if ratio is None else ratio,
             )
         return self.guard.level.name
@@ -70,9 +64,9 @@ def test_the_level_rises_step_by_step_to_full_prefill(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     played = Played(monkeypatch)
-    assert played.see(*[WRONG] * 7) == "as set"  # too few to say
+    assert played.see(*[WRONG] * 3) == "as set"  # too few to say
     played.below = WRONG
-    names = [played.see(WRONG), *(played.see(*[WRONG] * 8) for _ in range(3))]
+    names = [played.see(WRONG), *(played.see(*[WRONG] * 4) for _ in range(3))]
     assert names == [
         "mode fused at ratio 0.3",
         "mode fused at ratio 0.5",
@@ -81,13 +75,13 @@ def test_the_level_rises_step_by_step_to_full_prefill(
     ]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert caplog.messages[0] == (
-        "0 of 8 answers had the first token of full prefill, the floor is 0.95: the quality "
+        "0 of 4 answers had the first token of full prefill, the floor is 0.95: the quality "
         "monitor raises the level from as set to mode fused at ratio 0.3"
     )
     status = played.guard.status()
     assert (status["level"], status["name"]) == (3, "full prefill")
     assert (status["agreement"], status["kl"]) == (1.0, 0.0)
-    assert status["sampled"] == 32 and status["window"] == 8
+    assert status["sampled"] == 16 and status["window"] == 4
 
 
 @pytest.mark.parametrize(
@@ -109,15 +103,15 @@ def test_it_rises_above_what_was_used(
 
 def test_a_few_failures_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """97 in 100 agree, the floor is 95: for 5,000 answers nothing happens."""
-    played = Played(monkeypatch, min_samples=20)
+    played = Played(monkeypatch)
     drawn = torch.rand(5000, generator=torch.Generator().manual_seed(1)) < 0.97
     assert played.see(*(RIGHT if good else WRONG for good in drawn)) == "as set"
     assert 0.94 < played.guard.status()["agreement"] <= 1
 
 
 def test_it_goes_back_once_the_level_below_is_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = Played(monkeypatch, window=200)
-    played.see(*[WRONG] * 8)
+    played = Played(monkeypatch)
+    played.see(*[WRONG] * 4)
     played.below = WRONG
     assert played.see(*[RIGHT] * 300) == "mode fused at ratio 0.3"  # good itself: no reason
     played.below = RIGHT
@@ -127,7 +121,7 @@ def test_it_goes_back_once_the_level_below_is_good_enough(monkeypatch: pytest.Mo
 
 def test_what_a_client_names_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch)
-    played.see(*[WRONG] * 8)
+    played.see(*[WRONG] * 4)
     for named in (Request("q", mode="reuse"), Request("q", ratio=0.2), Request("q", mode="full")):
         assert played.guard.adjust(named) == named and played.guard.note(named) is None
     for plain in (Request("q"), Request("q", ratio="auto", top_k=3)):
@@ -171,7 +165,7 @@ def served(
 ) -> Service:
     settings = Settings.load(store=path, mode=mode, ratio=ratio)
     own = RagCache(engine, DiskStore(path), HashEmbedder(), path, settings)
-    guard = QualityMonitor(settings, share=1.0, min_samples=8, **options)
+    guard = QualityMonitor(settings, share=1.0, **options)
     return Service(own, Scheduler(background_delay_s=0.0), guard)
 
 
@@ -204,7 +198,7 @@ def test_plain_reuse_trips_it_and_the_next_level_is_enough(
     with served(tmp_path, engine, "reuse") as service:
         levels = ask_all(service, 20)
         assert service.quality_monitor is not None
-        assert levels[-1] == "mode fused at ratio 0.15" and set(levels[:7]) == {"as set"}
+        assert levels[-1] == "mode fused at ratio 0.15" and set(levels[:3]) == {"as set"}
         assert service.quality_monitor.status()["agreement"] > 0.9
         assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
         chunks, question = next(split_questions())

@@ -15,7 +15,6 @@ import torch
 from ragcache.blend import blender
 from ragcache.cli.render.answers import promise
 from ragcache.core.calibration import (
-    Calibration,
     certified,
     drop_calibration,
     first_token_margin,
@@ -27,28 +26,9 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.rag import RagCache
 from ragcache.types import Answer, Certificate, Report, Sampling
 from tests import scene
+from tests.scene import calibration
 
 QUESTION = "Where does Mira Holt live?"
-
-
-def calibration(cache: RagCache, **changes: Any) -> Calibration:
-    own = cache.engine.fingerprint
-    made = Calibration(
-        epsilon=0.05,
-        confidence=0.95,
-        disagreement="answer",
-        max_tokens=6,
-        mode="fused",
-        ratio=0.05,
-        questions=120,
-        failures=1,
-        model=str(own),
-        fingerprint=own.digest.hex(),
-        codec=own.codec,
-        encoding_context=cache.encoding.mode,
-        date="2026-11-30",
-    )
-    return replace(made, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +136,40 @@ def test_what_computes_more_is_covered(cache: RagCache) -> None:
         ({"codec": "int8"}, "it was calibrated with codec int8, and this is raw"),
         ({"encoding_context": "bos"}, "encoding context bos, and this is prose"),
         ({"model": "m@1", "fingerprint": "1"}, "with the model m@1, and this is "),
+        ({"context_digest": "1"}, "other text in the encoding context prose: calibrate again"),
+        ({"revision": 1}, "whose mode fused computed other tokens: calibrate again"),
     ],
 )
-def test_it_does_not_hold_for_other_kv(cache: RagCache, changes: dict[str, Any], why: str) -> None:
+def test_it_does_not_hold_for_what_is_computed_otherwise(
+    cache: RagCache, changes: dict[str, Any], why: str
+) -> None:
     calibration(cache, **changes).record(cache.catalog)
     used, found = asked(cache)
     assert used == 0.15 and not found.covered and why in found.reason
 
 
+def test_longer_prompts_are_not_covered(cache: RagCache) -> None:
+    texts = [document.text for document in scene.DOCUMENTS]
+    calibration(cache, most_chunks=len(texts) - 1).record(cache.catalog)
+    longer = cache.ask(QUESTION, chunks=texts, keep=False).report.certificate
+    assert longer is not None and not longer.covered
+    assert longer.reason == (
+        f"prompts of up to {len(texts) - 1} chunks were calibrated, and this has {len(texts)}"
+    )
+    shorter = cache.ask(QUESTION, chunks=texts[1:], keep=False).report.certificate
+    assert shorter is not None and shorter.covered
+
+
+def test_a_withdrawn_promise_leaves_the_ratio(cache: RagCache) -> None:
+    """What it was withdrawn for is no reason to compute less."""
+    calibration(cache, ratio=0.3, refuted="9 of 40 disagree").record(cache.catalog)
+    used, found = asked(cache)
+    assert used == 0.3 and not found.covered and found.reason == "9 of 40 disagree"
+    assert not asked(cache, mode="full")[1].covered
+
+
 def test_kv_of_another_codec_is_not_covered(cache: RagCache) -> None:
-    certificate = calibration(cache).certificate(blender("fused"), Sampling(6))
+    certificate = calibration(cache).certificate(blender("fused"), Sampling(6), 3)
     plan = cache.ask(QUESTION).report.plan
     assert plan is not None
     assert certified(certificate, plan, None, is_full=False) == certificate
@@ -291,15 +295,18 @@ def test_an_escalated_answer_can_be_stopped(cache: RagCache) -> None:
 
 
 def test_without_logits_there_is_no_promise_that_needs_them(cache: RagCache) -> None:
-    made = calibration(cache, least_margin=2.0).certificate(blender("fused"), Sampling(6))
+    made = calibration(cache, least_margin=2.0).certificate(blender("fused"), Sampling(6), 3)
     assert certified(made, None, None, is_full=True) == made
     found = certified(made, None, None, is_full=False)
     assert found is not None and not found.covered and "its logits are not known" in found.reason
 
 
-def test_a_record_of_before_escalation_is_read(cache: RagCache) -> None:
+def test_a_record_of_an_earlier_version_is_read(cache: RagCache) -> None:
     made = calibration(cache)
     fields = asdict(made)
-    assert fields.pop("least_margin") == 0
+    for later in ("least_margin", "context_digest", "revision", "most_chunks", "refuted"):
+        fields.pop(later)
     cache.catalog.put_setting("calibration", json.dumps(fields))
-    assert recorded_calibration(cache.catalog) == made
+    found = recorded_calibration(cache.catalog)
+    assert found is not None and found.least_margin == 0 and found.ratio == made.ratio
+    assert "calibrate again" in asked(cache)[1].reason  # of another version

@@ -30,6 +30,7 @@ from ragcache.eval.dataset import EvalContext, Question, read_questions, spread_
 from ragcache.eval.outcomes import ModeOutcomes, QuestionOutcome
 from ragcache.eval.promise import Promise, upper_bound
 from ragcache.eval.summary import ModeSummary
+from ragcache.planning.context import EncodingContext
 from ragcache.settings import Settings
 from ragcache.types import Fingerprint
 from tests import scene
@@ -212,8 +213,12 @@ def test_with_escalation_more_can_be_promised() -> None:
     chosen = cheapest_promised(tests)
     assert chosen is tests[0]
     own = Fingerprint((("weights", "w"),))
-    made = calibration_of(chosen, promise, "answer", 6, own, "prose")
+    encoding = EncodingContext("prose", (1, 2))
+    made = calibration_of(chosen, promise, "answer", 6, own, encoding, 5)
     assert (made.mode, made.ratio, made.least_margin) == ("fused", 0.3, 2.0)
+    assert (made.most_chunks, made.revision) == (5, blender("fused").revision)
+    assert not made.expired(own, encoding)
+    assert made.expired(own, EncodingContext("prose", (1, 3))).endswith("calibrate again")
     assert not any(one.is_promised for one in candidate_tests(curve[2:3], promise))
     [line] = promise_advice(tests[1:], promise)
     assert line.startswith(

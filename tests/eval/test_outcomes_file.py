@@ -139,6 +139,31 @@ def save_outcomes(
     return path
 
 
+def test_outcomes_of_an_earlier_rule_are_not_continued(tmp_path: Path) -> None:
+    """Nor are those of an earlier text of the encoding context; and neither is joined with new
+    ones."""
+    path, new = (save_outcomes(tmp_path / name, ["full", "fused"]) for name in ("a", "b"))
+    header, *rest = path.read_text().splitlines(keepends=True)
+    entry = json.loads(header)
+    made = make_blenders(["full", "fused"])
+    given: dict[str, Any] = {"max_tokens": 2, "instruction": ""}
+    now = run_header(Settings.load(), {"one": CONTEXTS}, made, **given)
+    assert entry["modes"]["fused"].pop("revision") == 2 and "revision" not in entry["modes"]["full"]
+    path.write_text(json.dumps(entry) + "\n" + "".join(rest))
+    with pytest.raises(ConfigError, match=r"modes: full, fused, now full, fused, revision 2\)"):
+        OutcomesFile.open(path, now)
+    entry = json.loads(header)
+    assert entry.pop("encoding_revision") == 2
+    path.write_text(json.dumps(entry) + "\n" + "".join(rest))
+    with pytest.raises(ConfigError, match="encoding_revision: None, now 2"):
+        OutcomesFile.open(path, now)
+    for files in ((path, new), (new, path)):
+        with pytest.raises(ConfigError, match="they differ in encoding_revision"):
+            load_outcomes(*files)
+    of_before = run_header(Settings.load(encoding_context="bos"), {}, made, **given)
+    assert "encoding_revision" not in of_before
+
+
 def test_runs_of_other_modes_are_joined(tmp_path: Path) -> None:
     first = save_outcomes(tmp_path / "a.jsonl", ["full", "reuse"])
     second = save_outcomes(tmp_path / "b.jsonl", ["full", "fused"], questions=2)
