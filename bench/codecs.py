@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.models import TINY, model_path, world_file
-from ragcache.store.format.codecs import CODECS, Codec
-from ragcache.store.format.codecs.base import Bytes
+from ragcache.store.format.codecs import CODECS
+from ragcache.store.format.codecs.base import Bytes, LayerCodec
 from ragcache.types import ChunkKV, KVSpec
 
 CHUNKS = 20
@@ -63,7 +63,7 @@ def error(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     return float((off / sum(float(b.float().square().sum()) for _, b in pairs)) ** 0.5)
 
 
-def row(name: str, codec: Codec, chunks: list[ChunkKV]) -> str:
+def row(name: str, codec: LayerCodec, chunks: list[ChunkKV]) -> str:
     spec = chunks[0].spec
     work = [
         (keys, values, layer, len(kv.tokens))

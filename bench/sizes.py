@@ -21,7 +21,7 @@ from ragcache.sim.sizing import (
     estimate_corpus,
 )
 
-CODECS = "raw", "int8", "cachegen"
+CODECS = "raw", "int8", "cachegen", "kvtc16"
 CHUNKS = tuple(10**power for power in range(4, 10))
 TOKENS = 256
 
@@ -36,7 +36,7 @@ class Row:
 def measure(model: str = "llama-3.1-8b") -> list[Row]:
     """All models at 10^6 chunks, and ``model`` at all sizes."""
     pairs = [(name, codec, 10**6) for name in MODEL_SHAPES for codec in CODECS]
-    pairs += [(model, codec, count) for codec in ("raw", "cachegen") for count in CHUNKS]
+    pairs += [(model, codec, count) for codec in ("raw", "cachegen", "kvtc16") for count in CHUNKS]
     return [
         Row(
             name,

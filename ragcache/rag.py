@@ -39,6 +39,7 @@ from ragcache.store.base import ChunkStore
 from ragcache.store.catalog.catalog import Catalog, DocumentEntry
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
+from ragcache.store.format.codecs import codec
 from ragcache.store.format.record import TranscodeTarget
 from ragcache.store.key import ChunkKey, with_codec
 from ragcache.store.tiers.ram import RamTier
@@ -115,7 +116,7 @@ class RagCache:
         local = engine if isinstance(engine, Engine) else None
         pin = local is not None and local.upload is not None
         self.remote = setup.attach_remote(store, engine, settings, pin=pin)
-        setup.record_kv_shapes(
+        setup.record_codecs(
             store, engine.fingerprint, self.remote.remote_codecs if self.remote else ()
         )
         #: The store of KV: the store on disk, with the remote and the RAM tier of the settings.
@@ -209,13 +210,15 @@ class RagCache:
             elif settings.engine == "vllm":
                 engine = _connect_servers(model_path(name), path, settings, catalog)
             else:
+                stored = setup.resolve_codec(catalog, settings, model_path(name))
                 engine = TransformersEngine.load(
                     model_path(name),
                     device=settings.device,
                     dtype=settings.dtype,
-                    codec=setup.resolve_codec(catalog, settings, model_path(name)),
+                    codec=stored,
                     kernels=settings.kernels,
                 )
+                setup.settle_codec(catalog, engine, stored, path, settings)
             embedder = (
                 beside.retriever.embedder if beside else setup.load_embedder(catalog, settings)
             )
@@ -583,5 +586,5 @@ def _connect_servers(
         )
     key = settings.vllm_key.get_secret_value() if settings.vllm_key else ""
     urls = [url for url in settings.vllm_url.split(",") if url.strip()]
-    own = setup.resolve_codec(catalog, settings, name)
+    own = codec(setup.resolve_codec(catalog, settings, name)).name
     return VllmEngine(name, urls, path, dtype=settings.dtype, codec=own, api_key=key)

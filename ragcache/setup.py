@@ -5,6 +5,7 @@ The first value that is used with a store is recorded in it, and is the default 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -12,10 +13,11 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from ragcache.core.embedder_identity import EMBEDDER_DIGEST, check_same_embedder
+from ragcache.core.fit_basis import codec_with_basis
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.hf.device import published_dtype, resolve_device, resolve_dtype
 from ragcache.engine.template import PromptTemplate
-from ragcache.errors import ConfigError, ModelError
+from ragcache.errors import ConfigError, ModelError, RemoteError
 from ragcache.models import TINY, is_packaged
 from ragcache.models.trusted_names import absolute_name, is_trusted
 from ragcache.planning.context import DEFAULT_CONTEXT, EncodingContext, encoding_context
@@ -25,10 +27,13 @@ from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs import codec, find_codec
+from ragcache.store.format.codecs.basis import find_basis
+from ragcache.store.format.codecs.kvtc import LEVELS
 from ragcache.store.key import ChunkKey, with_codec
 
 if TYPE_CHECKING:
+    from ragcache.engine.hf.engine import TransformersEngine
     from ragcache.store.remote.store import RemoteStore
     from ragcache.types import Fingerprint
 
@@ -36,14 +41,17 @@ __all__ = [
     "PROMPT_DATE",
     "attach_remote",
     "load_embedder",
-    "record_kv_shapes",
+    "record_codecs",
     "record_settings",
     "resolve_chunk_tokens",
     "resolve_codec",
     "resolve_encoding_context",
     "resolve_model_name",
     "resolve_prompt_template",
+    "settle_codec",
 ]
+
+logger = logging.getLogger(__name__)
 
 PROMPT_DATE = "prompt_date"  # setting in the store: the date in its prompts, in ISO format
 
@@ -67,8 +75,14 @@ def record_settings(catalog: Catalog, **settings: str) -> None:
             catalog.put_setting(name, text)
 
 
-def record_kv_shapes(store: DiskStore, own: Fingerprint, codecs: Sequence[str]) -> None:
-    """Record the shape of the model's KV, for its own codec and for ``codecs``."""
+def record_codecs(store: DiskStore, own: Fingerprint, codecs: Sequence[str]) -> None:
+    """Record the shape of the model's KV, for its own codec and for ``codecs``, and keep the bases
+    of these in the store."""
+    if store.refusal() is None:
+        for name in (own.codec, *codecs):
+            found = find_basis(name.partition(":")[2])
+            if not isinstance(found, str) and not found.is_in(store.tables.path):
+                found.write(store.tables.path)
     every = [own, *(with_codec(ChunkKey(own, ()), name).fingerprint for name in codecs)]
     with store.tables.read() as txn:
         new = kv_shapes.unrecorded(txn, every)
@@ -98,15 +112,20 @@ def attach_remote(
             "vLLM reads only the store in its folder: leave remote out, and copy the remote's "
             "chunks into the store with `ragcache pull`"
         )
-    own = dict(engine.fingerprint.fields).get("codec", "raw")
+    from ragcache.store.remote.store import open_remote
+
+    own = engine.fingerprint.codec
     if settings.remote_codecs and not codec(own).faithful:
         raise ConfigError(
             f"remote_codecs encode what is stored, and codec {own} has lost some of it: leave "
             "remote_codecs out, or begin a store with codec raw, bfloat16 or float16"
         )
-    from ragcache.store.remote.store import open_remote
-
-    return open_remote(store, settings.remote, settings.remote_codecs, pin=pin)
+    folder = store.tables.path
+    names = [name.strip() for name in settings.remote_codecs.split(",") if name.strip()]
+    names = [_with_basis(engine, name, folder) for name in names]
+    if any(name.partition(":")[0] in LEVELS for name in (own, *names)):
+        _share_bases(settings.remote, folder)
+    return open_remote(store, settings.remote, names, pin=pin)
 
 
 def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") -> str:
@@ -114,12 +133,52 @@ def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") 
 
     A new store stores KV in the 16-bit dtype in which ``model`` (a folder, file or hub name) was
     published, if this machine computes in float32: float32 would take twice the bytes without
-    more information. Otherwise its codec is raw.
+    more information. Otherwise its codec is raw. A codec that needs a basis which the store does
+    not have is returned without one: see :func:`settle_codec`.
     """
     recorded = catalog.get_setting("codec")
-    name = codec(settings.codec or recorded or _own_precision(catalog, settings, model)).name
+    name = settings.codec or recorded or _own_precision(catalog, settings, model)
+    if name in LEVELS and recorded is not None and recorded.startswith(f"{name}:"):
+        name = recorded
+    level = name.partition(":")[0]
+    if level in LEVELS and isinstance(find_codec(name), str):
+        return level
+    name = codec(name).name
     record_settings(catalog, codec=name)
     return name
+
+
+def settle_codec(
+    catalog: Catalog, engine: TransformersEngine, name: str, store: Path, settings: Settings
+) -> None:
+    """Let ``engine`` store KV in the codec ``name``, which :func:`resolve_codec` returned: where it
+    lacks its basis, with one that the store, the remote or the user's cache has, or that is made
+    now. It is recorded in the store. Raises ConfigError and StoreError."""
+    if name not in LEVELS:
+        return
+    if settings.remote:
+        _share_bases(settings.remote, store)
+    full = codec_with_basis(engine, name, store)
+    engine.fingerprint = engine.fingerprint.with_codec(full)
+    if catalog.refusal() is None:
+        catalog.put_setting("codec", full)
+
+
+def _with_basis(engine: ChunkEngine, name: str, store: Path) -> str:
+    level = name.partition(":")[0]
+    missing = level in LEVELS and isinstance(find_codec(name), str)
+    return codec_with_basis(engine, level, store) if missing else name
+
+
+def _share_bases(url: str, store: Path) -> None:
+    """Share bases with the remote, if it can be reached."""
+    from ragcache.store.remote.bases import share_bases
+    from ragcache.store.remote.object_store import Bucket
+
+    try:
+        share_bases(Bucket(url), store)
+    except RemoteError as error:
+        logger.warning("the bases of codec kvtc cannot be shared with the remote: %s", error)
 
 
 def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> str:

@@ -172,6 +172,11 @@ class Fingerprint:
         """How the KV is stored."""
         return dict(self.fields).get("codec", "raw")
 
+    def with_codec(self, codec: str) -> Fingerprint:
+        """That of the same model, whose KV is stored with ``codec``."""
+        fields = {**dict(self.fields), "codec": codec}
+        return replace(self, fields=tuple(sorted(fields.items())))
+
     def __str__(self) -> str:
         return f"{self.name or 'model'}@{self.digest.hex()[:8]}"
 

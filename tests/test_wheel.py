@@ -84,7 +84,7 @@ def shipped() -> set[str]:
     """What the package folder has for users: code, the typing marker, the page, the small model,
     the demo's articles."""
     files = {path for path in PACKAGE.rglob("*") if path.is_file()}
-    folders = [PACKAGE / path for path in ("models/tiny", "api/static", "eval/articles")]
+    folders = [PACKAGE / path for path in ("models/tiny", "api/static", "models/articles")]
     data = {path for path in files if any(path.is_relative_to(folder) for folder in folders)}
     chosen = {path for path in files if path.suffix == ".py" or path.name == "py.typed"} | data
     return {path.relative_to(ROOT).as_posix() for path in chosen if path.suffix != ".pyc"}

@@ -25,7 +25,7 @@ from ragcache.core.precompute import (
 )
 from ragcache.errors import ConfigError, ContextError, PromptError, SourceError
 from ragcache.planning.flops import ModelShape
-from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs import expected_bytes
 from ragcache.store.key import ChunkKey
 from ragcache.util.list_argument import require_list
 
@@ -130,8 +130,7 @@ class _SizeEstimator:
 
     def __call__(self, key: ChunkKey) -> WorkSize:
         n, spec = len(key.tokens), self.model.spec
-        layer = codec(key.codec).layer_bytes(spec, n)
-        size = spec.chunk_bytes(n) if layer is None else spec.layers * layer
+        size = round(expected_bytes(key.codec, spec, n))
         return WorkSize(1, n, size, 2 * self.model.flops(n, len(key.context)))
 
     def of(self, batch: Batch) -> WorkSize:

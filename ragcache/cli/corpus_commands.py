@@ -238,7 +238,8 @@ def plan_corpora(
     ] = None,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each chunk.")] = 256,
     codec: Annotated[
-        list[str] | None, typer.Option(help="Codec of stored KV; default: raw and cachegen.")
+        list[str] | None,
+        typer.Option(help="Codec of stored KV; default: raw, cachegen, kvtc16."),
     ] = None,
     link: Annotated[
         str, typer.Option(help="Bandwidth from the store to a GPU, such as 10Gbit/s or 3GB/s.")
@@ -260,7 +261,7 @@ def plan_corpora(
     found = model_shape(model)
     counts = [round(count) for count in chunks or [10**power for power in range(4, 10)]]
     table: list[dict[str, object]] = []
-    for name in codec or ("raw", "cachegen"):
+    for name in codec or ("raw", "cachegen", "kvtc16"):
         rows = [
             estimate_corpus(found, count, prices, tokens=chunk_tokens, codec_name=name, ratio=ratio)
             for count in counts

@@ -79,7 +79,7 @@ RequireChunks = Annotated[
     ),
 ]
 Codec = Annotated[
-    str | None, typer.Option(help="Codec of stored KV, such as raw, bfloat16, int8 or cachegen.")
+    str | None, typer.Option(help="Codec of stored KV, such as bfloat16, int8, cachegen or kvtc16.")
 ]
 
 

@@ -19,7 +19,7 @@ from ragcache.blend.fuse import fuse
 from ragcache.core.sensitivity import measure_sensitivity
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.store.base import ChunkStore, Miss
-from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs import expected_bytes
 from ragcache.store.key import ChunkKey, digest_tokens, variant_key
 from ragcache.store.prefetch import LayerReader
 from ragcache.types import ChunkKV, ChunkNotes, Progress, Prompt, Tokens
@@ -156,11 +156,9 @@ def iter_precompute(
 
 
 def bytes_per_token(engine: ChunkEngine, name: str = "") -> float:
-    """Bytes of a token's KV in the codec called ``name``, by default the engine's. For a codec
-    whose sizes depend on the values, those of the KV in memory."""
-    own = dict(engine.fingerprint.fields).get("codec", "raw")
-    layer = codec(name or own).layer_bytes(engine.spec, 1000)
-    return engine.spec.chunk_bytes(1) if layer is None else engine.spec.layers * layer / 1000
+    """Bytes of a token's KV in the codec called ``name``, by default the engine's: an estimate
+    where they depend on the values."""
+    return expected_bytes(name or engine.fingerprint.codec, engine.spec, 1000) / 1000
 
 
 class BatchBuilder:

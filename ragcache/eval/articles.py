@@ -7,13 +7,12 @@ its subject by a pronoun, as real text does, so a splitter separates names from 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ragcache.eval.dataset import Question
+from ragcache.models import ARTICLES
 
 __all__ = ["ARTICLES", "ARTICLE_QUESTIONS", "TOP_K"]
 
-ARTICLES = Path(__file__).parent / "articles"  # a folder of Markdown files
 TOP_K = 8  # chunks to retrieve: with their neighbours, prompts of 2,000 to 3,000 tokens
 
 

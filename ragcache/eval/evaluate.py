@@ -242,26 +242,29 @@ def _ask_model(
     """Load the model and ask. Raises ConfigError unless the digest of its fingerprint is
     ``expected``, if that is not empty."""
     from ragcache.engine.hf.engine import TransformersEngine
+    from ragcache.setup import resolve_codec, settle_codec
+    from ragcache.store.catalog.catalog import Catalog
     from ragcache.store.disk.store import DiskStore
-    from ragcache.store.format.codecs import codec
 
-    engine = TransformersEngine.load(
-        model_path(settings.model or TINY),
-        device=settings.device,
-        dtype=settings.dtype,
-        codec=codec(settings.codec or "raw").name,
-        kernels=settings.kernels,
-    )
-    if expected and engine.fingerprint.digest.hex() != expected:
-        raise ConfigError(
-            f"the saved outcomes are of another model than {engine.fingerprint}: its files, its "
-            "dtype or the version of transformers have changed. Save to another file."
-        )
-    encoding = encoding_context(settings.encoding_context or DEFAULT_CONTEXT, engine)
     with (
         tempfile.TemporaryDirectory(prefix="ragcache-") as folder,
         DiskStore(folder, layout=settings.layout) as store,
     ):
+        stored = resolve_codec(Catalog(store), settings)
+        engine = TransformersEngine.load(
+            model_path(settings.model or TINY),
+            device=settings.device,
+            dtype=settings.dtype,
+            codec=stored,
+            kernels=settings.kernels,
+        )
+        settle_codec(Catalog(store), engine, stored, Path(folder), settings)
+        if expected and engine.fingerprint.digest.hex() != expected:
+            raise ConfigError(
+                f"the saved outcomes are of another model than {engine.fingerprint}: its files, "
+                "its dtype or the version of transformers have changed. Save to another file."
+            )
+        encoding = encoding_context(settings.encoding_context or DEFAULT_CONTEXT, engine)
         yield from ask_questions(
             engine,
             store,

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from ragcache.models.packaged import SMOLLM2, TINY, is_packaged, packaged_path
 
-__all__ = ["SMOLLM2", "TINY", "is_packaged", "model_path", "world_file"]
+__all__ = ["ARTICLES", "SMOLLM2", "TINY", "is_packaged", "model_path", "world_file"]
+
+ARTICLES = Path(__file__).parent / "articles"  #: A folder of Markdown files: text that ships.
 
 
 def model_path(name: str) -> str:

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from ragcache.text import encode_text
 
-__all__ = ["cached_text", "content_digest"]
+__all__ = ["cached_text", "content_digest", "user_folder"]
 
 
 def file_identity(files: Iterable[Path]) -> list[str]:

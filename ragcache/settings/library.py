@@ -58,7 +58,7 @@ class Settings(SourcedSettings):
     )
     codec: str = Field(
         "",
-        description="Codec that KV is stored with, such as raw, bfloat16, int8 or cachegen. "
+        description="Codec that KV is stored with, such as bfloat16, int8, cachegen or kvtc16. "
         "Default: the store's own; for a new store, the precision that the model is published in.",
     )
     layout: Literal["auto", "records", "files"] = Field(
@@ -85,7 +85,7 @@ class Settings(SourcedSettings):
     remote_codecs: str = Field(
         "",
         description="Further codecs in which chunks are stored in the remote, for slow links: "
-        "separated by commas, the most accurate first, such as int8,cachegen.",
+        "separated by commas, the most accurate first, such as int8,kvtc16.",
     )
     chat_bytes: ByteSize = Field(
         ByteSize(512 << 20),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ragcache.errors import ConfigError, ModelError
 from ragcache.planning.flops import ModelShape
-from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs import expected_bytes
 from ragcache.types import KVSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ MODEL_SHAPES: Mapping[str, ModelShape] = {
     "llama-3.1-8b": ModelShape(KVSpec(32, 8, 128, "bfloat16"), 8_030_000_000, 32),
     "llama-3.1-70b": ModelShape(KVSpec(80, 8, 128, "bfloat16"), 70_600_000_000, 64),
 }
-_CACHEGEN_BYTES = 0.262  # per number, measured for a large model: docs/codecs.md
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
@@ -101,15 +100,6 @@ def parse_bandwidth(text: str) -> float:
     return number if found[3] == "B" else number / 8
 
 
-def stored_chunk_bytes(model: ModelShape, tokens: int, codec_name: str) -> float:
-    """Bytes of a stored chunk; an estimate for cachegen, whose sizes depend on the values."""
-    spec = model.spec
-    layer = codec(codec_name).layer_bytes(spec, tokens)
-    if layer is not None:
-        return spec.layers * layer
-    return _CACHEGEN_BYTES * spec.chunk_bytes(tokens) / spec.itemsize
-
-
 def estimate_corpus(
     model: ModelShape,
     chunks: int,
@@ -129,7 +119,7 @@ def estimate_corpus(
             f"{chunks} chunks of {tokens} tokens at ratio {ratio}: give at least 1 of each, and a "
             "ratio from 0 to below 1"
         )
-    size = stored_chunk_bytes(model, tokens, codec_name)
+    size = expected_bytes(codec_name, model.spec, tokens)
     prefill_s = model.flops(tokens, prefix) / prices.flops
     second = prices.gpu_hour / 3600
     stored = size / 1e9 * prices.gb_month  # price of a chunk per month

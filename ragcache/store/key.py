@@ -70,8 +70,7 @@ class ChunkKey:
 
 def with_codec(key: ChunkKey, codec: str) -> ChunkKey:
     """The key of the same KV stored with another codec."""
-    fields = {**dict(key.fingerprint.fields), "codec": codec}
-    return replace(key, fingerprint=replace(key.fingerprint, fields=tuple(sorted(fields.items()))))
+    return replace(key, fingerprint=key.fingerprint.with_codec(codec))
 
 
 def variant_key(

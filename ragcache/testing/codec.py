@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import ConfigError
-from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec
+from ragcache.store.format.codecs.base import DTYPES, Bytes, LayerCodec
 from ragcache.types import KVSpec
 
 __all__ = ["CodecTests"]
@@ -43,7 +43,7 @@ def spec_of(pair: Pair) -> KVSpec:
     return KVSpec(LAYERS, heads, dim, str(pair[0].dtype).removeprefix("torch."))
 
 
-def through(codec: Codec, pair: Pair, layer: int = 0) -> Pair:
+def through(codec: LayerCodec, pair: Pair, layer: int = 0) -> Pair:
     """``pair`` after it was encoded and decoded."""
     data = codec.encode(*pair, layer, LAYERS)
     return codec.decode(data.copy(), spec_of(pair), pair[0].shape[1], layer)
@@ -56,12 +56,12 @@ def rounding(dtype: torch.dtype, numbers: Tensor) -> Tensor:
 
 
 class CodecTests:
-    """Tests of a :class:`~ragcache.store.format.codecs.base.Codec`.
+    """Tests of a :class:`~ragcache.store.format.codecs.base.LayerCodec`.
 
     A subclass sets ``codec``, and overrides :meth:`bound` if the codec is lossy.
     """
 
-    codec: ClassVar[Codec]
+    codec: ClassVar[LayerCodec]
     #: Whether decoded KV encodes to the same bytes again.
     repeats: ClassVar[bool] = True
 

@@ -430,7 +430,7 @@ def test_errors_are_one_message(
 def test_a_promise_is_calibrated_recorded_and_withdrawn(run: Run, notes: Path, model: Path) -> None:
     """`random` at every ratio, and at a ratio of 1, where it is full prefill."""
     run("index", notes, "--model", model)
-    chunks = [{"chunks": [f"Mira {n}.", "She sings."]} for n in range(3)]
+    chunks = [{"chunks": [f"Mira {n}.", "She sings.", "Then.", "So."]} for n in range(3)]
     for each in chunks:
         each["questions"] = [{"question": who, "answers": ["M"]} for who in ("Who?", "What?")]  # type: ignore[misc]
     Path("q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in chunks))

@@ -16,9 +16,9 @@ from ragcache.sim.sizing import (
     estimate_corpus,
     model_shape,
     parse_bandwidth,
-    stored_chunk_bytes,
 )
 from ragcache.sim.trace import zipf_trace
+from ragcache.store.format.codecs import expected_bytes
 from tests import models, scene
 from tests.cli.test_commands import Run, run
 
@@ -27,8 +27,9 @@ __all__ = ["run"]  # a fixture
 
 def test_llama_by_hand() -> None:
     model = MODEL_SHAPES["llama-3.1-8b"]
-    assert stored_chunk_bytes(model, 1, "raw") == 2 * 32 * 8 * 128 * 2 == 131_072
-    assert stored_chunk_bytes(model, 256, "int8") == 32 * (4 + 2 * 8 * 256 * (128 + 2))
+    assert expected_bytes("raw", model.spec, 1) == 2 * 32 * 8 * 128 * 2 == 131_072
+    assert expected_bytes("int8", model.spec, 256) == 32 * (4 + 2 * 8 * 256 * (128 + 2))
+    assert expected_bytes("kvtc16", model.spec, 256) == 256 * 131_072 / 16
     prices = HardwarePrices(flops=4e14, gpu_hour=3.6, gb_month=0.02, link=1e9)
     one = estimate_corpus(model, 1000, prices, tokens=256, prefix=0, ratio=0.0)
     flops = 2 * 8.03e9 * 256 + 4 * 32 * 32 * 128 * 256**2 / 2

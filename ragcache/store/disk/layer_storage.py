@@ -25,6 +25,7 @@ from ragcache.store.format.header import (
     decode_layer,
     encode_header,
     layer_checksum,
+    payload_of,
 )
 from ragcache.store.format.record import Record
 from ragcache.store.lmdb.directory import translate_errors
@@ -117,13 +118,14 @@ class ChunkLayers:
     ) -> KVPair | Miss:
         """Keys and values of a layer, each (kv_heads, tokens, head_dim), checked. They are read
         into ``room`` if it is large enough."""
-        raw = self._read(txn, header, layer, room)
+        check_layer(layer, header.spec.layers)
+        raw = self._read(txn, header, payload_of(header, layer), room)
         return raw if isinstance(raw, Miss) else decode_layer(header, layer, raw)
 
     def pairs(self, headers: Sequence[Header | None], layer: int) -> list[KVPair | Miss | None]:
         """:meth:`pair` of several chunks, in one transaction and one block of memory; None for
         None. A layer that was replaced since does not match its header: a Miss."""
-        sizes = [0 if h is None else _rounded(h.payloads[layer].length) for h in headers]
+        sizes = [0 if h is None else _rounded(_payload(h, layer).length) for h in headers]
         block = self._blocks.empty(max(1, sum(sizes)))
         found: list[KVPair | Miss | None] = []
         coming, expected, ends = _in_files(headers, layer), 0, accumulate(sizes)
@@ -210,7 +212,12 @@ def _in_files(headers: Sequence[Header | None], layer: int) -> Iterator[tuple[st
     for number in (layer, layer + READ_THREADS):
         for header in headers:
             if header is not None and header.file and number < len(header.payloads):
-                yield header.file, header.payloads[number]
+                yield header.file, _payload(header, number)
+
+
+def _payload(header: Header, layer: int) -> Payload:
+    """Where the bytes are that hold a layer."""
+    return header.payloads[payload_of(header, layer)]
 
 
 def _rounded(size: int) -> int:

@@ -34,6 +34,7 @@ from ragcache.store.disk.variants import DiskVariants
 from ragcache.store.disk.verify import find_damage
 from ragcache.store.disk.writer import ChunkWriter, DiskChange
 from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs.basis import register_bases
 from ragcache.store.format.header import Header, decode_header
 from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encode_layers
 from ragcache.store.key import with_codec
@@ -89,6 +90,7 @@ class DiskStore(ChunkStore):
         self.outbox_codecs: tuple[str, ...] | None = None
         bounded = quota != UNBOUNDED and not readonly
         self._capacity = Capacity(quota, policy) if bounded else None
+        register_bases(Path(path))
         self.tables = Environment(path, map_size=map_size, readonly=readonly, lazy=lazy)
         self._layers = ChunkLayers(self.tables, pin=pin)
         self._hits = HitCounter()

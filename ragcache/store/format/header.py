@@ -34,7 +34,7 @@ from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError
 from ragcache.store.base import Miss, StoredChunk
-from ragcache.store.format.codecs import CODECS
+from ragcache.store.format.codecs import find_codec
 from ragcache.store.format.codecs.base import DTYPES
 from ragcache.types import KVPair, KVSpec, Tokens
 
@@ -192,9 +192,8 @@ def decode_header(data: bytes) -> Header | Miss:
         header = _parse(body[_PREAMBLE.size :])
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError
         return Miss("corrupt", f"the header contradicts itself: {error}")
-    if header.codec not in CODECS:
-        known = ", ".join(CODECS)
-        return Miss("foreign", f"codec {header.codec!r}; this ragcache reads {known}")
+    if isinstance(why := find_codec(header.codec), str):
+        return Miss("foreign", why)
     return header
 
 
@@ -216,11 +215,12 @@ def _parse(body: bytes) -> Header:
     spec = KVSpec(layers, heads, dim, dtype)
     if not layers or not spec.layer_bytes(count):
         raise ValueError("a dimension of 0")
-    size = CODECS[codec].layer_bytes(spec, count) if codec in CODECS else None
-    if size is not None and any(payload.length != size for payload in payloads):
-        raise ValueError("payload lengths differ from the shape")
-    if codec in CODECS and any(p.length > CODECS[codec].most_bytes(spec, count) for p in payloads):
-        raise ValueError("a payload longer than its shape can be")
+    if not isinstance(coded := find_codec(codec), str):
+        size, most = coded.layer_bytes(spec, count), coded.most_bytes(spec, count)
+        if size is not None and any(payload.length != size for payload in payloads):
+            raise ValueError("payload lengths differ from the shape")
+        if any(payload.length > most for payload in payloads):
+            raise ValueError("a payload longer than its shape can be")
     return Header(
         key=key,
         fingerprint=fingerprint,
@@ -273,17 +273,25 @@ def check_layer_bytes(header: Header, layer: int, raw: Bytes) -> Miss | None:
     return None
 
 
+def payload_of(header: Header, layer: int) -> int:
+    """The layer whose bytes hold ``layer``: see :meth:`Codec.payload_of`."""
+    coded = find_codec(header.codec)
+    return layer if isinstance(coded, str) else coded.payload_of(layer)
+
+
 def decode_layer(header: Header, layer: int, raw: Bytes) -> KVPair | Miss:
     """Check and decode one layer: keys and values, each (kv_heads, tokens, head_dim), or a miss.
 
-    Takes ownership of ``raw``: nothing else may write to it, so that what was checked is what is
-    returned.
+    ``raw``: the bytes of its :func:`payload_of`. Takes ownership of them: nothing else may write to
+    them, so that what was checked is what is returned.
     """
-    miss = check_layer_bytes(header, layer, raw)
+    miss = check_layer_bytes(header, payload_of(header, layer), raw)
     if miss is not None:
         return miss
+    if isinstance(coded := find_codec(header.codec), str):
+        return Miss("foreign", coded)
     try:
-        return CODECS[header.codec].decode(raw, header.spec, len(header.tokens), layer)
+        return coded.decode(raw, header.spec, len(header.tokens), layer)
     except ConfigError:  # a package is missing: the layer may be valid
         raise
     except ValueError as error:

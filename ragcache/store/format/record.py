@@ -11,12 +11,12 @@ from ragcache.errors import StoreError
 from ragcache.store.base import Miss
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.codecs.base import DTYPES, is_finite
-from ragcache.store.format.header import Header, decode_layer, shape_mismatch
+from ragcache.store.format.header import Header, decode_layer, payload_of, shape_mismatch
 
 if TYPE_CHECKING:
     from ragcache.store.format.codecs.base import Bytes
     from ragcache.store.key import ChunkKey
-    from ragcache.types import ChunkKV, ChunkNotes
+    from ragcache.types import ChunkKV, ChunkNotes, KVPair
 
 __all__ = ["TranscodeTarget", "as_stored"]
 
@@ -86,8 +86,7 @@ def encode_chunk(key: ChunkKey, kv: ChunkKV) -> Record:
 
 def encode_layers(name: str, kv: ChunkKV) -> Iterator[Bytes]:
     """The bytes of every layer in the codec ``name``, encoded one by one on iteration."""
-    coded, pairs = codec(name), zip(kv.keys, kv.values, strict=True)
-    return (coded.encode(k, v, layer, len(kv.keys)) for layer, (k, v) in enumerate(pairs))
+    return codec(name).encode_layers(list(zip(kv.keys, kv.values, strict=True)))
 
 
 def as_stored(key: ChunkKey, kv: ChunkKV) -> ChunkKV:
@@ -95,31 +94,35 @@ def as_stored(key: ChunkKey, kv: ChunkKV) -> ChunkKV:
     coded = codec(key.codec)
     if coded.lossless:
         return kv
-    raws = enumerate(encode_layers(key.codec, kv))
-    pairs = [coded.decode(raw, kv.spec, len(kv.tokens), layer) for layer, raw in raws]
+    raws, layers = list(encode_layers(key.codec, kv)), range(kv.spec.layers)
+    pairs = [
+        coded.decode(raws[coded.payload_of(layer)].copy(), kv.spec, len(kv.tokens), layer)
+        for layer in layers
+    ]
     return replace(kv, keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
 
 
 def check_decodable(record: Record) -> Miss | None:
     """Decode every layer of a record; a miss for the first that cannot be decoded."""
-    for layer, raw in enumerate(record.raws):
-        if isinstance(pair := decode_layer(record.header, layer, raw.copy()), Miss):
-            return pair
-    return None
+    return next((pair for pair in _decoded(record) if isinstance(pair, Miss)), None)
+
+
+def _decoded(record: Record) -> Iterator[KVPair | Miss]:
+    for layer in range(record.header.spec.layers):
+        raw = record.raws[payload_of(record.header, layer)]
+        yield decode_layer(record.header, layer, raw.copy())
 
 
 def transcode(record: Record, target: TranscodeTarget) -> Record:
     """The same chunk in another codec. Raises StoreError where it cannot be decoded."""
-    header, coded = record.header, codec(target.codec)
-    raws = []
-    for layer, raw in enumerate(record.raws):
-        pair = decode_layer(header, layer, raw.copy())
+    header, coded, pairs = record.header, codec(target.codec), []
+    for pair in _decoded(record):
         if isinstance(pair, Miss):
             raise StoreError(
                 f"chunk {header.key.hex()[:12]} cannot be recoded: {pair.detail}. Run `ragcache "
                 "verify --repair`."
             )
-        raws.append(coded.encode(*pair, layer, header.spec.layers))
+        pairs.append(pair)
     named = replace(
         header,
         key=target.key,
@@ -128,4 +131,4 @@ def transcode(record: Record, target: TranscodeTarget) -> Record:
         codec=target.codec,
         payloads=(),
     )
-    return Record(named, tuple(raws))
+    return Record(named, tuple(coded.encode_layers(pairs)))

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +53,7 @@ class ReadThrough:
         self._counts = EventCounts()
         self._holders: Counter[bytes] = Counter()
         self._arriving: dict[bytes, _Arriving] = {}
+        self._reading: dict[tuple[bytes, int], Future[tuple[Header, Bytes] | Miss]] = {}
         self._bytes = 0  # of all chunks that are being collected, whole
         self.pool = ThreadPoolExecutor(MAX_REQUESTS, "ragcache-remote")
         self._writer = ThreadPoolExecutor(1, "ragcache-keep")
@@ -85,12 +86,33 @@ class ReadThrough:
                         self._writer.submit(self._keep, key, chunk)
 
     def layer(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
-        """The bytes of a layer, checked and read-only, and the header of their object."""
-        found = self._objects.layer(key, layer)
-        if not isinstance(found, Miss):
-            header, raw = found
-            self._counts.add("read_bytes", len(raw))
-            self._gather(key, layer, header, raw)
+        """The bytes of a layer, checked and read-only, and the header of their object. What is
+        being read, or was under a lease, is not read again: a codec may need it for several
+        layers."""
+        which = key.digest, layer
+        with self._lock:
+            chunk = self._arriving.get(key.digest)
+            if chunk is not None and layer in chunk.raws:
+                return chunk.header, chunk.raws[layer]
+            coming = self._reading.get(which)
+            mine: Future[tuple[Header, Bytes] | Miss] = Future()
+            if coming is None:
+                self._reading[which] = mine
+        if coming is not None:
+            return coming.result()
+        try:
+            found = self._objects.layer(key, layer)
+            if not isinstance(found, Miss):
+                header, raw = found
+                self._counts.add("read_bytes", len(raw))
+                self._gather(key, layer, header, raw)
+            mine.set_result(found)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._reading[which]
         return found
 
     def layers(self, key: ChunkKey, layers: Sequence[int]) -> Record | Miss:

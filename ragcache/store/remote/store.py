@@ -337,10 +337,10 @@ class RemoteStore(ChunkStore):
             return outbox.is_deleted(txn, content, digest)
 
     def _range(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
-        """A layer from the remote, as stored there."""
+        """The bytes that hold a layer, from the remote, as stored there."""
         if self._is_gone(key.content, key.digest):
             return Miss("absent", "it was deleted")
-        return self._read_through.layer(key, layer)
+        return self._read_through.layer(key, codec(key.codec).payload_of(layer))
 
     def _settled(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
         """Decode a layer from the remote; where it was a miss, it may be on disk by now."""
@@ -361,12 +361,10 @@ class RemoteStore(ChunkStore):
 
 
 def open_remote(
-    disk: DiskStore, url: str, remote_codecs: str = "", *, pin: bool = False
+    disk: DiskStore, url: str, remote_codecs: Sequence[str] = (), *, pin: bool = False
 ) -> RemoteStore:
-    """``disk`` in front of the remote at ``url`` (see :class:`Bucket`). ``remote_codecs``: names
-    separated by commas.
+    """``disk`` in front of the remote at ``url`` (see :class:`Bucket`).
 
     Raises ConfigError for an invalid URL or codec.
     """
-    names = [name.strip() for name in remote_codecs.split(",") if name.strip()]
-    return RemoteStore(disk, ChunkObjects(Bucket(url)), remote_codecs=names, pin=pin)
+    return RemoteStore(disk, ChunkObjects(Bucket(url)), remote_codecs=remote_codecs, pin=pin)

@@ -17,6 +17,7 @@ from ragcache.store.format.header import Header
 from ragcache.store.format.record import Record, TranscodeTarget, check_decodable, transcode
 from ragcache.store.key import IN_CONTEXT
 from ragcache.store.remote.bandwidth import MAX_REQUESTS
+from ragcache.store.remote.bases import share_bases
 from ragcache.store.remote.chunk_objects import ChunkObjects, content_of, digest_of
 from ragcache.types import Progress
 
@@ -54,6 +55,7 @@ def push(
     An object that exists is left alone: under one key there is only one KV. Variants are not sent.
     ``progress`` is called with (done, total). Raises RemoteError; call again to send the rest.
     """
+    share_bases(objects.bucket, disk.tables.path)
     there = {digest_of(name) for name, _ in objects.names()}
     digests = list(disk.keys())
     send = partial(_sent, disk, objects, there, copies or {})
@@ -74,6 +76,7 @@ def pull(
 
     ``progress`` is called with (done, total). Raises RemoteError; call again to pull the rest.
     """
+    share_bases(objects.bucket, disk.tables.path)
     left = float("inf") if room is None else room
     wanted, beyond = [], 0
     here = set(disk.keys())

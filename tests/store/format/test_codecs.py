@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import ConfigError
-from ragcache.store.format.codecs import CODECS, codec
+from ragcache.store.format.codecs import CODECS
 from ragcache.store.format.codecs.base import DTYPES
 from ragcache.store.format.codecs.cachegen import CacheGen
 from ragcache.store.format.codecs.entropy import TOTAL, bells
@@ -38,21 +38,21 @@ def rounded(name: str) -> Callable[[Tensor], Tensor]:
 def test_numbers_are_rounded_to_the_dtype(name: str) -> None:
     for dtype in DTYPES:
         pair = make_pair(dtype)
-        assert all(map(torch.equal, through(codec(name), pair), map(rounded(name), pair)))
-        assert codec(name).encode(*pair, 0, LAYERS).size == 2 * 2 * 2 * 21 * 8
+        assert all(map(torch.equal, through(CODECS[name], pair), map(rounded(name), pair)))
+        assert CODECS[name].encode(*pair, 0, LAYERS).size == 2 * 2 * 2 * 21 * 8
     pair = make_pair(name)
     assert np.array_equal(
-        codec(name).encode(*pair, 0, LAYERS), codec("raw").encode(*pair, 0, LAYERS)
+        CODECS[name].encode(*pair, 0, LAYERS), CODECS["raw"].encode(*pair, 0, LAYERS)
     )
     for bad in (float("nan"), float("inf"), torch.finfo(torch.float32).max):
         keys, values = make_pair()
         values[1, 2, 3] = bad
         with pytest.raises(ValueError, match="only codec 'raw'"):
-            codec(name).encode(keys, values, 0, LAYERS)
-    data = codec(name).encode(*pair, 0, LAYERS)
+            CODECS[name].encode(keys, values, 0, LAYERS)
+    data = CODECS[name].encode(*pair, 0, LAYERS)
     data[-2:] = 0xFF
     with pytest.raises(ValueError, match="NaN or infinite"):
-        codec(name).decode(data, spec_of(pair), 21, 0)
+        CODECS[name].decode(data, spec_of(pair), 21, 0)
 
 
 class TestRaw(CodecTests):
@@ -111,14 +111,14 @@ def test_what_no_scale_can_hold_is_not_encoded(name: str, bad: float) -> None:
     keys, values = make_pair("float16")
     values[1, 2, 3] = bad
     with pytest.raises(ValueError, match="no answer may come from it"):
-        codec(name).encode(keys, values, 0, LAYERS)
+        CODECS[name].encode(keys, values, 0, LAYERS)
 
 
 def test_entropy_coding_loses_no_symbol() -> None:
     pair = make_pair(heads=4, tokens=300)
     for layer in (0, 5, 11):
         for now, before, bins in zip(
-            through(codec("cachegen"), pair, layer), pair, CacheGen().bins(layer), strict=True
+            through(CODECS["cachegen"], pair, layer), pair, CacheGen().bins(layer), strict=True
         ):
             most = bins // 2 - 1
             peaks = before.abs().amax((0, 2), keepdim=True)
@@ -130,7 +130,7 @@ def test_few_bytes_that_claim_many_numbers_are_refused() -> None:
     data = np.zeros(8 + 2 * 2**19 * 2 + 2 * 2**19, np.uint8)
     data[:6] = np.frombuffer(b"cgn\x01\x20\x20", np.uint8)
     with pytest.raises(ValueError, match="cannot hold"):
-        codec("cachegen").decode(data, spec, 2**19, 0)
+        CODECS["cachegen"].decode(data, spec, 2**19, 0)
 
 
 @pytest.mark.parametrize(
@@ -154,26 +154,26 @@ def test_few_bytes_that_claim_many_numbers_are_refused() -> None:
 )
 def test_a_changed_byte(name: str, place: int, byte: int, why: str | None) -> None:
     pair = make_pair("float32")
-    data = codec(name).encode(*pair, 0, LAYERS)
+    data = CODECS[name].encode(*pair, 0, LAYERS)
     data[place] = byte
     if place > 6 and why == "largest magnitude":
         data[place - 1] |= 0x80  # all ones are NaN, or a number below zero
     with pytest.raises(ValueError, match=why):
-        codec(name).decode(data, spec_of(pair), 21, 0)
+        CODECS[name].decode(data, spec_of(pair), 21, 0)
 
 
 def test_a_bell_that_is_none_is_refused() -> None:
     pair = make_pair("float32")
-    data = codec("cachegen").encode(*pair, 11, LAYERS)  # 16 bins for values: fewer bells
+    data = CODECS["cachegen"].encode(*pair, 11, LAYERS)  # 16 bins for values: fewer bells
     assert len(bells(15).weights) < 255
     data[8 + 2 * 21 * 4 + 16] = 255
     with pytest.raises(ValueError, match="without a distribution"):
-        codec("cachegen").decode(data, spec_of(pair), 21, 11)
+        CODECS["cachegen"].decode(data, spec_of(pair), 21, 11)
 
 
 def test_cachegen_takes_far_fewer_bytes_than_int8() -> None:
     pair = make_pair("bfloat16", heads=4, tokens=128, dim=32)
-    sizes = {name: codec(name).encode(*pair, 11, LAYERS).size for name in CODECS}
+    sizes = {name: CODECS[name].encode(*pair, 11, LAYERS).size for name in CODECS}
     assert sizes["cachegen"] * 2 < sizes["int8"] == sizes["fp8"]
 
 
@@ -181,8 +181,8 @@ def test_levels_are_in_the_bytes() -> None:
     coarse = CacheGen(value_first_layers=0, value_second_bins=8)
     pair = make_pair()
     data = coarse.encode(*pair, 0, LAYERS)
-    assert data.size < codec("cachegen").encode(*pair, 0, LAYERS).size
-    _, now = codec("cachegen").decode(data, spec_of(pair), 21, 0)
+    assert data.size < CODECS["cachegen"].encode(*pair, 0, LAYERS).size
+    _, now = CODECS["cachegen"].decode(data, spec_of(pair), 21, 0)
     assert len(torch.unique((now / pair[1].abs().amax((0, 2), keepdim=True) * 3).round())) == 7
     with pytest.raises(ValueError, match="7 bins: they must be even"):
         CacheGen(value_first_bins=7)
@@ -203,10 +203,10 @@ def test_the_formats_stay_what_they_are() -> None:
     spec = KVSpec(LAYERS, 1, 4, "bfloat16")
     keys = torch.tensor([[[0.5, -1, 2, 0], [0.25, -0.75, 1.5, 0.125], [0, 0, 0, 0]]]).bfloat16()
     for name, written in WRITTEN.items():
-        data = codec(name).encode(keys, -keys, 2, LAYERS)
+        data = CODECS[name].encode(keys, -keys, 2, LAYERS)
         assert data.tobytes().hex() == written
-        again = codec(name).decode(data.copy(), spec, 3, 2)
-        assert all(map(torch.equal, again, through(codec(name), (keys, -keys), 2)))
+        again = CODECS[name].decode(data.copy(), spec, 3, 2)
+        assert all(map(torch.equal, again, through(CODECS[name], (keys, -keys), 2)))
 
 
 WRITTEN = {
@@ -223,9 +223,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     pair = make_pair()
-    data = codec("cachegen").encode(*pair, 0, LAYERS)
+    data = CODECS["cachegen"].encode(*pair, 0, LAYERS)
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[codecs\]'"):
-        codec("cachegen").encode(*pair, 0, LAYERS)
+        CODECS["cachegen"].encode(*pair, 0, LAYERS)
     with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[codecs\]'"):
-        codec("cachegen").decode(data, spec_of(pair), 21, 0)
+        CODECS["cachegen"].decode(data, spec_of(pair), 21, 0)

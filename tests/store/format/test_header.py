@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 from ragcache.store.base import Miss
 from ragcache.store.format.codecs import CODECS, codec
 from ragcache.store.format.codecs.base import Bytes
+from ragcache.store.format.codecs.kvtc import LEVELS
 from ragcache.store.format.header import (
     Header,
     Payload,
@@ -34,7 +35,7 @@ KEY = ChunkKey(MODEL, (5, 0, 2**32 - 1), (1, 2), "prefix", "Zoë")
 def encode_layers(key: ChunkKey, kv: ChunkKV) -> list[tuple[Bytes, int]]:
     """Per layer, its bytes and their checksum."""
     pairs = zip(kv.keys, kv.values, strict=True)
-    raws = [codec(key.codec).encode(k, v, n, len(kv.keys)) for n, (k, v) in enumerate(pairs)]
+    raws = codec(key.codec).encode_layers(list(pairs))
     return [(raw, layer_checksum(key.digest, layer, raw)) for layer, raw in enumerate(raws)]
 
 
@@ -153,7 +154,7 @@ def test_a_newer_format_is_foreign_and_says_so() -> None:
 def test_another_codec_is_foreign_and_says_so() -> None:
     record = encode_header(replace(encode(KEY)[0], codec="q4"))
     assert decode_header(record) == Miss(
-        "foreign", f"codec 'q4'; this ragcache reads {', '.join(CODECS)}"
+        "foreign", f"codec 'q4' is unknown: use one of {', '.join((*CODECS, *LEVELS))}"
     )
 
 

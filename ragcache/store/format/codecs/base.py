@@ -1,10 +1,11 @@
-"""The contract of a codec: encodes and decodes the KV of one layer."""
+"""The contract of a codec: encodes and decodes the KV of a chunk, layer by layer."""
 
 from __future__ import annotations
 
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ragcache.types import KVSpec
 
-__all__ = ["Bytes", "Codec", "DTYPES", "from_bytes", "to_bytes"]
+__all__ = ["Bytes", "Codec", "DTYPES", "LayerCodec", "from_bytes", "to_bytes"]
 
 Bytes = NDArray[np.uint8]  # one-dimensional
 
@@ -32,28 +33,34 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype, np.dtype[Any]]] = {
 
 
 class Codec(ABC):
-    """Encodes and decodes layers. Stateless and thread-safe. Its name is part of every key."""
+    """Encodes and decodes the layers of a chunk. Stateless and thread-safe. Its name is part of
+    every key."""
 
     name: ClassVar[str]
     lossless: ClassVar[bool] = False  # decodes to the same bits
     faithful: ClassVar[bool] = False  # rounds at most to the precision of published weights
 
     @abstractmethod
-    def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
-        """The bytes of layer ``layer`` of ``layers``.
+    def encode_layers(self, pairs: Sequence[KVPair]) -> Iterator[Bytes]:
+        """The bytes of every layer, encoded on iteration.
 
-        ``keys`` (before RoPE) and ``values`` are (kv_heads, tokens, head_dim), of one dtype of
-        :data:`DTYPES`, on any device, and finite.
+        ``pairs``: keys (before RoPE) and values of all layers, each (kv_heads, tokens, head_dim),
+        of one dtype of :data:`DTYPES`, on any device, and finite.
         """
 
     @abstractmethod
     def decode(self, data: Bytes, spec: KVSpec, tokens: int, layer: int) -> KVPair:
-        """Keys and values, each (kv_heads, tokens, head_dim), in the dtype of ``spec``.
+        """Keys and values of a layer, each (kv_heads, tokens, head_dim), in the dtype of ``spec``.
 
-        They are finite, and may share the memory of ``data``, of which the codec takes ownership.
-        The checksum of ``data`` was checked. Raises ValueError where it still is not a layer of
-        this shape.
+        ``data`` are the bytes of the layer :meth:`payload_of` it. The pair is finite, and may share
+        the memory of ``data``, of which the codec takes ownership. The checksum of ``data`` was
+        checked. Raises ValueError where it still is not a layer of this shape.
         """
+
+    def payload_of(self, layer: int) -> int:
+        """The layer whose bytes hold ``layer``: an earlier one, where several are encoded together
+        and the bytes of the others are empty."""
+        return layer
 
     def check(self) -> None:
         """Raise ConfigError where a package that the codec needs is not installed."""
@@ -68,6 +75,17 @@ class Codec(ABC):
         sizes overrides this."""
         size = self.layer_bytes(spec, tokens)
         return spec.layer_bytes(tokens) if size is None else size
+
+
+class LayerCodec(Codec):
+    """A codec that encodes each layer alone."""
+
+    @abstractmethod
+    def encode(self, keys: Tensor, values: Tensor, layer: int, layers: int) -> Bytes:
+        """The bytes of layer ``layer`` of ``layers``, of its pair as in :meth:`encode_layers`."""
+
+    def encode_layers(self, pairs: Sequence[KVPair]) -> Iterator[Bytes]:
+        return (self.encode(*pair, layer, len(pairs)) for layer, pair in enumerate(pairs))
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
+from ragcache.store.format.codecs.base import DTYPES, Bytes, LayerCodec, to_bytes
 from ragcache.store.format.codecs.entropy import bells, constriction_stream
 from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
 from ragcache.types import KVPair
@@ -27,7 +27,7 @@ _MOST_PER_NUMBER = 3  # bytes: no bell spends more than the 24 bits of TOTAL on 
 
 
 @dataclass(frozen=True)
-class CacheGen(Codec):
+class CacheGen(LayerCodec):
     """Quantise per token, then code every channel with a distribution of its own.
 
     Liu et al., SIGCOMM 2024, arXiv:2310.07240. As in the authors' code, a token's keys share one

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, from_bytes, to_bytes
+from ragcache.store.format.codecs.base import DTYPES, Bytes, LayerCodec, from_bytes, to_bytes
 from ragcache.types import KVPair
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cast(Codec):
+class Cast(LayerCodec):
     """Keys, then values, each (kv_heads, tokens, head_dim) in C order, rounded to ``dtype``.
 
     They are decoded to KV's own dtype. Raises ValueError for numbers out of the range of ``dtype``.

@@ -87,5 +87,5 @@ def constriction_stream() -> Any:
         return importlib.import_module("constriction").stream
     except ImportError as error:
         raise ConfigError(
-            "codec 'cachegen' needs constriction: pip install 'ragcache-fusion[codecs]'"
+            "codecs 'cachegen' and 'kvtc' need constriction: pip install 'ragcache-fusion[codecs]'"
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, to_bytes
+from ragcache.store.format.codecs.base import DTYPES, Bytes, LayerCodec, to_bytes
 from ragcache.store.format.codecs.peaks import read_peaks, scale_by_peaks
 from ragcache.types import KVPair
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ByteQuantizer"]
 
 
-class ByteQuantizer(Codec):
+class ByteQuantizer(LayerCodec):
     """Four bytes ``tag``, then peaks, then codes, each of keys and then of values, in C order.
 
     Peaks are (kv_heads, tokens) in KV's dtype, little-endian; codes are (kv_heads, tokens,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ragcache.store.format.codecs.base import Bytes, Codec, from_bytes, is_finite, to_bytes
+from ragcache.store.format.codecs.base import Bytes, LayerCodec, from_bytes, is_finite, to_bytes
 from ragcache.types import KVPair
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ragcache.types import KVSpec
 
 
-class Raw(Codec):
+class Raw(LayerCodec):
     """Keys, then values, each (kv_heads, tokens, head_dim) in C order, little-endian."""
 
     name: ClassVar[str] = "raw"

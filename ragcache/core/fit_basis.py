@@ -1,0 +1,91 @@
+"""Learn the basis of the codec ``kvtc`` from a model's KV of the shipped articles.
+
+See :mod:`ragcache.store.format.codecs.basis`. It needs no labels and nothing of the store's own
+documents, so a basis may be copied wherever the model goes. It is computed once for a model and
+version of ragcache, and cached in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from ragcache.models import ARTICLES
+from ragcache.models.file_cache import user_folder
+from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
+from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs.basis import Basis, bases_of
+from ragcache.store.format.codecs.learn_basis import learn_basis
+
+if TYPE_CHECKING:
+    from ragcache.engine.base import ChunkEngine
+    from ragcache.types import ChunkKV
+
+__all__ = ["codec_with_basis"]
+
+logger = logging.getLogger(__name__)
+
+_REVISION = "1"  # raised when another basis would be made of the same model
+
+_CHUNK = 200  # tokens
+_BATCH = 4  # chunks
+_HELD_OUT = 4  # of so many articles, one
+
+
+def codec_with_basis(engine: ChunkEngine, level: str, store: Path) -> str:
+    """The full name of the codec ``level``, one of :data:`LEVELS`, for the engine's KV. Its basis
+    is then in the folder of the store: one that was there, or is cached, or is learned now. Raises
+    ConfigError if a package is missing, and StoreError if it cannot be written."""
+    codec("cachegen")  # needs the same package: raises before the work
+    model = _model(engine)
+    found = next((one for one in bases_of(store) if one.model == model), None)
+    if found is None:
+        found = _cached(engine)
+        found.write(store)
+    return f"{level}:{found.digest}"
+
+
+def _model(engine: ChunkEngine) -> str:
+    return engine.fingerprint.with_codec("raw").digest.hex()
+
+
+def _cached(engine: ChunkEngine) -> Basis:
+    identity = blake3(f"{_REVISION} {_model(engine)}".encode()).hexdigest()
+    file = user_folder("XDG_CACHE_HOME", ".cache") / f"basis-{identity}"
+    with suppress(OSError, ValueError):
+        checksum, data = (read := file.read_bytes())[:32], read[32:]
+        if blake3(data).digest() == checksum:
+            return Basis.parse(data)
+    logger.warning("learning the basis of codec kvtc for %s, once", engine.name)
+    made = fit_basis(engine)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = file.with_name(f"{file.name}.{os.getpid()}")
+        part.write_bytes(blake3(made.data).digest() + made.data)
+        part.replace(file)
+    return made
+
+
+def fit_basis(engine: ChunkEngine) -> Basis:
+    """The basis of a model."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(ARTICLES.glob("*.md"))]
+    used = _encoded(engine, [text for n, text in enumerate(texts) if n % _HELD_OUT])
+    return learn_basis(_model(engine), used, _encoded(engine, texts[::_HELD_OUT]))
+
+
+def _encoded(engine: ChunkEngine, texts: Sequence[str]) -> list[ChunkKV]:
+    """The KV of the chunks of texts, as a store of the default encoding context has it."""
+    encoding = encoding_context(DEFAULT_CONTEXT, engine)
+    ids = [engine.tokenize(text) for text in texts]
+    chunks = [one[at : at + _CHUNK] for one in ids for at in range(0, len(one), _CHUNK)]
+    found: list[ChunkKV] = []
+    for first in range(0, len(chunks), _BATCH):
+        batch = chunks[first : first + _BATCH]
+        found += engine.encode(batch, context=encoding.before(max(batch, key=len)))
+    return found

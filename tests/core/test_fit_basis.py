@@ -1,0 +1,215 @@
+"""Stores whose codec needs a basis: made once, kept with the store, shared with a remote."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ragcache.core import fit_basis as module
+from ragcache.engine.hf.engine import TransformersEngine
+from ragcache.errors import ConfigError
+from ragcache.eval.dataset import first_questions, load_dataset
+from ragcache.eval.evaluate import compare, make_blenders
+from ragcache.models import world_file
+from ragcache.rag import RagCache
+from ragcache.settings import Settings
+from ragcache.store.base import Miss
+from ragcache.store.disk.store import DiskStore
+from ragcache.store.format.codecs.basis import FOLDER, basis_files
+from ragcache.types import Document
+from tests import scene
+
+QUESTION = "Where does Mira Holt live?"
+DOCUMENTS = [Document("report", scene.report(3)), *scene.DOCUMENTS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache of this module: what it learns, the others do not have."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+def opened(path: Path, **settings: Any) -> RagCache:
+    return RagCache.open(path, settings=Settings.load(store=path, ratio=0.15, **settings))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with documents, in codec kvtc16."""
+    path = tmp_path_factory.mktemp("made") / "store"
+    with opened(path, codec="kvtc16") as cache:
+        cache.add(DOCUMENTS)
+    return path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path / "store"))
+
+
+def test_the_store_keeps_its_basis_and_takes_a_sixteenth(store: Path) -> None:
+    with opened(store) as cache:
+        spec, stats = cache.engine.spec, cache.store.stats()
+        [path] = basis_files(store)
+        assert cache.engine.fingerprint.codec == f"kvtc16:{path.stem}"
+        assert cache.catalog.get_setting("codec") == f"kvtc16:{path.stem}"
+        tokens = sum(len(cache.engine.tokenize(document.text)) for document in DOCUMENTS)
+        assert stats.payload_bytes < spec.chunk_bytes(tokens) / 2 / 16 * 1.3
+        report = cache.ask(QUESTION).report
+        assert report.reused_tokens > 0 and all(chunk.miss is None for chunk in report.chunks)
+        assert cache.store.verify() == {}
+
+
+def test_answers_come_from_what_was_stored(store: Path) -> None:
+    """All layers of a chunk are there, in any order, and near to what the model computes."""
+    with opened(store) as cache:
+        chunk = cache.retrieve(QUESTION)[0].chunk
+        key = cache.indexing.key(chunk)
+        whole = cache.store.get(key)
+        assert not isinstance(whole, Miss)
+        for layer in (5, 0, 11, 1, 6):
+            keys, values = cache.store.layer(key, layer)
+            assert torch.equal(keys, whole.keys[layer])
+            assert torch.equal(values, whole.values[layer])
+        [fresh] = cache.engine.encode([key.tokens], context=key.context)
+        off = sum(
+            float((a - b).square().mean() / b.square().mean())
+            for a, b in zip((*whole.keys, *whole.values), (*fresh.keys, *fresh.values), strict=True)
+        )
+        assert 0 < off / 24 < 0.15
+
+
+@pytest.mark.parametrize("layout", ["files", "records"])
+def test_any_layout(tmp_path: Path, made: Path, layout: str) -> None:
+    with opened(tmp_path / "store", codec="kvtc12", layout=layout) as cache:
+        cache.add(DOCUMENTS)
+        report = cache.ask(QUESTION, mode="reuse").report
+        assert report.reused_tokens > 0 and not any(chunk.miss for chunk in report.chunks)
+        assert report.bytes_loaded == sum(layer.load_bytes for layer in report.layers)
+
+
+def test_another_store_has_the_basis_from_the_cache(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit_basis", _not_again)
+    with opened(tmp_path / "other", codec="kvtc8") as cache:
+        assert cache.engine.fingerprint.codec == f"kvtc8:{basis_files(made)[0].stem}"
+
+
+def test_a_lost_basis_is_found_in_the_cache(store: Path) -> None:
+    shutil.rmtree(store / FOLDER)
+    with opened(store) as cache:
+        assert len(basis_files(store)) == 1
+        assert not any(chunk.miss for chunk in cache.ask(QUESTION).report.chunks)
+
+
+def test_a_damaged_cache_is_learned_again(
+    made: Path, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [file] = cache_folder.glob("ragcache/basis-*")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    copy = tmp_path / "ragcache" / file.name
+    copy.parent.mkdir()
+    copy.write_bytes(data)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "fit_basis", _not_again)
+    with pytest.raises(AssertionError, match="learned again"):
+        opened(tmp_path / "other", codec="kvtc16")
+
+
+def test_each_tenant_has_a_copy(store: Path, tmp_path: Path) -> None:
+    with (
+        opened(store) as cache,
+        RagCache.open(tmp_path / "guest", beside=cache, tenant="guest") as guest,
+    ):
+        guest.add(DOCUMENTS)
+        assert basis_files(tmp_path / "guest")[0].name == basis_files(store)[0].name
+        assert not any(chunk.miss for chunk in guest.ask(QUESTION).report.chunks)
+
+
+def test_machines_that_share_a_remote_share_the_basis(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore")
+    remote = f"file://{tmp_path / 'remote'}"
+    (tmp_path / "remote").mkdir()
+    with opened(tmp_path / "one", codec="kvtc16", remote=remote) as one:
+        one.add(DOCUMENTS)
+        assert one.remote is not None
+        one.remote.flush()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(module, "fit_basis", _not_again)
+    with opened(tmp_path / "two", codec="kvtc16", remote=remote) as two:
+        assert two.engine.fingerprint.codec == one.engine.fingerprint.codec
+        chunks = [document.text for document in scene.DOCUMENTS]
+        report = two.ask(QUESTION, chunks=chunks, mode="reuse").report
+        assert not any(chunk.miss for chunk in report.chunks)
+        assert report.bytes_loaded > 0
+        assert two.remote is not None
+        # The bytes of a group are read once, though its layers are read by several threads.
+        assert two.remote.traffic.read_bytes == report.bytes_loaded
+
+
+def test_copies_for_slow_links(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    (tmp_path / "remote").mkdir()
+    remote = f"file://{tmp_path / 'remote'}"
+    given = {"codec": "bfloat16", "remote": remote, "remote_codecs": "kvtc16"}
+    with opened(tmp_path / "one", **given) as one:
+        one.add(scene.DOCUMENTS)
+        assert one.remote is not None
+        one.remote.flush()
+        assert one.remote.remote_codecs == (f"kvtc16:{basis_files(tmp_path / 'one')[0].stem}",)
+        assert [path.name for path in (tmp_path / "remote" / FOLDER).iterdir()] == [
+            path.name for path in basis_files(tmp_path / "one")
+        ]
+
+
+def test_an_evaluation_uses_it(made: Path) -> None:
+    """In a process of its own, too, for which only the cache has the basis."""
+    contexts = first_questions(load_dataset(world_file("prompts.jsonl")), 1)
+    modes = make_blenders(["full", "reuse"])
+    loaded = {}
+    for name in ("bfloat16", "kvtc16"):
+        settings = Settings.load(codec=name)
+        [(_, found)] = compare(settings, {"world": contexts}, modes, max_tokens=2)
+        loaded[name] = found[1].bytes_loaded
+    assert 10 < loaded["bfloat16"] / loaded["kvtc16"] < 20
+
+
+def test_without_the_package_nothing_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    monkeypatch.setattr(module, "fit_basis", _not_again)
+    with pytest.raises(ConfigError, match="need constriction: pip install"):
+        opened(tmp_path / "store", codec="kvtc16")
+
+
+def test_an_unknown_codec_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "load", _not_again)
+    with pytest.raises(ConfigError, match="codec 'kvtc17' is unknown"):
+        opened(tmp_path / "store", codec="kvtc17")
+
+
+def _not_again(*_: object, **__: object) -> None:
+    raise AssertionError("learned again")
+
+
+def test_reading_needs_no_engine(store: Path) -> None:
+    """The basis of a store is found by whoever opens it."""
+    with DiskStore(store, readonly=True) as found:
+        assert found.verify() == {}
