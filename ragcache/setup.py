@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ragcache.core.embedder_identity import EMBEDDER_DIGEST, check_same_embedder
 from ragcache.core.fit_basis import codec_with_basis
@@ -164,10 +164,11 @@ def settle_codec(
         catalog.put_setting("codec", full)
 
 
-def _with_basis(engine: ChunkEngine, name: str, store: Path) -> str:
+def _with_basis(engine: Engine, name: str, store: Path) -> str:
     level = name.partition(":")[0]
     missing = level in LEVELS and isinstance(find_codec(name), str)
-    return codec_with_basis(engine, level, store) if missing else name
+    own = cast("TransformersEngine", engine)  # the only Engine
+    return codec_with_basis(own, level, store) if missing else name
 
 
 def _share_bases(url: str, store: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from ragcache.engine.hf.kv_importance import kv_importance
 from ragcache.models import ARTICLES
 from ragcache.models.file_cache import user_folder
 from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
@@ -25,20 +26,22 @@ from ragcache.store.format.codecs.learn_basis import learn_basis
 
 if TYPE_CHECKING:
     from ragcache.engine.base import ChunkEngine
-    from ragcache.types import ChunkKV
+    from ragcache.engine.hf.engine import TransformersEngine
+    from ragcache.types import ChunkKV, Tokens
 
 __all__ = ["codec_with_basis"]
 
 logger = logging.getLogger(__name__)
 
-_REVISION = "1"  # raised when another basis would be made of the same model
+_REVISION = "2"  # raised when another basis would be made of the same model
 
 _CHUNK = 200  # tokens
 _BATCH = 4  # chunks
 _HELD_OUT = 4  # of so many articles, one
+_WINDOW, _WINDOWS = 512, 6  # tokens from which, and texts in which importance is measured
 
 
-def codec_with_basis(engine: ChunkEngine, level: str, store: Path) -> str:
+def codec_with_basis(engine: TransformersEngine, level: str, store: Path) -> str:
     """The full name of the codec ``level``, one of :data:`LEVELS`, for the engine's KV. Its basis
     is then in the folder of the store: one that was there, or is cached, or is learned now. Raises
     ConfigError if a package is missing, and StoreError if it cannot be written."""
@@ -55,7 +58,7 @@ def _model(engine: ChunkEngine) -> str:
     return engine.fingerprint.with_codec("raw").digest.hex()
 
 
-def _cached(engine: ChunkEngine) -> Basis:
+def _cached(engine: TransformersEngine) -> Basis:
     identity = blake3(f"{_REVISION} {_model(engine)}".encode()).hexdigest()
     file = user_folder("XDG_CACHE_HOME", ".cache") / f"basis-{identity}"
     with suppress(OSError, ValueError):
@@ -72,17 +75,19 @@ def _cached(engine: ChunkEngine) -> Basis:
     return made
 
 
-def fit_basis(engine: ChunkEngine) -> Basis:
+def fit_basis(engine: TransformersEngine) -> Basis:
     """The basis of a model."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(ARTICLES.glob("*.md"))]
-    used = _encoded(engine, [text for n, text in enumerate(texts) if n % _HELD_OUT])
-    return learn_basis(_model(engine), used, _encoded(engine, texts[::_HELD_OUT]))
+    ids = [tuple(engine.tokenize(text)) for text in texts]
+    used = [one for n, one in enumerate(ids) if n % _HELD_OUT]
+    importance = kv_importance(engine.model, [one[:_WINDOW] for one in used[:_WINDOWS]])
+    known = _encoded(engine, used), _encoded(engine, ids[::_HELD_OUT])
+    return learn_basis(_model(engine), importance, *known)
 
 
-def _encoded(engine: ChunkEngine, texts: Sequence[str]) -> list[ChunkKV]:
+def _encoded(engine: ChunkEngine, ids: Sequence[Tokens]) -> list[ChunkKV]:
     """The KV of the chunks of texts, as a store of the default encoding context has it."""
     encoding = encoding_context(DEFAULT_CONTEXT, engine)
-    ids = [engine.tokenize(text) for text in texts]
     chunks = [one[at : at + _CHUNK] for one in ids for at in range(0, len(one), _CHUNK)]
     found: list[ChunkKV] = []
     for first in range(0, len(chunks), _BATCH):

@@ -53,13 +53,13 @@ class KVTC(Codec):
     """KV transform coding (Staniszewski and Łańcucki, 2025, arXiv:2511.01815), over layers.
 
     The keys (before RoPE) and values of a few consecutive layers of a token are one row. Every
-    plane of it is divided by its usual magnitude, and the row is transformed to the principal
-    components of the ``basis``. These are quantised by one step for all, so that those with little
-    variance vanish and errors are spread evenly, which is the allocation of bits that theory asks
-    for (reverse water-filling), and coded by an entropy coder, each with the distribution of its
-    own spread. Differences to the paper: groups of layers instead of all, so that loading can stay
-    a few layers ahead; bits are allocated by the step and entropy coding, not by dynamic
-    programming over fixed widths.
+    plane of it is weighted by what its errors do to the model's predictions, and the row is
+    transformed to the principal components of the ``basis``. These are quantised by one step for
+    all, so that those with little variance vanish and errors are spread evenly, which is the
+    allocation of bits that theory asks for (reverse water-filling), and coded by an entropy coder,
+    each with the distribution of its own spread. Differences to the paper: groups of layers instead
+    of all, so that loading can stay a few layers ahead; weights; and bits are allocated by the step
+    and entropy coding, not by dynamic programming over fixed widths.
 
     Rows that the basis does not describe, whose error is more than eight times the usual or whose
     levels are beyond the alphabet, are stored as they are.

@@ -30,17 +30,24 @@ _RESERVE = 0.8
 _SPREADS = tuple(2 ** (n / 4) for n in range(-8, 29))
 _REACH = 20  # scales within an alphabet: of so many numbers one in 10^8 is beyond
 _HALVINGS = 14  # of the interval of a step
-_TINY = 1e-18  # a magnitude of 0
+_LEAST = 1e-3  # a weight, as a share of the largest
 
 
-def learn_basis(model: str, text: Sequence[ChunkKV], held_out: Sequence[ChunkKV]) -> Basis:
+def learn_basis(
+    model: str,
+    importance: Sequence[tuple[float, float]],
+    text: Sequence[ChunkKV],
+    held_out: Sequence[ChunkKV],
+) -> Basis:
     """The basis of the model with the digest ``model`` (see :class:`Basis`): the components of the
-    KV of ``text``, whose spreads are those in other text, ``held_out``."""
+    KV of ``text``, whose spreads are those in other text, ``held_out``. ``importance``: of the keys
+    and of the values of each layer, by how much the mean square of their errors counts."""
     spec = text[0].spec
     width = 2 * spec.kv_heads * spec.head_dim
     least, most = _LAYERS
     together = min(spec.layers, max(least, min(most, _WIDTH // width)))
-    weights = torch.tensor([_weights(text, layer) for layer in range(spec.layers)])
+    weights = torch.tensor(importance).sqrt()
+    weights = weights.clamp_min(_LEAST * float(weights.max()))
     tables = _tables()
 
     def made(groups: Sequence[GroupBasis], steps: Mapping[int, float]) -> Basis:
@@ -56,20 +63,6 @@ def learn_basis(model: str, text: Sequence[ChunkKV], held_out: Sequence[ChunkKV]
         level: _step(principal, tables, _RESERVE * _BFLOAT16 / level) for level in LEVELS.values()
     }
     return made([one.coded(steps) for one in principal], steps)
-
-
-def _weights(found: Sequence[ChunkKV], layer: int) -> tuple[float, float]:
-    """One over the usual magnitude of a layer's keys and values, so that errors relative to these
-    count alike."""
-    keys = torch.cat([kv.keys[layer].float() for kv in found], 1)
-    values = torch.cat([kv.values[layer].float() for kv in found], 1)
-    return _weight(keys), _weight(values)
-
-
-def _weight(plane: Tensor) -> float:
-    centred = plane - plane.mean(1, keepdim=True)
-    usual = float(centred.square().mean().sqrt())
-    return 1 / max(usual, _TINY)
 
 
 def _rows(basis: Basis, found: Sequence[ChunkKV], group: int) -> Tensor:
