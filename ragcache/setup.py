@@ -28,7 +28,7 @@ from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec, find_codec
-from ragcache.store.format.codecs.basis import find_basis
+from ragcache.store.format.codecs.basis import bases_of, find_basis
 from ragcache.store.format.codecs.kvtc import LEVELS
 from ragcache.store.key import ChunkKey, with_codec
 
@@ -123,8 +123,12 @@ def attach_remote(
     folder = store.tables.path
     names = [name.strip() for name in settings.remote_codecs.split(",") if name.strip()]
     names = [_with_basis(engine, name, folder) for name in names]
-    if any(name.partition(":")[0] in LEVELS for name in (own, *names)):
-        _share_bases(settings.remote, folder)
+    used = sorted(name for name in {own, *names} if name.partition(":")[0] in LEVELS)
+    mark = " ".join([settings.remote, *used])
+    if used and mark != Catalog(store).get_setting("shared_bases"):
+        shared = _share_bases(settings.remote, folder)
+        if shared and store.refusal() is None:
+            Catalog(store).put_setting("shared_bases", mark)
     return open_remote(store, settings.remote, names, pin=pin)
 
 
@@ -140,8 +144,9 @@ def resolve_codec(catalog: Catalog, settings: Settings, model: str | Path = "") 
     name = settings.codec or recorded or _own_precision(catalog, settings, model)
     if name in LEVELS and recorded is not None and recorded.startswith(f"{name}:"):
         name = recorded
-    level = name.partition(":")[0]
-    if level in LEVELS and isinstance(find_codec(name), str):
+    if name in LEVELS or (name == recorded and isinstance(find_codec(name), str)):
+        level = name.partition(":")[0]
+        record_settings(catalog, codec=level)
         return level
     name = codec(name).name
     record_settings(catalog, codec=name)
@@ -152,27 +157,29 @@ def settle_codec(
     catalog: Catalog, engine: TransformersEngine, name: str, store: Path, settings: Settings
 ) -> None:
     """Let ``engine`` store KV in the codec ``name``, which :func:`resolve_codec` returned: where it
-    lacks its basis, with one that the store, the remote or the user's cache has, or that is made
-    now. It is recorded in the store. Raises ConfigError and StoreError."""
-    if name not in LEVELS:
+    lacks its basis, or has that of another model, with one that the store, the remote or the user's
+    cache has, or that is made now. Raises ConfigError and StoreError."""
+    level, _, digest = name.partition(":")
+    if level not in LEVELS:
         return
-    if settings.remote:
+    recorded = catalog.get_setting("codec") or ""
+    model = engine.fingerprint.with_codec("raw").digest.hex()
+    if settings.remote and not any(one.model == model for one in bases_of(store)):
         _share_bases(settings.remote, store)
-    full = codec_with_basis(engine, name, store)
+    preferred = digest or recorded.partition(":")[2]
+    full = codec_with_basis(engine, level, store, preferred)
     engine.fingerprint = engine.fingerprint.with_codec(full)
-    if catalog.refusal() is None:
+    if recorded.partition(":")[0] == level and recorded != full and catalog.refusal() is None:
         catalog.put_setting("codec", full)
 
 
 def _with_basis(engine: Engine, name: str, store: Path) -> str:
-    level = name.partition(":")[0]
-    missing = level in LEVELS and isinstance(find_codec(name), str)
     own = cast("TransformersEngine", engine)  # the only Engine
-    return codec_with_basis(own, level, store) if missing else name
+    return codec_with_basis(own, name, store) if name in LEVELS else name
 
 
-def _share_bases(url: str, store: Path) -> None:
-    """Share bases with the remote, if it can be reached."""
+def _share_bases(url: str, store: Path) -> bool:
+    """Share bases with the remote. Returns whether it could be reached."""
     from ragcache.store.remote.bases import share_bases
     from ragcache.store.remote.object_store import Bucket
 
@@ -180,6 +187,8 @@ def _share_bases(url: str, store: Path) -> None:
         share_bases(Bucket(url), store)
     except RemoteError as error:
         logger.warning("the bases of codec kvtc cannot be shared with the remote: %s", error)
+        return False
+    return True
 
 
 def _own_precision(catalog: Catalog, settings: Settings, model: str | Path) -> str:

@@ -74,7 +74,6 @@ class PromiseWatch:
             self._disagreed += disagreed
             if not detector.add(disagreed):
                 return
-            self._refuted += 1
             reason = (
                 f"of {detector.observations} answers that the service compared with full "
                 f"prefill's until {date.today().isoformat()}, {detector.events} disagree, too many "
@@ -82,6 +81,8 @@ class PromiseWatch:
                 "like the latest"
             )
             replace(calibration, refuted=reason).record(cache.catalog)
+            del self._watched[cache.tenant]
+            self._refuted += 1
             logger.warning("a store's promise is withdrawn: %s", reason)
 
     def status(self) -> dict[str, int]:

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragcache.api.promise_watch import PromiseWatch, compared_tokens, is_promised
 from ragcache.blend import blender
+from ragcache.errors import StoreError
 from ragcache.eval.change_detector import ChangeDetector
 from ragcache.eval.metrics import first_token_kl
 from ragcache.settings import Settings
@@ -155,7 +156,10 @@ class QualityMonitor:
                 sampling = request.sampling or cache.default_sampling
                 most = compared_tokens(promised, sampling)
                 full, found = _by_full_prefill(cache, same, replace(sampling, max_tokens=most))
-                self.promises.compare(cache, promised, answer, found)
+                try:
+                    self.promises.compare(cache, promised, answer, found)
+                except StoreError as error:  # the next answer tries again
+                    logger.warning("a promise that is not kept cannot be withdrawn: %s", error)
             elif level.mode != "full":
                 full, _ = _by_full_prefill(cache, same)
             if counts:

@@ -78,6 +78,8 @@ class Calibration:
             )
         if fingerprint.digest.hex() != self.fingerprint:
             return f"it was calibrated with the model {self.model}, and this is {fingerprint}"
+        if not self.context_digest:
+            return "it was calibrated with an earlier version of ragcache: calibrate again"
         if encoding.digest != self.context_digest:
             return (
                 f"it was calibrated with other text in the encoding context {encoding.mode}: "
@@ -108,7 +110,7 @@ class Calibration:
         """The certificate of an answer by ``made``, to a prompt of so many ``chunks``. ``reason``:
         why the promise is not made for it, whatever its mode; empty if nothing speaks against
         it."""
-        why = reason or self.refuted or self._uncovered(made, sampling, chunks)
+        why = reason or self._uncovered(made, sampling, chunks)
         return Certificate(
             not why,
             why,
@@ -133,6 +135,8 @@ class Calibration:
             return "greedy answers were calibrated, and this one is sampled"
         if made.reuses == "nothing":  # full prefill agrees with itself
             return ""
+        if self.refuted:
+            return self.refuted
         if not self.matches(made):
             return f"mode {self.mode} was calibrated, and this is {made.mode}"
         if made.ratio is not None and self.ratio is not None and made.ratio < self.ratio:

@@ -41,20 +41,24 @@ _HELD_OUT = 4  # of so many articles, one
 _WINDOW, _WINDOWS = 512, 6  # tokens from which, and texts in which importance is measured
 
 
-def codec_with_basis(engine: TransformersEngine, level: str, store: Path) -> str:
+def codec_with_basis(
+    engine: TransformersEngine, level: str, store: Path, preferred: str = ""
+) -> str:
     """The full name of the codec ``level``, one of :data:`LEVELS`, for the engine's KV. Its basis
-    is then in the folder of the store: one that was there, or is cached, or is learned now. Raises
-    ConfigError if a package is missing, and StoreError if it cannot be written."""
+    is then in the folder of the store: one of this model that was there, if possible the one with
+    the digest ``preferred``, or is cached, or is learned now. Raises ConfigError if a package is
+    missing, and StoreError if it cannot be written."""
     codec("cachegen")  # needs the same package: raises before the work
-    model = _model(engine)
-    found = next((one for one in bases_of(store) if one.model == model), None)
-    if found is None:
-        found = _cached(engine)
-        found.write(store)
-    return f"{level}:{found.digest}"
+    own = [one.digest for one in bases_of(store) if one.model == _model(engine)]
+    if not own:
+        made = _cached(engine)
+        made.write(store)
+        own = [made.digest]
+    return f"{level}:{preferred if preferred in own else own[0]}"
 
 
 def _model(engine: ChunkEngine) -> str:
+    """What a basis names its model by."""
     return engine.fingerprint.with_codec("raw").digest.hex()
 
 

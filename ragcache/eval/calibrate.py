@@ -109,6 +109,8 @@ def settings_of_store(settings: Settings, cache: RagCache) -> Settings:
     recorded = {"model": "model", "codec": "codec", "encoding_context": "compile"}
     missing = {name: key for name, key in recorded.items() if not getattr(settings, name)}
     known = {name: cache.catalog.get_setting(key) for name, key in missing.items()}
+    if known.get("codec"):
+        known["codec"] = str(known["codec"]).partition(":")[0]  # without its basis
     return settings.model_copy(update={name: value for name, value in known.items() if value})
 
 

@@ -14,6 +14,7 @@ from ragcache.api.promise_watch import PromiseWatch, compared_tokens, is_promise
 from ragcache.api.quality_monitor import QualityMonitor
 from ragcache.api.service import Service
 from ragcache.core.calibration import Calibration, recorded_calibration
+from ragcache.errors import StoreError
 from ragcache.settings import Settings
 from ragcache.types import Certificate, Sampling
 from tests import scene
@@ -78,9 +79,24 @@ def test_calibrating_again_begins_a_new_watch(service: Service) -> None:
     promised(service)
     while certificate(service).covered:
         pass
-    promised(service, date="2026-12-01")
+    promised(service)  # the same
     assert certificate(service).covered
     assert status(service)[2] == 1
+    assert certificate(service, mode="full").covered
+
+
+def test_a_withdrawal_that_cannot_be_recorded_is_tried_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    promised(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(Calibration, "record", _full_disk)
+        for number in range(8):
+            assert certificate(service, number).covered
+        assert status(service)[2] == 0
+    assert any("cannot be withdrawn: the disk is full" in each for each in caplog.messages)
+    certificate(service)
+    assert status(service)[2] == 1 and not certificate(service).covered
 
 
 def test_what_keeps_its_promise_stays(service: Service) -> None:
@@ -142,3 +158,7 @@ def test_each_store_has_a_watch_of_its_own(service: Service) -> None:
         certificate(service, number, tenant="guest")
     assert certificate(service).covered and not certificate(service, tenant="guest").covered
     assert status(service)[2] == 1
+
+
+def _full_disk(*_: object) -> None:
+    raise StoreError("the disk is full")

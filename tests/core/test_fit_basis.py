@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from ragcache.core import fit_basis as module
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.eval.dataset import first_questions, load_dataset
 from ragcache.eval.evaluate import compare, make_blenders
 from ragcache.models import world_file
@@ -21,7 +22,9 @@ from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.store.base import Miss
 from ragcache.store.disk.store import DiskStore
-from ragcache.store.format.codecs.basis import FOLDER, basis_files
+from ragcache.store.format.codecs import basis as basis_module
+from ragcache.store.format.codecs.basis import FOLDER, bases_of, basis_files
+from ragcache.store.format.header import Header, decode_header, encode_header
 from ragcache.types import Document
 from tests import scene
 
@@ -213,3 +216,124 @@ def test_reading_needs_no_engine(store: Path) -> None:
     """The basis of a store is found by whoever opens it."""
     with DiskStore(store, readonly=True) as found:
         assert found.verify() == {}
+
+
+def without_basis(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage the basis of the store, and forget it, as in another process."""
+    for path in basis_files(store):
+        path.write_bytes(b"damaged")
+    monkeypatch.setattr(basis_module, "_LOADED", {})
+    monkeypatch.setattr(basis_module, "_FOLDERS", {})
+
+
+@pytest.mark.parametrize("layout", ["files", "records"])
+def test_without_its_basis_nothing_is_lost(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """Not by a writer, which removes files that no header names, and not by a repair."""
+    path = tmp_path / "store"
+    with opened(path, codec="kvtc16", layout=layout) as cache:
+        cache.add(DOCUMENTS)
+        chunks = cache.store.stats().chunks
+    without_basis(path, monkeypatch)
+    with DiskStore(path) as store:
+        assert set(store.verify().values()) == {next(iter(store.verify().values()))}
+        with pytest.raises(StoreError, match="Nothing is repaired"):
+            store.verify(repair=True)
+        assert store.stats().chunks == chunks and store.stats().payload_bytes > 0
+    with opened(path) as cache:  # restored from the cache
+        assert cache.store.verify() == {} and cache.store.stats().chunks == chunks
+        assert not any(chunk.miss for chunk in cache.ask(QUESTION).report.chunks)
+
+
+def test_documents_are_deleted_without_the_basis(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(store) as cache:
+        ids = [entry.id for entry in cache.documents()]
+    without_basis(store, monkeypatch)
+    with DiskStore(store) as found:
+        before = found.stats()
+    with opened(store) as cache:
+        cache.delete(ids)
+        assert cache.store.stats().chunks <= 1 < before.chunks  # the prefix of prompts
+
+
+def test_files_of_a_later_version_are_kept(made: Path, tmp_path: Path) -> None:
+    """Their headers cannot be read: this version does not know whether they are named."""
+    path = tmp_path / "store"
+    with opened(path, codec="raw", layout="files") as cache:
+        cache.add(scene.DOCUMENTS)
+        key = cache.indexing.key(cache.retrieve(QUESTION)[0].chunk)
+    files = sorted((path / "kv").rglob("*"))
+    with DiskStore(path) as found, found.tables.write() as txn:
+        header = decode_header(txn.get("headers", key.digest) or b"")
+        assert isinstance(header, Header)
+        txn.put("headers", key.digest, encode_header(replace(header, codec="later")))
+    with DiskStore(path) as found:
+        miss = found.get(key)
+        assert isinstance(miss, Miss) and "'later' is unknown to this version" in miss.detail
+    assert sorted((path / "kv").rglob("*")) == files
+
+
+def test_another_model_has_a_basis_of_its_own(store: Path, tmp_path: Path) -> None:
+    """Also one whose KV has another shape; and the first one finds its own again."""
+    other = scene.save_model(tmp_path / "model")
+    with opened(store) as cache:
+        own = cache.engine.fingerprint.codec
+    with opened(store, model=str(other)) as cache:
+        assert cache.engine.fingerprint.codec.startswith("kvtc16:")
+        assert cache.engine.fingerprint.codec != own
+        cache.add(DOCUMENTS)
+        assert not any(chunk.miss for chunk in cache.ask(QUESTION).report.chunks)
+    with opened(store, model="tiny") as cache:
+        assert cache.engine.fingerprint.codec == own
+        assert not any(chunk.miss for chunk in cache.ask(QUESTION).report.chunks)
+
+
+def test_a_level_that_is_named_once_is_not_the_default(store: Path) -> None:
+    with opened(store) as cache:
+        own = cache.engine.fingerprint.codec
+    with opened(store, codec="kvtc8") as cache:
+        assert cache.engine.fingerprint.codec == own.replace("kvtc16", "kvtc8")
+    with opened(store) as cache:
+        assert cache.engine.fingerprint.codec == own
+
+
+def test_a_digest_that_is_named_must_be_there(store: Path) -> None:
+    with pytest.raises(ConfigError, match="no store that is open has it"):
+        opened(store, codec="kvtc16:0123456789abcdef")
+
+
+def test_of_two_bases_the_recorded_one_is_used(store: Path, tmp_path: Path) -> None:
+    with opened(store) as cache:
+        own = cache.engine.fingerprint.codec
+        [known] = bases_of(store)
+        for number in range(4):  # some come before it by name
+            changed = {n: step * (1 + (number + 1) / 1e6) for n, step in known.steps.items()}
+            replace(known, steps=changed).write(store)
+    for level in ("kvtc8", "kvtc16"):
+        with opened(store, codec=level) as cache:
+            assert cache.engine.fingerprint.codec == own.replace("kvtc16", level)
+
+
+def test_damaged_bases_are_not_shared(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    from ragcache.store.remote.bases import share_bases
+    from ragcache.store.remote.object_store import Bucket
+
+    (tmp_path / "remote" / FOLDER).mkdir(parents=True)
+    bucket = Bucket(f"file://{tmp_path / 'remote'}")
+    name = basis_files(made)[0].name
+    bad = tmp_path / "bad" / FOLDER / "0123456789abcdef.basis"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"damaged")
+    share_bases(bucket, tmp_path / "bad")
+    assert bucket.list(FOLDER) == []
+    (tmp_path / "remote" / FOLDER / name).write_bytes(b"damaged")
+    share_bases(bucket, tmp_path / "bad")  # takes nothing
+    assert [path.name for path in basis_files(tmp_path / "bad")] == [bad.name]
+    share_bases(bucket, made)  # replaces it
+    assert (tmp_path / "remote" / FOLDER / name).read_bytes() == basis_files(made)[0].read_bytes()
+    share_bases(bucket, tmp_path / "bad")
+    assert name in [path.name for path in basis_files(tmp_path / "bad")]

@@ -202,9 +202,12 @@ class ChunkLayers:
         return header
 
     def _is_named(self, file: str) -> bool:
+        """Whether a header names the file, or may name it: one that cannot be read, such as that
+        of a later version."""
         with self._tables.read() as txn:
-            header = decode_header(txn.get("headers", file_digest(file)) or b"")
-        return isinstance(header, Header) and header.file == file
+            record = txn.get("headers", file_digest(file))
+        header = None if record is None else decode_header(record)
+        return header is not None and (isinstance(header, Miss) or header.file == file)
 
 
 def _in_files(headers: Sequence[Header | None], layer: int) -> Iterator[tuple[str, Payload]]:

@@ -33,7 +33,7 @@ from ragcache.store.disk.quota import UNBOUNDED, Capacity, Quota
 from ragcache.store.disk.variants import DiskVariants
 from ragcache.store.disk.verify import find_damage
 from ragcache.store.disk.writer import ChunkWriter, DiskChange
-from ragcache.store.format.codecs import codec
+from ragcache.store.format.codecs import codec, find_codec
 from ragcache.store.format.codecs.basis import register_bases
 from ragcache.store.format.header import Header, decode_header
 from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encode_layers
@@ -317,15 +317,28 @@ class DiskStore(ChunkStore):
         """Read every record; hex digest -> what is wrong with it. ``repair`` deletes these.
 
         Also finds layers that belong to no chunk. Counts no hits or misses. ``progress`` is called
-        with (done, total).
+        with (done, total). Raises StoreError, and deletes nothing, for a ``repair`` of chunks that
+        cannot be read only because the basis of their codec is missing.
         """
         bad = find_damage(self.tables, self._layers, progress)
+        if repair and (why := self._lacks_basis(bad)):
+            raise StoreError(
+                f"{why}. Nothing is repaired. `ragcache index` with the store's model restores the "
+                "basis, if a cache or the remote has it"
+            )
         if repair and bad:
             with self.change() as change:
                 for digest in bad:
                     change.delete(digest)
                 rebuild_index(change.txn)
         return {digest.hex(): f"{miss.reason}: {miss.detail}" for digest, miss in bad.items()}
+
+    def _lacks_basis(self, digests: Iterable[bytes]) -> str:
+        """Why one of these chunks cannot be read although it may be valid; empty if none is so."""
+        with self.tables.read() as txn:
+            headers = [decode_header(txn.get("headers", digest) or b"") for digest in digests]
+        named = {one.codec for one in headers if isinstance(one, Header)}
+        return next((why for name in named if isinstance(why := find_codec(name), str)), "")
 
     def close(self) -> None:
         try:

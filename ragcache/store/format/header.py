@@ -34,7 +34,7 @@ from xxhash import xxh3_64_intdigest
 
 from ragcache.errors import ConfigError
 from ragcache.store.base import Miss, StoredChunk
-from ragcache.store.format.codecs import find_codec
+from ragcache.store.format.codecs import CODECS, find_codec, is_codec
 from ragcache.store.format.codecs.base import DTYPES
 from ragcache.types import KVPair, KVSpec, Tokens
 
@@ -127,6 +127,8 @@ class Header:
         ):
             if mine != wanted:
                 return Miss("foreign", f"the record under this key names another {what}")
+        if isinstance(why := find_codec(self.codec), str):  # its basis is missing
+            return Miss("foreign", why)
         return shape_mismatch(self.spec, key.fingerprint.spec)
 
 
@@ -175,7 +177,8 @@ def header_size(data: bytes) -> int | None:
 
 @lru_cache(maxsize=512)  # each layer of a chunk decodes the same header
 def decode_header(data: bytes) -> Header | Miss:
-    """The header in ``data``, or a miss that says why there is none. Safe on any bytes."""
+    """The header in ``data``, or a miss that says why there is none. Safe on any bytes. The basis
+    of its codec may be missing: see :meth:`Header.foreign`."""
     if not data or data[: len(_MAGIC)] != _MAGIC[: len(data)]:
         return Miss("foreign" if data else "truncated", "no ragcache header record")
     if len(data) < _PREAMBLE.size + _CHECKSUM.size:
@@ -192,8 +195,8 @@ def decode_header(data: bytes) -> Header | Miss:
         header = _parse(body[_PREAMBLE.size :])
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError
         return Miss("corrupt", f"the header contradicts itself: {error}")
-    if isinstance(why := find_codec(header.codec), str):
-        return Miss("foreign", why)
+    if not is_codec(header.codec):
+        return Miss("foreign", f"codec {header.codec!r} is unknown to this version of ragcache")
     return header
 
 
@@ -215,7 +218,7 @@ def _parse(body: bytes) -> Header:
     spec = KVSpec(layers, heads, dim, dtype)
     if not layers or not spec.layer_bytes(count):
         raise ValueError("a dimension of 0")
-    if not isinstance(coded := find_codec(codec), str):
+    if (coded := CODECS.get(codec)) is not None:
         size, most = coded.layer_bytes(spec, count), coded.most_bytes(spec, count)
         if size is not None and any(payload.length != size for payload in payloads):
             raise ValueError("payload lengths differ from the shape")

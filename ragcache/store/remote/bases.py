@@ -9,16 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragcache.store.base import Miss
-from ragcache.store.format.codecs.basis import FOLDER, MOST_BYTES, Basis, basis_files
+from ragcache.store.format.codecs.basis import FOLDER, MOST_BYTES, Basis, bases_of
 from ragcache.store.remote.object_store import Bucket, InvalidObjectError, ObjectRange
 
 __all__ = ["share_bases"]
 
 
 def share_bases(bucket: Bucket, store: Path) -> None:
-    """Write the bases of the remote that the store lacks into it, and the other way round. One that
-    is damaged is left out. Raises RemoteError, and StoreError if they cannot be written."""
-    here = {path.name: path for path in basis_files(store)}
+    """Write the bases of the remote that the store lacks into it, and the other way round. A
+    damaged one is left out, and replaced where its size shows it. Raises RemoteError, and
+    StoreError if they cannot be written."""
+    here = {one.file_name: one for one in bases_of(store)}
     there = {name.rpartition("/")[2]: (name, size) for name, size in bucket.list(FOLDER)}
     for file, (name, size) in there.items():
         if file in here or size > MOST_BYTES:
@@ -29,9 +30,12 @@ def share_bases(bucket: Bucket, store: Path) -> None:
             continue
         if found is not None and found.file_name == file:
             found.write(store)
-    for file, path in here.items():
-        if file not in there:
-            bucket.put(f"{FOLDER}/{file}", path.read_bytes())
+    for file, one in here.items():
+        name, size = there.get(file, (f"{FOLDER}/{file}", -1))
+        if size != len(one.data):
+            if size >= 0:
+                bucket.delete(name)
+            bucket.put(name, one.data)
 
 
 def _parsed(got: ObjectRange) -> Basis:

@@ -45,7 +45,8 @@ def engine(tiny_model_dir: Path) -> TransformersEngine:
 @torch.inference_mode()
 def chances(engine: TransformersEngine, ids: Tensor, cache: DynamicCache) -> Tensor:
     logits = engine.model(ids, past_key_values=cache, use_cache=True).logits
-    return logits[0].double().log_softmax(-1)
+    found: Tensor = logits[0].double().log_softmax(-1)
+    return found
 
 
 def test_it_predicts_the_divergence_that_noise_makes(engine: TransformersEngine) -> None:

@@ -13,9 +13,8 @@ import torch
 from xxhash import xxh3_64_intdigest
 
 from ragcache.store.base import Miss
-from ragcache.store.format.codecs import CODECS, codec
+from ragcache.store.format.codecs import codec
 from ragcache.store.format.codecs.base import Bytes
-from ragcache.store.format.codecs.kvtc import LEVELS
 from ragcache.store.format.header import (
     Header,
     Payload,
@@ -154,7 +153,7 @@ def test_a_newer_format_is_foreign_and_says_so() -> None:
 def test_another_codec_is_foreign_and_says_so() -> None:
     record = encode_header(replace(encode(KEY)[0], codec="q4"))
     assert decode_header(record) == Miss(
-        "foreign", f"codec 'q4' is unknown: use one of {', '.join((*CODECS, *LEVELS))}"
+        "foreign", "codec 'q4' is unknown to this version of ragcache"
     )
 
 

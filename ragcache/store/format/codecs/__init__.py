@@ -40,6 +40,11 @@ def codec(name: str) -> Codec:
     return found
 
 
+def is_codec(name: str) -> bool:
+    """Whether there is a codec called ``name``, with or without its basis."""
+    return name in CODECS or name.partition(":")[0] in LEVELS
+
+
 def find_codec(name: str) -> Codec | str:
     """The codec called ``name``, or why there is none, in words."""
     if name in CODECS:

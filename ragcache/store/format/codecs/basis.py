@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,10 @@ class GroupBasis:
     #: others are 0.
     spreads: Mapping[int, Tensor]
     errors: Mapping[int, float]  # per level, the mean squared error of a row
+
+    @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        return self.mean, self.components, self.scales
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,22 +174,31 @@ class Basis:
 
     def _check(self) -> None:
         """Raise ValueError for shapes that do not fit, and numbers that are not finite."""
+        floats = (self.tables, self.weights, *(t for one in self.groups for t in one.numbers))
+        if any(tensor.dtype != torch.float32 for tensor in floats) or self.together < 1:
+            raise ValueError("its numbers are of other types")
+        if not all(map(_is_finite, floats)) or not all(0 < s < inf for s in self.steps.values()):
+            raise ValueError("its numbers or steps are not finite")
+        if self.tables.dim() != 2 or not self.steps or self.weights.shape != (self.layers, 2):
+            raise ValueError("its distributions, steps or weights are none")
         kinds, symbols = self.tables.shape
+        used = self.tables > 0
         whole = (self.tables >= 0).all() and (self.tables == self.tables.round()).all()
-        if not whole or not kinds or not symbols % 2 or min(self.steps.values(), default=0) <= 0:
-            raise ValueError("its distributions or steps are none")
-        if self.weights.shape != (self.layers, 2) or not (self.weights > 0).all():
+        middle = used.flip(1).equal(used) and (used.diff(dim=1).sum(1) <= 2).all()
+        if not whole or not middle or not symbols % 2 or not used[:, symbols // 2].all():
+            raise ValueError("its distributions are none")
+        if not (self.weights > 0).all():
             raise ValueError("its weights are none")
         for number, one in enumerate(self.groups):
             width = 2 * len(self.layers_of(number)) * self.kv_heads * self.head_dim
             rank = len(one.scales)
             if one.mean.shape != (width,) or one.components.shape != (rank, width):
                 raise ValueError(f"group {number} has another shape than its layers")
-            if not all(map(_is_finite, (one.mean, one.components, one.scales, self.weights))):
-                raise ValueError(f"group {number} has numbers that are not finite")
             if one.spreads.keys() != self.steps.keys():
                 raise ValueError(f"group {number} has other levels than the basis")
             for spreads in one.spreads.values():
+                if spreads.dtype != torch.uint8 or spreads.dim() != 1:
+                    raise ValueError(f"group {number} names distributions by other types")
                 if len(spreads) > rank or (len(spreads) and int(spreads.max()) >= kinds):
                     raise ValueError(f"group {number} names distributions that there are not")
 
