@@ -262,8 +262,8 @@ def _ask_model(
         if expected and engine.fingerprint.digest.hex() != expected:
             raise ConfigError(
                 f"the saved outcomes are of another model than {engine.fingerprint}: its files, "
-                "its dtype, the basis of its codec or the version of transformers have changed. Save "
-                "to another file."
+                "its dtype, the basis of its codec or the version of transformers have changed. "
+                "Save to another file."
             )
         encoding = encoding_context(settings.encoding_context or DEFAULT_CONTEXT, engine)
         yield from ask_questions(

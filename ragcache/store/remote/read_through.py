@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_RECENT_BYTES = 64 << 20  # that hold several layers, as they are stored
 _MOST_BYTES = 1 << 30  # of chunks that are read and not yet written to disk
 
 
@@ -53,6 +54,7 @@ class ReadThrough:
         self._counts = EventCounts()
         self._holders: Counter[bytes] = Counter()
         self._arriving: dict[bytes, _Arriving] = {}
+        self._recent: OrderedDict[tuple[bytes, int], tuple[Header, Bytes]] = OrderedDict()
         self._reading: dict[tuple[bytes, int], Future[tuple[Header, Bytes] | Miss]] = {}
         self._bytes = 0  # of all chunks that are being collected, whole
         self.pool = ThreadPoolExecutor(MAX_REQUESTS, "ragcache-remote")
@@ -85,15 +87,16 @@ class ReadThrough:
                     with suppress(RuntimeError):  # closed meanwhile
                         self._writer.submit(self._keep, key, chunk)
 
-    def layer(self, key: ChunkKey, layer: int) -> tuple[Header, Bytes] | Miss:
-        """The bytes of a layer, checked and read-only, and the header of their object. What is
-        being read, or was under a lease, is not read again: a codec may need it for several
-        layers."""
+    def layer(
+        self, key: ChunkKey, layer: int, *, again: bool = False
+    ) -> tuple[Header, Bytes] | Miss:
+        """The bytes of a layer, checked and read-only, and the header of their object. ``again``:
+        they will be asked for again soon, for other layers that they hold, and are remembered."""
         which = key.digest, layer
         with self._lock:
-            chunk = self._arriving.get(key.digest)
-            if chunk is not None and layer in chunk.raws:
-                return chunk.header, chunk.raws[layer]
+            if again and which in self._recent:
+                self._recent.move_to_end(which)
+                return self._recent[which]
             coming = self._reading.get(which)
             mine: Future[tuple[Header, Bytes] | Miss] = Future()
             if coming is None:
@@ -106,6 +109,8 @@ class ReadThrough:
                 header, raw = found
                 self._counts.add("read_bytes", len(raw))
                 self._gather(key, layer, header, raw)
+                if again:
+                    self._remember(which, header, raw)
             mine.set_result(found)
         except BaseException as error:
             mine.set_exception(error)
@@ -148,6 +153,14 @@ class ReadThrough:
         """Finish the write that is running, and cancel the others. Closing twice is allowed."""
         self._writer.shutdown(cancel_futures=True)
         self.pool.shutdown(cancel_futures=True)
+
+    def _remember(self, which: tuple[bytes, int], header: Header, raw: Bytes) -> None:
+        with self._lock:
+            self._recent[which] = header, raw
+            size = sum(len(raw) for _, raw in self._recent.values())
+            while size > _RECENT_BYTES:
+                _, (_, oldest) = self._recent.popitem(last=False)
+                size -= len(oldest)
 
     def _gather(self, key: ChunkKey, layer: int, header: Header, raw: Bytes) -> None:
         size = header.payload_bytes

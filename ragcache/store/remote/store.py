@@ -340,7 +340,9 @@ class RemoteStore(ChunkStore):
         """The bytes that hold a layer, from the remote, as stored there."""
         if self._is_gone(key.content, key.digest):
             return Miss("absent", "it was deleted")
-        return self._read_through.layer(key, codec(key.codec).payload_of(layer))
+        coded = codec(key.codec)
+        held = coded.payload_of(layer)
+        return self._read_through.layer(key, held, again=coded.payload_of(held + 1) == held)
 
     def _settled(self, key: ChunkKey, layer: int, found: tuple[Header, Bytes] | Miss) -> KVPair:
         """Decode a layer from the remote; where it was a miss, it may be on disk by now."""
