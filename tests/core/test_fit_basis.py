@@ -141,9 +141,11 @@ def test_each_tenant_has_a_copy(store: Path, tmp_path: Path) -> None:
         assert not any(chunk.miss for chunk in guest.ask(QUESTION).report.chunks)
 
 
+@pytest.mark.parametrize("room", [None, "1KB"], ids=["keeps", "full"])
 def test_machines_that_share_a_remote_share_the_basis(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str | None
 ) -> None:
+    """Also one whose disk has no room for chunks."""
     pytest.importorskip("obstore")
     remote = f"file://{tmp_path / 'remote'}"
     (tmp_path / "remote").mkdir()
@@ -153,7 +155,7 @@ def test_machines_that_share_a_remote_share_the_basis(
         one.remote.flush()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(module, "fit_basis", _not_again)
-    with opened(tmp_path / "two", codec="kvtc16", remote=remote) as two:
+    with opened(tmp_path / "two", codec="kvtc16", remote=remote, max_bytes=room) as two:
         assert two.engine.fingerprint.codec == one.engine.fingerprint.codec
         chunks = [document.text for document in scene.DOCUMENTS]
         report = two.ask(QUESTION, chunks=chunks, mode="reuse").report

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from ragcache.store.format.codecs.base import DTYPES, Bytes, Codec, from_bytes, to_bytes
-from ragcache.store.format.codecs.basis import Basis, GroupBasis
+from ragcache.store.format.codecs.basis import Basis
 from ragcache.store.format.codecs.entropy import constriction_stream
 from ragcache.types import KVPair
 
@@ -80,7 +80,7 @@ class KVTC(Codec):
     @cached_property
     def _codings(self) -> list[_Coding]:
         """Of every group."""
-        return [_Coding(self.basis, group, self.level) for group in self.basis.groups]
+        return [_Coding(self.basis, number, self.level) for number in range(len(self.basis.groups))]
 
     def check(self) -> None:
         constriction_stream()
@@ -186,11 +186,12 @@ def quantise(numbers: Tensor, step: float) -> Tensor:
 class _Coding:
     """How one group of layers is coded at one level."""
 
-    def __init__(self, basis: Basis, group: GroupBasis, level: int) -> None:
-        self.group, self.step, spreads = group, basis.steps[level], group.spreads[level]
+    def __init__(self, basis: Basis, number: int, level: int) -> None:
+        self.group, self.step = basis.groups[number], basis.steps[level]
+        group, spreads = self.group, self.group.spreads[level]
         self.components = group.components[: len(spreads)]  # those that are kept, (kept, G)
-        number = next(n for n, one in enumerate(basis.groups) if one is group)
-        weights = basis.weights[basis.layers_of(number).start : basis.layers_of(number).stop]
+        layers = basis.layers_of(number)
+        weights = basis.weights[layers.start : layers.stop]
         width = basis.kv_heads * basis.head_dim
         scales = (1 / weights).reshape(-1, 1).expand(-1, width).reshape(len(weights), 2 * width)
         columns = self.components.T.reshape(len(weights), 2 * width, -1) * scales[..., None]
