@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ragcache.core.fit_basis import fit_basis
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
 from ragcache.store.base import Miss
 from ragcache.store.disk.store import DiskStore
@@ -264,6 +264,12 @@ def test_a_basis_is_what_was_written(fitted: Basis, tmp_path: Path) -> None:
     found = find_basis(fitted.digest)
     assert isinstance(found, Basis) and found.digest == fitted.digest
     assert isinstance(codec(f"kvtc16:{fitted.digest}"), KVTC)
+
+
+def test_where_a_basis_cannot_be_written_it_says_so(fitted: Basis, tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_text("a file")
+    with pytest.raises(StoreError, match="the basis of the codec cannot be written to .*codecs: "):
+        fitted.write(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["gone", "flipped", "short", "other", "empty"])
