@@ -144,10 +144,7 @@ def through(name: str, kv: ChunkKV, cost: dict[str, float]) -> ChunkKV:
     coded, times = codec(name), [time.process_time()]
     raws = list(coded.encode_layers(list(zip(kv.keys, kv.values, strict=True))))
     times.append(time.process_time())
-    pairs = [
-        coded.decode(raws[coded.payload_of(layer)].copy(), kv.spec, len(kv.tokens), layer)
-        for layer in range(kv.spec.layers)
-    ]
+    pairs = list(coded.decode_layers(raws, kv.spec, len(kv.tokens)))
     times.append(time.process_time())
     cost["bytes"] += sum(map(len, raws))
     cost["numbers"] += 2 * sum(keys.numel() for keys in kv.keys)

@@ -163,8 +163,7 @@ def settle_codec(
     if level not in LEVELS:
         return
     recorded = catalog.get_setting("codec") or ""
-    model = engine.fingerprint.with_codec("raw").digest.hex()
-    if settings.remote and not any(one.model == model for one in bases_of(store)):
+    if settings.remote and not any(one.is_of(engine.fingerprint) for one in bases_of(store)):
         _share_bases(settings.remote, store)
     preferred = digest or recorded.partition(":")[2]
     full = codec_with_basis(engine, level, store, preferred)

@@ -49,7 +49,7 @@ def codec_with_basis(
     the digest ``preferred``, or is cached, or is learned now. Raises ConfigError if a package is
     missing, and StoreError if it cannot be written."""
     codec("cachegen")  # needs the same package: raises before the work
-    own = [one.digest for one in bases_of(store) if one.model == _model(engine)]
+    own = [one.digest for one in bases_of(store) if one.is_of(engine.fingerprint)]
     if not own:
         made = _cached(engine)
         made.write(store)

@@ -94,11 +94,8 @@ def as_stored(key: ChunkKey, kv: ChunkKV) -> ChunkKV:
     coded = codec(key.codec)
     if coded.lossless:
         return kv
-    raws, layers = list(encode_layers(key.codec, kv)), range(kv.spec.layers)
-    pairs = [
-        coded.decode(raws[coded.payload_of(layer)].copy(), kv.spec, len(kv.tokens), layer)
-        for layer in layers
-    ]
+    raws = list(encode_layers(key.codec, kv))
+    pairs = list(coded.decode_layers(raws, kv.spec, len(kv.tokens)))
     return replace(kv, keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
 
 

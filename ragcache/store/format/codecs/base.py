@@ -57,6 +57,11 @@ class Codec(ABC):
         checked. Raises ValueError where it still is not a layer of this shape.
         """
 
+    def decode_layers(self, raws: Sequence[Bytes], spec: KVSpec, tokens: int) -> Iterator[KVPair]:
+        """The pairs of all layers from what :meth:`encode_layers` gave, which is left as it is."""
+        for layer in range(spec.layers):
+            yield self.decode(raws[self.payload_of(layer)].copy(), spec, tokens, layer)
+
     def payload_of(self, layer: int) -> int:
         """The layer whose bytes hold ``layer``: an earlier one, where several are encoded together
         and the bytes of the others are empty."""

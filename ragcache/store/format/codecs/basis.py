@@ -31,6 +31,8 @@ from ragcache.util.private_file import open_private
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ragcache.types import Fingerprint
+
 __all__ = ["Basis", "bases_of", "find_basis"]
 
 FOLDER = "codecs"  # in a store
@@ -116,6 +118,10 @@ class Basis:
     @cached_property
     def digest(self) -> str:
         return blake3(self.data).hexdigest()[:_DIGITS]
+
+    def is_of(self, fingerprint: Fingerprint) -> bool:
+        """Whether it was learned from the KV of this model, whatever its codec."""
+        return self.model == fingerprint.with_codec("raw").digest.hex()
 
     @property
     def file_name(self) -> str:
