@@ -38,6 +38,7 @@ from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
 from ragcache.store.catalog.catalog import Catalog, DocumentEntry
 from ragcache.store.disk.quota import Quota
+from ragcache.store.disk.recode import Recoded, recode
 from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import codec
 from ragcache.store.format.record import TranscodeTarget
@@ -49,6 +50,7 @@ from ragcache.types import (
     Document,
     Explanation,
     Passage,
+    Progress,
     Prompt,
     Sampling,
     StageProgress,
@@ -489,6 +491,16 @@ class RagCache:
             key.digest: [TranscodeTarget.of(with_codec(key, name)) for name in names]
             for key in keys
         }
+
+    def recode(self, progress: Progress | None = None) -> Recoded:
+        """Encode the stored chunks in the codec that this instance was opened with, which is that
+        of the store from then on. See :func:`ragcache.store.disk.recode.recode`.
+
+        Until the last chunk is done, the others count as missing. After a kill, a second call does
+        the rest. Raises StoreError.
+        """
+        self.catalog.put_setting("codec", self.engine.fingerprint.codec)
+        return recode(self.store, self.engine.fingerprint, self.indexing.encoding.before, progress)
 
     def traffic(self) -> RemoteTraffic | None:
         """Counts of what was sent to and received from the remote; None without one."""

@@ -12,6 +12,7 @@ import typer
 
 from ragcache.cli import render
 from ragcache.cli.options import (
+    Codec,
     Model,
     Remote,
     RemoteCodecs,
@@ -33,6 +34,7 @@ from ragcache.settings import Settings
 
 if TYPE_CHECKING:
     from ragcache.store import DiskStore
+    from ragcache.store.disk.recode import Recoded
     from ragcache.store.remote.store import RemoteStore
 
 
@@ -135,18 +137,57 @@ def verify(
 
 def convert(
     layout: Annotated[
-        str, typer.Argument(help="records, files, or auto: as suits the size of a layer.")
-    ],
+        str | None, typer.Argument(help="records, files, or auto: as suits the size of a layer.")
+    ] = None,
     store: Store = None,
+    codec: Codec = None,
+    model: Model = None,
 ) -> None:
-    """Move every chunk into LMDB (records) or into a file of its own (files)."""
+    """Move every chunk into LMDB (records) or into a file of its own (files), or encode it in
+    another codec, without computing it again.
+
+    With --codec the model is loaded, and the store keeps its chunks in that codec from then on.
+    After a kill, the same command goes on.
+    """
     from ragcache.store.disk.store import parse_layout
 
-    wanted = parse_layout(layout)
-    with _store(store) as chunks, progress() as reporter:
-        moved = chunks.convert(wanted, progress=partial(reporter, "convert"))
-    out.print(f"{render.counted(moved, 'chunk')} moved", highlight=False)
-    figures({"moved": moved, "layout": wanted})
+    if layout is None and codec is None:
+        raise ConfigError(
+            "say what to convert to: records, files or auto, or --codec with the name of a codec"
+        )
+    wanted = None if layout is None else parse_layout(layout)
+    told: dict[str, object] = {}
+    if codec is not None:
+        told |= asdict(_recode(Settings.load(store=store, codec=codec, model=model)))
+    if wanted is not None:
+        with _store(store) as chunks, progress() as reporter:
+            moved = chunks.convert(wanted, progress=partial(reporter, "convert"))
+        out.print(f"{render.counted(moved, 'chunk')} moved", highlight=False)
+        told |= {"moved": moved, "layout": wanted}
+    figures(told)
+
+
+def _recode(settings: Settings) -> Recoded:
+    """Encode a store's chunks in the codec of the settings, and say what was done and left."""
+    check_exists(settings.store, None)
+    with (
+        opened(settings.model_copy(update={"engine": "embedded"})) as cache,
+        progress() as reporter,
+    ):
+        done = cache.recode(partial(reporter, "convert"))
+    out.print(
+        f"{render.counted(done.recoded, 'chunk')} in codec {settings.codec}: "
+        f"{render.size(done.bytes_before)} before, {render.size(done.bytes_after)} now",
+        highlight=False,
+    )
+    for count, why in (
+        (done.lossy, "its codec has lost some precision, which is not stored as if it had not"),
+        (done.unknown, "it is of another model or context, and is computed again when it is used"),
+        (done.damaged, "it is damaged: run `ragcache verify --repair`"),
+    ):
+        if count:
+            print_note("note", f"{render.counted(count, 'chunk')} left as stored: {why}")
+    return done
 
 
 def compact(store: Store = None) -> None:

@@ -594,6 +594,23 @@ def test_convert_and_verify(run: Run, notes: Path, model: Path) -> None:
     assert code == 1 and "there is no store in elsewhere. Make one: ragcache index" in err
 
 
+def test_convert_to_another_codec(run: Run, notes: Path, model: Path) -> None:
+    run("index", notes, "--model", model)
+    code, out, _ = run("convert", "--codec", "cachegen")
+    assert code == 0 and re.fullmatch(r"\d+ chunks in codec cachegen: .* before, .* now\n", out)
+    code, out, _ = run("query", "Where does Mira Holt live?", "--json")
+    assert code == 0 and not any(part["miss"] for part in json.loads(out)["report"]["chunks"])
+    code, out, err = run("convert", "files", "--codec", "int8")
+    assert code == 0 and out.startswith("0 chunks in codec int8: 0 B before, 0 B now\n")
+    assert "left as stored: its codec has lost some precision" in err
+    code, _, err = run("convert")
+    assert code == 1 and "say what to convert to: records, files or auto, or --codec" in err
+    code, _, err = run("convert", "--codec", "tape")
+    assert code == 1 and "codec 'tape' is unknown" in err
+    code, _, err = run("convert", "--codec", "int8", "--store", "elsewhere")
+    assert code == 1 and "there is no store in elsewhere. Make one: ragcache index" in err
+
+
 def test_an_answer_from_nothing_says_so_first_and_by_its_exit_code(
     run: Run, model: Path, tmp_path: Path
 ) -> None:

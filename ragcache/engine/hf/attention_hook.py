@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragcache.engine.base import AttentionCall, AttentionRule
 from ragcache.engine.hf.grouped_attention import GroupedAttention
+from ragcache.engine.hf.onednn import SDPA
 from ragcache.engine.kernels.row_attention import RowAttention, without_cudnn
 
 __all__ = ["EagerAttentionCall"]
@@ -178,7 +179,7 @@ class PartialForward(AttentionOverride):
             answer = self.rule(self._call(module, query, key, value, attention_mask, kwargs))
             if answer is not None:
                 return answer.transpose(0, 1)[None].contiguous(), None
-        if self.partial is not None and self.implementation == "sdpa" and not _has_extras(kwargs):
+        if self.partial is not None and self.implementation in SDPA and not _has_extras(kwargs):
             assert attention_mask is not None, "a partial forward has a mask"
             out = self.partial.sdpa(query, key, value, attention_mask, kwargs.get("scaling"))
             if out is not None:

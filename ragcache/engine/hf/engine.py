@@ -37,6 +37,7 @@ from ragcache.engine.hf.forward import Forward
 from ragcache.engine.hf.host_to_device import Uploader
 from ragcache.engine.hf.layer_hooks import CaptureKV, StopForward, copy_to_host
 from ragcache.engine.hf.loading import load_model, load_tokenizer
+from ragcache.engine.hf.onednn import use_onednn
 from ragcache.engine.hf.packing import PackedForward
 from ragcache.engine.hf.prompt_cache import PlacedKV
 from ragcache.engine.hf.rope_probe import probe_layers
@@ -91,6 +92,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         ragcache cannot compute with the model.
         """
         self.model, self.tokenizer = model.eval(), tokenizer
+        use_onednn(model)
         self.name = name or model.config.name_or_path or type(model).__name__
         refuse_length_dependent_rope(model.config, self.name)
         modules = _decoder_layers(model, self.name)

@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ragcache.engine.hf.onednn import added, group_rows, is_faster, weighted_values
+
 _ROWS = 64  # rows of a group
+_KEYS = 64  # a group's keys are a multiple: oneDNN prepares for every number of them
 _KEPT_BYTES = 256 << 20  # maximum bytes of masks that are cached for further layers
 
 
@@ -23,8 +26,8 @@ _KEPT_BYTES = 256 << 20  # maximum bytes of masks that are cached for further la
 class _RowGroup:
     start: int  # index of its first row in ``GroupedAttention.rows``
     stop: int
-    keys: int  # number of keys up to and including its last row
-    mask: Tensor  # (query heads per KV head * rows, keys), added to the scores
+    keys: int  # number of keys up to and including its last row, or some more
+    mask: Tensor  # (rows, keys), or as often as it is repeated; added to the scores
 
 
 class GroupedAttention:
@@ -48,9 +51,22 @@ class GroupedAttention:
         """
         _, heads, rows, dim = query.shape
         kv_heads = key.shape[1]
+        share, onednn = heads // kv_heads, query.dtype == torch.float32 and is_faster()
+        most = min(_ROWS, group_rows(share, key.shape[2])) if onednn else _ROWS
         out = torch.empty(1, rows, heads, value.shape[3], dtype=query.dtype)
-        for group in self._groups(mask, heads // kv_heads, query.dtype):
+        for group in self._groups(mask, most, 1 if onednn else share, query.dtype):
             span = slice(group.start, group.stop)
+            if onednn:
+                for head in range(kv_heads):
+                    own = slice(head * share, head * share + share)
+                    out[0, span, own] = weighted_values(
+                        query[0, own, span],
+                        key[0, head, : group.keys],
+                        value[0, head, : group.keys],
+                        group.mask,
+                        dim**-0.5 if scale is None else scale,
+                    ).transpose(0, 1)
+                continue
             got = F.scaled_dot_product_attention(
                 query[:, :, span].reshape(1, kv_heads, -1, dim),
                 key[:, :, : group.keys],
@@ -61,19 +77,19 @@ class GroupedAttention:
             out[:, span] = got.view(1, heads, -1, value.shape[3]).transpose(1, 2)
         return out
 
-    def _groups(self, mask: Tensor, share: int, dtype: torch.dtype) -> Iterator[_RowGroup]:
+    def _groups(
+        self, mask: Tensor, most: int, repeats: int, dtype: torch.dtype
+    ) -> Iterator[_RowGroup]:
         if id(mask) in self._masks:
             yield from self._masks[id(mask)][1]
             return
-        fits = mask.shape[2] * mask.shape[3] * share * dtype.itemsize // 2 <= _KEPT_BYTES
+        fits = mask.shape[2] * mask.shape[3] * repeats * dtype.itemsize // 2 <= _KEPT_BYTES
         made = []
-        for start in range(0, len(self.rows), _ROWS):
-            stop = min(start + _ROWS, len(self.rows))
-            keys = int(self.rows[stop - 1]) + 1
-            seen = mask[0, 0, start:stop, :keys]
-            if seen.dtype == torch.bool:
-                seen = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-            group = _RowGroup(start, stop, keys, seen.repeat(share, 1))
+        for start in range(0, len(self.rows), most):
+            stop = min(start + most, len(self.rows))
+            keys = min(-(-(int(self.rows[stop - 1]) + 1) // _KEYS) * _KEYS, mask.shape[3])
+            seen = added(mask[0, 0, start:stop, :keys], dtype)
+            group = _RowGroup(start, stop, keys, seen.repeat(repeats, 1) if repeats > 1 else seen)
             if fits:
                 made.append(group)
             yield group

@@ -105,15 +105,18 @@ class Capacity:
                 self._leased += Counter()  # drops zeros
 
     @contextmanager
-    def making_room(self, header: Header, pinned: Callable[[bytes], bool]) -> Iterator[list[bytes]]:
-        """Choose what to evict for a new chunk, in the same commit.
+    def making_room(
+        self, header: Header, pinned: Callable[[bytes], bool], instead_of: bytes | None = None
+    ) -> Iterator[list[bytes]]:
+        """Choose what to evict for a new chunk, in the same commit, in which it replaces the one
+        under its key, and ``instead_of``.
 
         No lease begins while the context lasts. When it ends without an error, the chunk counts as
         stored and the others as evicted. Raises FullError, before anything changes, where not
         enough can be evicted.
         """
         with self._lock:
-            victims = self._room(header, pinned)
+            victims = self._room(header, pinned, {header.key, instead_of or header.key})
             yield victims
             for victim in victims:
                 self._of(self._tenants.pop(victim)).evict(victim)
@@ -129,13 +132,16 @@ class Capacity:
             if (tenant := self._tenants.pop(digest, None)) is not None:
                 self._of(tenant).discard(digest)
 
-    def _room(self, header: Header, pinned: Callable[[bytes], bool]) -> list[bytes]:
-        digest, tenant = header.key, header.tenant
+    def _room(
+        self, header: Header, pinned: Callable[[bytes], bool], replaced: set[bytes]
+    ) -> list[bytes]:
+        tenant = header.tenant
         sizes = {name: one.bytes for name, one in self._policies.items()}
-        if (mine := self._tenants.get(digest)) is not None:
-            sizes[mine] -= self._of(mine).held(digest).size
+        for digest in replaced:
+            if (mine := self._tenants.get(digest)) is not None:
+                sizes[mine] -= self._of(mine).held(digest).size
         sizes[tenant] = sizes.get(tenant, 0) + header.payload_bytes
-        spared = _Spared(self._leased, pinned, {digest})
+        spared = _Spared(self._leased, pinned, replaced)
 
         def take(name: str, need: int = 1) -> bool:
             found = self._of(name).victims(need, spared)

@@ -32,12 +32,18 @@ from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import UNBOUNDED, Capacity, Quota
 from ragcache.store.disk.variants import DiskVariants
 from ragcache.store.disk.verify import find_damage
-from ragcache.store.disk.writer import ChunkWriter, DiskChange
+from ragcache.store.disk.writer import ChunkWriter, DiskChange, copied_notes
 from ragcache.store.format.codecs import codec, find_codec
 from ragcache.store.format.codecs.basis import register_bases
 from ragcache.store.format.header import Header, decode_header
-from ragcache.store.format.record import Record, TranscodeTarget, check_kv, encode_layers
-from ragcache.store.key import with_codec
+from ragcache.store.format.record import (
+    Record,
+    TranscodeTarget,
+    check_kv,
+    encode_layers,
+    transcode,
+)
+from ragcache.store.key import IN_CONTEXT, with_codec
 from ragcache.store.lmdb.directory import translate_errors
 from ragcache.store.lmdb.environment import Environment
 from ragcache.types import ChunkKV, KVPair
@@ -192,9 +198,13 @@ class DiskStore(ChunkStore):
         self._compact_if_wasteful()
 
     def _write(
-        self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
+        self,
+        coming: Sequence[NewChunk],
+        also: Callable[[Transaction], None] = lambda _: None,
+        *,
+        instead_of: bytes | None = None,
     ) -> None:
-        self._writer.write(coming, also)
+        self._writer.write(coming, also, instead_of=instead_of)
         self._compact_if_wasteful()
 
     def _compact_if_wasteful(self) -> None:
@@ -236,6 +246,30 @@ class DiskStore(ChunkStore):
             if progress is not None:
                 progress(done, len(every))
         return moved
+
+    def recode(self, digest: bytes, target: TranscodeTarget) -> tuple[int, int] | Miss:
+        """Replace a chunk by the same in another codec, in one commit; its bytes before and after.
+
+        Notes on a variant stay. A remote gets the new chunk, and keeps the old one, which others
+        may use. Raises StoreError where the chunk cannot be decoded.
+        """
+        with self._writer.lock:
+            record = self.record(digest)
+            if isinstance(record, Miss):
+                return record
+            header, raws = transcode(record, target)
+            bytes_after = sum(raw.size for raw in raws)
+            with self.tables.read() as txn:
+                keep_notes = copied_notes(txn, digest, target.key)
+
+            def also(txn: Transaction) -> None:
+                keep_notes(txn)
+                if self.outbox_codecs is not None and not header.mode.startswith(IN_CONTEXT):
+                    outbox.send(txn, header.content, header.key, header.version, ())
+
+            in_file = self._in_file(bytes_after // len(raws))
+            self._write([NewChunk.of(header, raws, in_file=in_file)], also, instead_of=digest)
+        return record.header.payload_bytes, bytes_after
 
     def keys(self) -> Iterator[bytes]:
         return all_digests(self.tables)

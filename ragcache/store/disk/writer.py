@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from ragcache.errors import StoreError
 from ragcache.store.disk import outbox
 from ragcache.store.disk.header_index import digests_of_content, remove_chunk, update_index
 from ragcache.store.disk.layer_storage import ChunkLayers, NewChunk
 from ragcache.store.disk.quota import Capacity
 from ragcache.store.disk.verify import check_chunk
+from ragcache.store.format.checksummed import get_checksummed, put_checksummed
 from ragcache.store.format.header import Header, decode_header, encode_header
 from ragcache.store.format.record import Record
 
@@ -85,18 +87,24 @@ class ChunkWriter:
                 self._layers.remove(name)
 
     def write(
-        self, coming: Sequence[NewChunk], also: Callable[[Transaction], None] = lambda _: None
+        self,
+        coming: Sequence[NewChunk],
+        also: Callable[[Transaction], None] = lambda _: None,
+        *,
+        instead_of: bytes | None = None,
     ) -> None:
-        """Write chunks, each replacing the one under its key, and call ``also`` in the same commit.
-        Raises FullError where not enough can be evicted."""
+        """Write chunks, each replacing the one under its key, delete the chunk ``instead_of``, and
+        call ``also``, all in one commit. Raises FullError where not enough can be evicted."""
         self._tables.become_writer()  # before any file is written
         written = self._layers.written(coming)
         with written as files, ExitStack() as committed, self.begin() as change:
+            if instead_of is not None:
+                change.delete(instead_of)
             for one in coming:
                 change.delete(one.blank.key)
                 header = files.get(one.blank.key) or self._layers.put(change.txn, one)
                 if self._capacity is not None:
-                    room = self._capacity.making_room(header, change.is_pinned)
+                    room = self._capacity.making_room(header, change.is_pinned, instead_of)
                     for victim in committed.enter_context(room):
                         change.evict(victim)
                 change.insert(header)
@@ -117,13 +125,17 @@ class ChunkWriter:
                 ):
                     return False
                 record = self._layers.record(txn, digest)
-                noted = txn.get("variants", digest)
-
-            def also(txn: Transaction) -> None:
-                if noted is not None:
-                    txn.put("variants", digest, noted)
-
+                keep_notes = copied_notes(txn, digest, digest)
             if not isinstance(record, Record):
                 return False
-            self.write([NewChunk.of(header, record.raws, in_file=in_file)], also)
+            self.write([NewChunk.of(header, record.raws, in_file=in_file)], keep_notes)
         return True
+
+
+def copied_notes(txn: Transaction, digest: bytes, to: bytes) -> Callable[[Transaction], None]:
+    """Writes the notes on the variant ``digest``, if it is one and they are valid, for ``to``."""
+    try:
+        noted = get_checksummed(txn, "variants", digest)
+    except (KeyError, StoreError):
+        return lambda _: None
+    return lambda later: put_checksummed(later, "variants", to, noted)

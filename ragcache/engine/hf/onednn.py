@@ -1,0 +1,163 @@
+"""Linear layers and attention in float32 on CPUs on which MKL is slow.
+
+torch multiplies float32 matrices by MKL, which uses half of the vector width on CPUs that are not
+Intel's: a Zen 5 core computes 110 GFLOP/s with it, and 250 with oneDNN, which torch also brings,
+and uses for 16-bit types (``python -m bench.matmul``). Its attention is made of such products, too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+#: Names of implementations that compute scaled dot-product attention: torch's, and the one here.
+SDPA = "sdpa", "sdpa_onednn"
+
+_WORTHWHILE = 1 << 20  # multiply-adds: oneDNN takes 10 us for the smallest product
+_ROWS = 128  # query rows at a time, less where their scores would not stay in the CPU's cache
+_SCORES = 3 << 18  # their number
+_EXTRAS = "softcap", "s_aux", "position_bias", "output_attentions", "cache"
+
+
+def use_onednn(model: Any) -> bool:
+    """Let a float32 model of transformers on a CPU compute with oneDNN, where that is faster;
+    whether it does. Its weights stay where and what they are."""
+    if not is_faster() or model.dtype != torch.float32 or model.device.type != "cpu":
+        return False
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.is_contiguous():
+            module.__class__ = _OneDNNLinear
+    config = model.get_decoder().config
+    if config._attn_implementation == SDPA[0]:
+        AttentionInterface.register(SDPA[1], _attention)
+        AttentionMaskInterface.register(SDPA[1], sdpa_mask)
+        config._attn_implementation = SDPA[1]
+    return True
+
+
+@cache
+def is_faster() -> bool:
+    """Whether float32 products on this CPU are faster with oneDNN than with what torch uses."""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    built = torch._C.has_mkl and torch._C._has_mkldnn
+    return wide and built and _vendor() not in ("", "GenuineIntel")
+
+
+def _vendor() -> str:
+    """The maker of the CPU as Linux names it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if "vendor_id" in line), "")
+
+
+def product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``rows`` (..., k) times the transpose of ``columns`` (n, k), float32 on a CPU.
+
+    ``columns`` is contiguous, or its transpose is.
+    """
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns, bias, "none", [], "")
+    return made
+
+
+class _OneDNNLinear(nn.Linear):
+    """A linear layer that computes with oneDNN, but for small products and for gradients."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.numel() * self.out_features < _WORTHWHILE or torch.is_grad_enabled():
+            return F.linear(input, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
+
+
+def weighted_values(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, own: int = 0
+) -> Tensor:
+    """Attention of the heads that share a KV head: ``query`` (heads, rows, d) over ``key`` and
+    ``value`` (keys, d), to (heads, rows, d).
+
+    ``mask`` (rows, keys) is added to the scores; with ``own``, only to those of the last ``own``
+    keys.
+    """
+    heads, rows, dim = query.shape
+    scores = product(query.reshape(-1, dim) * scale, key).view(heads, rows, -1)
+    if mask is not None:
+        scores[:, :, len(key) - own if own else 0 :] += mask
+    weights = scores.softmax(-1).view(heads * rows, -1)
+    return product(weights, value.T).view(heads, rows, -1)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function ``SDPA[1]`` of transformers: (batch, heads, n, d) in, (batch, n,
+    heads, d) out. What it is not made for is computed by transformers' own ``sdpa``."""
+    batch, heads, rows, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    plain = not dropout and all(kwargs.get(name) is None for name in _EXTRAS[:3])
+    plain = plain and not any(kwargs.get(name) for name in _EXTRAS[3:])
+    whole = attention_mask is None and causal and rows == keys
+    masked = attention_mask is not None and attention_mask.shape[:2] == (1, 1)
+    large = rows * keys * heads * dim >= _WORTHWHILE and rows > 1
+    if not plain or not large or batch > 1 or not (whole or masked) or torch.is_grad_enabled():
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+    share = heads // kv_heads
+    scale = dim**-0.5 if scaling is None else scaling
+    most = group_rows(share, keys)
+    out = query.new_empty(1, rows, heads, value.shape[3])
+    upper = None if masked else query.new_full((most, most), float("-inf")).triu_(1)
+    for start in range(0, rows, most):
+        stop = min(start + most, rows)
+        if attention_mask is None:
+            assert upper is not None
+            seen, own = stop, stop - start
+            mask = upper[:own, :own]
+        else:
+            seen, own = keys, 0
+            mask = added(attention_mask[0, 0, start:stop, :keys], query.dtype)
+        for head in range(kv_heads):
+            group = slice(head * share, head * share + share)
+            got = weighted_values(
+                query[0, group, start:stop],
+                key[0, head, :seen],
+                value[0, head, :seen],
+                mask,
+                scale,
+                own=own,
+            )
+            out[0, start:stop, group] = got.transpose(0, 1)
+    return out, None
+
+
+def group_rows(share: int, keys: int) -> int:
+    """How many rows to compute at a time, of ``share`` heads together."""
+    rows = _ROWS
+    while rows > 16 and rows * share * keys > _SCORES:
+        rows //= 2
+    return rows
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that is added to scores, of a bool one (True: seen) or one that is added already."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
