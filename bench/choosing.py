@@ -35,11 +35,12 @@ from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.eval.ask import ask_questions
 from ragcache.eval.dataset import EvalContext, load_dataset
 from ragcache.eval.outcomes import AskedQuestion, by_mode
-from ragcache.eval.parallel import run_parallel, usable_cores
+from ragcache.eval.parallel import run_parallel
 from ragcache.eval.summary import ModeSummary, figures
 from ragcache.models import TINY, model_path, world_file
 from ragcache.store.disk.store import DiskStore
 from ragcache.types import KVPair, Tokens
+from ragcache.util.cores import usable_cores
 
 SEED = 80_000_001  # the frozen prompts have 90,000,001 and on
 KINDS: dict[Binding, int] = {"direct": 2, "local": 2, "split": 9}

@@ -22,10 +22,10 @@ from ragcache.cli import render
 from ragcache.eval.bootstrap import Estimate
 from ragcache.eval.dataset import EvalContext, first_questions, load_dataset
 from ragcache.eval.evaluate import compare, make_blenders
-from ragcache.eval.parallel import usable_cores
 from ragcache.eval.summary import ModeSummary
 from ragcache.models import TINY, world_file
 from ragcache.settings import Settings
+from ragcache.util.cores import usable_cores
 
 MODES = (
     "full",

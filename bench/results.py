@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from ragcache.eval.parallel import usable_cores
+from ragcache.util.cores import usable_cores
 
 ROOT = Path(__file__).parent.parent
 OUTCOMES = ROOT / "bench" / "outcomes"  # of long runs on real models, kept with the code

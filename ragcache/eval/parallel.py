@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -15,17 +14,13 @@ from typing import Any
 from ragcache.eval.dataset import EvalContext
 from ragcache.eval.outcomes import AskedQuestion
 from ragcache.types import Progress
+from ragcache.util.cores import usable_cores
 
 #: Answers the questions of contexts, in order. It is pickled for another process.
 _AskQuestions = Callable[[Sequence[EvalContext]], Iterator[AskedQuestion]]
 #: A question's number, in a sequence of contexts, and its outcomes.
 _Numbered = tuple[int, AskedQuestion]
 _POLL_S = 0.2
-
-
-def usable_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_parallel(

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 from ragcache.errors import StoreError
 from ragcache.store.base import READ_THREADS, ChunkStore, StoredChunk
+from ragcache.store.format.codecs import find_codec
 from ragcache.types import KVPair, LayerLoad, LayerUpload
+from ragcache.util.cores import usable_cores
 
 if TYPE_CHECKING:
     from ragcache.types import KVSpec
@@ -23,6 +25,9 @@ LAYERS_AHEAD = 4  # layers read ahead by default
 #: Bytes of a chunk's layer below which one thread reads faster than two, which contend for the GIL.
 #: For large layers, more than two threads are no faster than two.
 _FEW_BYTES = 128 << 10
+#: Cores up to which no thread reads ahead for a model on the CPU: it computes with all of them, and
+#: each of its operations would wait for the thread that shares its core with a reader.
+_FEW_CORES = 4
 
 
 class LayerReader:
@@ -35,8 +40,10 @@ class LayerReader:
     are requested before :meth:`layer` takes them. ``pool`` may be shared between readers; its own
     threads must then not consume them. Without a pool, the reader has ``workers`` threads, each of
     which reads one layer of all chunks at a time: by default one or two, or as many as layers ahead
-    where chunks are remote. ``upload`` starts the copy of a layer to a device, and is called by the
-    thread that has read it. For one consumer thread.
+    where chunks are remote. With none, which is the default where a model on few cores reads from
+    the disk here what takes no decoding, :meth:`layer` reads, while the system reads ahead from the
+    disk. ``upload`` starts the copy of a layer to a device, and is called by the thread that has
+    read it. For one consumer thread.
     """
 
     def __init__(
@@ -69,11 +76,9 @@ class LayerReader:
         self._held = ExitStack()  # leases: chunks that are read are not evicted
         self._held.enter_context(store.lease([chunk.key for chunk in self._chunks]))
         if workers is None:
-            small = layer_bytes < _FEW_BYTES * len(self._chunks)
-            workers = 1 if small else READ_THREADS
-            if any(chunk.is_remote for chunk in self._chunks):  # a network is waited for
-                workers = self._ahead
-        self._own = None if pool else ThreadPoolExecutor(workers, "ragcache-reader")
+            workers = self._workers(layer_bytes)
+        has_own = pool is None and workers
+        self._own = ThreadPoolExecutor(workers, "ragcache-reader") if has_own else None
         self._pool = pool or self._own
 
     def start(self, layers: Sequence[int]) -> None:
@@ -100,12 +105,12 @@ class LayerReader:
             self._loads[layer] = LayerLoad()
             return []
         try:
-            loaded = self._pending.popleft().result()
+            given = self._pending.popleft().result() if self._pool else self._read(layer)
         except BaseException:
             self.close()
             raise
         self._read_ahead()
-        return loaded if isinstance(loaded, list) else self._taken(loaded)
+        return given if isinstance(given, list) else self._taken(given)
 
     def load(self, layer: int) -> LayerLoad:
         """Bytes and times of loading a layer that :meth:`layer` has returned; on a device, up to
@@ -128,8 +133,24 @@ class LayerReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _workers(self, layer_bytes: int) -> int:
+        """The default number of threads."""
+        if any(chunk.is_remote for chunk in self._chunks):  # a network is waited for
+            return self._ahead
+        if self._upload is None and usable_cores() <= _FEW_CORES:
+            coders = [find_codec(chunk.key.codec) for chunk in self._chunks]
+            sizes = (
+                None if isinstance(coded, str) else coded.layer_bytes(chunk.spec, chunk.tokens)
+                for coded, chunk in zip(coders, self._chunks, strict=True)
+            )
+            if all(size is not None for size in sizes):
+                return 0
+        return 1 if layer_bytes < _FEW_BYTES * len(self._chunks) else READ_THREADS
+
     def _read_ahead(self) -> None:
-        assert self._pool is not None and self._layers is not None
+        assert self._layers is not None
+        if self._pool is None:
+            return
         while self._chunks and self._asked < len(self._layers) and len(self._pending) < self._ahead:
             self._pending.append(self._pool.submit(self._read, self._layers[self._asked]))
             self._asked += 1

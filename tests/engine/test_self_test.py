@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ragcache.engine.hf.engine import TransformersEngine
-from ragcache.engine.hf.rope import Rope, RotateInto
+from ragcache.engine.hf.rope import Rope
 from ragcache.errors import ConfigError, ModelError
 from tests import models
 
@@ -46,12 +46,12 @@ def test_length_dependent_rope_of_one_kind_of_layer_is_refused() -> None:
 
 
 def test_a_wrong_rotation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Rope.rotator
+    right = Rope.rotate_into
 
-    def wrong(self: Rope, cos: Tensor, sin: Tensor) -> RotateInto:
-        return right(self, cos, -sin)
+    def wrong(self: Rope, keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        right(self, keys, cos, -sin, out)
 
-    monkeypatch.setattr(Rope, "rotator", wrong)
+    monkeypatch.setattr(Rope, "rotate_into", wrong)
     with pytest.raises(ModelError, match="layer 0 cannot be moved to position 5 .* silently wrong"):
         models.engine("llama")
 

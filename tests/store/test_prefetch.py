@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from ragcache.errors import StoreError
-from ragcache.store import ChunkKey, ChunkStore, DiskStore, LayerReader, MemoryStore, StoredChunk
+from ragcache.store import (
+    ChunkKey,
+    ChunkStore,
+    DiskStore,
+    LayerReader,
+    MemoryStore,
+    StoredChunk,
+    prefetch,
+)
 from ragcache.store.key import with_codec
 from ragcache.types import KVSpec
 from tests.store.samples import DIM, HEADS, LAYERS, make_key, make_kv, rewrite_layer
@@ -68,8 +76,14 @@ def watched() -> Watched:
     return Watched()
 
 
+@pytest.fixture(autouse=True)
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where threads read ahead."""
+    monkeypatch.setattr(prefetch, "usable_cores", lambda: 64)
+
+
 @pytest.mark.parametrize("ahead", [0, LAYER_BYTES, 1 << 30])
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [0, 1, 4])
 def test_every_layer_of_every_chunk_in_order(store: ChunkStore, ahead: int, workers: int) -> None:
     for key in KEYS:
         store.put(key, make_kv(key))
@@ -88,6 +102,42 @@ def test_it_reads_ahead_before_anything_is_asked(watched: Watched) -> None:
         assert settled(watched, 0)
         reader.start(range(LAYERS))
         assert settled(watched, LAYERS * len(KEYS))
+
+
+def test_on_few_cores_layers_are_read_when_they_are_taken(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "usable_cores", lambda: 2)
+    readers = []
+
+    class Noting(Watched):
+        def layer(self, key: ChunkKey, layer: int) -> tuple[Tensor, Tensor]:
+            readers.append(threading.current_thread())
+            return super().layer(key, layer)
+
+    noting = Noting()
+    with started(noting) as reader:
+        assert settled(noting, 0)
+        reader.layer(0)
+        assert noting.asked == [0] * len(KEYS)
+    assert set(readers) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("what", ["a device", "a remote", "a codec that decodes"])
+def test_on_few_cores_threads_read_what_takes_time(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(prefetch, "usable_cores", lambda: 2)
+    found = resolve(watched)
+    options: dict[str, Any] = {}
+    if what == "a device":
+        options["upload"] = lambda pairs: pairs
+    elif what == "a remote":
+        found = [replace(chunk, is_remote=True) for chunk in found]
+    else:
+        found = [replace(chunk, key=with_codec(chunk.key, "cachegen")) for chunk in found]
+    with LayerReader(watched, found, **options) as reader:
+        assert reader._pool is not None
 
 
 def test_only_the_layers_it_was_started_for_are_read(watched: Watched) -> None:

@@ -28,6 +28,7 @@ class _RowGroup:
     stop: int
     keys: int  # number of keys up to and including its last row, or some more
     mask: Tensor  # (rows, keys), or as often as it is repeated; added to the scores
+    own: int  # number of last keys that not all rows see, in a mask that is not repeated; or keys
 
 
 class GroupedAttention:
@@ -63,8 +64,9 @@ class GroupedAttention:
                         query[0, own, span],
                         key[0, head, : group.keys],
                         value[0, head, : group.keys],
-                        group.mask,
+                        group.mask[:, group.keys - group.own :],
                         dim**-0.5 if scale is None else scale,
+                        own=group.own,
                     ).transpose(0, 1)
                 continue
             got = F.scaled_dot_product_attention(
@@ -89,7 +91,10 @@ class GroupedAttention:
             stop = min(start + most, len(self.rows))
             keys = min(-(-(int(self.rows[stop - 1]) + 1) // _KEYS) * _KEYS, mask.shape[3])
             seen = added(mask[0, 0, start:stop, :keys], dtype)
-            group = _RowGroup(start, stop, keys, seen.repeat(repeats, 1) if repeats > 1 else seen)
+            hidden = (seen != 0).any(0).nonzero()  # keys that some row does not see
+            own = keys - int(hidden[0]) if len(hidden) else 1
+            added_mask = seen.repeat(repeats, 1) if repeats > 1 else seen
+            group = _RowGroup(start, stop, keys, added_mask, own)
             if fits:
                 made.append(group)
             yield group

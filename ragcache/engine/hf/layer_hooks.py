@@ -19,8 +19,6 @@ from ragcache.types import KVPair
 
 __all__ = ["DecoderLayers", "PlacedLayerView"]
 
-_SMALL_BYTES = 128 << 10  # of keys: smaller parts are joined before they are placed
-
 
 @dataclass(frozen=True)
 class DecoderLayers:
@@ -107,7 +105,7 @@ class PlacedLayerView:
         if self._by_kernel is not None:
             self._by_kernel(on_device, angles, out)
         else:
-            place_by_torch(self._rope, _joined(on_device), angles, out)
+            place_by_torch(self._rope, on_device, angles, out)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._cos.device, non_blocking=True)
@@ -226,22 +224,6 @@ def _once(
     if id(tensor) not in results:
         results[id(tensor)] = tensor, compute()
     return results[id(tensor)][1]
-
-
-def _joined(parts: Sequence[KVPair]) -> Iterator[KVPair]:
-    """The same KV in fewer parts: small parts are joined, because each costs several calls."""
-    at = 0
-    while at < len(parts):
-        end, size = at + 1, parts[at][0].nbytes
-        while end < len(parts) and size < _SMALL_BYTES:
-            size += parts[end][0].nbytes
-            end += 1
-        if end == at + 1:
-            yield parts[at]
-        else:
-            keys, values = zip(*parts[at:end], strict=True)
-            yield torch.cat(keys, 1), torch.cat(values, 1)
-        at = end
 
 
 def copy_to_host(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -91,8 +91,8 @@ def weighted_values(
     scores = product(query.reshape(-1, dim) * scale, key).view(heads, rows, -1)
     if mask is not None:
         scores[:, :, len(key) - own if own else 0 :] += mask
-    weights = scores.softmax(-1).view(heads * rows, -1)
-    return product(weights, value.T).view(heads, rows, -1)
+    torch.softmax(scores, -1, out=scores)
+    return product(scores.view(heads * rows, -1), value.T).view(heads, rows, -1)
 
 
 def _attention(

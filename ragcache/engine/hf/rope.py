@@ -20,8 +20,6 @@ from ragcache.errors import ModelError
 __all__ = ["Rope"]
 
 RotaryFunction = Callable[..., tuple[Tensor, Tensor]]
-#: Rotates keys (heads, n, head_dim) of some rows into a tensor of the same shape: keys, rows, out.
-RotateInto = Callable[[Tensor, slice, Tensor], None]
 
 _NAME, _TAKES = "apply_rotary_pos_emb", ["q", "k", "cos", "sin"]
 _RECORDING = threading.Lock()  # two recordings must not restore each other's function
@@ -81,19 +79,13 @@ class Rope:
         """Rotate keys (batch, heads, n, head_dim) to the positions of ``cos`` and ``sin``."""
         return self._applied(keys.float(), cos.float(), sin.float())
 
-    def rotator(self, cos: Tensor, sin: Tensor) -> RotateInto:
-        """:meth:`rotate` for any rows of ``cos`` and ``sin``, each (rows, rotary_dim).
-
-        The result writes into a tensor of any dtype, in fewer passes than :meth:`rotate`.
-        """
+    def rotate_into(self, keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        """:meth:`rotate` keys (heads, n, head_dim) by cos and sin (n, rotary_dim) into ``out``, of
+        any dtype, in fewer passes. ``out`` may be ``keys``."""
         if self.halves:
-            cos, sin = cos.float(), _signed(sin.float())
-            return lambda keys, rows, out: _rotate_halves(keys, cos[rows], sin[rows], out)
-
-        def rotate_into(keys: Tensor, rows: slice, out: Tensor) -> None:
-            out.copy_(self.rotate(keys[None], cos[None, rows], sin[None, rows])[0])
-
-        return rotate_into
+            _rotate_halves(keys, cos.float(), sin.float(), out)
+        else:
+            out.copy_(self.rotate(keys[None], cos[None], sin[None])[0])
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The inverse of :meth:`rotate`, same shapes: a rotation by (cos, -sin) / f^2."""
@@ -153,27 +145,23 @@ def _rotates_halves(apply: RotaryFunction, dim: int, rotary: int) -> bool:
         for shape in ((1, 4, 4, dim), (1, 4, rotary), (1, 4, rotary))
     )
     want, got = apply(keys[:, :0], keys, cos, sin)[1], torch.empty_like(keys)
-    _rotate_halves(keys, cos[0], _signed(sin[0]), got)
+    _rotate_halves(keys, cos[0], sin[0], got)
     return torch.equal(got, want)
-
-
-def _signed(sin: Tensor) -> Tensor:
-    """``sin`` as it multiplies keys whose halves are swapped: its first half is negated."""
-    low, high = sin.chunk(2, dim=-1)
-    return torch.cat([-low, high], dim=-1)
 
 
 def _rotate_halves(keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotate (a, b) to (a cos - b sin, b cos + a sin): the halves of the first rotary_dim.
 
-    cos and :func:`_signed` sin are (n, rotary_dim), float32. Computes in float32.
+    cos and sin are (n, rotary_dim), float32. Computes in float32. ``out`` may be ``keys``.
     """
-    width = cos.shape[-1]
-    halves = keys[..., :width].float()
-    swapped = halves.roll(width // 2, dims=-1).mul_(sin)
-    if out.dtype == torch.float32:
-        torch.addcmul(swapped, halves, cos, out=out[..., :width])
-    else:
-        out[..., :width] = swapped.addcmul_(halves, cos)
-    if width < keys.shape[-1]:
+    width, half = cos.shape[-1], cos.shape[-1] // 2
+    whole = keys[..., :width].float()
+    swapped = whole.roll(half, dims=-1)
+    into = out[..., :width] if out.dtype == torch.float32 else torch.empty_like(whole)
+    torch.mul(whole, cos, out=into)
+    into[..., :half].addcmul_(swapped[..., :half], sin[..., :half], value=-1)
+    into[..., half:].addcmul_(swapped[..., half:], sin[..., half:])
+    if out.dtype != torch.float32:
+        out[..., :width] = into
+    if width < keys.shape[-1] and out is not keys:
         out[..., width:] = keys[..., width:]

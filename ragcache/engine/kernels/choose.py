@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -108,19 +108,19 @@ def _measure_kernels(wanted: str, shape: AttentionShape, rope: Rope) -> Kernels:
 
 
 def place_by_torch(
-    rope: Rope | None, parts: Iterable[KVPair], angles: KVPair | None, out: KVPair
+    rope: Rope | None, parts: Sequence[KVPair], angles: KVPair | None, out: KVPair
 ) -> None:
     """The reference of ``triton_place.place``, on any device; same arguments."""
-    turn = None if rope is None or angles is None else rope.rotator(*angles)
-    start = 0
-    for keys, values in parts:
-        span = slice(start, start + keys.shape[1])
-        out[1][:, span] = values
-        if turn is None:
-            out[0][:, span] = keys
-        else:
-            turn(keys, span, out[0][:, span])
-        start += keys.shape[1]
+    keys, values = zip(*parts, strict=True)
+    torch.cat(values, 1, out=out[1])
+    if keys[0].dtype == out[0].dtype:
+        joined = torch.cat(keys, 1, out=out[0])
+    else:
+        joined = torch.cat(keys, 1)
+    if rope is not None and angles is not None:
+        rope.rotate_into(joined, *angles, out[0])
+    elif joined is not out[0]:
+        out[0].copy_(joined)
 
 
 def place_by_triton(parts: Sequence[KVPair], angles: KVPair | None, out: KVPair) -> None:
