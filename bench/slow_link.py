@@ -29,6 +29,7 @@ from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
 from ragcache.store.base import StoredChunk
 from ragcache.store.disk.quota import Quota
 from ragcache.store.disk.store import DiskStore
+from ragcache.store.format.codecs.kvtc import RECENT
 from ragcache.store.remote.chunk_objects import ChunkObjects
 from ragcache.store.remote.object_store import Bucket
 from ragcache.store.remote.store import RemoteStore
@@ -80,6 +81,7 @@ def main() -> None:
         store = opened.enter_context(RemoteStore(disk, ChunkObjects(bucket), remote_codecs=names))
 
         def taken(mode: str, name: str = OWN) -> float:
+            RECENT.clear()  # what the last round has decoded
             answering = LocalGenerator(engine, At(store, name), encoding, store_misses=False)
             return serve(answering, prompt, blender(mode)).ttft_s
 

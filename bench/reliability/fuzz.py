@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import random
 import struct
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from xxhash import xxh3_64_intdigest
 
 from bench.reliability.outcome import Outcome, counts
-from bench.reliability.samples import OTHER, chunk_key, chunk_kv
+from bench.reliability.samples import DIM, HEADS, LAYERS, OTHER, chunk_key, chunk_kv
 from ragcache.errors import StoreError
 from ragcache.store import ChunkKey, Miss
 from ragcache.store.format.checksummed import get_checksummed, put_checksummed
 from ragcache.store.format.codecs import CODECS
+from ragcache.store.format.codecs.basis import register_bases
+from ragcache.store.format.codecs.kvtc import LEVELS
+from ragcache.store.format.codecs.learn_basis import learn_basis
 from ragcache.store.format.header import (
     Header,
     Payload,
@@ -30,9 +35,11 @@ from ragcache.store.format.header import (
     decode_layer,
     encode_header,
     layer_checksum,
+    payload_of,
 )
+from ragcache.store.format.record import encode_layers
 from ragcache.store.lmdb.tables import MemoryTables
-from ragcache.types import Fingerprint
+from ragcache.types import ChunkKV, Fingerprint
 
 FULL, SHORT = 1_000_000, 5_000
 Verdict = str
@@ -97,14 +104,23 @@ def header_of(key: ChunkKey) -> Header:
 
 
 class Layers:
-    def __init__(self) -> None:
+    """Layers in these codecs. A layer of a codec that encodes several together is that of all."""
+
+    def __init__(self, codecs: Iterable[str] = CODECS) -> None:
         self.whole: list[tuple[Header, int, bytes]] = []
-        for name in CODECS:
-            key = chunk_key(0, Fingerprint((("weights", "a8b6"), ("codec", name))))
-            kv, header = chunk_kv(key.tokens, 1), header_of(key)
-            for layer, (k, v) in enumerate(zip(kv.keys, kv.values, strict=True)):
-                raw = CODECS[name].encode(k, v, layer, len(kv.keys)).tobytes()
-                self.whole.append((header, layer, raw))
+        for number, name in enumerate(codecs):
+            key = chunk_key(number % 2, Fingerprint((("weights", "a8b6"), ("codec", name))))
+            kv = chunk_kv(key.tokens, 1)
+            raws = [raw.tobytes() for raw in encode_layers(name, kv)]
+            payloads = [
+                Payload(
+                    0, len(raw), layer_checksum(key.digest, layer, np.frombuffer(raw, np.uint8))
+                )
+                for layer, raw in enumerate(raws)
+            ]
+            header = Header.of(key, kv, payloads)
+            for layer in range(len(raws)):
+                self.whole.append((header, layer, raws[payload_of(header, layer)]))
         self.records = [raw for _, _, raw in self.whole]
 
     def __call__(self, rng: random.Random) -> Verdict:
@@ -112,9 +128,8 @@ class Layers:
         raw = np.frombuffer(bytearray(damaged(whole, self.records, rng)), np.uint8)
         sealed = rng.random() < 0.25
         if sealed:
-            payloads = list(header.payloads)
-            checksum = layer_checksum(header.key, layer, raw)
-            payloads[layer] = Payload(0, len(raw), checksum)
+            payloads, at = list(header.payloads), payload_of(header, layer)
+            payloads[at] = Payload(0, len(raw), layer_checksum(header.key, at, raw))
             header = replace(header, payloads=tuple(payloads))
         found = decode_layer(header, layer, raw)
         if isinstance(found, Miss):
@@ -123,6 +138,24 @@ class Layers:
         if any(t.shape != shape or t.dtype != torch.float32 for t in found):
             return "WRONG: KV of another shape"
         return "resealed" if sealed else "WRONG: accepted"
+
+
+def with_basis(folder: Path) -> list[str]:
+    """The codecs of a basis that is learned here, from KV of few components, and kept in
+    ``folder``."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4, LAYERS * 2 * HEADS * DIM, generator=generator)
+    known = []
+    for number in range(12):
+        tokens = tuple(range(100 * number, 100 * number + 90))
+        mixed = torch.randn(len(tokens), 4, generator=generator) @ mixing
+        mixed += 0.1 * torch.randn(mixed.shape, generator=generator)
+        planes = mixed.view(len(tokens), 2, LAYERS, HEADS, DIM).permute(1, 2, 3, 0, 4).contiguous()
+        known.append(ChunkKV(tokens, tuple(planes[0]), tuple(planes[1])))
+    basis = learn_basis("a8b6", [(1.0, 1.0)] * LAYERS, known[:8], known[8:])
+    basis.write(folder)
+    register_bases(folder)
+    return [f"{level}:{basis.digest}" for level in LEVELS]
 
 
 class Sealed:
@@ -148,11 +181,13 @@ class Sealed:
 
 
 def run(rounds: int, seed: int) -> Outcome:
-    decoders: dict[str, Callable[[random.Random], Verdict]] = {
-        "headers": Headers(),
-        "layers": Layers(),
-        "sealed records": Sealed(),
-    }
+    with tempfile.TemporaryDirectory(prefix="ragcache-") as folder:
+        decoders: dict[str, Callable[[random.Random], Verdict]] = {
+            "headers": Headers(),
+            "layers": Layers(),
+            "layers of kvtc": Layers(with_basis(Path(folder))),
+            "sealed records": Sealed(),
+        }
     seen = {name: Counter[str]() for name in decoders}
     outcome = Outcome(f"{rounds:,} records")
     rng = random.Random(seed)

@@ -32,7 +32,12 @@ from ragcache.types import Answer, Document, Sampling
 #: Makes a context in which progress is shown.
 _ShowProgress = Callable[[], AbstractContextManager[render.ProgressReporter]]
 _PAGES = "concepts.md", "glossary.md"  # in docs/ of a checkout
-_MODES = "full", "prefix", "reuse", "cacheblend", "fused"
+#: Cache-Craft is left out: what it loads are chunks in the context of earlier prompts.
+_MODES = (
+    *("full", "prefix", "reuse", "ape", "epic", "cacheblend", "kvshare"),
+    *("prophet", "infoflow", "qcfuse", "fused"),
+)
+_TOLD = "full", "prefix", "reuse", "cacheblend", "fused"  # those that the last lines are about
 _SAMPLING = Sampling(max_tokens=16)
 _COLUMNS = """\
 right: the answer contains the expected one. TTFT: from when the chunks are
@@ -86,7 +91,7 @@ def run(
             if report is not None:
                 write_report(report, {one.question.text: _shown(one) for one in compared}, cache)
     figures = mode_figures(compared)
-    sentences = list(gains_and_losses(figures))
+    sentences = list(gains_and_losses([one for one in figures if one.mode in _TOLD]))
     _summarise(out, compared, figures, sentences)
     out.print(_AGAIN.format(model=model, top_k=TOP_K), highlight=False)
     if report is not None:

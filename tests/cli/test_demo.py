@@ -22,7 +22,10 @@ from ragcache.models import SMOLLM2
 from ragcache.retriever.embed import HashEmbedder
 from tests import scene
 
-MODES = "full", "prefix", "reuse", "cacheblend", "fused"
+MODES = (
+    *("full", "prefix", "reuse", "ape", "epic", "cacheblend", "kvshare"),
+    *("prophet", "infoflow", "qcfuse", "fused"),
+)
 
 Demo = Callable[..., tuple[str, dict[str, object]]]
 

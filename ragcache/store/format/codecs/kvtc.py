@@ -132,16 +132,15 @@ class KVTC(Codec):
         kept, planes, words = self._split(data, spec, tokens, layers)
         # The other layers of the group will be asked for next.
         key = self.name, number, tokens, xxh3_128_digest(words.data)
-        numbers = _RECENT.get(
-            key, lambda: coding.restored(coding.read(words, tokens)).to(_PRODUCTS)
-        )
+        numbers = RECENT.get(key, lambda: coding.restored(coding.read(words, tokens)).to(_PRODUCTS))
         both = coding.layer(numbers, layer - layers.start).view(tokens, 2, heads, dim)
         both = both.permute(1, 2, 0, 3)
         made = both.to(DTYPES[spec.dtype][0])
         if planes is not None:
             at = 2 * (layer - layers.start)
             made[:, :, kept] = planes[at : at + 2]
-        if not bool(torch.isfinite(made).all()):
+        # Written so that NaN is refused, too.
+        if not coding.bound <= torch.finfo(made.dtype).max and not bool(made.isfinite().all()):
             raise ValueError("a number that is NaN or infinite")
         made = made.contiguous()
         return made[0], made[1]
@@ -211,6 +210,9 @@ class _Coding:
         # How far the mean of a level's numbers is from its lower end, in steps.
         ratio = (self.step / group.scales[: len(spreads)]).clamp(1e-3, 50)
         self._shift = 1 / ratio - 1 / torch.expm1(ratio)
+        reach = self.restored(self.most) @ self._columns.float().abs()
+        #: No number that any levels are decoded to is larger.
+        self.bound = 1.01 * float((reach + self._means.abs()).max())
 
     def layer(self, numbers: Tensor, place: int) -> Tensor:
         """Keys and values of a layer of the group, (tokens, 2 * kv_heads * head_dim)."""
@@ -263,6 +265,10 @@ class _Recent:
             self._forget()
         return found.result()
 
+    def clear(self) -> None:
+        with self._lock:
+            self._known.clear()
+
     def _forget(self) -> None:
         with self._lock:
             sizes = {k: _size(f) for k, f in self._known.items()}
@@ -280,4 +286,4 @@ def _size(found: Future[Tensor]) -> int:
     return found.result().nbytes if done else 0
 
 
-_RECENT = _Recent(_RECENT_BYTES)
+RECENT = _Recent(_RECENT_BYTES)
