@@ -24,6 +24,7 @@ SDPA = "sdpa", "sdpa_onednn"
 _WORTHWHILE = 1 << 20  # multiply-adds: oneDNN takes 10 us for the smallest product
 _ROWS = 128  # query rows at a time, less where their scores would not stay in the CPU's cache
 _SCORES = 3 << 18  # their number
+#: Arguments of attention that are more than scaled, masked softmax, where they are given.
 _EXTRAS = "softcap", "s_aux", "position_bias", "output_attentions", "cache"
 
 
@@ -88,6 +89,7 @@ def weighted_values(
     keys.
     """
     heads, rows, dim = query.shape
+    key, value = key.contiguous(), value.contiguous()  # strided ones take a hundred times as long
     scores = product(query.reshape(-1, dim) * scale, key).view(heads, rows, -1)
     if mask is not None:
         scores[:, :, len(key) - own if own else 0 :] += mask
@@ -110,13 +112,14 @@ def _attention(
     heads, d) out. What it is not made for is computed by transformers' own ``sdpa``."""
     batch, heads, rows, dim = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    plain = not dropout and all(kwargs.get(name) is None for name in _EXTRAS[:3])
-    plain = plain and not any(kwargs.get(name) for name in _EXTRAS[3:])
-    whole = attention_mask is None and causal and rows == keys
-    masked = attention_mask is not None and attention_mask.shape[:2] == (1, 1)
-    large = rows * keys * heads * dim >= _WORTHWHILE and rows > 1
-    if not plain or not large or batch > 1 or not (whole or masked) or torch.is_grad_enabled():
+    if attention_mask is None:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        known = causal and rows == keys
+    else:
+        known = attention_mask.shape[:2] == (1, 1)
+    extras = [one for name in _EXTRAS if (one := kwargs.get(name)) is not None and one is not False]
+    large = batch == 1 and rows > 1 and rows * keys * heads * dim >= _WORTHWHILE
+    if not (known and large) or dropout or extras or torch.is_grad_enabled():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
@@ -124,13 +127,12 @@ def _attention(
     scale = dim**-0.5 if scaling is None else scaling
     most = group_rows(share, keys)
     out = query.new_empty(1, rows, heads, value.shape[3])
-    upper = None if masked else query.new_full((most, most), float("-inf")).triu_(1)
+    later = query.new_full((most, most), float("-inf")).triu_(1)
     for start in range(0, rows, most):
         stop = min(start + most, rows)
         if attention_mask is None:
-            assert upper is not None
             seen, own = stop, stop - start
-            mask = upper[:own, :own]
+            mask = later[:own, :own]
         else:
             seen, own = keys, 0
             mask = added(attention_mask[0, 0, start:stop, :keys], query.dtype)

@@ -131,7 +131,21 @@ def test_attention_of_some_rows_gives_the_same_as_in_torch(
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("extra", [{"dropout": 0.0, "s_aux": None}, {"is_causal": False}])
+def test_heads_that_are_not_contiguous() -> None:
+    module = nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    query, key, value = (plane.transpose(1, 2).contiguous() for plane in qkv(300, 300, 4, 2))
+    with torch.inference_mode():
+        strided = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        assert not strided[1][0, 0].is_contiguous()
+        wanted, _ = sdpa_attention_forward(module, *strided, None)
+        got, _ = onednn._attention(module, *strided, None)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"is_causal": False}, {"position_bias": torch.ones(1, 4, 300, 300).tril()}]
+)
 def test_what_it_is_not_made_for_goes_to_transformers(extra: dict[str, Any]) -> None:
     module = nn.Module()
     module.num_key_value_groups = 1  # type: ignore[assignment]
