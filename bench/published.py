@@ -38,10 +38,11 @@ PUBLISHED: Mapping[str, tuple[str, str]] = {
 
 
 def published_table(found: Results) -> str:
-    """A row for each published method that ``found`` has, in Markdown."""
+    """A row for each published method that ``found`` has, in Markdown; with its PGR, if that says
+    something here."""
     modes = {f.mode: f for f in found.summaries}
     lost = modes["reuse"].answer_kl if "reuse" in modes else None
-    rows = []
+    admitted, rows = found.summaries[0].admitted, []
     for method, (paper, says) in PUBLISHED.items():
         ours = _nearest(method, found.summaries)
         if ours is None or ours.answer_kl is None or lost is None or not lost.value:
@@ -52,10 +53,12 @@ def published_table(found: Results) -> str:
                 says,
                 f"{100 * ours.charged:.0f} %",
                 f"{ours.speedup or 0:.1f}",
+                *([f"{100 * ours.pgr.value:.0f} %"] if admitted and ours.pgr else []),
                 f"{100 * ours.answer_kl.value / lost.value:.0f} %",
             ]
         )
-    return table(["method", "paper says", "charged", "times sooner", "divergence left"], rows)
+    gap = ["PGR"] if admitted else []
+    return table(["method", "paper says", "charged", "times sooner", *gap, "divergence left"], rows)
 
 
 def _nearest(method: str, summaries: Sequence[ModeSummary]) -> ModeSummary | None:
