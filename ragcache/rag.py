@@ -499,8 +499,14 @@ class RagCache:
         Until the last chunk is done, the others count as missing. After a kill, a second call does
         the rest. Raises StoreError.
         """
-        self.catalog.put_setting("codec", self.engine.fingerprint.codec)
-        return recode(self.store, self.engine.fingerprint, self.indexing.encoding.before, progress)
+        own, before = self.engine.fingerprint, self.catalog.get_setting("codec")
+        self.catalog.put_setting("codec", own.codec)
+        try:
+            return recode(self.store, own, self.indexing.encoding.before, progress)
+        except StoreError:
+            if before is not None and not self.usable()[0]:
+                self.catalog.put_setting("codec", before)
+            raise
 
     def traffic(self) -> RemoteTraffic | None:
         """Counts of what was sent to and received from the remote; None without one."""

@@ -74,7 +74,8 @@ class _OneDNNLinear(nn.Linear):
     """A linear layer that computes with oneDNN, but for small products and for gradients."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.numel() * self.out_features < _WORTHWHILE or torch.is_grad_enabled():
+        small = input.numel() * self.out_features < _WORTHWHILE
+        if small or input.dtype != torch.float32 or torch.is_grad_enabled():
             return F.linear(input, self.weight, self.bias)
         return product(input, self.weight, self.bias)
 
@@ -94,6 +95,8 @@ def weighted_values(
     if mask is not None:
         scores[:, :, len(key) - own if own else 0 :] += mask
     torch.softmax(scores, -1, out=scores)
+    if mask is not None and mask.shape[1] == len(key):
+        scores[:, mask.isneginf().all(-1)] = 0  # rows that see no key, as in torch
     return product(scores.view(heads * rows, -1), value.T).view(heads, rows, -1)
 
 
@@ -118,7 +121,8 @@ def _attention(
     else:
         known = attention_mask.shape[:2] == (1, 1)
     extras = [one for name in _EXTRAS if (one := kwargs.get(name)) is not None and one is not False]
-    large = batch == 1 and rows > 1 and rows * keys * heads * dim >= _WORTHWHILE
+    large = query.dtype == torch.float32 and batch == 1 and rows > 1
+    large = large and rows * keys * heads * dim >= _WORTHWHILE
     if not (known and large) or dropout or extras or torch.is_grad_enabled():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs

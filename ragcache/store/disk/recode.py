@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ragcache.errors import StoreError
 from ragcache.store.base import Miss
 from ragcache.store.format.codecs import find_codec
 from ragcache.store.format.record import TranscodeTarget
@@ -49,7 +50,8 @@ def recode(
     codec that loses more than the precision of 16-bit weights are left as they are, since under
     their new key they would be taken for what the model has computed. So are chunks of other
     models, and texts that were computed after other texts: their key does not follow from what is
-    stored. ``progress`` is called with (done, total). Raises StoreError.
+    stored. ``progress`` is called with (done, total). Raises StoreError where nothing can be
+    recoded though there is something, and where a quota would evict.
     """
     counts = Counter[str]()
     wanted: list[tuple[bytes, TranscodeTarget]] = []
@@ -59,9 +61,23 @@ def recode(
             wanted.append((header.key, target))
         else:
             counts[target] += 1
+    if counts["lossy"] and not wanted and not counts["there"]:
+        raise StoreError(
+            f"no chunk can be encoded in codec {fingerprint.codec}: {counts['lossy']} are in one "
+            "that has lost some of their precision. Nothing is changed; `ragcache index --codec` "
+            "with the documents computes them anew"
+        )
+    evicted = disk.stats().evictions
     for done, (digest, target) in enumerate(wanted, 1):
         sizes = disk.recode(digest, target)
-        if isinstance(sizes, Miss):
+        if disk.stats().evictions > evicted:
+            raise StoreError(
+                f"the chunks do not fit into the quota in codec {fingerprint.codec}: the first was "
+                "evicted. Raise max_bytes, and run the same command again"
+            )
+        if sizes is None:
+            counts["there"] += 1
+        elif isinstance(sizes, Miss):
             counts["damaged"] += 1
         else:
             counts.update(recoded=1, bytes_before=sizes[0], bytes_after=sizes[1])

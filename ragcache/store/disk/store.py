@@ -247,13 +247,19 @@ class DiskStore(ChunkStore):
                 progress(done, len(every))
         return moved
 
-    def recode(self, digest: bytes, target: TranscodeTarget) -> tuple[int, int] | Miss:
+    def recode(self, digest: bytes, target: TranscodeTarget) -> tuple[int, int] | Miss | None:
         """Replace a chunk by the same in another codec, in one commit; its bytes before and after.
 
-        Notes on a variant stay. A remote gets the new chunk, and keeps the old one, which others
-        may use. Raises StoreError where the chunk cannot be decoded.
+        Where the store has the other already, which may be more exact, that is kept: None. Notes on
+        a variant and the layout stay. A remote gets the new chunk, and keeps the old one, which
+        others may use. Raises StoreError where the chunk cannot be decoded.
         """
         with self._writer.lock:
+            with self.tables.read() as txn:
+                there = isinstance(decode_header(txn.get("headers", target.key) or b""), Header)
+            if there and target.key != digest:
+                self.drop_local(digest)
+                return None
             record = self.record(digest)
             if isinstance(record, Miss):
                 return record
@@ -267,7 +273,7 @@ class DiskStore(ChunkStore):
                 if self.outbox_codecs is not None and not header.mode.startswith(IN_CONTEXT):
                     outbox.send(txn, header.content, header.key, header.version, ())
 
-            in_file = self._in_file(bytes_after // len(raws))
+            in_file = bool(record.header.file)
             self._write([NewChunk.of(header, raws, in_file=in_file)], also, instead_of=digest)
         return record.header.payload_bytes, bytes_after
 

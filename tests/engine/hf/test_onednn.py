@@ -131,6 +131,19 @@ def test_attention_of_some_rows_gives_the_same_as_in_torch(
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_that_see_no_key_are_zero() -> None:
+    module = nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    query, key, value = qkv(300, 300, 4, 2)
+    mask = torch.ones(300, 300, dtype=torch.bool).tril()[None, None]
+    mask[..., :9] = False  # as of a prompt that is padded on the left
+    with torch.inference_mode():
+        wanted, _ = sdpa_attention_forward(module, query, key, value, mask)
+        got, _ = onednn._attention(module, query, key, value, mask)
+    assert not got[0, :9].any()
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_heads_that_are_not_contiguous() -> None:
     module = nn.Module()
     module.num_key_value_groups = 2  # type: ignore[assignment]

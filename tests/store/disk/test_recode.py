@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ragcache.errors import StoreError
 from ragcache.rag import RagCache
 from ragcache.settings import Settings
 from ragcache.store.base import Miss
@@ -107,8 +108,33 @@ def test_what_cannot_be_recoded_stays_and_is_counted(store: Path) -> None:
         for key in apart:
             assert numbers(cache.store.get(key)) == numbers(kv)
     with opened(store, codec="cachegen") as cache:  # int8 has lost some precision
+        with pytest.raises(StoreError, match="no chunk can be encoded in codec cachegen: .* lost"):
+            cache.recode()
+    with opened(store) as cache:
+        assert cache.engine.fingerprint.codec == "int8" and cache.usable()[0] == len(keys) - 1
+
+
+def test_a_more_exact_chunk_is_kept(store: Path) -> None:
+    with opened(store, codec="raw") as cache:
+        exact = {key.digest: numbers(kv) for key, kv in stored(cache).items()}
+    with opened(store, codec="bfloat16") as cache:
+        cache.add(scene.DOCUMENTS)
+        cache.store.put(*next(iter(stored(cache).items())))  # type: ignore[arg-type]
+    with opened(store, codec="raw") as cache:
         done = cache.recode()
-        assert (done.recoded, done.lossy) == (0, len(keys) - 1)
+        assert done.recoded == 0 and done.there >= len(exact)
+        assert {key.digest: numbers(kv) for key, kv in stored(cache).items()} == exact
+
+
+def test_a_quota_that_is_too_small_is_said(store: Path) -> None:
+    with opened(store, codec="int8") as cache:
+        cache.add(scene.DOCUMENTS)
+    with opened(store, codec="bfloat16") as cache:
+        cache.recode()
+        held = cache.store.stats().payload_bytes
+    with opened(store, codec="raw", max_bytes=int(held * 1.1)) as cache:
+        with pytest.raises(StoreError, match="do not fit into the quota in codec raw"):
+            cache.recode()
 
 
 def test_a_damaged_layer_is_counted_and_left(store: Path) -> None:
