@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ragcache.engine.hf.onednn import added, group_rows, is_faster, weighted_values
+from ragcache.engine.hf.onednn import added, attend_into, group_rows, is_faster
 
 _ROWS = 64  # rows of a group
 _KEYS = 64  # a group's keys are a multiple: oneDNN prepares for every number of them
@@ -58,16 +58,14 @@ class GroupedAttention:
         for group in self._groups(mask, most, 1 if onednn else share, query.dtype):
             span = slice(group.start, group.stop)
             if onednn:
-                for head in range(kv_heads):
-                    own = slice(head * share, head * share + share)
-                    out[0, span, own] = weighted_values(
-                        query[0, own, span],
-                        key[0, head, : group.keys],
-                        value[0, head, : group.keys],
-                        group.mask[:, group.keys - group.own :],
-                        dim**-0.5 if scale is None else scale,
-                        own=group.own,
-                    ).transpose(0, 1)
+                attend_into(
+                    out[0, span],
+                    query[0, :, span],
+                    key[0, :, : group.keys],
+                    value[0, :, : group.keys],
+                    group.mask[:, group.keys - group.own :],
+                    dim**-0.5 if scale is None else scale,
+                )
                 continue
             got = F.scaled_dot_product_attention(
                 query[:, :, span].reshape(1, kv_heads, -1, dim),

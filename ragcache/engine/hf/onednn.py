@@ -80,24 +80,28 @@ class _OneDNNLinear(nn.Linear):
         return product(input, self.weight, self.bias)
 
 
-def weighted_values(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, own: int = 0
-) -> Tensor:
-    """Attention of the heads that share a KV head: ``query`` (heads, rows, d) over ``key`` and
-    ``value`` (keys, d), to (heads, rows, d).
+def attend_into(
+    out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> None:
+    """Write the attention of ``query`` (heads, rows, d) over ``key`` and ``value`` (kv_heads, keys,
+    d) into ``out`` (rows, heads, d).
 
-    ``mask`` (rows, keys) is added to the scores; with ``own``, only to those of the last ``own``
-    keys.
+    ``mask`` (rows, n) is added to the scores of the last ``n`` keys.
     """
-    heads, rows, dim = query.shape
-    key, value = key.contiguous(), value.contiguous()  # strided ones take a hundred times as long
-    scores = product(query.reshape(-1, dim) * scale, key).view(heads, rows, -1)
-    if mask is not None:
-        scores[:, :, len(key) - own if own else 0 :] += mask
-    torch.softmax(scores, -1, out=scores)
-    if mask is not None and mask.shape[1] == len(key):
-        scores[:, mask.isneginf().all(-1)] = 0  # rows that see no key, as in torch
-    return product(scores.view(heads * rows, -1), value.T).view(heads, rows, -1)
+    share, rows, dim = len(query) // len(key), query.shape[1], query.shape[2]
+    keys, hidden = key.shape[1], mask.shape[1]
+    blind = mask.isneginf().all(-1) if hidden == keys else None  # rows that see no key
+    for head in range(len(key)):
+        group = slice(head * share, head * share + share)
+        # Strided keys and values would take a hundred times as long.
+        scores = product(query[group].reshape(-1, dim) * scale, key[head].contiguous())
+        scores = scores.view(share, rows, keys)
+        scores[:, :, keys - hidden :] += mask
+        torch.softmax(scores, -1, out=scores)
+        if blind is not None:
+            scores[:, blind] = 0  # as in torch
+        got = product(scores.view(share * rows, keys), value[head].contiguous().T)
+        out[:, group] = got.view(share, rows, -1).transpose(0, 1)
 
 
 def _attention(
@@ -127,30 +131,20 @@ def _attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
-    share = heads // kv_heads
     scale = dim**-0.5 if scaling is None else scaling
-    most = group_rows(share, keys)
+    most = group_rows(heads // kv_heads, keys)
     out = query.new_empty(1, rows, heads, value.shape[3])
     later = query.new_full((most, most), float("-inf")).triu_(1)
     for start in range(0, rows, most):
         stop = min(start + most, rows)
         if attention_mask is None:
-            seen, own = stop, stop - start
-            mask = later[:own, :own]
+            seen, mask = stop, later[: stop - start, : stop - start]
         else:
-            seen, own = keys, 0
-            mask = added(attention_mask[0, 0, start:stop, :keys], query.dtype)
-        for head in range(kv_heads):
-            group = slice(head * share, head * share + share)
-            got = weighted_values(
-                query[0, group, start:stop],
-                key[0, head, :seen],
-                value[0, head, :seen],
-                mask,
-                scale,
-                own=own,
-            )
-            out[0, start:stop, group] = got.transpose(0, 1)
+            seen, mask = keys, added(attention_mask[0, 0, start:stop, :keys], query.dtype)
+        span = slice(start, stop)
+        attend_into(
+            out[0, span], query[0, :, span], key[0, :, :seen], value[0, :, :seen], mask, scale
+        )
     return out, None
 
 
