@@ -67,10 +67,10 @@ def recode(
             "that has lost some of their precision. Nothing is changed; `ragcache index --codec` "
             "with the documents computes them anew"
         )
-    evicted = disk.stats().evictions
+    evicted = disk.evictions
     for done, (digest, target) in enumerate(wanted, 1):
         sizes = disk.recode(digest, target)
-        if disk.stats().evictions > evicted:
+        if disk.evictions > evicted:
             raise StoreError(
                 f"the chunks do not fit into the quota in codec {fingerprint.codec}: the first was "
                 "evicted. Raise max_bytes, and run the same command again"

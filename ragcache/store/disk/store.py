@@ -335,15 +335,19 @@ class DiskStore(ChunkStore):
             fingerprints[name] += count
             built_bytes[name] += payload
         payload_bytes = sum(payload for _, payload, _ in sums)
-        evictions = self._capacity.evictions if self._capacity is not None else 0
         return StoreStats(
             chunks,
             payload_bytes,
             *self._hits.snapshot(),
             dict(fingerprints),
-            evictions,
+            self.evictions,
             dict(built_bytes),
         )
+
+    @property
+    def evictions(self) -> int:
+        """The number of chunks that were evicted since the store was opened."""
+        return 0 if self._capacity is None else self._capacity.evictions
 
     @property
     def pending_writes(self) -> int:
