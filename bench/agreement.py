@@ -71,6 +71,7 @@ class Benchmark:
     ask: Callable[[Engine, Sequence[str], str, Collection[str]], Outcome]
     pairs: Pairs
     note: str = ""  # below the tables
+    more: Callable[[Sequence[Outcome]], str] | None = None  # another table
 
     def main(self) -> None:
         parser = argparse.ArgumentParser(description=self.about)
@@ -132,8 +133,9 @@ class Benchmark:
         how = "".join(
             f"\n{f.machine}, {f.dtype}, commit {f.commit}: `{f.command}`\n" for f in facts
         )
+        more = "" if self.more is None else f"\n{self.more(outcomes)}"
         note = f"{self.note}\n\n" if self.note else ""
-        return f"{shown(outcomes, self.pairs)}\n{note}{len(outcomes)} questions\n{how}"
+        return f"{shown(outcomes, self.pairs)}{more}\n{note}{len(outcomes)} questions\n{how}"
 
 
 def reply(
@@ -158,7 +160,11 @@ def reply(
 def shown(outcomes: Sequence[Outcome], pairs: Pairs) -> str:
     """The table of the variants that were measured with every question, and that of paired
     differences with 95 % intervals."""
-    labels = [label for label in outcomes[0] if all(label in one for one in outcomes)]
+    labels = [
+        label
+        for label, figures in outcomes[0].items()
+        if _FIGURES.keys() <= figures.keys() and all(label in one for one in outcomes)
+    ]
     means = [
         [
             label,
