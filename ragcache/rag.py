@@ -32,6 +32,7 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
 from ragcache.retriever.embed import Embedder
 from ragcache.retriever.known_texts import KnownTexts
+from ragcache.retriever.metadata import Filter
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
@@ -319,7 +320,7 @@ class RagCache:
         given, retrieved = self._passages(request, messages, blender)
         retrieval_s = time.perf_counter() - began if retrieved else 0.0
         prompt, passages = self.prompts.build(request, given, messages)
-        without = None if passages else self._without(retrieved, request.require_chunks)
+        without = None if passages else self._without(retrieved, request)
         sampling = request.sampling or self.default_sampling
         certificate = None
         if calibration is not None:
@@ -386,17 +387,31 @@ class RagCache:
             has_chunks = any(each.kind == "chunk" for m in messages for each in m.content)
             question = question_of(messages) if messages else request.question
             if has_chunks or not question:
+                self._check_retrieves(request)
                 return [], False
             self.check_usable(blender)
-            return self.retrieve(question, request.top_k, request.neighbours), True
+            found = self.retrieve(
+                question, request.top_k, request.neighbours, filter=request.filter
+            )
+            return found, True
+        self._check_retrieves(request)
         given = require_list(request.chunks, "chunks")
         passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
         check_bytes(self.engine, *(passage.chunk.text for passage in passages))
         return passages, False
 
-    def _without(self, retrieved: bool, required: bool | None) -> str:
+    def _check_retrieves(self, request: Request) -> None:
+        """Raise ConfigError for a filter of a request for which nothing is retrieved."""
+        if request.filter is not None:
+            raise ConfigError(
+                "a filter is of the documents to retrieve from, and nothing is retrieved for a "
+                "request with chunks of its own: leave out the filter or the chunks"
+            )
+
+    def _without(self, retrieved: bool, request: Request) -> str:
         """Why there are no chunks. Raises NoChunksError if the request requires some."""
-        why = self.no_chunks() if retrieved else "none were given"
+        filtered, required = request.filter is not None, request.require_chunks
+        why = self.no_chunks(filtered=filtered) if retrieved else "none were given"
         if self.settings.require_chunks if required is None else required:
             raise NoChunksError(
                 f"there are no chunks to answer from: {why}. Add documents, or allow answers "
@@ -423,14 +438,16 @@ class RagCache:
         s = self.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
-    def no_chunks(self) -> str:
-        """Why no chunks are retrieved from this store."""
+    def no_chunks(self, *, filtered: bool = False) -> str:
+        """Why no chunks are retrieved from this store. ``filtered``: with a filter."""
         whose = f"the store of tenant {self.tenant}" if self.tenant else "the store"
         documents, chunks = self.catalog.size
         if not documents:
             return f"{whose} holds no documents"
         if not chunks:
             return f"the {documents} documents of {whose} have no text"
+        if filtered:
+            return f"none of the {documents} documents of {whose} passes the filter"
         return f"nothing was retrieved from the {chunks} chunks of {whose}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
@@ -440,18 +457,26 @@ class RagCache:
         return self.profile.measure(self._sample()) if anew else self.profile.speeds(self._sample)
 
     def retrieve(
-        self, question: str, top_k: int | None = None, neighbours: int | None = None
+        self,
+        question: str,
+        top_k: int | None = None,
+        neighbours: int | None = None,
+        *,
+        filter: Filter | None = None,
     ) -> list[Passage]:
         """The ``top_k`` nearest chunks, with ``neighbours`` chunks before and after each.
 
-        Chunks of one document are in its order. None: as in the settings. Expired documents are
-        deleted first, or left out if another process writes the store.
+        Chunks of one document are in its order. None: as in the settings. ``filter``: the metadata
+        of the documents to search, see :class:`~ragcache.retriever.metadata.MetadataFilter`.
+        Expired documents are deleted first, or left out if another process writes the store.
         """
         check_bytes(self.engine, question)
         over = self._expire()
         top_k = self.settings.top_k if top_k is None else top_k
         neighbours = self.settings.neighbours if neighbours is None else neighbours
-        return self.retriever.retrieve(question, top_k, neighbours=neighbours, without=over)
+        return self.retriever.retrieve(
+            question, top_k, neighbours=neighbours, without=over, filter=filter
+        )
 
     def close(self) -> None:
         """Close the store, and the engine unless it is shared with another instance."""

@@ -45,6 +45,7 @@ def chat_request(body: Chat, default: Sampling, *, trusts_templates: bool = Fals
         misses=options.misses,
         top_k=options.top_k,
         neighbours=options.neighbours,
+        filter=options.filter,
         require_chunks=options.require_chunks,
         sampling=body.sampling(default, body.max_completion_tokens),
     )
@@ -78,6 +79,7 @@ def query_request(body: Query, default: Sampling) -> Request:
         instructions=body.instructions,
         top_k=body.top_k,
         neighbours=body.neighbours,
+        filter=body.filter,
         require_chunks=body.require_chunks,
         sampling=body.sampling(default),
     )

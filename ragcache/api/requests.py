@@ -128,6 +128,9 @@ class _FusionOptions(StrictModel):
     instructions: str | None = Field(None, description="system message, if there is none")
     top_k: int | None = Field(None, ge=1, le=1000)
     neighbours: int | None = Field(None, ge=0, le=100)
+    filter: dict[str, Any] | None = Field(
+        None, description='metadata of the documents to search, such as {"year": {"$gte": 2020}}'
+    )
     require_chunks: bool | None = Field(
         None, description="respond with 422 if there are no chunks to answer from"
     )
@@ -138,6 +141,9 @@ class Search(StrictModel):
     question: str
     top_k: int | None = Field(None, ge=1, le=1000)
     neighbours: int | None = Field(None, ge=0, le=100)
+    filter: dict[str, Any] | None = Field(
+        None, description='metadata of the documents to search, such as {"year": {"$gte": 2020}}'
+    )
 
 
 class Query(_SamplingOptions, _FusionOptions):

@@ -25,6 +25,7 @@ from ragcache.core.indexing import Added, Split, check_bytes
 from ragcache.core.precompute import Precomputed, iter_precompute
 from ragcache.core.request import Request
 from ragcache.rag import RagCache
+from ragcache.retriever.metadata import Filter
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.key import ChunkKey
 from ragcache.store.tenants import make_tenant_folder
@@ -142,6 +143,7 @@ class Service:
         *,
         top_k: int | None = None,
         neighbours: int | None = None,
+        filter: Filter | None = None,
         seconds: float | None = None,
     ) -> Future[list[tuple[Passage, int]]]:
         """Queue :meth:`RagCache.retrieve` among the requests; each passage comes with the number of
@@ -149,7 +151,7 @@ class Service:
         """
 
         def search(cache: RagCache) -> list[tuple[Passage, int]]:
-            passages = cache.retrieve(question, top_k, neighbours)
+            passages = cache.retrieve(question, top_k, neighbours, filter=filter)
             return [(p, len(cache.catalog.rows_of(p.chunk.document))) for p in passages]
 
         return self.call(tenant, search, seconds=seconds)

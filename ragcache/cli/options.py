@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ragcache.cli import render
 from ragcache.cli.output import loading, print_note
-from ragcache.errors import StoreError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
+    from ragcache.retriever.metadata import Filter
     from ragcache.types import Document
 
 NO_CHUNKS = 4  # exit code: there were no chunks to answer from
@@ -81,6 +83,23 @@ RequireChunks = Annotated[
 Codec = Annotated[
     str | None, typer.Option(help="Codec of stored KV, such as bfloat16, int8, cachegen or kvtc16.")
 ]
+
+
+def parse_filter(given: str | None) -> Filter | None:
+    """The filter of ``--filter``. Raises ConfigError for anything that is not one."""
+    if given is None:
+        return None
+    from ragcache.retriever.metadata import MetadataFilter
+
+    try:
+        found = json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"--filter is not JSON ({error}): write an object, such as "
+            """--filter '{"language": "en"}'"""
+        ) from error
+    MetadataFilter.of(found)
+    return cast("Filter", found)
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:

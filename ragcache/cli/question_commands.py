@@ -29,6 +29,7 @@ from ragcache.cli.options import (
     note_expected_size,
     note_prompt_date,
     opened,
+    parse_filter,
 )
 from ragcache.cli.output import figures, loading, out, print_note, progress
 from ragcache.cli.render.answers import (
@@ -211,6 +212,14 @@ def query(
     ] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="JSON",
+            help='Metadata of the documents to retrieve from, such as \'{"language": "en"}\'.',
+        ),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of the answer.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; 0 is greedy.")
@@ -262,7 +271,7 @@ def query(
     sampling = Sampling(
         settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
     )
-    request = Request(question, sampling=sampling)
+    request = Request(question, sampling=sampling, filter=parse_filter(where))
     share = None if settings.ratio == "auto" else settings.ratio
     blender(settings.mode, share)  # before the model is loaded
     for other in compare or ():

@@ -10,6 +10,7 @@ from ragcache.blend import Blender
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.errors import PromptError
 from ragcache.planning.cost_model import Speeds
+from ragcache.retriever.metadata import Filter
 from ragcache.settings import Ratio
 from ragcache.types import Certificate, Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
@@ -52,6 +53,9 @@ class RequestOptions(TypedDict, total=False):
     misses: Misses | None  # how missing chunks are computed, see :data:`Misses`
     top_k: int | None  # number of chunks to retrieve
     neighbours: int | None  # number of chunks to add before and after each retrieved chunk
+    #: Metadata of the documents to retrieve from, see
+    #: :class:`~ragcache.retriever.metadata.MetadataFilter`. None: all.
+    filter: Filter | None
     require_chunks: bool | None  # raise NoChunksError if there are no chunks
     sampling: Sampling | None
     #: Called before every layer and token. An exception that it raises ends the answer, for
@@ -79,6 +83,7 @@ class Request:
     misses: Misses | None = None
     top_k: int | None = None
     neighbours: int | None = None
+    filter: Filter | None = None
     require_chunks: bool | None = None
     sampling: Sampling | None = None
     check: Callable[[], None] | None = None

@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from ragcache.core.request import Misses
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.langchain.convert import InputChunk
+from ragcache.retriever.metadata import Filter, MetadataFilter
 from ragcache.settings import Ratio
 
 
@@ -36,6 +37,21 @@ class ChatRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     timeout: float | None = None  # seconds until TimeoutError
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """A question to retrieve chunks for. For fields that are None the backend's settings apply."""
+
+    question: str
+    top_k: int | None = None
+    neighbours: int | None = None
+    filter: Filter | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a filter that is none, before it is sent anywhere."""
+        if self.filter is not None:
+            MetadataFilter.of(self.filter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +86,11 @@ class Backend(Protocol):
         """Tokens of a request's prompt."""
         ...
 
-    def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
+    def search(self, request: SearchRequest) -> list[Document]:
         """The chunks nearest to a question, as :meth:`RagCache.retrieve` finds them."""
         ...
 
-    async def asearch(
-        self, question: str, k: int | None, neighbours: int | None
-    ) -> list[Document]: ...
+    async def asearch(self, request: SearchRequest) -> list[Document]: ...
 
     def ask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
         """The answer's text and its metadata."""

@@ -14,6 +14,7 @@ from typing import Any
 from langchain_core.documents import Document
 
 from ragcache.errors import SourceError
+from ragcache.retriever.metadata import TYPED
 from ragcache.retriever.split import WHOLE
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.text import replace_surrogates_in
@@ -21,8 +22,7 @@ from ragcache.types import Chunk
 from ragcache.types import Document as StoreDocument
 from ragcache.util.list_argument import require_list
 
-_JSON = "langchain"  # the key of the values that are not strings
-_RESERVED = {_JSON, *WHOLE}
+_RESERVED = {TYPED, *WHOLE}
 
 
 def from_document(document: Document, name: str, *, whole: bool) -> StoreDocument:
@@ -37,7 +37,7 @@ def from_document(document: Document, name: str, *, whole: bool) -> StoreDocumen
             other[key] = value
     if other:
         try:
-            plain[_JSON] = json.dumps(replace_surrogates_in(other), allow_nan=False, sort_keys=True)
+            plain[TYPED] = json.dumps(replace_surrogates_in(other), allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as error:
             raise SourceError(
                 f"the metadata of {name} cannot be stored as JSON: {error}. Give strings, numbers, "
@@ -74,5 +74,5 @@ def as_document(catalog: Catalog, chunk: Chunk) -> Document:
 def langchain_metadata(stored: Mapping[str, str]) -> dict[str, Any]:
     """The LangChain metadata that :func:`from_document` has stored."""
     plain = {key: value for key, value in stored.items() if key not in _RESERVED}
-    other: dict[str, Any] = json.loads(stored.get(_JSON, "{}"))
+    other: dict[str, Any] = json.loads(stored.get(TYPED, "{}"))
     return plain | other

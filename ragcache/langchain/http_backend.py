@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ import httpx
 from langchain_core.documents import Document
 
 from ragcache.errors import ConfigError, PromptError, RagCacheError
-from ragcache.langchain.backend import AnswerMetadata, ChatRequest
+from ragcache.langchain.backend import AnswerMetadata, ChatRequest, SearchRequest
 from ragcache.langchain.documents import langchain_metadata
 from ragcache.text import replace_surrogates_in
 
@@ -95,12 +95,12 @@ class HttpBackend:
         with self._post(_PostRequest("tokenize", _prompt(request))) as response:
             return int(response.json()["count"])
 
-    def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        with self._post(_search(question, k, neighbours)) as response:
+    def search(self, request: SearchRequest) -> list[Document]:
+        with self._post(_search(request)) as response:
             return _documents(response.json())
 
-    async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        async with self._apost(_search(question, k, neighbours)) as response:
+    async def asearch(self, request: SearchRequest) -> list[Document]:
+        async with self._apost(_search(request)) as response:
             return _documents(json.loads(await response.aread()))
 
     def ask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
@@ -223,11 +223,9 @@ def _first_model(response: httpx.Response) -> str:
         return ""
 
 
-def _search(question: str, k: int | None, neighbours: int | None) -> _PostRequest:
-    fields = {"question": question, "top_k": k, "neighbours": neighbours}
-    return _PostRequest(
-        "search", {name: value for name, value in fields.items() if value is not None}
-    )
+def _search(request: SearchRequest) -> _PostRequest:
+    given = {name: value for name, value in asdict(request).items() if value is not None}
+    return _PostRequest("search", given)
 
 
 def _documents(body: Mapping[str, Any]) -> list[Document]:

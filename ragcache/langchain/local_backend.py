@@ -24,7 +24,7 @@ from ragcache.api.ticket_queue import DeadlineExceeded
 from ragcache.api.token_counts import count_prompt
 from ragcache.core.request import Request
 from ragcache.errors import ConfigError
-from ragcache.langchain.backend import AnswerMetadata, ChatRequest
+from ragcache.langchain.backend import AnswerMetadata, ChatRequest, SearchRequest
 from ragcache.langchain.documents import as_document
 from ragcache.models.trusted_names import absolute_name
 from ragcache.rag import RagCache
@@ -104,11 +104,11 @@ class LocalBackend:
     def count(self, request: ChatRequest) -> int:
         return self.run(lambda cache: count_prompt(cache, self._request(request)).count)
 
-    def search(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        return self.run(lambda cache: _retrieve(cache, question, k, neighbours))
+    def search(self, request: SearchRequest) -> list[Document]:
+        return self.run(lambda cache: _retrieve(cache, request))
 
-    async def asearch(self, question: str, k: int | None, neighbours: int | None) -> list[Document]:
-        return await self.arun(lambda cache: _retrieve(cache, question, k, neighbours))
+    async def asearch(self, request: SearchRequest) -> list[Document]:
+        return await self.arun(lambda cache: _retrieve(cache, request))
 
     def ask(self, request: ChatRequest) -> tuple[str, AnswerMetadata]:
         *pieces, metadata = self._pieces(self._answer(request), request.timeout)
@@ -235,10 +235,10 @@ def _next(kind: str, value: Any, seconds: float | None) -> Any:
     raise value
 
 
-def _retrieve(
-    cache: RagCache, question: str, k: int | None, neighbours: int | None
-) -> list[Document]:
-    passages = cache.retrieve(question, k, neighbours)
+def _retrieve(cache: RagCache, request: SearchRequest) -> list[Document]:
+    passages = cache.retrieve(
+        request.question, request.top_k, request.neighbours, filter=request.filter
+    )
     return [as_document(cache.catalog, passage.chunk) for passage in passages]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from langchain_core.documents import Document
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 from ragcache.errors import ConfigError
 from ragcache.langchain.documents import as_document
 from ragcache.rag import RagCache
+from ragcache.retriever import metadata
 from ragcache.util.list_argument import require_list
 
-#: Metadata values that a document must have, or a predicate of a document.
-Filter = Mapping[str, Any] | Callable[[Document], bool]
+#: The metadata that a document must have, or a predicate of a document.
+Filter = metadata.Filter | Callable[[Document], bool]
 _Query = str | NDArray[np.float32]
 
 
@@ -61,14 +61,18 @@ def _search(
 ) -> list[tuple[int, Document, float]]:
     """Rows, documents and cosine similarities of the ``k`` most similar that pass the filter."""
     cache.catalog.expire(time.time())
-    fetch = k if filter is None else 4 * k
+    test = filter if callable(filter) else None
+    described = None if callable(filter) else filter
+    fetch = k if test is None else 4 * k
     while True:
-        hits = cache.retriever.ranked(query, fetch)
+        hits = cache.retriever.ranked(query, fetch, described)
         found = []
         for row, passage in hits:
             document = as_document(cache.catalog, passage.chunk)
-            if filter is None or _passes(document, filter):
+            if test is None or test(document):
                 found.append((row, document, passage.score))
+        if test is None:
+            return found
         if len(found) >= k or fetch >= len(cache.retriever):
             return found[:k]
         fetch *= 4
@@ -91,13 +95,6 @@ def search_mmr(
         query = cache.retriever.embed_question(query)
     order = maximal_marginal_relevance(query, list(vectors), lambda_mult, k)
     return [found[at][1] for at in order]
-
-
-def _passes(document: Document, filter: Filter) -> bool:
-    if callable(filter):
-        return filter(document)
-    missing = object()
-    return all(document.metadata.get(key, missing) == value for key, value in filter.items())
 
 
 def normalized(embedding: Sequence[float]) -> NDArray[np.float32]:

@@ -41,9 +41,11 @@ class RagCacheVectorStore(VectorStore):
     search then returns the chunks of a document one by one, with the ids ``id#0``, ``id#1``, ...,
     and deleting removes the whole document.
 
-    Scores are cosine similarities, in [-1, 1]. A ``filter`` is a dictionary of metadata values that
-    must be equal, or a predicate of a document. All operations take turns with the requests that
-    are answered from the same store; an ``a...`` method never blocks the event loop.
+    Scores are cosine similarities, in [-1, 1]. A ``filter`` is a dictionary of metadata values and
+    operators such as ``$gte``, see :class:`~ragcache.retriever.metadata.MetadataFilter`, or a
+    predicate of a document, which is called for one document after the other. All operations take
+    turns with the requests that are answered from the same store; an ``a...`` method never blocks
+    the event loop.
     """
 
     def __init__(

@@ -39,17 +39,23 @@ class FaissIndex(VectorIndex):
         selector = faiss.IDSelectorBatch(np.asarray(ids, np.int64))
         return int(self._index.remove_ids(selector))
 
-    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
+    def _search(self, query: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+        import faiss
+
         # FAISS accumulates in float32 and does not define the order of ties. So more vectors are
         # fetched than requested, until rounding cannot bring any other one into the top k, and
         # those that were fetched are scored exactly.
         slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
-        fetch = min(k + 16, len(self))
+        searched, only = len(self), None
+        if among is not None:
+            searched = len(among)
+            only = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))  # type: ignore[call-arg]
+        fetch = min(k + 16, searched)
         while True:
-            rough, ids = self._index.search(query[None], fetch)
-            if fetch == len(self) or rough[0, -1] < rough[0, k - 1] - slack:
+            rough, ids = self._index.search(query[None], fetch, params=only)
+            if fetch == searched or rough[0, -1] < rough[0, k - 1] - slack:
                 break
-            fetch = min(2 * fetch, len(self))
+            fetch = min(2 * fetch, searched)
         return top_k(inner_products(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
 
     def _pack(self) -> bytes:

@@ -67,23 +67,30 @@ class VectorIndex(ABC):
     def remove(self, ids: ArrayLike) -> int:
         """Remove ids, ignoring unknown ones; returns how many were removed."""
 
-    def search(self, queries: ArrayLike, k: int) -> tuple[Vectors, Ids]:
+    def search(
+        self, queries: ArrayLike, k: int, among: ArrayLike | None = None
+    ) -> tuple[Vectors, Ids]:
         """Scores and ids of the nearest vectors of each query (q, dimension), best first.
 
-        Both are (q, min(k, len(self))): an index of fewer than k vectors returns all of them,
-        without padding. Raises ConfigError for k < 1, and ValueError for queries as :meth:`add`.
+        ``among``: the ids to search, (m,); unknown ones are ignored. None: all. Both results are
+        (q, min(k, number of searched vectors)): fewer than k vectors are all returned, without
+        padding. Raises ConfigError for k < 1, and ValueError for queries as :meth:`add`.
         """
         if k < 1:
             raise ConfigError(f"k is {k}: ask for at least 1")
-        rows, k = self._checked(queries), min(k, len(self))
+        rows, here = self._checked(queries), None
+        if among is not None:
+            here = np.intersect1d(np.asarray(among, np.int64), self.ids)
+        k = min(k, len(self) if here is None else len(here))
         scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
         for at, query in enumerate(rows if k else ()):
-            scores[at], ids[at] = self._search(query, k)
+            scores[at], ids[at] = self._search(query, k, here)
         return scores, ids
 
     @abstractmethod
-    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """Scores and ids, (k,) each, for one checked query (dimension,); 1 <= k <= len(self)."""
+    def _search(self, query: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+        """Scores and ids, (k,) each, for one checked query (dimension,). ``among``: the ids to
+        search, all of this index, ascending; k is from 1 to their number."""
 
     @abstractmethod
     def _pack(self) -> bytes: ...
@@ -175,10 +182,13 @@ class NumpyIndex(VectorIndex):
         self._ids, self._vectors = self._ids[kept], self._vectors[kept]
         return int(len(kept) - kept.sum())
 
-    def _search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        starts = range(0, len(self._ids), self._BLOCK)
-        scores = [inner_products(self._vectors[at : at + self._BLOCK], query) for at in starts]
-        return top_k(np.concatenate(scores), self._ids, k)
+    def _search(self, query: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+        ids, vectors = self._ids, self._vectors
+        if among is not None:
+            ids, vectors = among, vectors[np.searchsorted(ids, among)]
+        starts = range(0, len(ids), self._BLOCK)
+        scores = [inner_products(vectors[at : at + self._BLOCK], query) for at in starts]
+        return top_k(np.concatenate(scores), ids, k)
 
     def _pack(self) -> bytes:
         return self._ids.astype("<i8").tobytes() + self._vectors.astype("<f4").tobytes()

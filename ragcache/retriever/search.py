@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
 from ragcache.retriever.faiss_index import FaissIndex
 from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
+from ragcache.retriever.metadata import Filter, MetadataFilter, typed_metadata
 from ragcache.types import Chunk, Passage
 
 __all__ = ["Retriever"]
@@ -40,6 +44,10 @@ class _Catalog(Protocol):
 
     def rows_of(self, document_id: str) -> list[int]:
         """Rows of a document's chunks, in document order; [] for an unknown document."""
+        ...
+
+    def described(self) -> list[tuple[Mapping[str, str], range]]:
+        """The metadata of every document, and the rows of its chunks."""
         ...
 
 
@@ -82,6 +90,7 @@ class Retriever:
             generation, index = self._build()
         # One tuple, so that no thread sees an index with the generation of another one.
         self._current = (generation, index)
+        self._filters = _FilteredRows(catalog)
         if reason:
             self._save()
 
@@ -105,7 +114,13 @@ class Retriever:
         return changed
 
     def retrieve(
-        self, question: str, k: int, *, neighbours: int = 0, without: Iterable[str] = ()
+        self,
+        question: str,
+        k: int,
+        *,
+        neighbours: int = 0,
+        without: Iterable[str] = (),
+        filter: Filter | None = None,
     ) -> list[Passage]:
         """The k chunks nearest to the question, and ``neighbours`` chunks before and after each.
 
@@ -114,9 +129,12 @@ class Retriever:
         document. A hit has its own score; a neighbour has the best score of its hits.
 
         The index is refreshed first, so that replaced and deleted chunks are not found. Chunks of
-        the documents ``without`` are excluded. Returns [] if there is nothing to search. Raises
-        PromptError for an empty question, and ConfigError for k < 1 or neighbours < 0.
+        the documents ``without`` are excluded, and those whose documents a ``filter`` does not let
+        pass, see :class:`~ragcache.retriever.metadata.MetadataFilter`. Returns [] if there is
+        nothing to search. Raises PromptError for an empty question, and ConfigError for k < 1,
+        neighbours < 0 or a filter that is none.
         """
+        accepted = None if filter is None else MetadataFilter.of(filter)
         _check_k(k)
         if neighbours < 0:
             raise ConfigError(f"neighbours is {neighbours}: it must be 0 or more")
@@ -127,24 +145,30 @@ class Retriever:
         if not len(index):
             return []
         hidden = {row for document in without for row in self.catalog.rows_of(document)}
-        scores, rows = index.search(self.embed_question(question)[None], k + len(hidden))
+        among = None if accepted is None else self._filters.rows(accepted)
+        scores, rows = index.search(self.embed_question(question)[None], k + len(hidden), among)
         found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)  # best first
         hits = [(row, score) for row, score in found if row not in hidden]
         return self._arrange(dict(hits[:k]), neighbours)
 
-    def ranked(self, question: str | Vectors, k: int) -> list[tuple[int, Passage]]:
-        """Rows and passages of the k nearest chunks, nearest first, after a refresh.
+    def ranked(
+        self, question: str | Vectors, k: int, filter: Filter | None = None
+    ) -> list[tuple[int, Passage]]:
+        """Rows and passages of the k nearest chunks that a ``filter`` lets pass, nearest first,
+        after a refresh.
 
         ``question`` may be a vector (dimension,) of length 1. Raises as :meth:`retrieve`.
         """
         _check_k(k)
+        accepted = None if filter is None else MetadataFilter.of(filter)
         if isinstance(question, str):
             if not question.strip():
                 raise PromptError("The question is empty: there is nothing to search for.")
             question = self.embed_question(question)
         self._refresh_index()
         _, index = self._current
-        scores, rows = index.search(question[None], k)
+        among = None if accepted is None else self._filters.rows(accepted)
+        scores, rows = index.search(question[None], k, among)
         found = []
         for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
             with suppress(KeyError):  # deleted since the search
@@ -221,6 +245,39 @@ class Retriever:
                 "%s cannot be written (%s): the next start rebuilds it from the catalog.",
                 *(self.index_path, error.strerror),
             )
+
+
+class _FilteredRows:
+    """The rows that filters let pass, of the catalog's current generation.
+
+    A search with a filter is then as exact as one without: the index searches these rows alone.
+    """
+
+    _MOST = 64  # filters whose rows are kept
+
+    def __init__(self, catalog: _Catalog) -> None:
+        self._catalog = catalog
+        self._lock = Lock()
+        self._generation = -1
+        self._documents: list[tuple[dict[str, Any], range]] = []
+        self._kept: dict[str, Ids] = {}  # the last used one last
+
+    def rows(self, accepted: MetadataFilter) -> Ids:
+        """Rows, ascending, of the chunks of all documents that a filter lets pass."""
+        with self._lock:
+            generation = self._catalog.generation
+            if generation != self._generation:
+                described = self._catalog.described()
+                self._documents = [(typed_metadata(stored), rows) for stored, rows in described]
+                self._generation, self._kept = generation, {}
+            found = self._kept.pop(accepted.given, None)
+            if found is None:
+                passing = [rows for metadata, rows in self._documents if accepted.passes(metadata)]
+                found = np.sort(np.fromiter(chain.from_iterable(passing), np.int64))
+            self._kept[accepted.given] = found
+            if len(self._kept) > self._MOST:
+                del self._kept[next(iter(self._kept))]
+            return found
 
 
 def _check_k(k: int) -> None:

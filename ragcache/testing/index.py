@@ -102,6 +102,22 @@ class VectorIndexTests:
         scores, ids = self.kind(DIMENSION).search(queries, 10)
         assert scores.shape == ids.shape == (2, 0)
 
+    @pytest.mark.parametrize("k", [1, 7, 40, 500])
+    def test_a_search_among_ids_is_that_of_an_index_of_them(self, k: int) -> None:
+        index, part = filled(self.kind, 500), self.kind(DIMENSION)
+        generator = np.random.default_rng(6)
+        among = generator.permutation(index.ids)[:40]
+        vectors = unit(np.random.default_rng(0), 500)  # of the ids 1497, 1494, ..., 0
+        part.add(among, vectors[(499 - among // 3)])
+        queries = unit(generator, 10)
+        unknown = [1, 10_000]
+        scores, ids = index.search(queries, k, np.concatenate([among, among[:3], unknown]))
+        expected_scores, expected = part.search(queries, k)
+        np.testing.assert_array_equal(ids, expected)
+        np.testing.assert_array_equal(scores, expected_scores)
+        assert index.search(queries, k, unknown)[1].shape == (10, 0)
+        assert index.search(queries, k, [])[1].shape == (10, 0)
+
     def test_what_was_removed_is_not_found(self) -> None:
         mine, plain = filled(self.kind), filled(NumpyIndex)
         for index in (mine, plain):

@@ -295,6 +295,27 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and "charged" not in out
 
 
+def test_a_question_of_some_documents(run: Run, model: Path) -> None:
+    records = [
+        {"id": f"d{year}", "text": f"Mira lived in town {year}.", "metadata": {"year": year}}
+        for year in (1990, 2000, 2010)
+    ]
+    Path("towns.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert run("index", "towns.jsonl", "--model", model)[0] == 0
+    asked = ("query", "Where did Mira live?", "--explain", "--max-tokens", 1, "--filter")
+    code, out, _ = run(*asked, '{"year": {"$between": [1995, 2005]}}')
+    assert code == 0 and "d2000#0" in out and "d1990#0" not in out
+    code, out, err = run(*asked, '{"year": 1}', "--require-chunks")
+    assert code == 4 and "none of the 3 documents of the store passes the filter" in err
+    for given, said in (
+        ("{year: 1}", "--filter is not JSON"),
+        ('["year"]', 'filter is ["year"]: give an object'),
+        ('{"year": {"$of": 1}}', "filter.year.$of is no operator"),
+    ):
+        code, out, err = run(*asked, given)
+        assert code == 1 and out == "" and said in err and "loading" not in err
+
+
 def test_an_answer_begins_where_its_line_does(
     run: Run, notes: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

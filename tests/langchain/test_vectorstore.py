@@ -184,6 +184,39 @@ def test_filters(store: RagCacheVectorStore) -> None:
     assert search(lambda d: d.id != "mill") == [n for n in search(None) if n != "mill"]
 
 
+def test_filters_have_operators_and_see_typed_metadata(store: RagCacheVectorStore) -> None:
+    store.add_texts(
+        ["An old mill.", "A new mill."], [{"year": 1900}, {"year": 1990}], ids=["o", "n"]
+    )
+
+    def search(filter: Any) -> list[str]:
+        return sorted(str(d.id) for d in store.similarity_search("mill", k=9, filter=filter))
+
+    assert search({"year": {"$lt": 1950}}) == ["o"]
+    assert search({"year": {"$in": [1900, 1990]}}) == ["n", "o"]
+    assert search({"$not": {"year": {"$exists": True}}}) == sorted({"mill", "holt", "boats"})
+    with pytest.raises(ConfigError, match=r"filter\.year\.\$before is no operator"):
+        search({"year": {"$before": 1950}})
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_retriever_takes_filters(store: RagCacheVectorStore, asynchronous: bool) -> None:
+    retriever = RagCacheRetriever(store=store.backend.cache, k=3, filter={"title": "holt"})
+
+    def search(**options: Any) -> set[str]:
+        found = (
+            asyncio.run(retriever.ainvoke("mill", **options))
+            if asynchronous
+            else retriever.invoke("mill", **options)
+        )
+        return {str(document.metadata["title"]) for document in found}
+
+    assert search() == {"holt"}
+    assert search(filter={"title": {"$ne": "holt"}}) == {"mill", "boats"}
+    with pytest.raises(ConfigError, match="filter is"):
+        search(filter=["title"])
+
+
 def test_a_filter_looks_beyond_the_first_hits(cache: RagCache) -> None:
     store = RagCacheVectorStore(cache)
     texts = [f"The old mill, number {n}." for n in range(30)]

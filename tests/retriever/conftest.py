@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +98,12 @@ class ListCatalog:
         self.embedder = embedder or HashEmbedder()
         self.generation = 0
         self.rows: dict[int, Chunk] = {}
+        self.metadata: dict[str, Mapping[str, str]] = {}
         self._next = 1
 
-    def put(self, document: str, texts: Iterable[str]) -> None:
+    def put(self, document: str, texts: Iterable[str], **metadata: str) -> None:
         self.drop(document)
+        self.metadata[document] = metadata
         for ordinal, text in enumerate(texts):
             self.rows[self._next] = Chunk(document, ordinal, text)
             self._next += 1
@@ -119,3 +121,10 @@ class ListCatalog:
 
     def rows_of(self, document_id: str) -> list[int]:
         return [row for row, c in self.rows.items() if c.document == document_id]
+
+    def described(self) -> list[tuple[Mapping[str, str], range]]:
+        found = []
+        for document in {c.document for c in self.rows.values()}:
+            rows = self.rows_of(document)
+            found.append((self.metadata[document], range(rows[0], rows[-1] + 1)))
+        return found

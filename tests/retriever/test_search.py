@@ -12,6 +12,7 @@ import pytest
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import HashEmbedder, Vectors
+from ragcache.retriever.index import Ids
 from ragcache.retriever.search import Retriever
 from tests.retriever.conftest import ListCatalog
 
@@ -73,6 +74,46 @@ def test_neighbours_are_not_repeated_and_hits_keep_their_score(retriever: Retrie
     assert [p.chunk.text for p in found] == [*MILL, *RIVER]
     expected = [1] * 3 + [3**-0.5, 2**-0.5, 2**-0.5, 2**-0.5, 2**-0.5]
     np.testing.assert_allclose([p.score for p in found], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["faiss", "numpy"])
+def test_filtered_search_is_that_of_the_documents_that_pass(kind: Kind, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    words = [f"word{n}" for n in range(60)]
+    whole, part = ListCatalog(EMBEDDER), ListCatalog(EMBEDDER)
+    for number in range(40):
+        texts = [" ".join(generator.choice(words, 5)) for _ in range(3)]
+        metadata = {"shelf": "abc"[number % 3], "year": str(2000 + number)}
+        whole.put(f"d{number}", texts, **metadata)
+        if number % 3 == 1 and number >= 15:
+            part.put(f"d{number}", texts, **metadata)
+    given = {"shelf": "b", "year": {"$gte": 2015}}
+    all_of_it = Retriever(whole, EMBEDDER, tmp_path / "whole", kind)
+    alone = Retriever(part, EMBEDDER, tmp_path / "part", kind)
+    for question in words[:20]:
+        assert all_of_it.retrieve(question, 5, neighbours=1, filter=given) == alone.retrieve(
+            question, 5, neighbours=1
+        )
+        ranked = [passage for _, passage in all_of_it.ranked(question, 7, given)]
+        assert ranked == [passage for _, passage in alone.ranked(question, 7)]
+        hidden = all_of_it.retrieve(question, 100, without=["d16"], filter=given)
+        assert {p.chunk.document for p in hidden} == set(part.metadata) - {"d16"}
+    assert all_of_it.retrieve("word1", 5, filter={"shelf": "z"}) == []
+
+
+def test_a_filter_sees_documents_that_were_changed(
+    retriever: Retriever, catalog: ListCatalog
+) -> None:
+    given = {"shelf": "a"}
+    assert retriever.retrieve("river", 9, filter=given) == []
+    catalog.put("river", RIVER, shelf="a")
+    assert {p.chunk.document for p in retriever.retrieve("river", 9, filter=given)} == {"river"}
+    catalog.put("river", RIVER)
+    assert retriever.retrieve("river", 9, filter=given) == []
+    for number in range(200):  # more filters than are kept
+        assert retriever.retrieve("river", 9, filter={"shelf": str(number)}) == []
+    with pytest.raises(ConfigError, match=r"filter\.shelf\.\$of is no operator"):
+        retriever.retrieve("river", 9, filter={"shelf": {"$of": 1}})
 
 
 def test_more_than_there_is(retriever: Retriever) -> None:
@@ -173,8 +214,8 @@ def test_chunk_that_goes_during_a_search_is_left_out(
 ) -> None:
     search = retriever._current[1].search
 
-    def search_and_lose(queries: Vectors, k: int) -> object:
-        found = search(queries, k)
+    def search_and_lose(queries: Vectors, k: int, among: Ids | None) -> object:
+        found = search(queries, k, among)
         catalog.drop("mill")
         return found
 

@@ -73,13 +73,15 @@ async def search(
         body.question,
         top_k=body.top_k,
         neighbours=body.neighbours,
+        filter=body.filter,
         seconds=service.settings.timeout_s,
     )
     data = []
     for passage, chunks in await wait_for_future(http_request.receive, future):
         data.append({"object": "ragcache.passage", **passage_json(passage), "chunks": chunks})
     cache = await open_cache(state, tenant)
-    no_chunks = None if data else await run_in_thread(cache.no_chunks)
+    filtered = body.filter is not None
+    no_chunks = None if data else await run_in_thread(lambda: cache.no_chunks(filtered=filtered))
     return {"object": "list", "data": data, "no_chunks": no_chunks}
 
 

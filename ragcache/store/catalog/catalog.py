@@ -7,7 +7,7 @@ which KV, by content, each row uses. Deleting a document and its unreferenced KV
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -238,6 +238,11 @@ class Catalog(StoredTexts):
         with self._tables.read() as txn:
             found = [document.entry for document in documents.all_records(txn)]
         return sorted(found, key=lambda entry: entry.id)
+
+    def described(self) -> list[tuple[Mapping[str, str], range]]:
+        """The metadata of every document, and the rows of its chunks."""
+        with self._tables.read() as txn:
+            return [(found.metadata, found.rows) for found in documents.all_records(txn)]
 
     def contents(self) -> set[bytes]:
         """Content digests of all KV that documents use."""

@@ -56,6 +56,37 @@ def test_a_search_finds_what_a_query_answers_from(running: Served, ann: httpx.Cl
     assert blank.status_code == ann.post("/v1/query", json={"question": " "}).status_code
 
 
+def test_a_filter_is_of_what_is_searched(ann: httpx.Client) -> None:
+    shelved = [
+        {"id": "old", "text": "Mira Holt lived in York.", "metadata": {"year": "1990"}},
+        {"id": "new", "text": "Mira Holt lives in Oslo.", "metadata": {"year": "2020"}},
+    ]
+    assert ann.post("/v1/documents", json={"documents": shelved}).status_code == 200
+    asked = {"question": QUESTION, "filter": {"year": {"$gte": 2000}}}
+    talk = {
+        "model": "ragcache",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "ragcache": {"filter": {"year": {"$lt": 2000}}},
+    }
+    try:
+        for route, key in (("search", "data"), ("query", "passages")):
+            found = ann.post(f"/v1/{route}", json=asked).json()[key]
+            assert [p["document"] for p in found] == ["new"]
+        report = ann.post("/v1/chat/completions", json=talk).json()["ragcache"]
+        assert [c["id"] for c in report["chunks"]] == ["old#0"]
+        nothing = ann.post("/v1/search", json={**asked, "filter": {"year": 1}}).json()
+        assert nothing["data"] == [] and "passes the filter" in nothing["no_chunks"]
+        refused = ann.post("/v1/query", json={**asked, "filter": {"year": {"$from": 1}}})
+        assert refused.status_code == 400
+        assert "filter.year.$from is no operator" in refused.json()["error"]["message"]
+        both = ann.post("/v1/chat/completions", json={**talk, "documents": ["Mira left."]})
+        assert both.status_code == 400
+        assert "leave out the filter or the chunks" in both.json()["error"]["message"]
+    finally:
+        for one in shelved:
+            ann.delete(f"/v1/documents/{one['id']}")
+
+
 def test_a_streamed_answer_is_the_whole_one_in_pieces(ann: httpx.Client) -> None:
     whole = ann.post("/v1/query", json={"question": QUESTION}).json()
     *pieces, last, done = events(ann.post("/v1/query", json={"question": QUESTION, "stream": True}))

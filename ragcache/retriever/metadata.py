@@ -1,0 +1,238 @@
+"""Metadata of documents, and filters of it: which documents a search is over.
+
+A filter is a mapping, in the form that LangChain's vector stores and MongoDB use::
+
+    {"language": "en"}                                  equal
+    {"year": {"$gte": 2020, "$lt": 2024}}               in a range
+    {"tag": {"$in": ["a", "b"]}, "draft": {"$ne": True}}
+    {"$or": [{"tag": "a"}, {"$not": {"year": {"$lt": 2020}}}]}
+
+Several keys, and several operators of a key, must all hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ragcache.errors import ConfigError
+
+__all__ = ["TYPED", "Filter", "MetadataFilter"]
+
+#: A filter as it is given, see :class:`MetadataFilter`.
+Filter = Mapping[str, Any]
+
+#: The key of metadata that are not text: a JSON object, as the only text in its place.
+TYPED = "langchain"
+_MOST_CONDITIONS = 1000
+_DEEPEST = 20
+
+_Test = Callable[[Any], bool]  # of a stored value; _MISSING: there is none
+_MISSING = object()
+
+
+def typed_metadata(stored: Mapping[str, str]) -> dict[str, Any]:
+    """Stored metadata with the values of :data:`TYPED` in place of it."""
+    plain = {key: value for key, value in stored.items() if key != TYPED}
+    if TYPED in stored:
+        try:
+            other = json.loads(stored[TYPED])
+        except ValueError:
+            other = None
+        plain |= other if isinstance(other, dict) else {TYPED: stored[TYPED]}
+    return plain
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataFilter:
+    """Which metadata a document must have.
+
+    A key maps to a value, which must be equal, or to operators: ``$eq``, ``$ne``, ``$gt``,
+    ``$gte``, ``$lt``, ``$lte``, ``$between`` (two bounds, inclusive), ``$in``, ``$nin``,
+    ``$contains`` (an element of a stored list) and ``$exists``. ``$and`` and ``$or`` take a list of
+    filters, ``$not`` one filter, or operators of a key.
+
+    A document without the key fails every operator but ``$ne``, ``$nin`` and ``$exists: false``.
+    Most stored values are text. A number or a truth value of a filter also equals a text that is
+    its JSON, and is compared with a text that is a number; a text of a filter equals no stored
+    number. Texts are ordered by code points, so dates such as ``2024-05-31`` are ordered.
+    """
+
+    given: str  # canonical JSON of what was given
+    _passes: Callable[[Mapping[str, Any]], bool]
+
+    @classmethod
+    def of(cls, given: Filter) -> MetadataFilter:
+        """Raises ConfigError, which says where, for anything that is not a filter."""
+        try:
+            text = json.dumps(given, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"the filter cannot be written as JSON: {error}. Give texts, numbers and lists"
+            ) from error
+        return cls(text, _Parser().filter(json.loads(text), "filter", 0))
+
+    def passes(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether a document with this metadata, see :func:`typed_metadata`, is searched."""
+        return self._passes(metadata)
+
+
+class _Parser:
+    """Makes predicates of metadata from filters, up to a size."""
+
+    def __init__(self) -> None:
+        self._conditions = 0
+
+    def filter(self, given: Any, where: str, depth: int) -> Callable[[Mapping[str, Any]], bool]:
+        if not isinstance(given, dict):
+            raise ConfigError(
+                f"{where} is {_shown(given)}: give an object of metadata keys and values, such as "
+                '{"language": "en"}'
+            )
+        _check_depth(depth)
+        every = [self._part(key, value, where, depth) for key, value in given.items()]
+        return lambda metadata: all(one(metadata) for one in every)
+
+    def _part(
+        self, key: str, value: Any, where: str, depth: int
+    ) -> Callable[[Mapping[str, Any]], bool]:
+        here = f"{where}.{key}"
+        if key in ("$and", "$or"):
+            if not isinstance(value, list) or not value:
+                raise ConfigError(f"{here} is {_shown(value)}: give a list of filters")
+            parts = [self.filter(e, f"{here}[{n}]", depth + 1) for n, e in enumerate(value)]
+            join = all if key == "$and" else any
+            return lambda metadata: join(one(metadata) for one in parts)
+        if key == "$not":
+            inner = self.filter(value, here, depth + 1)
+            return lambda metadata: not inner(metadata)
+        if key.startswith("$"):
+            raise ConfigError(
+                f"{here} is no operator of filters: use $and, $or or $not, or put a metadata key "
+                "before it"
+            )
+        test = self._test(value, here, depth)
+        return lambda metadata: test(metadata.get(key, _MISSING))
+
+    def _test(self, given: Any, where: str, depth: int) -> _Test:
+        """The test of a key's value."""
+        _check_depth(depth)
+        if not isinstance(given, dict) or not any(key.startswith("$") for key in given):
+            return self._operator("$eq", given, where, depth)
+        tests = [self._operator(name, value, where, depth) for name, value in given.items()]
+        return lambda stored: all(test(stored) for test in tests)
+
+    def _operator(self, name: str, given: Any, where: str, depth: int) -> _Test:
+        self._conditions += 1
+        if self._conditions > _MOST_CONDITIONS:
+            raise ConfigError(
+                f"the filter has more than {_MOST_CONDITIONS} conditions: use $in for many values"
+            )
+        here = f"{where}.{name}"
+        match name:
+            case "$eq":
+                return lambda stored: _equal(stored, given)
+            case "$ne":
+                return lambda stored: not _equal(stored, given)
+            case "$in" | "$nin":
+                values = _listed(given, here)
+                wanted = name == "$in"
+                return lambda stored: wanted == any(_equal(stored, one) for one in values)
+            case "$gt" | "$gte" | "$lt" | "$lte":
+                compare = _COMPARISONS[name]
+                return _ordered(_bound(given, here), compare)
+            case "$between":
+                bounds = [_bound(one, f"{here}[{n}]") for n, one in enumerate(_listed(given, here))]
+                if len(bounds) != 2 or isinstance(bounds[0], str) != isinstance(bounds[1], str):
+                    raise ConfigError(f"{here} is {_shown(given)}: give two numbers or two texts")
+                low, high = _ordered(bounds[0], operator.ge), _ordered(bounds[1], operator.le)
+                return lambda stored: low(stored) and high(stored)
+            case "$contains":
+                return lambda stored: any(_equal(one, given) for one in _elements(stored))
+            case "$exists":
+                if not isinstance(given, bool):
+                    raise ConfigError(f"{here} is {_shown(given)}: give true or false")
+                return lambda stored: (stored is not _MISSING) == given
+            case "$not":
+                inner = self._test(given, here, depth + 1)
+                return lambda stored: not inner(stored)
+        raise ConfigError(f"{here} is no operator of filters: use {', '.join(_OPERATORS)}, or $not")
+
+
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
+}
+_OPERATORS = "$eq", "$ne", *_COMPARISONS, "$between", "$in", "$nin", "$contains", "$exists"
+
+
+def _equal(stored: Any, given: Any) -> bool:
+    if isinstance(given, bool) or given is None:
+        return stored is given or stored == json.dumps(given)
+    if isinstance(given, (int, float)):
+        return _number(stored) == given
+    return type(stored) is type(given) and bool(stored == given)
+
+
+def _ordered(bound: float | str, compare: Callable[[Any, Any], bool]) -> _Test:
+    """A test that compares a stored text, or number, with a bound of the same kind."""
+    if isinstance(bound, str):
+        return lambda stored: isinstance(stored, str) and compare(stored, bound)
+
+    def test(stored: Any) -> bool:
+        number = _number(stored)
+        return number is not None and compare(number, bound)
+
+    return test
+
+
+def _number(stored: Any) -> float | None:
+    """A stored number, or the number that a stored text is; None for anything else."""
+    if isinstance(stored, str):
+        try:
+            stored = json.loads(stored)
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(stored, bool) or not isinstance(stored, (int, float)):
+        return None
+    return stored if isinstance(stored, int) or math.isfinite(stored) else None
+
+
+def _elements(stored: Any) -> Iterable[Any]:
+    """The elements of a stored list, which may be the JSON of one."""
+    if isinstance(stored, str):
+        try:
+            stored = json.loads(stored)
+        except (ValueError, RecursionError):
+            return ()
+    return stored if isinstance(stored, list) else ()
+
+
+def _bound(given: Any, where: str) -> float | str:
+    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+        raise ConfigError(f"{where} is {_shown(given)}: give a number or a text to compare with")
+    return given
+
+
+def _listed(given: Any, where: str) -> Sequence[Any]:
+    if not isinstance(given, list):
+        raise ConfigError(f"{where} is {_shown(given)}: give a list")
+    return given
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ConfigError(
+            f"the filter is nested more than {_DEEPEST} deep: join its parts by one $and or $or"
+        )
+
+
+def _shown(given: Any) -> str:
+    text = json.dumps(given)
+    return text if len(text) <= 60 else f"{text[:60]}..."
