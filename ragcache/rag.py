@@ -33,7 +33,7 @@ from ragcache.planning.profile import Profile
 from ragcache.retriever.embed import Embedder
 from ragcache.retriever.known_texts import KnownTexts
 from ragcache.retriever.metadata import Filter
-from ragcache.retriever.search import Retriever
+from ragcache.retriever.search import Retrieval, Retriever
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
@@ -362,7 +362,9 @@ class RagCache:
         messages = self._messages(request)
         passages, retrieved = self._passages(request, messages, blender)
         # Without passages the chunks stay None, so that the report says why there are none.
-        return replace(request, chunks=passages) if retrieved and passages else request
+        if not retrieved or not passages:
+            return request
+        return replace(request, chunks=passages, filter=None)
 
     def _check_request(self, request: Request) -> None:
         """Raise PromptError unless the request has a question or messages, and ContextError for
@@ -390,10 +392,7 @@ class RagCache:
                 self._check_retrieves(request)
                 return [], False
             self.check_usable(blender)
-            found = self.retrieve(
-                question, request.top_k, request.neighbours, filter=request.filter
-            )
-            return found, True
+            return self.retrieve(question, **request.retrieving), True
         self._check_retrieves(request)
         given = require_list(request.chunks, "chunks")
         passages = [_passage(chunk, number) for number, chunk in enumerate(given)]
@@ -446,9 +445,8 @@ class RagCache:
             return f"{whose} holds no documents"
         if not chunks:
             return f"the {documents} documents of {whose} have no text"
-        if filtered:
-            return f"none of the {documents} documents of {whose} passes the filter"
-        return f"nothing was retrieved from the {chunks} chunks of {whose}"
+        that = " that pass the filter" if filtered else ""
+        return f"nothing was retrieved from the {chunks} chunks of {whose}{that}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
         """How fast this model computes, and how fast its KV is loaded from this store; None if the
@@ -462,20 +460,29 @@ class RagCache:
         top_k: int | None = None,
         neighbours: int | None = None,
         *,
+        retrieval: Retrieval | None = None,
+        min_score: float | None = None,
+        mmr: float | None = None,
         filter: Filter | None = None,
     ) -> list[Passage]:
-        """The ``top_k`` nearest chunks, with ``neighbours`` chunks before and after each.
+        """The ``top_k`` best chunks, with ``neighbours`` chunks before and after each.
 
-        Chunks of one document are in its order. None: as in the settings. ``filter``: the metadata
-        of the documents to search, see :class:`~ragcache.retriever.metadata.MetadataFilter`.
-        Expired documents are deleted first, or left out if another process writes the store.
+        Chunks of one document are in its order. None: as in the settings. The other options are
+        those of :class:`~ragcache.retriever.search.SearchOptions`. Expired documents are deleted
+        first, or left out if another process writes the store.
         """
         check_bytes(self.engine, question)
         over = self._expire()
-        top_k = self.settings.top_k if top_k is None else top_k
-        neighbours = self.settings.neighbours if neighbours is None else neighbours
+        set_to = self.settings
         return self.retriever.retrieve(
-            question, top_k, neighbours=neighbours, without=over, filter=filter
+            question,
+            set_to.top_k if top_k is None else top_k,
+            neighbours=set_to.neighbours if neighbours is None else neighbours,
+            retrieval=set_to.retrieval if retrieval is None else retrieval,
+            min_score=set_to.min_score if min_score is None else min_score,
+            mmr=set_to.mmr if mmr is None else mmr,
+            filter=filter,
+            without=over,
         )
 
     def close(self) -> None:

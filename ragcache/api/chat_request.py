@@ -43,9 +43,7 @@ def chat_request(body: Chat, default: Sampling, *, trusts_templates: bool = Fals
         mode=options.mode,
         ratio=options.ratio,
         misses=options.misses,
-        top_k=options.top_k,
-        neighbours=options.neighbours,
-        filter=options.filter,
+        **options.retrieving,
         require_chunks=options.require_chunks,
         sampling=body.sampling(default, body.max_completion_tokens),
     )
@@ -77,9 +75,7 @@ def query_request(body: Query, default: Sampling) -> Request:
         ratio=body.ratio,
         misses=body.misses,
         instructions=body.instructions,
-        top_k=body.top_k,
-        neighbours=body.neighbours,
-        filter=body.filter,
+        **body.retrieving,
         require_chunks=body.require_chunks,
         sampling=body.sampling(default),
     )

@@ -16,8 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from ragcache.core.request import Misses
+from ragcache.core.request import Misses, RetrieveOptions
 from ragcache.engine.chat_documents import DocumentsIn
+from ragcache.retriever.search import Retrieval
 from ragcache.settings import Ratio
 from ragcache.text import replace_surrogates_in
 from ragcache.types import Sampling, invalid_id_reason
@@ -119,31 +120,45 @@ class _SamplingOptions(StrictModel):
         )
 
 
-class _FusionOptions(StrictModel):
+class _RetrieveOptions(StrictModel):
+    """What to retrieve; the settings give the values of absent fields."""
+
+    top_k: int | None = Field(None, ge=1, le=1000)
+    neighbours: int | None = Field(None, ge=0, le=100)
+    retrieval: Retrieval | None = None
+    min_score: float | None = Field(None, ge=-1, le=1)
+    mmr: float | None = Field(None, ge=0, le=1)
+    filter: dict[str, Any] | None = Field(
+        None, description='metadata of the documents to search, such as {"year": {"$gte": 2020}}'
+    )
+
+    @property
+    def retrieving(self) -> RetrieveOptions:
+        return RetrieveOptions(
+            top_k=self.top_k,
+            neighbours=self.neighbours,
+            retrieval=self.retrieval,
+            min_score=self.min_score,
+            mmr=self.mmr,
+            filter=self.filter,
+        )
+
+
+class _FusionOptions(_RetrieveOptions):
     """How to retrieve and fuse; the settings give the values of absent fields."""
 
     mode: str | None = Field(None, max_length=200)
     ratio: Ratio | None = None
     misses: Misses | None = None
     instructions: str | None = Field(None, description="system message, if there is none")
-    top_k: int | None = Field(None, ge=1, le=1000)
-    neighbours: int | None = Field(None, ge=0, le=100)
-    filter: dict[str, Any] | None = Field(
-        None, description='metadata of the documents to search, such as {"year": {"$gte": 2020}}'
-    )
     require_chunks: bool | None = Field(
         None, description="respond with 422 if there are no chunks to answer from"
     )
     trace: bool = Field(False, description="report every token")
 
 
-class Search(StrictModel):
+class Search(_RetrieveOptions):
     question: str
-    top_k: int | None = Field(None, ge=1, le=1000)
-    neighbours: int | None = Field(None, ge=0, le=100)
-    filter: dict[str, Any] | None = Field(
-        None, description='metadata of the documents to search, such as {"year": {"$gte": 2020}}'
-    )
 
 
 class Query(_SamplingOptions, _FusionOptions):

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from ragcache.api.future_chain import chain_futures
 from ragcache.api.quality_monitor import QualityMonitor
@@ -23,9 +23,8 @@ from ragcache.api.scheduler import PENDING, Scheduler
 from ragcache.api.ticket_queue import EventCallback, Ticket
 from ragcache.core.indexing import Added, Split, check_bytes
 from ragcache.core.precompute import Precomputed, iter_precompute
-from ragcache.core.request import Request
+from ragcache.core.request import Request, RetrieveOptions
 from ragcache.rag import RagCache
-from ragcache.retriever.metadata import Filter
 from ragcache.settings import ServiceSettings, Settings
 from ragcache.store.key import ChunkKey
 from ragcache.store.tenants import make_tenant_folder
@@ -141,17 +140,15 @@ class Service:
         tenant: str,
         question: str,
         *,
-        top_k: int | None = None,
-        neighbours: int | None = None,
-        filter: Filter | None = None,
         seconds: float | None = None,
+        **options: Unpack[RetrieveOptions],
     ) -> Future[list[tuple[Passage, int]]]:
         """Queue :meth:`RagCache.retrieve` among the requests; each passage comes with the number of
         its document's chunks. Future and errors as for :meth:`call`.
         """
 
         def search(cache: RagCache) -> list[tuple[Passage, int]]:
-            passages = cache.retrieve(question, top_k, neighbours, filter=filter)
+            passages = cache.retrieve(question, **options)
             return [(p, len(cache.catalog.rows_of(p.chunk.document))) for p in passages]
 
         return self.call(tenant, search, seconds=seconds)

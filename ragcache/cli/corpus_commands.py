@@ -27,6 +27,7 @@ from ragcache.cli.options import (
     Remote,
     RemoteCodecs,
     RequireChunks,
+    Retrieval,
     Store,
     Tenant,
     named_if_blank,
@@ -170,6 +171,7 @@ def batch(
     mode: Annotated[str | None, typer.Option(help="Fusion method of requests without one.")] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
+    retrieval: Retrieval = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of an answer.")] = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
@@ -197,6 +199,7 @@ def batch(
         mode=mode,
         ratio=ratio,
         top_k=top_k,
+        retrieval=retrieval,
         max_tokens=max_tokens,
         require_chunks=require_chunks,
         ram_bytes=ram_bytes,

@@ -73,6 +73,10 @@ PromptDate = Annotated[
         help="Change the date that the chat template puts into this store's prompts.",
     ),
 ]
+Retrieval = Annotated[
+    str | None,
+    typer.Option(help="What chunks are found by: dense (vectors), bm25 (words) or hybrid (both)."),
+]
 RequireChunks = Annotated[
     bool | None,
     typer.Option(

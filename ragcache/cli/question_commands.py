@@ -22,6 +22,7 @@ from ragcache.cli.options import (
     Remote,
     RemoteCodecs,
     RequireChunks,
+    Retrieval,
     Store,
     Tenant,
     check_free,
@@ -212,6 +213,14 @@ def query(
     ] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
+    retrieval: Retrieval = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Least cosine similarity of a chunk, -1 to 1.")
+    ] = None,
+    mmr: Annotated[
+        float | None,
+        typer.Option(help="Choose chunks by maximal marginal relevance, 0 (unlike) to 1."),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(
@@ -259,6 +268,9 @@ def query(
         mode=mode,
         ratio=ratio,
         top_k=top_k,
+        retrieval=retrieval,
+        min_score=min_score,
+        mmr=mmr,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -373,6 +385,7 @@ def serve(
     ] = None,
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
+    retrieval: Retrieval = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
         str | None,
@@ -403,6 +416,7 @@ def serve(
             mode=mode,
             ratio=ratio,
             top_k=top_k,
+            retrieval=retrieval,
             require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,

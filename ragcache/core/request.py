@@ -11,6 +11,7 @@ from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.errors import PromptError
 from ragcache.planning.cost_model import Speeds
 from ragcache.retriever.metadata import Filter
+from ragcache.retriever.search import Retrieval
 from ragcache.settings import Ratio
 from ragcache.types import Certificate, Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
@@ -20,6 +21,7 @@ __all__ = [
     "PromptRequest",
     "Request",
     "RequestOptions",
+    "RetrieveOptions",
     "check_asks",
     "message_text",
     "request_texts",
@@ -34,7 +36,21 @@ __all__ = [
 Misses = Literal["exact", "consistent"]
 
 
-class RequestOptions(TypedDict, total=False):
+class RetrieveOptions(TypedDict, total=False):
+    """What to retrieve; see :class:`~ragcache.retriever.search.SearchOptions`. Absent and None
+    options are taken from the settings."""
+
+    top_k: int | None  # number of chunks to retrieve
+    neighbours: int | None  # number of chunks to add before and after each retrieved chunk
+    retrieval: Retrieval | None  # by vectors (dense), by words (bm25) or by both (hybrid)
+    min_score: float | None  # least cosine similarity of a chunk with the question
+    mmr: float | None  # 0 to 1: choose by maximal marginal relevance
+    #: Metadata of the documents to retrieve from, see
+    #: :class:`~ragcache.retriever.metadata.MetadataFilter`. None: all.
+    filter: Filter | None
+
+
+class RequestOptions(RetrieveOptions, total=False):
     """Options of a :class:`Request`. Absent and None options are taken from the settings."""
 
     #: Chunks to use instead of retrieval, in this order. An empty list: answer without chunks.
@@ -51,11 +67,6 @@ class RequestOptions(TypedDict, total=False):
     mode: str | Blender | None  # the fusion method
     ratio: Ratio | None  # share of rows to recompute; "auto": chosen by measured speeds
     misses: Misses | None  # how missing chunks are computed, see :data:`Misses`
-    top_k: int | None  # number of chunks to retrieve
-    neighbours: int | None  # number of chunks to add before and after each retrieved chunk
-    #: Metadata of the documents to retrieve from, see
-    #: :class:`~ragcache.retriever.metadata.MetadataFilter`. None: all.
-    filter: Filter | None
     require_chunks: bool | None  # raise NoChunksError if there are no chunks
     sampling: Sampling | None
     #: Called before every layer and token. An exception that it raises ends the answer, for
@@ -83,11 +94,26 @@ class Request:
     misses: Misses | None = None
     top_k: int | None = None
     neighbours: int | None = None
+    retrieval: Retrieval | None = None
+    min_score: float | None = None
+    mmr: float | None = None
     filter: Filter | None = None
     require_chunks: bool | None = None
     sampling: Sampling | None = None
     check: Callable[[], None] | None = None
     keep: bool = True
+
+    @property
+    def retrieving(self) -> RetrieveOptions:
+        """What to retrieve for it."""
+        return RetrieveOptions(
+            top_k=self.top_k,
+            neighbours=self.neighbours,
+            retrieval=self.retrieval,
+            min_score=self.min_score,
+            mmr=self.mmr,
+            filter=self.filter,
+        )
 
     @property
     def asked(self) -> str:

@@ -12,6 +12,7 @@ from ragcache.core.request import Misses
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.langchain.convert import InputChunk
 from ragcache.retriever.metadata import Filter, MetadataFilter
+from ragcache.retriever.search import Retrieval
 from ragcache.settings import Ratio
 
 
@@ -46,6 +47,9 @@ class SearchRequest:
     question: str
     top_k: int | None = None
     neighbours: int | None = None
+    retrieval: Retrieval | None = None
+    min_score: float | None = None
+    mmr: float | None = None
     filter: Filter | None = None
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -14,17 +15,20 @@ from pydantic import ConfigDict
 
 from ragcache.langchain.backend import SearchRequest
 from ragcache.langchain.connection import BackendConnection
-from ragcache.retriever.metadata import Filter
+from ragcache.retriever.search import Retrieval
+from ragcache.util.option_names import check_options
+
+_OPTIONS = "k", "neighbours", "retrieval", "min_score", "mmr", "filter"
 
 
 class RagCacheRetriever(BackendConnection, BaseRetriever):
     """Retrieves the ``k`` chunks nearest to a question, as :meth:`RagCache.retrieve` does.
 
     It adds ``neighbours`` chunks before and after each of them from the same document, and keeps a
-    document's chunks together and in order, so that text follows what it refers to. ``filter`` says
-    what metadata the documents must have, see
-    :class:`~ragcache.retriever.metadata.MetadataFilter`. All may be given to the constructor and to
-    ``invoke``; None takes the settings of the store or service, and for ``filter`` all documents.
+    document's chunks together and in order, so that text follows what it refers to. The other
+    options are those of :class:`~ragcache.retriever.search.SearchOptions`. All may be given to the
+    constructor and to ``invoke``; None takes the settings of the store or service, and for
+    ``filter`` all documents.
     ``store=`` or ``base_url=`` says which one, see :class:`BackendConnection`.
     """
 
@@ -32,38 +36,27 @@ class RagCacheRetriever(BackendConnection, BaseRetriever):
 
     k: int | None = None
     neighbours: int | None = None
+    retrieval: Retrieval | None = None
+    min_score: float | None = None
+    mmr: float | None = None
     filter: dict[str, Any] | None = None
 
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        neighbours: int | None = None,
-        filter: Filter | None = None,
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        return self.backend.search(self._request(query, k, neighbours, filter))
+        return self.backend.search(self._request(query, options))
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        neighbours: int | None = None,
-        filter: Filter | None = None,
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
         backend = await self.aopen_backend()
-        return await backend.asearch(self._request(query, k, neighbours, filter))
+        return await backend.asearch(self._request(query, options))
 
-    def _request(
-        self, query: str, k: int | None, neighbours: int | None, filter: Filter | None
-    ) -> SearchRequest:
+    def _request(self, query: str, options: Mapping[str, Any]) -> SearchRequest:
         """A request with a call's options, or else those of the constructor."""
-        return SearchRequest(
-            query,
-            self.k if k is None else k,
-            self.neighbours if neighbours is None else neighbours,
-            self.filter if filter is None else filter,
-        )
+        check_options(options, _OPTIONS, "a retriever")
+        chosen = {
+            name: getattr(self, name) if options.get(name) is None else options[name]
+            for name in _OPTIONS
+        }
+        return SearchRequest(query, chosen.pop("k"), **chosen)

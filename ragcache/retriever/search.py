@@ -1,27 +1,40 @@
-"""Retrieve passages for a question: a vector index, kept up to date with the catalog."""
+"""Retrieve passages for a question: by vectors, by words or by both, and by metadata, over indexes
+that are kept up to date with the catalog."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from ragcache.errors import ConfigError, PromptError
+from ragcache.retriever.bm25 import BM25Index, check_installed
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
 from ragcache.retriever.faiss_index import FaissIndex
-from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors
+from ragcache.retriever.index import Ids, NumpyIndex, VectorIndex, Vectors, inner_products
 from ragcache.retriever.metadata import Filter, MetadataFilter, typed_metadata
 from ragcache.types import Chunk, Passage
 
-__all__ = ["Retriever"]
+__all__ = ["Retrieval", "Retriever", "SearchOptions"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: What chunks are found by: the similarity of vectors, the words that they share with the question,
+#: or both, each giving every chunk its rank.
+Retrieval = Literal["dense", "bm25", "hybrid"]
+RETRIEVALS: tuple[Retrieval, ...] = "dense", "bm25", "hybrid"
+
+#: Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): the rank that counts half.
+_RRF = 60
 
 _KINDS: dict[str, type[VectorIndex]] = {"faiss": FaissIndex, "numpy": NumpyIndex}
 
@@ -46,9 +59,103 @@ class _Catalog(Protocol):
         """Rows of a document's chunks, in document order; [] for an unknown document."""
         ...
 
+    def page(self, after: int, most: int) -> list[tuple[int, Chunk]]:
+        """Up to ``most`` rows after row ``after`` with their chunks, ascending."""
+        ...
+
+    def vectors_of(self, rows: Sequence[int]) -> Vectors:
+        """The vectors of rows, in the order given. Raises KeyError for one that is gone."""
+        ...
+
     def described(self) -> list[tuple[Mapping[str, str], range]]:
         """The metadata of every document, and the rows of its chunks."""
         ...
+
+
+class _SearchOptions(TypedDict, total=False):
+    """Fields of :class:`SearchOptions`."""
+
+    neighbours: int
+    retrieval: Retrieval
+    filter: Filter | None
+    min_score: float | None
+    mmr: float | None
+    without: Iterable[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What to retrieve for a question. Raises ConfigError for values out of their range."""
+
+    k: int  # chunks
+    neighbours: int = 0  # chunks before and after each of them
+    retrieval: Retrieval = "dense"
+    #: The metadata of the documents to search, see
+    #: :class:`~ragcache.retriever.metadata.MetadataFilter`. None: all documents.
+    filter: Filter | None = None
+    #: The least cosine similarity of a chunk with the question, in [-1, 1]. None: any.
+    min_score: float | None = None
+    #: Choose among the most similar chunks by maximal marginal relevance: 1 for the similarity to
+    #: the question alone, 0 for chunks that are unlike one another. None: all that are similar.
+    mmr: float | None = None
+    without: Iterable[str] = ()  # documents to leave out
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+        if self.neighbours < 0:
+            raise ConfigError(f"neighbours is {self.neighbours}: it must be 0 or more")
+        if self.retrieval not in RETRIEVALS:
+            raise ConfigError(
+                f"retrieval is {self.retrieval!r}: choose one of {', '.join(RETRIEVALS)}"
+            )
+        for name, least in (("min_score", -1), ("mmr", 0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= 1:
+                raise ConfigError(f"{name} is {value}: it is a number from {least} to 1")
+
+    @property
+    def selects(self) -> bool:
+        """Whether chunks are selected among those that were found."""
+        return self.min_score is not None or self.mmr is not None
+
+    @property
+    def depth(self) -> int:
+        """How many chunks each index is asked for."""
+        if self.retrieval == "dense" and self.mmr is None:
+            return self.k
+        return max(50, 4 * self.k)
+
+
+def fused_ranks(found: Sequence[Sequence[int]]) -> list[int]:
+    """The rows of several rankings, each best first, by the sum of 1 / (60 + rank) over them; of
+    ties the smaller row first. One ranking is left as it is."""
+    if len(found) == 1:
+        return list(found[0])
+    values: dict[int, float] = {}
+    for rows in found:
+        for rank, row in enumerate(rows, 1):
+            values[row] = values.get(row, 0.0) + 1 / (_RRF + rank)
+    return sorted(values, key=lambda row: (-values[row], row))
+
+
+def most_relevant_and_unlike(
+    vectors: Vectors, query: Vectors, relevance: float, k: int
+) -> list[int]:
+    """Places of at most k of the ``vectors`` (n, d), chosen one after the other by maximal marginal
+    relevance (Carbonell and Goldstein, SIGIR 1998): ``relevance`` times the similarity to the query
+    (d,), minus 1 - ``relevance`` times the largest similarity to one that is chosen. Of ties the
+    first."""
+    alike = vectors @ vectors.T
+    value = relevance * (vectors @ query)
+    nearest = np.full(len(vectors), -np.inf, np.float32)  # to those that are chosen
+    chosen: list[int] = []
+    for _ in range(min(k, len(vectors))):
+        penalty = (1 - relevance) * nearest if chosen else np.zeros_like(nearest)
+        left = value - penalty
+        left[chosen] = -np.inf
+        chosen.append(int(left.argmax()))
+        nearest = np.maximum(nearest, alike[chosen[-1]])
+    return chosen
 
 
 class Retriever:
@@ -91,6 +198,7 @@ class Retriever:
         # One tuple, so that no thread sees an index with the generation of another one.
         self._current = (generation, index)
         self._filters = _FilteredRows(catalog)
+        self._texts = _OfGeneration(catalog, self._words)
         if reason:
             self._save()
 
@@ -113,43 +221,68 @@ class Retriever:
             self._save()
         return changed
 
-    def retrieve(
-        self,
-        question: str,
-        k: int,
-        *,
-        neighbours: int = 0,
-        without: Iterable[str] = (),
-        filter: Filter | None = None,
-    ) -> list[Passage]:
-        """The k chunks nearest to the question, and ``neighbours`` chunks before and after each.
+    def retrieve(self, question: str, k: int, **options: Unpack[_SearchOptions]) -> list[Passage]:
+        """The chunks that :class:`SearchOptions` ask for, and the neighbours of each.
 
-        Documents are ordered by their best score, and the chunks of one document by their place in
+        Documents are ordered by their best chunk, and the chunks of one document by their place in
         it, without duplicates: text that a chunk refers back to stands before it, as in the
-        document. A hit has its own score; a neighbour has the best score of its hits.
+        document. A hit has its own score, the cosine similarity; a neighbour has the best score of
+        its hits.
 
-        The index is refreshed first, so that replaced and deleted chunks are not found. Chunks of
-        the documents ``without`` are excluded, and those whose documents a ``filter`` does not let
-        pass, see :class:`~ragcache.retriever.metadata.MetadataFilter`. Returns [] if there is
-        nothing to search. Raises PromptError for an empty question, and ConfigError for k < 1,
-        neighbours < 0 or a filter that is none.
+        The indexes are refreshed first, so that replaced and deleted chunks are not found. Returns
+        [] if there is nothing to search. Raises PromptError for an empty question, and ConfigError
+        for options out of their range, a filter that is none, and if bm25s is needed and not
+        installed.
         """
-        accepted = None if filter is None else MetadataFilter.of(filter)
-        _check_k(k)
-        if neighbours < 0:
-            raise ConfigError(f"neighbours is {neighbours}: it must be 0 or more")
+        return self._retrieve(question, SearchOptions(k, **options))
+
+    def _retrieve(self, question: str, options: SearchOptions) -> list[Passage]:
+        accepted = None if options.filter is None else MetadataFilter.of(options.filter)
         if not question.strip():
             raise PromptError("The question is empty: there is nothing to search for.")
+        if options.retrieval != "dense":
+            check_installed()
         self._refresh_index()
         _, index = self._current
         if not len(index):
             return []
-        hidden = {row for document in without for row in self.catalog.rows_of(document)}
         among = None if accepted is None else self._filters.rows(accepted)
-        scores, rows = index.search(self.embed_question(question)[None], k + len(hidden), among)
-        found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)  # best first
-        hits = [(row, score) for row, score in found if row not in hidden]
-        return self._arrange(dict(hits[:k]), neighbours)
+        hidden = {row for document in options.without for row in self.catalog.rows_of(document)}
+        query = self.embed_question(question)
+        depth = options.depth + len(hidden)
+        found: list[list[int]] = []
+        scores: dict[int, float] = {}
+        if options.retrieval != "bm25":
+            values, rows = index.search(query[None], depth, among)
+            found.append(rows[0].tolist())
+            scores = dict(zip(found[0], values[0].tolist(), strict=True))
+        if options.retrieval != "dense":
+            found.append(self._texts.current().search(question, depth, among))
+        order = [row for row in fused_ranks(found) if row not in hidden]
+        if options.selects or options.retrieval != "dense":
+            order, scores = self._selected(query, order, options)
+        return self._arrange({row: scores[row] for row in order[: options.k]}, options.neighbours)
+
+    def _selected(
+        self, query: Vectors, order: list[int], options: SearchOptions
+    ) -> tuple[list[int], dict[int, float]]:
+        """Of the rows ``order``, best first, those that the options select, and the cosine
+        similarities of all that are stored."""
+        vectors: dict[int, Vectors] = {}
+        for row in order:
+            with suppress(KeyError):  # deleted since the search
+                vectors[row] = self.catalog.vectors_of([row])[0]
+        if not vectors:
+            return [], {}
+        known = np.stack([*vectors.values()])
+        scores = dict(zip(vectors, inner_products(known, query).tolist(), strict=True))
+        if options.min_score is not None:
+            vectors = {row: v for row, v in vectors.items() if scores[row] >= options.min_score}
+        if options.mmr is not None and vectors:
+            known = np.stack([*vectors.values()])
+            chosen = most_relevant_and_unlike(known, query, options.mmr, options.k)
+            return [[*vectors][at] for at in chosen], scores
+        return [*vectors], scores
 
     def ranked(
         self, question: str | Vectors, k: int, filter: Filter | None = None
@@ -202,6 +335,14 @@ class Retriever:
                 passages.append(Passage(chunk, score))
         return passages
 
+    def _words(self) -> BM25Index:
+        rows: list[int] = []
+        texts: list[str] = []
+        while page := self.catalog.page(rows[-1] if rows else -1, 1000):
+            rows += [row for row, _ in page]
+            texts += [chunk.text for _, chunk in page]
+        return BM25Index(rows, texts)
+
     def embed_question(self, question: str) -> Vectors:
         """The query vector of a question, float32 (dimension,)."""
         if isinstance(self.embedder, QuestionEmbedder):
@@ -247,6 +388,31 @@ class Retriever:
             )
 
 
+class _OfGeneration(Generic[_T]):
+    """Something made from the catalog, made anew when documents have changed."""
+
+    def __init__(self, catalog: _Catalog, make: Callable[[], _T]) -> None:
+        self._catalog, self._make = catalog, make
+        self._lock = Lock()
+        self._current: tuple[int, _T] | None = None
+
+    def current(self) -> _T:
+        """That of the catalog's current generation, or of a later one."""
+        with self._lock:
+            generation = self._catalog.generation
+            if self._current is None or self._current[0] != generation:
+                self._current = generation, self._make()
+            return self._current[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """The metadata of all documents, and the rows that filters have let pass."""
+
+    documents: Sequence[tuple[Mapping[str, Any], range]]
+    passed: dict[str, Ids] = field(default_factory=dict)  # the last used one last
+
+
 class _FilteredRows:
     """The rows that filters let pass, of the catalog's current generation.
 
@@ -256,27 +422,23 @@ class _FilteredRows:
     _MOST = 64  # filters whose rows are kept
 
     def __init__(self, catalog: _Catalog) -> None:
-        self._catalog = catalog
         self._lock = Lock()
-        self._generation = -1
-        self._documents: list[tuple[dict[str, Any], range]] = []
-        self._kept: dict[str, Ids] = {}  # the last used one last
+        self._described = _OfGeneration(
+            catalog,
+            lambda: _Described([(typed_metadata(m), rows) for m, rows in catalog.described()]),
+        )
 
     def rows(self, accepted: MetadataFilter) -> Ids:
         """Rows, ascending, of the chunks of all documents that a filter lets pass."""
         with self._lock:
-            generation = self._catalog.generation
-            if generation != self._generation:
-                described = self._catalog.described()
-                self._documents = [(typed_metadata(stored), rows) for stored, rows in described]
-                self._generation, self._kept = generation, {}
-            found = self._kept.pop(accepted.given, None)
+            described = self._described.current()
+            found = described.passed.pop(accepted.given, None)
             if found is None:
-                passing = [rows for metadata, rows in self._documents if accepted.passes(metadata)]
+                passing = (r for metadata, r in described.documents if accepted.passes(metadata))
                 found = np.sort(np.fromiter(chain.from_iterable(passing), np.int64))
-            self._kept[accepted.given] = found
-            if len(self._kept) > self._MOST:
-                del self._kept[next(iter(self._kept))]
+            described.passed[accepted.given] = found
+            if len(described.passed) > self._MOST:
+                del described.passed[next(iter(described.passed))]
             return found
 
 

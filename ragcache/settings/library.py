@@ -145,6 +145,20 @@ class Settings(SourcedSettings):
         ge=0,
         description="Chunks before and after each retrieved chunk that are added to the prompt.",
     )
+    retrieval: Literal["dense", "bm25", "hybrid"] = Field(
+        "dense",
+        description="What chunks are found by: vectors (dense), words (bm25) or both (hybrid).",
+    )
+    min_score: float | None = Field(
+        None, ge=-1, le=1, description="Least cosine similarity of a retrieved chunk. Default: any."
+    )
+    mmr: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Choose chunks by maximal marginal relevance: 1 for relevance alone, 0 for "
+        "chunks that are unlike one another. Default: off, the most similar ones.",
+    )
     require_chunks: bool = Field(
         False,
         description="Whether a question is refused if there are no chunks to answer it from.",

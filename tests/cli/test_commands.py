@@ -305,8 +305,14 @@ def test_a_question_of_some_documents(run: Run, model: Path) -> None:
     asked = ("query", "Where did Mira live?", "--explain", "--max-tokens", 1, "--filter")
     code, out, _ = run(*asked, '{"year": {"$between": [1995, 2005]}}')
     assert code == 0 and "d2000#0" in out and "d1990#0" not in out
+    code, out, _ = run(*asked, "{}", "--retrieval", "bm25", "--top-k", 1, "--mmr", 0.5)
+    assert code == 0 and "d1990#0" in out
+    code, out, err = run(*asked, "{}", "--min-score", 1, "--require-chunks")
+    assert code == 4 and "nothing was retrieved" in err
+    code, out, err = run(*asked, "{}", "--retrieval", "sparse")
+    assert code == 1 and "retrieval" in err and "hybrid" in err
     code, out, err = run(*asked, '{"year": 1}', "--require-chunks")
-    assert code == 4 and "none of the 3 documents of the store passes the filter" in err
+    assert code == 4 and "from the 3 chunks of the store that pass the filter" in err
     for given, said in (
         ("{year: 1}", "--filter is not JSON"),
         ('["year"]', 'filter is ["year"]: give an object'),

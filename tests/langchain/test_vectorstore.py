@@ -215,6 +215,13 @@ def test_the_retriever_takes_filters(store: RagCacheVectorStore, asynchronous: b
     assert search(filter={"title": {"$ne": "holt"}}) == {"mill", "boats"}
     with pytest.raises(ConfigError, match="filter is"):
         search(filter=["title"])
+    assert search(filter={}, k=1, retrieval="bm25") == {"mill"}
+    assert search(filter={}, retrieval="hybrid", min_score=0.99) == set()
+    assert len(search(filter={}, k=2, mmr=0.5)) == 2
+    with pytest.raises(ConfigError, match="mmr is 2"):
+        search(mmr=2)
+    with pytest.raises(TypeError, match="min_scores: unknown option of a retriever. Did you mean"):
+        search(min_scores=2)
 
 
 def test_a_filter_looks_beyond_the_first_hits(cache: RagCache) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ class ListCatalog:
         self.generation = 0
         self.rows: dict[int, Chunk] = {}
         self.metadata: dict[str, Mapping[str, str]] = {}
-        self._next = 1
+        self._next = 0
 
     def put(self, document: str, texts: Iterable[str], **metadata: str) -> None:
         self.drop(document)
@@ -121,6 +121,13 @@ class ListCatalog:
 
     def rows_of(self, document_id: str) -> list[int]:
         return [row for row, c in self.rows.items() if c.document == document_id]
+
+    def page(self, after: int, most: int) -> list[tuple[int, Chunk]]:
+        rows = sorted(row for row in self.rows if row > after)
+        return [(row, self.rows[row]) for row in rows[:most]]
+
+    def vectors_of(self, rows: Sequence[int]) -> Vectors:
+        return self.embedder.embed([self.rows[row].text for row in rows])
 
     def described(self) -> list[tuple[Mapping[str, str], range]]:
         found = []

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import HashEmbedder, Vectors
 from ragcache.retriever.index import Ids
-from ragcache.retriever.search import Retriever
+from ragcache.retriever.search import (
+    Retrieval,
+    Retriever,
+    fused_ranks,
+    most_relevant_and_unlike,
+)
 from tests.retriever.conftest import ListCatalog
 
 Kind = Literal["faiss", "numpy"]
@@ -114,6 +121,83 @@ def test_a_filter_sees_documents_that_were_changed(
         assert retriever.retrieve("river", 9, filter={"shelf": str(number)}) == []
     with pytest.raises(ConfigError, match=r"filter\.shelf\.\$of is no operator"):
         retriever.retrieve("river", 9, filter={"shelf": {"$of": 1}})
+
+
+def test_words_and_vectors_find_together(retriever: Retriever, catalog: ListCatalog) -> None:
+    catalog.put("codes", ["the part xk12 is blue", "the part xk13 is red"])
+
+    def found(retrieval: Retrieval, k: int = 2) -> list[str]:
+        return [p.chunk.id for p in retriever.retrieve("xk13 part", k, retrieval=retrieval)]
+
+    assert found("bm25", 1) == found("dense", 1) == found("hybrid", 1) == ["codes#1"]
+    assert found("bm25", 9) == found("hybrid") == ["codes#0", "codes#1"]  # in document order
+    assert len(found("dense", 9)) == len(found("hybrid", 9)) == 9
+    (best,) = retriever.retrieve("xk13 part", 1, retrieval="bm25")
+    cosine = float(EMBEDDER.embed(["xk13 part"])[0] @ EMBEDDER.embed([best.chunk.text])[0])
+    assert best.score == pytest.approx(cosine)
+    catalog.drop("codes")
+    assert found("bm25") == []
+    assert found("hybrid") == found("dense") != []
+
+
+def test_ranks_are_fused() -> None:
+    assert fused_ranks([[3, 1, 2]]) == [3, 1, 2]
+    # 1/61 + 1/62 each, then 1/61; 1/63 twice is more than 1/61
+    assert fused_ranks([[1, 2, 3], [2, 1, 3], [9]]) == [1, 2, 3, 9]
+    assert fused_ranks([[1, 5], [7]]) == [1, 7, 5]
+    assert fused_ranks([[], []]) == []
+
+
+@pytest.mark.parametrize("retrieval", ["dense", "bm25", "hybrid"])
+def test_all_that_is_selected_passes(retriever: Retriever, retrieval: Retrieval) -> None:
+    def found(**options: Any) -> list[str]:
+        passages = retriever.retrieve("river fell", 9, retrieval=retrieval, **options)
+        return sorted(p.chunk.id for p in passages)
+
+    assert found(min_score=0.6) == ["mill#2", "river#4"]
+    assert found(min_score=0.99) == ["river#4"]
+    assert found(min_score=0.6, without=["mill"]) == ["river#4"]
+    assert found(min_score=-1) == found()
+    assert found(mmr=1.0) == found()
+    assert found(filter={"a": 1}) == []
+
+
+def test_marginal_relevance_is_langchains() -> None:
+    generator = np.random.default_rng(5)
+    for relevance in (0.0, 0.3, 0.5, 1.0):
+        vectors = generator.standard_normal((30, 8)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        chosen = most_relevant_and_unlike(vectors[1:], vectors[0], relevance, 7)
+        # LangChain's first choice is the most similar, whatever the relevance
+        expected = maximal_marginal_relevance(vectors[0], list(vectors[1:]), relevance, 7)
+        if relevance:
+            assert chosen == expected
+        assert len(set(chosen)) == 7
+    assert most_relevant_and_unlike(vectors[:2], vectors[0], 0.5, 7) == [0, 1]
+
+
+def test_marginal_relevance_prefers_what_is_new(retriever: Retriever, catalog: ListCatalog) -> None:
+    catalog.put("copies", ["apples and apples"] * 3 + ["apples of the far north"])
+    plain = [p.chunk.text for p in retriever.retrieve("apples", 2)]
+    assert plain == ["apples and apples"] * 2
+    unlike = [p.chunk.text for p in retriever.retrieve("apples", 2, mmr=0.4)]
+    assert len(set(unlike)) == 2 and "apples and apples" in unlike
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"retrieval": "sparse"}, "retrieval is 'sparse': choose one of dense, bm25, hybrid"),
+        ({"min_score": 1.5}, "min_score is 1.5: it is a number from -1 to 1"),
+        ({"min_score": float("nan")}, "min_score is nan"),
+        ({"mmr": -0.1}, "mmr is -0.1: it is a number from 0 to 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    retriever: Retriever, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        retriever.retrieve("river", 1, **options)
 
 
 def test_more_than_there_is(retriever: Retriever) -> None:

@@ -69,12 +69,7 @@ async def search(
     """The chunks that ``/v1/query`` would answer from, in prompt order."""
     service = state.service
     future = service.search(
-        tenant,
-        body.question,
-        top_k=body.top_k,
-        neighbours=body.neighbours,
-        filter=body.filter,
-        seconds=service.settings.timeout_s,
+        tenant, body.question, seconds=service.settings.timeout_s, **body.retrieving
     )
     data = []
     for passage, chunks in await wait_for_future(http_request.receive, future):

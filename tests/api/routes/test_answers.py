@@ -72,13 +72,21 @@ def test_a_filter_is_of_what_is_searched(ann: httpx.Client) -> None:
         for route, key in (("search", "data"), ("query", "passages")):
             found = ann.post(f"/v1/{route}", json=asked).json()[key]
             assert [p["document"] for p in found] == ["new"]
+            words = ann.post(
+                f"/v1/{route}", json={**asked, "filter": {}, "retrieval": "bm25", "top_k": 9}
+            )
+            assert {p["document"] for p in words.json()[key]} >= {"new", "old"}
+            none = ann.post(f"/v1/{route}", json={**asked, "min_score": 1, "mmr": 0.5})
+            assert none.json()[key] == []
         report = ann.post("/v1/chat/completions", json=talk).json()["ragcache"]
         assert [c["id"] for c in report["chunks"]] == ["old#0"]
         nothing = ann.post("/v1/search", json={**asked, "filter": {"year": 1}}).json()
-        assert nothing["data"] == [] and "passes the filter" in nothing["no_chunks"]
+        assert nothing["data"] == [] and "pass the filter" in nothing["no_chunks"]
         refused = ann.post("/v1/query", json={**asked, "filter": {"year": {"$from": 1}}})
         assert refused.status_code == 400
         assert "filter.year.$from is no operator" in refused.json()["error"]["message"]
+        wrong = ann.post("/v1/search", json={**asked, "retrieval": "sparse", "mmr": 2})
+        assert wrong.status_code == 400 and "retrieval" in wrong.json()["error"]["message"]
         both = ann.post("/v1/chat/completions", json={**talk, "documents": ["Mira left."]})
         assert both.status_code == 400
         assert "leave out the filter or the chunks" in both.json()["error"]["message"]
