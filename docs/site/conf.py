@@ -42,6 +42,7 @@ CONTENTS = {
         "fusion",
         "blenders",
         "choosing-tokens",
+        "causes",
         "engine",
         "kernels",
         "storage",

@@ -34,8 +34,8 @@ def test_every_paragraph_once_and_every_question_that_says_what_is_right(tmp_pat
     texts, asked = read([file, file])
     assert texts == ["Oslo\nA town.", "Avon\nA river."]
     assert [(one.text, one.right) for one in asked[:2]] == [
-        ("Which river?", {"1"}),
-        ("Which town?", {"0"}),
+        ("Which river?", frozenset("1")),
+        ("Which town?", frozenset("0")),
     ]
     embedder = HashEmbedder()
     retriever = Retriever(Paragraphs(texts, embedder), embedder, tmp_path / "vectors")
