@@ -93,7 +93,8 @@ class SearchOptions:
     #: The metadata of the documents to search, see
     #: :class:`~ragcache.retriever.metadata.MetadataFilter`. None: all documents.
     filter: Filter | None = None
-    #: The least cosine similarity of a chunk with the question, in [-1, 1]. None: any.
+    #: The least cosine similarity of a chunk with the question, in [-1, 1]; neighbours may have
+    #: less. None: any.
     min_score: float | None = None
     #: Choose among the most similar chunks by maximal marginal relevance: 1 for the similarity to
     #: the question alone, 0 for chunks that are unlike one another. None: all that are similar.
@@ -159,7 +160,7 @@ def most_relevant_and_unlike(
 
 
 class Retriever:
-    """Finds the chunks nearest to a question.
+    """Finds the chunks for a question, by their vectors, their words and their metadata.
 
     The index saved at ``index_path`` is used if it is intact and of the catalog's generation.
     Otherwise it is built from the catalog's vectors, with the reason logged, and saved. Any number
@@ -253,12 +254,12 @@ class Retriever:
         found: list[list[int]] = []
         scores: dict[int, float] = {}
         if options.retrieval != "bm25":
-            values, rows = index.search(query[None], depth, among)
-            found.append(rows[0].tolist())
+            values, nearest = index.search(query[None], depth, among)
+            found.append(nearest[0].tolist())
             scores = dict(zip(found[0], values[0].tolist(), strict=True))
         if options.retrieval != "dense":
             found.append(self._texts.current().search(question, depth, among))
-        order = [row for row in fused_ranks(found) if row not in hidden]
+        order = fused_ranks([[row for row in rows if row not in hidden] for rows in found])
         if options.selects or options.retrieval != "dense":
             order, scores = self._selected(query, order, options)
         return self._arrange({row: scores[row] for row in order[: options.k]}, options.neighbours)
