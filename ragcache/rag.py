@@ -404,7 +404,8 @@ class RagCache:
         if request.filter is not None:
             raise ConfigError(
                 "a filter is of the documents to retrieve from, and nothing is retrieved for a "
-                "request with chunks of its own: leave out the filter or the chunks"
+                "request with chunks of its own, or with long texts that are searched for chunks: "
+                "leave out the filter or the chunks, or set find_chunks to false"
             )
 
     def _without(self, retrieved: bool, request: Request) -> str:

@@ -98,7 +98,10 @@ class StrictModel(BaseModel):
         if isinstance(given, dict) and len(given) > len(cls.model_fields):
             unknown = next(name for name in given if name not in cls.model_fields)
             raise _FieldError(unknown, "this field is unknown")
-        return replace_surrogates_in(given)
+        try:
+            return replace_surrogates_in(given)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep: flatten it") from error
 
 
 class _SamplingOptions(StrictModel):

@@ -12,7 +12,7 @@ from ragcache.core.request import Misses
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.langchain.convert import InputChunk
 from ragcache.retriever.metadata import Filter, MetadataFilter
-from ragcache.retriever.search import Retrieval
+from ragcache.retriever.search import Retrieval, SearchOptions
 from ragcache.settings import Ratio
 
 
@@ -53,9 +53,16 @@ class SearchRequest:
     filter: Filter | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a filter that is none, before it is sent anywhere."""
+        """Raise ConfigError for options out of their range, before they are sent anywhere."""
         if self.filter is not None:
             MetadataFilter.of(self.filter)
+        SearchOptions(
+            1 if self.top_k is None else self.top_k,
+            self.neighbours or 0,
+            self.retrieval or "dense",
+            min_score=self.min_score,
+            mmr=self.mmr,
+        )
 
 
 @dataclass(frozen=True, slots=True)

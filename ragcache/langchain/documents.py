@@ -14,7 +14,7 @@ from typing import Any
 from langchain_core.documents import Document
 
 from ragcache.errors import SourceError
-from ragcache.retriever.metadata import TYPED
+from ragcache.retriever.metadata import TYPED, typed_metadata
 from ragcache.retriever.split import WHOLE
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.text import replace_surrogates_in
@@ -73,6 +73,4 @@ def as_document(catalog: Catalog, chunk: Chunk) -> Document:
 
 def langchain_metadata(stored: Mapping[str, str]) -> dict[str, Any]:
     """The LangChain metadata that :func:`from_document` has stored."""
-    plain = {key: value for key, value in stored.items() if key not in _RESERVED}
-    other: dict[str, Any] = json.loads(stored.get(TYPED, "{}"))
-    return plain | other
+    return typed_metadata(stored)

@@ -17,18 +17,21 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ragcache.errors import ConfigError
+from ragcache.retriever.split import WHOLE
+from ragcache.text import replace_surrogates_in
 
-__all__ = ["TYPED", "Filter", "MetadataFilter"]
+__all__ = ["TYPED", "Filter", "MetadataFilter", "typed_metadata"]
 
 #: A filter as it is given, see :class:`MetadataFilter`.
 Filter = Mapping[str, Any]
 
 #: The key of metadata that are not text: a JSON object, as the only text in its place.
 TYPED = "langchain"
-_MOST_CONDITIONS = 1000
+_MOST_CONDITIONS = 200
 _DEEPEST = 20
 
 _Test = Callable[[Any], bool]  # of a stored value; _MISSING: there is none
@@ -36,15 +39,13 @@ _MISSING = object()
 
 
 def typed_metadata(stored: Mapping[str, str]) -> dict[str, Any]:
-    """Stored metadata with the values of :data:`TYPED` in place of it."""
-    plain = {key: value for key, value in stored.items() if key != TYPED}
-    if TYPED in stored:
-        try:
-            other = json.loads(stored[TYPED])
-        except ValueError:
-            other = None
-        plain |= other if isinstance(other, dict) else {TYPED: stored[TYPED]}
-    return plain
+    """Stored metadata with the values of :data:`TYPED` in place of it, if it is such an object, and
+    without what ragcache itself has put there."""
+    plain = {key: value for key, value in stored.items() if key not in (TYPED, *WHOLE)}
+    if TYPED not in stored:
+        return plain
+    other = _parsed(stored[TYPED])
+    return plain | (other if isinstance(other, dict) else {TYPED: stored[TYPED]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class MetadataFilter:
     def of(cls, given: Filter) -> MetadataFilter:
         """Raises ConfigError, which says where, for anything that is not a filter."""
         try:
-            text = json.dumps(given, sort_keys=True, allow_nan=False)
+            text = json.dumps(replace_surrogates_in(given), sort_keys=True, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"the filter cannot be written as JSON: {error}. Give texts, numbers and lists"
@@ -139,9 +140,8 @@ class _Parser:
             case "$ne":
                 return lambda stored: not _equal(stored, given)
             case "$in" | "$nin":
-                values = _listed(given, here)
-                wanted = name == "$in"
-                return lambda stored: wanted == any(_equal(stored, one) for one in values)
+                is_one, wanted = _one_of(_listed(given, here)), name == "$in"
+                return lambda stored: wanted == is_one(stored)
             case "$gt" | "$gte" | "$lt" | "$lte":
                 compare = _COMPARISONS[name]
                 return _ordered(_bound(given, here), compare)
@@ -177,7 +177,41 @@ def _equal(stored: Any, given: Any) -> bool:
         return stored is given or stored == json.dumps(given)
     if isinstance(given, (int, float)):
         return _number(stored) == given
-    return type(stored) is type(given) and bool(stored == given)
+    if isinstance(given, str):
+        return isinstance(stored, str) and stored == given
+    return _same(stored, given)
+
+
+def _same(stored: Any, given: Any) -> bool:
+    """Whether two values of JSON are equal; a truth value equals no number."""
+    if isinstance(stored, bool) or isinstance(given, bool):
+        return stored is given
+    if isinstance(stored, list) and isinstance(given, list):
+        return len(stored) == len(given) and all(map(_same, stored, given))
+    if isinstance(stored, dict) and isinstance(given, dict):
+        return stored.keys() == given.keys() and all(_same(stored[k], given[k]) for k in given)
+    return bool(stored == given)
+
+
+def _one_of(values: Sequence[Any]) -> _Test:
+    """A test whether a stored value equals one of many."""
+    texts = {one for one in values if isinstance(one, str)}
+    numbers = {one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)}
+    others = [one for one in values if isinstance(one, (bool, list, dict)) or one is None]
+    if len(others) > _MOST_CONDITIONS:
+        raise ConfigError(
+            f"a list of the filter has {len(others)} values that are neither text nor number, and "
+            f"may have {_MOST_CONDITIONS}: shorten it"
+        )
+
+    def test(stored: Any) -> bool:
+        if isinstance(stored, str) and stored in texts:
+            return True
+        return (bool(numbers) and _number(stored) in numbers) or any(
+            _equal(stored, one) for one in others
+        )
+
+    return test
 
 
 def _ordered(bound: float | str, compare: Callable[[Any, Any], bool]) -> _Test:
@@ -195,10 +229,7 @@ def _ordered(bound: float | str, compare: Callable[[Any, Any], bool]) -> _Test:
 def _number(stored: Any) -> float | None:
     """A stored number, or the number that a stored text is; None for anything else."""
     if isinstance(stored, str):
-        try:
-            stored = json.loads(stored)
-        except (ValueError, RecursionError):
-            return None
+        stored = _parsed(stored)
     if isinstance(stored, bool) or not isinstance(stored, (int, float)):
         return None
     return stored if isinstance(stored, int) or math.isfinite(stored) else None
@@ -207,11 +238,17 @@ def _number(stored: Any) -> float | None:
 def _elements(stored: Any) -> Iterable[Any]:
     """The elements of a stored list, which may be the JSON of one."""
     if isinstance(stored, str):
-        try:
-            stored = json.loads(stored)
-        except (ValueError, RecursionError):
-            return ()
+        stored = _parsed(stored)
     return stored if isinstance(stored, list) else ()
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(text: str) -> Any:
+    """The JSON value that a text is; None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _bound(given: Any, where: str) -> float | str:

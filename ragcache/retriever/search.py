@@ -111,8 +111,9 @@ class SearchOptions:
             )
         for name, least in (("min_score", -1), ("mmr", 0)):
             value = getattr(self, name)
-            if value is not None and not least <= value <= 1:
-                raise ConfigError(f"{name} is {value}: it is a number from {least} to 1")
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (fits and least <= value <= 1):
+                raise ConfigError(f"{name} is {value!r}: it is a number from {least} to 1")
 
     @property
     def selects(self) -> bool:
@@ -251,17 +252,23 @@ class Retriever:
         hidden = {row for document in options.without for row in self.catalog.rows_of(document)}
         query = self.embed_question(question)
         depth = options.depth + len(hidden)
-        found: list[list[int]] = []
-        scores: dict[int, float] = {}
-        if options.retrieval != "bm25":
-            values, nearest = index.search(query[None], depth, among)
-            found.append(nearest[0].tolist())
-            scores = dict(zip(found[0], values[0].tolist(), strict=True))
-        if options.retrieval != "dense":
-            found.append(self._texts.current().search(question, depth, among))
-        order = fused_ranks([[row for row in rows if row not in hidden] for rows in found])
-        if options.selects or options.retrieval != "dense":
-            order, scores = self._selected(query, order, options)
+        while True:
+            found: list[list[int]] = []
+            scores: dict[int, float] = {}
+            if options.retrieval != "bm25":
+                values, nearest = index.search(query[None], depth, among)
+                found.append(nearest[0].tolist())
+                scores = dict(zip(found[0], values[0].tolist(), strict=True))
+            if options.retrieval != "dense":
+                found.append(self._texts.current().search(question, depth, among))
+            order = fused_ranks([[row for row in rows if row not in hidden] for rows in found])
+            if options.selects or options.retrieval != "dense":
+                order, scores = self._selected(query, order, options)
+            # Chunks that share words may be less similar than the threshold: those that are follow.
+            more = options.min_score is not None and options.retrieval != "dense"
+            if not more or len(order) >= options.k or max(map(len, found)) < depth:
+                break
+            depth *= 4
         return self._arrange({row: scores[row] for row in order[: options.k]}, options.neighbours)
 
     def _selected(
@@ -270,9 +277,12 @@ class Retriever:
         """Of the rows ``order``, best first, those that the options select, and the cosine
         similarities of all that are stored."""
         vectors: dict[int, Vectors] = {}
-        for row in order:
-            with suppress(KeyError):  # deleted since the search
-                vectors[row] = self.catalog.vectors_of([row])[0]
+        try:
+            vectors = dict(zip(order, self.catalog.vectors_of(order), strict=True))
+        except KeyError:  # one was deleted since the search
+            for row in order:
+                with suppress(KeyError):
+                    vectors[row] = self.catalog.vectors_of([row])[0]
         if not vectors:
             return [], {}
         known = np.stack([*vectors.values()])

@@ -142,6 +142,16 @@ def test_only_the_share_is_compared_and_never_what_is_exact(tmp_path: Path) -> N
         assert 5 < guard.status()["sampled"] < 25
 
 
+def test_answers_from_filtered_documents_are_compared_too(tmp_path: Path) -> None:
+    guard = QualityMonitor(Settings.load(mode="fused"), share=1.0)
+    with small(tmp_path, guard) as service:
+        cache = service.cache("")
+        service.scheduler.call(lambda: cache.add(scene.DOCUMENTS)).result()
+        for _ in range(3):
+            asked(service, QUESTION, filter={"absent": {"$exists": False}})
+        assert guard.status()["sampled"] == 3
+
+
 def test_nothing_of_a_tenant_is_in_the_status(tmp_path: Path) -> None:
     guard = QualityMonitor(Settings.load(mode="fused"), share=1.0)
     with small(tmp_path, guard) as service:

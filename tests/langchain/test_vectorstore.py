@@ -22,6 +22,7 @@ from ragcache.langchain import (
     rag_messages,
 )
 from ragcache.rag import RagCache
+from ragcache.types import Document as StoreDocument
 from tests import scene
 from tests.langchain.conftest import DOCUMENTS, QUESTION
 
@@ -197,6 +198,15 @@ def test_filters_have_operators_and_see_typed_metadata(store: RagCacheVectorStor
     assert search({"$not": {"year": {"$exists": True}}}) == sorted({"mill", "holt", "boats"})
     with pytest.raises(ConfigError, match=r"filter\.year\.\$before is no operator"):
         search({"year": {"$before": 1950}})
+
+
+def test_documents_of_others_may_use_any_key(cache: RagCache) -> None:
+    for value in ("hello", "[1]", "5", "[" * 16_000):
+        cache.add([StoreDocument("other", "Mira Holt keeps a parrot.", {"langchain": value})])
+        retriever = RagCacheRetriever(store=cache, k=1)
+        for filter in ({}, {"langchain": value}):
+            (found,) = retriever.invoke("parrot", filter=filter)
+            assert found.metadata == {"langchain": value}
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -11,6 +11,7 @@ import pytest
 
 from ragcache.errors import ConfigError
 from ragcache.retriever.metadata import TYPED, MetadataFilter, typed_metadata
+from ragcache.text import replace_surrogates
 
 DOCUMENT = typed_metadata(
     {
@@ -96,7 +97,33 @@ def test_a_filter_that_the_document_does_not_pass(given: dict[str, Any]) -> None
 
 def test_the_key_of_typed_metadata_may_be_a_users_own() -> None:
     assert typed_metadata({TYPED: "yes", "a": "b"}) == {TYPED: "yes", "a": "b"}
-    assert typed_metadata({TYPED: "[1]"}) == {TYPED: "[1]"}
+    for other in ("[1]", "5", "[" * 16_000, "null"):
+        assert typed_metadata({TYPED: other, "ragcache": "whole"}) == {TYPED: other}
+
+
+def test_truth_values_equal_no_numbers_wherever_they_are() -> None:
+    stored = {"l": [True], "d": {"k": [1, {"a": None}]}}
+    for given, passing in (
+        ({"l": [True]}, True),
+        ({"l": [1]}, False),
+        ({"d": {"k": [1.0, {"a": None}]}}, True),
+        ({"d": {"k": [True, {"a": None}]}}, False),
+        ({"d": {"$in": [{"k": [1, {"a": None}]}]}}, True),
+        ({"l": {"$in": [[1], [True, True]]}}, False),
+    ):
+        assert MetadataFilter.of(given).passes(stored) is passing
+
+
+def test_surrogates_are_replaced_as_in_what_is_stored() -> None:
+    assert MetadataFilter.of({"a": "\ud800x"}).passes({"a": replace_surrogates("\ud800x")})
+
+
+def test_a_long_list_is_looked_up_at_once() -> None:
+    accepted = MetadataFilter.of({"a": {"$in": [*range(100_000), "b", None]}})
+    assert [accepted.passes({"a": one}) for one in ("77", "b", 5, None, "c", True, -1)] == [
+        *[True] * 4,
+        *[False] * 3,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +146,8 @@ def test_the_key_of_typed_metadata_may_be_a_users_own() -> None:
         ({"a": {"$eq": 1, "b": 2}}, "filter.a.b is no operator"),
         ({"a": float("nan")}, "cannot be written as JSON"),
         ({"a": {1, 2}}, "cannot be written as JSON"),
-        ({"$or": [{"a": n} for n in range(1001)]}, "more than 1000 conditions"),
+        ({"$or": [{"a": n} for n in range(201)]}, "more than 200 conditions"),
+        ({"a": {"$in": [[]] * 201}}, "a list of the filter has 201 values"),
         ({"a": "x" * 10_000, "$or": 1}, "filter.$or is 1"),
     ],
 )

@@ -140,6 +140,19 @@ def test_words_and_vectors_find_together(retriever: Retriever, catalog: ListCata
     assert found("hybrid") == found("dense") != []
 
 
+@pytest.mark.parametrize("retrieval", ["bm25", "hybrid"])
+def test_chunks_below_the_least_similarity_do_not_hide_those_above(
+    retriever: Retriever, catalog: ListCatalog, retrieval: Retrieval
+) -> None:
+    long = [f"apples apples apples {' '.join(f'w{n}x{m}' for m in range(40))}" for n in range(300)]
+    catalog.put("long", long)
+    catalog.put("short", ["apples " + "of the far north " * 3])
+    found = retriever.retrieve("apples", 1, retrieval=retrieval, min_score=0.5)
+    assert [p.chunk.id for p in found] == ["river#3"]  # a boat of apples
+    found = retriever.retrieve("apples", 9, retrieval="bm25", min_score=0.999)
+    assert found == []
+
+
 def test_ranks_are_fused() -> None:
     assert fused_ranks([[3, 1, 2]]) == [3, 1, 2]
     # 1/61 + 1/62 each, then 1/61; 1/63 twice is more than 1/61
@@ -191,6 +204,8 @@ def test_marginal_relevance_prefers_what_is_new(retriever: Retriever, catalog: L
         ({"min_score": 1.5}, "min_score is 1.5: it is a number from -1 to 1"),
         ({"min_score": float("nan")}, "min_score is nan"),
         ({"mmr": -0.1}, "mmr is -0.1: it is a number from 0 to 1"),
+        ({"mmr": "0.5"}, "mmr is '0.5': it is a number from 0 to 1"),
+        ({"min_score": True}, "min_score is True"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -87,6 +87,11 @@ def test_a_filter_is_of_what_is_searched(ann: httpx.Client) -> None:
         assert "filter.year.$from is no operator" in refused.json()["error"]["message"]
         wrong = ann.post("/v1/search", json={**asked, "retrieval": "sparse", "mmr": 2})
         assert wrong.status_code == 400 and "retrieval" in wrong.json()["error"]["message"]
+        deep: Any = 1
+        for _ in range(900):
+            deep = [deep]
+        nested = ann.post("/v1/search", json={**asked, "filter": {"n": deep}})
+        assert nested.status_code == 400
         both = ann.post("/v1/chat/completions", json={**talk, "documents": ["Mira left."]})
         assert both.status_code == 400
         assert "leave out the filter or the chunks" in both.json()["error"]["message"]
