@@ -24,7 +24,7 @@ def replace_surrogates_in(value: Any) -> Any:
     """A JSON value with :func:`replace_surrogates` applied to every string and key."""
     if isinstance(value, str):
         return replace_surrogates(value)
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [replace_surrogates_in(one) for one in value]
     if isinstance(value, dict):
         return {

@@ -52,6 +52,15 @@ def check_adding(cache: RagCache) -> None:
     assert "Mira Holt moved to Bexley." in texts and not any("parrot" in t for t in texts)
 
 
+def test_metadata_that_changes_is_found_as_it_is(cache: RagCache) -> None:
+    text = scene.DOCUMENTS[0].text
+    for metadata in ({"a=b": "c"}, {"a": "b=c"}, {"a\\=b": "c"}, {"a\\": "b=c"}):
+        assert cache.add([Document("one", text, metadata)]).documents == 1
+        assert cache.add([Document("one", text, metadata)]).unchanged == 1
+        found = cache.retrieve("Mira", 9, filter=metadata)
+        assert {passage.chunk.document for passage in found} == {"one"}
+
+
 def test_old_kv_goes_with_the_last_text_that_used_it(cache: RagCache) -> None:
     store, before = cache.store, cache.store.stats().chunks
     old = cache.indexing.keys("holt")

@@ -299,7 +299,7 @@ class Indexing:
         to no chunk.
         """
         h = blake3()
-        metadata = (f"{k}={v}" for k, v in sorted(document.metadata.items()))
+        metadata = (f"{_escaped(k)}={v}" for k, v in sorted(document.metadata.items()))
         first = self.catalog.get_setting("tokenizer") or ""
         settings = (
             self.splitter.describe(first),
@@ -367,3 +367,8 @@ def check_ids(ids: Iterable[str]) -> None:
     for name in ids:
         if (why := invalid_id_reason(name)) is not None:
             raise SourceError(f"{name[:80]!r} cannot be a document's id: {why}. Give another.")
+
+
+def _escaped(key: str) -> str:
+    """A key whose first unescaped ``=`` is the one after it."""
+    return key.replace("\\", "\\\\").replace("=", "\\=")

@@ -15,10 +15,13 @@ from __future__ import annotations
 import json
 import math
 import operator
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from blake3 import blake3
 
 from ragcache.errors import ConfigError
 from ragcache.retriever.split import WHOLE
@@ -31,7 +34,7 @@ Filter = Mapping[str, Any]
 
 #: The key of metadata that are not text: a JSON object, as the only text in its place.
 TYPED = "langchain"
-_MOST_CONDITIONS = 200
+_MOST_CONDITIONS = 100
 _DEEPEST = 20
 
 _Test = Callable[[Any], bool]  # of a stored value; _MISSING: there is none
@@ -63,19 +66,21 @@ class MetadataFilter:
     number. Texts are ordered by code points, so dates such as ``2024-05-31`` are ordered.
     """
 
-    given: str  # canonical JSON of what was given
+    digest: bytes  # of what was given
     _passes: Callable[[Mapping[str, Any]], bool]
 
     @classmethod
     def of(cls, given: Filter) -> MetadataFilter:
         """Raises ConfigError, which says where, for anything that is not a filter."""
         try:
-            text = json.dumps(replace_surrogates_in(given), sort_keys=True, allow_nan=False)
+            text = json.dumps(given, allow_nan=False, default=_plain)
+            plain = replace_surrogates_in(json.loads(text))
+            text = json.dumps(plain, sort_keys=True)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"the filter cannot be written as JSON: {error}. Give texts, numbers and lists"
             ) from error
-        return cls(text, _Parser().filter(json.loads(text), "filter", 0))
+        return cls(blake3(text.encode()).digest(), _Parser().filter(plain, "filter", 0))
 
     def passes(self, metadata: Mapping[str, Any]) -> bool:
         """Whether a document with this metadata, see :func:`typed_metadata`, is searched."""
@@ -95,13 +100,14 @@ class _Parser:
                 '{"language": "en"}'
             )
         _check_depth(depth)
+        self._count()
         every = [self._part(key, value, where, depth) for key, value in given.items()]
         return lambda metadata: all(one(metadata) for one in every)
 
     def _part(
         self, key: str, value: Any, where: str, depth: int
     ) -> Callable[[Mapping[str, Any]], bool]:
-        here = f"{where}.{key}"
+        here = f"{where}.{_cut(key)}"
         if key in ("$and", "$or"):
             if not isinstance(value, list) or not value:
                 raise ConfigError(f"{here} is {_shown(value)}: give a list of filters")
@@ -128,19 +134,15 @@ class _Parser:
         return lambda stored: all(test(stored) for test in tests)
 
     def _operator(self, name: str, given: Any, where: str, depth: int) -> _Test:
-        self._conditions += 1
-        if self._conditions > _MOST_CONDITIONS:
-            raise ConfigError(
-                f"the filter has more than {_MOST_CONDITIONS} conditions: use $in for many values"
-            )
-        here = f"{where}.{name}"
+        self._count()
+        here = f"{where}.{_cut(name)}"
         match name:
             case "$eq":
                 return lambda stored: _equal(stored, given)
             case "$ne":
                 return lambda stored: not _equal(stored, given)
             case "$in" | "$nin":
-                is_one, wanted = _one_of(_listed(given, here)), name == "$in"
+                is_one, wanted = self._one_of(_listed(given, here)), name == "$in"
                 return lambda stored: wanted == is_one(stored)
             case "$gt" | "$gte" | "$lt" | "$lte":
                 compare = _COMPARISONS[name]
@@ -161,6 +163,33 @@ class _Parser:
                 inner = self._test(given, here, depth + 1)
                 return lambda stored: not inner(stored)
         raise ConfigError(f"{here} is no operator of filters: use {', '.join(_OPERATORS)}, or $not")
+
+    def _one_of(self, values: Sequence[Any]) -> _Test:
+        """A test whether a stored value equals one of many. Texts and numbers are looked up, and
+        each other value is a condition."""
+        texts = {one for one in values if isinstance(one, str)}
+        numbers = sorted(one for one in values if _is_number(one))  # hashes of numbers collide
+        others = [one for one in values if not isinstance(one, str) and not _is_number(one)]
+        for _ in others:
+            self._count()
+
+        def test(stored: Any) -> bool:
+            if isinstance(stored, str) and stored in texts:
+                return True
+            if numbers and (number := _number(stored)) is not None:
+                at = bisect_left(numbers, number)
+                if at < len(numbers) and numbers[at] == number:
+                    return True
+            return any(_equal(stored, one) for one in others)
+
+        return test
+
+    def _count(self) -> None:
+        self._conditions += 1
+        if self._conditions > _MOST_CONDITIONS:
+            raise ConfigError(
+                f"the filter has more than {_MOST_CONDITIONS} conditions: use $in for many values"
+            )
 
 
 _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -193,27 +222,6 @@ def _same(stored: Any, given: Any) -> bool:
     return bool(stored == given)
 
 
-def _one_of(values: Sequence[Any]) -> _Test:
-    """A test whether a stored value equals one of many."""
-    texts = {one for one in values if isinstance(one, str)}
-    numbers = {one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)}
-    others = [one for one in values if isinstance(one, (bool, list, dict)) or one is None]
-    if len(others) > _MOST_CONDITIONS:
-        raise ConfigError(
-            f"a list of the filter has {len(others)} values that are neither text nor number, and "
-            f"may have {_MOST_CONDITIONS}: shorten it"
-        )
-
-    def test(stored: Any) -> bool:
-        if isinstance(stored, str) and stored in texts:
-            return True
-        return (bool(numbers) and _number(stored) in numbers) or any(
-            _equal(stored, one) for one in others
-        )
-
-    return test
-
-
 def _ordered(bound: float | str, compare: Callable[[Any, Any], bool]) -> _Test:
     """A test that compares a stored text, or number, with a bound of the same kind."""
     if isinstance(bound, str):
@@ -230,7 +238,7 @@ def _number(stored: Any) -> float | None:
     """A stored number, or the number that a stored text is; None for anything else."""
     if isinstance(stored, str):
         stored = _parsed(stored)
-    if isinstance(stored, bool) or not isinstance(stored, (int, float)):
+    if not _is_number(stored):
         return None
     return stored if isinstance(stored, int) or math.isfinite(stored) else None
 
@@ -242,13 +250,30 @@ def _elements(stored: Any) -> Iterable[Any]:
     return stored if isinstance(stored, list) else ()
 
 
-@lru_cache(maxsize=1 << 16)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(given: Any) -> Any:
+    """For JSON: a mapping of another type than dict. Raises TypeError for anything else."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    raise TypeError(f"it has a {type(given).__name__}")
+
+
 def _parsed(text: str) -> Any:
     """The JSON value that a text is; None if it is none."""
+    return _parse_short(text) if len(text) <= 32 else _parse(text)
+
+
+def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+_parse_short = lru_cache(maxsize=1 << 14)(_parse)  # numbers of one filter after the other
 
 
 def _bound(given: Any, where: str) -> float | str:
@@ -271,5 +296,8 @@ def _check_depth(depth: int) -> None:
 
 
 def _shown(given: Any) -> str:
-    text = json.dumps(given)
+    return _cut(json.dumps(given))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."

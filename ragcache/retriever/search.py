@@ -421,7 +421,7 @@ class _Described:
     """The metadata of all documents, and the rows that filters have let pass."""
 
     documents: Sequence[tuple[Mapping[str, Any], range]]
-    passed: dict[str, Ids] = field(default_factory=dict)  # the last used one last
+    passed: dict[bytes, Ids] = field(default_factory=dict)  # the last used one last
 
 
 class _FilteredRows:
@@ -443,11 +443,11 @@ class _FilteredRows:
         """Rows, ascending, of the chunks of all documents that a filter lets pass."""
         with self._lock:
             described = self._described.current()
-            found = described.passed.pop(accepted.given, None)
+            found = described.passed.pop(accepted.digest, None)
             if found is None:
                 passing = (r for metadata, r in described.documents if accepted.passes(metadata))
                 found = np.sort(np.fromiter(chain.from_iterable(passing), np.int64))
-            described.passed[accepted.given] = found
+            described.passed[accepted.digest] = found
             if len(described.passed) > self._MOST:
                 del described.passed[next(iter(described.passed))]
             return found

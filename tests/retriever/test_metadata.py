@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -115,6 +116,9 @@ def test_truth_values_equal_no_numbers_wherever_they_are() -> None:
 
 
 def test_surrogates_are_replaced_as_in_what_is_stored() -> None:
+    for given in ({"a": {"$in": ("\ud800x",)}}, MappingProxyType({"a": "\ud800x"})):
+        assert MetadataFilter.of(given).passes({"a": replace_surrogates("\ud800x")})
+    assert MetadataFilter.of({1: "a", "b": "b"}).passes({"1": "a", "b": "b"})  # type: ignore[dict-item]
     assert MetadataFilter.of({"a": "\ud800x"}).passes({"a": replace_surrogates("\ud800x")})
 
 
@@ -124,6 +128,13 @@ def test_a_long_list_is_looked_up_at_once() -> None:
         *[True] * 4,
         *[False] * 3,
     ]
+
+
+def test_numbers_of_one_hash_are_looked_up_in_time() -> None:
+    alike = [n * (2**61 - 1) for n in range(1, 100_000)]  # all of hash 0
+    accepted = MetadataFilter.of({"a": {"$in": [*alike, 0.5]}})
+    assert accepted.passes({"a": str(alike[-1])}) and accepted.passes({"a": 0.5})
+    assert not accepted.passes({"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -146,8 +157,11 @@ def test_a_long_list_is_looked_up_at_once() -> None:
         ({"a": {"$eq": 1, "b": 2}}, "filter.a.b is no operator"),
         ({"a": float("nan")}, "cannot be written as JSON"),
         ({"a": {1, 2}}, "cannot be written as JSON"),
-        ({"$or": [{"a": n} for n in range(201)]}, "more than 200 conditions"),
-        ({"a": {"$in": [[]] * 201}}, "a list of the filter has 201 values"),
+        ({"$or": [{"a": n} for n in range(50)]}, "more than 100 conditions"),
+        ({"$and": [{}] * 100_000}, "more than 100 conditions"),
+        ({"a": {"$in": [[]] * 100}}, "more than 100 conditions"),
+        ({"k" * 100_000: {"$of": 1}}, "kkk....$of is no operator"),
+        ({"a": object()}, "it has a object"),
         ({"a": "x" * 10_000, "$or": 1}, "filter.$or is 1"),
     ],
 )
