@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -20,7 +19,14 @@ from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.kept_prompts import KeptPrompts
 from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.prompting import PromptBuilder, question_of, read_template
-from ragcache.core.request import PromptRequest, Request, RequestOptions, check_asks, message_text
+from ragcache.core.request import (
+    PromptRequest,
+    Request,
+    RequestOptions,
+    check_asks,
+    message_text,
+    retrieve_options,
+)
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.chat_message import ChatMessage
 from ragcache.engine.template import SEPARATOR
@@ -362,9 +368,7 @@ class RagCache:
         messages = self._messages(request)
         passages, retrieved = self._passages(request, messages, blender)
         # Without passages the chunks stay None, so that the report says why there are none.
-        if not retrieved or not passages:
-            return request
-        return replace(request, chunks=passages, filter=None)
+        return request.with_chunks(passages) if retrieved and passages else request
 
     def _check_request(self, request: Request) -> None:
         """Raise PromptError unless the request has a question or messages, and ContextError for
@@ -392,7 +396,7 @@ class RagCache:
                 self._check_retrieves(request)
                 return [], False
             self.check_usable(blender)
-            return self.retrieve(question, **request.retrieving), True
+            return self.retrieve(question, **retrieve_options(request)), True
         self._check_retrieves(request)
         given = require_list(request.chunks, "chunks")
         passages = [_passage(chunk, number) for number, chunk in enumerate(given)]

@@ -147,7 +147,7 @@ class QualityMonitor:
         if promised is not None and promised.escalated:  # it is full prefill's answer
             return lambda: self.promises.add(cache, promised, disagreed=False)
         chunks = [passage.chunk for passage in answer.passages]
-        same, logits = replace(request, chunks=chunks, filter=None), stream.first_logits
+        same, logits = request.with_chunks(chunks), stream.first_logits
         ratio = float(report.parameters.get("recompute_ratio", 0.0))
 
         def compare() -> None:

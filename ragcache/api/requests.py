@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ragcache.core.request import Misses, RetrieveOptions
+from ragcache.core.request import Misses, RetrieveOptions, retrieve_options
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.retriever.search import Retrieval
 from ragcache.settings import Ratio
@@ -137,14 +137,7 @@ class _RetrieveOptions(StrictModel):
 
     @property
     def retrieving(self) -> RetrieveOptions:
-        return RetrieveOptions(
-            top_k=self.top_k,
-            neighbours=self.neighbours,
-            retrieval=self.retrieval,
-            min_score=self.min_score,
-            mmr=self.mmr,
-            filter=self.filter,
-        )
+        return retrieve_options(self)
 
 
 class _FusionOptions(_RetrieveOptions):

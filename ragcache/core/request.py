@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, Unpack
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from ragcache.blend import Blender
 from ragcache.engine.chat_documents import DocumentsIn
@@ -25,6 +25,7 @@ __all__ = [
     "check_asks",
     "message_text",
     "request_texts",
+    "retrieve_options",
 ]
 
 
@@ -103,17 +104,9 @@ class Request:
     check: Callable[[], None] | None = None
     keep: bool = True
 
-    @property
-    def retrieving(self) -> RetrieveOptions:
-        """What to retrieve for it."""
-        return RetrieveOptions(
-            top_k=self.top_k,
-            neighbours=self.neighbours,
-            retrieval=self.retrieval,
-            min_score=self.min_score,
-            mmr=self.mmr,
-            filter=self.filter,
-        )
+    def with_chunks(self, chunks: Sequence[str | Chunk | Passage]) -> Request:
+        """The same request over these chunks: nothing is retrieved for it, so it has no filter."""
+        return replace(self, chunks=chunks, filter=None)
 
     @property
     def asked(self) -> str:
@@ -127,6 +120,13 @@ class Request:
         """A request with these options. TypeError for unknown ones."""
         check_options(options, RequestOptions.__annotations__, "a question")
         return cls(question, **options)
+
+
+def retrieve_options(given: Any) -> RetrieveOptions:
+    """The options of an object that has them as attributes."""
+    return cast(
+        RetrieveOptions, {name: getattr(given, name) for name in RetrieveOptions.__annotations__}
+    )
 
 
 def message_text(message: Any) -> str:
