@@ -184,11 +184,18 @@ def test_what_can_wait_waits(scheduler: Scheduler) -> None:
         log.append("step")
         return log.count("step") < 2
 
+    submitted = threading.Event()
+
+    def answer(check: Callable[[], None]) -> Iterator[int]:
+        yield 1
+        assert submitted.wait(SOON)
+        yield 2
+
     heard = Heard("q", log)
-    with Held(scheduler):
-        scheduler.submit_recurring(step)
-        scheduler.submit_idle(lambda: log.append("later"))
-        scheduler.submit("t", pieces(2), heard)
+    scheduler.submit("t", answer, heard)
+    scheduler.submit_recurring(step)
+    scheduler.submit_idle(lambda: log.append("later"))
+    submitted.set()
     assert heard.end() == "done"
     scheduler.call(lambda: None).result(SOON)
     while log.count("step") < 2:
