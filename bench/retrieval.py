@@ -26,7 +26,8 @@ from ragcache.eval.bootstrap import Array, Bootstrap
 from ragcache.retriever.bm25 import BM25Index
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.index import Ids, Vectors
-from ragcache.retriever.search import RETRIEVALS, Retrieval, Retriever
+from ragcache.retriever.search import Retriever
+from ragcache.retriever.search_options import RETRIEVALS, Retrieval
 from ragcache.types import Chunk
 
 TOP = 10

@@ -39,7 +39,8 @@ from ragcache.planning.profile import Profile
 from ragcache.retriever.embed import Embedder
 from ragcache.retriever.known_texts import KnownTexts
 from ragcache.retriever.metadata import Filter
-from ragcache.retriever.search import Retrieval, Retriever
+from ragcache.retriever.search import Retriever
+from ragcache.retriever.search_options import Retrieval
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
@@ -473,8 +474,8 @@ class RagCache:
         """The ``top_k`` best chunks, with ``neighbours`` chunks before and after each.
 
         Chunks of one document are in its order. None: as in the settings. The other options are
-        those of :class:`~ragcache.retriever.search.SearchOptions`. Expired documents are deleted
-        first, or left out if another process writes the store.
+        those of :class:`~ragcache.retriever.search_options.SearchOptions`. Expired documents are
+        deleted first, or left out if another process writes the store.
         """
         check_bytes(self.engine, question)
         over = self._expire()

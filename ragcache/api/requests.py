@@ -18,7 +18,7 @@ from pydantic import (
 
 from ragcache.core.request import Misses, RetrieveOptions, retrieve_options
 from ragcache.engine.chat_documents import DocumentsIn
-from ragcache.retriever.search import Retrieval
+from ragcache.retriever.search_options import Retrieval
 from ragcache.settings import Ratio
 from ragcache.text import replace_surrogates_in
 from ragcache.types import Sampling, invalid_id_reason

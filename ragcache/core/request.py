@@ -11,7 +11,7 @@ from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.errors import PromptError
 from ragcache.planning.cost_model import Speeds
 from ragcache.retriever.metadata import Filter
-from ragcache.retriever.search import Retrieval
+from ragcache.retriever.search_options import Retrieval
 from ragcache.settings import Ratio
 from ragcache.types import Certificate, Chunk, Passage, Prompt, Sampling, Tokens
 from ragcache.util.option_names import check_options
@@ -38,8 +38,8 @@ Misses = Literal["exact", "consistent"]
 
 
 class RetrieveOptions(TypedDict, total=False):
-    """What to retrieve; see :class:`~ragcache.retriever.search.SearchOptions`. Absent and None
-    options are taken from the settings."""
+    """What to retrieve; see :class:`~ragcache.retriever.search_options.SearchOptions`. Absent and
+    None options are taken from the settings."""
 
     top_k: int | None  # number of chunks to retrieve
     neighbours: int | None  # number of chunks to add before and after each retrieved chunk

@@ -12,7 +12,7 @@ from ragcache.core.request import Misses
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.langchain.convert import InputChunk
 from ragcache.retriever.metadata import Filter, MetadataFilter
-from ragcache.retriever.search import Retrieval, SearchOptions
+from ragcache.retriever.search_options import Retrieval, SearchOptions
 from ragcache.settings import Ratio
 
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 
 from ragcache.langchain.backend import SearchRequest
 from ragcache.langchain.connection import BackendConnection
-from ragcache.retriever.search import Retrieval
+from ragcache.retriever.search_options import Retrieval
 from ragcache.util.option_names import check_options
 
 _OPTIONS = "k", "neighbours", "retrieval", "min_score", "mmr", "filter"
@@ -26,8 +26,8 @@ class RagCacheRetriever(BackendConnection, BaseRetriever):
 
     It adds ``neighbours`` chunks before and after each of them from the same document, and keeps a
     document's chunks together and in order, so that text follows what it refers to. The other
-    options are those of :class:`~ragcache.retriever.search.SearchOptions`. All may be given to the
-    constructor and to ``invoke``; None takes the settings of the store or service, and for
+    options are those of :class:`~ragcache.retriever.search_options.SearchOptions`. All may be given
+    to the constructor and to ``invoke``; None takes the settings of the store or service, and for
     ``filter`` all documents.
     ``store=`` or ``base_url=`` says which one, see :class:`BackendConnection`.
     """

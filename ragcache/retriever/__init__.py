@@ -9,9 +9,11 @@
 ``record_readers`` files of many. ``formats`` and ``webpage`` extract text from Markdown, PDF and
 HTML; ``encoding`` decodes bytes; ``extraction`` holds their result types and limits. ``split``
 makes chunks, ``embed`` vectors (``embedder_files`` finds a model's files), ``index`` and
-``faiss_index`` search them (``index_file`` is the file format), and ``search`` turns a question
-into passages. ``parts`` finds the chunks of a text that is no document, such as a message:
-``known_texts`` those of the store, and ``boundaries`` those between them.
+``faiss_index`` search them (``index_file`` is the file format), and ``bm25`` searches words.
+``current_index`` keeps the index of a catalog (``searched_catalog``) up to date, and ``search``
+turns a question into passages by ``search_options``, ``metadata`` filters and ``ranking``.
+``parts`` finds the chunks of a text that is no document, such as a message: ``known_texts`` those
+of the store, and ``boundaries`` those between them.
 
 Importing this package loads neither torch nor FAISS: names are resolved on first use.
 """

@@ -15,12 +15,9 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import HashEmbedder, Vectors
 from ragcache.retriever.index import Ids
-from ragcache.retriever.search import (
-    Retrieval,
-    Retriever,
-    fused_ranks,
-    most_relevant_and_unlike,
-)
+from ragcache.retriever.ranking import fused_ranks, most_relevant_and_unlike
+from ragcache.retriever.search import Retriever
+from ragcache.retriever.search_options import Retrieval
 from tests.retriever.conftest import ListCatalog
 
 Kind = Literal["faiss", "numpy"]
@@ -273,7 +270,7 @@ def test_unusable_index_is_rebuilt_and_said_so(
         path.write_bytes(raw[:-1])
     elif damage == "old":
         catalog.generation += 1
-    with caplog.at_level(logging.INFO, "ragcache.retriever.search"):
+    with caplog.at_level(logging.INFO, "ragcache.retriever.current_index"):
         again = Retriever(catalog, EMBEDDER, path, kind)
         assert again.retrieve("river", 3) == expected
         assert "v is rebuilt from the catalog: it" in caplog.text
@@ -311,14 +308,14 @@ def test_index_that_cannot_be_written_is_only_logged(
 def test_chunk_that_goes_during_a_search_is_left_out(
     retriever: Retriever, catalog: ListCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = retriever._current[1].search
+    search = retriever._vectors.current().search
 
     def search_and_lose(queries: Vectors, k: int, among: Ids | None) -> object:
         found = search(queries, k, among)
         catalog.drop("mill")
         return found
 
-    monkeypatch.setattr(retriever._current[1], "search", search_and_lose)
+    monkeypatch.setattr(retriever._vectors.current(), "search", search_and_lose)
     assert texts(retriever, "river", 3) == ["the river rose", "river fell"]
 
 
