@@ -47,7 +47,7 @@ def main() -> None:
         settings = Settings.load(store=folder, model=SMOLLM2)
         with RagCache.open(folder, settings=settings) as cache:
             cache.add(list(read([ARTICLES])))
-            found = {text: cache.retrieve(text, TOP_K) for text in asked}
+            found = {text: cache.retrieve(text, top_k=TOP_K) for text in asked}
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "articles.jsonl"
     with path.open("w", encoding="utf-8") as file:

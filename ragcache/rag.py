@@ -23,6 +23,7 @@ from ragcache.core.request import (
     PromptRequest,
     Request,
     RequestOptions,
+    RetrieveOptions,
     check_asks,
     message_text,
     retrieve_options,
@@ -38,9 +39,8 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
 from ragcache.retriever.embed import Embedder
 from ragcache.retriever.known_texts import KnownTexts
-from ragcache.retriever.metadata import Filter
+from ragcache.retriever.rerank import Reranker
 from ragcache.retriever.search import Retriever
-from ragcache.retriever.search_options import Retrieval
 from ragcache.retriever.split import Splitter
 from ragcache.settings import Ratio, Settings
 from ragcache.store.base import ChunkStore
@@ -100,6 +100,7 @@ class RagCache:
         *,
         tenant: str = "",
         chats: KeptPrompts | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
         self.engine, self.store, self.settings, self.tenant = engine, store, settings, tenant
         self._checked = False
@@ -121,6 +122,8 @@ class RagCache:
             embedder,
             path / "vectors.index",
             settings.index,
+            reranker=reranker,
+            count_tokens=splitter.count,
             may_save=lambda: store.refusal() is None,
         )
         local = engine if isinstance(engine, Engine) else None
@@ -233,8 +236,12 @@ class RagCache:
                 beside.retriever.embedder if beside else setup.load_embedder(catalog, settings)
             )
             record_embedder(catalog, embedder)
-            chats = None if beside is None else beside.chats
-            cache = cls(engine, store, embedder, path, settings, tenant=tenant, chats=chats)
+            cache = cls(
+                *(engine, store, embedder, path, settings),
+                tenant=tenant,
+                chats=None if beside is None else beside.chats,
+                reranker=beside.retriever.reranker if beside else setup.load_reranker(settings),
+            )
             setup.record_settings(catalog, model=absolute_name(name))
             for given in filter(None, (named, settings.embedder)):
                 remember_name(given)
@@ -415,8 +422,8 @@ class RagCache:
 
     def _without(self, retrieved: bool, request: Request) -> str:
         """Why there are no chunks. Raises NoChunksError if the request requires some."""
-        filtered, required = request.filter is not None, request.require_chunks
-        why = self.no_chunks(filtered=filtered) if retrieved else "none were given"
+        required = request.require_chunks
+        why = self.no_chunks(retrieve_options(request)) if retrieved else "none were given"
         if self.settings.require_chunks if required is None else required:
             raise NoChunksError(
                 f"there are no chunks to answer from: {why}. Add documents, or allow answers "
@@ -443,15 +450,20 @@ class RagCache:
         s = self.settings
         return Sampling(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p)
 
-    def no_chunks(self, *, filtered: bool = False) -> str:
-        """Why no chunks are retrieved from this store. ``filtered``: with a filter."""
+    def no_chunks(self, options: RetrieveOptions | None = None) -> str:
+        """Why no chunks are retrieved from this store with these options."""
         whose = f"the store of tenant {self.tenant}" if self.tenant else "the store"
         documents, chunks = self.catalog.size
         if not documents:
             return f"{whose} holds no documents"
         if not chunks:
             return f"the {documents} documents of {whose} have no text"
-        that = " that pass the filter" if filtered else ""
+        search = setup.resolve_search(self.settings, options or {})
+        values = ((name, getattr(search, name)) for name in ("min_score", "top_tokens"))
+        given = [f"{name} {value}" for name, value in values if value is not None]
+        if search.filter is not None:
+            given.insert(0, "the filter")
+        that = f" with {' and '.join(given)}" if given else ""
         return f"nothing was retrieved from the {chunks} chunks of {whose}{that}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:
@@ -460,35 +472,18 @@ class RagCache:
         ``anew`` measures again."""
         return self.profile.measure(self._sample()) if anew else self.profile.speeds(self._sample)
 
-    def retrieve(
-        self,
-        question: str,
-        top_k: int | None = None,
-        neighbours: int | None = None,
-        *,
-        retrieval: Retrieval | None = None,
-        min_score: float | None = None,
-        mmr: float | None = None,
-        filter: Filter | None = None,
-    ) -> list[Passage]:
-        """The ``top_k`` best chunks, with ``neighbours`` chunks before and after each.
+    def retrieve(self, question: str, **options: Unpack[RetrieveOptions]) -> list[Passage]:
+        """The best chunks for a question, and the neighbours of each, as
+        :class:`~ragcache.retriever.search_options.SearchOptions` say.
 
-        Chunks of one document are in its order. None: as in the settings. The other options are
-        those of :class:`~ragcache.retriever.search_options.SearchOptions`. Expired documents are
-        deleted first, or left out if another process writes the store.
+        Options that are absent or None are taken from the settings. Chunks of one document are in
+        its order. Expired documents are deleted first, or left out if another process writes the
+        store. Raises ConfigError and PromptError as :meth:`Retriever.retrieve`.
         """
         check_bytes(self.engine, question)
         over = self._expire()
-        set_to = self.settings
-        return self.retriever.retrieve(
-            question,
-            set_to.top_k if top_k is None else top_k,
-            neighbours=set_to.neighbours if neighbours is None else neighbours,
-            retrieval=set_to.retrieval if retrieval is None else retrieval,
-            min_score=set_to.min_score if min_score is None else min_score,
-            mmr=set_to.mmr if mmr is None else mmr,
-            filter=filter,
-            without=over,
+        return self.retriever.search(
+            question, setup.resolve_search(self.settings, options, without=over)
         )
 
     def close(self) -> None:

@@ -6,14 +6,15 @@ The first value that is used with a store is recorded in it, and is the default 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ragcache.core.embedder_identity import EMBEDDER_DIGEST, check_same_embedder
 from ragcache.core.fit_basis import codec_with_basis
+from ragcache.core.request import RetrieveOptions
 from ragcache.engine.base import ChunkEngine, Engine
 from ragcache.engine.hf.device import published_dtype, resolve_device, resolve_dtype
 from ragcache.engine.template import PromptTemplate
@@ -23,6 +24,8 @@ from ragcache.models.trusted_names import absolute_name, is_trusted
 from ragcache.planning.context import DEFAULT_CONTEXT, EncodingContext, encoding_context
 from ragcache.retriever.embed import Embedder, SentenceTransformerEmbedder
 from ragcache.retriever.embedder_files import PACKAGED
+from ragcache.retriever.rerank import CrossEncoderReranker, Reranker
+from ragcache.retriever.search_options import SearchOptions
 from ragcache.settings import Settings
 from ragcache.store.catalog.catalog import Catalog
 from ragcache.store.disk import kv_shapes
@@ -31,6 +34,7 @@ from ragcache.store.format.codecs import codec, find_codec
 from ragcache.store.format.codecs.basis import bases_of, find_basis
 from ragcache.store.format.codecs.kvtc import LEVELS
 from ragcache.store.key import ChunkKey, with_codec
+from ragcache.util.option_names import check_options
 
 if TYPE_CHECKING:
     from ragcache.engine.hf.engine import TransformersEngine
@@ -41,6 +45,7 @@ __all__ = [
     "PROMPT_DATE",
     "attach_remote",
     "load_embedder",
+    "load_reranker",
     "record_codecs",
     "record_settings",
     "resolve_chunk_tokens",
@@ -48,11 +53,15 @@ __all__ = [
     "resolve_encoding_context",
     "resolve_model_name",
     "resolve_prompt_template",
+    "resolve_search",
     "settle_codec",
 ]
 
 logger = logging.getLogger(__name__)
 
+_TOP_K = 4  # chunks that are retrieved for a question
+_MOST_CHUNKS = 1000  # that are retrieved for a question
+_RERANK = 50  # chunks that a reranker reads for a question
 PROMPT_DATE = "prompt_date"  # setting in the store: the date in its prompts, in ISO format
 
 
@@ -274,3 +283,29 @@ def load_embedder(catalog: Catalog, settings: Settings) -> Embedder:
             f"the store was embedded with {recorded!r}, which cannot be loaded: {error}. If it has "
             "been moved, set RAGCACHE_EMBEDDER, or embedder in ragcache.toml, to its new path"
         ) from error
+
+
+def load_reranker(settings: Settings) -> Reranker | None:
+    """Load the reranker that the settings name, if any. Raises ModelError if it cannot be."""
+    if not settings.reranker:
+        return None
+    return CrossEncoderReranker(settings.reranker)
+
+
+def resolve_search(
+    settings: Settings, given: RetrieveOptions, without: Iterable[str] = ()
+) -> SearchOptions:
+    """The options of a search: those given, or else of the settings. Raises TypeError for unknown
+    ones, and ConfigError for values out of their range."""
+    names = RetrieveOptions.__annotations__
+    check_options(given, names, "a search")
+    chosen: dict[str, Any] = {
+        name: getattr(settings, name, None) if given.get(name) is None else given.get(name)
+        for name in names
+    }
+    if chosen["top_k"] is None:
+        tokens = chosen["top_tokens"]
+        chosen["top_k"] = _TOP_K if tokens is None else min(_MOST_CHUNKS, max(1, tokens))
+    if chosen["rerank"] is None:
+        chosen["rerank"] = _RERANK if settings.reranker else 0
+    return SearchOptions(chosen.pop("top_k"), **chosen, without=without)

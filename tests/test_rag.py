@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def check_adding(cache: RagCache) -> None:
     changed = Document("holt", "Mira Holt moved to Bexley.")
     third = cache.add([changed])
     assert (third.documents, third.precomputed.encoded) == (1, third.chunks)
-    texts = [p.chunk.text for p in cache.retrieve("Mira Holt", 9)]
+    texts = [p.chunk.text for p in cache.retrieve("Mira Holt", top_k=9)]
     assert "Mira Holt moved to Bexley." in texts and not any("parrot" in t for t in texts)
 
 
@@ -57,7 +58,7 @@ def test_metadata_that_changes_is_found_as_it_is(cache: RagCache) -> None:
     for metadata in ({"a=b": "c"}, {"a": "b=c"}, {"a\\=b": "c"}, {"a\\": "b=c"}):
         assert cache.add([Document("one", text, metadata)]).documents == 1
         assert cache.add([Document("one", text, metadata)]).unchanged == 1
-        found = cache.retrieve("Mira", 9, filter=metadata)
+        found = cache.retrieve("Mira", top_k=9, filter=metadata)
         assert {passage.chunk.document for passage in found} == {"one"}
 
 
@@ -70,7 +71,7 @@ def test_old_kv_goes_with_the_last_text_that_used_it(cache: RagCache) -> None:
     assert not any(map(store.has, old)) and all(map(store.has, cache.indexing.keys("holt")))
     assert store.stats().chunks == before - len(old) + 1
     assert cache.delete(["holt"]) == ["holt"] and cache.indexing.keys("holt") == []
-    assert not any("Mira left." in p.chunk.text for p in cache.retrieve("Mira", 9))
+    assert not any("Mira left." in p.chunk.text for p in cache.retrieve("Mira", top_k=9))
 
 
 def test_a_document_whose_time_is_over_is_not_found(
@@ -81,9 +82,11 @@ def test_a_document_whose_time_is_over_is_not_found(
     [news] = [entry for entry in cache.documents() if entry.id == "news"]
     assert news.pinned and news.expires is not None
     [key, *_] = cache.indexing.keys("news")
-    assert any("Friday" in p.chunk.text for p in cache.retrieve("When does the Gull sail?", 9))
+    assert any(
+        "Friday" in p.chunk.text for p in cache.retrieve("When does the Gull sail?", top_k=9)
+    )
     monkeypatch.setattr(time, "time", lambda: news.expires)
-    assert not any("Friday" in p.chunk.text for p in cache.retrieve("When does it sail?", 9))
+    assert not any("Friday" in p.chunk.text for p in cache.retrieve("When does it sail?", top_k=9))
     assert not cache.store.has(key)
     assert [e.id for e in cache.documents()] == sorted(d.id for d in scene.DOCUMENTS)
     with pytest.raises(ConfigError, match="ttl_s is 0: give more than 0 seconds"):
@@ -98,6 +101,19 @@ def test_fused_leaves_a_first_chunk_alone_that_stands_where_it_was_computed(tmp_
     first, *others = answer.report.chunks
     assert first.recomputed == 0 < sum(chunk.recomputed for chunk in others)
     assert answer.report.bytes_loaded
+
+
+@pytest.mark.parametrize("context", ["prefix", "prose"])
+def test_every_order_of_chunks_reuses_as_much(tmp_path: Path, context: str) -> None:
+    with scene.small(tmp_path, encoding_context=context) as cache:
+        cache.add(scene.DOCUMENTS)
+        passages = cache.retrieve(QUESTION, top_k=3, neighbours=0)
+        reports = [
+            cache.ask(QUESTION, chunks=order, ratio=0.3, keep=False).report
+            for order in permutations(passages)
+        ]
+    assert len(passages) == 3 and len({report.reused_tokens for report in reports}) == 1
+    assert len({report.bytes_loaded for report in reports}) == 1
 
 
 def test_a_tier_in_ram_answers_the_same(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_another_embedder_than_the_stores(monkeypatch: pytest.MonkeyPatch) -> No
             load_embedder(catalog, Settings.load(embedder="yours"))
     mute = torch.nn.Linear(1, 1)
     mute.get_embedding_dimension = lambda: None  # type: ignore[assignment]
-    monkeypatch.setattr(embed, "_load", lambda *_: mute)
+    monkeypatch.setattr(embed, "load_model", lambda *_, **__: (mute, "digest"))
     with pytest.raises(ModelError, match="Choose another model"):
         SentenceTransformerEmbedder()
 

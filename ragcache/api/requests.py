@@ -131,6 +131,8 @@ class _RetrieveOptions(StrictModel):
     retrieval: Retrieval | None = None
     min_score: float | None = Field(None, ge=-1, le=1)
     mmr: float | None = Field(None, ge=0, le=1)
+    rerank: int | None = Field(None, ge=0, le=1000)
+    top_tokens: int | None = Field(None, ge=1)
     filter: dict[str, Any] | None = Field(
         None, description='metadata of the documents to search, such as {"year": {"$gte": 2020}}'
     )

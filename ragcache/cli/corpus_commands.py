@@ -27,6 +27,7 @@ from ragcache.cli.options import (
     Remote,
     RemoteCodecs,
     RequireChunks,
+    Reranker,
     Retrieval,
     Store,
     Tenant,
@@ -172,6 +173,7 @@ def batch(
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
     retrieval: Retrieval = None,
+    reranker: Reranker = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of an answer.")] = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
@@ -200,6 +202,7 @@ def batch(
         ratio=ratio,
         top_k=top_k,
         retrieval=retrieval,
+        reranker=reranker,
         max_tokens=max_tokens,
         require_chunks=require_chunks,
         ram_bytes=ram_bytes,

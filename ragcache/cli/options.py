@@ -77,6 +77,10 @@ Retrieval = Annotated[
     str | None,
     typer.Option(help="What chunks are found by: dense (vectors), bm25 (words) or hybrid (both)."),
 ]
+Reranker = Annotated[
+    str | None,
+    typer.Option(help="Cross-encoder that puts chunks in a better order: its name or folder."),
+]
 RequireChunks = Annotated[
     bool | None,
     typer.Option(

@@ -22,6 +22,7 @@ from ragcache.cli.options import (
     Remote,
     RemoteCodecs,
     RequireChunks,
+    Reranker,
     Retrieval,
     Store,
     Tenant,
@@ -221,6 +222,13 @@ def query(
         float | None,
         typer.Option(help="Choose chunks by maximal marginal relevance, 0 (unlike) to 1."),
     ] = None,
+    reranker: Reranker = None,
+    rerank: Annotated[
+        int | None, typer.Option(help="How many chunks the reranker puts in a new order.")
+    ] = None,
+    top_tokens: Annotated[
+        int | None, typer.Option(help="Maximum tokens of the retrieved chunks.")
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(
@@ -271,6 +279,9 @@ def query(
         retrieval=retrieval,
         min_score=min_score,
         mmr=mmr,
+        reranker=reranker,
+        rerank=rerank,
+        top_tokens=top_tokens,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -386,6 +397,7 @@ def serve(
     ratio: Ratio = None,
     top_k: Annotated[int | None, typer.Option(help="Chunks to retrieve.")] = None,
     retrieval: Retrieval = None,
+    reranker: Reranker = None,
     require_chunks: RequireChunks = None,
     ram_bytes: Annotated[
         str | None,
@@ -417,6 +429,7 @@ def serve(
             ratio=ratio,
             top_k=top_k,
             retrieval=retrieval,
+            reranker=reranker,
             require_chunks=require_chunks,
             ram_bytes=ram_bytes,
             remote=remote,

@@ -46,6 +46,8 @@ class RetrieveOptions(TypedDict, total=False):
     retrieval: Retrieval | None  # by vectors (dense), by words (bm25) or by both (hybrid)
     min_score: float | None  # least cosine similarity of a chunk with the question
     mmr: float | None  # 0 to 1: choose by maximal marginal relevance
+    rerank: int | None  # how many of the chunks found the reranker puts in a new order; 0: none
+    top_tokens: int | None  # the most tokens of the chunks with their neighbours
     #: Metadata of the documents to retrieve from, see
     #: :class:`~ragcache.retriever.metadata.MetadataFilter`. None: all.
     filter: Filter | None
@@ -98,6 +100,8 @@ class Request:
     retrieval: Retrieval | None = None
     min_score: float | None = None
     mmr: float | None = None
+    rerank: int | None = None
+    top_tokens: int | None = None
     filter: Filter | None = None
     require_chunks: bool | None = None
     sampling: Sampling | None = None

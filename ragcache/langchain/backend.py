@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from langchain_core.documents import Document
 
-from ragcache.core.request import Misses
+from ragcache.core.request import Misses, RetrieveOptions
 from ragcache.engine.chat_documents import DocumentsIn
 from ragcache.langchain.convert import InputChunk
-from ragcache.retriever.metadata import Filter, MetadataFilter
-from ragcache.retriever.search_options import Retrieval, SearchOptions
+from ragcache.retriever.metadata import MetadataFilter
+from ragcache.retriever.search_options import SearchOptions
 from ragcache.settings import Ratio
 
 
@@ -42,27 +42,18 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """A question to retrieve chunks for. For fields that are None the backend's settings apply."""
+    """A question to retrieve chunks for. For options that are absent or None the backend's settings
+    apply."""
 
     question: str
-    top_k: int | None = None
-    neighbours: int | None = None
-    retrieval: Retrieval | None = None
-    min_score: float | None = None
-    mmr: float | None = None
-    filter: Filter | None = None
+    options: RetrieveOptions = field(default_factory=lambda: RetrieveOptions())
 
     def __post_init__(self) -> None:
         """Raise ConfigError for options out of their range, before they are sent anywhere."""
-        if self.filter is not None:
-            MetadataFilter.of(self.filter)
-        SearchOptions(
-            1 if self.top_k is None else self.top_k,
-            self.neighbours or 0,
-            self.retrieval or "dense",
-            min_score=self.min_score,
-            mmr=self.mmr,
-        )
+        given: dict[str, Any] = {n: v for n, v in self.options.items() if v is not None}
+        if (accepted := given.pop("filter", None)) is not None:
+            MetadataFilter.of(accepted)
+        SearchOptions(given.pop("top_k", 1), **given)
 
 
 @dataclass(frozen=True, slots=True)

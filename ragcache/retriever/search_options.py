@@ -18,13 +18,15 @@ RETRIEVALS: tuple[Retrieval, ...] = "dense", "bm25", "hybrid"
 
 
 class SearchFields(TypedDict, total=False):
-    """Fields of :class:`SearchOptions`."""
+    """Fields of :class:`SearchOptions`, except for ``k``."""
 
     neighbours: int
     retrieval: Retrieval
     filter: Filter | None
     min_score: float | None
     mmr: float | None
+    rerank: int
+    top_tokens: int | None
     without: Iterable[str]
 
 
@@ -44,6 +46,12 @@ class SearchOptions:
     #: Choose among the most similar chunks by maximal marginal relevance: 1 for the similarity to
     #: the question alone, 0 for chunks that are unlike one another. None: all that are similar.
     mmr: float | None = None
+    #: How many of the chunks that were found a reranker puts in its own order, of which the first
+    #: ones are taken. 0: the order stays as it was found.
+    rerank: int = 0
+    #: The most tokens of the chunks, their neighbours included: chunks are taken, the best first,
+    #: until the next one has no room. None: any number.
+    top_tokens: int | None = None
     without: Iterable[str] = ()  # documents to leave out
 
     def __post_init__(self) -> None:
@@ -54,6 +62,11 @@ class SearchOptions:
             raise ConfigError(
                 f"retrieval is {self.retrieval!r}: choose one of {', '.join(RETRIEVALS)}"
             )
+        for name, least in (("rerank", 0), ("top_tokens", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and value >= least) and (name, value) != ("top_tokens", None):
+                raise ConfigError(f"{name} is {value!r}: it is a whole number from {least} on")
         for name, least in (("min_score", -1), ("mmr", 0)):
             value = getattr(self, name)
             fits = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -66,11 +79,16 @@ class SearchOptions:
         return self.min_score is not None or self.mmr is not None
 
     @property
+    def candidates(self) -> int:
+        """How many chunks are to be found, of which k are taken."""
+        return max(self.k, self.rerank)
+
+    @property
     def depth(self) -> int:
         """How many chunks each index is asked for."""
         if self.retrieval == "dense" and self.mmr is None:
-            return self.k
-        return max(50, 4 * self.k)
+            return self.candidates
+        return max(50, 4 * self.candidates)
 
 
 def check_k(k: int) -> None:

@@ -139,7 +139,19 @@ class Settings(SourcedSettings):
         description="Length in characters from which the texts of messages are searched for "
         "chunks whose KV can be reused. 0: never.",
     )
-    top_k: int = Field(4, ge=1, le=1000, description="Chunks to retrieve, at most 1000.")
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Chunks to retrieve, at most 1000. Default: 4, or as many as top_tokens has "
+        "room for.",
+    )
+    top_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum tokens of the retrieved chunks and their neighbours: the best ones "
+        "that fit are used. Default: no limit.",
+    )
     neighbours: int = Field(
         1,
         ge=0,
@@ -158,6 +170,18 @@ class Settings(SourcedSettings):
         le=1,
         description="Choose chunks by maximal marginal relevance: 1 for relevance alone, 0 for "
         "chunks that are unlike one another. Default: off, the most similar ones.",
+    )
+    reranker: str = Field(
+        "",
+        description="Cross-encoder of sentence-transformers that puts the chunks that were found "
+        "in a better order: a name or folder. Default: none.",
+    )
+    rerank: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="How many of the best chunks the reranker puts in a new order, at most 1000. "
+        "Default: 50 with a reranker, else 0.",
     )
     require_chunks: bool = Field(
         False,

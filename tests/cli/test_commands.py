@@ -22,10 +22,12 @@ from ragcache.core.generate import GenerationStream
 from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.dataset import load_dataset
 from ragcache.retriever.embed import HashEmbedder
+from ragcache.retriever.rerank import CrossEncoderReranker
 from ragcache.settings import Settings
 from ragcache.store import Catalog, DiskStore
 from ragcache.types import Document
 from tests import scene
+from tests.cross_encoder import make_cross_encoder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -297,22 +299,37 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
 
 def test_a_question_of_some_documents(run: Run, model: Path) -> None:
     records = [
-        {"id": f"d{year}", "text": f"Mira lived in town {year}.", "metadata": {"year": year}}
-        for year in (1990, 2000, 2010)
+        {"id": f"d{year}", "text": f"Mira lived in {town} {year}.", "metadata": {"year": year}}
+        for year, town in ((1990, "mill"), (2000, "boat"), (2010, "bridge"))
     ]
     Path("towns.jsonl").write_text("\n".join(map(json.dumps, records)))
-    assert run("index", "towns.jsonl", "--model", model)[0] == 0
-    asked = ("query", "Where did Mira live?", "--explain", "--max-tokens", 1, "--filter")
+    assert run("index", "towns.jsonl", "--model", model, "--chunk-tokens", 64)[0] == 0
+    question = "Where is the mill?"
+    asked = ("query", question, "--explain", "--max-tokens", 1, "--filter")
     code, out, _ = run(*asked, '{"year": {"$between": [1995, 2005]}}')
     assert code == 0 and "d2000#0" in out and "d1990#0" not in out
     code, out, _ = run(*asked, "{}", "--retrieval", "bm25", "--top-k", 1, "--mmr", 0.5)
     assert code == 0 and "d1990#0" in out
     code, out, err = run(*asked, "{}", "--min-score", 1, "--require-chunks")
-    assert code == 4 and "nothing was retrieved" in err
+    assert code == 4 and "with the filter and min_score 1.0" in err
+    code, out, err = run(*asked, "{}", "--top-tokens", 1, "--require-chunks")
+    assert code == 4 and "with the filter and top_tokens 1" in err
+    code, out, err = run(*asked, "{}", "--rerank", 3)
+    assert code == 1 and "there is no reranker: set reranker" in err
+    folder = str(make_cross_encoder(Path("ranks")))
+    texts = [str(record["text"]) for record in records]
+    scores = CrossEncoderReranker(folder).scores(question, texts)
+    best, worst = records[scores.argmax()]["id"], records[scores.argmin()]["id"]
+    (nearest,) = set(re.findall(r"d\d+(?=#0)", run(*asked, "{}", "--top-k", 1)[1]))
+    reranked = (*asked, "{}", "--reranker", folder, "--top-k", 1)
+    code, out, _ = run(*reranked)
+    assert code == 0 and f"{best}#0" in out and f"{worst}#0" not in out
+    code, out, _ = run(*reranked, "--rerank", 0)
+    assert code == 0 and f"{nearest}#0" in out
     code, out, err = run(*asked, "{}", "--retrieval", "sparse")
     assert code == 1 and "retrieval" in err and "hybrid" in err
     code, out, err = run(*asked, '{"year": 1}', "--require-chunks")
-    assert code == 4 and "from the 3 chunks of the store that pass the filter" in err
+    assert code == 4 and "from the 3 chunks of the store with the filter" in err
     for given, said in (
         ("{year: 1}", "--filter is not JSON"),
         ('["year"]', 'filter is ["year"]: give an object'),

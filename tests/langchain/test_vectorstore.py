@@ -230,6 +230,10 @@ def test_the_retriever_takes_filters(store: RagCacheVectorStore, asynchronous: b
     assert len(search(filter={}, k=2, mmr=0.5)) == 2
     with pytest.raises(ConfigError, match="mmr is 2"):
         search(mmr=2)
+    with pytest.raises(ConfigError, match="no reranker"):
+        search(rerank=2)
+    assert search(filter={}, k=None, top_tokens=10**4) == {"holt", "mill", "boats"}
+    assert search(filter={}, top_tokens=1) == set()
     with pytest.raises(TypeError, match="min_scores: unknown option of a retriever. Did you mean"):
         search(min_scores=2)
 

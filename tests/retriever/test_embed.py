@@ -121,7 +121,7 @@ def test_packaged_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no/such-model is not on this machine.*Name a folder"):
         SentenceTransformerEmbedder("no/such-model", device="cpu")
-    with pytest.raises(ModelError, match=r"is not an embedding model: it has neither modules.json"):
+    with pytest.raises(ModelError, match=r"is no embedding model: it has neither modules.json"):
         SentenceTransformerEmbedder(str(tmp_path), device="cpu")  # a folder without a model
     with pytest.raises(ModelError, match=r"cannot be loaded: .*the device"):
         SentenceTransformerEmbedder(device="toaster")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
+from numpy.typing import NDArray
 
 from ragcache.errors import ConfigError, PromptError
 from ragcache.retriever.embed import HashEmbedder, Vectors
@@ -194,6 +196,90 @@ def test_marginal_relevance_prefers_what_is_new(retriever: Retriever, catalog: L
     assert len(set(unlike)) == 2 and "apples and apples" in unlike
 
 
+class Longest:
+    """Texts are the more relevant the longer they are."""
+
+    name = "longest"
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def scores(self, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.read = list(texts)
+        return np.array([len(text) for text in texts], np.float32)
+
+
+@pytest.mark.parametrize("retrieval", ["dense", "bm25", "hybrid"])
+def test_the_reranker_chooses_among_the_best(
+    catalog: ListCatalog, tmp_path: Path, retrieval: Retrieval
+) -> None:
+    longest = Longest()
+    for number in range(9):
+        catalog.put(f"d{number}", ["apples " * (9 - number) + "pears " * (number + 1)])
+    made = Retriever(catalog, EMBEDDER, tmp_path / "vectors", reranker=longest)
+
+    def found(k: int, **options: Any) -> list[str]:
+        passages = made.retrieve("apples", k, retrieval=retrieval, **options)
+        return [p.chunk.text for p in passages]
+
+    plain = found(9)
+    for most in (1, 3, 9):
+        first = found(9, rerank=most)
+        assert longest.read == plain[:most]
+        assert first == sorted(plain[:most], key=len, reverse=True) + plain[most:]
+    assert found(2, rerank=9) == sorted(plain, key=len, reverse=True)[:2]
+    assert found(2) == plain[:2]
+    unlike = found(2, rerank=4, mmr=0.5)
+    assert unlike == sorted(longest.read, key=len, reverse=True)[:2] and len(longest.read) == 4
+    assert found(1, rerank=9, min_score=1) == [] == longest.read
+    (best,) = made.retrieve("apples", 1, retrieval=retrieval, rerank=9)
+    cosine = float(EMBEDDER.embed(["apples"])[0] @ EMBEDDER.embed([best.chunk.text])[0])
+    assert best.score == pytest.approx(cosine)
+
+
+def test_a_chunk_that_goes_before_it_is_reranked_is_left_out(
+    catalog: ListCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Retriever(catalog, EMBEDDER, tmp_path / "vectors", reranker=Longest())
+    search = made._vectors.current().search
+
+    def search_and_lose(queries: Vectors, k: int, among: Ids | None) -> object:
+        found = search(queries, k, among)
+        catalog.drop("mill")
+        return found
+
+    monkeypatch.setattr(made._vectors.current(), "search", search_and_lose)
+    found = made.retrieve("river", 3, rerank=3)
+    assert [p.chunk.text for p in found] == ["the river rose", "river fell"]
+
+
+def test_as_many_chunks_as_there_is_room_for(catalog: ListCatalog, tmp_path: Path) -> None:
+    made = Retriever(
+        catalog, EMBEDDER, tmp_path / "vectors", count_tokens=lambda text: len(text.split())
+    )
+
+    def found(tokens: int, neighbours: int = 0, k: int = 9) -> list[str]:
+        passages = made.retrieve("river fell", k, top_tokens=tokens, neighbours=neighbours)
+        return [p.chunk.id for p in passages]
+
+    assert found(1) == []  # the best has two words
+    assert found(2) == ["river#4"] and found(3) == ["river#4"]
+    assert found(4) == ["river#4", "mill#2"]
+    assert found(7) == ["river#0", "river#4", "mill#2"]
+    assert found(7, k=2) == ["river#4", "mill#2"]
+    assert found(10**6) == [p.chunk.id for p in made.retrieve("river fell", 9)]
+    # with its neighbour, a boat of apples, and without, where there is no room for both
+    assert found(6, neighbours=1) == ["river#3", "river#4"]
+    assert found(4, neighbours=1) == ["river#4", "mill#2"]
+    assert found(7, neighbours=1) == ["river#3", "river#4", "mill#2"]
+    for tokens in range(1, 40):
+        for neighbours in range(3):
+            names = found(tokens, neighbours)
+            texts = [made.catalog.chunk(made.catalog.rows_of(n[:-2])[int(n[-1])]) for n in names]
+            assert sum(len(chunk.text.split()) for chunk in texts) <= tokens
+            assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -203,6 +289,12 @@ def test_marginal_relevance_prefers_what_is_new(retriever: Retriever, catalog: L
         ({"mmr": -0.1}, "mmr is -0.1: it is a number from 0 to 1"),
         ({"mmr": "0.5"}, "mmr is '0.5': it is a number from 0 to 1"),
         ({"min_score": True}, "min_score is True"),
+        ({"rerank": -1}, "rerank is -1: it is a whole number from 0 on"),
+        ({"rerank": None}, "rerank is None"),
+        ({"rerank": 5}, "rerank is 5, and there is no reranker: set reranker to the name"),
+        ({"top_tokens": 0}, "top_tokens is 0: it is a whole number from 1 on"),
+        ({"top_tokens": 2.5}, "top_tokens is 2.5"),
+        ({"top_tokens": 9}, "top_tokens needs a retriever that has count_tokens"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -75,8 +75,8 @@ async def search(
     for passage, chunks in await wait_for_future(http_request.receive, future):
         data.append({"object": "ragcache.passage", **passage_json(passage), "chunks": chunks})
     cache = await open_cache(state, tenant)
-    filtered = body.filter is not None
-    no_chunks = None if data else await run_in_thread(lambda: cache.no_chunks(filtered=filtered))
+    asked = body.retrieving
+    no_chunks = None if data else await run_in_thread(lambda: cache.no_chunks(asked))
     return {"object": "list", "data": data, "no_chunks": no_chunks}
 
 

@@ -81,10 +81,14 @@ def test_a_filter_is_of_what_is_searched(ann: httpx.Client) -> None:
         report = ann.post("/v1/chat/completions", json=talk).json()["ragcache"]
         assert [c["id"] for c in report["chunks"]] == ["old#0"]
         nothing = ann.post("/v1/search", json={**asked, "filter": {"year": 1}}).json()
-        assert nothing["data"] == [] and "pass the filter" in nothing["no_chunks"]
+        assert nothing["data"] == [] and "with the filter" in nothing["no_chunks"]
         refused = ann.post("/v1/query", json={**asked, "filter": {"year": {"$from": 1}}})
         assert refused.status_code == 400
         assert "filter.year.$from is no operator" in refused.json()["error"]["message"]
+        absent = ann.post("/v1/query", json={**asked, "rerank": 5})
+        assert absent.status_code == 400 and "no reranker" in absent.json()["error"]["message"]
+        little = ann.post("/v1/search", json={**asked, "filter": {}, "top_tokens": 1}).json()
+        assert little["data"] == [] and "with the filter and top_tokens 1" in little["no_chunks"]
         wrong = ann.post("/v1/search", json={**asked, "retrieval": "sparse", "mmr": 2})
         assert wrong.status_code == 400 and "retrieval" in wrong.json()["error"]["message"]
         deep: Any = 1

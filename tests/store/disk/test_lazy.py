@@ -120,9 +120,11 @@ def test_what_the_writer_does_is_seen(path: Path, holder: tuple[int, Do]) -> Non
 def test_documents_whose_time_is_over_are_left_out(path: Path, holder: tuple[int, Do]) -> None:
     _, do = holder
     with small(path) as cache:
-        assert cache.retrieve("Who keeps a parrot?", 1, 0)[0].chunk.document == "holt"
+        assert (
+            cache.retrieve("Who keeps a parrot?", top_k=1, neighbours=0)[0].chunk.document == "holt"
+        )
         do("from ragcache.store import Catalog; Catalog(store).set_retention('holt', expires=1.0)")
-        found = cache.retrieve("Who keeps a parrot?", 5, 0)
+        found = cache.retrieve("Who keeps a parrot?", top_k=5, neighbours=0)
         assert found and all(passage.chunk.document != "holt" for passage in found)
         assert "holt" not in [entry.id for entry in cache.documents()]
         assert "holt" in [entry.id for entry in cache.catalog.entries()]
