@@ -12,7 +12,7 @@ from ragcache.store.remote.bandwidth import LinkEstimate
 
 __all__ = ["Speeds"]
 
-_VERSION = 3  # raised when a field changes: speeds recorded with another version are measured again
+_VERSION = 4  # raised when a field changes: speeds recorded with another version are measured again
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Speeds:
     read_s: float  # per layer of a chunk that is read
     byte_s: float  # per stored byte
     token_s: float  # per token of the answer after the first
+    #: At least this is what computing takes: a GPU computes while its kernels are launched.
+    launch_s: float = 0.0
     #: Share of the reading time by which reading delays computing, in [0, 1].
     overlap_penalty: float = 0.0
     measured: str = ""  # date and time of the measurement, for display
@@ -46,8 +48,8 @@ class Speeds:
 
     def compute_s(self, rows: float, total: int, placed: int) -> float:
         """Seconds to compute ``rows`` of a prompt of ``total``, of which ``placed`` are loaded."""
-        attended = self.pair_s * rows * total
-        return self.start_s + self.row_s * rows + attended + self.place_s * placed
+        computing = self.start_s + self.row_s * rows + self.pair_s * rows * total
+        return max(self.launch_s, computing) + self.place_s * placed
 
     def load_s(self, reads: int, size: int) -> float:
         """Seconds to read ``size`` stored bytes in ``reads`` layers of chunks."""

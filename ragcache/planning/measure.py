@@ -22,14 +22,18 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.store.base import ChunkStore, Miss, StoredChunk
 from ragcache.store.format.codecs import codec
 from ragcache.store.prefetch import LayerReader
-from ragcache.types import KVPair, KVSpec, LayerLoad, Prompt, Sampling
+from ragcache.types import KVPair, LayerLoad, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 3  # repetitions, of which the median is used
 _FEW = 16  # rows of a typical question
-_MOST_ROWS, _ENOUGH_S = 256, 0.1  # rows are doubled up to this number, or until this many seconds
-_MOST_TOKENS = 2048  # maximum tokens of a prompt
+#: Rows are doubled until a prefill takes this many times as long as that of few rows, or this many
+#: seconds. A GPU takes as long for few rows as for many, until they outweigh the launches of its
+#: kernels, which a prediction for long prompts must not miss.
+_GROWTH, _ENOUGH_S = 4.0, 0.1
+_MOST_ROWS = 1 << 15  # whatever they take
+_TOKENS = 2048  # of a prompt, or twice the rows that are computed
 _DECODED = 8  # tokens that are decoded
 _AT_ONCE, _READINGS = 4, 6  # chunks that are read together; minimum number of reads
 _LOADED = 12  # maximum chunks that are loaded into a prompt
@@ -42,20 +46,47 @@ def measure_speeds(
     read."""
     ordered = sorted({s.key: s for s in sample}.values(), key=lambda s: s.payload_bytes)
     batches = [ordered[at : at + _AT_ONCE] for at in range(0, len(ordered), _AT_ONCE)]
-    reads = _readings(store, batches)
+    reads = _readings(engine, store, batches)
     if not reads:
         return None
     sound = {chunk.key for batch in batches for chunk in batch}
     sample = [chunk for chunk in sample if chunk.key in sound]
     read_s, byte_s = _fit([(parts, size) for parts, size, _ in reads], [s for *_, s in reads])
     runs, token_s = _runs(engine, round(median(chunk.tokens for chunk in sample)))
-    costs = [(1.0, rows, rows * total, total - rows) for rows, total, _ in runs]
-    start_s, row_s, pair_s, place_s = _fit(costs, [seconds for *_, seconds in runs])
+    speeds = replace(_compute_speeds(runs), read_s=read_s, byte_s=byte_s)
     if token_s is None:  # the answer ended at once
-        token_s = start_s + row_s + pair_s * runs[-1][1]
+        token_s = speeds.compute_s(1, runs[-1][1], 0)
     decode_s = {name: _decoding(store, sample, name) for name in store.remote_codecs}
-    speeds = Speeds(start_s, row_s, pair_s, place_s, read_s, byte_s, token_s, decode_s=decode_s)
+    speeds = replace(speeds, token_s=token_s, decode_s=decode_s)
     return replace(speeds, overlap_penalty=_overlap_penalty(engine, store, sample, speeds))
+
+
+def _compute_speeds(runs: Sequence[tuple[int, int, float]]) -> Speeds:
+    """The speeds of computing that explain (rows, rows of the prompt, seconds) of prefills best;
+    all other speeds are 0.
+
+    Either everything adds up, as on a CPU, or computing takes at least as long as launching the
+    kernels, as on a GPU: the shortest prefill of rows alone then took as long as the launches.
+    """
+    seconds = [taken for *_, taken in runs]
+    start_s, row_s, pair_s, place_s = _fit(
+        [(1.0, rows, rows * total, total - rows) for rows, total, _ in runs], seconds
+    )
+    found = [Speeds(start_s, row_s, pair_s, place_s, 0, 0, 0)]
+    launch_s = min(taken for rows, total, taken in runs if rows == total)
+    places = [(s - launch_s) / (total - rows) for rows, total, s in runs if rows < total]
+    place_s = max(0.0, min(places, default=0.0))
+    busy = [(r, t, s - place_s * (t - r)) for r, t, s in runs]
+    busy = [(r, t, computing) for r, t, computing in busy if computing > 1.2 * launch_s]
+    if busy:
+        row_s, pair_s = _fit([(r, r * t) for r, t, _ in busy], [s for *_, s in busy])
+        found.append(Speeds(0, row_s, pair_s, place_s, 0, 0, 0, launch_s=launch_s))
+
+    def error(speeds: Speeds) -> float:
+        told = (speeds.compute_s(rows, total, total - rows) for rows, total, _ in runs)
+        return sum((guess / taken - 1) ** 2 for guess, taken in zip(told, seconds, strict=True))
+
+    return min(found, key=error)
 
 
 def _fit(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -79,7 +110,9 @@ def _fit(costs: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[flo
     return [float(price) for price in best[1] / scale]
 
 
-def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple[int, int, float]]:
+def _readings(
+    engine: Engine, store: ChunkStore, batches: list[list[StoredChunk]]
+) -> list[tuple[int, int, float]]:
     """(layers of chunks read, bytes, seconds) of each batch; if there are few batches, they are
     read several times.
 
@@ -94,8 +127,8 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
             continue
         try:
             if store.description.ram_bytes:
-                _drained(store, batch)
-            seconds = _drained(store, batch)
+                _drained(engine, store, batch)
+            seconds = _drained(engine, store, batch)
         except StoreError as error:
             logger.warning("a chunk is left out of the measurement: %s", error)
             batch[:] = [chunk for chunk in batch if error.key not in (None, chunk.key.digest)]
@@ -106,11 +139,12 @@ def _readings(store: ChunkStore, batches: list[list[StoredChunk]]) -> list[tuple
     return found
 
 
-def _drained(store: ChunkStore, chunks: Sequence[StoredChunk]) -> float:
-    """Seconds to read all layers of chunks. Raises StoreError if one is damaged."""
+def _drained(engine: Engine, store: ChunkStore, chunks: Sequence[StoredChunk]) -> float:
+    """Seconds to read all layers of chunks, and to copy them to the engine's device. Raises
+    StoreError if one is damaged."""
     began = time.perf_counter()
     layers = range(chunks[0].spec.layers)
-    with LayerReader(store, chunks) as reader:
+    with LayerReader(store, chunks, upload=engine.upload) as reader:  # closing waits for copies
         reader.start(layers)
         for layer in layers:
             reader.layer(layer)
@@ -135,20 +169,26 @@ def _decoding(store: ChunkStore, sample: Sequence[StoredChunk], name: str) -> fl
 
 
 def _runs(engine: Engine, chunk: int) -> tuple[list[tuple[int, int, float]], float | None]:
-    """(rows computed, rows of the prompt, seconds) of several prefills, and seconds per decoded
-    token; None if no token was decoded. Rows that are not computed are loaded, in chunks of
-    ``chunk`` tokens."""
+    """(rows computed, rows of the prompt, seconds) of several prefills, the last one of most rows,
+    and seconds per decoded token; None if no token was decoded.
+
+    Rows that are not computed are loaded, in chunks of ``chunk`` tokens.
+    """
     timed = partial(_timed, engine, chunk)
-    total = max(1, min(_MOST_TOKENS, engine.context_tokens - _DECODED))
-    few = min(_FEW, total)
+    most = max(1, engine.context_tokens - _DECODED)
+    few = min(_FEW, most)
     timed(few, few, rounds=1)  # warms up
-    rows = few
-    while True:
-        seconds, _ = timed(rows, rows, rounds=1)
-        if seconds > _ENOUGH_S or rows * 2 > min(_MOST_ROWS, total // 2):
-            break
+    least, _ = timed(few, few, rounds=1)
+    rows, seconds, between = few, least, list[int]()
+    while seconds <= min(_ENOUGH_S, _GROWTH * least) and 2 * rows <= min(_MOST_ROWS, most // 2):
         rows *= 2
-    shapes = dict.fromkeys([(few, few), (rows, rows), (few, total), (rows, total)])
+        seconds, _ = timed(rows, rows, rounds=1)
+        between.append(rows)
+    total = min(most, max(_TOKENS, 2 * rows))
+    middle = between[len(between) // 2] if between else few
+    shapes = dict.fromkeys(
+        [(few, few), (middle, middle), (rows, rows), (few, total), (rows, total)]
+    )
     runs, last = [], None
     for computed, prompt in shapes:
         seconds, last = timed(computed, prompt)
@@ -169,7 +209,7 @@ def _overlap_penalty(
     Compares a fused prefill with the same prefill whose KV is in memory. Where possible it computes
     for at least as long as it reads, since waiting for a slow disk is no delay of computing.
     """
-    room = min(_MOST_TOKENS, engine.context_tokens - _DECODED) // 2
+    room = min(_TOKENS, engine.context_tokens - _DECODED) // 2
     ends = accumulate(chunk.tokens for chunk in sample)
     chunks = [c for c, end in zip(sample[:_LOADED], ends, strict=False) if end <= room]
     if not chunks:
@@ -177,13 +217,11 @@ def _overlap_penalty(
     lengths = [chunk.tokens for chunk in chunks]
     size, rows, delays = sum(lengths), _FEW, []
     try:
-        reading = _drained(store, chunks)
-        while 2 * rows <= min(_MOST_ROWS, room) and (
-            speeds.compute_s(rows, size + rows, size) < 1.2 * reading
-        ):
+        reading = _drained(engine, store, chunks)
+        while 2 * rows <= room and (speeds.compute_s(rows, size + rows, size) < 1.2 * reading):
             rows *= 2
         for _ in range(_ROUNDS):
-            alone, _ = _fused(engine, lengths, rows, _Zeros(engine.spec, lengths))
+            alone, _ = _fused(engine, lengths, rows, _Zeros(engine, lengths))
             with LayerReader(store, chunks, upload=engine.upload) as reader:
                 together, _ = _fused(engine, lengths, rows, reader)
             delays.append(together - max(alone, reading))
@@ -200,7 +238,7 @@ def _timed(
     """Median seconds of a prefill of ``total`` rows, of which ``rows`` are computed and the others
     placed, in chunks of ``chunk`` tokens."""
     lengths = [min(chunk, total - rows - at) for at in range(0, total - rows, chunk)]
-    source = _Zeros(engine.spec, lengths)
+    source = _Zeros(engine, lengths)
     runs = [_fused(engine, lengths, rows, source) for _ in range(rounds)]
     return median(seconds for seconds, _ in runs), runs[-1][1]
 
@@ -220,12 +258,17 @@ def _fused(
 
 
 class _Zeros:
-    """A KVSource of zeros in memory."""
+    """A KVSource of zeros in the memory of the engine's device, where a layer is that was read and
+    copied."""
 
-    def __init__(self, spec: KVSpec, lengths: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, lengths: Sequence[int]) -> None:
+        spec = engine.spec
         dtype = getattr(torch, spec.dtype)
         shapes = [(spec.kv_heads, length, spec.head_dim) for length in lengths]
-        self._layer = [(torch.zeros(s, dtype=dtype), torch.zeros(s, dtype=dtype)) for s in shapes]
+        layer = [(torch.zeros(s, dtype=dtype), torch.zeros(s, dtype=dtype)) for s in shapes]
+        self._layer: list[KVPair] = layer
+        if engine.upload is not None and layer:
+            self._layer = engine.upload(layer).taken()
 
     def start(self, layers: Sequence[int]) -> None:
         pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -19,10 +19,17 @@ from ragcache.planning.cost_model import Speeds
 from ragcache.planning.profile import Profile
 from ragcache.rag import RagCache
 from ragcache.store import Catalog, ChunkKey, DiskStore
+from ragcache.store.base import StoredChunk
 from ragcache.store.tiers.ram import RamTier
+from ragcache.types import KVPair
 from tests import models, scene
 
-SPEEDS = Speeds(0.1, 0.01, 0.001, 0.002, 0.003, 0.0004, 0.5, 0.25, "today", {"int8": 0.1})
+SPEEDS = Speeds(
+    *(0.1, 0.01, 0.001, 0.002, 0.003, 0.0004, 0.5),
+    overlap_penalty=0.25,
+    measured="today",
+    decode_s={"int8": 0.1},
+)
 
 
 @pytest.fixture
@@ -34,6 +41,9 @@ def cache(tmp_path: Path) -> Iterator[RagCache]:
 
 def test_prices_add_up() -> None:
     assert SPEEDS.compute_s(5, 100, 90) == pytest.approx(0.1 + 0.05 + 0.5 + 0.18)
+    launched = replace(SPEEDS, launch_s=0.7)
+    assert launched.compute_s(5, 100, 90) == pytest.approx(0.7 + 0.18)
+    assert launched.compute_s(9, 100, 0) == SPEEDS.compute_s(9, 100, 0)
     assert SPEEDS.load_s(4, 10) == pytest.approx(0.012 + 0.004)
 
 
@@ -82,6 +92,22 @@ def test_prices_are_found_again() -> None:
     ]
     seconds = [SPEEDS.compute_s(rows, pairs // rows, placed) for _, rows, pairs, placed in costs]
     assert measure._fit(costs, seconds) == pytest.approx([0.1, 0.01, 0.001, 0.002])
+
+
+def test_what_launches_hide_is_found() -> None:
+    """A GPU's prefill of few rows takes as long as its launches; a CPU's times add up."""
+    shapes = [(16, 16), (256, 256), (4096, 4096), (16, 8192), (4096, 8192)]
+    gpu = Speeds(0, 4e-5, 1e-9, 2e-7, 0, 0, 0, launch_s=0.03)
+    cpu = Speeds(0.01, 4e-4, 1e-8, 2e-7, 0, 0, 0)
+    for speeds in (gpu, cpu):
+        runs = [(r, t, speeds.compute_s(r, t, t - r)) for r, t in shapes]
+        found = measure._compute_speeds(runs)
+        assert found.launch_s == pytest.approx(speeds.launch_s)
+        for rows, total in ((1000, 1000), (1000, 8192), (30000, 30000)):
+            placed = total - rows
+            expected = speeds.compute_s(rows, total, placed)
+            assert found.compute_s(rows, total, placed) == pytest.approx(expected, rel=0.01)
+    assert measure._compute_speeds([(16, 16, 0.03)]).compute_s(16, 16, 0) == pytest.approx(0.03)
 
 
 def test_no_price_is_negative() -> None:
@@ -159,6 +185,40 @@ def test_what_is_recorded_is_for_one_model_and_one_way_to_store(tmp_path: Path) 
             Profile(engine, store, Catalog(auto)).setting for engine in engines for store in stores
         ]
     assert len(set(names)) == len(names)
+
+
+def test_what_is_read_is_copied_to_the_device(
+    cache: RagCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading takes as long as its copies, and what is placed is on the device already."""
+    copied = list[KVPair]()
+    finished = list[int]()
+
+    class Copy:
+        def __init__(self, parts: Sequence[KVPair]) -> None:
+            self.parts = [(keys.clone(), values.clone()) for keys, values in parts]
+            copied.extend(self.parts)
+
+        def taken(self) -> list[KVPair]:
+            return self.parts
+
+        def finish(self) -> None:
+            finished.append(len(copied))
+
+    monkeypatch.setattr(cache.engine, "upload", Copy)
+    assert isinstance(cache.engine, TransformersEngine)
+    [key, *_] = cache.indexing.keys("holt")
+    chunk = cache.store.get_header(key)
+    assert isinstance(chunk, StoredChunk)
+    assert measure._drained(cache.engine, cache.store, [chunk]) > 0
+    assert len(copied) == chunk.spec.layers and finished
+    zeros = measure._Zeros(cache.engine, [5, 3])
+    assert all(
+        mine is theirs
+        for pair, there in zip(zeros.layer(0), copied[-2:], strict=True)
+        for mine, theirs in zip(pair, there, strict=True)
+    )
+    assert cache.speeds(anew=True) is not None
 
 
 def test_damaged_chunks_are_left_out(cache: RagCache) -> None:
