@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ragcache.engine.base import AttentionCall, AttentionRule
 from ragcache.engine.hf.grouped_attention import GroupedAttention
 from ragcache.engine.hf.onednn import SDPA
-from ragcache.engine.kernels.row_attention import RowAttention, without_cudnn
+from ragcache.engine.kernels.row_attention import RowAttention
 
 __all__ = ["EagerAttentionCall"]
 
@@ -184,8 +184,7 @@ class PartialForward(AttentionOverride):
             out = self.partial.sdpa(query, key, value, attention_mask, kwargs.get("scaling"))
             if out is not None:
                 return out, None
-        with without_cudnn() if query.is_cuda else nullcontext():
-            return self.model_attention(module)(module, query, key, value, attention_mask, **kwargs)
+        return self.model_attention(module)(module, query, key, value, attention_mask, **kwargs)
 
     def _call(
         self,

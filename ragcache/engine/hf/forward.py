@@ -13,6 +13,7 @@ from ragcache.engine.base import AttentionRule, PrefillCallbacks
 from ragcache.engine.hf.attention_hook import AttentionOverride, PartialForward
 from ragcache.engine.hf.layer_hooks import DecoderLayers
 from ragcache.engine.hf.prompt_cache import PlacedKV
+from ragcache.engine.kernels.row_attention import without_cudnn
 from ragcache.util.buffer_pool import BufferPool
 
 
@@ -57,6 +58,7 @@ class Forward:
         kv.begin(len(tokens))
         ids = torch.tensor([tokens], device=self.model.device)
         with ExitStack() as stack:
+            stack.enter_context(without_cudnn())
             if callbacks is not None:
                 selected = self.layers.kernels.attention
                 override = override or PartialForward(attend, self.config, kv.start, selected)

@@ -83,7 +83,8 @@ class TritonRowAttention(RowAttention):
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Disable SDPA's cuDNN backend, which builds a new plan for every length."""
+    """Disable SDPA's cuDNN backend, which builds a new plan for every length: of a prompt, of a
+    batch of chunks, and of each token that is decoded."""
     was = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
