@@ -260,11 +260,15 @@ class FusionCallbacks(PrefillCallbacks):
         self._capture = capture
         self._captured: list[list[KVPair]] = [[] for _ in capture]  # per span of rows, per layer
         self.chosen: list[Tensor] = []
-        self.computed = torch.zeros(len(layout.prompt), dtype=torch.int64)  # layers, per row
+        #: How many layers have computed each row; complete after :meth:`finish`.
+        self.computed = torch.zeros(len(layout.prompt), dtype=torch.int64)
         self._parts = _LoadedParts(layout.loaded_spans)
         self._left: Tensor | None = None  # of the chosen rows, where the layer has narrowed
         self._stored: KVPair | None = None  # of the chosen rows, kept where they are compared
         self._fresh: KVPair | None = None  # the same rows as computed
+        self._rows = torch.empty(0, dtype=torch.int64)  # that the layer computes
+        self._loads = True  # whether it loads
+        self._uncounted = 0  # layers that have computed these rows, which ``computed`` lacks
         self._traces: list[LayerTrace] = []
         self._began = time.perf_counter() if began is None else began
         self._times = (0.0, 0.0, 0.0)  # since then: at the layer, loaded, placed
@@ -292,10 +296,13 @@ class FusionCallbacks(PrefillCallbacks):
         self._view = kv
         compares = len(chosen) and self.selector.compares(layer)
         self._stored = kv.read(chosen) if compares else None
-        self._rows = self._with_fresh(chosen)
-        if not loads:
-            self._rows = torch.cat([self.layout.loaded_text_rows, self._rows]).sort().values
-        self.computed[self._rows] += 1
+        same = len(self.chosen) > 1 and chosen is self.chosen[-2] and loads == self._loads
+        if not same:  # most layers compute the rows of the layer before
+            self._count()
+            self._rows, self._loads = self._with_fresh(chosen), loads
+            if not loads:
+                self._rows = torch.cat([self.layout.loaded_text_rows, self._rows]).sort().values
+        self._uncounted += 1
         self._times = at, loaded, self._now()
         return self._rows
 
@@ -328,7 +335,13 @@ class FusionCallbacks(PrefillCallbacks):
     def finish(self) -> tuple[LayerTrace, ...]:
         """The trace of all layers; to be called after the last one."""
         self._close()
+        self._count()
         return tuple(self._traces)
+
+    def _count(self) -> None:
+        """Add the layers that have computed the present rows to ``computed``."""
+        self.computed[self._rows] += self._uncounted
+        self._uncounted = 0
 
     def captured(self) -> tuple[ChunkKV, ...]:
         """KV of the captured rows, in the order of ``capture``."""
