@@ -336,6 +336,7 @@ class RagCache:
         prompt, passages = self.prompts.build(request, given, messages)
         without = None if passages else self._without(retrieved, request)
         sampling = request.sampling or self.default_sampling
+        self.engine.check_sampling(sampling)
         certificate = None
         if calibration is not None:
             why = why or ("" if self.prompts.is_plain(request) else _NO_PLAIN_QUESTION)

@@ -6,6 +6,7 @@ of documents, chunks and stop strings are replaced (:func:`ragcache.text.replace
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -364,7 +365,8 @@ class Prompt:
 class Sampling:
     """Decoding options. ``temperature`` 0 is greedy; ``seed`` makes sampling reproducible.
 
-    Raises ValueError for values out of range.
+    ``json_schema``: what the answer conforms to, unless ``max_tokens`` or a stop string ends it
+    early: a JSON schema, as a mapping or as JSON text. Raises ValueError for values out of range.
     """
 
     max_tokens: int = 64
@@ -372,6 +374,7 @@ class Sampling:
     top_p: float = 1.0
     stop: Sequence[str] = ()
     seed: int | None = None
+    json_schema: str | Mapping[str, Any] | None = None  # as JSON text, once it is checked
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -383,6 +386,27 @@ class Sampling:
         if isinstance(self.stop, str) or any(not s for s in self.stop):
             raise ValueError("stop must be a list of strings, none of them empty")
         object.__setattr__(self, "stop", tuple(map(replace_surrogates, self.stop)))
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
+
+    @property
+    def schema_text(self) -> str | None:
+        """``json_schema`` as JSON text."""
+        assert self.json_schema is None or isinstance(self.json_schema, str)
+        return self.json_schema
+
+
+def _schema_text(schema: str | Mapping[str, Any]) -> str:
+    try:
+        found = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(found, Mapping):
+            raise ValueError("it is no object")
+        return json.dumps(dict(found))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"json_schema is no JSON schema: {error}. Give an object, such as "
+            '{"type": "object", "properties": {"name": {"type": "string"}}}'
+        ) from error
 
 
 class LayerUpload(Protocol):

@@ -3,7 +3,7 @@ supported; fields of it that do not affect answers are accepted and ignored."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,8 @@ from pydantic import (
 
 from ragcache.core.request import Misses, RetrieveOptions, retrieve_options
 from ragcache.engine.chat_documents import DocumentsIn
+from ragcache.engine.json_format import response_schema
+from ragcache.errors import ConfigError
 from ragcache.retriever.search_options import Retrieval
 from ragcache.settings import Ratio
 from ragcache.text import replace_surrogates_in
@@ -61,7 +63,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -112,6 +113,17 @@ class _SamplingOptions(StrictModel):
     top_p: float | None = Field(None, gt=0, le=1)
     stop: _Stop | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    response_format: dict[str, Any] | None = Field(
+        None, description="text, json_object, or json_schema with a schema that the answer follows"
+    )
+
+    @model_validator(mode="after")
+    def _format(self) -> Self:
+        try:
+            response_schema(self.response_format)
+        except ConfigError as error:
+            raise _FieldError("response_format", str(error)) from error
+        return self
 
     def sampling(self, default: Sampling, most: int | None = None) -> Sampling:
         return Sampling(
@@ -120,6 +132,7 @@ class _SamplingOptions(StrictModel):
             top_p=self.top_p or default.top_p,
             stop=tuple(self.stop or ()),
             seed=self.seed,
+            json_schema=response_schema(self.response_format),
         )
 
 
@@ -286,7 +299,6 @@ class Chat(_SamplingOptions):
     logit_bias: Any = None
     presence_penalty: Any = None
     frequency_penalty: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None

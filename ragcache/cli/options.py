@@ -16,6 +16,7 @@ from ragcache.cli.output import loading, print_note
 from ragcache.errors import ConfigError, StoreError
 from ragcache.models import TINY
 from ragcache.settings import Settings
+from ragcache.types import Sampling
 
 if TYPE_CHECKING:
     from ragcache.rag import RagCache
@@ -108,6 +109,17 @@ def parse_filter(given: str | None) -> Filter | None:
         ) from error
     MetadataFilter.of(found)
     return cast("Filter", found)
+
+
+def read_schema(path: Path) -> str:
+    """The JSON schema in a file. Raises ConfigError for anything that is not one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return Sampling(json_schema=text).schema_text or ""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be used: {error}") from error
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:

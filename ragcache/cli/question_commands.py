@@ -32,6 +32,7 @@ from ragcache.cli.options import (
     note_prompt_date,
     opened,
     parse_filter,
+    read_schema,
 )
 from ragcache.cli.output import figures, loading, out, print_note, progress
 from ragcache.cli.render.answers import (
@@ -246,6 +247,9 @@ def query(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the answer follows.")
+    ] = None,
     explain: Annotated[bool, typer.Option(help="Show what was reused, and what it cost.")] = False,
     report: Annotated[
         Path | None,
@@ -292,7 +296,8 @@ def query(
         remote_codecs=remote_codecs,
     )
     sampling = Sampling(
-        settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed
+        *(settings.max_tokens, settings.temperature, settings.top_p, tuple(stop or ()), seed),
+        json_schema=None if json_schema is None else read_schema(json_schema),
     )
     request = Request(question, sampling=sampling, filter=parse_filter(where))
     share = None if settings.ratio == "auto" else settings.ratio

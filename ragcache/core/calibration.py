@@ -133,6 +133,8 @@ class Calibration:
     def _uncovered(self, made: Blender, sampling: Sampling, chunks: int) -> str:
         if sampling.temperature > 0:
             return "greedy answers were calibrated, and this one is sampled"
+        if sampling.json_schema is not None:
+            return "free answers were calibrated, and this one follows a JSON schema"
         if made.reuses == "nothing":  # full prefill agrees with itself
             return ""
         if self.refuted:

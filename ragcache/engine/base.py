@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ragcache.errors import ConfigError
+
 if TYPE_CHECKING:
     from datetime import date
 
@@ -307,6 +309,14 @@ class ChunkEngine(Encoder):
         the last of them has its text, and the others have none. Incomplete bytes at the end are
         U+FFFD.
         """
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise ConfigError if this engine cannot decode so: by default, with a JSON schema."""
+        if sampling.json_schema is not None:
+            raise ConfigError(
+                f"{self.name} does not constrain answers to a JSON schema: leave it out, or use "
+                "engine embedded"
+            )
 
     def close(self) -> None:
         """Release resources other than memory, such as connections. By default there are none."""

@@ -10,6 +10,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from ragcache.engine.base import Draft, Prefilled, Step
+from ragcache.engine.json_format import JsonConstraint
 from ragcache.types import Sampling, Tokens
 
 __all__ = ["IncrementalDetokenizer"]
@@ -24,12 +25,17 @@ def decode(
     ends: Collection[int],
     prefilled: Prefilled,
     sampling: Sampling,
+    constraint: JsonConstraint | None = None,
 ) -> Iterator[Step]:
-    """See :meth:`Engine.decode`; ``ends`` as for :class:`IncrementalDetokenizer`."""
+    """See :meth:`Engine.decode`; ``ends`` as for :class:`IncrementalDetokenizer`. ``constraint``:
+    that of ``sampling.json_schema``."""
     sample, detokenizer = _Sampler(sampling), IncrementalDetokenizer(tokenizer, ends, sampling)
     logits, position = prefilled.logits, prefilled.next_position
     while True:
-        step = detokenizer.push(sample(logits))
+        token = sample(logits if constraint is None else constraint.allowed(logits))
+        if constraint is not None:
+            constraint.accept(token)
+        step = detokenizer.push(token)
         yield step
         if step.stopped:
             return

@@ -36,6 +36,7 @@ class ChatRequest:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    response_format: Mapping[str, Any] | None = None  # as in OpenAI's API
     stop: tuple[str, ...] = ()
     timeout: float | None = None  # seconds until TimeoutError
 

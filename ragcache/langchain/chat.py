@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, NoReturn
+from operator import itemgetter
+from typing import Any, Literal, NoReturn
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from pydantic import ConfigDict, PrivateAttr
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from ragcache.core.request import Misses
 from ragcache.engine.chat_documents import DocumentsIn
@@ -39,13 +43,18 @@ _OPTIONS = {
     "top_p",
     "seed",
     "timeout",
+    "response_format",
 }
 #: All options of a call.
 _CALL_OPTIONS = _OPTIONS | {"documents", "stop"}
 #: Options that LangChain binds for its traces.
 _TRACE_OPTIONS = {"ls_structured_output_format", "structured_output_format"}
 
-_NO_TOOLS = "ChatRagCache cannot {what}: its answers are text, without tools or schemas. {instead}"
+_NO_TOOLS = (
+    "ChatRagCache cannot call tools: its answers are text. Call the tool in a step of the chain or "
+    "graph and pass its documents to this model (examples/langchain/agent.py), or let another "
+    "model choose tools."
+)
 
 
 class ChatRagCache(BackendConnection, BaseChatModel):
@@ -86,6 +95,7 @@ class ChatRagCache(BackendConnection, BaseChatModel):
     seed: int | None = None
     stop: list[str] | None = None
     timeout: float | None = None  # seconds
+    response_format: dict[str, Any] | None = None  # as in OpenAI's API
     streaming: bool = False
 
     model_config = ConfigDict(extra="forbid")
@@ -144,16 +154,48 @@ class ChatRagCache(BackendConnection, BaseChatModel):
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
         """Raises NotImplementedError: tools are not supported."""
-        instead = (
-            "Call the tool in a step of the chain or graph and pass its documents to this model "
-            "(examples/langchain/agent.py), or let another model choose tools."
-        )
-        raise NotImplementedError(_NO_TOOLS.format(what="call tools", instead=instead))
+        raise NotImplementedError(_NO_TOOLS)
 
-    def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
-        """Raises NotImplementedError: an answer is text."""
-        instead = "Parse its text with an output parser, or pass it to another model."
-        raise NotImplementedError(_NO_TOOLS.format(what="follow a schema", instead=instead))
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "json_mode"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """A runnable whose answers follow ``schema``, as of LangChain's chat models of OpenAI.
+
+        A Pydantic class gives its instances; a TypedDict or JSON schema gives dictionaries. The
+        tokens of an answer are chosen among those that the schema allows, so it is valid unless
+        ``max_tokens`` ends it early. With ``json_mode`` any object is allowed, and parsed by the
+        schema. The model is not told the schema: describe it in the prompt. ``strict`` changes
+        nothing. Raises ValueError for another method, and TypeError for other options.
+        """
+        if method not in ("json_schema", "json_mode"):
+            raise ValueError(f"method is {method!r}: use json_schema or json_mode")
+        if kwargs:
+            raise TypeError(f"{next(iter(kwargs))}: unknown option of with_structured_output")
+        wanted = convert_to_json_schema(schema)
+        named = {"name": wanted.get("title", "answer"), "schema": wanted}
+        form: dict[str, Any] = {"type": "json_schema", "json_schema": named}
+        model: Runnable[LanguageModelInput, Any] = self.bind(
+            response_format=form if method == "json_schema" else {"type": "json_object"},
+            ls_structured_output_format={"kwargs": {"method": method}, "schema": wanted},
+        )
+        parser: Runnable[Any, Any] = JsonOutputParser()
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            parser = PydanticOutputParser(pydantic_object=schema)
+        if not include_raw:
+            return model | parser
+        parsed = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        )
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=model) | parsed.with_fallbacks(
+            [failed], exception_key="parsing_error"
+        )
 
     def get_token_ids(self, text: str) -> list[int]:
         """The text's tokens, by the tokenizer of the backend's model, without special tokens.

@@ -30,7 +30,7 @@ from ragcache.text import replace_surrogates_in
 _TIMEOUT_S = 60.0  # for an answer, by default
 _MODEL_TIMEOUT_S = 5.0  # for the model's name, which an answer does not need
 _RETRY_STATUS = {429, 503}  # the service is busy; Retry-After says for how long
-_SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "seed", "response_format")
 #: Fields of the ``ragcache`` object.
 _OPTIONS = (
     "mode",

@@ -23,6 +23,7 @@ from ragcache.api.serialize import report_json
 from ragcache.api.ticket_queue import DeadlineExceeded
 from ragcache.api.token_counts import count_prompt
 from ragcache.core.request import Request
+from ragcache.engine.json_format import response_schema
 from ragcache.errors import ConfigError
 from ragcache.langchain.backend import AnswerMetadata, ChatRequest, SearchRequest
 from ragcache.langchain.documents import as_document
@@ -172,6 +173,7 @@ class LocalBackend:
             top_p=default.top_p if request.top_p is None else request.top_p,
             stop=request.stop,
             seed=request.seed,
+            json_schema=response_schema(request.response_format),
         )
 
     def _metadata(self, answer: Answer) -> AnswerMetadata:

@@ -297,6 +297,19 @@ def test_index_then_query(run: Run, notes: Path, model: Path) -> None:
     assert code == 0 and "charged" not in out
 
 
+def test_an_answer_follows_a_schema(run: Run, model: Path) -> None:
+    Path("town.txt").write_text("Mira lived in Oslo.")
+    assert run("index", "town.txt", "--model", model)[0] == 0
+    Path("schema.json").write_text('{"enum": ["Oslo", "Bergen"]}')
+    asked = ("query", "Where did Mira live?", "--max-tokens", 30, "--json-schema")
+    code, out, _ = run(*asked, "schema.json")
+    assert code == 0 and json.loads(out) in ("Oslo", "Bergen")
+    Path("schema.json").write_text("{")
+    for file, said in (("schema.json", "no JSON schema"), ("absent.json", "cannot be read")):
+        code, _, err = run(*asked, file)
+        assert code == 1 and said in err
+
+
 def test_a_question_of_some_documents(run: Run, model: Path) -> None:
     records = [
         {"id": f"d{year}", "text": f"Mira lived in {town} {year}.", "metadata": {"year": year}}

@@ -192,8 +192,6 @@ def test_what_cannot_be_is_refused(place: dict[str, Any]) -> None:
         model.invoke(ASKED, mode="no-such-mode")
     with pytest.raises(NotImplementedError, match="cannot call tools: .* in a step of the chain"):
         model.bind_tools([])
-    with pytest.raises(NotImplementedError, match="cannot follow a schema: .* output parser"):
-        model.with_structured_output(dict)
     with pytest.raises(NotImplementedError, match="cannot call tools"):
         model.get_num_tokens_from_messages(ASKED, tools=[dict])
     with pytest.raises(TypeError, match="temprature: .* Did you mean temperature"):

@@ -47,6 +47,7 @@ from ragcache.engine.hf.rope_scaling import (
     unsupported_model,
 )
 from ragcache.engine.hf.tokenizing import TokenizerEngine
+from ragcache.engine.json_format import JsonFormats
 from ragcache.engine.kernels.choose import AttentionShape, choose
 from ragcache.engine.plain_text import PlainText
 from ragcache.engine.self_test import check_engine, supports_attention_rules, supports_packing
@@ -102,6 +103,7 @@ class TransformersEngine(TokenizerEngine, Engine):
         chosen = choose(kernels, shape, layers.rope)
         self.kernels, self.kernel_names = chosen.about, chosen.names
         self._forward = Forward(model, replace(layers, kernels=chosen), BufferPool(SPARE_BYTES))
+        self._formats: JsonFormats | None = None
         self._contexts: dict[Tokens, PlacedKV] = {}  # of the last chunks, the latest last
         self.upload = Uploader(self.device) if self.device.type == "cuda" else None
         self.bos: int | None = tokenizer.bos_token_id
@@ -294,6 +296,8 @@ class TransformersEngine(TokenizerEngine, Engine):
     ) -> Iterator[Step]:
         ends = end_tokens(self.model, self.tokenizer)
         prefilled.kv.crop(prefilled.rows)
+        schema = sampling.schema_text
+        constraint = None if schema is None else self._json_formats().constraint(schema)
         known = None if draft is None or prefilled.repair is not None else DraftReader(draft)
         answer: list[int] = []
 
@@ -305,7 +309,16 @@ class TransformersEngine(TokenizerEngine, Engine):
             prefilled.kv.begin(1)  # the draft's forward has written this row
             return logits
 
-        return decode(following, self.tokenizer, ends, prefilled, sampling)
+        return decode(following, self.tokenizer, ends, prefilled, sampling, constraint)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        if sampling.schema_text is not None:
+            self._json_formats().constraint(sampling.schema_text)
+
+    def _json_formats(self) -> JsonFormats:
+        if self._formats is None:
+            self._formats = JsonFormats(self.tokenizer, end_tokens(self.model, self.tokenizer))
+        return self._formats
 
     def continuation_logits(self, prefilled: Prefilled, tokens: Tokens) -> Tensor:
         room = prefilled.kv.capacity - prefilled.rows

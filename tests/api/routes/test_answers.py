@@ -195,6 +195,22 @@ def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
     assert "Be kind.\n\nIt rains." in prompt_text(chat(ann, **given).json())
 
 
+def test_an_answer_follows_a_schema(ann: httpx.Client) -> None:
+    schema = {"enum": [{"city": "Oslo"}, {"city": "Bergen"}]}
+    form = {"type": "json_schema", "json_schema": {"name": "home", "schema": schema}}
+    given = {"response_format": form, "max_tokens": 60}
+    found = chat(ann, **given).json()["choices"][0]
+    assert json.loads(found["message"]["content"]) in schema["enum"]
+    assert found["finish_reason"] == "stop"
+    answer = ann.post("/v1/query", json={"question": QUESTION, **given}).json()["answer"]
+    assert json.loads(answer) in schema["enum"]
+    text = chat(ann, response_format={"type": "text"}).json()
+    assert text["choices"] == chat(ann).json()["choices"]
+    begun = chat(ann, response_format={"type": "json_object"}, max_tokens=2).json()
+    assert begun["choices"][0]["message"]["content"].startswith("{")
+    assert begun["choices"][0]["finish_reason"] == "length"
+
+
 def test_an_answer_that_has_begun_is_continued(ann: httpx.Client) -> None:
     begun = [*TURNS, {"role": "assistant", "content": "She lives in"}]
     found = chat(ann, begun, documents=[], ragcache={"trace": True}).json()
@@ -219,7 +235,12 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
     [
         ({"n": 2}, None, "n is not supported"),
         ({"logprobs": True}, None, "logprobs is not supported"),
-        ({"response_format": {"type": "json_object"}}, None, "response_format is not"),
+        ({"response_format": {"type": "xml"}}, "response_format", "response_format is one of"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}},
+            None,
+            "answers cannot be made to follow this JSON schema",
+        ),
         ({"colour": "red"}, "colour", "this field is unknown"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"ragcache": {"ratio": 1.5}}, "ragcache.ratio", "less than or equal to 1"),
