@@ -119,7 +119,7 @@ def read_schema(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     except ValueError as error:
-        raise ConfigError(f"{path} cannot be used: {error}") from error
+        raise ConfigError(f"the schema in {path} cannot be used: correct it. {error}") from error
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
