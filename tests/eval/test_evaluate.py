@@ -18,10 +18,12 @@ from ragcache.eval.dataset import (
     load_datasets,
 )
 from ragcache.eval.evaluate import MODES, compare, evaluate, make_blenders
+from ragcache.eval.parallel import run_parallel
 from ragcache.eval.summary import figures
 from ragcache.settings import Settings
 from ragcache.store.memory import MemoryStore
 from tests import models, scene
+from tests.eval import asking
 
 CONTEXT = EvalContext(
     ("Mira Holt plays the cello.", "She was born in Oslo."),
@@ -101,16 +103,13 @@ def test_processes_share_the_questions(tmp_path: Path) -> None:
         compare(settings, asked, chosen, processes=0)
 
 
-def test_what_was_stopped_leaves_no_process_behind(tmp_path: Path) -> None:
-    settings = Settings.load(model=str(scene.save_model(tmp_path / "llama")))
-    asked = {"asked": [CONTEXT, OTHER]}
-
-    def stop(name: str, done: int, total: int) -> None:
+def test_what_was_stopped_leaves_no_process_behind() -> None:
+    def stop(done: int, total: int) -> None:
         if multiprocessing.active_children():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(compare(settings, asked, make_blenders(["full"]), processes=2, progress=stop))
+        run_parallel(asking.nothing, [CONTEXT, OTHER], 2, stop)
     assert not multiprocessing.active_children()
 
 
