@@ -8,6 +8,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,17 @@ def learned_basis(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 def pytest_configure(config: pytest.Config) -> None:
     MET.watch(RagCacheError)
-    gc.disable()  # what is imported and collected stays: there is nothing to free
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """What is imported and collected stays to the end: garbage collection need not look at it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
