@@ -21,6 +21,9 @@ COVER := --cov --cov-report= --cov-fail-under=0
 # No model hub is needed: all models are in packages or in the repository.
 export HF_HUB_OFFLINE := 1
 
+# Many processes import ragcache and its tests: they are compiled once, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-ray test-triton test-vllm check pages docs bench coverage mutants repeat dist hooks clean
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,37 @@ def tiny_model_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def learned_basis(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store's folder with the basis of codec kvtc for the small model, which is also a user's
+    cache that has it. It is learned once for all processes of the tests."""
+    from ragcache.core.fit_basis import codec_with_basis
+    from ragcache.engine.hf.engine import TransformersEngine
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "learned-basis"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        engine = TransformersEngine.load(str(tiny_model_dir), device="cpu", dtype="float32")
+        codec_with_basis(engine, "kvtc16", folder)
+    return folder
+
+
 def pytest_configure(config: pytest.Config) -> None:
     MET.watch(RagCacheError)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """What is imported and collected stays to the end: garbage collection need not look at it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,23 @@ class Site:
         return f"{self.file} {self.kind}: {self.text}"
 
 
-def sites() -> list[Site]:
+@cache
+def sites() -> tuple[Site, ...]:
     """All of them, in the order of files and lines."""
-    return [site for path in sorted((ROOT / "ragcache").rglob("*.py")) for site in _in(path)]
+    return tuple(site for path in sorted((ROOT / "ragcache").rglob("*.py")) for site in _in(path))
 
 
 def _in(path: Path) -> Iterator[Site]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     kinds = CLASSES | {
         node.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ClassDef)
         and any(isinstance(base, ast.Name) and base.id in CLASSES for base in node.bases)
     }
     calls = [
         node
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args
     ]
     for call in sorted(calls, key=lambda node: node.lineno):

@@ -32,6 +32,7 @@ class Module:
         return [*self.name.split("."), "__init__"][1]
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -47,8 +48,13 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def imports(path: Path, tree: ast.Module) -> Iterator[tuple[str, str | None]]:
+@cache
+def imports(path: Path, tree: ast.Module) -> list[tuple[str, str | None]]:
     """Every import, wherever it stands: (module, name), relative ones resolved."""
+    return list(_imports(path, tree))
+
+
+def _imports(path: Path, tree: ast.Module) -> Iterator[tuple[str, str | None]]:
     package = ["ragcache", *path.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

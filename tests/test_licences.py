@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -57,6 +58,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@cache
 def everything() -> dict[str, metadata.Distribution]:
     """All that pyproject.toml asks for, and what that needs in turn."""
     seen: dict[str, metadata.Distribution] = {}

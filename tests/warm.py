@@ -1,8 +1,9 @@
-"""Interpreters that have already imported torch, so that the commands of a page start at once.
+"""Interpreters that have already imported ragcache, so that the commands of a page start at once.
 
 Commands run in a real shell, in processes of their own. Only the start of the interpreter is saved:
 ``python`` and ``ragcache`` on the shell's PATH hand arguments, folder, environment and open files
-to a process that forks for them. Nothing of ragcache is imported before the fork.
+to a process that forks for them. Where PYTHONPATH names another checkout than this one, the fork
+forgets ragcache, and imports it from there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PRELOADED = "torch", "transformers", "sentence_transformers", "faiss", "fastapi", "rich", "pytest"
+#: How wide the terminal of commands is: the console is made before the fork.
+COLUMNS = "100"
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_PRELOADED = (
+    *("torch", "transformers", "sentence_transformers", "faiss", "fastapi", "rich", "pytest"),
+    *("ragcache.cli", "ragcache.rag", "ragcache.engine.hf.engine"),
+)
 _START = "import ragcache.cli; ragcache.cli.main()"
 
 _CLIENT = """#!{python} -SE
@@ -43,7 +50,11 @@ def interpreters(folder: Path) -> Iterator[Path]:
         listening.bind(address)
         listening.listen()
         handed = str(listening.fileno())
-        process = subprocess.Popen([sys.executable, __file__, handed], pass_fds=[int(handed)])
+        process = subprocess.Popen(
+            [sys.executable, __file__, handed],
+            pass_fds=[int(handed)],
+            env=os.environ | {"COLUMNS": COLUMNS},
+        )
         try:
             yield bin
         finally:
@@ -53,6 +64,7 @@ def interpreters(folder: Path) -> Iterator[Path]:
 
 def serve(listening: socket.socket) -> None:
     """Fork for every caller, until the process is ended."""
+    sys.path[0] = _ROOT
     for name in _PRELOADED:
         __import__(name)
     while True:
@@ -77,7 +89,10 @@ def run(data: bytes, files: list[int]) -> int:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if (checkout := os.environ["PYTHONPATH"]) != _ROOT:
+        sys.path[0] = checkout
+        for name in [name for name in sys.modules if name.split(".")[0] == "ragcache"]:
+            del sys.modules[name]
     option, *rest = arguments
     try:
         if option == "-c":

@@ -30,7 +30,7 @@ from ragcache.store import DiskStore
 from ragcache.store.format.header import Header, decode_header
 from ragcache.types import Document
 
-FULL, SHORT = 20, 2
+FULL, SHORT = 20, 1
 EACH = 110  # chunks of the corpus for every kill
 BATCH_TOKENS = 512
 _MOMENT = 0.1  # seconds: a batch or so

@@ -23,7 +23,7 @@ from ragcache.errors import StoreError
 from ragcache.store import DiskStore, Miss
 from ragcache.store.disk.store import Layout
 
-FULL, SHORT = 300, 3  # seconds
+FULL, SHORT = 300, 1  # seconds
 READERS = 4
 CHUNKS = 12
 

@@ -221,12 +221,15 @@ def test_plain_reuse_trips_it_and_the_next_level_is_enough(
         assert explicit.mode == "reuse" and not explicit.fallbacks
 
 
-def test_a_good_mode_never_trips_it(tmp_path: Path, engine: TransformersEngine) -> None:
+@pytest.mark.parametrize("questions", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_good_mode_never_trips_it(
+    tmp_path: Path, engine: TransformersEngine, questions: int
+) -> None:
     with served(tmp_path, engine, "fused", 0.15) as service:
-        assert set(ask_all(service, 20)) == {"as set"}
+        assert set(ask_all(service, questions)) == {"as set"}
         assert (
             service.quality_monitor is not None
-            and service.quality_monitor.status()["sampled"] == 20
+            and service.quality_monitor.status()["sampled"] == questions
         )
 
 

@@ -33,9 +33,11 @@ DOCUMENTS = [Document("report", scene.report(3)), *scene.DOCUMENTS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache of this module: what it learns, the others do not have."""
+def cache_folder(learned_basis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache of this module, with the small model's basis: what else the module learns,
+    the others do not have."""
     folder = tmp_path_factory.mktemp("cache")
+    shutil.copytree(learned_basis / "ragcache", folder / "ragcache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
@@ -327,7 +329,7 @@ def test_damaged_bases_are_not_shared(made: Path, tmp_path: Path) -> None:
     (tmp_path / "remote" / FOLDER).mkdir(parents=True)
     bucket = Bucket(f"file://{tmp_path / 'remote'}")
     name = basis_files(made)[0].name
-    bad = tmp_path / "bad" / FOLDER / "0123456789abcdef.basis"
+    bad = tmp_path / "bad" / FOLDER / "fedcba9876543210.basis"
     bad.parent.mkdir(parents=True)
     bad.write_bytes(b"damaged")
     share_bases(bucket, tmp_path / "bad")

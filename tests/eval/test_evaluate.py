@@ -18,10 +18,12 @@ from ragcache.eval.dataset import (
     load_datasets,
 )
 from ragcache.eval.evaluate import MODES, compare, evaluate, make_blenders
+from ragcache.eval.parallel import run_parallel
 from ragcache.eval.summary import figures
 from ragcache.settings import Settings
 from ragcache.store.memory import MemoryStore
-from tests import models, scene
+from tests import models
+from tests.eval import asking
 
 CONTEXT = EvalContext(
     ("Mira Holt plays the cello.", "She was born in Oslo."),
@@ -77,40 +79,26 @@ def test_contexts_over_the_same_chunks_are_one() -> None:
     assert found[0].contexts == 2
 
 
-def test_processes_share_the_questions(tmp_path: Path) -> None:
-    """Figures are those of one process, and contexts over the same chunks stay one."""
-    settings = Settings.load(model=str(scene.save_model(tmp_path / "llama")))
+def test_processes_share_the_questions() -> None:
+    """In their order, and contexts over the same chunks stay one. That figures are those of one
+    process is tested with a run that goes on where it was killed."""
     apart = [EvalContext(CONTEXT.chunks, (question,)) for question in CONTEXT.questions]
-    asked, told = {"asked": [*apart, OTHER]}, []
-    chosen = make_blenders(["full", "reuse", "random:recompute_ratio=0.5"])
-    ((_, alone),) = compare(settings, asked, chosen, max_tokens=2)
-    ((_, shared),) = compare(
-        settings,
-        asked,
-        chosen,
-        max_tokens=2,
-        processes=3,
-        progress=lambda name, done, total: told.append((name, done, total)),
-    )
-    assert told[0] == ("asked", 0, 4) and told[-1] == ("asked", 4, 4)
-    for one, other in zip(alone, shared, strict=True):
-        assert (one.mode, one.contexts, one.questions) == (other.mode, 2, other.questions)
-        assert one.kl == pytest.approx(other.kl, abs=1e-6)
-        assert (one.charged, one.bytes_loaded) == (other.charged, other.bytes_loaded)
+    contexts, told = [apart[0], OTHER, apart[1]], list[tuple[int, int]]()
+    found = run_parallel(asking.texts, contexts, 3, lambda *steps: told.append(steps))
+    assert [one.model for one in found] == ["Where?", "Where?", "What?", "What?"]
+    assert [one.outcomes["full"].context for one in found] == [0, 1, 1, 0]
+    assert told == [(done, 4) for done in range(5)]
     with pytest.raises(ConfigError, match="processes is 0: it takes at least 1"):
-        compare(settings, asked, chosen, processes=0)
+        compare(Settings.load(), {"asked": contexts}, make_blenders(["full"]), processes=0)
 
 
-def test_what_was_stopped_leaves_no_process_behind(tmp_path: Path) -> None:
-    settings = Settings.load(model=str(scene.save_model(tmp_path / "llama")))
-    asked = {"asked": [CONTEXT, OTHER]}
-
-    def stop(name: str, done: int, total: int) -> None:
+def test_what_was_stopped_leaves_no_process_behind() -> None:
+    def stop(done: int, total: int) -> None:
         if multiprocessing.active_children():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(compare(settings, asked, make_blenders(["full"]), processes=2, progress=stop))
+        run_parallel(asking.texts, [CONTEXT, OTHER], 2, stop)
     assert not multiprocessing.active_children()
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragcache.core.fit_basis import fit_basis
 from ragcache.engine.hf.engine import TransformersEngine
 from ragcache.errors import ConfigError, StoreError
 from ragcache.planning.context import DEFAULT_CONTEXT, encoding_context
@@ -21,7 +20,13 @@ from ragcache.store.disk.store import DiskStore
 from ragcache.store.format.codecs import CODECS, codec
 from ragcache.store.format.codecs import basis as basis_module
 from ragcache.store.format.codecs.base import Bytes
-from ragcache.store.format.codecs.basis import FOLDER, Basis, find_basis, register_bases
+from ragcache.store.format.codecs.basis import (
+    FOLDER,
+    Basis,
+    basis_files,
+    find_basis,
+    register_bases,
+)
 from ragcache.store.format.codecs.kvtc import KVTC, LEVELS, ROUND_UP, _Recent
 from ragcache.store.key import ChunkKey
 from ragcache.types import ChunkKV, KVPair
@@ -39,8 +44,9 @@ def engine(tiny_model_dir: Path) -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def fitted(engine: TransformersEngine) -> Basis:
-    return fit_basis(engine)
+def fitted(learned_basis: Path) -> Basis:
+    [path] = basis_files(learned_basis)
+    return Basis.parse(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
