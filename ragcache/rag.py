@@ -121,6 +121,7 @@ class RagCache:
             embedder,
             path / "vectors.index",
             settings.index,
+            index_recall=settings.index_recall,
             may_save=lambda: store.refusal() is None,
         )
         local = engine if isinstance(engine, Engine) else None
@@ -492,8 +493,10 @@ class RagCache:
         )
 
     def close(self) -> None:
-        """Close the store, and the engine unless it is shared with another instance."""
+        """Close the store, and the engine unless it is shared with another instance. An index that
+        is being built is abandoned: the next instance builds it."""
         try:
+            self.retriever.close()
             self.chunks.close()
         finally:
             if self._owns_engine:

@@ -97,7 +97,7 @@ class ListCatalog:
     def __init__(self, embedder: Embedder | None = None):
         self.embedder = embedder or HashEmbedder()
         self.generation = 0
-        self.rows: dict[int, Chunk] = {}
+        self.chunks: dict[int, Chunk] = {}
         self.metadata: dict[str, Mapping[str, str]] = {}
         self._next = 0
 
@@ -105,33 +105,48 @@ class ListCatalog:
         self.drop(document)
         self.metadata[document] = metadata
         for ordinal, text in enumerate(texts):
-            self.rows[self._next] = Chunk(document, ordinal, text)
+            self.chunks[self._next] = Chunk(document, ordinal, text)
             self._next += 1
 
     def drop(self, document: str) -> None:
-        self.rows = {row: c for row, c in self.rows.items() if c.document != document}
+        self.chunks = {row: c for row, c in self.chunks.items() if c.document != document}
         self.generation += 1
 
     def vectors(self) -> tuple[Ids, Vectors]:
-        ids = np.array(list(self.rows), np.int64)
-        return ids, self.embedder.embed([c.text for c in self.rows.values()])
+        ids = np.array(list(self.chunks), np.int64)
+        return ids, self.embedder.embed([c.text for c in self.chunks.values()])
+
+    def vectors_after(self, row: int, most: int) -> tuple[Ids, Vectors]:
+        found = [one for one in sorted(self.chunks) if one > row][:most]
+        return np.array(found, np.int64), self.vectors_of(found)
+
+    def rows(self) -> Ids:
+        return np.array(sorted(self.chunks), np.int64)
+
+    @property
+    def next_row(self) -> int:
+        return self._next
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len({c.document for c in self.chunks.values()}), len(self.chunks)
 
     def chunk(self, row: int) -> Chunk:
-        return self.rows[row]
+        return self.chunks[row]
 
     def rows_of(self, document_id: str) -> list[int]:
-        return [row for row, c in self.rows.items() if c.document == document_id]
+        return [row for row, c in self.chunks.items() if c.document == document_id]
 
     def page(self, after: int, most: int) -> list[tuple[int, Chunk]]:
-        rows = sorted(row for row in self.rows if row > after)
-        return [(row, self.rows[row]) for row in rows[:most]]
+        rows = sorted(row for row in self.chunks if row > after)
+        return [(row, self.chunks[row]) for row in rows[:most]]
 
     def vectors_of(self, rows: Sequence[int]) -> Vectors:
-        return self.embedder.embed([self.rows[row].text for row in rows])
+        return self.embedder.embed([self.chunks[row].text for row in rows])
 
     def described(self) -> list[tuple[Mapping[str, str], range]]:
         found = []
-        for document in {c.document for c in self.rows.values()}:
+        for document in {c.document for c in self.chunks.values()}:
             rows = self.rows_of(document)
             found.append((self.metadata[document], range(rows[0], rows[-1] + 1)))
         return found

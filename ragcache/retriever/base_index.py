@@ -1,0 +1,159 @@
+"""An approximate index by FAISS of the rows that a catalog had at one time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from ragcache.retriever.faiss_stream import read_faiss, write_faiss
+from ragcache.retriever.gpu_copy import GpuCopy, gpu_copy
+from ragcache.retriever.index import Ids, Vectors, check_kind
+from ragcache.retriever.index_description import (
+    APPROXIMATE,
+    IndexDescription,
+    read_notes,
+    write_notes,
+)
+from ragcache.retriever.index_file import IndexHeader, UnusableFile, opened, write
+from ragcache.retriever.searched_catalog import SearchedCatalog, vectors_there
+
+_WITNESSES = 256
+_EF, _LISTS, _CANDIDATES = 32, 8, 16  # per width
+
+
+@dataclass(frozen=True)
+class BaseIndex:
+    """Finds rows whose vectors are near a query's. It does not know which were deleted since.
+
+    ``index`` is FAISS's, whose ids are places in ``rows``, (n,), ascending. ``end``: the first row
+    that it does not know.
+    """
+
+    index: Any
+    rows: Ids
+    end: int
+    description: IndexDescription
+    witnesses: Mapping[int, int] = field(repr=False)  # row -> xxh3_64 of its vector
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def kind(self) -> str:
+        return self.description.kind
+
+    def described(self, **changes: Any) -> Self:
+        """This index with another description."""
+        return replace(self, description=replace(self.description, **changes))
+
+    def fetched(self, k: int, times: int = 1) -> int:
+        """How many candidates :meth:`candidates` looks for."""
+        return min(len(self), times * (k + _CANDIDATES * self._width))
+
+    def candidates(self, query: Vectors, k: int, times: int = 1) -> Ids:
+        """Rows that the ``k`` nearest to a query (dimension,) are likely among, best first by
+        approximate scores. ``times``: search so many times wider than the description says."""
+        fetch, width = self.fetched(k, times), times * self._width
+        probes = _probes(self.index, width)
+        if self._on_gpu is not None and self._on_gpu.takes(fetch, probes):
+            _, places = self._on_gpu.search(query, fetch, probes)
+        else:
+            parameters = _parameters(self.index, width)
+            places = self.index.search(query[None], fetch, params=parameters)[1][0]
+        found: Ids = self.rows[places[places >= 0]]  # -1: there were no more
+        return found
+
+    @property
+    def _width(self) -> int:
+        return self.description.width or 1
+
+    @cached_property
+    def _on_gpu(self) -> GpuCopy | None:
+        return gpu_copy(self.index)
+
+    def save(self, path: Path, generation: int) -> None:
+        """As :meth:`~ragcache.retriever.index.VectorIndex.save`."""
+        header = IndexHeader(APPROXIMATE, self.index.d, generation, len(self))
+        write(path, header, self._write)
+
+    def _write(self, file: BinaryIO) -> None:
+        write_notes(file, self.description, end=self.end, witnesses=[*self.witnesses.items()])
+        file.write(self.rows.astype("<i8").tobytes())
+        write_faiss(self.index, file)
+
+    @classmethod
+    def load(cls, path: Path, catalog: SearchedCatalog, dimension: int) -> tuple[Self | None, str]:
+        """The saved index and "", or None and the reason why the file cannot be used.
+
+        An index of an earlier generation of the same catalog can be used. It is of the same catalog
+        if the rows that it has noted as witnesses, as far as they are still there, have the vectors
+        that they had: no row is used twice.
+        """
+        try:
+            with opened(path) as (header, file):
+                check_kind(header, APPROXIMATE, dimension)
+                notes = read_notes(file)
+                rows = np.frombuffer(file.read(8 * header.vectors), "<i8").astype(np.int64)
+                index = read_faiss(file)
+        except UnusableFile as error:
+            return None, str(error)
+        if (index.d, index.ntotal, len(rows)) != (dimension, header.vectors, header.vectors):
+            return None, "its payload is not what it says"
+        description = IndexDescription(**notes["description"])
+        made = cls(index, rows, notes["end"], description, dict(notes["witnesses"]))
+        if header.generation > catalog.generation or made.end > catalog.next_row:
+            return None, "it is of a later generation than the catalog"
+        return (made, "") if made._is_of(catalog) else (None, "it is of another catalog")
+
+    def _is_of(self, catalog: SearchedCatalog) -> bool:
+        there, vectors = vectors_there(catalog, [*self.witnesses])
+        same = [
+            self.witnesses[row] == digest(v) for row, v in zip(there.tolist(), vectors, strict=True)
+        ]
+        return bool(same) and all(same)
+
+
+def witness_rows(rows: Ids) -> set[int]:
+    """Rows spread evenly over all, among them the last."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), _WITNESSES)).round().astype(np.int64)
+    return set(rows[places].tolist())
+
+
+def digest(vector: Vectors) -> int:
+    """The xxh3_64 of a vector's bytes."""
+    from xxhash import xxh3_64_intdigest
+
+    return xxh3_64_intdigest(vector.astype("<f4").tobytes())
+
+
+def _probes(index: Any, width: int) -> int:
+    """The inverted lists to read; 0 for an index that has none itself."""
+    import faiss
+
+    return min(index.nlist, _LISTS * width) if isinstance(index, faiss.IndexIVF) else 0
+
+
+def _parameters(index: Any, width: int) -> Any:
+    """FAISS's parameters of a search of this width; None where the kind has none."""
+    faiss: Any = import_module("faiss")  # whose annotations lack the names of parameters
+
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _parameters(index.index, width)
+        return inner and faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _parameters(index.base_index, width)
+        return faiss.IndexRefineSearchParameters(k_factor=4, base_index_params=inner)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=_EF * width)
+    if isinstance(index, faiss.IndexIVFPQ):
+        return faiss.IVFPQSearchParameters(nprobe=_probes(index, width))
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=_probes(index, width))
+    return None
