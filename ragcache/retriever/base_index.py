@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -40,6 +39,7 @@ class BaseIndex:
     end: int
     description: IndexDescription
     witnesses: Mapping[int, int] = field(repr=False)  # row -> xxh3_64 of its vector
+    on_gpu: GpuCopy | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,8 +61,8 @@ class BaseIndex:
         approximate scores. ``times``: search so many times wider than the description says."""
         fetch, width = self.fetched(k, times), times * self._width
         probes = _probes(self.index, width)
-        if self._on_gpu is not None and self._on_gpu.takes(fetch, probes):
-            _, places = self._on_gpu.search(query, fetch, probes)
+        if self.on_gpu is not None and self.on_gpu.takes(fetch, probes):
+            _, places = self.on_gpu.search(query, fetch, probes)
         else:
             parameters = _parameters(self.index, width)
             places = self.index.search(query[None], fetch, params=parameters)[1][0]
@@ -72,10 +72,6 @@ class BaseIndex:
     @property
     def _width(self) -> int:
         return self.description.width or 1
-
-    @cached_property
-    def _on_gpu(self) -> GpuCopy | None:
-        return gpu_copy(self.index)
 
     def save(self, path: Path, generation: int) -> None:
         """As :meth:`~ragcache.retriever.index.VectorIndex.save`."""
@@ -106,7 +102,9 @@ class BaseIndex:
         if (index.d, index.ntotal, len(rows)) != (dimension, header.vectors, header.vectors):
             return None, "its payload is not what it says"
         description = IndexDescription(**notes["description"])
-        made = cls(index, rows, notes["end"], description, dict(notes["witnesses"]))
+        made = cls(
+            index, rows, notes["end"], description, dict(notes["witnesses"]), gpu_copy(index)
+        )
         if header.generation > catalog.generation or made.end > catalog.next_row:
             return None, "it is of a later generation than the catalog"
         return (made, "") if made._is_of(catalog) else (None, "it is of another catalog")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ragcache.errors import ConfigError
 from ragcache.retriever.base_index import BaseIndex, digest, witness_rows
+from ragcache.retriever.gpu_copy import gpu_copy
 from ragcache.retriever.index import Ids, checked
 from ragcache.retriever.index_description import IndexDescription
 from ragcache.retriever.index_kind import faiss_reason, made
@@ -67,7 +68,7 @@ def build(
         ) from error
     every = np.concatenate(added) if added else np.empty(0, np.int64)
     description = IndexDescription(kind, len(every), 0.0, floor, 1)
-    base = BaseIndex(index, every, last + 1, description, witnesses)
+    base = BaseIndex(index, every, last + 1, description, witnesses, gpu_copy(index))
     return _widened(base, catalog, sample, floor, stop)
 
 

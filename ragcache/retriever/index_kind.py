@@ -78,5 +78,5 @@ def _factory(kind: str, dimension: int, vectors: int) -> str:
     if kind == "ivfpq":
         lists = min(16_384, 2 ** round(math.log2(4 * math.sqrt(max(1, vectors)))))
         part = next(numbers for numbers in range(8, 0, -1) if dimension % numbers == 0)
-        return f"IVF{lists},PQ{dimension // part}"
+        return f"IVF{lists},PQ{dimension // part}np"  # no polysemous training, which is slow
     return kind

@@ -150,3 +150,55 @@ class ListCatalog:
             rows = self.rows_of(document)
             found.append((self.metadata[document], range(rows[0], rows[-1] + 1)))
         return found
+
+
+class VectorCatalog(ListCatalog):
+    """A catalog of vectors without text: each row is a document of its own."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        super().__init__()
+        self.by_row: dict[int, Vectors] = {}
+        self.dimension = vectors.shape[1]
+        self.add(vectors)
+
+    def add(self, vectors: Vectors) -> range:
+        rows = range(self._next, self._next + len(vectors))
+        self._next = rows.stop
+        self.by_row = self.by_row | dict(zip(rows, vectors, strict=True))
+        self._changed()
+        return rows
+
+    def delete(self, rows: Iterable[int]) -> None:
+        gone = set(rows)
+        self.by_row = {row: vector for row, vector in self.by_row.items() if row not in gone}
+        self._changed()
+
+    def _changed(self) -> None:
+        self.chunks = {row: Chunk(f"d{row}", 0, "") for row in self.by_row}
+        self.generation += 1
+
+    def vectors(self) -> tuple[Ids, Vectors]:
+        rows = self.rows()
+        return rows, self.vectors_of(rows.tolist())
+
+    def vectors_of(self, rows: Sequence[int]) -> Vectors:
+        by_row = self.by_row
+        return np.array([by_row[row] for row in rows], np.float32).reshape(
+            len(rows), self.dimension
+        )
+
+    def vectors_after(self, row: int, most: int) -> tuple[Ids, Vectors]:
+        by_row = self.by_row
+        rows = sorted(one for one in by_row if one > row)[:most]
+        vectors = np.array([by_row[one] for one in rows], np.float32)
+        return np.array(rows, np.int64), vectors.reshape(len(rows), self.dimension)
+
+
+def clustered(n: int, seed: int = 0, dimension: int = 24, clusters: int = 30) -> Vectors:
+    """Vectors of length 1, (n, dimension), around some centres, as embeddings of texts are."""
+    centres = np.random.default_rng(99).standard_normal((clusters, dimension))
+    generator = np.random.default_rng(seed)
+    near = centres[generator.integers(0, clusters, n)]
+    rows = near + 0.7 * generator.standard_normal((n, dimension))
+    made: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return made
