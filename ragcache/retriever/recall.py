@@ -22,14 +22,14 @@ class RecallSample:
 
     def __init__(self, rows: Ids, queries: Vectors) -> None:
         self.rows, self.queries = rows, queries
-        self._best = np.full((len(rows), NEAREST), -np.inf, np.float32)  # scores, in no order
+        self.nearest = np.full((len(rows), NEAREST), -np.inf, np.float32)  # scores, in no order
 
     def see(self, rows: Ids, vectors: Vectors) -> None:
         """Take vectors (n, dimension) of rows (n,) into account."""
         scores = self.queries @ vectors.T
         scores[self.rows[:, None] == rows[None]] = -np.inf
-        every = np.concatenate([self._best, scores], axis=1)
-        self._best = np.partition(every, -NEAREST, axis=1)[:, -NEAREST:]
+        every = np.concatenate([self.nearest, scores], axis=1)
+        self.nearest = np.partition(every, -NEAREST, axis=1)[:, -NEAREST:]
 
     def recall(self, catalog: SearchedCatalog, candidates: Callable[[Vectors, int], Ids]) -> float:
         """The mean share of the ten nearest that are among the ``candidates`` of a query, a
@@ -39,7 +39,7 @@ class RecallSample:
         the tenth counts as one of the ten, whatever its row.
         """
         shares = []
-        for row, query, best in zip(self.rows.tolist(), self.queries, self._best, strict=True):
+        for row, query, best in zip(self.rows.tolist(), self.queries, self.nearest, strict=True):
             best = best[np.isfinite(best)]
             if not len(best):
                 continue
