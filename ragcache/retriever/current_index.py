@@ -109,6 +109,11 @@ class CurrentIndex:
         self._refresh()
         return self._current[1]
 
+    @property
+    def is_building(self) -> bool:
+        """Whether the next approximate index is being built, or saved."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finish(self) -> None:
         """Wait for the index that is being built, if any, to be in use and saved."""
         if (thread := self._thread) is not None:
@@ -164,8 +169,7 @@ class CurrentIndex:
         """Begin to build the next base if the current one is of another kind, or worn."""
         index = self._current[1]
         with self._lock:
-            running = self._thread is not None and self._thread.is_alive()
-            if not isinstance(index, ApproximateIndex) or running or self._failed:
+            if not isinstance(index, ApproximateIndex) or self.is_building or self._failed:
                 return
             if self._stop.is_set() or (index.base.kind == kind and not index.is_worn):
                 return
@@ -234,5 +238,5 @@ class CurrentIndex:
         except OSError as error:
             logger.warning(
                 "%s cannot be written (%s): the next start rebuilds it from the catalog.",
-                *(self.path, error.strerror),
+                *(self.path, error.strerror or error),
             )

@@ -85,6 +85,11 @@ class Retriever:
         """
         return self._vectors.refresh()
 
+    @property
+    def is_building(self) -> bool:
+        """Whether the next index is being built."""
+        return self._vectors.is_building
+
     def finish(self) -> None:
         """Wait for an index that is being built to be in use and saved."""
         self._vectors.finish()
