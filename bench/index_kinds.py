@@ -65,7 +65,8 @@ def fill(store: DiskStore, sort: str, n: int, queries: Vectors) -> Vectors:
             rows = chunks.add_rows(txn, texts, vectors)
             set_counter(txn, "generation", 1)
         exact.see(np.array(rows), vectors)
-    return exact.nearest.min(axis=1)
+    tenth: Vectors = exact.nearest.min(axis=1)
+    return tenth
 
 
 def anonymous_mib() -> float:

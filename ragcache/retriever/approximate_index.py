@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
@@ -39,7 +40,16 @@ class Base(Protocol):
         """The first row that it does not know."""
         ...
 
+    @property
+    def error(self) -> float | None:
+        """The most by which rough scores differ from exact ones; None: there are none."""
+        ...
+
     def __len__(self) -> int: ...
+
+    def rough(self, query: Vectors, k: int, among: Ids) -> tuple[Vectors, Ids]:
+        """Rough scores and rows of the ``k`` nearest of some of its rows, best first."""
+        ...
 
     def fetched(self, k: int, times: int = 1) -> int: ...
 
@@ -54,8 +64,9 @@ class ExactBase:
 
     index: VectorIndex
     kind: str
+    error = 0.0
 
-    @property
+    @cached_property
     def rows(self) -> Ids:
         return self.index.ids
 
@@ -65,6 +76,10 @@ class ExactBase:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def rough(self, query: Vectors, k: int, among: Ids) -> tuple[Vectors, Ids]:
+        scores, found = self.index.search(query[None], k, among)
+        return scores[0], found[0]
 
     def fetched(self, k: int, times: int = 1) -> int:
         return min(len(self), k * times)
@@ -157,15 +172,35 @@ class ApproximateIndex:
         return top_k(*both, k)
 
     def _best_of(self, rows: Ids, query: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """The best of rows, all of which are scored."""
+        """The best of rows, ascending, all of which are compared."""
         best: tuple[Vectors, Ids] = np.empty(0, np.float32), np.empty(0, np.int64)
-        for block in self._blocks(rows):
-            scores, ids = self._scored(block, query)
-            best = top_k(np.concatenate([best[0], scores]), np.concatenate([best[1], ids]), k)
+        for part in (self.base, self.fresh):
+            if not len(part):
+                continue
+            places = np.minimum(np.searchsorted(part.rows, rows), len(part) - 1)
+            there = rows[part.rows[places] == rows]
+            for scores, ids in self._compared(part, there, query, k):
+                best = top_k(np.concatenate([best[0], scores]), np.concatenate([best[1], ids]), k)
         return best
 
-    def _blocks(self, rows: Ids) -> Iterator[Ids]:
-        return (rows[at : at + _BLOCK] for at in range(0, len(rows), _BLOCK))
+    def _compared(
+        self, part: Base | FreshRows, rows: Ids, query: Vectors, k: int
+    ) -> Iterator[tuple[Vectors, Ids]]:
+        """Scores and rows of those of ``rows`` that may be among the best k."""
+        if part.error is None or len(rows) <= _BLOCK:
+            yield from (
+                self._scored(rows[at : at + _BLOCK], query) for at in range(0, len(rows), _BLOCK)
+            )
+            return
+        fetch = k + 16
+        while True:  # until rounding cannot bring any other row into the best k
+            rough, near = part.rough(query, fetch, rows)
+            scores, ids = self._scored(near, query)
+            done = len(near) == len(rows)
+            if done or (len(ids) >= k and top_k(scores, ids, k)[0][-1] > rough[-1] + part.error):
+                yield scores, ids
+                return
+            fetch *= 4
 
     def _scored(self, rows: Ids, query: Vectors) -> tuple[Vectors, Ids]:
         """Scores and rows, (n,) each, of those that are still there."""

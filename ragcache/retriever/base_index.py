@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -12,7 +13,7 @@ import numpy as np
 
 from ragcache.retriever.faiss_stream import read_faiss, write_faiss
 from ragcache.retriever.gpu_copy import GpuCopy, gpu_copy
-from ragcache.retriever.index import Ids, Vectors, check_kind
+from ragcache.retriever.index import Ids, Vectors, check_kind, rounding
 from ragcache.retriever.index_description import (
     APPROXIMATE,
     IndexDescription,
@@ -68,6 +69,39 @@ class BaseIndex:
             places = self.index.search(query[None], fetch, params=parameters)[1][0]
         found: Ids = self.rows[places[places >= 0]]  # -1: there were no more
         return found
+
+    @cached_property
+    def error(self) -> float | None:
+        """The most by which scores of :meth:`rough` differ from the exact ones; None if the index
+        does not have the vectors precisely enough."""
+        faiss: Any = import_module("faiss")
+        stored = self._stored
+        if isinstance(stored, faiss.IndexFlat):
+            return rounding(stored.d)
+        if isinstance(stored, faiss.IndexScalarQuantizer):
+            if stored.sq.qtype == faiss.ScalarQuantizer.QT_fp16:  # 11 significant bits
+                return 2.0**-11 + rounding(stored.d)
+        return None
+
+    def rough(self, query: Vectors, k: int, among: Ids) -> tuple[Vectors, Ids]:
+        """Scores and rows of the ``k`` nearest of some of these rows, best first, all of which are
+        compared. Only where there is an :attr:`error`."""
+        import faiss
+
+        chosen = np.zeros(len(self), bool)
+        chosen[np.searchsorted(self.rows, among)] = True
+        selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        only = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        scores, places = self._stored.search(query[None], min(k, len(among)), params=only)
+        return scores[0], self.rows[places[0]]
+
+    @property
+    def _stored(self) -> Any:
+        """The vectors within the index, as an index; None for other kinds."""
+        import faiss
+
+        is_graph = isinstance(self.index, faiss.IndexHNSW)
+        return faiss.downcast_index(self.index.storage) if is_graph else None
 
     @property
     def _width(self) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ragcache.retriever.faiss_stream import read_faiss, write_faiss
 from ragcache.retriever.gpu_copy import GpuCopy, gpu_copy
-from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, top_k
+from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, rounding, top_k
 from ragcache.retriever.index_file import IndexHeader, UnusableFile
 
 
@@ -58,7 +58,7 @@ class FaissIndex(VectorIndex):
         # FAISS accumulates in float32 and does not define the order of ties. So more vectors are
         # fetched than requested, until rounding cannot bring any other one into the top k, and
         # those that were fetched are scored exactly.
-        slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
+        slack = 2 * rounding(self.dimension)
         searched, only = len(self), None
         if among is not None:
             searched = len(among)

@@ -162,6 +162,12 @@ def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
     return scores
 
 
+def rounding(dimension: int) -> float:
+    """The most by which an inner product of vectors of up to length 1 that is computed in float32
+    may differ from the exact one."""
+    return 2 * dimension * float(np.finfo(np.float32).eps)
+
+
 def top_k(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
     """The k highest of scores (n,), descending, and their ids; of ties the smaller id first."""
     order = np.lexsort((ids, -scores))[:k]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ragcache.errors import ConfigError
-from ragcache.retriever import base_index, gpu_copy, index_build
+from ragcache.retriever import approximate_index, base_index, gpu_copy, index_build
 from ragcache.retriever.approximate_index import ApproximateIndex, ExactBase
 from ragcache.retriever.base_index import BaseIndex
 from ragcache.retriever.faiss_index import FaissIndex
@@ -27,7 +27,7 @@ KINDS = [
     "hnsw",
     "ivfpq",
     "IVF16,SQ8",
-    "OPQ4_16,IVF16,PQ4np",
+    "PCA12,IVF16,SQ8",
     "IVF16,PQ4np,RFlat",
     "PQ6x4np",
     "HNSW8",
@@ -86,7 +86,11 @@ def test_a_wide_search_equals_the_plain_index(
         np.testing.assert_array_equal(mine, exact)
 
 
-def test_a_search_among_rows_is_exact(base: BaseIndex, catalog: VectorCatalog) -> None:
+@pytest.mark.parametrize("block", [7, 8192])
+def test_a_search_among_rows_is_exact(
+    base: BaseIndex, catalog: VectorCatalog, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approximate_index, "_BLOCK", block)
     index, exact = ApproximateIndex.over(base, catalog, DIMENSION), plain(catalog)
     queries = clustered(5, seed=2)
     for among in ([], [7], [5000, 7, 7], np.arange(0, 3000, 40), np.arange(2999)[::-1]):
@@ -94,6 +98,48 @@ def test_a_search_among_rows_is_exact(base: BaseIndex, catalog: VectorCatalog) -
             index.search(queries, 9, among), exact.search(queries, 9, among), strict=True
         ):
             np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "HNSW8", "flat", "fresh"])
+def test_near_ties_among_rows_are_ordered_by_exact_score(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approximate_index, "_BLOCK", 7)
+    generator = np.random.default_rng(4)
+    near = clustered(1) + 1e-5 * generator.standard_normal((900, DIMENSION))
+    near = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+    catalog = VectorCatalog(near)
+    if kind == "fresh":  # rows that came after the index was built
+        none = build(VectorCatalog(near[:0]), DIMENSION, "hnsw", 0.9)
+        index = ApproximateIndex.over(none, catalog, DIMENSION)
+        assert len(index.fresh) == 900
+    elif kind == "flat":
+        flat = FaissIndex(DIMENSION)
+        flat.add(*catalog.vectors())
+        index = ApproximateIndex.over(ExactBase(flat, "flat"), catalog, DIMENSION)
+    else:
+        index = over(catalog, kind)
+        assert index.base.error is not None
+    catalog.delete(range(0, 900, 9))
+    among = np.arange(0, 900, 2)
+    for k in (1, 20, 300, 900):
+        both = index.search(near[:3], k, among), plain(catalog).search(near[:3], k, among)
+        for mine, exact in zip(*both, strict=True):
+            np.testing.assert_array_equal(mine, exact)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "HNSW8"])
+def test_rough_scores_differ_by_no_more_than_they_say(kind: str) -> None:
+    vectors = np.concatenate([clustered(300), 1e-6 * clustered(300, seed=1)])
+    catalog = VectorCatalog(vectors)
+    base, exact = build(catalog, DIMENSION, kind, 0.9), plain(catalog)
+    assert base.error is not None and base.error < 1e-3
+    for query in clustered(20, seed=2):
+        scores, rows = base.rough(query, 600, catalog.rows())
+        ordered, order = exact.search(query[None], 600)
+        there = dict(zip(order[0].tolist(), ordered[0].tolist(), strict=True))
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            assert abs(there[row] - score) <= base.error
 
 
 def test_a_row_that_comes_after_it_was_asked_for_is_found() -> None:
@@ -214,14 +260,14 @@ def test_recall_is_measured_as_it_is(base: BaseIndex, catalog: VectorCatalog) ->
 
 
 def test_the_search_is_widened_until_the_floor() -> None:
-    catalog = VectorCatalog(clustered(4000, clusters=4000))
+    catalog = VectorCatalog(clustered(2000, clusters=2000))
     floors = 0.05, 0.8, 0.95, 0.99
-    bases = [build(catalog, DIMENSION, "IVF256,PQ2np", floor) for floor in floors]
+    bases = [build(catalog, DIMENSION, "IVF128,PQ2x6np", floor) for floor in floors]
     widths = [each.description.width or 0 for each in bases]
     assert widths == sorted(widths) and widths[0] == 1 and widths[-1] > 2
     assert all(b.description.recall >= f for b, f in zip(bases, floors, strict=True))
     narrow, wide = (ApproximateIndex.over(b, catalog, DIMENSION) for b in (bases[0], bases[-1]))
-    queries = clustered(40, seed=8, clusters=4000)
+    queries = clustered(40, seed=8, clusters=2000)
     assert found_of(narrow, plain(catalog), queries) < found_of(wide, plain(catalog), queries)
 
 
@@ -436,10 +482,11 @@ class CopyOfCpu:
 
 def test_gpus_search_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_copy.gpus() == 0 and gpu_copy.gpu_copy(faiss.IndexFlatIP(3)) is None
-    catalog = VectorCatalog(clustered(3000))
+    catalog = VectorCatalog(clustered(1500))
     queries = clustered(20, seed=1)
     expected = {
-        kind: over(catalog, kind).search(queries, 10) for kind in ("ivfpq", "IVF16,Flat", "hnsw")
+        kind: over(catalog, kind).search(queries, 10)
+        for kind in ("IVF8,PQ3x4np", "IVF16,Flat", "hnsw")
     }
     on_gpu = CopyOfCpu(monkeypatch)
     for kind, found in expected.items():
