@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from ragcache.errors import StoreError
 from ragcache.retriever.faiss_stream import read_faiss, write_faiss
 from ragcache.retriever.gpu_copy import GpuCopy, gpu_copy
 from ragcache.retriever.index import Ids, Vectors, check_kind, rounding
@@ -21,7 +23,7 @@ from ragcache.retriever.index_description import (
     write_notes,
 )
 from ragcache.retriever.index_file import IndexHeader, UnusableFile, opened, write
-from ragcache.retriever.searched_catalog import SearchedCatalog, vectors_there
+from ragcache.retriever.searched_catalog import SearchedCatalog
 
 _WITNESSES = 256
 _EF, _LISTS, _CANDIDATES = 32, 8, 16  # per width
@@ -86,12 +88,11 @@ class BaseIndex:
     def rough(self, query: Vectors, k: int, among: Ids) -> tuple[Vectors, Ids]:
         """Scores and rows of the ``k`` nearest of some of these rows, best first, all of which are
         compared. Only where there is an :attr:`error`."""
-        import faiss
-
+        faiss: Any = import_module("faiss")
         chosen = np.zeros(len(self), bool)
         chosen[np.searchsorted(self.rows, among)] = True
         selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
-        only = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        only = faiss.SearchParameters(sel=selector)
         scores, places = self._stored.search(query[None], min(k, len(among)), params=only)
         return scores[0], self.rows[places[0]]
 
@@ -144,10 +145,10 @@ class BaseIndex:
         return (made, "") if made._is_of(catalog) else (None, "it is of another catalog")
 
     def _is_of(self, catalog: SearchedCatalog) -> bool:
-        there, vectors = vectors_there(catalog, [*self.witnesses])
-        same = [
-            self.witnesses[row] == digest(v) for row, v in zip(there.tolist(), vectors, strict=True)
-        ]
+        same = []
+        for row, expected in self.witnesses.items():
+            with suppress(KeyError, StoreError):  # deleted, or damaged
+                same.append(digest(catalog.vectors_of([row])[0]) == expected)
         return bool(same) and all(same)
 
 

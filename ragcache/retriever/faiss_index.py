@@ -17,7 +17,7 @@ from ragcache.retriever.index_file import IndexHeader, UnusableFile
 class FaissIndex(VectorIndex):
     """Exact search by FAISS: ``IDMap2,Flat`` in its index factory, by inner product.
 
-    Where FAISS sees GPUs, they search, unless a search is among some ids.
+    Where FAISS sees a GPU, it searches, unless a search is among some ids.
     """
 
     kind = 2

@@ -1,8 +1,9 @@
-"""Copies of FAISS indexes on GPUs, where FAISS was built for GPUs and sees some."""
+"""Copies of FAISS indexes on a GPU, where FAISS was built for GPUs and sees one."""
 
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from threading import Lock
 from typing import Any
 
@@ -21,12 +22,15 @@ def gpus() -> int:
 
 
 class GpuCopy:
-    """A FAISS index on all GPUs, searched instead of the one it was copied from."""
+    """A FAISS index on the first GPU, searched instead of the one it was copied from."""
 
     def __init__(self, index: Any) -> None:
-        import faiss
-
-        self._index = faiss.index_cpu_to_all_gpus(index)
+        faiss: Any = import_module("faiss")  # whose annotations lack what is for GPUs
+        options = faiss.GpuClonerOptions()
+        # Its lookup tables then fit for any number of parts. Other kinds keep their precision.
+        options.useFloat16 = isinstance(index, faiss.IndexIVFPQ)
+        self._memory = faiss.StandardGpuResources()  # lives as long as the index
+        self._index = faiss.index_cpu_to_gpu(self._memory, 0, index, options)
         self._lock = Lock()  # an index on a GPU takes one search at a time
 
     def search(self, query: Vectors, k: int, nprobe: int = 0) -> tuple[Vectors, Ids]:
@@ -45,7 +49,7 @@ class GpuCopy:
 
 
 def gpu_copy(index: Any) -> GpuCopy | None:
-    """A copy of a flat or IVF index on the GPUs; None where there are none, or for another kind.
+    """A copy of a flat or IVF index on a GPU; None where there is none, or for another kind.
 
     Where a copy cannot be made, such as without enough memory, this is logged, and the CPU
     searches.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -470,12 +471,17 @@ def test_a_disk_that_is_full_is_said(
 class CopyOfCpu:
     """What FAISS for GPUs does, on the CPU."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.copies = 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: str = "") -> None:
+        self.copies, self.error = 0, error
         monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-        monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", self.copy, raising=False)
+        monkeypatch.setattr(faiss, "StandardGpuResources", SimpleNamespace, raising=False)
+        monkeypatch.setattr(faiss, "GpuClonerOptions", SimpleNamespace, raising=False)
+        monkeypatch.setattr(faiss, "index_cpu_to_gpu", self.copy, raising=False)
 
-    def copy(self, index: Any) -> Any:
+    def copy(self, memory: object, device: int, index: Any, options: SimpleNamespace) -> Any:
+        if self.error:
+            raise RuntimeError(self.error)
+        assert device == 0 and options.useFloat16 == isinstance(index, faiss.IndexIVFPQ)
         self.copies += 1
         return faiss.clone_index(index)
 
@@ -510,11 +516,7 @@ def test_a_flat_index_on_a_gpu_equals_the_plain_one(monkeypatch: pytest.MonkeyPa
 def test_a_gpu_without_memory_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(index: Any) -> Any:
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", fail, raising=False)
+    CopyOfCpu(monkeypatch, "out of memory")
     assert_same(filled(FaissIndex), filled(NumpyIndex))
     assert "cannot be copied to a GPU (out of memory): the CPU searches it" in caplog.text
 

@@ -19,11 +19,14 @@ from ragcache.retriever.approximate_index import ApproximateIndex
 from ragcache.retriever.base_index import BaseIndex
 from ragcache.retriever.current_index import CurrentIndex
 from ragcache.retriever.embed import HashEmbedder
-from ragcache.retriever.index import NumpyIndex
+from ragcache.retriever.index import NumpyIndex, Vectors
 from ragcache.retriever.index_build import build
 from ragcache.retriever.index_description import describe_index
 from ragcache.retriever.search import Retriever
+from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.disk.store import DiskStore
 from ragcache.testing.index import DIMENSION
+from ragcache.types import Chunk, Document
 from tests.pages import ROOT
 from tests.retriever.conftest import ListCatalog, VectorCatalog, clustered
 
@@ -299,6 +302,44 @@ def test_a_retriever_finds_the_same_through_an_approximate_index(tmp_path: Path)
     catalog.drop("d7")
     assert all(p.chunk.document != "d7" for p in close.retrieve("zebra", 600))
     close.close()
+
+
+def put(catalog: Catalog, name: str, vectors: Vectors) -> list[int]:
+    chunks = [Chunk(name, number, f"{name} {number}") for number in range(len(vectors))]
+    catalog.put_document(Document(name, ""), chunks, vectors, b"digest")
+    return catalog.rows_of(name)
+
+
+def test_the_catalog_of_a_store_is_followed(tmp_path: Path) -> None:
+    def current() -> CurrentIndex:
+        return CurrentIndex(
+            catalog, DIMENSION, path, "hnsw", recall=0.9, embedder="e", may_save=lambda: True
+        )
+
+    path = tmp_path / "vectors"
+    with DiskStore(tmp_path / "store") as store:
+        catalog = Catalog(store)
+        put(catalog, "a", clustered(900))
+        index = current()
+        put(catalog, "b", clustered(200, seed=1))
+        assert index.refresh() and index.is_building
+        index.finish()
+        assert describe_index(path) == index.description
+        assert index.description.vectors == 1100
+        rows = put(catalog, "b", clustered(50, seed=2))
+        found = index.current().search(clustered(50, seed=2), 1)[1][:, 0]
+        assert found.tolist() == rows
+        put(catalog, "c", clustered(300, seed=3))
+        index.refresh()
+        index.close()
+    with DiskStore(tmp_path / "store") as store:
+        catalog = Catalog(store)
+        index = current()
+        assert index.current().search(clustered(50, seed=2), 1)[1][:, 0].tolist() == rows
+        catalog.delete_document("a")
+        index.refresh()
+        assert set(index.current().search(clustered(1), 400)[1][0].tolist()) == {*catalog.rows()}
+        index.close()
 
 
 KILLED = """
