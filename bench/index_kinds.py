@@ -58,13 +58,13 @@ def drawn(sort: str, n: int, seed: int) -> Iterator[Vectors]:
 
 def fill(store: DiskStore, sort: str, n: int, queries: Vectors) -> Vectors:
     """Store ``n`` vectors; the score of the tenth nearest of each query, (q,)."""
-    exact = RecallSample(np.full(len(queries), -1), queries)
+    exact = RecallSample(queries)
     for vectors in drawn(sort, n, 0):
         with store.tables.write() as txn:
             texts = [Chunk("d", number, "") for number in range(len(vectors))]
-            rows = chunks.add_rows(txn, texts, vectors)
+            chunks.add_rows(txn, texts, vectors)
             set_counter(txn, "generation", 1)
-        exact.see(np.array(rows), vectors)
+        exact.see(vectors)
     tenth: Vectors = exact.nearest.min(axis=1)
     return tenth
 

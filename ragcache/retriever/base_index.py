@@ -33,19 +33,29 @@ _EF, _LISTS, _CANDIDATES = 32, 8, 16  # per width
 class BaseIndex:
     """Finds rows whose vectors are near a query's. It does not know which were deleted since.
 
-    ``index`` is FAISS's, whose ids are places in ``rows``, (n,), ascending. ``end``: the first row
-    that it does not know.
+    ``index`` is FAISS's, whose ids are places in ``order``, the rows (n,) as they were added.
+    ``end``: the first row that it does not know.
     """
 
     index: Any
-    rows: Ids
+    order: Ids
     end: int
     description: IndexDescription
     witnesses: Mapping[int, int] = field(repr=False)  # row -> xxh3_64 of its vector
     on_gpu: GpuCopy | None = None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.order)
+
+    @cached_property
+    def rows(self) -> Ids:
+        """Ascending, (n,)."""
+        return self.order[self._places]
+
+    @cached_property
+    def _places(self) -> Ids:
+        """Of the rows, ascending."""
+        return np.argsort(self.order)
 
     @property
     def kind(self) -> str:
@@ -69,7 +79,7 @@ class BaseIndex:
         else:
             parameters = _parameters(self.index, width)
             places = self.index.search(query[None], fetch, params=parameters)[1][0]
-        found: Ids = self.rows[places[places >= 0]]  # -1: there were no more
+        found: Ids = self.order[places[places >= 0]]  # -1: there were no more
         return found
 
     @cached_property
@@ -90,11 +100,11 @@ class BaseIndex:
         compared. Only where there is an :attr:`error`."""
         faiss: Any = import_module("faiss")
         chosen = np.zeros(len(self), bool)
-        chosen[np.searchsorted(self.rows, among)] = True
+        chosen[self._places[np.searchsorted(self.rows, among)]] = True
         selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
         only = faiss.SearchParameters(sel=selector)
         scores, places = self._stored.search(query[None], min(k, len(among)), params=only)
-        return scores[0], self.rows[places[0]]
+        return scores[0], self.order[places[0]]
 
     @property
     def _stored(self) -> Any:
@@ -115,7 +125,7 @@ class BaseIndex:
 
     def _write(self, file: BinaryIO) -> None:
         write_notes(file, self.description, end=self.end, witnesses=[*self.witnesses.items()])
-        file.write(self.rows.astype("<i8").tobytes())
+        file.write(self.order.astype("<i8").tobytes())
         write_faiss(self.index, file)
 
     @classmethod
@@ -129,16 +139,15 @@ class BaseIndex:
         try:
             with opened(path) as (header, file):
                 check_kind(header, APPROXIMATE, dimension)
-                notes = read_notes(file)
-                rows = np.frombuffer(file.read(8 * header.vectors), "<i8").astype(np.int64)
+                description, notes = read_notes(file)
+                order = np.fromfile(file, "<i8", header.vectors).astype(np.int64, copy=False)
                 index = read_faiss(file)
         except UnusableFile as error:
             return None, str(error)
-        if (index.d, index.ntotal, len(rows)) != (dimension, header.vectors, header.vectors):
+        if (index.d, index.ntotal, len(order)) != (dimension, header.vectors, header.vectors):
             return None, "its payload is not what it says"
-        description = IndexDescription(**notes["description"])
         made = cls(
-            index, rows, notes["end"], description, dict(notes["witnesses"]), gpu_copy(index)
+            index, order, notes["end"], description, dict(notes["witnesses"]), gpu_copy(index)
         )
         if header.generation > catalog.generation or made.end > catalog.next_row:
             return None, "it is of a later generation than the catalog"
@@ -154,6 +163,8 @@ class BaseIndex:
 
 def witness_rows(rows: Ids) -> set[int]:
     """Rows spread evenly over all, among them the last."""
+    if not len(rows):
+        return set()
     places = np.linspace(0, len(rows) - 1, min(len(rows), _WITNESSES)).round().astype(np.int64)
     return set(rows[places].tolist())
 

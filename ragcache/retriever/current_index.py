@@ -20,6 +20,7 @@ from ragcache.retriever.searched_catalog import SearchedCatalog
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE_S = 2.0  # how long a build may take to stop
 _KINDS: dict[str, type[VectorIndex]] = {"flat": FaissIndex, "numpy": NumpyIndex}
 
 
@@ -120,9 +121,11 @@ class CurrentIndex:
             thread.join()
 
     def close(self) -> None:
-        """Stop a build. The index can be searched as long as the catalog is open."""
+        """Stop a build; what FAISS trains cannot be stopped, and is waited for a moment only. The
+        index can be searched as long as the catalog is open."""
         self._stop.set()
-        self.finish()
+        if (thread := self._thread) is not None:
+            thread.join(_PATIENCE_S)
 
     def _kind(self, now: str) -> str:
         return chosen_kind(self._setting, self._catalog.size[1], now)
@@ -191,6 +194,8 @@ class CurrentIndex:
         except BuildStopped:
             pass
         except Exception as error:
+            if self._stop.is_set():  # the catalog is closed, perhaps
+                return
             self._failed = True
             logger.warning(
                 "No %s index could be built (%s): the one from before answers, with the rows that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,7 +43,7 @@ def describe_index(path: Path) -> IndexDescription | None:
         with opened(path, verify=False) as (header, file):
             if header.kind in _EXACT:
                 return IndexDescription(_EXACT[header.kind], header.vectors, 1.0)
-            return IndexDescription(**read_notes(file)["description"])
+            return read_notes(file)[0]
     except UnusableFile:
         return None
 
@@ -55,8 +56,8 @@ def write_notes(file: BinaryIO, description: IndexDescription, **notes: Any) -> 
     file.write(_HEAD.pack(len(text), xxh3_64_intdigest(text)) + text)
 
 
-def read_notes(file: BinaryIO) -> Mapping[str, Any]:
-    """What :func:`write_notes` wrote. Raises UnusableFile."""
+def read_notes(file: BinaryIO) -> tuple[IndexDescription, Mapping[str, Any]]:
+    """What :func:`write_notes` wrote. Raises UnusableFile, also for what another release wrote."""
     from xxhash import xxh3_64_intdigest
 
     head = file.read(_HEAD.size)
@@ -64,6 +65,7 @@ def read_notes(file: BinaryIO) -> Mapping[str, Any]:
         size, check = _HEAD.unpack(head)
         text = file.read(min(size, _MOST))
         if len(text) == size and xxh3_64_intdigest(text) == check:
-            found: Mapping[str, Any] = json.loads(text)
-            return found
+            notes: dict[str, Any] = json.loads(text)
+            with suppress(TypeError):  # other fields
+                return IndexDescription(**notes.pop("description")), notes
     raise UnusableFile("its payload is not what it says")

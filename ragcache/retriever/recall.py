@@ -14,21 +14,20 @@ _ROUNDING = 1e-5  # of scores in float32
 
 
 class RecallSample:
-    """Some stored vectors as queries, (q, dimension), of rows (q,), and the scores of the vectors
-    that are nearest to each, other than itself.
+    """Queries, (q, dimension), and the scores of the vectors that are nearest to each, (q, 10).
 
-    Exact search takes place while the index is built: :meth:`see` is given every vector once.
+    They are held back from an index while it is measured: a vector that is in a graph leads to its
+    neighbours, so those of stored vectors are found more easily than those of new ones.
     """
 
-    def __init__(self, rows: Ids, queries: Vectors) -> None:
-        self.rows, self.queries = rows, queries
-        self.nearest = np.full((len(rows), NEAREST), -np.inf, np.float32)  # scores, in no order
+    def __init__(self, queries: Vectors) -> None:
+        self.queries = queries
+        self.nearest = np.full((len(queries), NEAREST), -np.inf, np.float32)  # in no order
 
-    def see(self, rows: Ids, vectors: Vectors) -> None:
-        """Take vectors (n, dimension) of rows (n,) into account."""
-        scores = self.queries @ vectors.T
-        scores[self.rows[:, None] == rows[None]] = -np.inf
-        every = np.concatenate([self.nearest, scores], axis=1)
+    def see(self, vectors: Vectors) -> None:
+        """Take vectors (n, dimension) into account. Exact search takes place here, while an index
+        is built: every vector is seen once."""
+        every = np.concatenate([self.nearest, self.queries @ vectors.T], axis=1)
         self.nearest = np.partition(every, -NEAREST, axis=1)[:, -NEAREST:]
 
     def recall(self, catalog: SearchedCatalog, candidates: Callable[[Vectors, int], Ids]) -> float:
@@ -39,12 +38,11 @@ class RecallSample:
         the tenth counts as one of the ten, whatever its row.
         """
         shares = []
-        for row, query, best in zip(self.rows.tolist(), self.queries, self.nearest, strict=True):
-            best = best[np.isfinite(best)]
+        for query, scores in zip(self.queries, self.nearest, strict=True):
+            best = scores[np.isfinite(scores)]
             if not len(best):
                 continue
-            found = candidates(query, NEAREST + 1)
-            _, vectors = vectors_there(catalog, found[found != row])
+            _, vectors = vectors_there(catalog, candidates(query, NEAREST))
             near = (vectors @ query >= best.min() - _ROUNDING).sum() if len(vectors) else 0
             shares.append(min(1.0, float(near) / len(best)))
         return float(np.mean(shares)) if shares else 1.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragcache.errors import ConfigError
+from ragcache.errors import ConfigError, StoreError
 from ragcache.retriever import current_index, index_kind
 from ragcache.retriever.approximate_index import ApproximateIndex
 from ragcache.retriever.base_index import BaseIndex
@@ -218,6 +218,28 @@ def test_closing_stops_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     catalog.add(clustered(200, seed=2))
     index.refresh()
     assert_finds_all(index, catalog, [1701])
+
+
+def test_what_cannot_be_stopped_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = VectorCatalog(clustered(1500))
+    index = current(catalog, tmp_path)
+    go = threading.Event()
+
+    def trains(*arguments: object) -> BaseIndex:
+        assert go.wait(10)
+        raise StoreError("the store is closed: open it again")
+
+    monkeypatch.setattr(current_index, "build", trains)
+    monkeypatch.setattr(current_index, "_PATIENCE_S", 0.05)
+    catalog.add(clustered(200, seed=1))
+    index.refresh()
+    index.close()
+    assert index.is_building
+    go.set()
+    index.finish()
+    assert not index.is_building and caplog.text == ""
 
 
 def test_a_process_that_may_not_write_does_not(tmp_path: Path) -> None:
