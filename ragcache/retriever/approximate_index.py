@@ -7,7 +7,7 @@ not among the candidates can be missed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, Self
@@ -21,6 +21,7 @@ from ragcache.retriever.index import Ids, VectorIndex, Vectors, checked, inner_p
 from ragcache.retriever.searched_catalog import SearchedCatalog, vectors_there
 
 _BLOCK = 8192  # rows whose vectors are read, and scored, at once
+_FEW = 64  # rows that are all scored, instead of those that are among the best by rough scores
 _WORN = 0.1  # share of an index that is new or deleted, from which it is built again
 
 
@@ -161,33 +162,23 @@ class ApproximateIndex:
             if len(ids) >= max(k, fetch // 2):
                 break
             times *= 2  # many were deleted
-        want = k
-        while True:
-            near = self.fresh.nearest(query, want)
-            fresh_scores, fresh_ids = self._scored(near, query)
-            if len(fresh_ids) >= k or len(near) == len(self.fresh):
-                break
-            want *= 2
-        both = np.concatenate([scores, fresh_scores]), np.concatenate([ids, fresh_ids])
-        return top_k(*both, k)
+        return _best([(scores, ids), *self._compared(self.fresh, self.fresh.rows, query, k)], k)
 
     def _best_of(self, rows: Ids, query: Vectors, k: int) -> tuple[Vectors, Ids]:
         """The best of rows, ascending, all of which are compared."""
-        best: tuple[Vectors, Ids] = np.empty(0, np.float32), np.empty(0, np.int64)
+        scored = [(np.empty(0, np.float32), np.empty(0, np.int64))]
         for part in (self.base, self.fresh):
-            if not len(part):
-                continue
-            places = np.minimum(np.searchsorted(part.rows, rows), len(part) - 1)
-            there = rows[part.rows[places] == rows]
-            for scores, ids in self._compared(part, there, query, k):
-                best = top_k(np.concatenate([best[0], scores]), np.concatenate([best[1], ids]), k)
-        return best
+            if len(part):
+                places = np.minimum(np.searchsorted(part.rows, rows), len(part) - 1)
+                there = rows[part.rows[places] == rows]
+                scored += self._compared(part, there, query, k)
+        return _best(scored, k)
 
     def _compared(
         self, part: Base | FreshRows, rows: Ids, query: Vectors, k: int
     ) -> Iterator[tuple[Vectors, Ids]]:
         """Scores and rows of those of ``rows`` that may be among the best k."""
-        if part.error is None or len(rows) <= _BLOCK:
+        if part.error is None or len(rows) <= _FEW:
             yield from (
                 self._scored(rows[at : at + _BLOCK], query) for at in range(0, len(rows), _BLOCK)
             )
@@ -213,3 +204,9 @@ class ApproximateIndex:
         if not len(there):
             return np.empty(0, np.float32), there
         return inner_products(vectors, query), there
+
+
+def _best(scored: Sequence[tuple[Vectors, Ids]], k: int) -> tuple[Vectors, Ids]:
+    """The k best of several scores and rows."""
+    scores = np.concatenate([part for part, _ in scored])
+    return top_k(scores, np.concatenate([rows for _, rows in scored]), k)

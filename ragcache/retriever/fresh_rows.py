@@ -45,17 +45,6 @@ class FreshRows:
         more._rows[self._used : used], more._vectors[self._used : used] = rows, vectors
         return more
 
-    def nearest(self, query: Vectors, k: int) -> Ids:
-        """The rows of the ``k`` nearest to a query (dimension,), or of all if there are fewer."""
-        import faiss
-
-        if k >= self._used:
-            return self.rows
-        vectors = self._vectors[: self._used]
-        _, found = faiss.knn(query[None], vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        nearest: Ids = self._rows[found[0]]
-        return nearest
-
     @property
     def error(self) -> float:
         """The most by which scores of :meth:`rough` differ from the exact ones."""
@@ -65,7 +54,9 @@ class FreshRows:
         """Scores and rows of the ``k`` nearest of some of these rows, best first."""
         import faiss
 
-        vectors = self._vectors[np.searchsorted(self.rows, among)]
+        vectors = self._vectors[: self._used]
+        if len(among) < self._used:
+            vectors = vectors[np.searchsorted(self.rows, among)]
         metric = faiss.METRIC_INNER_PRODUCT
         scores, found = faiss.knn(query[None], vectors, min(k, len(among)), metric=metric)
         return scores[0], among[found[0]]
