@@ -176,8 +176,9 @@ class CurrentIndex:
                 return
             if self._stop.is_set() or (index.base.kind == kind and not index.is_worn):
                 return
-            self._thread = Thread(target=self._build_next, args=(kind,), name="index", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._build_next, args=(kind,), name="index", daemon=True)
+            thread.start()
+            self._thread = thread  # only now: one that has not begun cannot be waited for
 
     def _build_next(self, kind: str) -> None:
         import faiss
