@@ -111,7 +111,7 @@ def _widened(
     if recall < floor:
         logger.warning(
             "The index %s finds %.1f %% of the nearest vectors however widely it is searched, less "
-            "than index_recall (%.1f %%): choose another kind, such as flat or hnsw.",
+            "than index_recall (%.1f %%): flat finds all.",
             *(base.kind, 100 * recall, 100 * floor),
         )
     return base.described(recall=recall, measured=time.time())
