@@ -52,10 +52,18 @@ class Paragraphs:
 
     def __init__(self, texts: Sequence[str], embedder: Embedder) -> None:
         self.texts = texts
+        self.next_row, self.size = len(texts), (len(texts), len(texts))
         self._vectors = embedder.embed(texts)
 
     def vectors(self) -> tuple[Ids, Vectors]:
         return np.arange(len(self.texts)), self._vectors
+
+    def vectors_after(self, row: int, most: int) -> tuple[Ids, Vectors]:
+        rows = np.arange(row + 1, min(self.next_row, row + 1 + most))
+        return rows, self._vectors[rows]
+
+    def rows(self) -> Ids:
+        return np.arange(self.next_row)
 
     def vectors_of(self, rows: Sequence[int]) -> Vectors:
         return self._vectors[np.asarray(rows, np.int64)]

@@ -122,6 +122,7 @@ class RagCache:
             embedder,
             path / "vectors.index",
             settings.index,
+            index_recall=settings.index_recall,
             reranker=reranker,
             count_tokens=splitter.count,
             may_save=lambda: store.refusal() is None,
@@ -488,8 +489,10 @@ class RagCache:
         )
 
     def close(self) -> None:
-        """Close the store, and the engine unless it is shared with another instance."""
+        """Close the store, and the engine unless it is shared with another instance. An index that
+        is being built is abandoned: the next instance builds it."""
         try:
+            self.retriever.close()
             self.chunks.close()
         finally:
             if self._owns_engine:

@@ -41,7 +41,8 @@ def test_the_ratio_suits_the_machine_by_default() -> None:
         ({"ratio": 1.5}, "setting ratio = 1.5 is not valid: .*less than or equal to 1"),
         ({"ratio": "fast"}, "setting ratio = 'fast' is not valid: .*or input should be 'auto'"),
         ({"top_k": 0}, "setting top_k = 0 is not valid"),
-        ({"index": "annoy"}, "setting index = 'annoy' is not valid"),
+        ({"index_recall": 1.5}, "setting index_recall = 1.5 is not valid"),
+        ({"layout": "annoy"}, "setting layout = 'annoy' is not valid"),
         ({"colour": "red"}, "colour in the arguments is not a setting. docs/settings.md lists"),
     ],
 )
@@ -266,3 +267,9 @@ def test_an_old_name_has_the_precedence_of_its_place(
 def test_an_old_name_of_the_service_is_none_of_a_store() -> None:
     with pytest.raises(ConfigError, match="guard_share is a setting of the service, not of a st"):
         Settings.load(guard_share=0.5)
+
+
+def test_the_old_name_of_a_flat_index_is_taken_once_more(empty_folder: Path) -> None:
+    with pytest.warns(RenamedWarning, match="index faiss is now called flat: use that name"):
+        assert Settings.load(index="faiss").index == "flat"
+    assert Settings.load(index="IVF64,Flat").index == "IVF64,Flat"

@@ -129,12 +129,12 @@ def current(bench: Bench, rng: random.Random) -> str:
 def index_file(bench: Bench, rng: random.Random) -> str:
     """The file of a vector index, of either kind: after opening it, search finds the same."""
     kind = rng.choice([NumpyIndex, FaissIndex])
-    name = "numpy" if kind is NumpyIndex else "faiss"
+    name = "numpy" if kind is NumpyIndex else "flat"
     catalog = Catalog(bench.open["records"])
     path = bench.closed.parent / f"{name}.index"
 
     def open_index() -> Retriever:
-        return Retriever(catalog, EMBEDDER, path, name)  # type: ignore[arg-type]
+        return Retriever(catalog, EMBEDDER, path, name)
 
     def found(retriever: Retriever) -> list[tuple[str, float]]:
         return [(p.chunk.id, p.score) for p in retriever.retrieve(TEXTS[3], 4)]

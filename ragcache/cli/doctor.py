@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 State = Literal["good", "look", "bad"]
 _PROBE_BYTES = 64 << 20
 _LEAST_READAHEAD = 128 << 10  # bytes: cold reads of LMDB are several times slower with less
+_FAISS = "faiss-cpu", "faiss-gpu-cu12", "faiss-gpu-cu11", "faiss-gpu"
 _NETWORK = {
     "nfs",
     "nfs4",
@@ -190,10 +192,31 @@ def _fingerprints(store: DiskStore, engine: Engine) -> Finding:
 
 
 def _faiss() -> Finding:
+    """Which FAISS is installed. The distributions for CPUs and for GPUs have the same files."""
     import faiss
     import torch
 
+    there = [f"{name} {version}" for name in _FAISS if (version := _installed(name)) is not None]
+    if len(there) > 1:
+        names = " and ".join(there)
+        return Finding(
+            "faiss",
+            "look",
+            f"{names} are installed, which overwrite each other's files: pip uninstall -y "
+            f"{' '.join(_FAISS)}, then install the one that you need",
+        )
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    which = there[0] if there else faiss.__version__
     if torch.cuda.is_available() and not gpus:
-        return Finding("faiss", "look", "built without GPU support: searches use the CPU")
-    return Finding("faiss", "good", f"{faiss.__version__}, {gpus} GPUs")
+        return Finding(
+            "faiss", "look", f"{which} sees no GPU: the CPU searches, see docs/scaling.md"
+        )
+    return Finding("faiss", "good", f"{which}, {gpus} GPUs")
+
+
+def _installed(distribution: str) -> str | None:
+    """The version of a distribution; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

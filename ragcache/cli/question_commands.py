@@ -34,7 +34,7 @@ from ragcache.cli.options import (
     parse_filter,
     read_schema,
 )
-from ragcache.cli.output import figures, loading, out, print_note, progress
+from ragcache.cli.output import figures, loading, out, print_note, progress, waiting
 from ragcache.cli.render.answers import (
     answer_table,
     chunk_table,
@@ -143,6 +143,9 @@ def index(
         lost = origins.find_deleted(cache.catalog, sources, [document.id for document in documents])
         _note_deleted(lost, cache.delete(lost) if prune else [])
         _note_other_names(origins.find_other_names(cache.catalog, sources))
+        if cache.retriever.is_building:
+            with waiting("building the index of the vectors"):
+                cache.retriever.finish()
     done = added.precomputed
     left_out = f", {len(errors)} skipped" if errors else ""
     tokens, took = render.counted(done.tokens, "token"), render.duration(done.seconds)

@@ -26,6 +26,7 @@ from ragcache.cli.render.stores import (
     built_for,
     document_table,
     finding_table,
+    index_text,
     store_table,
     transfer_text,
 )
@@ -78,6 +79,7 @@ def delete(
 
 def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> None:
     """Show what a store holds, and the size of its remote."""
+    from ragcache.retriever.index_description import describe_index
     from ragcache.setup import PROMPT_DATE
     from ragcache.store import Catalog
 
@@ -85,7 +87,10 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
         catalog = Catalog(chunks)
         documents, held, waits = len(catalog.entries()), chunks.stats(), chunks.pending_writes
         day = catalog.get_setting(PROMPT_DATE)
+        index = describe_index(chunks.tables.path / "vectors.index")
         out.print(store_table(held, documents, waits))
+        if index is not None:
+            out.print(index_text(index), highlight=False)
         if day:
             out.print(f"date in the prompt: {day}", highlight=False)
     there = None
@@ -103,6 +108,7 @@ def stats(store: Store = None, tenant: Tenant = None, remote: Remote = None) -> 
             "payload_bytes": held.payload_bytes,
             "built_for": built_for(held),
             "waiting": waits,
+            "index": None if index is None else asdict(index),
             "remote": there,
         }
     )

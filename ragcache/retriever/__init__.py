@@ -8,11 +8,14 @@
 ``source`` lists files and chooses a reader for each; ``readers`` reads files that are one document,
 ``record_readers`` files of many. ``formats`` and ``webpage`` extract text from Markdown, PDF and
 HTML; ``encoding`` decodes bytes; ``extraction`` holds their result types and limits. ``split``
-makes chunks, ``embed`` vectors (``embedder_files`` finds a model's files), ``index`` and
-``faiss_index`` search them (``index_file`` is the file format), and ``bm25`` searches words.
-``current_index`` keeps the index of a catalog (``searched_catalog``) up to date, and ``search``
-turns a question into passages by ``search_options``, ``metadata`` filters, ``ranking`` and
-``rerank``. ``sentence_models`` loads models for ``embed`` and ``rerank``.
+makes chunks, ``embed`` vectors (``embedder_files`` finds a model's files), and ``bm25`` searches
+words. ``index`` and ``faiss_index`` search vectors exactly. ``approximate_index`` searches a
+``base_index`` and ``fresh_rows``; ``index_build`` builds it and ``recall`` measures it. Files of
+both are described in ``index_file``, ``faiss_stream`` and ``index_description``, and ``gpu_copy``
+puts them on GPUs. ``current_index`` keeps the index of a catalog (``searched_catalog``) up to date,
+of the kind that ``index_kind`` chooses, and ``search`` turns a question into passages by
+``search_options``, ``metadata`` filters, ``ranking`` and ``rerank``. ``sentence_models`` loads
+models for ``embed`` and ``rerank``.
 ``parts`` finds the chunks of a text that is no document, such as a message: ``known_texts`` those
 of the store, and ``boundaries`` those between them.
 

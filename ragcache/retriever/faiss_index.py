@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Self
+from functools import cached_property
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, top_k
+from ragcache.retriever.faiss_stream import read_faiss, write_faiss
+from ragcache.retriever.gpu_copy import GpuCopy, gpu_copy
+from ragcache.retriever.index import Ids, VectorIndex, Vectors, inner_products, rounding, top_k
+from ragcache.retriever.index_file import IndexHeader, UnusableFile
 
 
 class FaissIndex(VectorIndex):
-    """Exact search by FAISS: ``IDMap2,Flat`` in its index factory, by inner product."""
+    """Exact search by FAISS: ``IDMap2,Flat`` in its index factory, by inner product.
+
+    Where FAISS sees a GPU, it searches, unless a search is among some ids.
+    """
 
     kind = 2
 
@@ -31,13 +38,19 @@ class FaissIndex(VectorIndex):
         return int(self._index.ntotal)
 
     def _add(self, ids: Ids, vectors: Vectors) -> None:
+        self.__dict__.pop("_on_gpu", None)
         self._index.add_with_ids(vectors, ids)
 
     def remove(self, ids: ArrayLike) -> int:
         import faiss
 
+        self.__dict__.pop("_on_gpu", None)
         selector = faiss.IDSelectorBatch(np.asarray(ids, np.int64))
         return int(self._index.remove_ids(selector))
+
+    @cached_property
+    def _on_gpu(self) -> GpuCopy | None:
+        return gpu_copy(self._index)
 
     def _search(self, query: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
         import faiss
@@ -45,37 +58,35 @@ class FaissIndex(VectorIndex):
         # FAISS accumulates in float32 and does not define the order of ties. So more vectors are
         # fetched than requested, until rounding cannot bring any other one into the top k, and
         # those that were fetched are scored exactly.
-        slack = 4 * self.dimension * float(np.finfo(np.float32).eps)
+        slack = 2 * rounding(self.dimension)
         searched, only = len(self), None
         if among is not None:
             searched = len(among)
             only = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))  # type: ignore[call-arg]
         fetch = min(k + 16, searched)
         while True:
-            rough, ids = self._index.search(query[None], fetch, params=only)
-            if fetch == searched or rough[0, -1] < rough[0, k - 1] - slack:
+            if only is None and self._on_gpu is not None and self._on_gpu.takes(fetch):
+                rough, ids = self._on_gpu.search(query, fetch)
+            else:
+                rough, ids = (a[0] for a in self._index.search(query[None], fetch, params=only))
+            if fetch == searched or rough[-1] < rough[k - 1] - slack:
                 break
             fetch = min(2 * fetch, searched)
-        return top_k(inner_products(self._index.reconstruct_batch(ids[0]), query), ids[0], k)
+        return top_k(inner_products(self._index.reconstruct_batch(ids), query), ids, k)
 
-    def _pack(self) -> bytes:
-        import faiss
-
-        return bytes(faiss.serialize_index(self._index).tobytes())
+    def _write(self, file: BinaryIO) -> None:
+        write_faiss(self._index, file)
 
     @classmethod
-    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
+    def _read(cls, file: BinaryIO, header: IndexHeader) -> Self:
         import faiss
 
-        try:
-            found = faiss.deserialize_index(np.frombuffer(payload, np.uint8))
-        except RuntimeError:  # another version of FAISS may not know the payload's format
-            return None
-        expected = (dimension, count, faiss.METRIC_INNER_PRODUCT)
+        found = read_faiss(file)
+        expected = (header.dimension, header.vectors, faiss.METRIC_INNER_PRODUCT)
         if not isinstance(found, faiss.IndexIDMap2) or expected != (
             *(found.d, found.ntotal, found.metric_type),
         ):
-            return None
-        index = cls(dimension)
+            raise UnusableFile("its payload is not what it says")
+        index = cls(header.dimension)
         index._index = found
         return index

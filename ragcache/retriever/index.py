@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import BinaryIO, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,12 +93,14 @@ class VectorIndex(ABC):
         search, all of this index, ascending; k is from 1 to their number."""
 
     @abstractmethod
-    def _pack(self) -> bytes: ...
+    def _write(self, file: BinaryIO) -> None:
+        """Append the payload to a file."""
 
     @classmethod
     @abstractmethod
-    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
-        """The index that :meth:`_pack` serialised; None if the payload is malformed."""
+    def _read(cls, file: BinaryIO, header: index_file.IndexHeader) -> Self:
+        """The index that :meth:`_write` wrote, of a file at the start of its payload, which ends
+        with the file. Raises UnusableFile for another payload."""
 
     def save(self, path: Path, generation: int) -> None:
         """Write the index to one file with mode 0600, durable on return.
@@ -106,8 +108,8 @@ class VectorIndex(ABC):
         The file is replaced atomically: a concurrent reader, or one after a crash, sees the old
         file or the new one. Raises OSError.
         """
-        meta = index_file.IndexHeader(self.kind, self.dimension, generation, len(self))
-        index_file.write(path, meta, self._pack())
+        header = index_file.IndexHeader(self.kind, self.dimension, generation, len(self))
+        index_file.write(path, header, self._write)
 
     @classmethod
     def load(cls, path: Path, *, dimension: int, generation: int) -> tuple[Self | None, str]:
@@ -116,27 +118,37 @@ class VectorIndex(ABC):
         A file can be used if it is intact and of this kind, dimension and generation. No content of
         a file raises an error: the caller rebuilds the index from the catalog.
         """
-        found = index_file.read(path)
-        if isinstance(found, str):
-            return None, found
-        meta, payload = found
-        if (meta.kind, meta.dimension) != (cls.kind, dimension):
-            kind = f"kind {meta.kind}, dimension {meta.dimension}"
-            return None, f"it is of {kind}, not {cls.kind}, {dimension}"
-        if meta.generation != generation:
-            return None, f"it is of generation {meta.generation}, not {generation}"
-        index = cls._unpack(payload, dimension, meta.vectors)
-        return (index, "") if index is not None else (None, "its payload is not what it says")
+        try:
+            with index_file.opened(path) as (header, file):
+                check_kind(header, cls.kind, dimension)
+                if header.generation != generation:
+                    return None, f"it is of generation {header.generation}, not {generation}"
+                return cls._read(file, header), ""
+        except index_file.UnusableFile as error:
+            return None, str(error)
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
-        rows = np.ascontiguousarray(vectors, np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.dimension:
-            raise ValueError(f"vectors of shape {rows.shape}, expected (n, {self.dimension})")
-        if not np.isfinite(rows).all():
-            raise ValueError("a vector is not finite")
-        if (np.einsum("nd,nd->n", rows, rows) > 1.001).any():
-            raise ValueError("a vector is longer than 1: normalise vectors before indexing them")
-        return rows
+        return checked(vectors, self.dimension)
+
+
+def checked(vectors: ArrayLike, dimension: int) -> Vectors:
+    """Vectors (n, dimension) as they can be indexed or searched for. Raises ValueError for other
+    shapes, and for vectors that are not finite or longer than 1."""
+    rows = np.ascontiguousarray(vectors, np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dimension:
+        raise ValueError(f"vectors of shape {rows.shape}, expected (n, {dimension})")
+    if not np.isfinite(rows).all():
+        raise ValueError("a vector is not finite")
+    if (np.einsum("nd,nd->n", rows, rows) > 1.001).any():
+        raise ValueError("a vector is longer than 1: normalise vectors before indexing them")
+    return rows
+
+
+def check_kind(header: index_file.IndexHeader, kind: int, dimension: int) -> None:
+    """Raise UnusableFile unless a file is of this kind and dimension."""
+    if (header.kind, header.dimension) != (kind, dimension):
+        found = f"kind {header.kind}, dimension {header.dimension}"
+        raise index_file.UnusableFile(f"it is of {found}, not {kind}, {dimension}")
 
 
 def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
@@ -148,6 +160,12 @@ def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
     products = vectors.astype(np.float64) * query.astype(np.float64)
     scores: Vectors = products.sum(axis=1).astype(np.float32)
     return scores
+
+
+def rounding(dimension: int) -> float:
+    """The most by which an inner product of vectors of up to length 1 that is computed in float32
+    may differ from the exact one."""
+    return 2 * dimension * float(np.finfo(np.float32).eps)
 
 
 def top_k(scores: Vectors, ids: Ids, k: int) -> tuple[Vectors, Ids]:
@@ -190,15 +208,17 @@ class NumpyIndex(VectorIndex):
         scores = [inner_products(vectors[at : at + self._BLOCK], query) for at in starts]
         return top_k(np.concatenate(scores), ids, k)
 
-    def _pack(self) -> bytes:
-        return self._ids.astype("<i8").tobytes() + self._vectors.astype("<f4").tobytes()
+    def _write(self, file: BinaryIO) -> None:
+        for part in (self._ids.astype("<i8"), self._vectors.astype("<f4", copy=False)):
+            part.tofile(file)
 
     @classmethod
-    def _unpack(cls, payload: memoryview, dimension: int, count: int) -> Self | None:
-        if len(payload) != count * (8 + 4 * dimension):
-            return None
+    def _read(cls, file: BinaryIO, header: index_file.IndexHeader) -> Self:
+        count, dimension = header.vectors, header.dimension
+        if header.size != count * (8 + 4 * dimension):
+            raise index_file.UnusableFile("its payload is not what it says")
         index = cls(dimension)
-        index._ids = np.frombuffer(payload, "<i8", count).astype(np.int64)
-        rows = np.frombuffer(payload, "<f4", offset=8 * count).astype(np.float32)
+        index._ids = np.fromfile(file, "<i8", count).astype(np.int64, copy=False)
+        rows = np.fromfile(file, "<f4", count * dimension).astype(np.float32, copy=False)
         index._vectors = rows.reshape(count, dimension)
         return index

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Unpack
 
 import numpy as np
 
@@ -16,11 +16,17 @@ from ragcache.retriever.bm25 import BM25Index, check_installed
 from ragcache.retriever.current_index import CurrentIndex
 from ragcache.retriever.embed import Embedder, QuestionEmbedder
 from ragcache.retriever.index import Vectors, inner_products
+from ragcache.retriever.index_description import IndexDescription
 from ragcache.retriever.metadata import Filter, MetadataFilter
 from ragcache.retriever.ranking import fused_ranks, most_relevant_and_unlike
 from ragcache.retriever.rerank import Reranker
 from ragcache.retriever.search_options import SearchFields, SearchOptions, check_k
-from ragcache.retriever.searched_catalog import FilteredRows, OfGeneration, SearchedCatalog
+from ragcache.retriever.searched_catalog import (
+    FilteredRows,
+    OfGeneration,
+    SearchedCatalog,
+    vectors_there,
+)
 from ragcache.types import Chunk, Passage
 
 __all__ = ["Retriever"]
@@ -32,10 +38,10 @@ class Retriever:
     ``reranker``: puts what was found in an order of its own, where a search asks for it.
     ``count_tokens``: the number of tokens of a chunk's text in a prompt; searches with
     ``top_tokens`` need it.
-    The index of ``kind`` at ``index_path`` and ``may_save`` are as
+    ``index``, the setting, ``index_path``, ``index_recall`` and ``may_save`` are as
     :class:`~ragcache.retriever.current_index.CurrentIndex` takes them. Any number of threads may
-    retrieve while one refreshes. Raises ConfigError for an unknown kind, and if the catalog's
-    vectors have another dimension than the embedder's.
+    retrieve while one refreshes. Raises ConfigError for an unknown kind of index, and if the
+    catalog's vectors have another dimension than the embedder's.
     """
 
     def __init__(
@@ -43,8 +49,9 @@ class Retriever:
         catalog: SearchedCatalog,
         embedder: Embedder,
         index_path: Path,
-        kind: Literal["faiss", "numpy"] = "faiss",
+        index: str = "auto",
         *,
+        index_recall: float = 0.98,
         reranker: Reranker | None = None,
         count_tokens: Callable[[str], int] | None = None,
         may_save: Callable[[], bool] = lambda: True,
@@ -57,7 +64,8 @@ class Retriever:
             catalog,
             embedder.dimension,
             index_path,
-            kind,
+            index,
+            recall=index_recall,
             embedder=embedder.name,
             may_save=may_save,
         )
@@ -72,13 +80,32 @@ class Retriever:
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def refresh(self) -> bool:
-        """Rebuild and save the index if the catalog has changed; returns whether it had.
+    @property
+    def index(self) -> IndexDescription:
+        """The kind of the index that answers now, and its recall."""
+        return self._vectors.description
 
-        Rebuilding an exact index takes about as long as reading the vectors. A file that cannot be
-        written is logged and otherwise ignored: the next process rebuilds the index.
+    def refresh(self) -> bool:
+        """Bring the index up to date if the catalog has changed; returns whether it had.
+
+        Rebuilding an exact index takes about as long as reading the vectors; an approximate one is
+        rebuilt in a thread, if much has changed. A file that cannot be written is logged and
+        otherwise ignored: the next process rebuilds the index.
         """
         return self._vectors.refresh()
+
+    @property
+    def is_building(self) -> bool:
+        """Whether the next index is being built."""
+        return self._vectors.is_building
+
+    def finish(self) -> None:
+        """Wait for an index that is being built to be in use and saved."""
+        self._vectors.finish()
+
+    def close(self) -> None:
+        """Stop building an index. The catalog's owner closes the catalog afterwards."""
+        self._vectors.close()
 
     def retrieve(self, question: str, k: int, **options: Unpack[SearchFields]) -> list[Passage]:
         """:meth:`search` with :class:`SearchOptions` of these."""
@@ -140,16 +167,10 @@ class Retriever:
     ) -> tuple[list[int], dict[int, float]]:
         """Of the rows ``order``, best first, those that the options select, and the cosine
         similarities of all that are stored."""
-        vectors: dict[int, Vectors] = {}
-        try:
-            vectors = dict(zip(order, self.catalog.vectors_of(order), strict=True))
-        except KeyError:  # one was deleted since the search
-            for row in order:
-                with suppress(KeyError):
-                    vectors[row] = self.catalog.vectors_of([row])[0]
+        there, known = vectors_there(self.catalog, order)  # some may be deleted since the search
+        vectors = dict(zip(there.tolist(), known, strict=True))
         if not vectors:
             return [], {}
-        known = np.stack([*vectors.values()])
         scores = dict(zip(vectors, inner_products(known, query).tolist(), strict=True))
         if options.min_score is not None:
             vectors = {row: v for row, v in vectors.items() if scores[row] >= options.min_score}

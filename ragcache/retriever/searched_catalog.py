@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Lock
@@ -18,7 +19,8 @@ _T = TypeVar("_T")
 
 
 class SearchedCatalog(Protocol):
-    """The catalog of chunks and vectors, as the retriever uses it. A row is a chunk's number."""
+    """The catalog of chunks and vectors, as the retriever uses it. A row is a chunk's number: later
+    chunks have greater ones, and that of a deleted chunk is never used again."""
 
     @property
     def generation(self) -> int:
@@ -27,6 +29,24 @@ class SearchedCatalog(Protocol):
 
     def vectors(self) -> tuple[Ids, Vectors]:
         """Rows (n,) and their normalised vectors (n, dimension)."""
+        ...
+
+    def vectors_after(self, row: int, most: int) -> tuple[Ids, Vectors]:
+        """Up to ``most`` rows after row ``row``, ascending, and their vectors."""
+        ...
+
+    def rows(self) -> Ids:
+        """All rows, ascending (n,)."""
+        ...
+
+    @property
+    def next_row(self) -> int:
+        """The row that the next chunk will get: more than every row that there was."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The number of documents, and of rows."""
         ...
 
     def chunk(self, row: int) -> Chunk:
@@ -48,6 +68,22 @@ class SearchedCatalog(Protocol):
     def described(self) -> list[tuple[Mapping[str, str], range]]:
         """The metadata of every document, and the rows of its chunks."""
         ...
+
+
+def vectors_there(catalog: SearchedCatalog, rows: Sequence[int] | Ids) -> tuple[Ids, Vectors]:
+    """Those of the rows that are still in the catalog, in the order given, and their vectors."""
+    wanted = np.asarray(rows, np.int64)
+    try:
+        return wanted, catalog.vectors_of(wanted.tolist())
+    except KeyError:  # some were deleted
+        pass
+    there, vectors = [], []
+    for row in wanted.tolist():
+        with suppress(KeyError):
+            vectors.append(catalog.vectors_of([row])[0])
+            there.append(row)
+    found = np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+    return np.array(there, np.int64), found
 
 
 class OfGeneration(Generic[_T]):

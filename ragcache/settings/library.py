@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import date
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr, field_validator
 
+from ragcache.settings.renamed import RenamedWarning
 from ragcache.settings.sources import SourcedSettings
 
 #: A share of the chunk tokens; or auto, which depends on the speeds of model and store.
@@ -39,7 +41,18 @@ class Settings(SourcedSettings):
         description="Sentence-transformers model that embeds documents and questions. Default: "
         "the store's own.",
     )
-    index: Literal["faiss", "numpy"] = Field("faiss", description="Vector index: faiss or numpy.")
+    index: str = Field(
+        "auto",
+        description="Vector index: flat (exact), hnsw or ivfpq (approximate), auto (by the number "
+        "of vectors), numpy (exact and slow), or a string for FAISS's index factory.",
+    )
+    index_recall: float = Field(
+        0.98,
+        gt=0,
+        le=1,
+        description="Least share of the ten nearest vectors that an approximate index is to find, "
+        "0 to 1. It is searched as widely as that takes.",
+    )
     chunk_tokens: int | None = Field(
         None,
         ge=8,
@@ -190,3 +203,16 @@ class Settings(SourcedSettings):
     max_tokens: int = Field(64, ge=1, description="Maximum tokens of an answer.")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature. 0 is greedy decoding.")
     top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of nucleus sampling.")
+
+    @field_validator("index")
+    @classmethod
+    def _by_new_name(cls, index: str) -> str:
+        if index != "faiss":
+            return index
+        warnings.warn(
+            "index faiss is now called flat: use that name, because the next release will not "
+            "accept faiss",
+            RenamedWarning,
+            stacklevel=2,
+        )
+        return "flat"

@@ -257,3 +257,9 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         ApiKeys.of(ServiceSettings.load(keys=tmp_path / "none"))
     with scene.small(tmp_path / "store") as cache, pytest.raises(ConfigError, match="Name a file"):
         report_page.write_report(Path("/dev/full"), {}, cache)  # a disk without space
+
+
+def test_stats_tell_of_the_vector_index(ann: httpx.Client) -> None:
+    found = ann.get("/v1/stats").json()["index"]
+    assert (found["kind"], found["recall"], found["measured"]) == ("flat", 1.0, None)
+    assert found["vectors"] >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import faiss
 import pytest
+import torch
 
 from ragcache.cli import doctor
 from ragcache.cli.doctor import Finding, inspect_store
@@ -101,3 +104,20 @@ def test_a_store_of_another_model_is_bad(store: DiskStore) -> None:
     store.put(mine := make_key(3, shapeless), make_kv(mine))
     finding = next(f for f in inspect_store(store, engine) if f.what == "model")
     assert finding.state == "good" and "can use 1 of 2 chunks" in finding.detail
+
+
+def test_which_faiss_is_installed_is_told(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = found(store, "faiss")
+    assert finding.state == "good" and re.fullmatch(r"faiss-\w+ [\d.]+, \d+ GPUs", finding.detail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    assert "sees no GPU: the CPU searches" in found(store, "faiss").detail
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    assert found(store, "faiss").detail.endswith(", 2 GPUs")
+    versions = {"faiss-cpu": "1.15.1", "faiss-gpu-cu12": "1.14.1"}
+    monkeypatch.setattr(doctor, "_installed", versions.get)
+    finding = found(store, "faiss")
+    assert finding.state == "look"
+    assert "faiss-cpu 1.15.1 and faiss-gpu-cu12 1.14.1 are installed" in finding.detail

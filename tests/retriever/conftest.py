@@ -97,7 +97,7 @@ class ListCatalog:
     def __init__(self, embedder: Embedder | None = None):
         self.embedder = embedder or HashEmbedder()
         self.generation = 0
-        self.rows: dict[int, Chunk] = {}
+        self.chunks: dict[int, Chunk] = {}
         self.metadata: dict[str, Mapping[str, str]] = {}
         self._next = 0
 
@@ -105,33 +105,100 @@ class ListCatalog:
         self.drop(document)
         self.metadata[document] = metadata
         for ordinal, text in enumerate(texts):
-            self.rows[self._next] = Chunk(document, ordinal, text)
+            self.chunks[self._next] = Chunk(document, ordinal, text)
             self._next += 1
 
     def drop(self, document: str) -> None:
-        self.rows = {row: c for row, c in self.rows.items() if c.document != document}
+        self.chunks = {row: c for row, c in self.chunks.items() if c.document != document}
         self.generation += 1
 
     def vectors(self) -> tuple[Ids, Vectors]:
-        ids = np.array(list(self.rows), np.int64)
-        return ids, self.embedder.embed([c.text for c in self.rows.values()])
+        ids = np.array(list(self.chunks), np.int64)
+        return ids, self.embedder.embed([c.text for c in self.chunks.values()])
+
+    def vectors_after(self, row: int, most: int) -> tuple[Ids, Vectors]:
+        found = [one for one in sorted(self.chunks) if one > row][:most]
+        return np.array(found, np.int64), self.vectors_of(found)
+
+    def rows(self) -> Ids:
+        return np.array(sorted(self.chunks), np.int64)
+
+    @property
+    def next_row(self) -> int:
+        return self._next
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len({c.document for c in self.chunks.values()}), len(self.chunks)
 
     def chunk(self, row: int) -> Chunk:
-        return self.rows[row]
+        return self.chunks[row]
 
     def rows_of(self, document_id: str) -> list[int]:
-        return [row for row, c in self.rows.items() if c.document == document_id]
+        return [row for row, c in self.chunks.items() if c.document == document_id]
 
     def page(self, after: int, most: int) -> list[tuple[int, Chunk]]:
-        rows = sorted(row for row in self.rows if row > after)
-        return [(row, self.rows[row]) for row in rows[:most]]
+        rows = sorted(row for row in self.chunks if row > after)
+        return [(row, self.chunks[row]) for row in rows[:most]]
 
     def vectors_of(self, rows: Sequence[int]) -> Vectors:
-        return self.embedder.embed([self.rows[row].text for row in rows])
+        return self.embedder.embed([self.chunks[row].text for row in rows])
 
     def described(self) -> list[tuple[Mapping[str, str], range]]:
         found = []
-        for document in {c.document for c in self.rows.values()}:
+        for document in {c.document for c in self.chunks.values()}:
             rows = self.rows_of(document)
             found.append((self.metadata[document], range(rows[0], rows[-1] + 1)))
         return found
+
+
+class VectorCatalog(ListCatalog):
+    """A catalog of vectors without text: each row is a document of its own."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        super().__init__()
+        self.by_row: dict[int, Vectors] = {}
+        self.dimension = vectors.shape[1]
+        self.add(vectors)
+
+    def add(self, vectors: Vectors) -> range:
+        rows = range(self._next, self._next + len(vectors))
+        self._next = rows.stop
+        self.by_row = self.by_row | dict(zip(rows, vectors, strict=True))
+        self._changed()
+        return rows
+
+    def delete(self, rows: Iterable[int]) -> None:
+        gone = set(rows)
+        self.by_row = {row: vector for row, vector in self.by_row.items() if row not in gone}
+        self._changed()
+
+    def _changed(self) -> None:
+        self.chunks = {row: Chunk(f"d{row}", 0, "") for row in self.by_row}
+        self.generation += 1
+
+    def vectors(self) -> tuple[Ids, Vectors]:
+        rows = self.rows()
+        return rows, self.vectors_of(rows.tolist())
+
+    def vectors_of(self, rows: Sequence[int]) -> Vectors:
+        by_row = self.by_row
+        return np.array([by_row[row] for row in rows], np.float32).reshape(
+            len(rows), self.dimension
+        )
+
+    def vectors_after(self, row: int, most: int) -> tuple[Ids, Vectors]:
+        by_row = self.by_row
+        rows = sorted(one for one in by_row if one > row)[:most]
+        vectors = np.array([by_row[one] for one in rows], np.float32)
+        return np.array(rows, np.int64), vectors.reshape(len(rows), self.dimension)
+
+
+def clustered(n: int, seed: int = 0, dimension: int = 24, clusters: int = 30) -> Vectors:
+    """Vectors of length 1, (n, dimension), around some centres, as embeddings of texts are."""
+    centres = np.random.default_rng(99).standard_normal((clusters, dimension))
+    generator = np.random.default_rng(seed)
+    near = centres[generator.integers(0, clusters, n)]
+    rows = near + 0.7 * generator.standard_normal((n, dimension))
+    made: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return made

@@ -41,9 +41,10 @@ def test_payload_that_lies_under_a_right_checksum(
     kind: type[VectorIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "vectors"
-    for payload in (b"", b"junk" * 20, filled(kind, 3)._pack()):
+    filled(kind, 3).save(path, 5)
+    for payload in (b"", b"junk" * 20, path.read_bytes()[48:]):
         index = filled(kind)
-        monkeypatch.setattr(index, "_pack", lambda payload=payload: payload)
+        monkeypatch.setattr(index, "_write", lambda file, payload=payload: file.write(payload))
         index.save(path, 5)
         found, reason = kind.load(path, dimension=DIMENSION, generation=5)
         assert found is None and reason == "its payload is not what it says"

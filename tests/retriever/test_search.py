@@ -22,7 +22,7 @@ from ragcache.retriever.search import Retriever
 from ragcache.retriever.search_options import Retrieval
 from tests.retriever.conftest import ListCatalog
 
-Kind = Literal["faiss", "numpy"]
+Kind = Literal["flat", "numpy"]
 EMBEDDER = HashEmbedder(4096)  # wide, so that no two words of these tests share a place
 
 RIVER = ["the river rose", "bridge gone", "ferryman missing", "boat of apples", "river fell"]
@@ -37,7 +37,7 @@ def catalog() -> ListCatalog:
     return made
 
 
-@pytest.fixture(params=["faiss", "numpy"])
+@pytest.fixture(params=["flat", "numpy"])
 def retriever(request: pytest.FixtureRequest, catalog: ListCatalog, tmp_path: Path) -> Retriever:
     return Retriever(catalog, EMBEDDER, tmp_path / "vectors", request.param)
 
@@ -82,7 +82,7 @@ def test_neighbours_are_not_repeated_and_hits_keep_their_score(retriever: Retrie
     np.testing.assert_allclose([p.score for p in found], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["faiss", "numpy"])
+@pytest.mark.parametrize("kind", ["flat", "numpy"])
 def test_filtered_search_is_that_of_the_documents_that_pass(kind: Kind, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     words = [f"word{n}" for n in range(60)]
@@ -330,8 +330,8 @@ def test_empty_catalog(tmp_path: Path) -> None:
 
 
 def test_unknown_kind(catalog: ListCatalog, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'hnsw': choose one of faiss, numpy"):
-        Retriever(catalog, EMBEDDER, tmp_path / "v", "hnsw")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'faiss', of which .*: choose one of auto, flat, numpy"):
+        Retriever(catalog, EMBEDDER, tmp_path / "v", "faiss")
 
 
 def test_embedder_of_another_dimension(catalog: ListCatalog, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_unusable_index_is_rebuilt_and_said_so(
     path = tmp_path / "v"
     expected = Retriever(catalog, EMBEDDER, path).retrieve("river", 3)
     raw = path.read_bytes()
-    kind: Kind = "numpy" if damage == "kind" else "faiss"
+    kind: Kind = "numpy" if damage == "kind" else "flat"
     if damage == "flip":
         path.write_bytes(raw[:100] + bytes([raw[100] ^ 1]) + raw[101:])
     elif damage == "cut":

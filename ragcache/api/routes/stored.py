@@ -92,9 +92,11 @@ async def delete_document(id: str, state: StateDep, tenant: TenantDep) -> dict[s
 
 @router.get("/v1/stats", tags=["chunks"])
 async def stats(state: StateDep, tenant: TenantDep) -> dict[str, Any]:
-    """The store's size, and its hits and misses since it was opened."""
+    """The store's size, its hits and misses since it was opened, and its vector index."""
     cache = await open_cache(state, tenant)
-    return await run_in_thread(lambda: store_json(cache.chunks, cache.traffic()))
+    return await run_in_thread(
+        lambda: store_json(cache.chunks, cache.traffic()) | {"index": asdict(cache.retriever.index)}
+    )
 
 
 @router.post("/v1/chunks", tags=["chunks"])

@@ -15,7 +15,8 @@
 // GET /v1/examples    -> {"data": [{"question"}]}: example questions about this store
 // GET /version        -> {"model", "body_bytes"}: the limit of a request's body
 // GET /v1/stats       -> {"chunks", "payload_bytes", "hits", "misses": {reason: count},
-//                     "tier": {"hits", "misses", "held_bytes", ...} | null}
+//                     "tier": {"hits", "misses", "held_bytes", ...} | null,
+//                     "index": {"kind", "vectors", "recall", ...}}
 
 (() => {
   const { byId, make } = dom;

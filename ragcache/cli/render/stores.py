@@ -15,6 +15,7 @@ from ragcache.cli.render import duration, one_line, size
 if TYPE_CHECKING:
     from ragcache.cli.doctor import Finding
     from ragcache.planning.cost_model import Speeds
+    from ragcache.retriever.index_description import IndexDescription
     from ragcache.store.base import StoreStats
     from ragcache.store.catalog.catalog import DocumentEntry
     from ragcache.store.remote.sync import SyncResult
@@ -47,6 +48,16 @@ def store_table(
     if waiting:
         table.caption = f"{waiting:,} pending remote writes"
     return table
+
+
+def index_text(index: IndexDescription) -> str:
+    """One line about the vector index."""
+    told = f"index: {index.kind} of {index.vectors:,} vectors, "
+    if index.measured is None:
+        return told + "exact"
+    when = f"{datetime.fromtimestamp(index.measured):%F %T}"
+    told += f"recall@10 {index.recall:.1%}, measured {when}, width {index.width}"
+    return told + f" (below index_recall, {index.floor:.1%})" if index.is_below_floor else told
 
 
 def built_for(stats: StoreStats) -> dict[str, dict[str, int]]:

@@ -22,10 +22,12 @@ from ragcache.store.catalog.changes import (
     set_retention,
 )
 from ragcache.store.catalog.chunks import (
-    all_vectors,
+    all_rows,
     chunk_of,
     dimension,
+    next_row,
     rows_after,
+    vectors_after,
     vectors_of,
 )
 from ragcache.store.catalog.documents import DocumentEntry
@@ -289,7 +291,25 @@ class Catalog(StoredTexts):
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """All rows, ascending, (n,), and their vectors, (n, dimension), to rebuild an index."""
         with self._tables.read() as txn:
-            return all_vectors(txn)
+            return vectors_after(txn, -1, None)
+
+    def vectors_after(self, row: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Up to ``most`` rows after row ``row``, ascending, (n,), and their vectors,
+        (n, dimension)."""
+        with self._tables.read() as txn:
+            return vectors_after(txn, row, most)
+
+    def rows(self) -> NDArray[np.int64]:
+        """All rows, ascending, (n,)."""
+        with self._tables.read() as txn:
+            return all_rows(txn)
+
+    @property
+    def next_row(self) -> int:
+        """The row that the next chunk will get. It is more than every row that there was: the rows
+        of deleted chunks are not used again."""
+        with self._tables.read() as txn:
+            return next_row(txn)
 
     def vectors_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """The vectors of rows, in the order given, (len(rows), dimension), read in one transaction.

@@ -32,7 +32,7 @@ def add_rows(txn: Transaction, chunks: Sequence[Chunk], vectors: NDArray[np.floa
     """
     if chunks:
         _claim_dimension(txn, vectors.shape[1])
-    first = get_counter(txn, "next_row")
+    first = next_row(txn)
     rows = range(first, first + len(chunks))
     set_counter(txn, "next_row", rows.stop)
     for row, chunk, vector in zip(rows, chunks, vectors, strict=True):
@@ -68,12 +68,19 @@ def vectors_of(txn: Transaction, rows: Iterable[int]) -> NDArray[np.float32]:
     )
 
 
-def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """All rows, ascending, (n,), and their vectors, (n, dimension). Raises StoreError where one is
-    damaged."""
+def all_rows(txn: Transaction) -> NDArray[np.int64]:
+    """All rows, ascending, (n,)."""
+    return np.fromiter((_row_of(key) for key in txn.keys("vectors")), np.int64)
+
+
+def vectors_after(
+    txn: Transaction, row: int, most: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Up to ``most`` rows after ``row``, ascending, (n,), and their vectors, (n, dimension). Raises
+    StoreError where one is damaged."""
     length = dimension(txn) or 0
     rows, vectors = [], []
-    for key in txn.keys("vectors"):
+    for key in islice(txn.keys("vectors", start=row_key(row + 1)), most):
         vector = np.frombuffer(_vector(txn, key), _FLOATS)
         if len(vector) != length:
             raise StoreError(
@@ -85,6 +92,11 @@ def all_vectors(txn: Transaction) -> tuple[NDArray[np.int64], NDArray[np.float32
         vectors.append(vector)
     matrix = np.array(vectors, np.float32).reshape(len(rows), length)
     return np.array(rows, np.int64), matrix
+
+
+def next_row(txn: Transaction) -> int:
+    """The row that the next chunk will get: more than every row that there was."""
+    return get_counter(txn, "next_row")
 
 
 def dimension(txn: Transaction) -> int | None:

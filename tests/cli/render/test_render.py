@@ -27,6 +27,8 @@ from ragcache.cli.render import (
 from ragcache.cli.render.answers import late, waterfall
 from ragcache.cli.render.quality import ModeTable
 from ragcache.cli.render.screen import replace_unencodable
+from ragcache.cli.render.stores import index_text
+from ragcache.retriever.index_description import IndexDescription
 from ragcache.types import Answer, LayerTrace, Prompt, Report
 
 PROMPT = Prompt.of((1,), ((2, 3),), (4,))
@@ -43,6 +45,16 @@ def report(*layers: LayerTrace) -> Report:
 def test_the_waterfall_shows_when_a_layer_was_read_and_computed() -> None:
     layers = trace(0.0, 0.5, 0.0, 0.5, 0.25), trace(0.5, 0.25, 1.0, 0.0, 0.75)
     assert waterfall(report(*layers), width=8) == ["░░▒█    ", "  ░ ▒███"]
+
+
+def test_an_index_is_told_in_a_line() -> None:
+    assert index_text(IndexDescription("flat", 1200, 1.0)) == "index: flat of 1,200 vectors, exact"
+    said = index_text(IndexDescription("hnsw", 10**6, 0.984, 0.98, 4, 1e9))
+    assert re.fullmatch(
+        r"index: hnsw of 1,000,000 vectors, recall@10 98\.4%, measured 2001-09-.*, width 4", said
+    )
+    said = index_text(IndexDescription("ivfpq", 10**7, 0.91, 0.98, 64, 1e9))
+    assert said.endswith("width 64 (below index_recall, 98.0%)")
 
 
 def test_what_was_computed_late_is_said() -> None:

@@ -71,6 +71,25 @@ def test_vectors_of_rows_in_the_order_asked(catalog: Catalog) -> None:
         catalog.vectors_of([rows[-1] + 1])
 
 
+def test_rows_are_read_on_from_any_row(catalog: Catalog) -> None:
+    assert catalog.rows().shape == (0,) and catalog.next_row == 0
+    assert catalog.vectors_after(-1, 9)[0].shape == (0,)
+    rows = [*add(catalog, "a", 3)[1], *add(catalog, "b", 2, seed=1)[1]]
+    _, every = catalog.vectors()
+    catalog.delete_document("a")
+    assert catalog.rows().tolist() == rows[3:] and catalog.rows().dtype == np.int64
+    rows, every = rows[3:] + add(catalog, "a", 3)[1], np.concatenate([every[3:], every[:3]])
+    for after in (-1, *rows):
+        for most in (1, 2, 9):
+            found, matrix = catalog.vectors_after(after, most)
+            expected = [row for row in rows if row > after][:most]
+            assert found.tolist() == expected
+            np.testing.assert_array_equal(matrix, every[[rows.index(row) for row in expected]])
+    catalog.delete_document("a")
+    assert catalog.next_row == rows[-1] + 1  # though that row is gone
+    assert add(catalog, "c", 1)[1] == [rows[-1] + 1]
+
+
 def test_replacing_leaves_nothing_behind_and_reuses_no_row(catalog: Catalog) -> None:
     _, before = add(catalog, "a", 3, 1)
     chunks, after = add(catalog, "a", 2, 2)
