@@ -112,7 +112,7 @@ def test_description_tells_settings_apart(tokenizer: Tokenizer) -> None:
     ]
     assert len({s.describe() for s in splitters}) == 5
     assert Splitter(len, 64).describe() == (
-        "split v2 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
+        "split v3 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
     )
 
 
