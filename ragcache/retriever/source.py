@@ -43,10 +43,15 @@ class Sources:
     omitted: tuple[Omitted, ...]  # files in these folders that are not read
 
     def read(
-        self, *, on_error: OnError | None = None, on_omitted: OnOmitted | None = None
+        self,
+        *,
+        on_error: OnError | None = None,
+        on_omitted: OnOmitted | None = None,
+        on_file: Callable[[int], None] | None = None,
     ) -> Iterator[Document]:
-        """As :func:`read`."""
-        return _read(self, on_error or _raise, on_omitted or _log)
+        """As :func:`read`. ``on_file`` is called with the number of files that are read, after
+        each."""
+        return _read(self, on_error or _raise, on_omitted or _log, on_file or (lambda _: None))
 
 
 def read(
@@ -126,11 +131,13 @@ def find_files(
     return Sources(tuple(files.values()), folders, frozenset(named), tuple(given), tuple(omitted))
 
 
-def _read(sources: Sources, on_error: OnError, on_omitted: OnOmitted) -> Iterator[Document]:
+def _read(
+    sources: Sources, on_error: OnError, on_omitted: OnOmitted, on_file: Callable[[int], None]
+) -> Iterator[Document]:
     seen: dict[str, Path] = {}
     for omitted in sources.omitted:
         on_omitted(omitted)
-    for name, path in sources.files:
+    for number, (name, path) in enumerate(sources.files, 1):
         for found in _results(name, path):
             if isinstance(found, Omitted):
                 on_omitted(found)
@@ -150,6 +157,7 @@ def _read(sources: Sources, on_error: OnError, on_omitted: OnOmitted) -> Iterato
             else:
                 seen[found.id] = path
                 yield found
+        on_file(number)
 
 
 def _results(name: str, path: Path) -> Iterator[Found]:
