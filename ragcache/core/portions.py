@@ -12,7 +12,7 @@ from ragcache.errors import SourceError
 if TYPE_CHECKING:
     from ragcache.types import Document, StageProgress
 
-__all__ = ["add_stream", "portions"]
+__all__ = ["add_stream"]
 
 _DOCUMENTS = 500  # of a portion, at most
 _CHARACTERS = 1 << 23  # of a portion: with the document that reaches it, a portion ends

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from ragcache.core import portions
 from ragcache.errors import SourceError
+from ragcache.store.catalog.catalog import DocumentToPut
 from ragcache.types import Document
 from tests import scene
 
@@ -73,12 +74,19 @@ def test_documents_of_a_batch_are_one_commit_and_vectors_are_indexed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with scene.small(tmp_path / "store") as cache:
-        commits, put = list[int](), cache.catalog.put_documents
-        monkeypatch.setattr(
-            cache.catalog, "put_documents", lambda d, **k: commits.append(len(d)) or put(d, **k)
-        )
-        refreshed, refresh = list[int](), cache.retriever.refresh
-        monkeypatch.setattr(cache.retriever, "refresh", lambda: refreshed.append(1) or refresh())
+        commits, refreshed = list[int](), list[bool]()
+        put, refresh = cache.catalog.put_documents, cache.retriever.refresh
+
+        def counted(given: Sequence[DocumentToPut], *, promise: int | None = None) -> list[str]:
+            commits.append(len(given))
+            return put(given, promise=promise)
+
+        def also_counted() -> bool:
+            refreshed.append(True)
+            return refresh()
+
+        monkeypatch.setattr(cache.catalog, "put_documents", counted)
+        monkeypatch.setattr(cache.retriever, "refresh", also_counted)
         cache.add_stream(DOCUMENTS)
         assert commits == [5, 5, 5, 5, 3] and len(refreshed) == 1
 

@@ -298,6 +298,7 @@ def test_a_link_is_named_by_where_it_stands(write: Write, tmp_path: Path) -> Non
         ("a.pdf", encrypted("secret"), r"a.pdf is encrypted.*qpdf --decrypt"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl:2 is not valid JSON"),
         ("a.jsonl", b'{"text": "\xe9"}\n', r"a.jsonl:1 is not UTF-8"),
+        ("a.jsonl", '{"text": "très Café"}'.encode("cp1252"), "may be WINDOWS-1252: convert it"),
         ("a.jsonl", b'["x"]\n', r'a.jsonl:1 has no string "text"'),
         ("a.jsonl", b'{"text": 3}\n', r'a.jsonl:1 has no string "text"'),
         ("a.jsonl", b'{"text": "x", "id": [1]}\n', r'a.jsonl:1: "id" or "title" is not'),
