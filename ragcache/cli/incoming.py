@@ -30,7 +30,7 @@ class IncomingDocuments:
         self.cache, self.sources, self.reporter = cache, sources, reporter
         self.renamed = RenamedDocuments(cache.indexing, sources)
         self.ids: list[str] = []
-        self._files = 0  # that are read
+        self._files = 0  # that are read, with the one that is being read
         self._first = True
         self.after()
 

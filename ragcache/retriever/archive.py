@@ -155,5 +155,5 @@ def _refuse_entities(path: Path, member: str, raw: bytes) -> None:
                 )
             if rooted:
                 return
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # of an unknown encoding
         raise zipfile.BadZipFile(f"{member} is not XML ({error})") from None

@@ -49,8 +49,8 @@ class Sources:
         on_omitted: OnOmitted | None = None,
         on_file: Callable[[int], None] | None = None,
     ) -> Iterator[Document]:
-        """As :func:`read`. ``on_file`` is called with the number of files that are read, after
-        each."""
+        """As :func:`read`. ``on_file`` is called with the number of each file, from 1, before it is
+        read."""
         return _read(self, on_error or _raise, on_omitted or _log, on_file or (lambda _: None))
 
 
@@ -66,14 +66,15 @@ def read(
     In a folder, hidden files and folders are ignored; files of unknown formats, and JSON other than
     evaluation sets, are left out and reported. A file that is named twice, for example by a link,
     is read once. The title of a document, if it has one, is put above its text. ``metadata`` has
-    ``source``, ``format`` and, if known, ``title``.
+    ``source``, ``format`` and, if known, ``title``; ``encoding`` if that was guessed.
 
     An id is the name of the given folder, a slash, and the path below it. For a file that was given
     itself, it is the name of its folder and its own. Relative and absolute paths of a folder give
     the same ids, and so does ``.`` inside of it. Links are not resolved. With ``root``, an id is
     the path below ``root``. A record of a JSON Lines, Arrow or Parquet file adds ``#`` and its
     ``id``, or ``:`` and its number; a passage of an evaluation set adds ``#`` and a digest of its
-    text. The path ``-`` is JSON Lines from standard input. Of a folder that Hugging Face's
+    text, a sheet of a workbook ``#`` and its name, and a part of a table ``:`` and the number of
+    its first row, except for the first part. The path ``-`` is JSON Lines from standard input. Of a folder that Hugging Face's
     ``datasets`` has saved, the Arrow files are read. The text of a record is its ``text``, or
     ``page_content``, so that dumped LangChain documents can be read.
 
@@ -138,6 +139,7 @@ def _read(
     for omitted in sources.omitted:
         on_omitted(omitted)
     for number, (name, path) in enumerate(sources.files, 1):
+        on_file(number)
         for found in _results(name, path):
             if isinstance(found, Omitted):
                 on_omitted(found)
@@ -157,7 +159,6 @@ def _read(
             else:
                 seen[found.id] = path
                 yield found
-        on_file(number)
 
 
 def _results(name: str, path: Path) -> Iterator[Found]:

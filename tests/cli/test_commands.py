@@ -793,7 +793,7 @@ def test_many_files_are_counted_while_they_are_indexed(
     monkeypatch.setattr(stages, "EVERY_S", 0.001)
     code, out, err = run("index", notes, "--model", model)
     assert code == 0 and out.startswith("3 documents indexed")
-    assert re.search(r"files: \d of 3.*; (index|precompute|look up): ", err)
+    assert re.search(r"files: [0-3] of 3.*; (index|precompute|look up): ", err)
     assert "if all files are like the first" in err
     assert run("index", notes)[1].startswith("0 documents indexed (0 chunks), 3 unchanged")
 

@@ -297,6 +297,7 @@ OUTSIDE = '<!DOCTYPE d [<!ENTITY a SYSTEM "file:///etc/hostname">]>'
     [
         ("a.docx", b"x", r"is not a readable \.docx file: File is not a zip file.*get it again"),
         ("a.docx", docx("", "<no xml"), r"is not a readable \.docx file.*is not XML"),
+        ("a.docx", docx("", '<?xml version="1.0" encoding="no"?>'), "unknown encoding: no"),
         ("a.docx", docx("")[:300], r"is not a readable \.docx file"),
         ("a.docx", zipped({"a.xml": "<a/>"}), r"is not a readable \.docx file.*save it again with"),
         ("a.pptx", docx(paragraph("x")), r"is not a readable \.pptx file"),
@@ -310,7 +311,7 @@ OUTSIDE = '<!DOCTYPE d [<!ENTITY a SYSTEM "file:///etc/hostname">]>'
         ("a.docx", docx(paragraph("x" * 3_000_000)), "document.xml in it expands to more than 200"),
         ("a.docx", docx("<w:sdt><w:sdtContent>" * 3000), r"is not a readable \.docx file"),
     ],
-    ids=range(14),
+    ids=range(15),
 )  # fmt: skip
 def test_hostile_and_damaged_files(write: Write, name: str, raw: bytes, message: str) -> None:
     with pytest.raises(SourceError, match=message):

@@ -224,7 +224,7 @@ def test_japanese_is_cut_between_sentences() -> None:
         *("それは本当ですか？", "『はい！』", "と彼女は答えた。"),
     ]
     text = "".join(sentences)
-    for size in range(14, 30):
+    for size in range(15, 30):
         chunks = [c.text for c in Splitter(len, size).chunks(Document("a", text))]
         assert "".join(chunks) == text and max(map(len, chunks)) <= size
         assert all(chunk[-1] in "。！？」』" for chunk in chunks)
