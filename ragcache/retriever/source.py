@@ -74,9 +74,9 @@ def read(
     the path below ``root``. A record of a JSON Lines, Arrow or Parquet file adds ``#`` and its
     ``id``, or ``:`` and its number; a passage of an evaluation set adds ``#`` and a digest of its
     text, a sheet of a workbook ``#`` and its name, and a part of a table ``:`` and the number of
-    its first row, except for the first part. The path ``-`` is JSON Lines from standard input. Of a folder that Hugging Face's
-    ``datasets`` has saved, the Arrow files are read. The text of a record is its ``text``, or
-    ``page_content``, so that dumped LangChain documents can be read.
+    its first row, except for the first part. The path ``-`` is JSON Lines from standard input. Of a
+    folder that Hugging Face's ``datasets`` has saved, the Arrow files are read. The text of a
+    record is its ``text``, or ``page_content``, so that dumped LangChain documents can be read.
 
     Missing paths raise when ``read`` is called, before a document is read; so does a single path
     instead of a list (ConfigError). Without ``on_error``, the first :class:`SourceError` is raised.
