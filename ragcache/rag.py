@@ -17,6 +17,7 @@ from ragcache.core.explain import PartHistory
 from ragcache.core.generate import GenerationStream, Generator, LocalGenerator
 from ragcache.core.indexing import Added, Indexing, check_bytes
 from ragcache.core.kept_prompts import KeptPrompts
+from ragcache.core.portions import add_stream
 from ragcache.core.precompute import TokenProgress, drive
 from ragcache.core.prompting import PromptBuilder, question_of, read_template
 from ragcache.core.request import (
@@ -277,6 +278,38 @@ class RagCache:
         given = require_list(documents, "documents")
         steps = self.indexing.iter_add(given, ttl_s=ttl_s, pinned=pinned, tokens=tokens)
         return drive(steps, progress)
+
+    def add_stream(
+        self,
+        documents: Iterable[Document],
+        *,
+        ttl_s: float | None = None,
+        pinned: bool | None = None,
+        progress: StageProgress | None = None,
+        tokens: TokenProgress | None = None,
+        before: Callable[[list[Document]], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> Added:
+        """As :meth:`add`, for documents of which not all fit in memory, such as those that
+        ``read(["docs"])`` yields.
+
+        A portion of up to 500 documents is held, split, embedded and stored, and its KV is
+        computed before the next one is read; ``before`` is called with each portion first, and
+        ``after`` when it is done. The stages that ``progress`` hears of are those of a portion. An
+        id that is repeated, or an error of the iterable, is raised when it is met; what was added
+        before it is kept.
+        """
+        given = require_list(documents, "documents")
+        return add_stream(
+            self.indexing,
+            given,
+            ttl_s=ttl_s,
+            pinned=pinned,
+            progress=progress,
+            tokens=tokens,
+            before=before,
+            after=after,
+        )
 
     def delete(self, documents: Iterable[str]) -> list[str]:
         """Delete documents by id, and the KV that no other document uses. Returns the ids that

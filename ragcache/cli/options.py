@@ -123,11 +123,22 @@ def read_schema(path: Path) -> str:
 
 
 def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
-    """``documents``, with a note about each that has no text, such as a blank file."""
+    """``documents``, with a note about each that has no text, such as a blank file, and at the end
+    one about those whose encoding was guessed."""
+    guessed, first = 0, ""
     for document in documents:
         if not document.text.strip():  # a scanned PDF is an error
             print_note("no text", f"{document.id}: it has no chunks, so no question will find it")
+        if encoding := document.metadata.get("encoding"):
+            guessed += 1
+            first = first or f"{document.id} as {encoding}"
         yield document
+    if guessed:
+        print_note(
+            "guessed",
+            f"the encoding of {guessed:,} documents, such as {first}. If their text is wrong, "
+            "convert the files to UTF-8, for instance with `iconv`.",
+        )
 
 
 def note_prompt_date(cache: RagCache) -> None:
@@ -140,8 +151,9 @@ def note_prompt_date(cache: RagCache) -> None:
         )
 
 
-def note_expected_size(cache: RagCache, documents: Sequence[Document]) -> None:
-    """Say about how many bytes the KV of ``documents`` will take, before it is computed."""
+def note_expected_size(cache: RagCache, documents: Sequence[Document], share: float = 1.0) -> None:
+    """Say about how many bytes the KV of ``documents``, which are a ``share`` of those that come,
+    will take, before it is computed."""
     from ragcache.core.precompute import bytes_per_token
 
     characters = sum(len(document.text) for document in documents)
@@ -149,13 +161,15 @@ def note_expected_size(cache: RagCache, documents: Sequence[Document]) -> None:
         return
     sample = [d.text[:_SAMPLED] for d in documents[:: 1 + len(documents) // 32]]
     tokens = sum(len(cache.engine.tokenize(text)) for text in sample)
-    tokens = round(tokens * characters / max(1, sum(map(len, sample))))
+    tokens = round(tokens * characters / max(1, sum(map(len, sample))) / share)
     own = dict(cache.engine.fingerprint.fields)["codec"]
     each = bytes_per_token(cache.engine)
     said = (
         f"the KV of about {tokens:,} tokens will take about {render.size(round(tokens * each))}: "
         f"{render.size(round(each))} per token, codec {own}"
     )
+    if share < 1:
+        said += ", if all files are like the first"
     print_note("note", said + smaller(cache))
 
 

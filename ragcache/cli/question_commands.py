@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ragcache.cli import render
+from ragcache.cli.incoming import (
+    IncomingDocuments,
+    note_deleted,
+    note_other_names,
+    note_renamed,
+)
 from ragcache.cli.options import (
     NO_CHUNKS,
     Codec,
@@ -27,8 +33,6 @@ from ragcache.cli.options import (
     Store,
     Tenant,
     check_free,
-    named_if_blank,
-    note_expected_size,
     note_prompt_date,
     opened,
     parse_filter,
@@ -48,9 +52,6 @@ from ragcache.cli.render.answers import (
 from ragcache.errors import SourceError
 from ragcache.models import SMOLLM2
 from ragcache.settings import ServiceSettings, Settings, seconds
-
-if TYPE_CHECKING:
-    from ragcache.core.origins import RenamedDocuments
 
 
 def index(
@@ -101,16 +102,15 @@ def index(
     ttl_s = None if ttl is None else seconds(ttl)
     check_free(Settings.load(store=store).store)
     errors: list[SourceError] = []
-    try:
-        on_error = errors.append if skip_errors else None
-        sources = find_files(paths, root=root, on_error=on_error)
-        found = sources.read(on_error=on_error, on_omitted=partial(print_note, "left out"))
-        documents = list(named_if_blank(found))
-    except SourceError as unreadable:
-        message = f"{unreadable} Or leave such documents out: --skip-errors"
-        raise SourceError(message) from unreadable
-    for error in errors:
+
+    def on_error(error: SourceError) -> None:
+        if not skip_errors:
+            raise SourceError(f"{error} Or leave such documents out: --skip-errors") from error
+        errors.append(error)
         print_note("skipped", error)
+
+    with waiting("looking for files"):
+        sources = find_files(paths, root=root, on_error=on_error)
     settings = Settings.load(
         store=store,
         model=model,
@@ -128,21 +128,26 @@ def index(
     with opened(settings, tenant=tenant) as cache:
         for moved in origins.check_folders(cache.catalog, sources.folders):
             print_note("moved", moved)
-        renamed = origins.find_renamed(cache.indexing, sources, documents)
         note_prompt_date(cache)
-        note_expected_size(cache, cache.indexing.changed(documents))
         with progress() as reporter:
-            added = cache.add(
-                documents, ttl_s=ttl_s, pinned=pin, progress=reporter, tokens=reporter.tokens
+            coming = IncomingDocuments(cache, sources, reporter)
+            added = cache.add_stream(
+                coming.documents(on_error),
+                ttl_s=ttl_s,
+                pinned=pin,
+                progress=reporter,
+                tokens=reporter.tokens,
+                before=coming.before,
+                after=coming.after,
             )
             if cache.remote is not None:
                 cache.remote.flush(partial(reporter, "send"))
         origins.record_folders(cache.catalog, sources.folders)
-        origins.delete_old_names(cache.indexing, renamed)
-        _note_renamed(renamed)
-        lost = origins.find_deleted(cache.catalog, sources, [document.id for document in documents])
-        _note_deleted(lost, cache.delete(lost) if prune else [])
-        _note_other_names(origins.find_other_names(cache.catalog, sources))
+        origins.delete_old_names(cache.indexing, coming.renamed)
+        note_renamed(coming.renamed)
+        lost = origins.find_deleted(cache.catalog, sources, coming.ids)
+        note_deleted(lost, cache.delete(lost) if prune else [])
+        note_other_names(origins.find_other_names(cache.catalog, sources))
         if cache.retriever.is_building:
             with waiting("building the index of the vectors"):
                 cache.retriever.finish()
@@ -166,46 +171,6 @@ def index(
             "precomputed": asdict(done),
         }
     )
-
-
-def _note_renamed(renamed: RenamedDocuments) -> None:
-    if renamed.same:
-        before, now = next(iter(renamed.same.items()))
-        print_note(
-            "renamed",
-            f"{len(renamed.same)} documents, because ids now begin with a folder: {before!r} is "
-            f"now {now!r}",
-        )
-    if renamed.other:
-        print_note(
-            "note",
-            f"{len(renamed.other)} documents, such as {renamed.other[0]!r}, have an id without a "
-            "folder and a text that differs from the file of that name. Questions find them. If "
-            "they are earlier versions, delete them with `ragcache delete`.",
-        )
-
-
-def _note_other_names(others: dict[str, str]) -> None:
-    if others:
-        other, now = next(iter(others.items()))
-        print_note(
-            "note",
-            f"{len(others)} of these documents are also stored under the name of another indexed "
-            f"folder: {now!r}, for example, as {other!r}. Questions find both, but only the "
-            "documents named first are up to date: delete the others with `ragcache delete`.",
-        )
-
-
-def _note_deleted(lost: list[str], deleted: list[str]) -> None:
-    if deleted:
-        count = render.counted(len(deleted), "document")
-        print_note("deleted", f"{count} whose files do not exist any more, such as {deleted[0]!r}")
-    elif lost:
-        print_note(
-            "gone",
-            f"the files of {render.counted(len(lost), 'document')}, such as {lost[0]!r}. Questions "
-            "still find these documents: delete them with `ragcache delete` or --prune.",
-        )
 
 
 def query(

@@ -27,7 +27,7 @@ from ragcache.planning.context import EncodingContext
 from ragcache.retriever.search import Retriever
 from ragcache.retriever.split import WHOLE, Splitter
 from ragcache.store.base import ChunkStore
-from ragcache.store.catalog.catalog import Catalog
+from ragcache.store.catalog.catalog import Catalog, DocumentToPut
 from ragcache.store.key import ChunkKey
 from ragcache.types import Chunk, Document, Tokens, invalid_id_reason
 
@@ -57,6 +57,15 @@ class Added:
     precomputed: Precomputed
     overtaken: int = 0  # not added: written or deleted by others after the promise was made
 
+    def __add__(self, other: Added) -> Added:
+        return Added(
+            self.documents + other.documents,
+            self.unchanged + other.unchanged,
+            self.chunks + other.chunks,
+            self.precomputed + other.precomputed,
+            self.overtaken + other.overtaken,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Indexing:
@@ -82,6 +91,7 @@ class Indexing:
         embed_batch: int = _EMBED_BATCH,
         batch_tokens: int = BATCH_TOKENS,
         tokens: TokenProgress | None = None,
+        refresh: bool = True,
     ) -> Generator[Step, None, Added]:
         """As :meth:`RagCache.add`, in steps, between which the caller may do other work.
 
@@ -92,7 +102,8 @@ class Indexing:
 
         ``promise``: a number from :meth:`Catalog.promise`; documents that were put or deleted
         after it was made are not added. ``split``: the result of :meth:`iter_split`; documents
-        without chunks in it are split here. Raises as :meth:`RagCache.add`.
+        without chunks in it are split here. ``refresh``: update the index of vectors, which takes
+        time by the size of the store; else the next search does. Raises as :meth:`RagCache.add`.
         """
         given = list(documents)
         check_documents(given, ttl_s)
@@ -114,7 +125,9 @@ class Indexing:
             ):
                 unchanged = unchanged - {name}
         written = [d.id for d in mine if d.id in unchanged or d.id in put]
-        done = yield from self.iter_compute(written, batch_tokens=batch_tokens, tokens=tokens)
+        done = yield from self.iter_compute(
+            written, batch_tokens=batch_tokens, tokens=tokens, refresh=refresh
+        )
         return Added(len(put), len(unchanged), count, done, len(given) - len(put) - len(unchanged))
 
     def iter_split(self, documents: Iterable[Document]) -> Generator[Step, None, Split]:
@@ -150,6 +163,7 @@ class Indexing:
         *,
         batch_tokens: int = BATCH_TOKENS,
         tokens: TokenProgress | None = None,
+        refresh: bool = True,
     ) -> Generator[Step, None, Precomputed]:
         """Compute the missing KV of indexed documents, given by id: the second half of
         :meth:`iter_add`, in the same kind of steps."""
@@ -165,7 +179,8 @@ class Indexing:
                     looked_up = 0
                     yield "look up", number, len(names)
             self.catalog.add_references(name, [key.content for key in keyed[name]])
-        self.retriever.refresh()
+        if refresh:
+            self.retriever.refresh()
         wanted = [key for keys in keyed.values() for key in keys]
         steps = Steps(
             iter_precompute(
@@ -220,38 +235,34 @@ class Indexing:
                 if first + most < len(every):
                     yield "index", done, len(documents)
             vectors = np.concatenate(parts)
-            at = 0
+            at, coming = 0, list[DocumentToPut]()
             for document, chunks in batch:
                 end = at + len(chunks)
-                part = chunks, vectors[at:end], contents[at:end]
-                if self._put(document, *part, digests, expires, pinned, promise):
-                    put.add(document.id)
-                    total += len(chunks)
+                part = chunks, vectors[at:end], digests[document.id], contents[at:end]
+                coming.append(self._to_put(document, *part, expires, pinned))
                 at = end
+            now = set(self.catalog.put_documents(coming, promise=promise))
+            put |= now
+            total += sum(len(one.chunks) for one in coming if one.document.id in now)
             done += len(batch)
             yield "index", done, len(documents)
         return total, put
 
-    def _put(
+    def _to_put(
         self,
         document: Document,
         chunks: list[Chunk],
         vectors: NDArray[np.float32],
+        digest: bytes,
         contents: list[bytes],
-        digests: dict[str, bytes],
         expires: float | None,
         pinned: bool | None,
-        promise: int | None,
-    ) -> bool:
-        """Commit a document. Returns False if its promise is no longer valid."""
+    ) -> DocumentToPut:
         was = self.catalog.entry(document.id)
-        given = document, chunks, vectors, digests[document.id]
         if was is not None:
             expires = was.expires if expires is None else expires
             pinned = was.pinned if pinned is None else pinned
-        return self.catalog.put_document(
-            *given, contents=contents, expires=expires, pinned=bool(pinned), promise=promise
-        )
+        return DocumentToPut(document, chunks, vectors, digest, contents, expires, bool(pinned))
 
     def _batches(
         self, documents: Iterable[Document], split: Split, most: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ragcache.core.indexing import Indexing
@@ -23,7 +23,6 @@ __all__ = [
     "delete_old_names",
     "find_deleted",
     "find_other_names",
-    "find_renamed",
     "record_folders",
 ]
 
@@ -85,34 +84,30 @@ def find_other_names(catalog: Catalog, sources: Sources) -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class RenamedDocuments:
-    """Documents with ids of an earlier release, which began below the folder."""
+    """Stored documents with ids of an earlier release, which began below the given folder, among
+    those that the documents of ``sources`` replace."""
 
-    same: dict[str, str]  # earlier id -> id now, of documents that have not changed
-    other: list[str]  # earlier ids whose text differs, which may be of other files
+    def __init__(self, indexing: Indexing, sources: Sources) -> None:
+        self.same: dict[str, str] = {}  # earlier id -> id now, of documents that have not changed
+        self.other: list[str] = []  # earlier ids whose text differs, which may be of other files
+        self._indexing, self._folders = indexing, sources.folders
+        self._known = {entry.id for entry in indexing.catalog.entries()}
 
-
-def find_renamed(
-    indexing: Indexing, sources: Sources, documents: Iterable[Document]
-) -> RenamedDocuments:
-    """Find stored documents with ids of an earlier release, relative to the given folder."""
-    same: dict[str, str] = {}
-    other: list[str] = []
-    known = {entry.id for entry in indexing.catalog.entries()}
-    for document in documents:
+    def note(self, document: Document) -> None:
+        """To be called with every document, before it is added."""
         folder, _, before = document.id.partition("/")
-        if folder not in sources.folders or before not in known or document.id in known:
-            continue
-        if indexing.catalog.get_setting(_FOLDER + before.partition("/")[0]) is not None:
-            continue  # the id begins with a recorded folder
+        known, catalog = self._known, self._indexing.catalog
+        if folder not in self._folders or before not in known or document.id in known:
+            return
+        if catalog.get_setting(_FOLDER + before.partition("/")[0]) is not None:
+            return  # the id begins with a recorded folder
         source = document.metadata["source"].removeprefix(f"{folder}/")
         old = replace(document, id=before, metadata=dict(document.metadata) | {"source": source})
-        if indexing.catalog.document_digest(before) == indexing.digest(old):
-            same[before] = document.id
+        if catalog.document_digest(before) == self._indexing.digest(old):
+            self.same[before] = document.id
         else:
-            other.append(before)
-    return RenamedDocuments(same, other)
+            self.other.append(before)
 
 
 def delete_old_names(indexing: Indexing, found: RenamedDocuments) -> None:

@@ -74,6 +74,15 @@ class Precomputed:
     payload_bytes: int  # of the computed chunks, by :func:`bytes_per_token`
     seconds: float
 
+    def __add__(self, other: Precomputed) -> Precomputed:
+        return Precomputed(
+            self.encoded + other.encoded,
+            self.stored + other.stored,
+            self.tokens + other.tokens,
+            self.payload_bytes + other.payload_bytes,
+            self.seconds + other.seconds,
+        )
+
 
 def precompute(
     engine: ChunkEngine,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 #: Limits on reading one document.
 MAX_SECONDS = 60.0  # CPU time
+MAX_TABLE_SECONDS = 600.0  # CPU time for a table, which is many documents
 MAX_BYTES = 1 << 26  # of a file that is one document, or of a line of JSON Lines
 
 
@@ -18,7 +20,7 @@ class Omitted:
     place: str  # the file or folder
     dropped: int
     kept: int
-    unit: str  # of ``dropped`` and ``kept``: characters, pages, files
+    unit: str  # of ``dropped`` and ``kept``: characters, pages, files, parts, cells
     why: str  # what was left out, and how to include it
 
     def __str__(self) -> str:
@@ -59,3 +61,10 @@ class TimeLimit:
         """Raise LimitExceeded if the time is over."""
         if time.thread_time() > self._end:
             raise LimitExceeded(f"it takes more than {self.seconds:g} s to read")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time within this context is not counted."""
+        began = time.thread_time()
+        yield
+        self._end += time.thread_time() - began

@@ -1,4 +1,4 @@
-"""Readers of files that contain one document: text, Markdown, HTML, PDF."""
+"""Readers of files that contain one document: text, source code, Markdown, HTML, PDF."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ragcache.errors import SourceError
-from ragcache.retriever.encoding import decode_source
+from ragcache.retriever.encoding import decode
 from ragcache.retriever.extraction import MAX_BYTES, LimitExceeded, Omitted
 from ragcache.retriever.formats import extract_markdown, extract_pdf
 from ragcache.retriever.webpage import extract_html
@@ -22,16 +22,22 @@ RESERVED_METADATA = {"source", "format", "ragcache"}
 
 
 def read_text(name: str, path: Path) -> Iterator[Found]:
-    yield make_document(
-        name, "", decode_source(read_contents(path), str(path)), source=name, format="text"
-    )
+    text, metadata = read_decoded(path)
+    yield make_document(name, "", text, source=name, format="text", **metadata)
+
+
+def read_code(name: str, path: Path) -> Iterator[Found]:
+    """Source code, configuration and markup that is read as it is written."""
+    text, metadata = read_decoded(path, page=path.suffix.lower() == ".xml")
+    yield make_document(name, "", text, source=name, format="code", **metadata)
 
 
 def read_markdown(name: str, path: Path) -> Iterator[Found]:
-    found = extract_markdown(clean_text(decode_source(read_contents(path), str(path))))
+    text, more = read_decoded(path)
+    found = extract_markdown(clean_text(text))
     yield from found.omitted(str(path))
     metadata = {k: v for k, v in found.metadata.items() if k not in RESERVED_METADATA}
-    metadata |= {"source": name, "format": "markdown"}
+    metadata |= {"source": name, "format": "markdown", **more}
     headings = (line.lstrip("#").strip() for line in found.text.split("\n") if line[:1] == "#")
     if found.title in headings:  # the text contains the title already
         yield Document(name, found.text, metadata | {"title": found.title})
@@ -40,9 +46,10 @@ def read_markdown(name: str, path: Path) -> Iterator[Found]:
 
 
 def read_html(name: str, path: Path) -> Iterator[Found]:
-    found = extract_html(clean_text(decode_source(read_contents(path), str(path), page=True)))
+    text, metadata = read_decoded(path, page=True)
+    found = extract_html(clean_text(text))
     yield from found.omitted(str(path))
-    yield make_document(name, found.title, found.text, source=name, format="html")
+    yield make_document(name, found.title, found.text, source=name, format="html", **metadata)
 
 
 def read_pdf(name: str, path: Path) -> Iterator[Found]:
@@ -89,6 +96,15 @@ def make_document(id: str, heading: str, text: str, /, **metadata: str) -> Docum
         if text.lstrip("# ").split("\n", 1)[0].strip() != title:
             text = f"{title}\n\n{text}"
     return Document(id, text, {clean_text(k): clean_text(v) for k, v in metadata.items()})
+
+
+def read_decoded(path: Path, *, page: bool = False) -> tuple[str, dict[str, str]]:
+    """The text of a file, and the name of its encoding as metadata ``encoding`` if it is a guess.
+
+    ``page``: it may declare its encoding as HTML and XML do.
+    """
+    text, guess = decode(read_contents(path), str(path), page=page)
+    return text, {"encoding": guess} if guess else {}
 
 
 def read_contents(path: Path) -> bytes:

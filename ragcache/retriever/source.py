@@ -1,4 +1,4 @@
-"""Read files and folders as documents: text, Markdown, HTML, PDF, JSON Lines, Arrow, Parquet.
+"""Read files and folders as documents, in the formats of :mod:`ragcache.retriever.suffixes`.
 
 ``read(paths)`` yields each :class:`~ragcache.types.Document` in a fixed order, with ids that depend
 only on a folder's name and a file's path in it.
@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ragcache.errors import SourceError
 from ragcache.retriever.extraction import LimitExceeded, Omitted
-from ragcache.retriever.readers import (
-    Found,
-    clean_text,
-    read_html,
-    read_markdown,
-    read_pdf,
-    read_text,
-)
-from ragcache.retriever.record_readers import (
-    NotAnEvaluationSet,
-    read_arrow,
-    read_cacheblend,
-    read_jsonl,
-    read_stdin,
-)
+from ragcache.retriever.folder import files_at
+from ragcache.retriever.readers import Found, clean_text
+from ragcache.retriever.record_readers import NotAnEvaluationSet, read_stdin
+from ragcache.retriever.suffixes import READERS
 from ragcache.types import Document, invalid_id_reason
 from ragcache.util.list_argument import require_list
 
@@ -38,26 +27,9 @@ __all__ = ["Sources", "find_files", "read"]
 logger = logging.getLogger(__name__)
 
 STDIN = Path("-")  # stands for JSON Lines from standard input
-_DATASET_FILES = "state.json", "dataset_info.json"  # written by Hugging Face's datasets
 
 OnError = Callable[[SourceError], None]
 OnOmitted = Callable[[Omitted], None]
-Reader = Callable[[str, Path], Iterator[Found]]  # raises SourceError about a whole file
-_MAX_NAMED_SUFFIXES = 10  # of unknown files, in a warning
-
-#: The reader for each file name suffix.
-READERS: dict[str, Reader] = {
-    ".txt": read_text,
-    ".md": read_markdown,
-    ".markdown": read_markdown,
-    ".html": read_html,
-    ".htm": read_html,
-    ".pdf": read_pdf,
-    ".jsonl": read_jsonl,
-    ".arrow": read_arrow,
-    ".parquet": read_arrow,
-    ".json": read_cacheblend,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +43,15 @@ class Sources:
     omitted: tuple[Omitted, ...]  # files in these folders that are not read
 
     def read(
-        self, *, on_error: OnError | None = None, on_omitted: OnOmitted | None = None
+        self,
+        *,
+        on_error: OnError | None = None,
+        on_omitted: OnOmitted | None = None,
+        on_file: Callable[[int], None] | None = None,
     ) -> Iterator[Document]:
-        """As :func:`read`."""
-        return _read(self, on_error or _raise, on_omitted or _log)
+        """As :func:`read`. ``on_file`` is called with the number of each file, from 1, before it is
+        read."""
+        return _read(self, on_error or _raise, on_omitted or _log, on_file or (lambda _: None))
 
 
 def read(
@@ -89,16 +66,17 @@ def read(
     In a folder, hidden files and folders are ignored; files of unknown formats, and JSON other than
     evaluation sets, are left out and reported. A file that is named twice, for example by a link,
     is read once. The title of a document, if it has one, is put above its text. ``metadata`` has
-    ``source``, ``format`` and, if known, ``title``.
+    ``source``, ``format`` and, if known, ``title``; ``encoding`` if that was guessed.
 
     An id is the name of the given folder, a slash, and the path below it. For a file that was given
     itself, it is the name of its folder and its own. Relative and absolute paths of a folder give
     the same ids, and so does ``.`` inside of it. Links are not resolved. With ``root``, an id is
     the path below ``root``. A record of a JSON Lines, Arrow or Parquet file adds ``#`` and its
     ``id``, or ``:`` and its number; a passage of an evaluation set adds ``#`` and a digest of its
-    text. The path ``-`` is JSON Lines from standard input. Of a folder that Hugging Face's
-    ``datasets`` has saved, the Arrow files are read. The text of a record is its ``text``, or
-    ``page_content``, so that dumped LangChain documents can be read.
+    text, a sheet of a workbook ``#`` and its name, and a part of a table ``:`` and the number of
+    its first row, except for the first part. The path ``-`` is JSON Lines from standard input. Of a
+    folder that Hugging Face's ``datasets`` has saved, the Arrow files are read. The text of a
+    record is its ``text``, or ``page_content``, so that dumped LangChain documents can be read.
 
     Missing paths raise when ``read`` is called, before a document is read; so does a single path
     instead of a list (ConfigError). Without ``on_error``, the first :class:`SourceError` is raised.
@@ -119,7 +97,7 @@ def find_files(
 ) -> Sources:
     """The files that :func:`read` reads. Raises SourceError as that does."""
     report = on_error or _raise
-    files: dict[Path, tuple[str, Path]] = {}
+    files: dict[str, tuple[str, Path]] = {}  # by the path of each without links
     folders: dict[str, Path] = {}
     named: set[Path] = set()
     given: list[str] = []
@@ -127,9 +105,9 @@ def find_files(
     for path in map(Path, require_list(paths, "paths")):
         try:
             if path == STDIN:
-                files.setdefault(path, ("stdin", path))
+                files.setdefault("-", ("stdin", path))
                 continue
-            found = _files(path, omitted)
+            found = files_at(path, omitted)
             base = Path(os.path.abspath(path if path.is_dir() else path.parent))
             above = base.parent if root is None else Path(root)
             if path.is_dir():
@@ -144,18 +122,24 @@ def find_files(
                         "one would replace the other. Give their common folder instead, or set "
                         "root to it."
                     )
+            resolved = cache(os.path.realpath)  # of the folders: most files are no links
             for file in found:
-                files.setdefault(file.resolve(), (_name(file, above), file))
+                plain = os.path.join(resolved(file.parent), file.name)
+                real = os.path.realpath(file) if file.is_symlink() else plain
+                files.setdefault(real, (_name(file, above), file))
         except SourceError as error:
             report(error)
     return Sources(tuple(files.values()), folders, frozenset(named), tuple(given), tuple(omitted))
 
 
-def _read(sources: Sources, on_error: OnError, on_omitted: OnOmitted) -> Iterator[Document]:
+def _read(
+    sources: Sources, on_error: OnError, on_omitted: OnOmitted, on_file: Callable[[int], None]
+) -> Iterator[Document]:
     seen: dict[str, Path] = {}
     for omitted in sources.omitted:
         on_omitted(omitted)
-    for name, path in sources.files:
+    for number, (name, path) in enumerate(sources.files, 1):
+        on_file(number)
         for found in _results(name, path):
             if isinstance(found, Omitted):
                 on_omitted(found)
@@ -204,43 +188,6 @@ def _duplicate(name: str, first: Path, second: Path) -> SourceError:
         f"{first} and {second} would both be document {name!r}, and one would replace the other. "
         "Give their common folder instead, or set root to it."
     )
-
-
-def _files(path: Path, omitted: list[Omitted]) -> list[Path]:
-    """The readable files at ``path``, in reading order."""
-    known = ", ".join(sorted(READERS))
-    if not path.exists():
-        raise SourceError(f"{path} does not exist. Check the path.")
-    if not path.is_dir():
-        if path.suffix.lower() in READERS:
-            return [path]
-        raise SourceError(f"{path} has no known format: convert it to one of {known}.")
-    shown = [p for p in path.rglob("*") if not any(s[0] == "." for s in p.relative_to(path).parts)]
-    every = [p for p in shown if p.is_file()]
-    broken = [p for p in shown if p.is_symlink() and not p.exists()]
-    every = [p for p in every if p.suffix == ".arrow" or not _is_dataset_file(p)]
-    found = sorted((p for p in every if p.suffix.lower() in READERS), key=Path.as_posix)
-    unknown = Counter(p.suffix.lower() or p.name for p in every if p.suffix.lower() not in READERS)
-    if unknown:
-        kinds = ", ".join(
-            f"{count} {kind}" for kind, count in unknown.most_common(_MAX_NAMED_SUFFIXES)
-        )
-        more = ", ..." if len(unknown) > _MAX_NAMED_SUFFIXES else ""
-        why = f"{kinds}{more}. Only {known} are read: convert the files that you need."
-        omitted.append(Omitted(str(path), unknown.total(), len(found), "files", why))
-    if broken:
-        why = f"broken links, such as {broken[0]}. Repair or delete them."
-        omitted.append(Omitted(str(path), len(broken), len(found), "files", why))
-    if not found:
-        hint = f" {broken[0]} is a broken link." if broken else ""
-        raise SourceError(f"{path} holds no document: no file in it is one of {known}.{hint}")
-    return found
-
-
-def _is_dataset_file(file: Path) -> bool:
-    """Whether ``datasets`` wrote a file beside the Arrow files of a data set."""
-    beside = all((file.parent / name).is_file() for name in _DATASET_FILES)
-    return beside or file.name in ("dataset_dict.json", "dataset_infos.json")
 
 
 def _name(file: Path, base: Path) -> str:

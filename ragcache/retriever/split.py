@@ -9,14 +9,14 @@ in windows, which makes the total time linear in their length.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from ragcache.errors import ConfigError
+from ragcache.retriever.markdown_blocks import code_blocks, next_block
 from ragcache.types import Chunk, Document
 
 if TYPE_CHECKING:
@@ -31,13 +31,14 @@ WHOLE = {"ragcache": "whole"}
 _WINDOW = 32  # characters per window, for each token of a chunk
 _MAX_WINDOWS = 4  # windows within which the next one must find a Markdown block to start at
 _PREFIX = 8  # bytes that are counted first, for each token of a chunk
-_FENCE = re.compile(
-    r"^[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})(?P<info>.*)$", re.MULTILINE
-)
-_BLOCK = re.compile(r"^#|(?<=\n\n)\S", re.MULTILINE)
+#: Formats whose text has the marks of Markdown.
+_MARKDOWN = {"markdown", "docx", "pptx"}
+#: Opening brackets and quotes. The library counts those that follow a sentence without a space, as
+#: is usual in Chinese and Japanese, to that sentence (UAX 29, rule SB9).
+_OPENING = "「『（〈《【〔“‘"
 
 #: Must change whenever the same settings give different chunks than before.
-_VERSION = 2
+_VERSION = 3
 
 
 class _Piece(NamedTuple):
@@ -78,9 +79,10 @@ class Splitter:
     def split(self, document: Document) -> list[Chunk]:
         """The chunks of a document in order, with ordinals from 0; [] if it has no text.
 
-        A document whose metadata has ``format: markdown`` is split as Markdown; one whose metadata
-        contains :data:`WHOLE` is not split. No other chunk is longer than ``chunk_tokens``: longer
-        words are cut between characters. Raises ConfigError for a single character that is longer.
+        A document whose metadata has ``format: markdown`` (or docx, pptx) is split as Markdown; one
+        whose metadata contains :data:`WHOLE` is not split. No other chunk is longer than
+        ``chunk_tokens``: longer words are cut between characters. Raises ConfigError for a single
+        character that is longer.
         Chunks share their document's metadata.
         """
         return list(self.chunks(document))
@@ -98,7 +100,7 @@ class Splitter:
             if document.text.strip():
                 yield document.text
             return
-        markdown = document.metadata.get("format") == "markdown"
+        markdown = document.metadata.get("format") in _MARKDOWN
         pieces = (
             self._markdown_windows(document.text) if markdown else self._text_windows(document.text)
         )
@@ -195,9 +197,9 @@ class Splitter:
         that is much longer than a window and contains no such place is split as text.
         """
         at, narrow = 0, _WINDOW * self.chunk_tokens
-        window, code = narrow, list(_code_blocks(text))
+        window, code = narrow, list(code_blocks(text))
         while at < len(text):
-            end, following = at + window, _next_block(text, at + 1, code)
+            end, following = at + window, next_block(text, at + 1, code)
             if end < len(text) and following > at + _MAX_WINDOWS * narrow:
                 yield from self._text_windows(text[at:following])
                 at = following
@@ -209,7 +211,7 @@ class Splitter:
             settled = self._count_settled(found)
             while (
                 settled
-                and _next_block(text, at + found[settled].start, code) > at + found[settled].start
+                and next_block(text, at + found[settled].start, code) > at + found[settled].start
             ):
                 settled -= 1
             if settled:
@@ -257,7 +259,20 @@ class Splitter:
         return found
 
     def _split_text(self, text: str, offset: int = 0) -> list[_Piece]:
-        return self._fit((offset + at, piece) for at, piece in self._plain.chunk_indices(text))
+        pieces = self._plain.chunk_indices(text)
+        return self._fit((offset + at, piece) for at, piece in self._opened(pieces))
+
+    def _opened(self, pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """The pieces with opening brackets at the end of one moved to the next, if they fit."""
+        for number, (start, text) in enumerate(pieces[:-1]):
+            after, following = pieces[number + 1]
+            kept = text.rstrip(_OPENING)
+            opening = text[len(kept) :]
+            if opening and kept and start + len(text) == after:
+                if self.count(opening + following) <= self.chunk_tokens:
+                    pieces[number] = start, kept
+                    pieces[number + 1] = after - len(opening), opening + following
+        return pieces
 
     def _fit(self, pieces: Iterable[tuple[int, str]]) -> list[_Piece]:
         """The pieces that are not blank, with their tokens counted.
@@ -301,31 +316,3 @@ class Splitter:
         """Most tokens of a chunk and of an overlap, not counting those of the empty text."""
         most = max(1, self.chunk_tokens - self._empty_tokens)
         return most, min(most - 1, max(0, self.overlap_tokens - self._empty_tokens))
-
-
-def _code_blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end offsets of Markdown's fenced code blocks, in order."""
-    opened: re.Match[str] | None = None
-    for line in _FENCE.finditer(text):
-        fence, info = line["fence"], line["info"]
-        if opened is None:
-            if fence[0] == "~" or "`" not in info:
-                opened = line
-        elif fence.startswith(opened["fence"]) and not info.strip():
-            yield opened.start(), line.end()
-            opened = None
-    if opened is not None:
-        yield opened.start(), len(text)
-
-
-def _next_block(text: str, at: int, code: list[tuple[int, int]]) -> int:
-    """The offset, at or after ``at``, of the next Markdown block outside of ``code``.
-
-    The length of the text if there is none.
-    """
-    while (begin := _BLOCK.search(text, at)) is not None:
-        before = bisect_left(code, begin.start(), key=lambda block: block[0])
-        if not before or code[before - 1][1] <= begin.start():
-            return begin.start()
-        at = code[before - 1][1]
-    return len(text)

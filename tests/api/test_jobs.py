@@ -274,11 +274,11 @@ def test_a_failed_one_says_why_and_can_be_taken_up(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            service.default_cache.catalog, "put_document", fail(StoreError("the disk is full"))
+            service.default_cache.catalog, "put_documents", fail(StoreError("the disk is full"))
         )
         job = jobs.add("", scene.DOCUMENTS)
         assert until(jobs, job, "failed").message == "the disk is full"
-        patch.setattr(service.default_cache.catalog, "put_document", fail(RuntimeError("secret")))
+        patch.setattr(service.default_cache.catalog, "put_documents", fail(RuntimeError("secret")))
         other = jobs.add("", [Document("x", "Another text.")])
         assert until(jobs, other, "failed").message == "an internal error: see the service's log"
         assert "failed" in caplog.text

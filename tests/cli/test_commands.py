@@ -16,8 +16,9 @@ import pytest
 
 import ragcache
 from ragcache import cli, setup
-from ragcache.cli import app, output, store_commands
+from ragcache.cli import app, incoming, output, store_commands
 from ragcache.cli.render import stages
+from ragcache.core import portions
 from ragcache.core.generate import GenerationStream
 from ragcache.errors import ConfigError, SourceError
 from ragcache.eval.dataset import load_dataset
@@ -783,11 +784,11 @@ def test_ids_without_a_folder_are_renamed(run: Run, notes: Path, model: Path) ->
 
 
 def test_what_is_left_out_is_told(run: Run, notes: Path, model: Path) -> None:
-    (notes / "a.docx").write_text("x")
+    (notes / "a.doc").write_text("x")
     (notes / "package.json").write_text("{}")
     for command in ("index", "precompute"):
         code, _, err = run(command, notes, "--model", model)
-        assert code == 0 and "left out" in err and "1 .docx" in err and "package.json" in err
+        assert code == 0 and "left out" in err and "1 .doc" in err and "package.json" in err
 
 
 def test_the_length_of_chunks_is_remembered(
@@ -812,3 +813,34 @@ def test_eval_names_the_folder_or_file_that_is_missing(
         app(standalone_mode=False)
     with pytest.raises(SourceError, match="Name a file of UTF-8 text"):
         load_dataset(tmp_path / "none.jsonl")
+
+
+def test_many_files_are_counted_while_they_are_indexed(
+    run: Run, notes: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "_MANY_FILES", 1)
+    monkeypatch.setattr(portions, "_DOCUMENTS", 1)
+    monkeypatch.setattr(stages, "EVERY_S", 0.001)
+    code, out, err = run("index", notes, "--model", model)
+    assert code == 0 and out.startswith("3 documents indexed")
+    assert re.search(r"files: [0-3] of 3.*; (index|precompute|look up): ", err)
+    assert "if all files are like the first" in err
+    assert run("index", notes)[1].startswith("0 documents indexed (0 chunks), 3 unchanged")
+
+
+def test_an_error_keeps_what_was_indexed_before_it(
+    run: Run, notes: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portions, "_DOCUMENTS", 1)
+    (notes / "zzz.pdf").write_bytes(b"no pdf")
+    code, _, err = run("index", notes, "--model", model)
+    assert code == 1 and "zzz.pdf" in err
+    (notes / "zzz.pdf").unlink()
+    assert run("index", notes)[1].startswith("0 documents indexed (0 chunks), 3 unchanged")
+
+
+def test_guessed_encodings_are_told(run: Run, notes: Path, model: Path) -> None:
+    (notes / "old.txt").write_bytes("Ein schöner Tag für die Mühle.".encode("cp1252"))
+    code, _, err = run("index", notes, "--model", model)
+    assert code == 0
+    assert "guessed: the encoding of 1 documents, such as notes/old.txt as WINDOWS-1252" in err

@@ -112,7 +112,7 @@ def test_description_tells_settings_apart(tokenizer: Tokenizer) -> None:
     ]
     assert len({s.describe() for s in splitters}) == 5
     assert Splitter(len, 64).describe() == (
-        "split v2 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
+        "split v3 chunk_tokens=64 overlap_tokens=0 tokenizer=callable"
     )
 
 
@@ -216,3 +216,30 @@ def test_letters_that_hold_more_than_a_window(tokenizer: Tokenizer) -> None:
     text = "x" * 5000  # a token each thousand
     chunks = Splitter(lambda text: -(-len(text) // 1000), 2).split(Document("d", text))
     assert [len(c.text) for c in chunks] == [2000, 2000, 1000]
+
+
+def test_japanese_is_cut_between_sentences() -> None:
+    sentences = [
+        *("水車小屋は川のそばにある。", "「静かな村だ。」", "と彼は言った。"),
+        *("それは本当ですか？", "『はい！』", "と彼女は答えた。"),
+    ]
+    text = "".join(sentences)
+    for size in range(15, 30):
+        chunks = [c.text for c in Splitter(len, size).chunks(Document("a", text))]
+        assert "".join(chunks) == text and max(map(len, chunks)) <= size
+        assert all(chunk[-1] in "。！？」』" for chunk in chunks)
+
+
+def test_source_code_is_cut_between_blocks() -> None:
+    functions = [f"def f{n}(a):\n    if a:\n        return {n}\n    return a" for n in range(6)]
+    text = "\n\n\n".join(functions)
+    for size in (len(functions[0]), 2 * len(functions[0]) + 3):
+        chunks = [c.text for c in Splitter(len, size).chunks(Document("a", text))]
+        assert all(chunk.startswith("def f") and chunk.endswith("return a") for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", ["docx", "pptx"])
+def test_office_files_are_split_as_markdown(kind: str) -> None:
+    text = "# One\n\nSome text.\n\nMore text.\n\n# Two\n\nThe rest."
+    chunks = [c.text for c in Splitter(len, 40).chunks(Document("a", text, {"format": kind}))]
+    assert chunks == ["# One\n\nSome text.\n\nMore text.", "# Two\n\nThe rest."]

@@ -17,6 +17,7 @@ from ragcache.cli.render.units import duration
 #: Least and most time between lines; in between, it is a 20th of the elapsed time.
 EVERY_S, AT_LEAST_EVERY_S = 5.0, 60.0
 COMPUTING = "precompute"  # the stage whose progress is also counted in tokens
+FILES = "files"  # the stage that the others belong to, where there are many files
 
 
 @dataclass(slots=True)
@@ -67,8 +68,9 @@ class ProgressReporter:
 
     def line(self) -> str:
         """The latest stage, such as ``index: 12 of 87, 8.0 s so far, 42 s left``; "" before the
-        first one."""
-        return self.stage and f"{self.stage}: {self.text(self.stage, elapsed=True)}"
+        first one. Where files are counted, they come first."""
+        stages = [one for one in (FILES, self.stage) if one in self._counts]
+        return "; ".join(f"{one}: {self.text(one, elapsed=True)}" for one in dict.fromkeys(stages))
 
     def text(self, stage: str, *, elapsed: bool = False) -> str:
         """Such as ``12 of 87, 310 tokens/s, 42 s left``; at the end, with the time it took.
@@ -79,6 +81,8 @@ class ProgressReporter:
         pace = self._tokens if stage == COMPUTING and self._tokens else count
         if pace is self._tokens and pace.rate is not None:
             parts.append(f"{pace.rate:,.0f} tokens/s")
+        if stage == FILES and pace.rate is not None:
+            parts.append(f"{pace.rate:,.{0 if pace.rate >= 10 else 1}f} files/s")
         left = pace.left_s(self.now())
         if count.done >= count.total:
             parts.append(duration(count.at - count.began))
@@ -91,7 +95,7 @@ class ProgressReporter:
 
     def _count(self, before: _Count | None, done: int, total: int) -> _Count:
         now = self.now()
-        if before is None:
+        if before is None or done < before.done:  # of the first portion, or of the next
             return _Count(now, done, done, total, now)
         return _Count(before.began, before.first, done, total, now)
 

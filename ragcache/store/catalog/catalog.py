@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ragcache.store.base import Change
     from ragcache.store.lmdb.tables import Tables
 
-__all__ = ["Catalog", "DocumentEntry"]
+__all__ = ["Catalog", "DocumentEntry", "DocumentToPut"]
 
 
 class TableStore(Protocol):
@@ -49,6 +50,19 @@ class TableStore(Protocol):
     def tables(self) -> Tables: ...
 
     def change(self) -> AbstractContextManager[Change]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentToPut:
+    """A document with its chunks, as :meth:`Catalog.put_document` takes them."""
+
+    document: Document
+    chunks: Sequence[Chunk]
+    vectors: NDArray[np.float32]  # (len(chunks), dimension)
+    source_digest: bytes
+    contents: Sequence[bytes] = ()
+    expires: float | None = None
+    pinned: bool = False
 
 
 class Catalog(StoredTexts):
@@ -84,15 +98,35 @@ class Catalog(StoredTexts):
         document was put or deleted since. Raises ConfigError for vectors of another dimension than
         the stored ones.
         """
-        check_document(document, chunks, vectors)
+        given = DocumentToPut(document, chunks, vectors, source_digest, contents, expires, pinned)
+        return bool(self.put_documents([given], promise=promise))
+
+    def put_documents(
+        self, given: Sequence[DocumentToPut], *, promise: int | None = None
+    ) -> list[str]:
+        """As :meth:`put_document`, for several documents with one commit: all or nothing, but for
+        those whose ``promise`` is not valid any more. Returns the ids of those that were put."""
+        for one in given:
+            check_document(one.document, one.chunks, one.vectors)
+        put = []
         with self._store.change() as change:
-            if promise is not None and not promises.is_valid(change.txn, document.id, promise):
-                return False
-            promises.supersede(change.txn, document.id, promise)
-            replace_document(
-                change, document, chunks, vectors, source_digest, contents, expires, pinned
-            )
-        return True
+            for one in given:
+                document = one.document
+                if promise is not None and not promises.is_valid(change.txn, document.id, promise):
+                    continue
+                promises.supersede(change.txn, document.id, promise)
+                replace_document(
+                    change,
+                    document,
+                    one.chunks,
+                    one.vectors,
+                    one.source_digest,
+                    one.contents,
+                    one.expires,
+                    one.pinned,
+                )
+                put.append(document.id)
+        return put
 
     def promise(self, document_ids: Iterable[str]) -> int:
         """Reserve the place of these documents in the order of writes, for a later

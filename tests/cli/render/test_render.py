@@ -240,3 +240,15 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="141"):
         screen(Closed()).print("nobody reads this")
     assert hushed == [sys.stdout]
+
+
+def test_files_come_before_the_stages_of_a_portion() -> None:
+    clock = iter([0.0, 10.0, 10.0, 20.0, 30.0, 30.0, 30.0, 30.0])
+    reporter = stages.ProgressReporter(now=lambda: next(clock))
+    reporter("files", 0, 4000)
+    reporter("index", 500, 500)
+    reporter("files", 500, 4000)
+    reporter("index", 100, 400)  # of the next portion: counted anew
+    assert reporter.line() == (
+        "files: 500 of 4,000, 50 files/s, 30 s so far, 50 s left; index: 100 of 400, 10 s so far"
+    )
