@@ -121,7 +121,7 @@ class TestChat(Model, ChatModelIntegrationTests):
 
 
 class TestVectorStore(VectorStoreIntegrationTests):
-    @pytest.fixture(params=["faiss", "numpy"])
+    @pytest.fixture(params=["flat", "numpy"])
     def vectorstore(self, request: Any, tmp_path: Path) -> Iterator[VectorStore]:
         with scene.small(tmp_path, index=request.param) as cache:
             yield RagCacheVectorStore(cache)
