@@ -499,6 +499,8 @@ class RagCache:
         if search.filter is not None:
             given.insert(0, "the filter")
         that = f" with {' and '.join(given)}" if given else ""
+        if search.top_tokens is not None:
+            that += ", in which the best chunk may have no room"
         return f"nothing was retrieved from the {chunks} chunks of {whose}{that}"
 
     def speeds(self, *, anew: bool = False) -> Speeds | None:

@@ -401,7 +401,7 @@ def _schema_text(schema: str | Mapping[str, Any]) -> str:
         found = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(found, Mapping):
             raise ValueError("it is no object")
-        return json.dumps(dict(found))
+        return json.dumps(replace_surrogates_in(dict(found)), allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"json_schema is no JSON schema: {error}. Give an object, such as "

@@ -120,8 +120,8 @@ class _SamplingOptions(StrictModel):
     @model_validator(mode="after")
     def _format(self) -> Self:
         try:
-            response_schema(self.response_format)
-        except ConfigError as error:
+            Sampling(json_schema=response_schema(self.response_format))
+        except (ConfigError, ValueError) as error:
             raise _FieldError("response_format", str(error)) from error
         return self
 

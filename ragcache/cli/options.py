@@ -117,7 +117,9 @@ def read_schema(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
         return Sampling(json_schema=text).schema_text or ""
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. Give the path of a file with the schema."
+        ) from error
     except ValueError as error:
         raise ConfigError(f"the schema in {path} cannot be used: correct it. {error}") from error
 

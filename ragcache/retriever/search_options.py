@@ -56,13 +56,11 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        if self.neighbours < 0:
-            raise ConfigError(f"neighbours is {self.neighbours}: it must be 0 or more")
         if self.retrieval not in RETRIEVALS:
             raise ConfigError(
                 f"retrieval is {self.retrieval!r}: choose one of {', '.join(RETRIEVALS)}"
             )
-        for name, least in (("rerank", 0), ("top_tokens", 1)):
+        for name, least in (("neighbours", 0), ("rerank", 0), ("top_tokens", 1)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not (whole and value >= least) and (name, value) != ("top_tokens", None):
@@ -92,5 +90,5 @@ class SearchOptions:
 
 
 def check_k(k: int) -> None:
-    if k < 1:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ConfigError(f"k is {k}: ask for at least 1 chunk")

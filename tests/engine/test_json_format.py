@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import jsonschema_rs
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from ragcache.engine.base import ChunkEngine
 from ragcache.engine.hf.engine import TransformersEngine
@@ -35,6 +41,11 @@ SCHEMAS: list[dict[str, Any]] = [
         "$defs": {"port": {"anyOf": [{"type": "null"}, {"const": "yes"}]}},
     },
 ]
+
+
+DEEP: dict[str, Any] = {"type": "integer"}
+for _ in range(150):
+    DEEP = {"type": "array", "items": DEEP, "minItems": 1}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +98,79 @@ def test_what_is_allowed_is_what_the_grammar_takes(engine: TransformersEngine) -
     assert logits[0] == 0  # what was given is not changed
 
 
+@pytest.mark.parametrize("multiple", [5, 0.01, 2500, 0.25])
+def test_usual_multiples_are_taken(engine: TransformersEngine, multiple: float) -> None:
+    schema = {"type": "number", "multipleOf": multiple, "minimum": 0, "maximum": 10**7}
+    text, stopped = answer(engine, json_schema=schema)
+    assert stopped == "length" or jsonschema_rs.validator_for(schema).is_valid(json.loads(text))
+
+
+def test_one_of_is_any_of(engine: TransformersEngine) -> None:
+    text, stopped = answer(engine, json_schema={"oneOf": [{"const": "a"}, {"const": "b"}]})
+    assert stopped == "eos" and json.loads(text) in ("a", "b")
+
+
+_BYTES = decoders.Sequence(
+    [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+)
+SPACED: list[dict[str, Any]] = [
+    {"pre_tokenizer": ByteLevel(add_prefix_space=True), "decoder": decoders.ByteLevel()},
+    {"pre_tokenizer": Metaspace(prepend_scheme="always"), "decoder": _BYTES},
+    {
+        "normalizer": normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        ),
+        "decoder": _BYTES,
+    },
+]
+
+
+@pytest.mark.parametrize("parts", SPACED)
+@pytest.mark.parametrize("schema", [*SCHEMAS, {"type": "object", "maxProperties": 1}])
+def test_tokenizers_that_put_a_space_before_a_text(
+    parts: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    made = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
+    for name, part in parts.items():
+        setattr(made, name, part)
+    alphabet = [chr(code) for code in range(33, 127)] + ["\u2581"]
+    if isinstance(parts.get("pre_tokenizer"), ByteLevel):
+        alphabet = ByteLevel.alphabet()
+    special = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    made.train_from_iterator(
+        ['{"name": "Oslo is a port"}', " Bergen, Oslo and the port"] * 3,
+        BpeTrainer(vocab_size=700, initial_alphabet=alphabet, special_tokens=special),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    end = tokenizer.eos_token_id
+    constraint = JsonFormats(tokenizer, {end}).constraint(json.dumps(schema))
+    generator, tokens = torch.Generator().manual_seed(7), list[int]()
+    while len(tokens) < 300:
+        logits = torch.randn(len(tokenizer), generator=generator)
+        logits[end] += 9  # as soon as it may
+        token = int(constraint.allowed(logits).argmax())
+        constraint.accept(token)
+        if token == end:
+            break
+        tokens.append(token)
+    assert jsonschema_rs.validator_for(schema).is_valid(json.loads(str(tokenizer.decode(tokens))))
+
+
+def test_a_tokenizer_that_the_library_does_not_read() -> None:
+    made = Tokenizer(BPE({"<unk>": 0, "</s>": 1}, [], unk_token="<unk>"))
+    made.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    with pytest.raises(ConfigError, match="does not read its tokenizer .*choose another model"):
+        JsonFormats(tokenizer, {1}).constraint("{}")
+
+
+def test_the_packaged_model_follows_schemas(tiny_model_dir: Path) -> None:
+    tiny = TransformersEngine.load(tiny_model_dir, device="cpu")
+    for schema in SCHEMAS:
+        text, stopped = answer(tiny, json_schema=schema)
+        assert stopped == "eos" and jsonschema_rs.validator_for(schema).is_valid(json.loads(text))
+
+
 def test_the_limit_of_tokens_ends_it_early(engine: TransformersEngine) -> None:
     whole, _ = answer(engine, json_schema=SCHEMAS[-1])
     text, stopped = answer(engine, json_schema=SCHEMAS[-1], max_tokens=3)
@@ -101,6 +185,12 @@ def test_the_limit_of_tokens_ends_it_early(engine: TransformersEngine) -> None:
         ({"$ref": "http://localhost/schema"}, "does not fetch resources"),
         ({"type": "string", "pattern": "("}, "follow this JSON schema"),
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable"),
+        ({"type": "integer", "multipleOf": 99991}, "multipleOf is 99991: it takes up to four"),
+        ({"type": "integer", "multipleOf": 1e6}, "multipleOf is 1000000.0"),
+        ({"allOf": [{"pattern": f"{letter}.*"} for letter in "abcd"]}, "allOf and 4 patterns"),
+        ({"enum": ["x" * 70_000]}, "it has 70,014 characters, more than 65,536"),
+        ({"const": 10**400}, "number out of range"),
+        (DEEP, "recursion limit exceeded"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(
@@ -132,7 +222,7 @@ def test_response_formats_are_openais() -> None:
 def test_without_the_library_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine
 ) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigError, match=r"pip install 'ragcache-fusion\[json\]'"):
         JsonFormats(engine.tokenizer, {2}).constraint("{}")
 
