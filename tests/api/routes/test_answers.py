@@ -12,6 +12,7 @@ import pytest
 from tests.api.conftest import Served
 
 QUESTION = "Where does Mira Holt live?"
+HUGE = {"const": 10**400}
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -195,6 +196,14 @@ def test_documents_stand_where_the_request_says(ann: httpx.Client) -> None:
     assert "Be kind.\n\nIt rains." in prompt_text(chat(ann, **given).json())
 
 
+def test_numbers_that_are_none_are_refused(ann: httpx.Client) -> None:
+    schema = '{"type": "json_schema", "json_schema": {"schema": {"minimum": 1e999}}}'
+    body = f'{{"question": "{QUESTION}", "response_format": {schema}}}'
+    headers = {"content-type": "application/json"}
+    refused = ann.post("/v1/query", content=body, headers=headers)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "response_format"
+
+
 def test_an_answer_follows_a_schema(ann: httpx.Client) -> None:
     schema = {"enum": [{"city": "Oslo"}, {"city": "Bergen"}]}
     form = {"type": "json_schema", "json_schema": {"name": "home", "schema": schema}}
@@ -236,6 +245,11 @@ def test_chunks_are_looked_for_where_none_are_given(ann: httpx.Client) -> None:
         ({"n": 2}, None, "n is not supported"),
         ({"logprobs": True}, None, "logprobs is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format", "response_format is one of"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": HUGE}}},
+            None,
+            "number out of range",
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}},
             None,
