@@ -138,8 +138,8 @@ def named_if_blank(documents: Iterable[Document]) -> Iterator[Document]:
     if guessed:
         print_note(
             "guessed",
-            f"the encoding of {guessed:,} documents, such as {first}. If their text is wrong, "
-            "convert the files to UTF-8, for instance with `iconv`.",
+            f"the encoding of {render.counted(guessed, 'document')}, such as {first}. If their "
+            "text is wrong, convert the files to UTF-8, for instance with `iconv`.",
         )
 
 

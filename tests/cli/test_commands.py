@@ -843,4 +843,4 @@ def test_guessed_encodings_are_told(run: Run, notes: Path, model: Path) -> None:
     (notes / "old.txt").write_bytes("Ein schöner Tag für die Mühle.".encode("cp1252"))
     code, _, err = run("index", notes, "--model", model)
     assert code == 0
-    assert "guessed: the encoding of 1 documents, such as notes/old.txt as WINDOWS-1252" in err
+    assert "guessed: the encoding of 1 document, such as notes/old.txt as WINDOWS-1252" in err
